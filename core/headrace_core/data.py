@@ -1,0 +1,70 @@
+"""Training and validation data: JSONL with `messages` (the last from the user); every other key becomes the `item` that
+rewards see. A wrong line is an `InvalidData` that names it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .errors import InvalidData
+
+_decoder = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prompt."""
+
+    messages: list[dict[str, Any]]
+    item: dict[str, Any]
+
+
+def read_rows(path: Path, name: str | None = None) -> list[Row]:
+    """Every row of a file; empty lines are passed over. Raises `InvalidData`."""
+    name = name or path.name
+    rows = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                rows.append(_row(line, f"{name}, line {number}"))
+    if not rows:
+        raise InvalidData(f"{name} holds no rows; write one JSON object with `messages` on each line")
+    return rows
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        value = _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidData(f"{where}: not JSON: {error}") from error
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise InvalidData(f"{where}: needs a list `messages` of at least one message")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
+            raise InvalidData(f"{where}: each message needs a `role` and a text `content`")
+    if messages[-1]["role"] != "user":
+        raise InvalidData(f"{where}: the last message must have the role `user`, not {messages[-1]['role']!r}")
+    return Row(messages, {k: v for k, v in value.items() if k != "messages"})
+
+
+class PromptOrder:
+    """Which row each admitted group takes: a fresh shuffle for every pass, the same for every worker with this seed."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._passes: dict[int, list[int]] = {}
+
+    def row(self, group_id: int) -> int:
+        """The row of group `group_id`."""
+        number, position = divmod(group_id, self._rows)
+        if number not in self._passes:
+            order = list(range(self._rows))
+            random.Random(f"{self._seed}/{number}").shuffle(order)
+            self._passes = {n: o for n, o in self._passes.items() if n >= number - 1} | {number: order}
+        return self._passes[number][position]

@@ -1,0 +1,77 @@
+"""Every error a user or another part can meet, in one small tree.
+
+    HeadraceError                 code, message, param
+    ├── InvalidRequest            the caller can mend it (HTTP 400); says how
+    │   ├── InvalidData           a data file is wrong; names file and line
+    │   └── InvalidState          the thing exists, but not in a state that allows this
+    ├── NotFound                  no such job, file, checkpoint, group (HTTP 404)
+    ├── Unavailable               a part that is needed does not answer (HTTP 503)
+    │   └── TimedOut              a wait reached its limit; names what it waited for
+    ├── WeightsDamaged            a published version is incomplete or fails its checksum
+    └── WireError                 bytes that are not a trajectory group of a known version
+
+A lost race (a lease that another worker took over, say) is a normal outcome with a name, not an error: see `ledger`.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Base of all. `code` is stable and machine-readable; `param` names the offending field where there is one."""
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(HeadraceError):
+    """The caller sent something that cannot be done; the message says what to change."""
+
+    code = "invalid_request"
+
+
+class InvalidData(InvalidRequest):
+    """A data file is wrong; the message names the line."""
+
+    code = "invalid_data"
+
+
+class InvalidState(InvalidRequest):
+    """The thing exists, but its state does not allow the action."""
+
+    code = "invalid_state"
+
+
+class NotFound(HeadraceError):
+    """There is no such thing."""
+
+    code = "not_found"
+
+
+class Unavailable(HeadraceError):
+    """A part that is needed does not answer."""
+
+    code = "unavailable"
+
+
+class TimedOut(Unavailable):
+    """A wait reached its limit; the message names what was waited for, and how long."""
+
+    code = "timed_out"
+
+
+class WeightsDamaged(HeadraceError):
+    """A published policy version is incomplete, or its bytes are not those of its manifest."""
+
+    code = "weights_damaged"
+
+
+class WireError(HeadraceError):
+    """Bytes that are not a trajectory group of a known wire version."""
+
+    code = "wire_error"

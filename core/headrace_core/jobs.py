@@ -1,0 +1,253 @@
+"""The job store: what the gateway, the controller and the workers know of a job, in Redis and nowhere else.
+
+Invariants: a job's status only moves along `_NEXT` (compare-and-set in Redis, so a cancel and a finish cannot both
+win); every status change has an event; events and metrics are append-only streams with increasing ids.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import msgspec
+from redis.asyncio import Redis
+
+from . import keys
+from .errors import InvalidState, NotFound
+from .keys import JobKeys
+from .metrics import Metrics
+from .redis import answer
+
+Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+
+_NEXT: dict[str, tuple[Status, ...]] = {
+    "validating_files": ("queued", "failed", "cancelled"),
+    "queued": ("running", "failed", "cancelled"),
+    "running": ("paused", "succeeded", "failed", "cancelled"),
+    "paused": ("running", "failed", "cancelled"),
+}
+
+_TRANSITION = """
+local now = redis.call('HGET', KEYS[1], 'status')
+for i = 3, #ARGV do
+  if ARGV[i] == now then
+    redis.call('HSET', KEYS[1], 'status', ARGV[1])
+    if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'finished_at', ARGV[2]) end
+    return 'ok'
+  end
+end
+return now
+"""
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One RL job as it was asked for, and where it stands."""
+
+    id: str
+    created_at: float
+    model: str
+    """As the user named it."""
+    model_path: str
+    """The folder it is."""
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = None
+    seed: int = 0
+    metadata: dict[str, str] = {}
+    grader: dict[str, Any] = {}
+    hyperparameters: dict[str, Any] = {}
+    """Complete: every default filled in."""
+    rows: int = 0
+    total_steps: int = 0
+
+    # kept beside the document, because they change
+    status: Status = "validating_files"
+    finished_at: float | None = None
+    fine_tuned_model: str | None = None
+    trained_tokens: int = 0
+    error: JobError | None = None
+
+
+_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error")
+_json = msgspec.json
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something the user is told. `data` of a metrics event follows docs/metrics.md."""
+
+    id: str
+    created_at: float
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"] = "message"
+    data: dict[str, Any] | None = None
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """A saved state from which the job can go on, and a model that can be used."""
+
+    id: str
+    created_at: float
+    step: int
+    model: str
+    """Name under which the checkpoint's model is offered."""
+    path: str
+    metrics: dict[str, float] = {}
+
+
+def new_id(prefix: str) -> str:
+    """`prefix` and 24 characters that no other id has."""
+    return prefix + uuid.uuid4().hex[:24]
+
+
+class JobStore:
+    """All jobs. Methods raise `NotFound` for a job that does not exist."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._transition = redis.register_script(_TRANSITION)
+
+    # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create(self, job: Job) -> None:
+        """Store a new job; visible at once, whole."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(JobKeys(job.id).job, mapping={"document": _json.encode(job), "status": job.status})
+            pipe.zadd(keys.JOBS, {job.id: job.created_at})
+            await pipe.execute()
+
+    async def get(self, job_id: str) -> Job:
+        """The job as it stands now."""
+        raw = await answer(self._redis.hgetall(JobKeys(job_id).job))
+        if not raw:
+            raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
+        return _job(raw)
+
+    async def ids(self) -> list[str]:
+        """Every job, newest first."""
+        return [i.decode() for i in await answer(self._redis.zrevrange(keys.JOBS, 0, -1))]
+
+    async def all(self) -> list[Job]:
+        """Every job, newest first, in one round trip."""
+        ids = await self.ids()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hgetall(JobKeys(job_id).job)
+            return [_job(raw) for raw in await pipe.execute() if raw]
+
+    async def move(self, job_id: str, to: Status) -> None:
+        """Change the status. Raises `InvalidState` when the job's present one does not lead there."""
+        allowed = [s for s, following in _NEXT.items() if to in following]
+        finished = repr(time.time()) if to in ENDED else ""
+        done = await answer(self._transition(keys=[JobKeys(job_id).job], args=[to, finished, *allowed]))
+        if done is None:
+            raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
+        if done != b"ok":
+            raise InvalidState(f"job {job_id} is {done.decode()}; it cannot become {to}")
+
+    async def update(
+        self,
+        job_id: str,
+        *,
+        fine_tuned_model: str | None = None,
+        trained_tokens: int | None = None,
+        error: JobError | None = None,
+    ) -> None:
+        """Set what is given."""
+        fields: dict[Any, Any] = {}
+        if fine_tuned_model is not None:
+            fields["fine_tuned_model"] = fine_tuned_model
+        if trained_tokens is not None:
+            fields["trained_tokens"] = trained_tokens
+        if error is not None:
+            fields["error"] = _json.encode(error)
+        if fields:
+            await answer(self._redis.hset(JobKeys(job_id).job, mapping=fields))
+
+    # ── events and metrics ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def tell(
+        self,
+        job_id: str,
+        message: str,
+        *,
+        level: Literal["info", "warn", "error"] = "info",
+        type: Literal["message", "metrics"] = "message",
+        data: dict[str, Any] | None = None,
+    ) -> Event:
+        """Append an event."""
+        event = Event(new_id("ftevent-"), time.time(), level, message, type, data)
+        await answer(self._redis.xadd(JobKeys(job_id).events, {"event": _json.encode(event)}))
+        return event
+
+    async def events(self, job_id: str) -> list[tuple[str, Event]]:
+        """(stream id, event), oldest first."""
+        found = await answer(self._redis.xrange(JobKeys(job_id).events))
+        return [(i.decode(), _json.decode(f[b"event"], type=Event)) for i, f in found]
+
+    async def record(self, job_id: str, metrics: Metrics) -> None:
+        """Append to the job's metrics."""
+        await answer(self._redis.xadd(JobKeys(job_id).metrics, {"kind": metrics.kind, "data": _json.encode(metrics)}))
+
+    async def metrics(self, job_id: str, after: str = "-") -> list[tuple[str, str, dict[str, Any]]]:
+        """(stream id, kind, data) after a stream id, oldest first."""
+        start = after if after == "-" else f"({after}"
+        found = await answer(self._redis.xrange(JobKeys(job_id).metrics, min=start))
+        return [(i.decode(), f[b"kind"].decode(), _json.decode(f[b"data"])) for i, f in found]
+
+    async def follow(
+        self, job_id: str, events_after: str = "0", metrics_after: str = "0", block: float = 5.0
+    ) -> AsyncIterator[tuple[str, str, dict[bytes, bytes]] | None]:
+        """(`events` or `metrics`, stream id, fields) as they come; None each `block` seconds in which nothing came."""
+        k = JobKeys(job_id)
+        last: dict[Any, Any] = {k.events: events_after, k.metrics: metrics_after}
+        while True:
+            found = await answer(self._redis.xread(dict(last), count=500, block=int(block * 1000)))
+            if not found:
+                yield None
+            for stream, entries in found:
+                name = stream.decode()
+                for entry_id, fields in entries:
+                    last[name] = entry_id.decode()
+                    yield name.rsplit(":", 1)[1], last[name], fields
+
+    # ── checkpoints and workers ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def add_checkpoint(self, job_id: str, checkpoint: Checkpoint) -> None:
+        """Offer a complete checkpoint."""
+        await answer(self._redis.hset(JobKeys(job_id).checkpoints, str(checkpoint.step), _json.encode(checkpoint)))
+
+    async def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Newest first."""
+        raw = await answer(self._redis.hvals(JobKeys(job_id).checkpoints))
+        return sorted((_json.decode(c, type=Checkpoint) for c in raw), key=lambda c: -c.step)
+
+    async def beat(self, job_id: str, worker: str, state: dict[str, Any]) -> None:
+        """A worker's heartbeat: what it is, what it does, how busy it was."""
+        await answer(self._redis.hset(JobKeys(job_id).workers, worker, _json.encode(state | {"at": time.time()})))
+
+    async def workers(self, job_id: str) -> dict[str, dict[str, Any]]:
+        """The newest heartbeat of each worker."""
+        raw = await answer(self._redis.hgetall(JobKeys(job_id).workers))
+        return {k.decode(): _json.decode(v) for k, v in sorted(raw.items())}
+
+
+def _job(raw: dict[bytes, bytes]) -> Job:
+    document = _json.decode(raw[b"document"])
+    for name in _FIXED:
+        value = raw.get(name.encode())
+        if value is None:
+            continue
+        document[name] = value.decode() if name in ("status", "fine_tuned_model") else _json.decode(value)
+    return msgspec.convert(document, Job)

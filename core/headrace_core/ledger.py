@@ -1,0 +1,333 @@
+"""The ledger: every group that is ever admitted ends in exactly one terminal state.
+
+                 ┌──────────── lease expired, given back, or retried ───────────┐
+                 ▼                                                              │
+    admit ──► leased ──commit──► queued ──claim──► claimed ──settle──► trained   │
+                 │                 │  ▲                │                        │
+                 │                 │  └── learner replaced                       │
+                 ├─► reward_failed │                   └─► filtered              │
+                 ├─► generation_failed                                          │
+                 │                 └─► dropped_stale                             │
+                 └──────────────── close: leased, queued, claimed ─► cancelled
+
+Invariants, at any moment and across any crash:
+
+* admitted = leased + queued + claimed + trained + dropped_stale + filtered + reward_failed + generation_failed + cancelled;
+* a group is committed under the newest lease only: an expired lease is issued again with another token, and a late
+  commit under the old token is refused (`Outcome.FENCED`: a lost race, not an error);
+* one learner term at a time may claim and settle; a step's groups, its record and the new policy version become true
+  together;
+* an encoded group stays in the stream until a checkpoint covers the step that trained it (design, section 4).
+
+Each transition is one Lua script (lua/*.lua), atomic in Redis. Times are Redis's own unless a clock is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+
+from .errors import HeadraceError, InvalidRequest, NotFound
+from .keys import JobKeys
+from .redis import answer
+from .staleness import Late, Limits, Pending, Selection, Window, select
+from .trajectory import Group, decode, encode
+
+LIVE = ("leased", "queued", "claimed")
+TERMINAL = ("trained", "dropped_stale", "filtered", "reward_failed", "generation_failed", "cancelled")
+STATES = LIVE + TERMINAL
+MAX_ATTEMPTS = 5
+"""Leases of one group before it counts as generation_failed."""
+
+
+class Outcome(StrEnum):
+    """How a transition ended. All of these are normal."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    """It failed and will be tried again."""
+    SETTLED = "settled"
+    FILTERED = "filtered"
+    REWARD_FAILED = "reward_failed"
+    GENERATION_FAILED = "generation_failed"
+    FENCED = "fenced"
+    """Another holder has taken over; what the caller holds is void."""
+    CLOSED = "closed"
+    """The job has ended."""
+    GONE = "gone"
+    """The window changed under the selection; look again."""
+
+
+class Refusal(StrEnum):
+    """Why nothing was admitted."""
+
+    FULL = "full"
+    """The pacing window is full, or the job has all the groups it needs."""
+    BEHIND = "behind"
+    """The worker's weights are older than the newest policy version: catch up first."""
+    CLOSED = "closed"
+
+
+class BoundBroken(HeadraceError):
+    """A step wanted to settle tokens older than max_staleness. A defect of the caller; the ledger refuses it."""
+
+    code = "staleness_bound_broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to generate one group, until it expires."""
+
+    group_id: int
+    token: str
+    attempt: int
+    version: int
+    """The policy version when the lease was given; no token sampled under it is older."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a worker was given: leases, or the reason why none."""
+
+    leases: tuple[Lease, ...]
+    refusal: Refusal | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A learner's right to claim and settle; void once another learner enlists."""
+
+    number: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The record of one settled step: the log from which a new learner replays."""
+
+    version: int
+    """The policy version that was updated; the step made version + 1."""
+    groups: tuple[int, ...]
+    ages: dict[int, int]
+    """Tokens that contributed to the gradient, by age."""
+    masked_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a learner got: a full batch, or why not (`outcome` or `selection` says)."""
+
+    version: int
+    groups: tuple[Group, ...] = ()
+    selection: Selection = Selection()
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One line of a group's history."""
+
+    state: str
+    at: float
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The ledger's books at one moment."""
+
+    admitted: int
+    states: dict[str, int]
+    version: int
+    masked_tokens: int
+    largest_age: int
+    """Of any token that contributed to a gradient."""
+    sampled_tokens: int
+    fenced: int
+    """Commits refused because the lease had passed to another."""
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every admitted group is in exactly one state."""
+        return self.admitted == sum(self.states.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"balanced": self.balanced}
+
+
+_SCRIPTS = ("admit", "renew", "commit", "fail", "release", "window", "enlist", "claim", "settle", "filter", "covered", "close")  # fmt: skip
+
+
+def _sources() -> dict[str, str]:
+    folder = resources.files(__package__) / "lua"
+    prelude = (folder / "prelude.lua").read_text()
+    return {name: prelude + (folder / f"{name}.lua").read_text() for name in _SCRIPTS}
+
+
+class Ledger:
+    """One job's ledger. Every method is one atomic transition or one consistent look."""
+
+    def __init__(self, redis: Redis, job_id: str, clock: Callable[[], float] | None = None) -> None:
+        self._redis = redis
+        self._keys = JobKeys(job_id)
+        self._clock = clock
+        self._scripts = {name: redis.register_script(source) for name, source in _sources().items()}
+
+    async def _run(self, script: str, *args: Any) -> Any:
+        now = "" if self._clock is None else repr(self._clock())
+        return await self._scripts[script](keys=self._keys.ledger_scripts, args=[now, *args])
+
+    # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self, limits: Limits) -> None:
+        """Begin, or continue with these limits (they may change while a job runs)."""
+        if limits.batch_size < 1 or limits.max_staleness < 0 or limits.total_groups < 1:
+            raise InvalidRequest(f"batch_size and total_groups must be positive, max_staleness not negative: {limits}")
+        await answer(self._redis.hset(self._keys.ledger, mapping={k: int(v) for k, v in asdict(limits).items()}))
+        await answer(self._redis.hsetnx(self._keys.ledger, "version", "0"))
+
+    async def close(self, reason: str) -> int:
+        """End: every group under way is cancelled. Returns how many. Idempotent."""
+        return int(await self._run("close", reason))
+
+    async def account(self) -> Account:
+        """The books, from one atomic read."""
+        raw = {k.decode(): v for k, v in (await answer(self._redis.hgetall(self._keys.ledger))).items()}
+        number = {k: int(raw.get(k, 0)) for k in (*STATES, "admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")}  # fmt: skip
+        return Account(
+            admitted=number["admitted"],
+            states={s: number[s] for s in STATES},
+            version=number["version"],
+            masked_tokens=number["masked_tokens"],
+            largest_age=number["largest_age"],
+            sampled_tokens=number["sampled_tokens"],
+            fenced=number["fenced"],
+        )
+
+    async def newest(self) -> tuple[int, str | None]:
+        """The newest policy version, and the weight store's name for it (None: the base model)."""
+        version, weights = await answer(self._redis.hmget(self._keys.ledger, ["version", "weights"]))
+        return int(version or 0), None if weights is None else weights.decode()
+
+    async def history(self, group_id: int) -> list[Transition]:
+        """Everything that happened to one group. Raises `NotFound`."""
+        raw = await answer(self._redis.hget(self._keys.group(group_id), "history"))
+        if raw is None:
+            raise NotFound(f"no group {group_id} was ever admitted in this job")
+        lines = (line.split("\t", 2) for line in raw.decode().splitlines())
+        return [Transition(state, float(at), note) for state, at, note in lines]
+
+    async def signal(self, after: str, timeout: float) -> str:
+        """Wait until something changed since `after` ('0' or an earlier answer), at most `timeout` seconds."""
+        found = await answer(self._redis.xread({self._keys.signals: after}, block=max(1, int(timeout * 1000))))
+        return found[0][1][-1][0].decode() if found else after
+
+    # ── the rollout worker ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def admit(self, worker: str, version: int, want: int, lease_seconds: float) -> Admission:
+        """Lease up to `want` groups to a worker that samples with policy `version`."""
+        given = await self._run("admit", worker, version, want, lease_seconds, MAX_ATTEMPTS)
+        refusal = given[0].decode()
+        leases = tuple(Lease(int(g), token.decode(), int(a), int(v)) for g, token, a, v in given[2:])
+        return Admission(leases, Refusal(refusal) if refusal else None, int(given[1]))
+
+    async def renew(self, leases: Iterable[Lease], lease_seconds: float) -> set[int]:
+        """Prolong; returns the groups whose lease is lost (stop working on them)."""
+        held = [x for lease in leases for x in (lease.group_id, lease.token)]
+        return {int(g) for g in await self._run("renew", lease_seconds, *held)} if held else set()
+
+    async def commit(self, lease: Lease, group: Group) -> Outcome:
+        """Hand in a finished group: QUEUED, or FENCED."""
+        done = await self._run(
+            "commit", lease.group_id, lease.token, group.oldest_version, group.sampled_tokens, encode(group)
+        )
+        return Outcome(done.decode())
+
+    async def fail(self, lease: Lease, outcome: Outcome, reason: str, attempts: int = 1) -> Outcome:
+        """End a group as REWARD_FAILED or GENERATION_FAILED, unless it has attempts left (LEASED) or is FENCED."""
+        if outcome not in (Outcome.REWARD_FAILED, Outcome.GENERATION_FAILED):
+            raise ValueError(f"a group cannot fail as {outcome}")
+        note = reason.replace("\n", " ")[:500]
+        done = await self._run("fail", lease.group_id, lease.token, outcome.value, attempts, note)
+        return Outcome(done.decode())
+
+    async def release(self, leases: Iterable[Lease]) -> int:
+        """Give leases back unused; another worker takes them at once."""
+        held = [x for lease in leases for x in (lease.group_id, lease.token)]
+        return int(await self._run("release", *held)) if held else 0
+
+    # ── the learner ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def enlist(self) -> Term:
+        """Begin a learner's term: the learner before is fenced out, what it had claimed is queued again."""
+        number, version = await self._run("enlist")
+        return Term(int(number), int(version))
+
+    async def window(self) -> Window:
+        """Every group under way, and the policy version, at one moment."""
+        version, queued, leased = await self._run("window")
+        return Window(int(version), _pending(queued), _pending(leased))
+
+    async def claim(self, term: Term, limits: Limits, late: Late) -> Claim:
+        """Take the next batch by `staleness.select`, if there is one."""
+        window = await self.window()
+        selection = select(window, limits.batch_size, limits.max_staleness, late)
+        if not selection.take and not selection.drop:
+            return Claim(window.version, selection=selection)
+        claimed = await self._run("claim", term.number, len(selection.take), *selection.take, *selection.drop)
+        if isinstance(claimed, bytes):
+            return Claim(window.version, selection=selection, outcome=Outcome(claimed.decode()))
+        return Claim(window.version, tuple(decode(m) for m in claimed), selection)
+
+    async def filter(self, term: Term, groups: Sequence[int], reason: str) -> Outcome:
+        """Give claimed groups up, because the algorithm has no use for them."""
+        return Outcome((await self._run("filter", term.number, reason, *groups)).decode())
+
+    async def settle(self, term: Term, step: Step, weights: str) -> Outcome:
+        """SETTLED: the groups are trained and `weights` is policy version step.version + 1. FENCED or CLOSED: nothing changed.
+
+        Raises `BoundBroken` for a step that trained on a token older than max_staleness; nothing changed then either.
+        """
+        oldest = max(step.ages, default=0)
+        done = await self._run(
+            "settle", term.number, step.version, weights, oldest, step.masked_tokens, json.dumps(asdict(step)), *step.groups
+        )  # fmt: skip
+        if done == b"too_old":
+            raise BoundBroken(f"step of version {step.version} trained on a token of age {oldest}")
+        return Outcome(done.decode())
+
+    async def steps(self, start: int = 0) -> list[Step]:
+        """Records of the settled steps from policy version `start` on, in order."""
+        raw = await answer(self._redis.hgetall(self._keys.steps))
+        records = sorted((json.loads(v) for k, v in raw.items() if int(k) >= start), key=lambda r: r["version"])
+        return [
+            Step(r["version"], tuple(r["groups"]), {int(a): n for a, n in r["ages"].items()}, r["masked_tokens"])
+            for r in records
+        ]
+
+    async def replay(self, step: Step) -> list[Group]:
+        """The groups of a settled step, in the order they were trained. Raises `NotFound` once a checkpoint covered them."""
+        messages = []
+        for group_id in step.groups:
+            entry = await answer(self._redis.hget(self._keys.group(group_id), "entry"))
+            found = await answer(self._redis.xrange(self._keys.groups, entry, entry)) if entry else []
+            if not found:
+                raise NotFound(f"group {group_id} of step {step.version} is no longer kept: a checkpoint covered it")
+            messages.append(found[0][1][b"data"])
+        return [decode(m) for m in messages]
+
+    async def covered(self, version: int) -> int:
+        """A checkpoint holds every step before `version`: forget their encoded groups. Returns how many."""
+        return int(await self._run("covered", version))
+
+
+def _pending(flat: list[int]) -> tuple[Pending, ...]:
+    return tuple(Pending(int(g), int(v)) for g, v in zip(flat[::2], flat[1::2], strict=True))

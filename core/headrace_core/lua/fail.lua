@@ -1,0 +1,15 @@
+-- (time, group, token, state to end in, most attempts, reason) → that state, 'leased' (it will be tried again) or 'fenced'
+local group, token, state, attempts = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+if not holds(group, token) then
+  redis.call('HINCRBY', LEDGER, 'fenced', 1)
+  return 'fenced'
+end
+if tonumber(redis.call('HGET', GROUP .. group, 'attempt')) < attempts then
+  reissue(group, 'retry: ' .. ARGV[6])
+  return 'leased'
+end
+redis.call('ZREM', LEASES, group)
+redis.call('HSET', GROUP .. group, 'token', '')
+move(group, state, ARGV[6])
+signal('failed')
+return state

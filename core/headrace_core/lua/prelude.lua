@@ -1,0 +1,51 @@
+-- Shared by every ledger script: the names of the keys, and the one way a group changes its state.
+--
+-- Invariant: the sum of the state counts equals `admitted`, because `move` is the only place that changes a count, and a
+-- script runs whole or not at all. ARGV[1] is always the time: '' for the server's own, else seconds (a virtual clock).
+redis.replicate_commands() -- needed before Redis 7 to write after TIME; a no-op since
+
+local LEDGER, LEASES, QUEUED, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local GROUPS, STEPS, SIGNALS, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+
+local function read_clock()
+  if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1e6
+end
+local NOW = read_clock()
+
+local function field(name) return redis.call('HGET', LEDGER, name) end
+local function number(name) return tonumber(field(name) or '0') end
+local function signal(what) redis.call('XADD', SIGNALS, 'MAXLEN', '~', 256, '*', 'what', what) end
+
+-- Into `to`, with a line of history. `note` says why or by whom.
+local function move(group, to, note)
+  local key = GROUP .. group
+  local was = redis.call('HMGET', key, 'state', 'history')
+  if was[1] then redis.call('HINCRBY', LEDGER, was[1], -1) end
+  redis.call('HINCRBY', LEDGER, to, 1)
+  local line = string.format('%s\t%.3f\t%s\n', to, NOW, note)
+  redis.call('HSET', key, 'state', to, 'history', (was[2] or '') .. line)
+end
+
+-- Forget the encoded group; nobody will train on it (again).
+local function forget(group)
+  local entry = redis.call('HGET', GROUP .. group, 'entry')
+  if entry then
+    redis.call('XDEL', GROUPS, entry)
+    redis.call('HDEL', GROUP .. group, 'entry')
+  end
+end
+
+-- The group is to be leased again at once; whoever holds it now is fenced out, because no token equals ''.
+local function reissue(group, note)
+  move(group, 'leased', note)
+  redis.call('HSET', GROUP .. group, 'token', '')
+  redis.call('ZADD', LEASES, 0, group)
+  signal('reissue')
+end
+
+local function holds(group, token)
+  local lease = redis.call('HMGET', GROUP .. group, 'state', 'token')
+  return lease[1] == 'leased' and lease[2] == token and token ~= ''
+end

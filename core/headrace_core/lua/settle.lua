@@ -1,0 +1,18 @@
+-- (time, term, version before, name of the weights after, largest age trained, masked tokens, step as JSON, group…)
+-- → 'settled', 'fenced', 'closed' or 'too_old'. Trained, new version and step record become true together.
+if field('closed') then return 'closed' end
+if field('term') ~= ARGV[2] or field('version') ~= ARGV[3] then return 'fenced' end
+if tonumber(ARGV[5]) > number('max_staleness') then return 'too_old' end
+for i = 8, #ARGV do
+  if not redis.call('ZSCORE', CLAIMED, ARGV[i]) then return 'fenced' end
+end
+for i = 8, #ARGV do
+  redis.call('ZREM', CLAIMED, ARGV[i])
+  move(ARGV[i], 'trained', 'version ' .. ARGV[3])
+end
+redis.call('HINCRBY', LEDGER, 'masked_tokens', ARGV[6])
+if tonumber(ARGV[5]) > number('largest_age') then redis.call('HSET', LEDGER, 'largest_age', ARGV[5]) end
+redis.call('HSET', STEPS, ARGV[3], ARGV[7])
+redis.call('HSET', LEDGER, 'weights', ARGV[4], 'version', tonumber(ARGV[3]) + 1)
+signal('version')
+return 'settled'

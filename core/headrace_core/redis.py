@@ -1,0 +1,29 @@
+"""How every part reaches Redis: one way to connect, one way to await."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from .errors import Unavailable
+
+
+def connect(url: str) -> Redis:
+    """A client for `redis://…` or `unix:///path`. Answers are bytes; commands fail after 30 s without an answer."""
+    return Redis.from_url(url, socket_connect_timeout=5, socket_timeout=30, health_check_interval=15)
+
+
+async def ping(redis: Redis) -> None:
+    """Raises `Unavailable` when Redis does not answer."""
+    try:
+        await answer(redis.ping())
+    except (RedisError, OSError) as error:
+        raise Unavailable(f"Redis does not answer: {error}") from error
+
+
+async def answer(value: Awaitable[Any] | Any) -> Any:
+    """Await a command. redis-py types one client for sync and async use; in Headrace it is always async."""
+    return await cast("Awaitable[Any]", value)

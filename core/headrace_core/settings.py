@@ -1,0 +1,32 @@
+"""Settings of the service, from `HEADRACE_*` environment variables or `headrace serve` options. A job's own settings are
+in `hyperparameters`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """With none set, everything runs on this machine: private Redis, local Ray, gateway on loopback."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True)
+
+    data_dir: Path = Field(Path("headrace-data"), description="Files, checkpoints, trained models, embedded Redis.")
+    host: str = Field("127.0.0.1", description="Address the gateway listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one.")
+    redis_url: str | None = Field(
+        None, description="A Redis of your own (redis:// or unix://); unset: an embedded one."
+    )
+    ray_address: str | None = Field(None, description="A Ray cluster of your own; unset: a local one.")
+    weights_dir: Path | None = Field(
+        None, description="Where policy versions are handed over; must be shared by all workers. Unset: shared memory."
+    )
+    models_dir: Path | None = Field(None, description="Folder whose subfolders are offered as models by name.")
+    lease_seconds: float = Field(60.0, gt=0, description="A group not renewed for so long is issued again.")
+    start_timeout: float = Field(300.0, gt=0, description="Seconds a worker may take to load its model.")
+    stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a wait is an error.")
+    max_restarts: int = Field(3, ge=0, description="Restarts of one worker before its job fails.")
+    max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")

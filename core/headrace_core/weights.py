@@ -1,0 +1,95 @@
+"""The weight store: policy versions, published atomically to a folder that learner and rollout workers share.
+
+    <root>/<job>/v00000007-t2/        version 7, published by the learner's term 2
+        model.safetensors, …          written first, in a folder of a temporary name
+        manifest.json                 written last; names every file and its size
+                                      then the folder gets its name (one rename)
+
+Invariants: a folder with a version's name is complete; the ledger alone says which version is current (the name of its
+folder is settled together with the step that made it); a version is kept while `keep` newer ones do not exist.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import WeightsDamaged
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One policy version in the store."""
+
+    version: int
+    name: str
+    path: Path
+    bytes: int
+    seconds: float
+
+
+def default_root() -> Path:
+    """Shared memory where there is any (a version is written and read at memory speed), else the temporary folder."""
+    shm = Path("/dev/shm")
+    base = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+    return base / f"headrace-{os.getuid()}"
+
+
+class WeightStore:
+    """The versions of one job under `root`."""
+
+    def __init__(self, root: Path, job_id: str, keep: int = 3) -> None:
+        self.folder = root / job_id
+        self._keep = keep
+
+    def publish(self, version: int, term: int, write: Callable[[Path], None]) -> Published:
+        """Let `write` fill a folder, then give it the version's name. Older versions beyond `keep` are removed."""
+        began = time.monotonic()
+        name = f"v{version:08d}-t{term}"
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
+        try:
+            write(partial)
+            sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
+            (partial / MANIFEST).write_text(json.dumps({"version": version, "files": sizes}))
+            target = self.folder / name
+            if target.exists():
+                shutil.rmtree(target)
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        self._forget_old()
+        return Published(version, name, target, sum(sizes.values()), time.monotonic() - began)
+
+    def open(self, name: str) -> Path:
+        """The folder of a published version, checked against its manifest. Raises `WeightsDamaged`."""
+        path = self.folder / name
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            found = {f: (path / f).stat().st_size for f in manifest["files"]}
+        except (OSError, ValueError, KeyError) as error:
+            raise WeightsDamaged(f"weights {name} are not complete: {error}") from error
+        if found != manifest["files"]:
+            raise WeightsDamaged(f"weights {name}: file sizes {found} are not those published, {manifest['files']}")
+        return path
+
+    def versions(self) -> list[str]:
+        """Names of the complete versions, oldest first."""
+        return sorted(p.parent.name for p in self.folder.glob(f"v*/{MANIFEST}"))
+
+    def remove(self) -> None:
+        """Delete every version of this job."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _forget_old(self) -> None:
+        for name in self.versions()[: -self._keep]:
+            shutil.rmtree(self.folder / name)

@@ -1,0 +1,68 @@
+"""What a job's controller tells the workers it places, and what each of the two kinds must answer.
+
+A worker is a Ray actor whose constructor takes one `WorkerConfig`. Its life:
+
+    start()  loads the model; returns when it is ready
+    run()    works until the job's ledger is closed or all steps are trained; returns why it ended
+    stop()   ends `run` early, releases what it holds, leaves no process
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from .hyperparameters import Hyperparameters
+from .metrics import EvaluationMetrics
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a worker needs to find the rest. Plain values only: it crosses process borders."""
+
+    job_id: str
+    worker: str
+    """Its name within the job: `learner`, `rollout-0`, …"""
+    redis_url: str
+    weights_root: str
+    """Root of the weight store; shared by all workers of the job."""
+    model_path: str
+    training_file: str
+    validation_file: str | None
+    output_dir: str
+    """Where the learner writes checkpoints and the trained model."""
+    rows: int
+    total_steps: int
+    grader: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    lease_seconds: float = 60.0
+    start_timeout: float = 300.0
+    stall_timeout: float = 600.0
+    threads: int = 1
+
+    @property
+    def settings(self) -> Hyperparameters:
+        """The job's settings, checked."""
+        return Hyperparameters.model_validate(self.hyperparameters)
+
+
+class Worker(Protocol):
+    """What the controller asks of any worker."""
+
+    async def start(self) -> dict[str, Any]:
+        """Facts about it, for an event: engine, device, parameters, …"""
+        ...
+
+    async def run(self) -> str:
+        """Returns `finished` or `closed`; raises what it cannot mend."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class EvaluatingWorker(Worker, Protocol):
+    """A rollout worker."""
+
+    async def evaluate(self, version: int) -> EvaluationMetrics:
+        """Greedy completions of the validation rows under policy `version` or newer, scored without stopping training."""
+        ...

@@ -1,0 +1,140 @@
+"""The engine port: what a rollout worker asks of whatever generates tokens.
+
+    worker ── generate(request) ──►  engine: continuous slots, many requests in flight at once
+           ── update(...)       ──►  new weights between two decode steps of the requests in flight
+           ── score(...)        ──►  log-probabilities of given tokens
+
+Invariants, held for every engine by one contract suite (tests/rollout/test_engines.py):
+
+* the log-probability of a sampled token is that of the distribution it was sampled from (temperature and top-p applied);
+* every sampled token carries the policy version whose weights sampled it; after `update` returns, no later token
+  carries an older one;
+* a request that was accepted ends exactly once: with its tokens, or with `EngineFailure`;
+* a new request never reuses a prefix cache that older weights computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace_core.errors import HeadraceError
+
+UpdateMode = Literal["keep_kv", "recompute", "drain"]
+"""What becomes of requests in flight at a weight update: they go on with the cache older weights computed (`keep_kv`,
+PipelineRL), have it recomputed by the new weights (`recompute`, AReaL), or finish before the update (`drain`)."""
+
+
+class EngineFailure(HeadraceError):
+    """The engine cannot serve any more (its process died, or it refused the model). The worker must be replaced."""
+
+    code = "engine_failure"
+
+
+class RequestRefused(HeadraceError):
+    """One request cannot be served (longer than the context, say); the engine goes on."""
+
+    code = "request_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine is started with. `model` is a folder in Hugging Face format; its weights are policy `version`."""
+
+    model: Path
+    version: int = 0
+    max_model_len: int = 1024
+    """Context: prompt and completion tokens together."""
+    max_running: int = 256
+    """Requests decoded at once (slots)."""
+    threads: int = 1
+    """OpenMP threads of the process that computes."""
+    kv_cache_gib: float = 1.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: float32 on a CPU (bfloat16 has no hardware there), the model's own on a GPU."""
+    seed: int = 0
+    update_mode: UpdateMode = "keep_kv"
+    start_timeout: float = 300.0
+    """Seconds until a start that has not finished is an `EngineFailure`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How to sample. `temperature` 0 is greedy decoding."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    """Beside the model's own end-of-sequence tokens. The stopping token is part of the completion."""
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One sampled completion of T tokens."""
+
+    token_ids: npt.NDArray[np.int32]
+    """[T], the stopping token included."""
+    logprobs: npt.NDArray[np.float32]
+    """[T], natural log, of the distribution sampled from. For a greedy request: of the untempered distribution."""
+    versions: npt.NDArray[np.int32]
+    """[T], the policy version that sampled each token."""
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What one weight update cost."""
+
+    version: int
+    staged_seconds: float
+    """Reading and preparing the weights while generation went on."""
+    paused_seconds: float
+    """No token could be sampled."""
+    requests_in_flight: int
+
+
+class Engine(Protocol):
+    """See the module's picture and invariants. All methods but `start` may be called concurrently."""
+
+    @property
+    def version(self) -> int:
+        """The policy version that samples now."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Requests accepted and not yet ended."""
+        ...
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds since `start` during which at least one request was in flight and generation was not paused."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model and be ready; raises `EngineFailure`, naming the cause, within `start_timeout`."""
+        ...
+
+    async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
+        """One completion of `prompt` ([P] token ids). Cancelling the task frees its slot."""
+        ...
+
+    async def score(
+        self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0
+    ) -> npt.NDArray[np.float32]:
+        """Log-probabilities [len(tokens) - start] of tokens[start:] given all before each, under the present weights."""
+        ...
+
+    async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
+        """Apply the weights in folder `weights` (safetensors, Hugging Face names) as `version`; `mode` overrides the default."""
+        ...
+
+    async def close(self) -> None:
+        """Stop; requests in flight fail with `EngineFailure`. No process of the engine is left. Idempotent."""
+        ...

@@ -1,0 +1,47 @@
+"""Sampling one token for every row of a batch, with the log-probability of the distribution it was drawn from.
+
+* temperature t > 0: softmax(logits / t), cut to the nucleus of mass `top_p` (Holtzman et al. 2020) and renormalised;
+* temperature 0: the likeliest token, with its log-probability under the untempered, uncut distribution.
+
+The draw inverts the cumulative distribution at one uniform number a row, so that a row's token depends on its own
+number only, never on who shares the batch with it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_BELOW_ONE = 1.0 - 2.0**-50
+"""Keeps uniform × total mass below the total after rounding, so that no token without mass is drawn."""
+
+
+def tempered(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """log softmax(logits / temperature) in float32: [n, …, V] from [n, …, V] and [n]; temperature 0 counts as 1."""
+    divisor = torch.where(temperature > 0, temperature, 1.0)
+    return torch.log_softmax(logits.float() / divisor.view(-1, *[1] * (logits.ndim - 1)), dim=-1)
+
+
+def nucleus(logprobs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Renormalised log-probabilities [n, V] of the fewest likeliest tokens whose mass reaches `top_p` [n]; -inf elsewhere."""
+    ordered, order = logprobs.sort(dim=-1, descending=True)
+    mass = ordered.exp()
+    outside = mass.cumsum(dim=-1) - mass >= top_p[:, None]
+    outside[:, 0] = False  # the likeliest stays, whatever rounding makes of a small top_p
+    cut = logprobs.masked_fill(outside.scatter(1, order, outside), float("-inf"))
+    return cut.log_softmax(dim=-1)
+
+
+def sample(
+    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [n] and their log-probabilities [n] from logits [n, V]; `uniform` [n] is float64 in [0, 1)."""
+    logprobs = tempered(logits, temperature)
+    greedy = temperature == 0
+    if bool((top_p < 1).any()):
+        logprobs = nucleus(logprobs, top_p.masked_fill(greedy, 2.0))
+    mass = logprobs.exp().double().cumsum(dim=-1)
+    target = uniform[:, None] * mass[:, -1:] * _BELOW_ONE
+    tokens = torch.searchsorted(mass, target, right=True)
+    if bool(greedy.any()):
+        tokens = torch.where(greedy[:, None], logprobs.argmax(dim=-1, keepdim=True), tokens)
+    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
