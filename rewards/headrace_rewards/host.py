@@ -1,0 +1,179 @@
+"""The process that runs a user's function: `python -m headrace_rewards.host PARENT_PID`, a socket as stdin and stdout.
+
+    take the socket away from fds 0 and 1 ─► Setup ─► confine ─► import the file ─► Ready
+                                             Call ─► unit by unit: bind, call, read what it returned ─► Result
+
+Nothing the user's code prints reaches the socket: fd 1 is stderr by then, and fd 0 is empty. Whatever the code raises,
+`SystemExit` included, ends as a `Failure` of that unit. Time limits are the service's to enforce, by killing this
+process; only an async function is cancelled here, since its units run at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import inspect
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from headrace_rewards import isolation, wire
+from headrace_rewards.binding import Binding, MissingInput, Unbindable
+from headrace_rewards.loading import CannotLoad, load
+from headrace_rewards.protocol import Failure, Outcome, Sample
+from headrace_rewards.values import to_outcome, to_outcomes
+
+_MESSAGE_CHARACTERS = 1_000
+_TRACEBACK_LINES = 20
+_HERE = str(Path(__file__).parent)
+
+
+class Channel:
+    """Frames on the socket that stdin and stdout were."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(fileno=os.dup(0))
+        self._stream = self._socket.makefile("rb")
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(2, 1)
+
+    def receive(self) -> bytes | None:
+        """The next message, or `None` when the service has closed the socket."""
+        head = self._stream.read(wire.LENGTH.size)
+        if len(head) < wire.LENGTH.size:
+            return None
+        (length,) = wire.LENGTH.unpack(head)
+        return self._stream.read(length)
+
+    def send(self, message: wire.Ready | wire.Broken | wire.Result) -> None:
+        """Blocks until the message is on its way."""
+        self._socket.sendall(wire.frame(wire.encode(message)))
+
+
+class Host:
+    """A loaded function, and the loop that serves calls."""
+
+    def __init__(self, channel: Channel, setup: wire.Setup, function: Callable[..., Any], binding: Binding) -> None:
+        self._channel = channel
+        self._setup = setup
+        self._function = function
+        self._binding = binding
+        self._pid = os.getpid()
+        self._concurrent = _is_async(function)
+
+    def serve(self) -> None:
+        """Until the service closes the socket."""
+        with asyncio.Runner() as runner:  # one loop for all calls: an async function may keep clients open
+            self._channel.send(wire.Ready(self._binding.whole_group, self._concurrent))
+            while (body := self._channel.receive()) is not None:
+                call = wire.decode_request(body)
+                assert isinstance(call, wire.Call)
+                units = [wire.decode_unit(raw) for raw in call.units]
+                if self._concurrent:
+                    isolation.allow_cpu(self._setup.timeout * len(units), self._setup.limits)
+                    runner.run(self._score_at_once(units))
+                else:
+                    for unit in units:
+                        isolation.allow_cpu(self._setup.timeout, self._setup.limits)
+                        self._reply(unit, self._score(unit, runner))
+
+    async def _score_at_once(self, units: list[wire.Unit]) -> None:
+        async def one(unit: wire.Unit) -> None:
+            self._reply(unit, await self._score_async(unit))
+
+        await asyncio.gather(*map(one, units))
+
+    def _score(self, unit: wire.Unit, runner: asyncio.Runner) -> list[Outcome]:
+        try:
+            value = self._function(**self._binding.arguments(unit.samples))
+            if inspect.isawaitable(value):  # a plain function that hands out a coroutine
+                value = runner.run(_wait_for(value))
+            return self._read(value, unit.samples)
+        except BaseException as error:  # whatever a user's code raises, SystemExit included, is its outcome
+            return [_failure(error)] * len(unit.samples)
+
+    async def _score_async(self, unit: wire.Unit) -> list[Outcome]:
+        try:
+            async with asyncio.timeout(self._setup.timeout) as limit:
+                value = await self._function(**self._binding.arguments(unit.samples))
+            return self._read(value, unit.samples)
+        except BaseException as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                return [Failure("timeout", f"took longer than {self._setup.timeout:g} s")] * len(unit.samples)
+            return [_failure(error)] * len(unit.samples)
+
+    def _read(self, value: Any, samples: list[Sample]) -> list[Outcome]:
+        return to_outcomes(value, len(samples)) if self._binding.whole_group else [to_outcome(value)]
+
+    def _reply(self, unit: wire.Unit, outcomes: list[Outcome]) -> None:
+        if os.getpid() != self._pid:  # the function forked, and this is the child: it must not answer too
+            os._exit(0)
+        try:
+            self._channel.send(wire.Result(unit.index, outcomes))
+        except UnicodeEncodeError:  # half of a surrogate pair in the name of a component
+            fault = Failure("invalid_value", "the function returned a component whose name is not valid Unicode")
+            self._channel.send(wire.Result(unit.index, [fault] * len(outcomes)))
+
+
+async def _wait_for(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, MissingInput):
+        return Failure("bad_input", str(error))
+    return Failure("exception", _one_line(error), _tail(error))
+
+
+def _one_line(error: BaseException) -> str:
+    return _encodable(" ".join("".join(traceback.format_exception_only(error)).split()))[:_MESSAGE_CHARACTERS]
+
+
+def _tail(error: BaseException) -> str:
+    """The last lines of the traceback, from the user's first frame on."""
+    step = error.__traceback__
+    while step is not None and step.tb_frame.f_code.co_filename.startswith((_HERE, "<frozen importlib")):
+        step = step.tb_next
+    lines = "".join(traceback.format_exception(type(error), error, step)).splitlines()
+    return _encodable("\n".join(line[:500] for line in lines[-_TRACEBACK_LINES:]))
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def main() -> None:
+    """Serve the function that the first frame names."""
+    isolation.die_with_parent(int(sys.argv[1]))
+    channel = Channel()
+    faulthandler.enable()  # a segmentation fault leaves a traceback on stderr
+    body = channel.receive()
+    if body is None:
+        return
+    setup = wire.decode_request(body)
+    assert isinstance(setup, wire.Setup)
+    isolation.confine(setup.limits)
+    isolation.allow_cpu(setup.limits.start_seconds, setup.limits)
+    try:
+        function = load(Path(setup.path), setup.function)
+        binding = Binding(function, setup.form)
+    except CannotLoad as fault:
+        channel.send(wire.Broken(_encodable(str(fault)), _tail(fault.cause)))
+    except Unbindable as fault:
+        channel.send(wire.Broken(f"{setup.path}:{setup.function} cannot be called: {fault}", ""))
+    else:
+        Host(channel, setup, function, binding).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What every reward takes and gives.
+
+Invariants, held for every reward:
+
+* one outcome a sample, in the order of the samples;
+* a reward that failed is not a reward of zero: `Score`, `NotApplicable` (the reward has no opinion: it returned `None`)
+  and `Failure` are three types, and a `Score` is always finite;
+* what a user got wrong (an exception, a hang, a crash, NaN) comes back as a `Failure`; `score` raises only for faults
+  of the service itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+FailureKind = Literal["exception", "timeout", "crashed", "invalid_value", "bad_input", "bad_output", "unavailable"]
+"""exception: the code raised · timeout: it took too long · crashed: its process ended · invalid_value: it returned no
+finite number · bad_input: the row lacks what the grader asks for · bad_output: it flooded its output, or broke the
+protocol · unavailable: nothing could be asked (closed, or its process does not start any more)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion to be scored, with the row of data that asked for it."""
+
+    output_text: str
+    """The completion, decoded, without special tokens."""
+    item: dict[str, Any] = field(default_factory=dict)
+    """The row's keys beside `messages`."""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    """The prompt: `{"role": …, "content": …}`, the last one from the user."""
+    finish_reason: Literal["stop", "length"] = "stop"
+    """`length`: the completion was cut off at `max_tokens`."""
+    token_ids: tuple[int, ...] | None = None
+    """[T] token ids of the completion; `None` where the caller has only text."""
+
+    def as_openai(self) -> dict[str, Any]:
+        """The `sample` that OpenAI's graders see. `output_json` is `None` where the text is not JSON."""
+        message = {"role": "assistant", "content": self.output_text}
+        return {
+            "output_text": self.output_text,
+            "output_json": _parsed(self.output_text),
+            "output_tools": [],
+            "choices": [{"index": 0, "finish_reason": self.finish_reason, "message": message}],
+        }
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # a model may write a thousand opening brackets
+        return None
+
+
+class Score(msgspec.Struct, frozen=True, tag="score"):
+    """The reward of one sample; value and components are finite (else `ValueError`)."""
+
+    value: float
+    components: dict[str, float] = {}
+    """What the value is made of, by name; empty where the reward gave a plain number."""
+
+    def __post_init__(self) -> None:
+        for number in (self.value, *self.components.values()):
+            if not math.isfinite(number):
+                raise ValueError(f"a score must be finite, not {number}")
+
+
+class NotApplicable(msgspec.Struct, frozen=True, tag="not_applicable"):
+    """The reward has no opinion on this sample."""
+
+
+class Failure(msgspec.Struct, frozen=True, tag="failure"):
+    """The reward could not be computed; `message` is one line.
+
+    `traceback` holds the traceback's last lines; for a process that died, the last lines it printed.
+    """
+
+    kind: FailureKind
+    message: str
+    traceback: str = ""
+
+
+Outcome = Score | NotApplicable | Failure
+
+
+class Reward(Protocol):
+    """Scores completions. `score` may be called concurrently, after `start` and before `close`."""
+
+    async def start(self) -> None:
+        """Be ready to score; raises `InvalidRequest` where the user's part (a file, say) cannot be loaded."""
+        ...
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """One outcome a sample, in order. One call holds the completions of one prompt: a group."""
+        ...
+
+    async def close(self) -> None:
+        """Leave no process and no file behind; calls in flight end with `Failure("unavailable")`. Idempotent."""
+        ...

@@ -1,0 +1,68 @@
+"""From a grader's description (a JSON object whose `type` says which) to a `Reward`.
+
+Adding a type is one line in `GRADERS`: its spec, and what makes a reward of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from headrace_core.errors import InvalidRequest
+from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.protocol import Reward
+from headrace_rewards.specs import GraderSpec
+from headrace_rewards.string_check import StringCheck, StringCheckSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Grader:
+    """One type of grader. `make` takes an instance of `spec`."""
+
+    spec: type[GraderSpec]
+    make: Callable[[Any], Reward]
+
+
+GRADERS: dict[str, Grader] = {
+    "string_check": Grader(StringCheckSpec, StringCheck),
+    "function": Grader(FunctionSpec, FunctionReward),
+}
+
+
+def validate(grader: Any) -> GraderSpec:
+    """The parsed description; raises `InvalidRequest` that names the field. Executes nothing of the user's.
+
+    Paths in the result are absolute, so that its `model_dump()` means the same in every process of this machine.
+    """
+    return _entry(grader)[1]
+
+
+def build(grader: Any) -> Reward:
+    """A reward that is not started yet; raises `InvalidRequest` as `validate` does."""
+    entry, spec = _entry(grader)
+    return entry.make(spec)
+
+
+def _entry(grader: Any) -> tuple[Grader, GraderSpec]:
+    if not isinstance(grader, Mapping):
+        raise InvalidRequest("a grader is an object with a 'type' and a 'name'", param="grader")
+    kind = grader.get("type")
+    if not isinstance(kind, str) or kind not in GRADERS:
+        known = ", ".join(GRADERS)
+        raise InvalidRequest(f"there is no grader of type {kind!r}; known types: {known}", param="grader.type")
+    entry = GRADERS[kind]
+    try:
+        return entry, entry.spec.model_validate(dict(grader))
+    except ValidationError as errors:
+        raise _invalid(errors) from None
+
+
+def _invalid(errors: ValidationError) -> InvalidRequest:
+    faults = []
+    for error in errors.errors(include_url=False, include_context=False):
+        field = ".".join(["grader", *map(str, error["loc"])])
+        faults.append((field, error["msg"].removeprefix("Value error, ")))
+    return InvalidRequest("; ".join(f"{field}: {message}" for field, message in faults), param=faults[0][0])
