@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .algorithms import ALGORITHMS, algorithm_facts
+from .errors import InvalidRequest
 from .staleness import Late, Limits
 
 _BASE_LEARNING_RATE = 1e-5
@@ -77,7 +79,20 @@ class Hyperparameters(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _auto_means_default(cls, data: Any) -> Any:
-        return {k: v for k, v in data.items() if v != "auto"} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        given = {k: v for k, v in data.items() if v != "auto"}
+        facts = ALGORITHMS.get(str(given.get("algorithm", cls.model_fields["algorithm"].default)))
+        return given if facts is None else {**facts.defaults, **given}
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            algorithm_facts(name)
+        except InvalidRequest as error:
+            raise ValueError(error.message) from error
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> Hyperparameters:
