@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from . import keys
 from .errors import InvalidState, NotFound
 from .keys import JobKeys
-from .metrics import Metrics
+from .metrics import Metrics, WorkerMetrics
 from .redis import answer
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -233,14 +233,15 @@ class JobStore:
         raw = await answer(self._redis.hvals(JobKeys(job_id).checkpoints))
         return sorted((_json.decode(c, type=Checkpoint) for c in raw), key=lambda c: -c.step)
 
-    async def beat(self, job_id: str, worker: str, state: dict[str, Any]) -> None:
-        """A worker's heartbeat: what it is, what it does, how busy it was."""
-        await answer(self._redis.hset(JobKeys(job_id).workers, worker, _json.encode(state | {"at": time.time()})))
+    async def beat(self, job_id: str, metrics: WorkerMetrics) -> None:
+        """A worker's heartbeat: kept as its newest, and appended to the job's metrics."""
+        await answer(self._redis.hset(JobKeys(job_id).workers, metrics.worker, _json.encode(metrics)))
+        await self.record(job_id, metrics)
 
-    async def workers(self, job_id: str) -> dict[str, dict[str, Any]]:
+    async def workers(self, job_id: str) -> list[WorkerMetrics]:
         """The newest heartbeat of each worker."""
         raw = await answer(self._redis.hgetall(JobKeys(job_id).workers))
-        return {k.decode(): _json.decode(v) for k, v in sorted(raw.items())}
+        return [_json.decode(v, type=WorkerMetrics) for _, v in sorted(raw.items())]
 
 
 def _job(raw: dict[bytes, bytes]) -> Job:

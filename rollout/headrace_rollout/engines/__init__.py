@@ -1,1 +1,16 @@
 """Rollout engines: one protocol (`base`), a vLLM and a transformers implementation behind it, one contract suite over both."""
+
+from __future__ import annotations
+
+from .base import Engine, EngineConfig
+
+
+def create(name: str, config: EngineConfig) -> Engine:
+    """The engine `name`. Only the one asked for is imported: vLLM takes seconds, and need not be installed."""
+    if name == "vllm":
+        from .vllm_engine import VllmEngine
+
+        return VllmEngine(config)
+    from .transformers_engine import TransformersEngine
+
+    return TransformersEngine(config)

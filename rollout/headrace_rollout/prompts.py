@@ -1,0 +1,61 @@
+"""Prompts and texts: from rows of data to token ids, and from sampled token ids back to text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import AutoTokenizer
+
+from headrace_core.data import Row, read_rows
+from headrace_core.errors import InvalidData
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row, ready for the engine."""
+
+    row: int
+    """0-based position in the file."""
+    token_ids: npt.NDArray[np.int32]
+    """[P], chat template applied, ending where the model is to go on."""
+    data: Row
+
+
+class Tokenizer:
+    """A model's tokenizer and chat template."""
+
+    def __init__(self, model: Path) -> None:
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+
+    def prompt(self, messages: Sequence[dict[str, Any]]) -> npt.NDArray[np.int32]:
+        """[P] token ids. A base model without a chat template sees the contents, one after the other."""
+        if self._tokenizer.chat_template is None:
+            ids = self._tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
+        else:
+            ids = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        return np.asarray(ids, dtype=np.int32)
+
+    def text(self, token_ids: npt.NDArray[np.int32]) -> str:
+        """What the tokens say, special tokens left out."""
+        return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
+
+
+def read_prompts(path: Path, tokenizer: Tokenizer, longest: int) -> list[Prompt]:
+    """Every row of a file as a prompt. Raises `InvalidData` for a row of more than `longest` tokens."""
+    prompts = []
+    for number, row in enumerate(read_rows(path)):
+        ids = tokenizer.prompt(row.messages)
+        if len(ids) > longest:
+            raise InvalidData(
+                f"{path.name}, row {number + 1}: the prompt has {len(ids)} tokens, and only {longest} fit beside "
+                "max_tokens in the context: shorten it, lower max_tokens or raise max_context"
+            )
+        prompts.append(Prompt(number, ids, row))
+    return prompts

@@ -1,0 +1,60 @@
+"""From sampled tokens to rewards: decode, score, try again what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from headrace_core.data import Row
+from headrace_core.errors import HeadraceError
+from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
+
+from .engines.base import Sampled
+from .prompts import Tokenizer
+
+
+class RewardFailed(HeadraceError):
+    """A completion could not be scored, also not when tried again. It is not a reward of zero."""
+
+    code = "reward_failed"
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.kind}: {failure.message}")
+        self.failure = failure
+
+
+def sample_of(sampled: Sampled, row: Row, tokenizer: Tokenizer) -> Sample:
+    """What a reward sees of one completion."""
+    return Sample(
+        output_text=tokenizer.text(sampled.token_ids),
+        item=row.item,
+        messages=row.messages,
+        finish_reason=sampled.finish_reason,
+        token_ids=tuple(sampled.token_ids.tolist()),
+    )
+
+
+async def score(reward: Reward, samples: Sequence[Sample], attempts: int) -> list[Outcome]:
+    """One outcome a sample; those that fail are tried up to `attempts` times."""
+    outcomes = await reward.score(samples)
+    for _ in range(attempts - 1):
+        failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
+        if not failed:
+            break
+        for i, outcome in zip(failed, await reward.score([samples[i] for i in failed]), strict=True):
+            outcomes[i] = outcome
+    return outcomes
+
+
+def value_of(outcome: Outcome) -> tuple[float | None, dict[str, float]]:
+    """(reward, components); the reward is None where it was not applicable. Raises `RewardFailed`."""
+    if isinstance(outcome, Failure):
+        raise RewardFailed(outcome)
+    if isinstance(outcome, Score):
+        return outcome.value, outcome.components
+    return None, {}
+
+
+def failure_data(group_id: int, failure: Failure) -> dict[str, Any]:
+    """For an event."""
+    return {"group": group_id, "kind": failure.kind, "error": failure.message, "traceback": failure.traceback}

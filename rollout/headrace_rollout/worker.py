@@ -1,0 +1,279 @@
+"""The rollout worker: leases groups, generates, scores and commits them, and keeps its weights the newest.
+
+    run() supervises these tasks; the first to end ends the others (an error is raised as it is):
+
+      admit   ledger.admit ──► one task a lease: engine ──► reward ──► ledger.commit
+         ▲ woken by: a request ended, a group ended, new weights, a signal of the ledger
+      listen  ledger.signal ──► wakes `admit` and `follow`
+      follow  a newer policy version ──► engine.update, between two decode steps
+      renew   every third of a lease's life; a lost lease cancels its task
+      beat    every two seconds: where the time went
+      broken  ends when a group's task met an error that no group can mend (the engine is gone)
+      stop    ends when stop() is called
+
+Invariants: a lease is only taken while the engine samples with the newest policy version known to the ledger; every lease
+taken is committed, failed or given back, unless the process dies, and then it expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from headrace_core.errors import TimedOut, WeightsDamaged
+from headrace_core.jobs import JobStore
+from headrace_core.ledger import Lease, Ledger, Outcome, Refusal
+from headrace_core.metrics import EvaluationMetrics, UpdateMetrics, WorkerMetrics
+from headrace_core.redis import connect
+from headrace_core.weights import WeightStore
+from headrace_core.workers import WorkerConfig
+from headrace_rewards.registry import build
+
+from .concurrency import cancel, first_to_end
+from .engines import create
+from .engines.base import EngineConfig, RequestRefused
+from .evaluation import evaluate
+from .groups import GroupMaker
+from .prompts import Prompt, Tokenizer, read_prompts
+from .scoring import RewardFailed, failure_data
+from .timesplit import TimeSplit
+
+BEAT_SECONDS = 2.0
+SIGNAL_SECONDS = 1.0
+"""Longest sleep of a loop that waits for a signal: a bound on the delay should a signal be missed, not a poll rate."""
+TOLD_FAILURES = 5
+"""Reward failures told to the user with their traceback; all are counted."""
+
+
+class RolloutWorker:
+    """See `headrace_core.workers.EvaluatingWorker`."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._settings = config.settings
+        self._redis = connect(config.redis_url)
+        self._ledger = Ledger(self._redis, config.job_id)
+        self._jobs = JobStore(self._redis)
+        self._weights = WeightStore(Path(config.weights_root), config.job_id)
+        self._engine = create(self._settings.engine, self._engine_config())
+        self._reward = build(config.grader)
+        self._held: dict[int, tuple[Lease, asyncio.Task[None]]] = {}
+        self._errors: Counter[str] = Counter()
+        self._tokens = self._groups = 0
+        self._split = TimeSplit("start")
+        self._wake, self._news, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._updated = asyncio.Condition()
+        self._broken: asyncio.Queue[BaseException] = asyncio.Queue()
+
+    def _engine_config(self) -> EngineConfig:
+        s = self._settings
+        return EngineConfig(
+            model=Path(self._config.model_path),
+            max_model_len=s.max_context,
+            max_running=s.max_running,
+            threads=self._config.threads,
+            seed=s.seed + sum(self._config.worker.encode()),  # workers must not sample the same completions
+            update_mode=s.update_mode,
+            start_timeout=self._config.start_timeout,
+        )
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> dict[str, Any]:
+        """Start the engine and the reward, read the data, catch up with the newest policy version."""
+        began = time.monotonic()
+        self._tokenizer = Tokenizer(Path(self._config.model_path))
+        longest = self._settings.max_context - self._settings.max_tokens
+        train = read_prompts(Path(self._config.training_file), self._tokenizer, longest)
+        self._held_out: list[Prompt] = []
+        if self._config.validation_file is not None:
+            held_out = read_prompts(Path(self._config.validation_file), self._tokenizer, longest)
+            self._held_out = held_out[: self._settings.eval_samples]
+        await asyncio.gather(self._engine.start(), self._reward.start())
+        self._maker = GroupMaker(self._engine, self._tokenizer, self._reward, train, self._settings, self._wake.set)
+        await self._catch_up()
+        self._split = TimeSplit("window")
+        return {"engine": self._settings.engine, "seconds": round(time.monotonic() - began, 1), "prompts": len(train)}
+
+    async def run(self) -> str:
+        """Until the ledger is closed or `stop` is called; returns `closed` or `stopped`."""
+        loops = (
+            self._admit_loop,
+            self._listen_loop,
+            self._follow_loop,
+            self._renew_loop,
+            self._beat_loop,
+            self._broken_loop,
+            self._stop_loop,
+        )
+        try:
+            return await first_to_end([asyncio.create_task(loop(), name=loop.__name__) for loop in loops])
+        finally:
+            held = list(self._held.values())
+            await cancel(task for _, task in held)
+            await self._ledger.release(lease for lease, _ in held)
+            await self._beat()
+
+    async def stop(self) -> None:
+        """End `run`, then engine and reward. Idempotent."""
+        self._stopping.set()
+        await self._engine.close()
+        await self._reward.close()
+        await self._redis.aclose()
+
+    async def evaluate(self, version: int) -> EvaluationMetrics:
+        """See `EvaluatingWorker`. Raises `TimedOut` where `version` does not arrive within the stall limit."""
+        try:
+            async with asyncio.timeout(self._config.stall_timeout), self._updated:
+                await self._updated.wait_for(lambda: self._engine.version >= version)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"{self._config.worker} waited {self._config.stall_timeout:.0f} s for policy version {version}; "
+                f"it has {self._engine.version}"
+            ) from error
+        s = self._settings
+        return await evaluate(
+            self._engine, self._tokenizer, self._reward, self._held_out, s.max_tokens, version, s.max_running
+        )
+
+    # ── the loops ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _listen_loop(self) -> str:
+        last = "0"
+        while True:
+            heard = await self._ledger.signal(last, SIGNAL_SECONDS)
+            if heard != last:
+                last = heard
+                self._news.set()
+            self._wake.set()
+
+    async def _admit_loop(self) -> str:
+        while True:
+            self._wake.clear()
+            free = max(self._settings.max_running - self._engine.running, 0) // self._settings.group_size
+            want = max(free, int(self._engine.running == 0))
+            if want > 0:
+                admission = await self._ledger.admit(
+                    self._config.worker, self._engine.version, want, self._config.lease_seconds
+                )
+                for lease in admission.leases:
+                    task = asyncio.create_task(self._make(lease), name=f"group-{lease.group_id}")
+                    self._held[lease.group_id] = (lease, task)
+                if admission.refusal is Refusal.CLOSED:
+                    return "closed"
+            await asyncio.sleep(0)  # let the new requests reach the engine before its slots are counted again
+            self._note_activity()
+            await self._wake.wait()
+
+    async def _renew_loop(self) -> str:
+        while True:
+            await asyncio.sleep(self._config.lease_seconds / 3)
+            lost = await self._ledger.renew([lease for lease, _ in self._held.values()], self._config.lease_seconds)
+            await cancel(self._held[group][1] for group in lost if group in self._held)
+
+    async def _follow_loop(self) -> str:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self._catch_up()
+
+    async def _beat_loop(self) -> str:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            await self._beat()
+
+    async def _stop_loop(self) -> str:
+        await self._stopping.wait()
+        return "stopped"
+
+    async def _broken_loop(self) -> str:
+        raise await self._broken.get()
+
+    # ── one group ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _make(self, lease: Lease) -> None:
+        """Commit or fail one lease. What no group can mend (engine or Redis gone) ends `run`."""
+        try:
+            group = await self._maker.make(lease)
+            if await self._ledger.commit(lease, group) is Outcome.QUEUED:
+                self._groups += 1
+                self._tokens += group.sampled_tokens
+        except RewardFailed as error:
+            await self._reward_failed(lease, error)
+        except RequestRefused as error:
+            self._errors[error.code] += 1
+            await self._ledger.fail(lease, Outcome.GENERATION_FAILED, str(error))
+        except Exception as error:
+            self._broken.put_nowait(error)
+        finally:
+            self._held.pop(lease.group_id, None)
+            self._wake.set()
+
+    async def _reward_failed(self, lease: Lease, error: RewardFailed) -> None:
+        self._errors[f"reward_{error.failure.kind}"] += 1
+        await self._ledger.fail(lease, Outcome.REWARD_FAILED, str(error))
+        if sum(n for kind, n in self._errors.items() if kind.startswith("reward_")) <= TOLD_FAILURES:
+            await self._jobs.tell(
+                self._config.job_id,
+                f"reward failed for a completion of group {lease.group_id}: {error}",
+                level="warn",
+                data=failure_data(lease.group_id, error.failure),
+            )
+
+    # ── weights and heartbeat ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _catch_up(self) -> None:
+        """Apply the newest policy version. One that was replaced while it was being read is passed over."""
+        while True:
+            version, name = await self._ledger.newest()
+            if name is None or version <= self._engine.version:
+                return
+            try:
+                report = await self._engine.update(version, self._weights.open(name))
+            except WeightsDamaged:
+                if (await self._ledger.newest())[0] == version:
+                    raise
+                continue
+            async with self._updated:
+                self._updated.notify_all()
+            self._wake.set()
+            await self._jobs.record(
+                self._config.job_id,
+                UpdateMetrics(
+                    worker=self._config.worker,
+                    time=time.time(),
+                    version=report.version,
+                    staged_seconds=report.staged_seconds,
+                    paused_seconds=report.paused_seconds,
+                    requests_in_flight=report.requests_in_flight,
+                ),
+            )
+
+    def _note_activity(self) -> None:
+        """Who is waited for while the engine is idle: a reward, or the learner (the pacing window is full)."""
+        if self._engine.running:
+            self._split.switch("busy")
+        else:
+            self._split.switch("rewards" if self._held else "window")
+
+    async def _beat(self) -> None:
+        self._note_activity()
+        waiting = self._split.seconds()
+        waiting.pop("busy", None)
+        metrics = WorkerMetrics(
+            worker=self._config.worker,
+            role="rollout",
+            time=time.time(),
+            version=self._engine.version,
+            uptime=self._split.uptime,
+            busy=self._engine.busy_seconds,
+            waiting=waiting,
+            tokens=self._tokens,
+            groups=self._groups,
+            running=self._engine.running,
+            errors=dict(self._errors),
+        )
+        await self._jobs.beat(self._config.job_id, metrics)
