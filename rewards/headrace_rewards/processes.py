@@ -128,6 +128,7 @@ class HostProcess:
                 raise
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
+        self._killed = False
         self._reaped = False
         self.ready: wire.Ready
 
@@ -171,11 +172,12 @@ class HostProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs, as far as the kernel knows."""
-        return not self._reaped and self._exited() is None
+        """Whether it can take a call; the kernel needs a moment to end a killed process, so it is not asked alone."""
+        return not self._killed and self._exited() is None
 
     def kill(self) -> None:
         """SIGKILL to its process group; at once, and without waiting. Idempotent."""
+        self._killed = True
         if self._popen.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, signal.SIGKILL)

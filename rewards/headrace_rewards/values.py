@@ -30,7 +30,7 @@ def to_outcome(value: Any) -> Outcome:
     if value is None:
         return NotApplicable()
     try:
-        return _from_components(value) if isinstance(value, Mapping) else Score(_number(value, "the function"))
+        return _from_components(value) if isinstance(value, Mapping) else Score(_number(value, "the function returned"))
     except InvalidValue as fault:
         return Failure("invalid_value", str(fault))
 
@@ -53,7 +53,7 @@ def to_outcomes(value: Any, count: int) -> list[Outcome]:
 def _from_components(value: Mapping[Any, Any]) -> Score:
     total_key = next((key for key in TOTAL_KEYS if key in value), None)
     components = {
-        str(key): _number(entry, f"the function's '{key}'")
+        str(key): _number(entry, f"component '{key}' is")
         for key, entry in value.items()
         if total_key is None or key == total_key or _is_number(entry)
     }
@@ -69,15 +69,15 @@ def _is_number(value: Any) -> bool:
     return hasattr(value, "__float__") and not isinstance(value, str)
 
 
-def _number(value: Any, source: str) -> float:
+def _number(value: Any, verb: str) -> float:
     if not _is_number(value):
-        raise InvalidValue(f"{source} returned {_shown(value)} where a number was expected")
+        raise InvalidValue(f"{verb} {_shown(value)} where a number was expected")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as fault:  # arrays, NaT, integers beyond a float
-        raise InvalidValue(f"{source} returned a {type(value).__name__} that is no float: {fault}") from None
+        raise InvalidValue(f"{verb} a {type(value).__name__} that is no float: {fault}") from None
     if not math.isfinite(number):
-        raise InvalidValue(f"{source} returned {number}, which is not a finite number")
+        raise InvalidValue(f"{verb} {number}, which is not a finite number")
     return number
 
 
