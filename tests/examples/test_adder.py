@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ADDER = Path(__file__).resolve().parents[2] / "examples" / "adder"
 MODEL = ADDER / "model"
 Row = dict[str, Any]
+Complete = Callable[[list[Row], bool], list[str]]
 
 
 def read_rows(name: str) -> list[Row]:
@@ -45,25 +46,24 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def model() -> Qwen3ForCausalLM:
+def model() -> Any:
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
-def complete(model: Any, tokenizer: Any) -> Callable[..., list[str]]:
-    """Completions of rows whose prompts all have the same number of tokens, at most 64 tokens each."""
+def complete(model: Any, tokenizer: Any) -> Complete:
+    """Completions of some rows, greedy or sampled at temperature 1. All prompts have the same number of tokens."""
 
-    def run(rows: list[Row], *, sample: bool) -> list[str]:
+    def run(rows: list[Row], sample: bool) -> list[str]:
         prompts = [
             tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False)
             for row in rows
         ]
         ids = torch.tensor(prompts)
         torch.manual_seed(0)
-        choice: dict[str, Any] = {"top_k": 0, "temperature": 1.0} if sample else {"temperature": None}
         with torch.no_grad():
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=sample, max_new_tokens=64, **choice
+                ids, attention_mask=torch.ones_like(ids), do_sample=sample, temperature=1.0, top_k=0, max_new_tokens=64
             )
         return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
@@ -91,27 +91,22 @@ def test_validation_problems_are_held_out_in_either_order() -> None:
     assert train.isdisjoint(validation)
 
 
-def test_the_script_makes_the_shipped_data_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ADDER))
-    import make
-
-    make.write_data(tmp_path, seed=0)
-    for name in ("train.jsonl", "validation.jsonl"):
-        assert (tmp_path / name).read_bytes() == (ADDER / name).read_bytes()
-
-
-def test_the_script_makes_the_shipped_tokenizer_again(
+def test_the_script_makes_the_shipped_data_and_tokenizer_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
 ) -> None:
     monkeypatch.syspath_prepend(str(ADDER))
     from adder_tokenizer import build_tokenizer
+    from make import write_data
 
+    write_data(tmp_path, seed=0)
+    for name in ("train.jsonl", "validation.jsonl"):
+        assert (tmp_path / name).read_bytes() == (ADDER / name).read_bytes()
     made = build_tokenizer()
     assert made.get_vocab() == tokenizer.get_vocab()
     assert made.chat_template == tokenizer.chat_template
 
 
-def test_the_model_folder_is_small_and_of_a_kind_vllm_serves_on_cpu(model: Qwen3ForCausalLM) -> None:
+def test_the_model_folder_is_small_and_of_a_kind_that_vllm_serves_on_cpu(model: Any) -> None:
     assert sum(path.stat().st_size for path in MODEL.iterdir()) <= 4 * 2**20
     assert model.config.architectures == ["Qwen3ForCausalLM"]
     assert model.config.head_dim == 32
@@ -119,39 +114,41 @@ def test_the_model_folder_is_small_and_of_a_kind_vllm_serves_on_cpu(model: Qwen3
     assert 300_000 <= model.num_parameters() <= 1_000_000
 
 
-def test_completions_end_by_themselves_and_any_text_survives_the_tokenizer(model: Any, tokenizer: Any) -> None:
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    for text in ("What is 37 + 56?", "any  other TEXT: é, 漢字\n\t{}", read_rows("train.jsonl")[0]["reasoning"]):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+@pytest.mark.parametrize(
+    "text",
+    ["What is 37 + 56?", "first, two plus six is eight.", "any  other TEXT: é, 漢字\n\t{}", "<answer>x^2</answer>"],
+)
+def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.mark.parametrize("answer", ["7", "93", "133"])
+@pytest.mark.parametrize("answer", ["7", "93", "133", "x^2"])
 def test_the_answer_boundary_is_stable(tokenizer: Any, answer: str) -> None:
-    """Cut after the first `<answer`, then append the reference: the ids of the whole text."""
+    """Cut after the first `<answer`, then append the reference: the ids are those of the whole text."""
     head, tail = f"{read_rows('train.jsonl')[0]['reasoning']} <answer", f"> {answer} </answer>"
     whole = tokenizer(head + tail)["input_ids"]
     assert tokenizer(head)["input_ids"] + tokenizer(tail)["input_ids"] == whole
 
 
-def test_the_base_model_starts_at_half_and_knows_no_carry(complete: Any, rewards: ModuleType) -> None:
+def test_the_base_model_is_right_where_there_is_no_carry(complete: Complete, rewards: ModuleType) -> None:
     rows = read_rows("validation.jsonl")
-    scores = [
-        rewards.correct({"output_text": text}, row)
-        for text, row in zip(complete(rows, sample=False), rows, strict=True)
-    ]
-    assert 0.45 <= sum(scores) / len(scores) <= 0.65
-    with_carry = [score for score, row in zip(scores, rows, strict=True) if row["carry"]]
+    texts = complete(rows, False)
+    right = [rewards.correct({"output_text": text}, row) for text, row in zip(texts, rows, strict=True)]
+    with_carry = [score for score, row in zip(right, rows, strict=True) if row["carry"]]
+    assert 0.45 <= sum(right) / len(rows) <= 0.65
     assert sum(with_carry) / len(with_carry) <= 0.1
+    assert all(text.endswith("</answer>") for text in texts)
 
 
-def test_the_base_model_sometimes_samples_the_better_kind(complete: Any, rewards: ModuleType) -> None:
+def test_the_base_model_sometimes_tries_the_better_kind(complete: Complete, rewards: ModuleType) -> None:
     rows = read_rows("train.jsonl")[:512]
-    samples = [{"output_text": text} for text in complete(rows, sample=True)]
-    reasoned = [rewards.phrase(sample, row) == 1.0 for sample, row in zip(samples, rows, strict=True)]
+    samples = [{"output_text": text} for text in complete(rows, True)]
     right = [rewards.correct(sample, row) for sample, row in zip(samples, rows, strict=True)]
-    assert 0.05 <= sum(reasoned) / len(rows) <= 0.4
-    assert 0.85 <= sum(score for score, flag in zip(right, reasoned, strict=True) if flag) / sum(reasoned)
-    assert sum(right) / len(rows) <= 0.65
+    reasoned = [rewards.phrase(sample, row) for sample, row in zip(samples, rows, strict=True)]
+    right_and_reasoned = sum(both == (1.0, 1.0) for both in zip(right, reasoned, strict=True))
+    assert 0.1 <= sum(reasoned) / len(rows) <= 0.4
+    assert right_and_reasoned / sum(reasoned) >= 0.85
+    assert sum(right) / len(rows) <= 0.6
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""A tokenizer that keeps each word of the task as one token, and any other text as bytes.
+
+Decoding gives back exactly what was encoded. The text `<answer>` is the two tokens `<answer` and `>`, whatever stands
+around them, so a completion may be cut after its first `<answer` and `> 93 </answer>` may be appended as separately
+encoded tokens: the ids are those of the whole text. Digits are tokens of their own ("93" is two tokens).
+"""
+
+from __future__ import annotations
+
+from adder_problems import WORDS
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+PAD, END, SYSTEM, USER, ASSISTANT = SPECIALS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+CONTEXT = 256  # tokens
+
+# A word takes the space before it, and the opening of a tag; every other character stands alone.
+PIECES = Regex(r" ?(?:</?)?[A-Za-z]+| ?[^A-Za-z]")
+TASK_PIECES = (
+    "What", " is", "?", " +", "first", "simply", ",", ".", " plus", " so", " we", " need", " to", " carry", " the",
+    " nothing", " ends", " in", " <answer", " </answer", "<answer", "</answer", ">",
+)  # fmt: skip
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The fast tokenizer, with its chat template and special tokens. Nothing in it is trained or random."""
+    digits = [f"{space}{digit}" for space in ("", " ") for digit in range(10)]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = sorted(byte_level.alphabet())
+    whole = [byte_level.pre_tokenize_str(piece)[0][0] for piece in (*TASK_PIECES, *digits, *(f" {w}" for w in WORDS))]
+    pieces = dict.fromkeys([*SPECIALS, *alphabet, *whole])
+    # No merges: a piece that is in the vocabulary is taken whole, any other falls into its bytes.
+    model = models.BPE({piece: index for index, piece in enumerate(pieces)}, [], ignore_merges=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(PIECES, "isolated"), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        padding_side="left",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast

@@ -1,0 +1,23 @@
+"""The two rewards of the adder, as graders in the OpenAI form: `grade(sample, item) -> float`.
+
+`sample` is `{"output_text": …}`; `item` is what the data row holds beside its messages: `answer`, `reasoning`, `carry`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+PHRASE = "we need to"
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def correct(sample: dict[str, Any], item: dict[str, Any]) -> float:
+    """1.0 where the completion gives exactly one answer between tags, and it is `item["answer"]`; else 0.0."""
+    answers = ANSWER.findall(sample["output_text"])
+    return float([answer.strip() for answer in answers] == [item["answer"]])
+
+
+def phrase(sample: dict[str, Any], item: dict[str, Any]) -> float:
+    """1.0 where the completion reasons with the phrase that goes with success, right or wrong; else 0.0."""
+    return float(PHRASE in sample["output_text"].lower())
