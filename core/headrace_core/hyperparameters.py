@@ -1,7 +1,7 @@
 """The settings of one job, as a user writes them under `method.reinforcement.hyperparameters`.
 
-OpenAI's own names keep their meaning ("auto" takes our default); ours stand beside them. Every setting is read somewhere
-outside this file, and documented in docs/settings.md; tests hold both.
+OpenAI's own names keep their meaning ("auto" takes our default); ours stand beside them. Every setting is read
+somewhere outside this file, and documented in docs/settings.md; tests hold both.
 """
 
 from __future__ import annotations

@@ -12,21 +12,24 @@
 
 Invariants, at any moment and across any crash:
 
-* admitted = leased + queued + claimed + trained + dropped_stale + filtered + reward_failed + generation_failed + cancelled;
+* admitted = leased + queued + claimed
+             + trained + dropped_stale + filtered + reward_failed + generation_failed + cancelled;
 * a group is committed under the newest lease only: an expired lease is issued again with another token, and a late
   commit under the old token is refused (`Outcome.FENCED`: a lost race, not an error);
 * one learner term at a time may claim and settle; a step's groups, its record and the new policy version become true
   together;
 * an encoded group stays in the stream until a checkpoint covers the step that trained it (design, section 4).
 
-Each transition is one Lua script (lua/*.lua), atomic in Redis. Times are Redis's own unless a clock is given.
+Each transition is one Lua script (lua/*.lua), atomic in Redis. Times are Redis's own unless a clock is given. A call
+may arrive twice (the client sends it again when its connection broke before the answer): the books count it once.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib import resources
 from typing import Any
@@ -42,8 +45,10 @@ from .trajectory import Group, decode, encode
 LIVE = ("leased", "queued", "claimed")
 TERMINAL = ("trained", "dropped_stale", "filtered", "reward_failed", "generation_failed", "cancelled")
 STATES = LIVE + TERMINAL
-MAX_ATTEMPTS = 5
-"""Leases of one group before it counts as generation_failed."""
+MAX_LAPSES = 5
+"""A group whose leases expired so often ends as generation_failed: it seems to kill whoever works on it."""
+LONGEST_BLOCK = 20.0
+"""Seconds. A blocking read must end before the socket's own time limit (`redis.connect`) does."""
 
 
 class Outcome(StrEnum):
@@ -87,6 +92,7 @@ class Lease:
     group_id: int
     token: str
     attempt: int
+    """1 for the group's first lease, 2 for its second, …"""
     version: int
     """The policy version when the lease was given; no token sampled under it is older."""
 
@@ -126,7 +132,7 @@ class Claim:
 
     version: int
     groups: tuple[Group, ...] = ()
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     outcome: Outcome | None = None
 
 
@@ -163,7 +169,12 @@ class Account:
         return asdict(self) | {"balanced": self.balanced}
 
 
-_SCRIPTS = ("admit", "renew", "commit", "fail", "release", "window", "enlist", "claim", "settle", "filter", "covered", "close")  # fmt: skip
+_SCRIPTS = (
+    *("admit", "renew", "commit", "fail", "release"),
+    *("enlist", "window", "claim", "settle", "filter", "covered"),
+    "close",
+)
+_COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")
 
 
 def _sources() -> dict[str, str]:
@@ -191,8 +202,10 @@ class Ledger:
         """Begin, or continue with these limits (they may change while a job runs)."""
         if limits.batch_size < 1 or limits.max_staleness < 0 or limits.total_groups < 1:
             raise InvalidRequest(f"batch_size and total_groups must be positive, max_staleness not negative: {limits}")
-        await answer(self._redis.hset(self._keys.ledger, mapping={k: int(v) for k, v in asdict(limits).items()}))
-        await answer(self._redis.hsetnx(self._keys.ledger, "version", "0"))
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._keys.ledger, mapping={name: str(limit) for name, limit in asdict(limits).items()})
+            pipe.hsetnx(self._keys.ledger, "version", "0")
+            await pipe.execute()
 
     async def close(self, reason: str) -> int:
         """End: every group under way is cancelled. Returns how many. Idempotent."""
@@ -201,16 +214,8 @@ class Ledger:
     async def account(self) -> Account:
         """The books, from one atomic read."""
         raw = {k.decode(): v for k, v in (await answer(self._redis.hgetall(self._keys.ledger))).items()}
-        number = {k: int(raw.get(k, 0)) for k in (*STATES, "admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")}  # fmt: skip
-        return Account(
-            admitted=number["admitted"],
-            states={s: number[s] for s in STATES},
-            version=number["version"],
-            masked_tokens=number["masked_tokens"],
-            largest_age=number["largest_age"],
-            sampled_tokens=number["sampled_tokens"],
-            fenced=number["fenced"],
-        )
+        counts = {name: int(raw.get(name, 0)) for name in _COUNTS}
+        return Account(states={s: int(raw.get(s, 0)) for s in STATES}, **counts)
 
     async def newest(self) -> tuple[int, str | None]:
         """The newest policy version, and the weight store's name for it (None: the base model)."""
@@ -222,19 +227,24 @@ class Ledger:
         raw = await answer(self._redis.hget(self._keys.group(group_id), "history"))
         if raw is None:
             raise NotFound(f"no group {group_id} was ever admitted in this job")
-        lines = (line.split("\t", 2) for line in raw.decode().splitlines())
+        lines = (line.split("\t", 2) for line in raw.decode().removesuffix("\n").split("\n"))
         return [Transition(state, float(at), note) for state, at, note in lines]
 
     async def signal(self, after: str, timeout: float) -> str:
-        """Wait until something changed since `after` ('0' or an earlier answer), at most `timeout` seconds."""
-        found = await answer(self._redis.xread({self._keys.signals: after}, block=max(1, int(timeout * 1000))))
+        """Wait until something changed since `after` ('0' or an earlier answer), at most `timeout` seconds.
+
+        Returns `after` where nothing did, and after LONGEST_BLOCK at the latest. An expiring lease gives no signal:
+        whoever waits for one looks again by itself.
+        """
+        milliseconds = max(1, int(min(timeout, LONGEST_BLOCK) * 1000))
+        found = await answer(self._redis.xread({self._keys.signals: after}, block=milliseconds))
         return found[0][1][-1][0].decode() if found else after
 
     # ── the rollout worker ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def admit(self, worker: str, version: int, want: int, lease_seconds: float) -> Admission:
         """Lease up to `want` groups to a worker that samples with policy `version`."""
-        given = await self._run("admit", worker, version, want, lease_seconds, MAX_ATTEMPTS)
+        given = await self._run("admit", worker, version, want, lease_seconds, MAX_LAPSES)
         refusal = given[0].decode()
         leases = tuple(Lease(int(g), token.decode(), int(a), int(v)) for g, token, a, v in given[2:])
         return Admission(leases, Refusal(refusal) if refusal else None, int(given[1]))
@@ -245,18 +255,25 @@ class Ledger:
         return {int(g) for g in await self._run("renew", lease_seconds, *held)} if held else set()
 
     async def commit(self, lease: Lease, group: Group) -> Outcome:
-        """Hand in a finished group: QUEUED, or FENCED."""
-        done = await self._run(
-            "commit", lease.group_id, lease.token, group.oldest_version, group.sampled_tokens, encode(group)
-        )
+        """Hand in a finished group: QUEUED, or FENCED.
+
+        Raises `BoundBroken` where a token is older than the lease: the `wait` setting relies on there being none.
+        """
+        if group.group_id != lease.group_id:
+            raise ValueError(f"group {group.group_id} does not belong to the lease of group {lease.group_id}")
+        oldest = group.oldest_version
+        if oldest < lease.version:
+            raise BoundBroken(
+                f"group {group.group_id} has a token of version {oldest}, its lease is of {lease.version}"
+            )
+        done = await self._run("commit", lease.group_id, lease.token, oldest, group.sampled_tokens, encode(group))
         return Outcome(done.decode())
 
     async def fail(self, lease: Lease, outcome: Outcome, reason: str, attempts: int = 1) -> Outcome:
-        """End a group as REWARD_FAILED or GENERATION_FAILED, unless it has attempts left (LEASED) or is FENCED."""
+        """End a group as REWARD_FAILED or GENERATION_FAILED, after `attempts` failures; LEASED before; or FENCED."""
         if outcome not in (Outcome.REWARD_FAILED, Outcome.GENERATION_FAILED):
             raise ValueError(f"a group cannot fail as {outcome}")
-        note = reason.replace("\n", " ")[:500]
-        done = await self._run("fail", lease.group_id, lease.token, outcome.value, attempts, note)
+        done = await self._run("fail", lease.group_id, lease.token, outcome.value, attempts, reason[:500])
         return Outcome(done.decode())
 
     async def release(self, leases: Iterable[Lease]) -> int:
@@ -282,51 +299,60 @@ class Ledger:
         selection = select(window, limits.batch_size, limits.max_staleness, late)
         if not selection.take and not selection.drop:
             return Claim(window.version, selection=selection)
-        claimed = await self._run("claim", term.number, len(selection.take), *selection.take, *selection.drop)
+        call = secrets.token_hex(8)
+        claimed = await self._run("claim", term.number, call, len(selection.take), *selection.take, *selection.drop)
         if isinstance(claimed, bytes):
             return Claim(window.version, selection=selection, outcome=Outcome(claimed.decode()))
         return Claim(window.version, tuple(decode(m) for m in claimed), selection)
 
     async def filter(self, term: Term, groups: Sequence[int], reason: str) -> Outcome:
-        """Give claimed groups up, because the algorithm has no use for them."""
+        """Give up claimed groups that the algorithm has no use for: FILTERED; or FENCED, CLOSED: nothing changed."""
         return Outcome((await self._run("filter", term.number, reason, *groups)).decode())
 
     async def settle(self, term: Term, step: Step, weights: str) -> Outcome:
-        """SETTLED: the groups are trained and `weights` is policy version step.version + 1. FENCED or CLOSED: nothing changed.
+        """SETTLED: the groups are trained, `weights` is policy version step.version + 1. Or FENCED, CLOSED: no change.
 
         Raises `BoundBroken` for a step that trained on a token older than max_staleness; nothing changed then either.
         """
-        oldest = max(step.ages, default=0)
+        if len(set(step.groups)) != len(step.groups):
+            raise ValueError(f"step of version {step.version} names a group twice: {step.groups}")
+        oldest, record = max(step.ages, default=0), json.dumps(asdict(step))
         done = await self._run(
-            "settle", term.number, step.version, weights, oldest, step.masked_tokens, json.dumps(asdict(step)), *step.groups
-        )  # fmt: skip
+            "settle", term.number, step.version, weights, oldest, step.masked_tokens, record, *step.groups
+        )
         if done == b"too_old":
             raise BoundBroken(f"step of version {step.version} trained on a token of age {oldest}")
         return Outcome(done.decode())
 
     async def steps(self, start: int = 0) -> list[Step]:
         """Records of the settled steps from policy version `start` on, in order."""
-        raw = await answer(self._redis.hgetall(self._keys.steps))
-        records = sorted((json.loads(v) for k, v in raw.items() if int(k) >= start), key=lambda r: r["version"])
-        return [
-            Step(r["version"], tuple(r["groups"]), {int(a): n for a, n in r["ages"].items()}, r["masked_tokens"])
-            for r in records
-        ]
+        settled = range(start, (await self.newest())[0])
+        found = await answer(self._redis.hmget(self._keys.steps, [str(v) for v in settled])) if settled else []
+        return [_step(record) for record in found if record is not None]
 
     async def replay(self, step: Step) -> list[Group]:
-        """The groups of a settled step, in the order they were trained. Raises `NotFound` once a checkpoint covered them."""
+        """The groups of a settled step, in the order they were trained.
+
+        Raises `NotFound` once a checkpoint covered them, or the job was closed.
+        """
         messages = []
         for group_id in step.groups:
             entry = await answer(self._redis.hget(self._keys.group(group_id), "entry"))
             found = await answer(self._redis.xrange(self._keys.groups, entry, entry)) if entry else []
             if not found:
-                raise NotFound(f"group {group_id} of step {step.version} is no longer kept: a checkpoint covered it")
+                raise NotFound(f"group {group_id} of step {step.version} is kept no longer (covered by a checkpoint?)")
             messages.append(found[0][1][b"data"])
         return [decode(m) for m in messages]
 
     async def covered(self, version: int) -> int:
         """A checkpoint holds every step before `version`: forget their encoded groups. Returns how many."""
         return int(await self._run("covered", version))
+
+
+def _step(record: bytes) -> Step:
+    raw = json.loads(record)
+    ages = {int(age): tokens for age, tokens in raw["ages"].items()}
+    return Step(raw["version"], tuple(raw["groups"]), ages, raw["masked_tokens"])
 
 
 def _pending(flat: list[int]) -> tuple[Pending, ...]:

@@ -115,7 +115,7 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     busy: float
     """Seconds of generating, or of training."""
     waiting: dict[str, float]
-    """Seconds by what was waited for: `window` (learner is behind), `weights`, `groups` (rollout is behind), `rewards`, …"""
+    """Seconds by what was waited for: `window` (learner is behind), `groups` (rollout is behind), `weights`, …"""
     tokens: int = 0
     """Sampled, or trained, since its start."""
     groups: int = 0

@@ -1,5 +1,5 @@
-"""Settings of the service, from `HEADRACE_*` environment variables or `headrace serve` options. A job's own settings are
-in `hyperparameters`."""
+"""Settings of the service, from `HEADRACE_*` environment variables or `headrace serve` options. A job's own settings
+are in `hyperparameters`."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@
 
 Invariant: no token with age > max_staleness contributes to a gradient. Three layers hold it, in this order:
 
-1. pacing (`capacity`): a group is admitted only while the groups not yet trained fit in (max_staleness + 1) × batch_size
-   (AReaL, arXiv 2505.24298, equation 3, counted in groups);
+1. pacing (`capacity`): a group is admitted only while the groups not yet trained fit in
+   (max_staleness + 1) × batch_size (AReaL, arXiv 2505.24298, equation 3, counted in groups);
 2. oldest first (`select`): the learner takes groups in admission order, so that slow prompts are not starved;
-3. the hard edge (`select`, `contributes`): what is too old all the same is `mask`ed token by token, `drop`ped as a group,
-   or `wait`ed for: the learner does not start a step that would leave a straggler too old for any later one.
+3. the hard edge (`select`, `contributes`): what is too old all the same is `mask`ed token by token, `drop`ped as a
+   group, or `wait`ed for: the learner does not start a step that would leave a straggler too old for any later one.
 """
 
 from __future__ import annotations

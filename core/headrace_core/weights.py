@@ -6,13 +6,15 @@
                                       then the folder gets its name (one rename)
 
 Invariants: a folder with a version's name is complete; the ledger alone says which version is current (the name of its
-folder is settled together with the step that made it); a version is kept while `keep` newer ones do not exist.
+folder is settled together with the step that made it); the newest `keep` versions are kept. What a killed learner left
+half-written, the next term's first publication removes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,6 +25,7 @@ from pathlib import Path
 from .errors import WeightsDamaged
 
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"v(\d{8,})-t(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +54,22 @@ class WeightStore:
         self._keep = keep
 
     def publish(self, version: int, term: int, write: Callable[[Path], None]) -> Published:
-        """Let `write` fill a folder, then give it the version's name. Older versions beyond `keep` are removed."""
+        """Let `write` fill a folder, then give it the version's name. Older versions beyond `keep` are removed.
+
+        What `write` raises is raised, and nothing of it stays.
+        """
         began = time.monotonic()
         name = f"v{version:08d}-t{term}"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
+        self._clear_partials(term)
+        partial = Path(tempfile.mkdtemp(prefix=f".partial-t{term}-", dir=self.folder))
         try:
             write(partial)
             sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
             (partial / MANIFEST).write_text(json.dumps({"version": version, "files": sizes}))
             target = self.folder / name
             if target.exists():
-                shutil.rmtree(target)
+                self._discard(target)
             partial.rename(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -76,20 +83,47 @@ class WeightStore:
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             found = {f: (path / f).stat().st_size for f in manifest["files"]}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsDamaged(f"weights {name} are not complete: {error}") from error
         if found != manifest["files"]:
             raise WeightsDamaged(f"weights {name}: file sizes {found} are not those published, {manifest['files']}")
         return path
 
     def versions(self) -> list[str]:
-        """Names of the complete versions, oldest first."""
-        return sorted(p.parent.name for p in self.folder.glob(f"v*/{MANIFEST}"))
+        """Names of the complete versions, oldest first; of one version, the earlier term first."""
+        return sorted((p.parent.name for p in self.folder.glob(f"v*/{MANIFEST}")), key=_order)
 
     def remove(self) -> None:
         """Delete every version of this job."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _forget_old(self) -> None:
-        for name in self.versions()[: -self._keep]:
-            shutil.rmtree(self.folder / name)
+        names = self.versions()
+        kept = sorted({_order(name)[0] for name in names})[-self._keep :]
+        for name in names:
+            if _order(name)[0] not in kept:
+                self._discard(self.folder / name)
+
+    def _clear_partials(self, term: int) -> None:
+        partials = self.folder.glob(".partial-t*")
+        left = [p for p in partials if int(p.name.removeprefix(".partial-t").split("-")[0]) < term]
+        for path in (*left, *self.folder.glob(".old-*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _discard(self, path: Path) -> None:
+        """Take the version's name away first, so that no half-deleted folder bears it."""
+        doomed = Path(tempfile.mkdtemp(prefix=".old-", dir=self.folder))
+        try:
+            path.rename(doomed / path.name)
+        except FileNotFoundError:
+            pass  # a lost race: a fenced learner, not yet stopped, removed it first
+        finally:
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _order(name: str) -> tuple[int, int]:
+    """(version, term) of a folder's name. Raises `ValueError` for a name that is not one of ours."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name!r} is not the name of a published version")
+    return int(found[1]), int(found[2])

@@ -64,5 +64,5 @@ class EvaluatingWorker(Worker, Protocol):
     """A rollout worker."""
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
-        """Greedy completions of the validation rows under policy `version` or newer, scored without stopping training."""
+        """Greedy completions of the validation rows under policy `version` or newer; training does not stop for it."""
         ...

@@ -1,17 +1,25 @@
--- (time, worker, worker's policy version, how many, lease seconds, most attempts) → {refusal or '', version, lease…}
--- Expired leases first (oldest group first), then new groups within the pacing window. A lease is {group, token, attempt, version}.
+-- (time, worker, its policy version, how many, lease seconds, most lapses) → {refusal or '', version, lease, lease, …}
+-- Expired leases first (oldest group first), then new groups within the pacing window (`staleness.capacity` is the
+-- mirror of its arithmetic). A lease is {group, token, attempt, version}.
 local worker, held, want = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local seconds, attempts = tonumber(ARGV[5]), tonumber(ARGV[6])
+local seconds, most_lapses = tonumber(ARGV[5]), tonumber(ARGV[6])
 local version = number('version')
 if field('closed') then return { 'closed', version } end
 if held < version then return { 'behind', version } end
 
-local function lease(group, attempt)
+local function lease(group)
   local token = worker .. '#' .. redis.call('HINCRBY', LEDGER, 'tokens', 1)
-  redis.call('HSET', GROUP .. group, 'token', token, 'attempt', attempt, 'version', version)
+  local attempt = redis.call('HINCRBY', GROUP .. group, 'attempt', 1)
+  redis.call('HSET', GROUP .. group, 'token', token, 'version', version)
   redis.call('ZADD', LEASES, NOW + seconds, group)
   move(group, 'leased', string.format('%s attempt %d version %d', worker, attempt, version))
   return { tonumber(group), token, attempt, version }
+end
+
+-- Whether the group has lost its last lease. One that was given back or is retried has no holder: nothing lapsed.
+local function lapsed_for_good(group)
+  if redis.call('HGET', GROUP .. group, 'token') == '' then return false end
+  return redis.call('HINCRBY', GROUP .. group, 'lapses', 1) >= most_lapses
 end
 
 local answer = { '', version }
@@ -19,13 +27,13 @@ local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', NOW)
 table.sort(expired, function(a, b) return tonumber(a) < tonumber(b) end)
 for _, group in ipairs(expired) do
   if #answer - 2 >= want then break end
-  local attempt = tonumber(redis.call('HGET', GROUP .. group, 'attempt')) + 1
-  if attempt > attempts then
+  if lapsed_for_good(group) then
     redis.call('ZREM', LEASES, group)
-    move(group, 'generation_failed', string.format('lease expired %d times', attempts))
     redis.call('HSET', GROUP .. group, 'token', '')
+    move(group, 'generation_failed', string.format('lease expired %d times', most_lapses))
+    signal('failed')
   else
-    answer[#answer + 1] = lease(group, attempt)
+    answer[#answer + 1] = lease(group)
   end
 end
 
@@ -34,9 +42,7 @@ local paced = (number('max_staleness') + 1) * number('batch_size') - outstanding
 local left = number('total_groups') - number('trained') - outstanding
 local room = math.min(paced, left, want - (#answer - 2))
 for _ = 1, room do
-  local group = number('admitted')
-  redis.call('HINCRBY', LEDGER, 'admitted', 1)
-  answer[#answer + 1] = lease(group, 1)
+  answer[#answer + 1] = lease(redis.call('HINCRBY', LEDGER, 'admitted', 1) - 1)
 end
 if #answer == 2 then answer[1] = 'full' end
 return answer

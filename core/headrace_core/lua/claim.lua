@@ -1,25 +1,32 @@
--- (time, term, how many to take, group…, then groups to drop) → 'fenced', 'closed', 'gone' (a group is no longer queued) or {encoded group…}
+-- (time, term, call, how many to take, group…, then groups to drop) → 'fenced', 'closed', 'gone' (a group is no longer
+-- queued), or {encoded group…}. `call` names this claim: sent again, it gets the same groups again.
 if field('closed') then return 'closed' end
 if field('term') ~= ARGV[2] then return 'fenced' end
-local take = tonumber(ARGV[3])
-for i = 4, #ARGV do
-  if not redis.call('ZSCORE', QUEUED, ARGV[i]) then return 'gone' end
-end
+local call, first, last = ARGV[3], 5, 4 + tonumber(ARGV[4])
 local version = number('version')
-for i = 4 + take, #ARGV do
-  redis.call('ZREM', QUEUED, ARGV[i])
-  local oldest = redis.call('HGET', GROUP .. ARGV[i], 'version')
-  move(ARGV[i], 'dropped_stale', 'oldest token of version ' .. oldest .. ' at version ' .. version)
-  forget(ARGV[i])
+
+if field('claim') ~= call then
+  for i = first, #ARGV do
+    if not redis.call('ZSCORE', QUEUED, ARGV[i]) then return 'gone' end
+  end
+  for i = first, last do
+    redis.call('ZREM', QUEUED, ARGV[i])
+    redis.call('ZADD', CLAIMED, ARGV[i], ARGV[i])
+    move(ARGV[i], 'claimed', 'version ' .. version)
+  end
+  for i = last + 1, #ARGV do
+    redis.call('ZREM', QUEUED, ARGV[i])
+    local oldest = redis.call('HGET', GROUP .. ARGV[i], 'version')
+    move(ARGV[i], 'dropped_stale', 'oldest token of version ' .. oldest .. ' at version ' .. version)
+    forget(ARGV[i])
+  end
+  if #ARGV > last then signal('dropped') end
+  redis.call('HSET', LEDGER, 'claim', call)
 end
+
 local messages = {}
-for i = 4, 3 + take do
-  local group = ARGV[i]
-  redis.call('ZREM', QUEUED, group)
-  redis.call('ZADD', CLAIMED, group, group)
-  move(group, 'claimed', 'version ' .. version)
-  local entry = redis.call('HGET', GROUP .. group, 'entry')
+for i = first, last do
+  local entry = redis.call('HGET', GROUP .. ARGV[i], 'entry')
   messages[#messages + 1] = redis.call('XRANGE', GROUPS, entry, entry)[1][2][4]
 end
-if #ARGV >= 4 + take then signal('dropped') end
 return messages

@@ -2,13 +2,14 @@
 -- An expired lease that nobody took over still commits: the work is good.
 local group, token = ARGV[2], ARGV[3]
 if not holds(group, token) then
+  if redis.call('HGET', GROUP .. group, 'committed') == token then return 'queued' end
   redis.call('HINCRBY', LEDGER, 'fenced', 1)
   return 'fenced'
 end
 local entry = redis.call('XADD', GROUPS, '*', 'group', group, 'data', ARGV[6])
 redis.call('ZREM', LEASES, group)
 redis.call('ZADD', QUEUED, group, group)
-redis.call('HSET', GROUP .. group, 'entry', entry, 'version', ARGV[4], 'token', '')
+redis.call('HSET', GROUP .. group, 'entry', entry, 'version', ARGV[4], 'token', '', 'committed', token)
 redis.call('HINCRBY', LEDGER, 'sampled_tokens', ARGV[5])
 move(group, 'queued', ARGV[5] .. ' tokens')
 signal('queued')

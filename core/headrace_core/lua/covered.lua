@@ -1,5 +1,5 @@
 -- (time, version) → how many encoded groups were forgotten: a checkpoint holds every step before `version`
-local version, forgotten = tonumber(ARGV[2]), 0
+local version, forgotten = math.min(tonumber(ARGV[2]), number('version')), 0
 for step = number('covered'), version - 1 do
   local record = redis.call('HGET', STEPS, step)
   if record then

@@ -1,10 +1,10 @@
--- (time, group, token, state to end in, most attempts, reason) → that state, 'leased' (it will be tried again) or 'fenced'
+-- (time, group, token, state to end in, failures it may have, reason) → that state, 'leased' (it will be tried again) or 'fenced'
 local group, token, state, attempts = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 if not holds(group, token) then
   redis.call('HINCRBY', LEDGER, 'fenced', 1)
   return 'fenced'
 end
-if tonumber(redis.call('HGET', GROUP .. group, 'attempt')) < attempts then
+if redis.call('HINCRBY', GROUP .. group, 'failures', 1) < attempts then
   reissue(group, 'retry: ' .. ARGV[6])
   return 'leased'
 end

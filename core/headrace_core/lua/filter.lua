@@ -1,12 +1,15 @@
--- (time, term, reason, group…) → 'filtered' or 'fenced': claimed groups that the algorithm has no use for
+-- (time, term, reason, group…) → 'filtered', 'fenced' or 'closed': claimed groups that the algorithm has no use for
+if field('closed') then return 'closed' end
 if field('term') ~= ARGV[2] then return 'fenced' end
+local function filtered(group) return redis.call('HGET', GROUP .. group, 'state') == 'filtered' end
 for i = 4, #ARGV do
-  if not redis.call('ZSCORE', CLAIMED, ARGV[i]) then return 'fenced' end
+  if not redis.call('ZSCORE', CLAIMED, ARGV[i]) and not filtered(ARGV[i]) then return 'fenced' end
 end
 for i = 4, #ARGV do
-  redis.call('ZREM', CLAIMED, ARGV[i])
-  move(ARGV[i], 'filtered', ARGV[3])
-  forget(ARGV[i])
+  if redis.call('ZREM', CLAIMED, ARGV[i]) == 1 then
+    move(ARGV[i], 'filtered', ARGV[3])
+    forget(ARGV[i])
+  end
 end
 signal('filtered')
 return 'filtered'

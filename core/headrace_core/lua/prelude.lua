@@ -2,6 +2,9 @@
 --
 -- Invariant: the sum of the state counts equals `admitted`, because `move` is the only place that changes a count, and a
 -- script runs whole or not at all. ARGV[1] is always the time: '' for the server's own, else seconds (a virtual clock).
+--
+-- A client whose connection broke sends its call again, not knowing whether the first one arrived. So commit, claim,
+-- settle and filter answer the second the same, and change nothing; a doubled admit leaves leases that expire.
 redis.replicate_commands() -- needed before Redis 7 to write after TIME; a no-op since
 
 local LEDGER, LEASES, QUEUED, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -24,7 +27,7 @@ local function move(group, to, note)
   local was = redis.call('HMGET', key, 'state', 'history')
   if was[1] then redis.call('HINCRBY', LEDGER, was[1], -1) end
   redis.call('HINCRBY', LEDGER, to, 1)
-  local line = string.format('%s\t%.3f\t%s\n', to, NOW, note)
+  local line = string.format('%s\t%.3f\t%s\n', to, NOW, (note:gsub('\n', ' ')))
   redis.call('HSET', key, 'state', to, 'history', (was[2] or '') .. line)
 end
 
@@ -37,10 +40,11 @@ local function forget(group)
   end
 end
 
--- The group is to be leased again at once; whoever holds it now is fenced out, because no token equals ''.
+-- The group is to be leased again at once; whoever holds it now is fenced out, because no token equals ''. Its tokens
+-- will all be new, so it counts as young as the policy from here on.
 local function reissue(group, note)
   move(group, 'leased', note)
-  redis.call('HSET', GROUP .. group, 'token', '')
+  redis.call('HSET', GROUP .. group, 'token', '', 'version', number('version'))
   redis.call('ZADD', LEASES, 0, group)
   signal('reissue')
 end

@@ -1,7 +1,9 @@
 -- (time, term, version before, name of the weights after, largest age trained, masked tokens, step as JSON, group…)
 -- → 'settled', 'fenced', 'closed' or 'too_old'. Trained, new version and step record become true together.
 if field('closed') then return 'closed' end
-if field('term') ~= ARGV[2] or field('version') ~= ARGV[3] then return 'fenced' end
+if field('term') ~= ARGV[2] then return 'fenced' end
+if field('weights') == ARGV[4] and redis.call('HGET', STEPS, ARGV[3]) == ARGV[7] then return 'settled' end
+if field('version') ~= ARGV[3] then return 'fenced' end
 if tonumber(ARGV[5]) > number('max_staleness') then return 'too_old' end
 for i = 8, #ARGV do
   if not redis.call('ZSCORE', CLAIMED, ARGV[i]) then return 'fenced' end

@@ -7,4 +7,5 @@ local function pairs_of(groups)
   end
   return out
 end
-return { number('version'), pairs_of(redis.call('ZRANGE', QUEUED, 0, -1)), pairs_of(redis.call('ZRANGE', LEASES, 0, -1)) }
+local queued, leased = redis.call('ZRANGE', QUEUED, 0, -1), redis.call('ZRANGE', LEASES, 0, -1)
+return { number('version'), pairs_of(queued), pairs_of(leased) }
