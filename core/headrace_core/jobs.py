@@ -106,6 +106,12 @@ class Checkpoint(msgspec.Struct, frozen=True):
     metrics: dict[str, float] = {}
 
 
+def model_name(job: Job, step: int | None = None) -> str:
+    """Under what name the trained model is offered: the job's last one, or that of the checkpoint after `step`."""
+    name = f"ft:{job.model}:headrace:{job.suffix or ''}:{job.id.removeprefix('ftjob-')}"
+    return name if step is None else f"{name}:ckpt-step-{step}"
+
+
 def new_id(prefix: str) -> str:
     """`prefix` and 24 characters that no other id has."""
     return prefix + uuid.uuid4().hex[:24]

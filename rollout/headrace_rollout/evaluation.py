@@ -18,7 +18,13 @@ from .scoring import sample_of, score
 
 
 async def evaluate(
-    engine: Engine, tokenizer: Tokenizer, reward: Reward, prompts: list[Prompt], max_tokens: int, step: int, at_once: int
+    engine: Engine,
+    tokenizer: Tokenizer,
+    reward: Reward,
+    prompts: list[Prompt],
+    max_tokens: int,
+    step: int,
+    at_once: int,
 ) -> EvaluationMetrics:
     """Score greedy completions of `prompts`, at most `at_once` in flight."""
     if not prompts:

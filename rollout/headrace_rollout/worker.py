@@ -11,8 +11,8 @@
       broken  ends when a group's task met an error that no group can mend (the engine is gone)
       stop    ends when stop() is called
 
-Invariants: a lease is only taken while the engine samples with the newest policy version known to the ledger; every lease
-taken is committed, failed or given back, unless the process dies, and then it expires.
+Invariants: a lease is only taken while the engine samples with the newest policy version known to the ledger; every
+lease taken is committed, failed or given back, unless the process dies, and then it expires.
 """
 
 from __future__ import annotations
@@ -136,7 +136,13 @@ class RolloutWorker:
             ) from error
         s = self._settings
         return await evaluate(
-            self._engine, self._tokenizer, self._reward, self._held_out, s.max_tokens, version, s.max_running
+            self._engine,
+            self._tokenizer,
+            self._reward,
+            self._held_out,
+            max_tokens=s.max_tokens,
+            step=version,
+            at_once=s.max_running,
         )
 
     # ── the loops ────────────────────────────────────────────────────────────────────────────────────────────────────

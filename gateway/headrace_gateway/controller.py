@@ -1,0 +1,273 @@
+"""The controller of one job: a Ray actor that places its workers, supervises them, and says why when it gives up.
+
+    queued ──resources──► running:  learner.run ┐
+                                    rollout.run ┤ each under a Supervisor
+                                    evaluations ┤ every evaluation interval, on the first rollout worker
+                                    watch       ┘ cancelled? too many failed rewards? no progress?
+           all steps trained, last version evaluated ► ledger closed ► succeeded
+           an error                                  ► ledger closed ► failed, with the reason
+           suspend                                   ► workers stopped, nothing closed: the next controller goes on
+
+Invariants: however it ends, no worker process, no placement and no published weights are left; all it knows is in
+Redis, so that another controller can take over at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterable
+from typing import Any
+
+import msgspec
+import ray
+import structlog
+
+from headrace_core.errors import HeadraceError, InvalidState, TimedOut
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.jobs import Job, JobError, JobStore, Status, model_name
+from headrace_core.ledger import Account, Ledger
+from headrace_core.metrics import EvaluationMetrics
+from headrace_core.redis import connect
+from headrace_core.settings import Settings
+from headrace_core.weights import WeightStore, default_root
+from headrace_core.workers import WorkerConfig
+
+from .placement import LEARNER, ROLLOUT, Placement, plan
+from .supervisor import STOP_SECONDS, Supervisor
+
+WATCH_SECONDS = 1.0
+LEARNER_NAME = "learner"
+
+
+class RewardsFailing(HeadraceError):
+    """More rewards failed than the job's settings allow."""
+
+    code = "too_many_reward_failures"
+
+
+class Cancelled(Exception):
+    """The user cancelled the job."""
+
+
+class JobController:
+    """See the module's picture."""
+
+    def __init__(self, settings: Settings, redis_url: str, job_id: str) -> None:
+        self._settings = settings
+        self._redis_url = redis_url
+        self._job_id = job_id
+        self._redis = connect(redis_url)
+        self._jobs = JobStore(self._redis)
+        self._ledger = Ledger(self._redis, job_id)
+        self._weights_root = settings.weights_dir or default_root()
+        self._life: asyncio.Task[None] | None = None
+        self._placement: Placement | None = None
+        self._workers: list[Supervisor] = []
+
+    async def run(self) -> None:
+        """Work until the job has ended or is suspended; a second call while it runs returns at once."""
+        if self._life is None:
+            self._life = asyncio.create_task(self._live())
+            await asyncio.wait([self._life])
+            ray.actor.exit_actor()
+
+    async def suspend(self) -> None:
+        """Stop the workers but leave the job as it is; returns when no process of it is left."""
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait([self._life], timeout=2 * STOP_SECONDS)
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _live(self) -> None:
+        try:
+            job = await self._jobs.get(self._job_id)
+            if job.status == "cancelled":
+                raise Cancelled
+            await self._until([self._work(job)], [self._watch(job)])
+            await self._jobs.update(self._job_id, fine_tuned_model=model_name(job))
+            await self._end("succeeded", f"succeeded: the trained model is {model_name(job)}")
+        except Cancelled:
+            await self._ledger.close("cancelled")
+            await self._jobs.tell(self._job_id, "cancelled")
+        except asyncio.CancelledError:
+            await self._jobs.tell(self._job_id, "the service stops; the job goes on when it starts again")
+        except Exception as error:
+            await self._fail(error)
+        finally:
+            await self._clean_up()
+
+    async def _work(self, job: Job) -> None:
+        settings = Hyperparameters.model_validate(job.hyperparameters)
+        await self._ledger.open(settings.limits(job.rows))
+        await self._reserve(settings)
+        if job.status != "running":
+            await self._jobs.move(self._job_id, "running")
+        await asyncio.gather(*(worker.start() for worker in self._workers))
+        learner, *rollouts = self._workers
+        if job.validation_file and not await self._evaluated():
+            await self._evaluate(rollouts[0], 0)
+        main = [learner.run(), self._evaluations(job, settings, rollouts[0])]
+        await self._until(main, [rollout.run() for rollout in rollouts], self._finish)
+
+    async def _finish(self) -> None:
+        """All is trained: the rollout workers see the closed ledger and end."""
+        await self._ledger.close("finished")
+
+    async def _reserve(self, settings: Hyperparameters) -> None:
+        job = await self._jobs.get(self._job_id)
+        resources = plan(settings, ray.cluster_resources())
+        placement = self._placement = Placement(resources)
+        if not await placement.ready(timeout=WATCH_SECONDS):
+            await self._jobs.tell(self._job_id, f"queued: waits for {resources}, which other jobs hold")
+            while not await placement.ready(timeout=WATCH_SECONDS):
+                pass  # no limit of its own: jobs queue for as long as others run; `watch` ends it when cancelled
+        for bundle in range(len(resources.bundles)):
+            name = f"rollout-{bundle - 1}" if bundle else LEARNER_NAME
+            entry = ROLLOUT if bundle else LEARNER
+            config = self._config(job, name, resources.threads)
+            launch = lambda c, b=bundle, e=entry: placement.start(b, e, c)  # noqa: E731
+            self._workers.append(Supervisor(config, launch, self._jobs, self._settings.max_restarts))
+
+    def _config(self, job: Job, worker: str, threads: int) -> WorkerConfig:
+        data = self._settings.data_dir.absolute()
+        return WorkerConfig(
+            job_id=job.id,
+            worker=worker,
+            redis_url=self._redis_url,
+            weights_root=str(self._weights_root),
+            model_path=job.model_path,
+            training_file=str(data / "files" / job.training_file),
+            validation_file=None if job.validation_file is None else str(data / "files" / job.validation_file),
+            output_dir=str(data / "jobs" / job.id),
+            rows=job.rows,
+            total_steps=job.total_steps,
+            grader=job.grader,
+            hyperparameters=job.hyperparameters,
+            lease_seconds=self._settings.lease_seconds,
+            start_timeout=self._settings.start_timeout,
+            stall_timeout=self._settings.stall_timeout,
+            threads=threads,
+        )
+
+    # ── evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _evaluated(self) -> list[int]:
+        """Policy versions evaluated so far, by this controller or one before."""
+        return [data["step"] for _, kind, data in await self._jobs.metrics(self._job_id) if kind == "evaluation"]
+
+    async def _evaluations(self, job: Job, settings: Hyperparameters, worker: Supervisor) -> None:
+        """Every interval, and the last version for certain. Returns after the last."""
+        if job.validation_file is None:
+            return
+        interval = settings.evaluation_interval(job.total_steps)
+        last, signal = max(await self._evaluated(), default=0), "0"
+        while last < job.total_steps:
+            version, _ = await self._ledger.newest()
+            if version // interval > last // interval or version == job.total_steps:
+                await self._evaluate(worker, version)
+                last = version
+            else:
+                signal = await self._ledger.signal(signal, WATCH_SECONDS)
+
+    async def _evaluate(self, worker: Supervisor, version: int) -> None:
+        result: EvaluationMetrics = await worker.call("evaluate", version)
+        await self._jobs.record(self._job_id, result)
+        message = f"validation at step {version}: mean reward={result.reward_mean:.3f} on {result.samples} samples"
+        data = msgspec.to_builtins(result) | {"full_valid_mean_reward": result.reward_mean}
+        await self._jobs.tell(self._job_id, message, type="metrics", data=data)
+
+    # ── watch ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _watch(self, job: Job) -> None:
+        """Raises what must end the job: a cancellation, too many failed rewards, no progress."""
+        settings = Hyperparameters.model_validate(job.hyperparameters)
+        before, since = None, time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if (await self._jobs.get(self._job_id)).status == "cancelled":
+                raise Cancelled
+            account = await self._ledger.account()
+            _check_rewards(account, settings)
+            if account != before or not self._training():
+                before, since = account, time.monotonic()
+            elif time.monotonic() - since > self._settings.stall_timeout:
+                raise TimedOut(
+                    f"no group changed its state for {self._settings.stall_timeout:.0f} s: {account.states} at policy "
+                    f"version {account.version}; workers: {await self._activities()}"
+                )
+
+    def _training(self) -> bool:
+        return bool(self._workers) and all(worker.ready for worker in self._workers)
+
+    async def _activities(self) -> str:
+        beats = await self._jobs.workers(self._job_id)
+        return "; ".join(f"{b.worker} version {b.version}, {b.running} requests, waited {b.waiting}" for b in beats)
+
+    # ── end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _end(self, status: Status, message: str) -> None:
+        try:
+            await self._jobs.move(self._job_id, status)
+        except InvalidState:  # a cancel won the race
+            return
+        await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info")
+
+    async def _fail(self, error: Exception) -> None:
+        if not isinstance(error, HeadraceError):
+            structlog.get_logger().error("job failed", job=self._job_id, exc_info=error)
+        code = error.code if isinstance(error, HeadraceError) else "internal_error"
+        message = str(error) or type(error).__name__
+        param = error.param if isinstance(error, HeadraceError) else None
+        await self._ledger.close(code)
+        await self._jobs.update(self._job_id, error=JobError(code, message, param))
+        await self._end("failed", f"failed: {message}")
+
+    async def _clean_up(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        if self._placement is not None:
+            self._placement.remove()
+        WeightStore(self._weights_root, self._job_id).remove()
+
+    async def _until(
+        self,
+        main: Iterable[Awaitable[Any]],
+        beside: Iterable[Awaitable[Any]],
+        finish: Any = None,
+    ) -> None:
+        """Run all until all of `main` have returned; the first error of any is raised, and nothing is left running.
+
+        With `finish`, `beside` is told to end by it and waited for; without, it is cancelled.
+        """
+        tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in main]
+        others: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in beside]
+        try:
+            await _all_or_first_error(tasks, others)
+            if finish is not None:
+                await finish()
+                await asyncio.wait_for(asyncio.gather(*others), STOP_SECONDS)
+        finally:
+            for task in [*tasks, *others]:
+                task.cancel()
+            await asyncio.gather(*tasks, *others, return_exceptions=True)
+
+
+async def _all_or_first_error(tasks: list[asyncio.Future[Any]], others: list[asyncio.Future[Any]]) -> None:
+    pending = {*tasks, *others}
+    while not all(task.done() for task in tasks):
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+
+def _check_rewards(account: Account, settings: Hyperparameters) -> None:
+    failed = account.states["reward_failed"]
+    ended = failed + account.states["queued"] + account.states["claimed"] + account.states["trained"]
+    enough = 2 * settings.batch_size  # a single early failure is no share
+    if ended >= enough and failed > settings.max_reward_failures * ended:
+        raise RewardsFailing(
+            f"the reward failed for {failed} of {ended} groups, more than max_reward_failures="
+            f"{settings.max_reward_failures:g} allows; the events show the first tracebacks",
+            param="grader",
+        )

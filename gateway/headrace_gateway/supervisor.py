@@ -1,0 +1,136 @@
+"""Keeps one worker of a job alive: starts it, runs it, and starts it again when its process dies.
+
+    start ──► ready ──► run ──► returns: done
+      ▲                  │
+      └── backoff ◄── died or failed, at most `max_restarts` times, then `GaveUp` with the reason
+
+A fault of the user's (`InvalidRequest`: the data, the reward) is not mended by another try, and is raised as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from headrace_core.errors import HeadraceError, InvalidRequest, TimedOut
+from headrace_core.jobs import JobStore
+from headrace_core.workers import WorkerConfig
+
+BACKOFF_SECONDS = 1.0
+STOP_SECONDS = 20.0
+
+
+class GaveUp(HeadraceError):
+    """A worker failed more often than it may be restarted; the message ends with the last reason."""
+
+    code = "worker_failed"
+
+
+class Supervisor:
+    """One worker. `launch` starts a new process for it and returns the Ray actor handle."""
+
+    def __init__(
+        self, config: WorkerConfig, launch: Callable[[WorkerConfig], Any], jobs: JobStore, max_restarts: int
+    ) -> None:
+        self._config = config
+        self._launch = launch
+        self._jobs = jobs
+        self._restarts_left = max_restarts
+        self._actor: Any = None
+        self._ready = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        """Of the worker, within its job."""
+        return self._config.worker
+
+    @property
+    def ready(self) -> bool:
+        """Whether its process is up and has its model."""
+        return self._ready.is_set()
+
+    async def start(self) -> None:
+        """Returns when the worker is ready. Raises `InvalidRequest`, or `GaveUp` after the last restart."""
+        while not self._ready.is_set():
+            try:
+                await self._start_once()
+            except (RayError, HeadraceError) as error:
+                await self._died(error)
+
+    async def run(self) -> str:
+        """The worker's own answer, once it ends by itself."""
+        while True:
+            await self.start()
+            try:
+                return str(await self._actor.run.remote())
+            except RayError as error:
+                await self._died(error)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Ask the worker something; asked again of its successor if it dies meanwhile (`run` starts one)."""
+        while True:
+            await self._ready.wait()
+            try:
+                return await getattr(self._actor, method).remote(*arguments)
+            except RayActorError:
+                await asyncio.sleep(BACKOFF_SECONDS)
+            except RayTaskError as error:
+                raise _cause(error) from error
+
+    async def stop(self) -> None:
+        """Let the worker end in good order, then end its process. Idempotent."""
+        actor, self._actor = self._actor, None
+        self._ready.clear()
+        if actor is None:
+            return
+        try:
+            await asyncio.wait_for(_resolve(actor.stop.remote()), STOP_SECONDS)
+        except (RayError, TimeoutError) as error:
+            await self._tell(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
+        ray.kill(actor)
+
+    async def _start_once(self) -> None:
+        self._actor = self._launch(self._config)
+        limit = self._config.start_timeout + 60.0  # the worker's own limit names the cause: let it speak first
+        try:
+            facts = await asyncio.wait_for(_resolve(self._actor.start.remote()), limit)
+        except TimeoutError as error:
+            raise TimedOut(f"{self.name} was not ready within {limit:.0f} s") from error
+        self._ready.set()
+        await self._tell(f"{self.name} is ready: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
+
+    async def _died(self, error: Exception) -> None:
+        self._ready.clear()
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+        cause = _cause(error)
+        if isinstance(cause, InvalidRequest):
+            raise cause
+        if self._restarts_left == 0:
+            raise GaveUp(f"{self.name} failed and has used up its restarts: {_reason(cause)}") from error
+        self._restarts_left -= 1
+        await self._tell(f"{self.name} failed and is started again: {_reason(cause)}", "warn")
+        await asyncio.sleep(BACKOFF_SECONDS)
+
+    async def _tell(self, message: str, level: Any = "info") -> None:
+        await self._jobs.tell(self._config.job_id, message, level=level)
+
+
+async def _resolve(reference: Any) -> Any:
+    return await reference
+
+
+def _cause(error: Exception) -> Exception:
+    """What a worker raised, without Ray's wrapping."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return cause if isinstance(cause, Exception) else error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{type(error).__name__}: {text[:600]}"
