@@ -22,7 +22,7 @@ def tempered(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
 
 
 def nucleus(logprobs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Renormalised log-probabilities [n, V] of the fewest likeliest tokens whose mass reaches `top_p` [n]; -inf elsewhere."""
+    """Cut log-probabilities [n, V] to the fewest likeliest tokens whose mass reaches `top_p` [n], and renormalise."""
     ordered, order = logprobs.sort(dim=-1, descending=True)
     mass = ordered.exp()
     outside = mass.cumsum(dim=-1) - mass >= top_p[:, None]
@@ -37,8 +37,10 @@ def sample(
     """Token ids [n] and their log-probabilities [n] from logits [n, V]; `uniform` [n] is float64 in [0, 1)."""
     logprobs = tempered(logits, temperature)
     greedy = temperature == 0
-    if bool((top_p < 1).any()):
-        logprobs = nucleus(logprobs, top_p.masked_fill(greedy, 2.0))
+    cut = (top_p < 1) & ~greedy
+    if bool(cut.any()):
+        # 2 and not 1 for the others: a mass that rounding lifted above 1 must not cost them their last tokens.
+        logprobs = nucleus(logprobs, top_p.masked_fill(~cut, 2.0))
     mass = logprobs.exp().double().cumsum(dim=-1)
     target = uniform[:, None] * mass[:, -1:] * _BELOW_ONE
     tokens = torch.searchsorted(mass, target, right=True)

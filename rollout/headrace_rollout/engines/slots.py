@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,12 +102,13 @@ class SlotTable:
         self._set_stops(row, (*self._stop_ids, *request.sampling.stop_token_ids))
         return row
 
-    def uniforms(self) -> npt.NDArray[np.float64]:
-        """[running] numbers in [0, 1), one for the next token of each row."""
-        drawn = self._random.random(self.running)
-        for row, request in enumerate(self.requests):
+    def uniforms(self, rows: slice) -> npt.NDArray[np.float64]:
+        """One number in [0, 1) for the next token of each of `rows`."""
+        requests = self.requests[rows]
+        drawn = self._random.random(len(requests))
+        for index, request in enumerate(requests):
             if request.uniforms is not None:
-                drawn[row] = request.uniforms[self.lengths[row] - len(request.prompt)]
+                drawn[index] = request.uniforms[self.lengths[rows][index] - len(request.prompt)]
         return drawn
 
     def append(
@@ -138,12 +140,10 @@ class SlotTable:
         left = self.running - len(rows)
         destinations = rows[rows < left]
         sources = np.setdiff1d(np.arange(left, self.running), rows)
-        for array in (self.lengths, self.temperatures, self.top_ps, self._limits, self._stops):
+        columns: tuple[npt.NDArray[Any], ...]
+        columns = (self.lengths, self.temperatures, self.top_ps, self._limits, self._stops)
+        for array in (*columns, self.tokens, self._logprobs, self._versions):
             array[destinations] = array[sources]
-        if len(sources):
-            used = int(self.lengths[destinations].max())
-            for array in (self.tokens, self._logprobs, self._versions):
-                array[destinations, :used] = array[sources, :used]
         for source, destination in zip(sources.tolist(), destinations.tolist(), strict=True):
             self.requests[destination] = self.requests[source]
         del self.requests[left:]
