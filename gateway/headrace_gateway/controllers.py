@@ -62,7 +62,7 @@ class RayControllers:
         await asyncio.to_thread(self._start, job.id)
 
     async def cancel(self, job_id: str) -> None:
-        """See `Controllers`. A controller that runs sees the status by itself; one that died is replaced to clean up."""
+        """See `Controllers`. A controller that runs sees the status by itself; a dead one is replaced."""
         await asyncio.to_thread(self._start, job_id)
 
     async def ping(self) -> None:

@@ -22,6 +22,7 @@ async def evaluate(
     tokenizer: Tokenizer,
     reward: Reward,
     prompts: list[Prompt],
+    *,
     max_tokens: int,
     step: int,
     at_once: int,
