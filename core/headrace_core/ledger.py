@@ -294,11 +294,12 @@ class Ledger:
         return Window(int(version), _pending(queued), _pending(leased))
 
     async def claim(self, term: Term, limits: Limits, late: Late) -> Claim:
-        """Take the next batch by `staleness.select`, if there is one."""
+        """Take the next batch by `staleness.select`, if there is one.
+
+        FENCED and CLOSED are told even where there is nothing to take: a waiting learner must hear of its end.
+        """
         window = await self.window()
         selection = select(window, limits.batch_size, limits.max_staleness, late)
-        if not selection.take and not selection.drop:
-            return Claim(window.version, selection=selection)
         call = secrets.token_hex(8)
         claimed = await self._run("claim", term.number, call, len(selection.take), *selection.take, *selection.drop)
         if isinstance(claimed, bytes):
