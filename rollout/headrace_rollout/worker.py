@@ -28,6 +28,7 @@ from headrace_core.jobs import JobStore
 from headrace_core.ledger import Lease, Ledger, Outcome, Refusal
 from headrace_core.metrics import EvaluationMetrics, UpdateMetrics, WorkerMetrics
 from headrace_core.redis import connect
+from headrace_core.timesplit import TimeSplit
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_rewards.registry import build
@@ -39,7 +40,6 @@ from .evaluation import evaluate
 from .groups import GroupMaker
 from .prompts import Prompt, Tokenizer, read_prompts
 from .scoring import RewardFailed, failure_data
-from .timesplit import TimeSplit
 
 BEAT_SECONDS = 2.0
 SIGNAL_SECONDS = 1.0
