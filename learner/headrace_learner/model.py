@@ -1,0 +1,99 @@
+"""The policy being trained: a Hugging Face causal language model, its log-probabilities, and its files.
+
+Invariants: parameters are float32, the optimizer's master copy (on a GPU the forward pass runs in bfloat16, by
+autocast); the model is in evaluation mode, so that the policy trained is the policy sampled, without dropout; logits
+exist for one chunk of contributing tokens at a time, in the forward pass and in the backward pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
+
+from headrace_core.errors import InvalidRequest
+
+from .batch import MicroBatch
+
+WEIGHTS = "model.safetensors"
+_LOGITS_AT_ONCE = 2**24
+"""Logits of one chunk, float32: 64 MiB, whatever the vocabulary."""
+_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+"""What a model folder holds beside weights: configuration, tokenizer, chat template, generation settings."""
+_CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class Policy:
+    """A model folder, loaded. Raises `InvalidRequest` for a model whose head is more than one matrix product."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Typed loosely: the library has no types.
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        changed = [name for name in _CHANGES_LOGITS if getattr(self.model.config, name, None) not in (None, 1, 1.0)]
+        if changed:
+            raise InvalidRequest(f"cannot train {folder.name}: its logits pass through {', '.join(changed)}")
+        self.model.to(self.device).eval()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained; tied ones count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
+        """[N] natural logs of the contributing tokens, float32, of the distribution at `temperature`."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            hidden_BTD = self.model.base_model(input_ids=batch.inputs_BT, use_cache=False).last_hidden_state
+            hidden_ND = hidden_BTD[batch.rows_N, batch.positions_N]
+            return self._head(hidden_ND, batch.targets_N, temperature)
+
+    def _head(self, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+        head = self.model.get_output_embeddings()
+        size = max(1, _LOGITS_AT_ONCE // head.out_features)
+        if len(targets_N) <= size:
+            return _chosen(head, hidden_ND, targets_N, temperature)
+        return torch.cat(
+            [
+                checkpoint(_chosen, head, hidden_nD, targets_n, temperature, use_reentrant=False)
+                for hidden_nD, targets_n in zip(hidden_ND.split(size), targets_N.split(size), strict=True)
+            ]
+        )
+
+    def write_weights(self, folder: Path) -> None:
+        """`model.safetensors` alone, by its Hugging Face names: what rollout workers need of a new version.
+
+        In the engine's own precision: float32 on a CPU, bfloat16 on a GPU, where it halves the bytes to move.
+        """
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        save_file(self._tensors(dtype), folder / WEIGHTS, metadata={"format": "pt"})
+
+    def write_model(self, folder: Path) -> None:
+        """A whole model folder, float32, beside the files of the base model: loads wherever the base model does."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(self.folder.iterdir()):
+            if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, folder / file.name)
+        save_file(self._tensors(torch.float32), folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Each tensor once: of tied ones, the first name."""
+        seen: set[int] = set()
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict().items():
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                found[name] = cast.cpu().contiguous()
+        return found
+
+
+def _chosen(head: nn.Module, hidden_nD: Tensor, targets_n: Tensor, temperature: float) -> Tensor:
+    logits_nV = head(hidden_nD).float() / temperature
+    return logits_nV.gather(1, targets_n[:, None])[:, 0] - logits_nV.logsumexp(1)

@@ -1,0 +1,327 @@
+"""The learner: claims groups, trains on them, publishes the policy they make, settles the step.
+
+    start   enlist (the learner before is fenced out) ─► newest checkpoint ─► replay what was settled since
+    run     ┌─► claim ─► train ─► publish ─► settle ─► checkpoint, when due ─► tell ─┐      beat, every two seconds
+            │     ▲        one thread, for all of torch                              │
+            │     └ waits on the ledger's signals                                    │
+            └────────────────────────────────────────────────────────────────────────┘
+    stop    ends `run` between two of these stages
+
+Invariants: a step is settled with the name of weights that are already published, so the name in the ledger can always
+be loaded; from the same checkpoint and the same settled steps, a new learner arrives at the same weights, bit for bit;
+the groups of a step are forgotten only when two checkpoints hold it, so that one damaged checkpoint loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from headrace_core.errors import HeadraceError, InvalidState, TimedOut, WeightsDamaged
+from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
+from headrace_core.ledger import Claim, Ledger, Outcome, Step, Term
+from headrace_core.metrics import StepMetrics, WorkerMetrics
+from headrace_core.redis import connect
+from headrace_core.staleness import Selection
+from headrace_core.timesplit import TimeSplit
+from headrace_core.trajectory import Group
+from headrace_core.weights import WeightStore
+from headrace_core.workers import WorkerConfig
+
+from . import checkpoint
+from .algorithms import algorithm
+from .model import Policy
+from .report import event_data, event_message, step_metrics
+from .trainer import StepResult, Trainer
+
+BEAT_SECONDS = 2.0
+SIGNAL_SECONDS = 1.0
+"""Longest sleep while waiting for a signal: a bound on how late `stop` is heard, not a poll rate."""
+
+T = TypeVar("T")
+
+
+class _Ended(Exception):
+    """Carries the reason why `run` ends before all steps are trained, out of whichever stage met it."""
+
+
+class LearnerWorker:
+    """See `headrace_core.workers.Worker`."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._settings = config.settings
+        self._algorithm = algorithm(self._settings.algorithm)
+        self._limits = self._settings.limits(config.rows)
+        self._output = Path(config.output_dir)
+        self._redis = connect(config.redis_url)
+        self._ledger = Ledger(self._redis, config.job_id)
+        self._jobs = JobStore(self._redis)
+        self._weights = WeightStore(Path(config.weights_root), config.job_id)
+        self._thread = ThreadPoolExecutor(1, "torch", torch.set_num_threads, (config.threads,))
+        self._stopping, self._idle = asyncio.Event(), asyncio.Event()
+        self._idle.set()
+        self._split = TimeSplit("start")
+        self._heard = "0"
+        self._version = 0
+        self._saved = [0]
+        """Policy versions that checkpoints of this job hold, oldest first; 0 is the base model."""
+        self._trained_tokens = self._new_tokens = self._new_groups = 0
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> dict[str, Any]:
+        """Enlist, load, replay. Afterwards the policy is that of the ledger's newest version, and published."""
+        began = time.monotonic()
+        self._term = await self._ledger.enlist()
+        self._trainer = await self._in_thread(self._load)
+        found = await self._in_thread(lambda: checkpoint.newest(self._output))
+        for damage in found.damaged:
+            await self._jobs.tell(self._config.job_id, f"checkpoint passed over, damaged: {damage}", level="warn")
+        if found.path is not None:
+            path = found.path
+            await self._in_thread(lambda: checkpoint.load(self._trainer, path))
+            self._saved.append(found.version)
+            await self._announce(path, found.version, {})
+        self._version = found.version
+        replayed = await self._replay(self._term)
+        await self._publish_again()
+        self._split = TimeSplit("groups")
+        return {
+            "device": str(self._trainer.policy.device),
+            "parameters": self._trainer.policy.parameters,
+            "threads": self._config.threads,
+            "version": self._version,
+            "checkpoint": found.version,
+            "replayed_steps": replayed,
+            "seconds": round(time.monotonic() - began, 2),
+        }
+
+    async def run(self) -> str:
+        """Train until all steps are done (`finished`), the ledger is closed (`closed`) or `stop` is called (`stopped`).
+
+        Raises `TimedOut` when no batch comes together, `InvalidState` when another learner has taken over.
+        """
+        self._idle.clear()
+        tasks = [asyncio.create_task(self._work(), name="work"), asyncio.create_task(self._beat_loop(), name="beat")]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._idle.set()
+
+    async def stop(self) -> None:
+        """End `run` at the next stage, then let go of thread and connection. Idempotent."""
+        self._stopping.set()
+        try:
+            await asyncio.wait_for(self._idle.wait(), self._config.stall_timeout)
+        except TimeoutError as error:
+            raise TimedOut(f"a training step did not end within {self._config.stall_timeout:.0f} s") from error
+        await asyncio.to_thread(self._thread.shutdown)
+        await self._redis.aclose()
+
+    # ── start: to where the job is ───────────────────────────────────────────────────────────────────────────────────
+
+    def _load(self) -> Trainer:
+        torch.manual_seed(self._settings.seed)
+        return Trainer(Policy(Path(self._config.model_path)), self._algorithm, self._settings)
+
+    async def _replay(self, term: Term) -> int:
+        """Train the settled steps that the checkpoint does not hold once more, from the groups still kept for that."""
+        steps = await self._ledger.steps()
+        self._trained_tokens = sum(sum(step.ages.values()) for step in steps)
+        again = [step for step in steps if step.version >= self._version]
+        for step in again:
+            groups = await self._ledger.replay(step)
+            await self._train(groups)
+            self._version = step.version + 1
+        if self._version != term.version:
+            raise HeadraceError(
+                f"the ledger is at version {term.version}, but checkpoint and settled steps lead to {self._version}"
+            )
+        return len(again)
+
+    async def _publish_again(self) -> None:
+        """The weights that the ledger names may be gone with the machine's memory; what it names must exist."""
+        version, name = await self._ledger.newest()
+        if name is None:
+            return
+        try:
+            self._weights.open(name)
+        except WeightsDamaged:
+            await self._publish(version, int(name.rpartition("-t")[2]))
+
+    # ── run: one step after the other ────────────────────────────────────────────────────────────────────────────────
+
+    async def _work(self) -> str:
+        try:
+            while self._version < self._config.total_steps:
+                await self._step()
+            if self._saved[-1] != self._version:  # the learner before died between its last step and its checkpoint
+                await self._save({})
+            await self._finish()
+        except _Ended as ended:
+            return str(ended)
+        return "finished"
+
+    async def _step(self) -> None:
+        before = self._split.seconds()
+        groups = await self._next_batch()
+        self._split.switch("busy")
+        result = await self._train(groups)
+        self._end_if_stopping()
+        self._split.switch("publish")
+        weights = await self._publish(self._version + 1, self._term.number)
+        self._split.switch("settle")
+        await self._settle(groups, result, weights)
+        every = self._settings.checkpoint_every(self._config.total_steps)
+        if self._version % every == 0 or self._version == self._config.total_steps:
+            self._split.switch("checkpoint")
+            await self._save({"train_mean_reward": step_metrics(groups, result, self._version, 0, {}).reward_mean})
+        self._split.switch("groups")
+        await self._tell(
+            step_metrics(groups, result, self._version, self._config.total_steps, self._seconds(before, result))
+        )
+
+    async def _next_batch(self) -> tuple[Group, ...]:
+        progress, seen = time.monotonic(), Selection()
+        while True:
+            self._end_if_stopping()
+            claim = await self._ledger.claim(self._term, self._limits, self._settings.late)
+            self._end_if_void(claim.outcome)
+            if claim.groups:
+                return claim.groups
+            if claim.outcome is Outcome.GONE:
+                continue
+            if claim.selection != seen:
+                progress, seen = time.monotonic(), claim.selection
+            elif time.monotonic() - progress > self._config.stall_timeout:
+                raise self._stalled(claim)
+            self._heard = await self._ledger.signal(self._heard, min(SIGNAL_SECONDS, self._config.stall_timeout))
+
+    async def _train(self, groups: tuple[Group, ...] | list[Group]) -> StepResult:
+        version = self._version
+        return await self._in_thread(lambda: self._trainer.step(groups, version))
+
+    async def _publish(self, version: int, term: int) -> str:
+        """Returns the name under which rollout workers find it."""
+        write = self._trainer.policy.write_weights
+        return (await self._in_thread(lambda: self._weights.publish(version, term, write))).name
+
+    async def _settle(self, groups: tuple[Group, ...], result: StepResult, weights: str) -> None:
+        step = Step(
+            version=self._version,
+            groups=tuple(g.group_id for g in groups),
+            ages=dict(sorted(result.counts.contributing.items())),
+            masked_tokens=result.counts.masked.total(),
+        )
+        self._end_if_void(await self._ledger.settle(self._term, step, weights))
+        self._version += 1
+        self._new_groups += len(groups)
+        self._new_tokens += sum(step.ages.values())
+        self._trained_tokens += sum(step.ages.values())
+
+    async def _save(self, metrics: dict[str, float]) -> None:
+        """Checkpoint, offer it, and let the ledger forget what two checkpoints now hold."""
+        version = self._version
+        path = await self._in_thread(lambda: checkpoint.save(self._trainer, self._output, version))
+        await self._announce(path, version, metrics)
+        await self._ledger.covered(self._saved[-1])
+        self._saved.append(version)
+
+    async def _announce(self, path: Path, version: int, metrics: dict[str, float]) -> None:
+        """Once: the learner before may have died between writing a checkpoint and offering it."""
+        if any(c.step == version for c in await self._jobs.checkpoints(self._config.job_id)):
+            return
+        name = model_name(await self._jobs.get(self._config.job_id), version)
+        offered = Checkpoint(new_id("ftckpt_"), time.time(), version, name, str(path), metrics)
+        await self._jobs.add_checkpoint(self._config.job_id, offered)
+        await self._jobs.tell(self._config.job_id, f"Checkpoint created at step {version} with name {name}")
+
+    async def _finish(self) -> None:
+        """The trained model, as a folder that is there whole or not at all; every step is now covered."""
+        final, partial = self._output / "model", self._output / "model.partial"
+        for old in (partial, final):
+            shutil.rmtree(old, ignore_errors=True)
+        await self._in_thread(lambda: self._trainer.policy.write_model(partial))
+        os.rename(partial, final)
+        await self._ledger.covered(self._version)
+
+    async def _tell(self, metrics: StepMetrics) -> None:
+        job = self._config.job_id
+        await self._jobs.record(job, metrics)
+        data = event_data(metrics, self._settings.max_staleness)
+        await self._jobs.tell(job, event_message(metrics), type="metrics", data=data)
+        await self._jobs.update(job, trained_tokens=self._trained_tokens)
+
+    # ── what ends a run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _end_if_stopping(self) -> None:
+        if self._stopping.is_set():
+            raise _Ended("stopped")
+
+    def _end_if_void(self, outcome: Outcome | None) -> None:
+        if outcome is Outcome.CLOSED:
+            raise _Ended("closed")
+        if outcome is Outcome.FENCED:
+            raise InvalidState(
+                f"another learner has taken over job {self._config.job_id}; term {self._term.number} is void",
+                code="learner_replaced",
+            )
+
+    def _stalled(self, claim: Claim) -> TimedOut:
+        selection, size = claim.selection, self._limits.batch_size
+        if selection.wait_for:
+            what = (
+                f"for stragglers, groups {', '.join(map(str, selection.wait_for))}, which the next step must not leave"
+            )
+        else:
+            what = f"for groups: {size - selection.missing} of {size} queued"
+        return TimedOut(
+            f"the learner waited {self._config.stall_timeout:.0f} s without progress "
+            f"to update version {claim.version}, {what}"
+        )
+
+    # ── thread and heartbeat ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run torch's work in its one thread; heartbeats go on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _seconds(self, before: dict[str, float], result: StepResult) -> dict[str, float]:
+        """Of one step, by stage."""
+        spent = {k: v - before.get(k, 0.0) for k, v in self._split.seconds().items()}
+        stages = {stage: spent.get(stage, 0.0) for stage in ("publish", "settle", "checkpoint")}
+        return {"wait": spent["groups"], "batch": result.batch_seconds, "train": result.train_seconds} | stages
+
+    async def _beat_loop(self) -> str:
+        while True:
+            await self._beat()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _beat(self) -> None:
+        waiting = self._split.seconds()
+        busy = waiting.pop("busy", 0.0)
+        metrics = WorkerMetrics(
+            worker=self._config.worker,
+            role="learner",
+            time=time.time(),
+            version=self._version,
+            uptime=self._split.uptime,
+            busy=busy,
+            waiting=waiting,
+            tokens=self._new_tokens,
+            groups=self._new_groups,
+        )
+        await self._jobs.beat(self._config.job_id, metrics)
