@@ -3,6 +3,7 @@
     HeadraceError                 code, message, param
     ├── InvalidRequest            the caller can mend it (HTTP 400); says how
     │   ├── InvalidData           a data file is wrong; names file and line
+    │   ├── TooLarge              a body or a file is beyond its limit (HTTP 413)
     │   └── InvalidState          the thing exists, but not in a state that allows this
     ├── NotFound                  no such job, file, checkpoint, group (HTTP 404)
     ├── Unavailable               a part that is needed does not answer (HTTP 503)
@@ -39,6 +40,12 @@ class InvalidData(InvalidRequest):
     """A data file is wrong; the message names the line."""
 
     code = "invalid_data"
+
+
+class TooLarge(InvalidRequest):
+    """A body or a file is beyond its limit; the message names the limit."""
+
+    code = "too_large"
 
 
 class InvalidState(InvalidRequest):

@@ -1,0 +1,5 @@
+"""`python -m headrace_gateway` is `headrace`, in an environment whose scripts are not on the path."""
+
+from .cli import main
+
+main()

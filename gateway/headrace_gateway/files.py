@@ -1,0 +1,83 @@
+"""Uploaded files: bytes under the data folder, descriptions in Redis.
+
+Invariant: a file that is listed is whole: its bytes are written under another name and renamed before it is described.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from redis.asyncio import Redis
+
+from headrace_core import keys
+from headrace_core.errors import NotFound, TooLarge
+from headrace_core.jobs import new_id
+from headrace_core.redis import answer
+
+
+class StoredFile(msgspec.Struct, frozen=True):
+    """One uploaded file."""
+
+    id: str
+    created_at: float
+    filename: str
+    bytes: int
+    purpose: str
+
+
+class FileStore:
+    """All uploaded files. Methods raise `NotFound` for a file that does not exist."""
+
+    def __init__(self, redis: Redis, folder: Path, max_bytes: int) -> None:
+        self._redis = redis
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def path(self, file_id: str) -> Path:
+        """Where the bytes are."""
+        return self._folder / file_id
+
+    async def add(self, source: BinaryIO, filename: str, purpose: str) -> StoredFile:
+        """Keep what `source` holds. Raises `TooLarge`."""
+        file_id = new_id("file-")
+        size = await asyncio.to_thread(self._write, source, file_id)
+        stored = StoredFile(file_id, time.time(), filename, size, purpose)
+        await answer(self._redis.hset(keys.FILES, file_id, msgspec.json.encode(stored)))
+        return stored
+
+    async def get(self, file_id: str, param: str = "file_id") -> StoredFile:
+        """The description of one file."""
+        raw = await answer(self._redis.hget(keys.FILES, file_id))
+        if raw is None:
+            raise NotFound(f"no file {file_id!r}", param=param)
+        return msgspec.json.decode(raw, type=StoredFile)
+
+    async def all(self) -> list[StoredFile]:
+        """Every file, newest first."""
+        raw = await answer(self._redis.hvals(keys.FILES))
+        return sorted((msgspec.json.decode(f, type=StoredFile) for f in raw), key=lambda f: (-f.created_at, f.id))
+
+    async def remove(self, file_id: str) -> None:
+        """Forget a file and delete its bytes."""
+        if not await answer(self._redis.hdel(keys.FILES, file_id)):
+            raise NotFound(f"no file {file_id!r}", param="file_id")
+        self.path(file_id).unlink(missing_ok=True)
+
+    def _write(self, source: BinaryIO, file_id: str) -> int:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._folder / f".{file_id}.partial"
+        try:
+            with partial.open("wb") as target:
+                shutil.copyfileobj(source, target, 1024 * 1024)
+                size = target.tell()
+            if size > self._max_bytes:
+                raise TooLarge(f"the file has {size} bytes; at most {self._max_bytes} are taken", param="file")
+            partial.rename(self.path(file_id))
+        finally:
+            partial.unlink(missing_ok=True)
+        return size

@@ -1,0 +1,76 @@
+"""A POST that is repeated makes one job, not two.
+
+OpenAI's client repeats a POST that was not answered in time, without an Idempotency-Key, but with a count of its
+retries. So: an `Idempotency-Key` names a request for a day; without one, an identical body with
+`x-stainless-retry-count` > 0 is the request that came within the last minutes.
+
+    first POST   ── reserves job id ──► checks, creates ──► answers the job      (failed: the reservation is given up)
+    its repeat   ── finds the reservation, waits until the job is there ──► answers the same job
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from headrace_core import keys
+from headrace_core.errors import InvalidRequest, NotFound, TimedOut
+from headrace_core.jobs import Job, JobStore, new_id
+from headrace_core.redis import answer
+
+_DAY = 86_400
+_RETRIES_WITHIN = 300
+_WAIT_SECONDS = 150.0
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The right to create job `job_id`; with `repeated`, another request has it."""
+
+    key: str
+    job_id: str
+    repeated: bool
+
+
+async def reserve(redis: Redis, headers: Mapping[str, str], body: bytes) -> Reservation:
+    """Whether this request is the first of its kind. Raises `InvalidRequest` for a key used with another body."""
+    digest = hashlib.sha256(body).hexdigest()
+    named = headers.get("idempotency-key")
+    retried = headers.get("x-stainless-retry-count", "0") not in ("", "0")
+    key = keys.request(digest if named is None else hashlib.sha256(named.encode()).hexdigest())
+    mine = f"{new_id('ftjob-')} {digest}"
+    seconds = _RETRIES_WITHIN if named is None else _DAY
+    may_replace = named is None and not retried
+    if await answer(redis.set(key, mine, ex=seconds, nx=not may_replace)):
+        return Reservation(key, mine.split()[0], repeated=False)
+    other = await answer(redis.get(key))
+    if other is None:  # it expired or was given up between the two commands
+        return await reserve(redis, headers, body)
+    job_id, other_digest = other.decode().split()
+    if other_digest != digest:
+        raise InvalidRequest("this Idempotency-Key was used with another body", code="idempotency_key_reused")
+    return Reservation(key, job_id, repeated=True)
+
+
+async def give_up(redis: Redis, reservation: Reservation) -> None:
+    """The request failed: its repeat is to be carried out anew."""
+    await answer(redis.delete(reservation.key))
+
+
+async def result(redis: Redis, jobs: JobStore, reservation: Reservation) -> Job | None:
+    """The job of the first request, once it is there; None when that request failed. Raises `TimedOut`."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            return await jobs.get(reservation.job_id)
+        except NotFound:
+            if not await answer(redis.exists(reservation.key)):
+                return None
+        await asyncio.sleep(_POLL_SECONDS)
+    raise TimedOut(f"the first request for job {reservation.job_id} made no job within {_WAIT_SECONDS:.0f} s")

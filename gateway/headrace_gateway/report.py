@@ -1,0 +1,213 @@
+"""A folder that shows how a job went: plots, the figures behind them, and a page that holds both.
+
+Made from what the REST routes answer, so it can be made anywhere and at any time after the job.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
+BLUE, GREEN, AMBER, RED, GREY = "#2b6cb0", "#2f855a", "#d69e2e", "#c53030", "#cbd5e0"
+AGE_COLOURS = ("#2c7a7b", "#38a89d", "#9ae6b4", "#fbd38d", "#ed8936", "#dd6b20", "#c05621", "#9b2c2c")
+WAIT_COLOURS = (GREY, "#a0aec0", AMBER, "#b794f4", "#f687b3", "#90cdf4")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a job left: the answers of the job, ledger and metrics routes."""
+
+    job: dict[str, Any]
+    ledger: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    """Each with `kind` and `data`, oldest first."""
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The measurements of one kind."""
+        return [entry["data"] for entry in self.metrics if entry["kind"] == kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How one worker spent the steady state: shares of its time, by activity; they sum to 1."""
+
+    worker: str
+    seconds: float
+    shares: dict[str, float]
+
+    @property
+    def busy(self) -> float:
+        """Share spent generating, or training."""
+        return self.shares.get("busy", 0.0)
+
+
+def steady_shares(record: Record) -> list[Shares]:
+    """Each worker's shares from a tenth of the steps on to the final one, by the heartbeats in between."""
+    steps = record.of("step")
+    if len(steps) < 3:
+        return []
+    began, ended = steps[len(steps) // 10]["time"], steps[-1]["time"]
+    beats = [b for b in record.of("worker") if began <= b["time"] <= ended]
+    found = []
+    for worker in sorted({b["worker"] for b in beats}):
+        own = [b for b in beats if b["worker"] == worker]
+        if len(own) > 1:
+            found.append(_between(own[0], own[-1]))
+    return found
+
+
+def _between(first: dict[str, Any], last: dict[str, Any]) -> Shares:
+    seconds = last["uptime"] - first["uptime"]
+    spent = {"busy": last["busy"] - first["busy"]}
+    for reason, value in last["waiting"].items():
+        spent[reason] = value - first["waiting"].get(reason, 0.0)
+    spent["other"] = max(0.0, seconds - sum(spent.values()))
+    shares = {k: v / seconds for k, v in spent.items() if v > 0.0005 * seconds}
+    return Shares(last["worker"], seconds, shares)
+
+
+def write_report(folder: Path, record: Record) -> Path:
+    """Fill `folder` with plots (PNG), `record.json` and `index.html`; returns the page. Needs at least one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plt.rcParams.update(
+        {
+            "font.size": 10,
+            "axes.edgecolor": MUTED,
+            "axes.labelcolor": INK,
+            "text.color": INK,
+            "xtick.color": MUTED,
+            "ytick.color": MUTED,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": GRID,
+            "axes.axisbelow": True,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+        }
+    )
+    for name, draw in (("reward", _reward), ("ages", _ages), ("waiting", _waiting), ("ledger", _ledger)):
+        figure, axes = plt.subplots(figsize=(8, 3.4 if name != "ledger" else 2.6), constrained_layout=True)
+        draw(axes, record)
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        plt.close(figure)
+    data = {"job": record.job, "ledger": record.ledger, "metrics": record.metrics}
+    (folder / "record.json").write_text(json.dumps(data))
+    page = folder / "index.html"
+    page.write_text(_page(record))
+    return page
+
+
+def _reward(axes: Axes, record: Record) -> None:
+    steps, evaluations = record.of("step"), record.of("evaluation")
+    axes.plot([s["step"] for s in steps], [s["reward_mean"] for s in steps], color=BLUE, lw=1.4, label="train, sampled")
+    if evaluations:
+        axes.plot(
+            [e["step"] for e in evaluations],
+            [e["reward_mean"] for e in evaluations],
+            color=GREEN,
+            marker="o",
+            ms=4,
+            lw=1.8,
+            label="validation, greedy",
+        )
+    axes.set(title="Reward", xlabel="step", ylabel="mean reward")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _ages(axes: Axes, record: Record) -> None:
+    steps = record.of("step")
+    bound = record.job["hyperparameters"]["max_staleness"]
+    ages = sorted({int(a) for s in steps for a in s["ages"]})
+    totals = [max(1, sum(a["tokens"] for a in s["ages"].values())) for s in steps]
+    share = [
+        [s["ages"].get(str(age), {"tokens": 0})["tokens"] / total for s, total in zip(steps, totals, strict=True)]
+        for age in ages
+    ]
+    colours = [AGE_COLOURS[min(age, len(AGE_COLOURS) - 1)] if age <= bound else RED for age in ages]
+    labels = [f"age {age}" + ("" if age <= bound else ", masked") for age in ages]
+    axes.stackplot([s["step"] for s in steps], share, colors=colours, labels=labels, lw=0)
+    axes.set(
+        title=f"Age of the tokens in each step (bound {bound}, oldest trained {record.ledger['largest_age']})",
+        xlabel="step",
+        ylabel="share of tokens",
+        ylim=(0, 1),
+        xlim=(steps[0]["step"], max(steps[-1]["step"], steps[0]["step"] + 1)),
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _waiting(axes: Axes, record: Record) -> None:
+    shares = steady_shares(record)
+    reasons = ["busy", *sorted({r for s in shares for r in s.shares} - {"busy"})]
+    colours = dict(zip(reasons, (GREEN, *WAIT_COLOURS), strict=False))
+    left = [0.0] * len(shares)
+    for reason in reasons:
+        width = [s.shares.get(reason, 0.0) for s in shares]
+        label = "busy" if reason == "busy" else "other" if reason == "other" else f"waited: {reason}"
+        axes.barh(
+            [s.worker for s in shares], width, left=left, color=colours.get(reason, GREY), height=0.55, label=label
+        )
+        for row, (x, w) in enumerate(zip(left, width, strict=True)):
+            if w >= 0.06:
+                axes.text(
+                    x + w / 2, row, f"{w:.0%}", ha="center", va="center", color="white" if reason == "busy" else INK
+                )
+        left = [x + w for x, w in zip(left, width, strict=True)]
+    axes.set(title="Who waited for whom, in steady state", xlim=(0, 1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=5)
+
+
+def _ledger(axes: Axes, record: Record) -> None:
+    states = {k: v for k, v in record.ledger["states"].items() if v}
+    colours = {"trained": GREEN, "dropped_stale": AMBER, "filtered": AMBER, "cancelled": GREY}
+    axes.barh(list(states), list(states.values()), color=[colours.get(s, RED) for s in states], height=0.6)
+    for row, count in enumerate(states.values()):
+        axes.text(count, row, f" {count}", va="center")
+    axes.set(title=f"Ledger: {record.ledger['admitted']} groups admitted, each in exactly one state", xlabel="groups")
+    axes.grid(axis="y", visible=False)
+
+
+def _page(record: Record) -> str:
+    job, steps, evaluations = record.job, record.of("step"), record.of("evaluation")
+    facts = [
+        ("Model", job["model"]),
+        ("Algorithm", job["hyperparameters"]["algorithm"]),
+        ("Steps", f"{len(steps)} in {steps[-1]['time'] - steps[0]['time']:.0f} s"),
+        ("Oldest token trained", f"{record.ledger['largest_age']} (bound {job['hyperparameters']['max_staleness']})"),
+        ("Tokens left out as too old", f"{record.ledger['masked_tokens']}"),
+        ("Ledger", "balances" if record.ledger["balanced"] else "DOES NOT BALANCE"),
+    ]
+    if evaluations:
+        facts.insert(2, ("Validation", f"{evaluations[0]['reward_mean']:.3f} → {evaluations[-1]['reward_mean']:.3f}"))
+    facts += [(f"{s.worker} busy", f"{s.busy:.0%} of {s.seconds:.0f} s") for s in steady_shares(record)]
+    updates = record.of("update")
+    if updates:
+        pauses = sorted(u["paused_seconds"] for u in updates)
+        facts.append(("Weight updates", f"{len(updates)}, pause {1000 * pauses[len(pauses) // 2]:.1f} ms (median)"))
+    rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd>" for k, v in facts)
+    plots = "".join(f'<img src="{n}.png" alt="{n}">' for n in ("reward", "ages", "waiting", "ledger"))
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(job['id'])}</title><style>body{{font:15px/1.5 system-ui,sans-serif;color:{INK};"
+        "max-width:860px;margin:2rem auto;padding:0 1rem}"
+        "dl{display:grid;grid-template-columns:auto 1fr;gap:.2rem 1.5rem}"
+        f"dt{{color:{MUTED}}}dd{{margin:0}}img{{width:100%;margin-top:1rem}}</style>"
+        f"<h1>{html.escape(job['id'])}: {html.escape(job['status'])}</h1><dl>{rows}</dl>{plots}</html>"
+    )

@@ -1,0 +1,42 @@
+"""/healthz: the process answers. /readyz: it can work. /metrics: Prometheus' text format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from headrace_core.errors import Unavailable
+from headrace_core.redis import ping
+
+from ..context import Here
+from ..prometheus import CONTENT_TYPE, exposition
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(here: Here) -> dict[str, Any]:
+    """Redis and Ray answer; else 503, and the message says which does not."""
+    wrong = []
+    for check in (ping(here.redis), here.controllers.ping()):
+        try:
+            await check
+        except Unavailable as error:
+            wrong.append(error.message)
+    if wrong:
+        raise Unavailable("; ".join(wrong), code="not_ready")
+    return {"status": "ready"}
+
+
+@router.get("/metrics")
+async def metrics(here: Here) -> Response:
+    """Every job's state, for Prometheus; docs/metrics.md names the series."""
+    return Response(await exposition(here.redis), media_type=CONTENT_TYPE)

@@ -1,0 +1,154 @@
+"""The bodies of OpenAI's fine-tuning surface: what is taken, and how what is stored looks to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from headrace_core.errors import InvalidRequest
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.jobs import Checkpoint, Event, Job
+
+from .files import StoredFile
+from .models import Model
+
+ORGANIZATION = "headrace"
+
+_Key = Annotated[str, StringConstraints(max_length=64)]
+_Value = Annotated[str, StringConstraints(max_length=512)]
+
+
+class Reinforcement(BaseModel):
+    """`method.reinforcement`: what is rewarded, and how it is trained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grader: dict[str, Any]
+    hyperparameters: Hyperparameters = Field(default_factory=lambda: Hyperparameters.model_validate({}))
+
+
+class Method(BaseModel):
+    """`method`: reinforcement is the only type."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["reinforcement"]
+    reinforcement: Reinforcement
+
+
+class CreateJob(BaseModel):
+    """The body of POST /v1/fine_tuning/jobs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    training_file: str
+    method: Method
+    validation_file: str | None = None
+    suffix: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int | None = Field(None, ge=0)
+    metadata: dict[_Key, _Value] | None = Field(None, max_length=16)
+
+
+def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any]:
+    """A job as OpenAI's client reads it."""
+    settings = job.hyperparameters
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": int(job.created_at),
+        "finished_at": None if job.finished_at is None else int(job.finished_at),
+        "model": job.model,
+        "fine_tuned_model": job.fine_tuned_model,
+        "organization_id": ORGANIZATION,
+        "status": job.status,
+        "training_file": job.training_file,
+        "validation_file": job.validation_file,
+        "result_files": [],
+        "seed": job.seed,
+        "trained_tokens": job.trained_tokens,
+        "hyperparameters": {k: settings.get(k) for k in ("n_epochs", "batch_size", "learning_rate_multiplier")},
+        "error": None if job.error is None else {k: getattr(job.error, k) for k in ("code", "message", "param")},
+        "estimated_finish": None if estimated_finish is None else int(estimated_finish),
+        "integrations": [],
+        "metadata": job.metadata,
+        "method": {"type": "reinforcement", "reinforcement": {"grader": job.grader, "hyperparameters": settings}},
+        "total_steps": job.total_steps,
+    }
+
+
+def event_object(event: Event) -> dict[str, Any]:
+    """An event as OpenAI's client reads it."""
+    return {
+        "id": event.id,
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.created_at),
+        "level": event.level,
+        "message": event.message,
+        "type": event.type,
+        "data": event.data,
+    }
+
+
+def checkpoint_object(job_id: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as OpenAI's client reads it."""
+    return {
+        "id": checkpoint.id,
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": int(checkpoint.created_at),
+        "fine_tuned_model_checkpoint": checkpoint.model,
+        "fine_tuning_job_id": job_id,
+        "step_number": checkpoint.step,
+        "metrics": {"step": checkpoint.step, **checkpoint.metrics},
+    }
+
+
+def file_object(file: StoredFile) -> dict[str, Any]:
+    """A file as OpenAI's client reads it."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": int(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "expires_at": None,
+        "status_details": None,
+    }
+
+
+def model_object(model: Model) -> dict[str, Any]:
+    """A model as OpenAI's client reads it."""
+    return {"id": model.name, "object": "model", "created": int(model.created_at), "owned_by": model.owner}
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+_T = TypeVar("_T", bound=_Identified)
+
+
+def page(items: Sequence[_T], after: str | None, limit: int) -> tuple[Sequence[_T], bool]:
+    """(the items that follow the one of id `after`, whether there are more)."""
+    start = 0
+    if after is not None:
+        start = next((i + 1 for i, item in enumerate(items) if item.id == after), -1)
+        if start < 0:
+            raise InvalidRequest(f"after: this list holds no {after!r}", param="after")
+    return items[start : start + limit], start + limit < len(items)
+
+
+def listing(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+    """A page of a list."""
+    return {
+        "object": "list",
+        "data": data,
+        "has_more": has_more,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+    }

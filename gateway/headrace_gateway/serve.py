@@ -1,0 +1,158 @@
+"""`headrace serve`: with no settings, everything on this machine.
+
+    data folder locked ─► port bound ─► Redis ─► Ray ─► gateway, until Ctrl-C or SIGTERM
+                                                          │ no new connections; streams end
+                    unlocked ◄─ Redis ends ◄─ Ray ends ◄─ controllers suspend: jobs stay as they are
+
+Invariants: what was started is ended, in reverse order, whatever fails; a job under way when the server stops goes on
+when it starts again; nothing listens beyond `settings.host`, loopback by default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+import uvicorn
+
+from headrace_core.errors import Unavailable
+from headrace_core.jobs import JobStore
+from headrace_core.redis import connect, ping
+from headrace_core.settings import Settings
+
+from . import data_folder
+from .app import create_app
+from .controllers import RayControllers
+from .placement import NAMESPACE
+from .redis_server import RedisServer
+
+_LOOPBACK = "127.0.0.1"
+_OBJECT_STORE_BYTES = 128 * 1024 * 1024
+"""Ray's own shared memory: Headrace sends only small messages through Ray."""
+_STREAMS_END_SECONDS = 3
+
+
+def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM. `announce` is given the address once all parts are up.
+
+    Raises `InvalidState` for a data folder in use, `Unavailable` for a port in use or a part that does not start.
+    """
+    settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
+    with ExitStack() as parts:
+        parts.enter_context(_interrupted_by_sigterm())
+        parts.enter_context(data_folder.held(settings.data_dir))
+        listener = parts.enter_context(_listener(settings.host, settings.port))
+        redis_url = settings.redis_url or parts.enter_context(_embedded_redis(settings))
+        parts.enter_context(_ray(settings))
+        asyncio.run(_run(settings, redis_url, listener, announce))
+
+
+async def _run(settings: Settings, redis_url: str, listener: socket.socket, announce: Callable[[str], None]) -> None:
+    redis = connect(redis_url)
+    try:
+        await ping(redis)
+        server = _Server(settings, redis_url)
+        host, port = listener.getsockname()[:2]
+        announce(f"http://{host}:{port}")
+        await server.serve(sockets=[listener])
+        if _ray_address(settings) is None:  # a cluster of its own goes on without this process
+            await RayControllers(settings, redis_url, JobStore(redis)).suspend()
+    finally:
+        await redis.aclose()
+
+
+class _Server(uvicorn.Server):
+    """Ends at a signal without raising it again, because what comes after it still has to be done."""
+
+    def __init__(self, settings: Settings, redis_url: str) -> None:
+        app = create_app(settings, redis_url)
+        super().__init__(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, timeout_graceful_shutdown=_STREAMS_END_SECONDS, ws="none"
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM while parts start or end is the same as Ctrl-C."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _listener(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+    with listener:
+        yield listener
+
+
+@contextmanager
+def _embedded_redis(settings: Settings) -> Iterator[str]:
+    server = RedisServer(settings.data_dir / "redis", settings.start_timeout)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+def _ray_address(settings: Settings) -> str | None:
+    return settings.ray_address or os.environ.get("RAY_ADDRESS")
+
+
+@contextmanager
+def _ray(settings: Settings) -> Iterator[None]:
+    """A connection to the cluster of the settings, or a local one that nobody else can reach."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    address = _ray_address(settings)
+    # Ray puts sockets there, whose paths are limited to 107 bytes.
+    temporary = tempfile.mkdtemp(prefix="headrace-ray-", dir="/tmp")
+    local = {
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_temp_dir": temporary,
+        "_node_ip_address": _LOOPBACK,
+    }
+    try:
+        ray.init(
+            address=address or "local",
+            namespace=NAMESPACE,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level="warning",
+            **({} if address else local),
+        )
+        yield
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise Unavailable(f"Ray does not start or does not answer at {address or 'this machine'}: {error}") from error
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,129 @@
+"""From the body of a request to a job that can run: whatever can be known to be wrong is refused here, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from headrace_core.data import Row, read_rows
+from headrace_core.errors import InvalidRequest, NotFound, Unavailable
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.jobs import Job
+
+from .context import Gateway
+from .graders import checked_grader
+from .models import Model
+from .prompts import longest_prompt
+from .schemas import CreateJob
+
+_SETTINGS = "method.reinforcement.hyperparameters"
+
+
+async def submit(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
+    """Check everything, store the job, start its controller. Raises `InvalidRequest` before anything is stored."""
+    grader = await checked_grader(body.method.reinforcement.grader)
+    job = await _checked(gateway, job_id, body, grader)
+    await gateway.jobs.create(job)
+    await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}")
+    await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
+    await gateway.jobs.move(job.id, "queued")
+    await gateway.jobs.tell(job.id, "Queued")
+    queued = await gateway.jobs.get(job.id)
+    try:
+        await gateway.controllers.ensure(queued)
+    except Unavailable as error:  # the job is stored: the gateway's reconciliation starts it as soon as it can
+        await gateway.jobs.tell(job.id, f"Cannot start yet: {error.message}", level="warn")
+    return queued
+
+
+async def _checked(gateway: Gateway, job_id: str, body: CreateJob, grader: dict[str, Any]) -> Job:
+    settings = _seeded(body)
+    model = await gateway.models.resolve(body.model)
+    training = await _file(gateway, body.training_file, "training_file")
+    validation = None if body.validation_file is None else await _file(gateway, body.validation_file, "validation_file")
+    context = _context(settings, model)
+    rows, longest = await _measured(training, model, context, settings)
+    if validation is not None:
+        longest = max(longest, (await _measured(validation, model, context, settings))[1])
+    settings = _completed(settings, context, longest, len(rows))
+    return Job(
+        id=job_id,
+        created_at=time.time(),
+        model=body.model,
+        model_path=str(model.path),
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        suffix=body.suffix,
+        seed=settings.seed,
+        metadata=body.metadata or {},
+        grader=grader,
+        hyperparameters=settings.model_dump(),
+        rows=len(rows),
+        total_steps=settings.steps(len(rows)),
+    )
+
+
+def _seeded(body: CreateJob) -> Hyperparameters:
+    settings = body.method.reinforcement.hyperparameters
+    if body.seed is None:
+        return settings
+    if "seed" in settings.model_fields_set and settings.seed != body.seed:
+        raise InvalidRequest(f"seed is given twice, as {body.seed} and as {settings.seed}", param="seed")
+    return settings.model_copy(update={"seed": body.seed})
+
+
+def _context(settings: Hyperparameters, model: Model) -> int:
+    """Prompt and completion together, in tokens: as asked for, or by default as much as the model takes."""
+    most = model.context
+    if most is None or settings.max_context <= most:
+        return settings.max_context
+    if "max_context" in settings.model_fields_set:
+        message = f"max_context is {settings.max_context}, and the model takes {most} tokens"
+        raise InvalidRequest(message, param=f"{_SETTINGS}.max_context")
+    return most
+
+
+async def _file(gateway: Gateway, file_id: str, param: str) -> tuple[Path, str, str]:
+    """(bytes, name for messages, param)."""
+    try:
+        stored = await gateway.files.get(file_id)
+    except NotFound as error:
+        raise InvalidRequest(f"{param}: no file {file_id!r}", param=param, code="file_not_found") from error
+    if stored.purpose != "fine-tune":
+        message = f"{param}: {file_id} was uploaded for {stored.purpose!r}; upload it with the purpose 'fine-tune'"
+        raise InvalidRequest(message, param=param, code="wrong_purpose")
+    return gateway.files.path(file_id), stored.filename, param
+
+
+async def _measured(
+    file: tuple[Path, str, str], model: Model, context: int, settings: Hyperparameters
+) -> tuple[list[Row], int]:
+    """(rows, tokens of the longest prompt)."""
+    path, name, param = file
+    # A completion length that nobody asked for gives way to long prompts; one token must be left.
+    completion = settings.max_tokens if "max_tokens" in settings.model_fields_set else 1
+    if completion >= context:
+        message = f"max_tokens is {completion}, and the context {context}: no room for a prompt"
+        raise InvalidRequest(message, param=f"{_SETTINGS}.max_tokens")
+    try:
+        rows = await asyncio.to_thread(read_rows, path, name)
+        return rows, await asyncio.to_thread(longest_prompt, model.path, path, rows, name, context - completion)
+    except InvalidRequest as error:
+        raise type(error)(error.message, param=error.param or param, code=error.code) from error
+
+
+def _completed(settings: Hyperparameters, context: int, longest: int, rows: int) -> Hyperparameters:
+    """Every default that depends on the model or the data, filled in."""
+    steps = settings.steps(rows)
+    asked = "max_tokens" in settings.model_fields_set
+    filled = {
+        "n_epochs": settings.n_epochs if settings.n_steps is not None else settings.n_epochs or 1,
+        "learning_rate": settings.peak_learning_rate,
+        "max_context": context,
+        "max_tokens": settings.max_tokens if asked else min(settings.max_tokens, context - longest),
+        "eval_interval": settings.evaluation_interval(steps),
+        "checkpoint_interval": settings.checkpoint_every(steps),
+    }
+    return Hyperparameters.model_validate(settings.model_dump() | filled)
