@@ -51,6 +51,11 @@ class PolicyModel:
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             config.model, dtype=_dtype(config, self.device), local_files_only=True
         )
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and config.max_model_len > positions:
+            raise EngineFailure(
+                f"{config.model} knows {positions} positions, less than max_model_len {config.max_model_len}"
+            )
         self.model.to(self.device).eval().requires_grad_(False)
         if self.model.config._attn_implementation == "sdpa":
             self.model.set_attn_implementation(GROUPED_ATTENTION)

@@ -1,0 +1,174 @@
+"""The transformers engine's own promises, beside the contract of all engines (test_engines.py): what fails is told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import VOCABULARY, save, tiny_model
+
+from headrace_core.errors import TimedOut, WeightsDamaged
+from headrace_rollout.engines import transformers_engine
+from headrace_rollout.engines.base import EngineConfig, EngineFailure, RequestRefused, SamplingConfig
+from headrace_rollout.engines.decode_thread import WeightUpdate
+from headrace_rollout.engines.transformers_engine import TransformersEngine
+
+PROMPT = np.array([3, 4, 5], np.int32)
+LONG = SamplingConfig(max_tokens=60_000, temperature=1.0)
+LIMIT = 60.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = tiny_model(0, context=65_536)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None  # a request lasts as long as it is let
+    return save(model, tmp_path / "model")
+
+
+@pytest.fixture
+async def engine(folder: Path) -> AsyncIterator[TransformersEngine]:
+    made = TransformersEngine(EngineConfig(folder, max_model_len=65_000, max_running=8))
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not holds():  # noqa: ASYNC110  # the state watched changes in another thread, which signals nobody
+            await asyncio.sleep(0.001)
+
+
+async def in_flight(engine: TransformersEngine, count: int) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(engine.generate(PROMPT, LONG)) for _ in range(count)]
+    await until(lambda: engine.running == count)
+    return tasks
+
+
+def decode_threads() -> int:
+    return sum(thread.name == "headrace-decode" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "message"),
+    [
+        (PROMPT, SamplingConfig(64_998), "65001 tokens, .* exceed max_model_len 65000"),
+        (PROMPT, SamplingConfig(0), "max_tokens is 0"),
+        (PROMPT, SamplingConfig(4, temperature=-1.0), "out of range"),
+        (PROMPT, SamplingConfig(4, temperature=float("nan")), "out of range"),
+        (PROMPT, SamplingConfig(4, top_p=0.0), "out of range"),
+        (np.array([VOCABULARY], np.int32), SamplingConfig(4), "token ids in 0 … 63"),
+        (np.array([], np.int32), SamplingConfig(4), "at least one"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_and_the_engine_goes_on(
+    engine: TransformersEngine, prompt: Any, sampling: SamplingConfig, message: str
+) -> None:
+    with pytest.raises(RequestRefused, match=message):
+        await engine.generate(prompt, sampling)
+    with pytest.raises(RequestRefused):
+        await engine.score(PROMPT, start=0)
+    assert len((await engine.generate(PROMPT, SamplingConfig(4))).token_ids) == 4
+    assert engine.running == 0
+
+
+async def test_a_failing_step_fails_all_in_flight_and_all_after_with_its_cause(engine: TransformersEngine) -> None:
+    tasks = await in_flight(engine, 3)
+    decoder = engine._started()
+    parameter = decoder.model.model.model.norm.weight
+    wrong = WeightUpdate(1, [(parameter, torch.ones(7))], "keep_kv", time.monotonic() + LIMIT)
+    engine._thread.submit(wrong)  # a shape that `stage` would have refused: the next forward pass raises
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LIMIT)
+    for result in results:
+        assert isinstance(result, EngineFailure)
+        assert isinstance(result.__cause__, RuntimeError)
+        assert "the decode thread failed: RuntimeError" in result.message
+    with pytest.raises(EngineFailure, match="the decode thread failed: RuntimeError"):
+        await engine.generate(PROMPT, SamplingConfig(4))
+    with pytest.raises(EngineFailure, match="the decode thread failed: RuntimeError"):
+        await engine.score(PROMPT, start=1)
+    assert engine.running == 0
+
+
+async def test_close_fails_what_is_in_flight_and_leaves_no_thread(folder: Path) -> None:
+    before = decode_threads()
+    engine = TransformersEngine(EngineConfig(folder, max_model_len=65_000))
+    await engine.start()
+    assert decode_threads() == before + 1
+    tasks = await in_flight(engine, 3)
+    await engine.close()
+    await engine.close()
+    assert decode_threads() == before
+    for result in await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LIMIT):
+        assert isinstance(result, EngineFailure)
+        assert result.message == "the engine was closed"
+    with pytest.raises(EngineFailure, match="closed"):
+        await engine.generate(PROMPT, SamplingConfig(4))
+
+
+async def test_a_cancelled_request_is_no_longer_computed(engine: TransformersEngine) -> None:
+    first, second = await in_flight(engine, 2)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await until(lambda: engine.running == 1)
+    busy = engine.busy_seconds
+    second.cancel()
+    await until(lambda: engine.running == 0)
+    assert engine.busy_seconds > busy
+    assert engine._started().running == engine._started().waiting == 0
+
+
+async def test_damaged_weights_leave_the_engine_on_the_version_it_has(
+    engine: TransformersEngine, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsDamaged, match="no safetensors file"):
+        await engine.update(1, tmp_path)
+    assert engine.version == 0
+    assert (await engine.generate(PROMPT, SamplingConfig(4))).versions.tolist() == [0] * 4
+
+
+async def test_a_drain_that_takes_too_long_is_given_up(
+    engine: TransformersEngine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_engine, "DRAIN_SECONDS", 0.05)
+    (task,) = await in_flight(engine, 1)
+    with pytest.raises(TimedOut, match="version 1 is not applied: 1 requests did not drain"):
+        await engine.update(1, folder, "drain")
+    assert engine.version == 0
+    report = await engine.update(2, folder, "keep_kv")
+    assert (report.version, report.requests_in_flight, engine.version) == (2, 1, 2)
+    task.cancel()
+
+
+async def test_an_update_that_is_cancelled_while_it_drains_is_not_applied(
+    engine: TransformersEngine, folder: Path
+) -> None:
+    (task,) = await in_flight(engine, 1)
+    drain = asyncio.create_task(engine.update(1, folder, "drain"))
+    await until(lambda: engine._thread._update is not None)
+    drain.cancel()
+    report = await engine.update(2, folder)
+    assert report.version == engine.version == 2
+    task.cancel()
+
+
+async def test_a_start_that_fails_names_the_cause(tmp_path: Path) -> None:
+    engine = TransformersEngine(EngineConfig(tmp_path / "absent"))
+    with pytest.raises(EngineFailure, match="absent"):
+        await engine.start()
+    await engine.close()
+
+
+async def test_a_start_has_a_time_limit(folder: Path) -> None:
+    engine = TransformersEngine(EngineConfig(folder, start_timeout=0.0))
+    with pytest.raises(EngineFailure, match="was not loaded within 0 s"):
+        await engine.start()
+    await engine.close()
