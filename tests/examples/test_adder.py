@@ -61,10 +61,9 @@ def complete(model: Any, tokenizer: Any) -> Complete:
         ]
         ids = torch.tensor(prompts)
         torch.manual_seed(0)
+        choice = {"do_sample": True, "temperature": 1.0, "top_k": 0} if sample else {"do_sample": False}
         with torch.no_grad():
-            out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=sample, temperature=1.0, top_k=0, max_new_tokens=64
-            )
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, **choice)
         return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
     return run
