@@ -1,0 +1,129 @@
+"""How vLLM is configured and brought up for Headrace: arguments, environment, the limit on a start.
+
+Everything that depends on the device is here, in `_device_arguments` and `_environment` (and, for weights, in
+`vllm_weights`); the engine itself is blind to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from headrace_rollout.engines.base import EngineConfig
+
+CPU_BLOCK_TOKENS = 32
+"""Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
+of a group would never share their prompt's cache; the CPU kernels want a multiple of 32."""
+
+
+def engine_arguments(config: EngineConfig) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `AsyncEngineArgs` for `config`."""
+    return {
+        "model": str(config.model),
+        # Token ids in, token ids out: the gateway owns the tokenizer.
+        "skip_tokenizer_init": True,
+        "max_model_len": context_length(config),
+        "max_num_seqs": config.max_running,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "seed": config.seed,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        # No limit: scoring at a temperature other than 1 asks for the whole vocabulary.
+        "max_logprobs": -1,
+        # A request is sampled as it asks, not as the model's generation_config suggests.
+        "generation_config": "vllm",
+        "worker_extension_cls": "headrace_rollout.engines.vllm_worker.WeightExtension",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "enable_log_requests": False,
+        **_device_arguments(config),
+    }
+
+
+def _device_arguments(config: EngineConfig) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {"dtype": config.dtype}
+    return {
+        "dtype": "float32" if config.dtype == "auto" else config.dtype,
+        # Compilation makes a start 26 s longer for 5 % of speed, and would bake in the handlers an update swaps.
+        "enforce_eager": True,
+        "block_size": CPU_BLOCK_TOKENS,
+    }
+
+
+def context_length(config: EngineConfig) -> int:
+    """vLLM's context: one token longer than ours where the model allows it, as scoring must sample one token."""
+    longest = model_settings(config.model).get("max_position_embeddings")
+    return config.max_model_len + 1 if longest is None or config.max_model_len < longest else config.max_model_len
+
+
+def end_tokens(model: Path) -> tuple[int, ...]:
+    """The model's end-of-sequence tokens, from its generation_config.json or else its config.json."""
+    for settings in (_read_json(model / "generation_config.json"), model_settings(model)):
+        match settings.get("eos_token_id"):
+            case int(token):
+                return (token,)
+            case list(tokens):
+                return tuple(tokens)
+    return ()
+
+
+def model_settings(model: Path) -> dict[str, Any]:
+    """config.json of the model folder; raises FileNotFoundError where there is none."""
+    if not (model / "config.json").is_file():
+        raise FileNotFoundError(f"{model} is no model folder: it has no config.json")
+    return _read_json(model / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    settings: dict[str, Any] = json.loads(path.read_text())
+    return settings
+
+
+def start_engine(config: EngineConfig) -> Any:
+    """A started `AsyncLLM`. Blocks until the model is loaded; to be called off the event loop."""
+    with _environment(config):
+        # Imported here, not above: vLLM reads the environment at import, and takes seconds.
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config)))
+
+
+def engine_processes() -> list[Any]:
+    """vLLM's processes that this process started and that live."""
+    return [child for child in multiprocessing.active_children() if child.name.startswith("EngineCore")]
+
+
+@contextlib.contextmanager
+def _environment(config: EngineConfig) -> Iterator[None]:
+    """What vLLM's processes inherit; this process gets its own environment back."""
+    ours = {
+        "OMP_NUM_THREADS": str(config.threads),
+        # vLLM's own binding gives every engine of a machine the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,175 @@
+"""Two ways to put new weights into a live vLLM model; both split the work into a long `stage` and a short `commit`.
+
+    staging thread:  read safetensors ─► prepare ─┐            (generation goes on)
+    worker thread :  step │ step │ step │ commit ◄┘ │ step …   (the pause is `commit` alone)
+
+* `ShadowWeights` (CPU). vLLM's CPU linear layers pack their weights into oneDNN handlers after loading and drop the
+  plain parameter, so a live model can neither be loaded into nor be repacked quickly (a reload of 540 MB takes 0.5 to
+  1.1 s, almost all of it packing). A second instance of the model is loaded and packed by the staging thread; `commit`
+  swaps storage pointers and handlers module by module and copies nothing.
+* `StagedWeights` (everything else). The checkpoint is brought onto the device by the staging thread; `commit` runs
+  vLLM's own in-place reload from there, a copy within device memory that keeps every address captured graphs refer to.
+
+Invariants: `commit` applies all of the last staged version or, where nothing is staged, raises and changes nothing; a
+checkpoint that lacks a parameter of the model is refused at staging; memory of retired weights is freed after the
+commit, by another thread (unmapping 540 MB takes as long as copying it).
+
+Peak memory. `ShadowWeights`: while staging, the live packed weights, the new plain ones and the new packed ones (about
+3 × the weights); between updates, 1 ×. `StagedWeights`: 2 ×.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+
+def read_weights(folder: Path, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+    """All (name, tensor) of the safetensors files in `folder`, memory-mapped on a CPU; raises FileNotFoundError."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no *.safetensors in {folder}")
+    for file in files:
+        with safe_open(file, framework="pt", device=device) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield name, tensors.get_tensor(name)
+
+
+class WeightSwitch(Protocol):
+    """What the worker extension drives: `stage` on the staging thread, `commit` between two steps on the worker's."""
+
+    def stage(self, folder: Path) -> None: ...
+
+    def commit(self) -> None: ...
+
+
+class _Slot:
+    """One parameter of the shadow model as its constructor made it, loader attributes and all.
+
+    Packing replaces the parameter in its module, so each staging first puts this one back with fresh storage.
+    """
+
+    def __init__(self, name: str, module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+        self.name = name
+        self.module = module
+        self.attribute = attribute
+        self.parameter = parameter
+        self.shape = parameter.shape
+
+    def open(self) -> None:
+        if self.parameter.numel() == 0:
+            self.parameter.data = torch.empty(self.shape, dtype=self.parameter.dtype)
+        self.module._parameters[self.attribute] = self.parameter
+
+    def drop_if_packed(self) -> None:
+        if self.module._parameters[self.attribute] is not self.parameter:
+            self.release()
+
+    def release(self) -> torch.Tensor:
+        storage = self.parameter.data
+        self.parameter.data = torch.empty(0, dtype=storage.dtype)
+        return storage
+
+
+class ShadowWeights:
+    """See the module docstring. Built once, while no request runs: the constructor initialises a second model."""
+
+    def __init__(self, live: Any, vllm_config: Any) -> None:
+        self._model_config = vllm_config.model_config
+        if self._model_config.word_embeddings_untied_by_checkpoint:
+            raise ValueError("the config ties the embeddings, but the checkpoint stores lm_head too; save it without")
+        self._shadow = _second_instance(vllm_config)
+        self._pairs = list(zip(live.modules(), self._shadow.modules(), strict=True))
+        self._slots = [
+            _Slot(f"{prefix}.{attribute}" if prefix else attribute, module, attribute, parameter)
+            for prefix, module in self._shadow.named_modules()
+            for attribute, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        for slot in self._slots:
+            slot.release()
+        self._staged = False
+
+    def stage(self, folder: Path) -> None:
+        """Load and pack `folder` into the shadow; raises ValueError for a parameter the checkpoint lacks."""
+        from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+        self._staged = False
+        for slot in self._slots:
+            slot.open()
+        loaded = self._shadow.load_weights(read_weights(folder))
+        self._require_all(loaded, folder)
+        process_weights_after_loading(self._shadow, self._model_config, torch.device("cpu"))
+        for slot in self._slots:
+            slot.drop_if_packed()
+        self._staged = True
+
+    def commit(self) -> None:
+        """Swap every parameter's storage and every packed handler with the live model's. Pointers only."""
+        if not self._staged:
+            raise RuntimeError("no weights are staged")
+        retired: list[Any] = []
+        swapped: set[int] = set()
+        for live, shadow in self._pairs:
+            if "cpu_linear" in vars(shadow):
+                retired.append(live.cpu_linear)
+                live.cpu_linear, shadow.cpu_linear = shadow.cpu_linear, None
+            for attribute, new in shadow._parameters.items():
+                old = live._parameters[attribute]
+                if new is None or old is None or new.numel() == 0 or id(new) in swapped:
+                    continue
+                swapped.add(id(new))
+                retired.append(old.data)
+                old.data = new.data
+        for slot in self._slots:
+            slot.release()
+        self._staged = False
+        threading.Thread(target=retired.clear, name="headrace-retire-weights").start()
+
+    def _require_all(self, loaded: set[str], folder: Path) -> None:
+        """A tied parameter counts as loaded when any of its names is."""
+        by_parameter: dict[int, list[str]] = {}
+        for slot in self._slots:
+            by_parameter.setdefault(id(slot.parameter), []).append(slot.name)
+        missing = [names[0] for names in by_parameter.values() if loaded.isdisjoint(names)]
+        if missing:
+            raise ValueError(f"the weights in {folder} lack {len(missing)} parameters, {missing[0]} first")
+
+
+def _second_instance(vllm_config: Any) -> Any:
+    """A model like the live one; its attention layers register in a context of their own, as names must be unique."""
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    config = copy.copy(vllm_config)
+    config.compilation_config = copy.copy(vllm_config.compilation_config)
+    config.compilation_config.static_forward_context = {}
+    with set_default_torch_dtype(config.model_config.dtype):
+        return initialize_model(vllm_config=config, model_config=config.model_config).eval()
+
+
+class StagedWeights:
+    """See the module docstring. Serves accelerators; also correct, if slow, wherever `ShadowWeights` does not fit."""
+
+    def __init__(self, runner: Any, device: torch.device) -> None:
+        self._runner = runner
+        self._device = device
+        self._staged: list[tuple[str, torch.Tensor]] = []
+
+    def stage(self, folder: Path) -> None:
+        self._staged = list(read_weights(folder, str(self._device)))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def commit(self) -> None:
+        if not self._staged:
+            raise RuntimeError("no weights are staged")
+        staged, self._staged = self._staged, []
+        self._runner.reload_weights(weights_iterator=iter(staged))

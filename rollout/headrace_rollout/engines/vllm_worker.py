@@ -1,0 +1,90 @@
+"""The part of the vLLM engine that runs inside vLLM's worker process, mixed into its worker class.
+
+    engine process ── headrace_stage ──► starts the staging thread, returns at once; steps go on
+                   ── headrace_stage_state ──► "staging" · "ready" · "failed: cause"
+                   ── headrace_commit ──► the switch, between two steps; the caller paused the scheduler
+
+All three run on the worker's own thread, one after another with the steps, so a commit can never fall into a step.
+Nothing here imports vLLM at module level: vLLM imports this module, by name, while it builds its worker.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace_rollout.engines.vllm_weights import ShadowWeights, StagedWeights, WeightSwitch
+
+
+class StagingThread:
+    """Runs one `stage` at a time. `state` and `seconds` may be read from any thread."""
+
+    def __init__(self, switch: WeightSwitch) -> None:
+        self._switch = switch
+        self._thread: threading.Thread | None = None
+        self.state = "idle"
+        self.seconds = 0.0
+
+    def begin(self, folder: Path) -> None:
+        """Start staging `folder`; raises RuntimeError while another staging runs."""
+        if self._thread is not None and self._thread.is_alive():
+            raise RuntimeError("another version is being staged")
+        self.state = "staging"
+        self._thread = threading.Thread(target=self._stage, args=(folder,), name="headrace-stage-weights", daemon=True)
+        self._thread.start()
+
+    def _stage(self, folder: Path) -> None:
+        began = time.monotonic()
+        # One OpenMP thread for this thread only: a second team would fight the steps' own for the cores, spinning.
+        # (vLLM's CPU worker replaces torch.set_num_threads by a no-op, hence the C function.)
+        torch._C.set_num_threads(1)
+        try:
+            with torch.no_grad():
+                self._switch.stage(folder)
+        except Exception as error:
+            # Kept, not raised: the state is how the cause reaches the process that asked.
+            self.state = f"failed: {type(error).__name__}: {error}"
+        else:
+            self.state = "ready"
+        finally:
+            self.seconds = time.monotonic() - began
+
+
+class WeightExtension:
+    """Methods vLLM adds to its worker (`worker_extension_cls`); called by `collective_rpc` under these names."""
+
+    model_runner: Any
+    vllm_config: Any
+    device: torch.device
+
+    def headrace_prepare(self) -> None:
+        """Once, before the first request: choose the switch for this device and build what it needs."""
+        switch: WeightSwitch
+        if self.device.type == "cpu":
+            switch = ShadowWeights(self.model_runner.get_model(), self.vllm_config)
+        else:
+            switch = StagedWeights(self.model_runner, self.device)
+        self._headrace_switch = switch
+        self._headrace_staging = StagingThread(switch)
+
+    def headrace_stage(self, folder: str) -> None:
+        """Start reading and preparing the weights in `folder`; returns at once."""
+        self._headrace_staging.begin(Path(folder))
+
+    def headrace_stage_state(self) -> tuple[str, float]:
+        """(`staging` | `ready` | `failed: cause`, seconds the last staging took)."""
+        return self._headrace_staging.state, self._headrace_staging.seconds
+
+    def headrace_commit(self) -> float:
+        """Put the staged weights into the live model; returns the seconds it took."""
+        if self._headrace_staging.state != "ready":
+            raise RuntimeError(f"cannot commit weights that are {self._headrace_staging.state}")
+        began = time.monotonic()
+        with torch.no_grad():
+            self._headrace_switch.commit()
+        self._headrace_staging.state = "idle"
+        return time.monotonic() - began
