@@ -44,9 +44,9 @@ class FunctionSpec(GraderSpec):
     type: Literal["function"]
     function: Annotated[str, AfterValidator(_locate)]
     """`path/file.py:name`; a relative path is taken from the working folder of whoever reads the spec first."""
-    timeout: float = Field(30.0, gt=0, le=600)
+    timeout: float = Field(default=30.0, gt=0, le=600)
     """Seconds for one completion, or for one group where the function takes groups."""
-    workers: int = Field(1, ge=1, le=64)
+    workers: int = Field(default=1, ge=1, le=64)
     """Processes that run the function side by side."""
     form: Form = "text"
     """What `prompt` and `completion` are: strings, or lists of messages."""

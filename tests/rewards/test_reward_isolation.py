@@ -125,7 +125,8 @@ def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     argv = [sys.executable, "-c", _PARENT, spec.function, str(fifo)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed service leaves its scratch folder
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as process:
         yield process
         process.kill()
 
@@ -140,3 +141,12 @@ def test_it_dies_with_its_parent_in_an_endless_loop(parent: subprocess.Popen[str
     parent.wait(timeout=10)
     _, alive = psutil.wait_procs([host], timeout=10)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_host_loads_none_of_the_service() -> None:
+    """It starts again after every crash, so it must start fast; and a user's code finds nothing of ours to lean on."""
+    code = "import sys, headrace_rewards.host; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.split())
+    assert "headrace_rewards" in loaded
+    assert not loaded & {"pydantic", "numpy", "torch", "redis", "ray", "vllm", "headrace_core", "headrace_gateway"}
