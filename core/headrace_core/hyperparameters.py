@@ -30,7 +30,7 @@ class Hyperparameters(BaseModel):
     n_epochs: int | None = Field(None, ge=1, le=50, description="Passes over the training file.")
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of AdamW.")
     learning_rate_multiplier: float | None = Field(
-        None, gt=0, description="Scales the default learning rate, where learning_rate is not given."
+        None, gt=0, description="Scales the default learning rate; instead of learning_rate."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
@@ -98,6 +98,8 @@ class Hyperparameters(BaseModel):
     def _consistent(self) -> Hyperparameters:
         if self.n_steps is not None and self.n_epochs is not None:
             raise ValueError("give n_steps or n_epochs, not both")
+        if self.learning_rate is not None and self.learning_rate_multiplier is not None:
+            raise ValueError("give learning_rate or learning_rate_multiplier (of the default), not both")
         if self.max_tokens >= self.max_context:
             raise ValueError("max_tokens must leave room for a prompt: raise max_context or lower max_tokens")
         if self.minibatches > self.batch_size:

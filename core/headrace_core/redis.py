@@ -6,14 +6,21 @@ from collections.abc import Awaitable
 from typing import Any, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError, RedisError
 
 from .errors import Unavailable
 
 
 def connect(url: str) -> Redis:
-    """A client for `redis://…` or `unix:///path`. Answers are bytes; commands fail after 30 s without an answer."""
-    return Redis.from_url(url, socket_connect_timeout=5, socket_timeout=30, health_check_interval=15)
+    """A client for `redis://…` or `unix:///path`. Answers are bytes.
+
+    A command fails after 30 s without an answer. When the connection breaks it is sent again, for about three seconds:
+    a Redis that restarts is waited for. The ledger's scripts count such a call once.
+    """
+    again = Retry(ExponentialBackoff(cap=1.0, base=0.1), retries=5, supported_errors=(ConnectionError,))
+    return Redis.from_url(url, socket_connect_timeout=5, socket_timeout=30, health_check_interval=15, retry=again)
 
 
 async def ping(redis: Redis) -> None:

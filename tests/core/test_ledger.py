@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
+from pipeline import Clock
 from redis.asyncio import Redis
 
-from headrace_core.ledger import BoundBroken, Ledger, Outcome, Refusal, Step
+from headrace_core.errors import InvalidRequest, NotFound
+from headrace_core.keys import JobKeys
+from headrace_core.ledger import MAX_LAPSES, BoundBroken, Lease, Ledger, Outcome, Refusal, Step
+from headrace_core.redis import answer
 from headrace_core.staleness import Limits
 from headrace_core.trajectory import Group, sampled_completion
 
@@ -52,3 +58,175 @@ async def test_a_step_beyond_the_bound_is_refused(ledger: Ledger) -> None:
     term = await ledger.enlist()
     with pytest.raises(BoundBroken):
         await ledger.settle(term, Step(0, (), {2: 1}, 0), "v1")
+
+
+async def committed(ledger: Ledger, want: int) -> list[Lease]:
+    """Lease and commit `want` groups."""
+    version, _ = await ledger.newest()
+    leases = list((await ledger.admit("rollout-0", version, want, 60)).leases)
+    for lease in leases:
+        assert await ledger.commit(lease, a_group(lease.group_id, version)) is Outcome.QUEUED
+    return leases
+
+
+async def test_an_expired_lease_is_issued_again_and_its_old_holder_is_refused(redis: Redis) -> None:
+    clock = Clock()
+    ledger = Ledger(redis, "ftjob-lapse", clock)
+    await ledger.open(LIMITS)
+    first = (await ledger.admit("rollout-0", 0, 1, lease_seconds=10)).leases[0]
+    clock.now += 9
+    assert await ledger.renew([first], 10) == set()
+    clock.now += 9
+    assert (await ledger.admit("rollout-1", 0, 1, 10)).leases[0].group_id == 1  # renewed: not yet
+    clock.now += 2
+    second = (await ledger.admit("rollout-1", 0, 1, 10)).leases[0]
+    assert (second.group_id, second.attempt) == (0, 2)
+    assert await ledger.renew([first], 10) == {0}
+    assert await ledger.commit(first, a_group(0)) is Outcome.FENCED
+    assert await ledger.fail(first, Outcome.GENERATION_FAILED, "late") is Outcome.FENCED
+    assert await ledger.release([first]) == 0
+    assert await ledger.commit(second, a_group(0)) is Outcome.QUEUED
+    assert (await ledger.account()).fenced == 2
+
+
+async def test_an_expired_lease_that_nobody_took_over_still_commits(redis: Redis) -> None:
+    clock = Clock()
+    ledger = Ledger(redis, "ftjob-late", clock)
+    await ledger.open(LIMITS)
+    lease = (await ledger.admit("rollout-0", 0, 1, lease_seconds=10)).leases[0]
+    clock.now += 1000
+    assert await ledger.commit(lease, a_group(0)) is Outcome.QUEUED
+
+
+async def test_a_group_that_kills_every_worker_ends(redis: Redis) -> None:
+    clock = Clock()
+    ledger = Ledger(redis, "ftjob-poison", clock)
+    await ledger.open(Limits(batch_size=1, max_staleness=0, total_groups=1))
+    for attempt in range(1, MAX_LAPSES + 1):
+        lease = (await ledger.admit("rollout-0", 0, 1, 10)).leases[0]
+        assert (lease.group_id, lease.attempt) == (0, attempt)
+        clock.now += 10
+    assert (await ledger.admit("rollout-0", 0, 1, 10)).leases[0].group_id == 1  # its place goes to a new group
+    assert (await ledger.history(0))[-1].state == "generation_failed"
+
+
+async def test_what_is_given_back_is_no_lapse_and_no_failure(ledger: Ledger) -> None:
+    for _ in range(3 * MAX_LAPSES):
+        leases = (await ledger.admit("rollout-0", 0, 1, 60)).leases
+        assert [lease.group_id for lease in leases] == [0]
+        assert await ledger.release(leases) == 1
+    lease = (await ledger.admit("rollout-0", 0, 1, 60)).leases[0]
+    assert await ledger.fail(lease, Outcome.REWARD_FAILED, "first", attempts=2) is Outcome.LEASED
+    lease = (await ledger.admit("rollout-0", 0, 1, 60)).leases[0]
+    assert lease.group_id == 0
+    assert await ledger.fail(lease, Outcome.REWARD_FAILED, "sec\nond", attempts=2) is Outcome.REWARD_FAILED
+    assert (await ledger.history(0))[-1].note == "sec ond"
+    with pytest.raises(ValueError, match="cannot fail as"):
+        await ledger.fail(lease, Outcome.QUEUED, "")
+
+
+async def test_a_new_learner_fences_out_the_old_one_and_trains_what_it_had_claimed(ledger: Ledger) -> None:
+    await committed(ledger, 4)
+    old = await ledger.enlist()
+    claim = await ledger.claim(old, LIMITS, "mask")
+    new = await ledger.enlist()
+    again = await ledger.claim(new, LIMITS, "mask")
+    assert [g.group_id for g in again.groups] == [g.group_id for g in claim.groups] == [0, 1]
+    step = Step(0, (0, 1), {0: 12}, 0)
+    # the old learner's step is the very same, and the groups are claimed: only its term tells it apart
+    assert await ledger.settle(old, step, "v1-t1") is Outcome.FENCED
+    assert await ledger.filter(old, [0], "no use") is Outcome.FENCED
+    assert (await ledger.claim(old, LIMITS, "mask")).outcome is Outcome.FENCED
+    assert await ledger.newest() == (0, None)
+    assert await ledger.settle(new, step, "v1-t2") is Outcome.SETTLED
+    assert await ledger.settle(new, step, "v1-t2") is Outcome.SETTLED  # the same call, sent again
+    assert await ledger.settle(new, Step(0, (2, 3), {0: 12}, 0), "v1-t2") is Outcome.FENCED
+    assert await ledger.newest() == (1, "v1-t2")
+
+
+async def test_a_step_settles_with_claimed_groups_only_and_each_once(ledger: Ledger) -> None:
+    await committed(ledger, 2)
+    term = await ledger.enlist()
+    assert await ledger.settle(term, Step(0, (0, 1), {}, 0), "v1") is Outcome.FENCED
+    await ledger.claim(term, LIMITS, "mask")
+    with pytest.raises(ValueError, match="twice"):
+        await ledger.settle(term, Step(0, (0, 0), {}, 0), "v1")
+
+
+async def test_a_commit_holds_what_its_lease_says(ledger: Ledger) -> None:
+    lease = (await ledger.admit("rollout-0", 0, 1, 60)).leases[0]
+    with pytest.raises(ValueError, match="group 5 does not belong to the lease of group 0"):
+        await ledger.commit(lease, a_group(5))
+    await committed(ledger, 2)
+    term = await ledger.enlist()
+    await ledger.claim(term, LIMITS, "mask")
+    await ledger.settle(term, Step(0, (1, 2), {}, 0), "v1")
+    newer = (await ledger.admit("rollout-0", 1, 1, 60)).leases[0]
+    with pytest.raises(BoundBroken, match="version 0"):
+        await ledger.commit(newer, a_group(newer.group_id, version=0))
+
+
+async def test_a_checkpoint_lets_covered_groups_go_and_keeps_the_rest(ledger: Ledger) -> None:
+    term = await ledger.enlist()
+    steps = []
+    for version in range(3):
+        await committed(ledger, 2)
+        claim = await ledger.claim(term, LIMITS, "mask")
+        steps.append(Step(version, tuple(g.group_id for g in claim.groups), {}, 0))
+        await ledger.settle(term, steps[-1], f"v{version + 1}")
+    assert await ledger.covered(2) == 4
+    assert await ledger.covered(2) == 0
+    with pytest.raises(NotFound, match="of step 1"):
+        await ledger.replay(steps[1])
+    assert [g.group_id for g in await ledger.replay(steps[2])] == list(steps[2].groups)
+    assert await ledger.steps(2) == steps[2:]
+    assert await ledger.covered(99) == 2  # of what is settled; later steps are not covered before they are there
+    await committed(ledger, 2)
+    claim = await ledger.claim(term, LIMITS, "mask")
+    await ledger.settle(term, Step(3, tuple(g.group_id for g in claim.groups), {}, 0), "v4")
+    assert await ledger.covered(4) == 2
+
+
+async def test_a_filtered_group_makes_room_for_another(ledger: Ledger) -> None:
+    await committed(ledger, 4)
+    term = await ledger.enlist()
+    await ledger.claim(term, LIMITS, "mask")
+    assert await ledger.filter(term, [1], "all rewards equal") is Outcome.FILTERED
+    assert await ledger.filter(term, [3], "not claimed") is Outcome.FENCED
+    assert [lease.group_id for lease in (await ledger.admit("rollout-0", 0, 9, 60)).leases] == [4]
+    assert (await ledger.history(1))[-1].note == "all rewards equal"
+
+
+async def test_after_the_end_nothing_goes_on_and_nothing_is_kept(redis: Redis, ledger: Ledger) -> None:
+    leases = await committed(ledger, 3)
+    held = (await ledger.admit("rollout-0", 0, 1, 60)).leases[0]
+    term = await ledger.enlist()
+    await ledger.claim(term, LIMITS, "mask")
+    assert await ledger.close("cancelled by the user") == 4
+    assert await ledger.close("again") == 0
+    assert (await ledger.account()).states["cancelled"] == 4
+    assert (await ledger.admit("rollout-0", 0, 1, 60)).refusal is Refusal.CLOSED
+    assert await ledger.commit(held, a_group(held.group_id)) is Outcome.FENCED
+    assert (await ledger.claim(term, Limits(1, 1, 20), "mask")).groups == ()
+    assert await ledger.settle(term, Step(0, (0, 1), {}, 0), "v1") is Outcome.CLOSED
+    assert await ledger.filter(term, [0], "no use") is Outcome.CLOSED
+    assert not await answer(redis.exists(JobKeys("ftjob-test").groups))
+    assert (await ledger.history(leases[0].group_id))[-1].note == "cancelled by the user"
+    with pytest.raises(NotFound, match="no group 99"):
+        await ledger.history(99)
+
+
+async def test_a_signal_wakes_who_waits_and_silence_ends_in_time(ledger: Ledger) -> None:
+    lease = (await ledger.admit("rollout-0", 0, 1, 60)).leases[0]
+    assert await ledger.signal("0", timeout=0.05) == "0"
+    waiting = asyncio.create_task(ledger.signal("0", timeout=30))
+    await ledger.commit(lease, a_group(0))
+    heard = await asyncio.wait_for(waiting, 10)
+    assert heard != "0"
+    assert await ledger.signal(heard, timeout=0.05) == heard
+
+
+@pytest.mark.parametrize("limits", [Limits(0, 1, 1), Limits(1, -1, 1), Limits(1, 1, 0)])
+async def test_limits_that_make_no_sense_are_refused(ledger: Ledger, limits: Limits) -> None:
+    with pytest.raises(InvalidRequest):
+        await ledger.open(limits)

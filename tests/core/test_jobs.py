@@ -1,0 +1,156 @@
+"""The job store on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import get_args
+
+import pytest
+from redis.asyncio import Redis
+
+from headrace_core.errors import InvalidState, NotFound
+from headrace_core.jobs import ENDED, Checkpoint, Job, JobError, JobStore, Status, new_id
+from headrace_core.metrics import UpdateMetrics, WorkerMetrics
+
+ALLOWED = {
+    ("validating_files", "queued"),
+    ("validating_files", "failed"),
+    ("validating_files", "cancelled"),
+    ("queued", "running"),
+    ("queued", "failed"),
+    ("queued", "cancelled"),
+    ("running", "paused"),
+    ("running", "succeeded"),
+    ("running", "failed"),
+    ("running", "cancelled"),
+    ("paused", "running"),
+    ("paused", "failed"),
+    ("paused", "cancelled"),
+}
+
+
+def a_job(job_id: str, created_at: float = 1.0, status: Status = "validating_files") -> Job:
+    return Job(
+        id=job_id,
+        created_at=created_at,
+        model="headrace/tiny-adder",
+        model_path="/models/tiny-adder",
+        training_file="file-1",
+        grader={"type": "string_check"},
+        hyperparameters={"n_steps": 3},
+        rows=10,
+        total_steps=3,
+        status=status,
+    )
+
+
+def an_update(version: int) -> UpdateMetrics:
+    return UpdateMetrics(
+        worker="rollout-0", time=1.0, version=version, staged_seconds=0.1, paused_seconds=0.01, requests_in_flight=3
+    )
+
+
+@pytest.fixture
+def store(redis: Redis) -> JobStore:
+    return JobStore(redis)
+
+
+async def test_a_job_is_kept_whole_and_changed_in_part(store: JobStore) -> None:
+    await store.create(a_job("ftjob-a"))
+    assert await store.get("ftjob-a") == a_job("ftjob-a")
+    error = JobError("out_of_memory", "no room", "batch_size")
+    await store.update("ftjob-a", fine_tuned_model="ft:adder", trained_tokens=12, error=error)
+    job = await store.get("ftjob-a")
+    assert (job.fine_tuned_model, job.trained_tokens, job.error) == ("ft:adder", 12, error)
+    assert job.hyperparameters == {"n_steps": 3}
+
+
+async def test_jobs_are_listed_newest_first(store: JobStore) -> None:
+    for number in range(3):
+        await store.create(a_job(f"ftjob-{number}", created_at=float(number)))
+    assert [j.id for j in await store.all()] == ["ftjob-2", "ftjob-1", "ftjob-0"]
+
+
+async def test_an_unknown_job_is_not_found(store: JobStore) -> None:
+    with pytest.raises(NotFound, match="ftjob-x"):
+        await store.get("ftjob-x")
+    with pytest.raises(NotFound, match="ftjob-x"):
+        await store.move("ftjob-x", "running")
+
+
+async def test_the_status_moves_along_the_arrows_only(store: JobStore) -> None:
+    for start, to in itertools.product(get_args(Status), get_args(Status)):
+        job_id = f"ftjob-{start}-{to}"
+        await store.create(a_job(job_id, status=start))
+        if (start, to) in ALLOWED:
+            await store.move(job_id, to)
+            job = await store.get(job_id)
+            assert job.status == to
+            assert (job.finished_at is not None) == (to in ENDED)
+        else:
+            with pytest.raises(InvalidState, match=f"is {start}; it cannot become {to}"):
+                await store.move(job_id, to)
+            assert (await store.get(job_id)).status == start
+
+
+async def test_of_a_cancel_and_a_finish_exactly_one_wins(store: JobStore) -> None:
+    for number in range(20):
+        job_id = f"ftjob-{number}"
+        await store.create(a_job(job_id, status="running"))
+        ends: tuple[Status, ...] = ("cancelled", "succeeded", "failed")
+        results = await asyncio.gather(*(store.move(job_id, end) for end in ends), return_exceptions=True)
+        assert sum(r is None for r in results) == 1
+        assert all(r is None or isinstance(r, InvalidState) for r in results)
+        assert (await store.get(job_id)).status == ends[results.index(None)]
+
+
+async def test_events_and_metrics_are_kept_in_order(store: JobStore) -> None:
+    told = [await store.tell("ftjob-a", f"message {i}", level="warn", data={"i": i}) for i in range(3)]
+    assert [e for _, e in await store.events("ftjob-a")] == told
+    for version in range(3):
+        await store.record("ftjob-a", an_update(version))
+    every = await store.metrics("ftjob-a")
+    assert [(kind, data["version"]) for _, kind, data in every] == [("update", 0), ("update", 1), ("update", 2)]
+    assert await store.metrics("ftjob-a", after=every[0][0]) == every[1:]
+
+
+async def test_followers_get_what_was_there_and_what_comes(store: JobStore) -> None:
+    await store.tell("ftjob-a", "before")
+    follower = store.follow("ftjob-a", block=0.05)
+    async with asyncio.timeout(10):
+        first = await anext(follower)
+        assert first is not None
+        assert first[0] == "events"
+        assert await anext(follower) is None  # nothing came for a while
+        await store.record("ftjob-a", an_update(5))
+        second = await anext(follower)
+        while second is None:
+            second = await anext(follower)
+        assert second[0] == "metrics"
+        assert second[2][b"kind"] == b"update"
+    again = store.follow("ftjob-a", events_after=first[1], metrics_after=second[1], block=0.05)
+    assert await anext(again) is None  # goes on where it stopped
+
+
+async def test_checkpoints_and_heartbeats(store: JobStore) -> None:
+    saved = [
+        Checkpoint(f"ftckpt-{step}", 1.0, step, f"m-{step}", f"/out/{step}", {"reward": 0.5}) for step in (2, 10, 4)
+    ]
+    for checkpoint in saved:
+        await store.add_checkpoint("ftjob-a", checkpoint)
+    assert [c.step for c in await store.checkpoints("ftjob-a")] == [10, 4, 2]
+    beats = [
+        WorkerMetrics(worker=w, role="rollout", time=t, version=0, uptime=1, busy=0.5, waiting={})
+        for w, t in (("rollout-1", 1.0), ("learner", 2.0), ("rollout-1", 3.0))
+    ]
+    for beat in beats:
+        await store.beat("ftjob-a", beat)
+    assert await store.workers("ftjob-a") == [beats[1], beats[2]]
+    assert len(await store.metrics("ftjob-a")) == 3
+
+
+def test_ids_are_their_own() -> None:
+    ids = {new_id("ftjob-") for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(i) == len("ftjob-") + 24 for i in ids)

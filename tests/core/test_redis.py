@@ -1,0 +1,92 @@
+"""The way to Redis: what happens when it is not there, or goes away in the middle of a call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from pipeline import a_group
+from redis.asyncio import Redis
+
+from headrace_core.errors import Unavailable
+from headrace_core.ledger import Ledger, Outcome, Step
+from headrace_core.redis import connect, ping
+from headrace_core.staleness import Limits
+from headrace_gateway.redis_server import RedisServer
+
+LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=20)
+
+
+class LossyProxy:
+    """A unix socket in front of Redis that can cut a connection after a script ran, before its answer is out."""
+
+    def __init__(self, server: Path, path: Path) -> None:
+        self._server, self._path = server, path
+        self._to_lose: list[bytes] = []
+        self.lost = 0
+
+    def lose_the_answer_to(self, *words: bytes) -> None:
+        """Cut at the next request that holds all of these."""
+        self._to_lose = list(words)
+
+    async def __aenter__(self) -> LossyProxy:
+        self._listener = await asyncio.start_unix_server(self._serve, self._path)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+        await self._listener.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_unix_connection(str(self._server))
+        while request := await reader.read(1 << 20):
+            up_writer.write(request)
+            answer = await up_reader.read(1 << 20)
+            if self._to_lose and all(word in request for word in self._to_lose):
+                self._to_lose, self.lost = [], self.lost + 1
+                break
+            writer.write(answer)
+        for stream in (up_writer, writer):
+            stream.close()
+            await stream.wait_closed()
+
+
+@pytest.fixture
+async def lossy(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[tuple[LossyProxy, Ledger]]:
+    path = Path(redis_server.socket).with_name(f"lossy-{tmp_path.name[-8:]}.sock")
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(LossyProxy(redis_server.socket, path))
+        client = connect(f"unix://{path}")
+        stack.push_async_callback(client.aclose)
+        ledger = Ledger(client, "ftjob-lossy")
+        await ledger.open(LIMITS)
+        yield proxy, ledger
+
+
+async def test_calls_whose_answers_are_lost_count_once(lossy: tuple[LossyProxy, Ledger]) -> None:
+    proxy, ledger = lossy
+    lease, other = (await ledger.admit("rollout-0", 0, 2, 60)).leases
+    proxy.lose_the_answer_to(b"EVALSHA", lease.token.encode())
+    assert await ledger.commit(lease, a_group(lease.group_id, [0])) is Outcome.QUEUED
+    await ledger.commit(other, a_group(other.group_id, [0]))
+    term = await ledger.enlist()
+    await ledger.claim(term, Limits(9, 1, 20), "mask")  # takes nothing, asks for the window: its script is loaded now
+    proxy.lose_the_answer_to(b"EVALSHA", b"\r\n2\r\n$1\r\n0\r\n$1\r\n1\r\n")  # how many, group 0, group 1
+    claim = await ledger.claim(term, LIMITS, "mask")
+    assert [g.group_id for g in claim.groups] == [0, 1]
+    proxy.lose_the_answer_to(b"EVALSHA", b"v1-t1")
+    assert await ledger.settle(term, Step(0, (0, 1), {0: 2}, 0), "v1-t1") is Outcome.SETTLED
+    assert proxy.lost == 3
+    books = await ledger.account()
+    assert books.balanced
+    assert (books.states["trained"], books.fenced, books.version) == (2, 0, 1)
+
+
+async def test_a_redis_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    client = connect(f"unix://{tmp_path}/nobody.sock")
+    with pytest.raises(Unavailable, match="Redis does not answer"):
+        await ping(client)
+    await client.aclose()

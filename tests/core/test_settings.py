@@ -1,0 +1,69 @@
+"""Settings of the service and of a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.settings import Settings
+from headrace_core.staleness import Limits
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_PORT", "9000")
+    monkeypatch.setenv("HEADRACE_DATA_DIR", "/srv/headrace")
+    monkeypatch.setenv("HEADRACE_REDIS_URL", "redis://example:6379/0")
+    settings = Settings()
+    assert (settings.port, settings.data_dir) == (9000, Path("/srv/headrace"))
+    assert settings.redis_url == "redis://example:6379/0"
+    assert Settings(port=0).port == 0  # an option of the command line goes before
+
+
+@pytest.mark.parametrize(("name", "value"), [("PORT", "70000"), ("LEASE_SECONDS", "0"), ("MAX_RESTARTS", "-1")])
+def test_a_setting_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"HEADRACE_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"n_steps": 3, "n_epochs": 1}, "n_steps or n_epochs"),
+        ({"max_tokens": 512, "max_context": 512}, "room for a prompt"),
+        ({"minibatches": 8, "batch_size": 4}, "minibatches"),
+        ({"learning_rate": 1e-4, "learning_rate_multiplier": 2}, "learning_rate_multiplier"),
+        ({"max_stalenes": 1}, "max_stalenes"),
+        ({"max_staleness": -1}, "max_staleness"),
+        ({"late": "never"}, "late"),
+        ({"temperature": 0}, "temperature"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Hyperparameters.model_validate(given)
+
+
+def test_auto_takes_the_default() -> None:
+    auto = dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"), "auto")
+    assert Hyperparameters.model_validate(auto) == Hyperparameters()
+
+
+def test_steps_and_limits() -> None:
+    assert Hyperparameters(n_steps=7, batch_size=4, max_staleness=2).limits(rows=10) == Limits(4, 2, 28)
+    assert Hyperparameters(n_epochs=3, batch_size=4).steps(rows=10) == 7
+    assert Hyperparameters(batch_size=64).steps(rows=10) == 1
+
+
+def test_learning_rate_and_intervals() -> None:
+    default = Hyperparameters().peak_learning_rate
+    assert Hyperparameters(learning_rate_multiplier=3).peak_learning_rate == pytest.approx(3 * default)
+    assert Hyperparameters(learning_rate=0.5).peak_learning_rate == 0.5
+    assert [Hyperparameters().evaluation_interval(n) for n in (3, 50)] == [1, 5]
+    assert [Hyperparameters().checkpoint_every(n) for n in (3, 50)] == [1, 10]
+    assert Hyperparameters(eval_interval=2, checkpoint_interval=3).evaluation_interval(50) == 2
+    assert Hyperparameters(checkpoint_interval=3).checkpoint_every(50) == 3
