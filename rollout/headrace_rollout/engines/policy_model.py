@@ -155,8 +155,9 @@ class PolicyModel:
         return list(staged.values())
 
     def swap(self, staged: StagedWeights) -> None:
-        """Make staged values the model's: pointers change hands, no bytes move."""
-        for parameter, value in staged:
+        """Make staged values the model's; `staged` then holds those they replaced. Pointers change hands, no bytes."""
+        for index, (parameter, value) in enumerate(staged):
+            staged[index] = (parameter, parameter.data)
             parameter.data = value
 
     def _after_each(self, prompts: list[Tokens]) -> torch.Tensor:
