@@ -51,7 +51,8 @@ def serve(
 ) -> None:
     """Start everything on this machine: Redis, Ray, gateway and dashboard.
 
-    Ctrl-C stops it; unfinished jobs go on at the next start. Every setting can also be given as an environment variable HEADRACE_…; see docs/settings.md.
+    Ctrl-C stops it; unfinished jobs go on at the next start. Every setting can also be given as an environment variable
+    HEADRACE_…; see docs/settings.md.
     """
     from .serve import serve as run
 
@@ -63,10 +64,7 @@ def serve(
         _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     out.print("[dim]starting Redis and Ray …[/]")
     try:
-        run(
-            settings,
-            lambda url: out.print(f"Headrace runs at [bold]{url}[/] [dim](API and dashboard; Ctrl-C stops)[/]"),
-        )
+        run(settings, lambda url: out.print(f"Headrace runs at [bold]{url}[/] [dim](Ctrl-C stops it)[/]"))
     except KeyboardInterrupt:
         _fail("stopped while starting")
     out.print("[dim]stopped; unfinished jobs go on at the next start[/]")

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -27,15 +25,11 @@ from headrace_core.jobs import JobStore
 from headrace_core.redis import connect, ping
 from headrace_core.settings import Settings
 
-from . import data_folder
+from . import data_folder, local_ray
 from .app import create_app
 from .controllers import RayControllers
-from .placement import NAMESPACE
 from .redis_server import RedisServer
 
-_LOOPBACK = "127.0.0.1"
-_OBJECT_STORE_BYTES = 128 * 1024 * 1024
-"""Ray's own shared memory: Headrace sends only small messages through Ray."""
 _STREAMS_END_SECONDS = 3
 
 
@@ -50,7 +44,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         parts.enter_context(data_folder.held(settings.data_dir))
         listener = parts.enter_context(_listener(settings.host, settings.port))
         redis_url = settings.redis_url or parts.enter_context(_embedded_redis(settings))
-        parts.enter_context(_ray(settings))
+        parts.enter_context(local_ray.connected(_ray_address(settings)))
         asyncio.run(_run(settings, redis_url, listener, announce))
 
 
@@ -124,35 +118,3 @@ def _embedded_redis(settings: Settings) -> Iterator[str]:
 
 def _ray_address(settings: Settings) -> str | None:
     return settings.ray_address or os.environ.get("RAY_ADDRESS")
-
-
-@contextmanager
-def _ray(settings: Settings) -> Iterator[None]:
-    """A connection to the cluster of the settings, or a local one that nobody else can reach."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    address = _ray_address(settings)
-    # Ray puts sockets there, whose paths are limited to 107 bytes.
-    temporary = tempfile.mkdtemp(prefix="headrace-ray-", dir="/tmp")
-    local = {
-        "num_cpus": len(os.sched_getaffinity(0)),
-        "object_store_memory": _OBJECT_STORE_BYTES,
-        "_temp_dir": temporary,
-        "_node_ip_address": _LOOPBACK,
-    }
-    try:
-        ray.init(
-            address=address or "local",
-            namespace=NAMESPACE,
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level="warning",
-            **({} if address else local),
-        )
-        yield
-    except (ConnectionError, ray.exceptions.RayError) as error:
-        raise Unavailable(f"Ray does not start or does not answer at {address or 'this machine'}: {error}") from error
-    finally:
-        ray.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
