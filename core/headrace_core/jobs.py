@@ -1,7 +1,7 @@
 """The job store: what the gateway, the controller and the workers know of a job, in Redis and nowhere else.
 
 Invariants: a job's status only moves along `_NEXT` (compare-and-set in Redis, so a cancel and a finish cannot both
-win); every status change has an event; events and metrics are append-only streams with increasing ids.
+win); events and metrics are append-only streams with increasing ids.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ _NEXT: dict[str, tuple[Status, ...]] = {
     "paused": ("running", "failed", "cancelled"),
 }
 
+# (new status, its time where it ends the job, name of this call, statuses it may follow…); a call that the client sent
+# twice, because its connection broke before the answer, is carried out once and answered alike.
 _TRANSITION = """
 local now = redis.call('HGET', KEYS[1], 'status')
-for i = 3, #ARGV do
+if redis.call('HGET', KEYS[1], 'moved_by') == ARGV[3] then return 'ok' end
+for i = 4, #ARGV do
   if ARGV[i] == now then
-    redis.call('HSET', KEYS[1], 'status', ARGV[1])
+    redis.call('HSET', KEYS[1], 'status', ARGV[1], 'moved_by', ARGV[3])
     if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'finished_at', ARGV[2]) end
     return 'ok'
   end
@@ -156,7 +159,9 @@ class JobStore:
         """Change the status. Raises `InvalidState` when the job's present one does not lead there."""
         allowed = [s for s, following in _NEXT.items() if to in following]
         finished = repr(time.time()) if to in ENDED else ""
-        done = await answer(self._transition(keys=[JobKeys(job_id).job], args=[to, finished, *allowed]))
+        done = await answer(
+            self._transition(keys=[JobKeys(job_id).job], args=[to, finished, uuid.uuid4().hex, *allowed])
+        )
         if done is None:
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
         if done != b"ok":
