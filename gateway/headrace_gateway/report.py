@@ -33,6 +33,12 @@ class Record:
     metrics: list[dict[str, Any]]
     """Each with `kind` and `data`, oldest first."""
 
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The job's settings, defaults included."""
+        settings: dict[str, Any] = self.job["method"]["reinforcement"]["hyperparameters"]
+        return settings
+
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The measurements of one kind."""
         return [entry["data"] for entry in self.metrics if entry["kind"] == kind]
@@ -129,7 +135,7 @@ def _reward(axes: Axes, record: Record) -> None:
 
 def _ages(axes: Axes, record: Record) -> None:
     steps = record.of("step")
-    bound = record.job["hyperparameters"]["max_staleness"]
+    bound = record.hyperparameters["max_staleness"]
     ages = sorted({int(a) for s in steps for a in s["ages"]})
     totals = [max(1, sum(a["tokens"] for a in s["ages"].values())) for s in steps]
     share = [
@@ -190,7 +196,7 @@ def _page(record: Record) -> str:
         ("Model", job["model"]),
         ("Algorithm", job["hyperparameters"]["algorithm"]),
         ("Steps", f"{len(steps)} in {steps[-1]['time'] - steps[0]['time']:.0f} s"),
-        ("Oldest token trained", f"{record.ledger['largest_age']} (bound {job['hyperparameters']['max_staleness']})"),
+        ("Oldest token trained", f"{record.ledger['largest_age']} (bound {record.hyperparameters['max_staleness']})"),
         ("Tokens left out as too old", f"{record.ledger['masked_tokens']}"),
         ("Ledger", "balances" if record.ledger["balanced"] else "DOES NOT BALANCE"),
     ]

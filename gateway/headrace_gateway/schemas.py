@@ -75,6 +75,7 @@ def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any
         "integrations": [],
         "metadata": job.metadata,
         "method": {"type": "reinforcement", "reinforcement": {"grader": job.grader, "hyperparameters": settings}},
+        "suffix": job.suffix,
         "total_steps": job.total_steps,
     }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from headrace_core.data import Row, read_rows
 from headrace_core.errors import InvalidRequest, NotFound, Unavailable
@@ -23,8 +24,8 @@ _SETTINGS = "method.reinforcement.hyperparameters"
 
 async def submit(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     """Check everything, store the job, start its controller. Raises `InvalidRequest` before anything is stored."""
-    grader = await checked_grader(body.method.reinforcement.grader)
-    job = await _checked(gateway, job_id, body, grader)
+    job = await _checked(gateway, job_id, body)
+    job = msgspec.structs.replace(job, grader=await checked_grader(job.grader))
     await gateway.jobs.create(job)
     await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}")
     await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
@@ -38,7 +39,7 @@ async def submit(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     return queued
 
 
-async def _checked(gateway: Gateway, job_id: str, body: CreateJob, grader: dict[str, Any]) -> Job:
+async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     settings = _seeded(body)
     model = await gateway.models.resolve(body.model)
     training = await _file(gateway, body.training_file, "training_file")
@@ -58,7 +59,7 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob, grader: dict[
         suffix=body.suffix,
         seed=settings.seed,
         metadata=body.metadata or {},
-        grader=grader,
+        grader=body.method.reinforcement.grader,
         hyperparameters=settings.model_dump(),
         rows=len(rows),
         total_steps=settings.steps(len(rows)),

@@ -3,6 +3,7 @@
 import { color, h, setText } from "./dom.js";
 
 const HEIGHT = 210;
+const ROOM_FOR_TEXT = 0.15; // of a bar
 
 // What a chart draws. `series`: {label, color, width?, dash?, points?, fill?, show?} in the order of the data;
 // `x`: name of the abscissa; `format`: a value as text; `range`: of the ordinate; `draw`: painted below the lines.
@@ -158,7 +159,7 @@ export class Shares {
       const split = this.rows.get(worker);
       split.replaceChildren(...parts.map(([what, share]) => {
         const percent = `${Math.round(100 * share)} %`;
-        const label = what === "busy" ? percent : what === "other" ? "" : `waits for ${what}`;
+        const label = share < ROOM_FOR_TEXT || what === "other" ? "" : what === "busy" ? percent : `waits for ${what}`;
         const part = h("span", { class: what === "busy" ? "busy" : "", title: `${what}: ${percent}` }, label);
         part.style.flex = `${share} 0 0`;
         if (what === "busy") part.style.background = color(role === "learner" ? "clay" : "water");

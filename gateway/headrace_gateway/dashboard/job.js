@@ -124,7 +124,7 @@ class JobView {
     const percent = (v) => `${Math.round(100 * v)} %`;
     const work = card(grid, "Who waits for whom", "Good: one of the two is busy nearly all the time; the other one waits for it.");
     this.busy = new Chart(work, {
-      series: [{ label: "rollout busy", color: "water", fill: true }, { label: "learner busy", color: "clay", fill: true }],
+      series: [{ label: "rollout busy", color: "water" }, { label: "learner busy", color: "clay" }],
       x: byTime, format: percent, range: () => [0, 1.02], incrs: [0.25, 0.5], nothing: "no worker yet",
     });
     this.shares = new Shares(work);
@@ -149,8 +149,8 @@ class JobView {
     this.bar.className = `bar ${job.status}`;
     this.fill.style.width = `${(100 * ledger.version) / (job.total_steps || 1)}%`;
     const now = ended(job) ? job.finished_at : Date.now() / 1000;
-    const parts = [`step ${ledger.version} of ${job.total_steps}`, `${duration(now - job.created_at)} since submission`];
-    if (job.estimated_finish && !ended(job)) parts.push(`about ${duration(job.estimated_finish - now)} to go`);
+    const parts = [`step ${ledger.version} of ${job.total_steps}`, `${duration(now - job.created_at)} ${ended(job) ? "in all" : "since submission"}`];
+    if (job.estimated_finish > now) parts.push(`about ${duration(job.estimated_finish - now)} to go`);
     if (job.fine_tuned_model) parts.push(job.fine_tuned_model);
     setText(this.meta, parts.join(" · "));
     this.error.hidden = !job.error;

@@ -83,6 +83,7 @@ async def stream(here: Here, job_id: str, last_event_id: LastEventId = None) -> 
 
 
 async def _everything(here: Gateway, job_id: str, told: str, measured: str) -> AsyncIterator[ServerSentEvent]:
+    yield await _state(here, job_id)
     async for entry in follow(here.jobs, job_id, told, measured):
         if entry is None:
             yield await _state(here, job_id)
