@@ -115,6 +115,10 @@ def _left_behind(window: Window, rest: Sequence[Pending], batch_size: int, max_s
 
     A group of version a must be trained by the step that updates version a + max_staleness, and a step takes batch_size
     groups (earliest deadline first): after this step, at most (d − version) × batch_size groups may be due by d.
+
+    Once kept, this stays possible until the next step: pacing lets in no more than the window holds, new and reissued
+    groups are due last of all, and a group that is committed or ends only makes room. And the wait has an end: with
+    all stragglers in, the batch of the earliest deadlines leaves nothing behind (tests/core/test_staleness.py).
     """
     after = sorted([*rest, *window.leased], key=lambda g: g.version)
     leased = {g.group_id for g in window.leased}
