@@ -27,8 +27,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,15 +46,12 @@ from headrace_rollout.engines.base import (
     UpdateReport,
 )
 from headrace_rollout.engines.busy_clock import BusyClock
+from headrace_rollout.engines.vllm_process import VllmProcess
 
 Result = TypeVar("Result")
 
-CALL_LIMIT = 60.0
-"""Seconds a call into vLLM's processes may take; the longest regular wait is for one step to end."""
 STAGE_LIMIT = 600.0
-DRAIN_LIMIT = 600.0
-WATCH_INTERVAL = 0.2
-"""Seconds between two looks at vLLM's process."""
+"""Seconds the reading and preparing of one version may take."""
 SCORE_ATTEMPTS = 5
 """Scorings of one sequence until none of them was cut by an update."""
 
@@ -66,15 +62,14 @@ class VllmEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._version = config.version
-        self._llm: Any = None
-        self._ended: asyncio.Future[str] | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._process: VllmProcess | None = None
         self._running = 0
         self._clock = BusyClock()
         self._gate = asyncio.Event()
-        self._update_lock = asyncio.Lock()
+        self._updating = asyncio.Lock()
         self._request_ids = itertools.count()
         self._stop_tokens: tuple[int, ...] = ()
+        self._vocabulary = 0
 
     @property
     def version(self) -> int:
@@ -89,22 +84,19 @@ class VllmEngine:
         return self._clock.seconds
 
     async def start(self) -> None:
-        limit = self._config.start_timeout
-        deadline = time.monotonic() + limit
-        self._ended = asyncio.get_running_loop().create_future()
         try:
             self._stop_tokens = vllm_start.end_tokens(self._config.model)
-            self._llm = await _bring_up(self._config)
-            await self._call(self._llm.collective_rpc("headrace_prepare"), "prepare", deadline - time.monotonic())
-            await self._label(self._version)
+            self._vocabulary = vllm_start.model_settings(self._config.model)["vocab_size"]
+            self._process = await VllmProcess.start(self._config)
+            await self._process.on_workers("headrace_prepare")
+            await self._process.label(self._version)
         except Exception as error:
             await self.close()
             raise EngineFailure(f"vLLM did not start on {self._config.model}: {error}") from error
-        self._watcher = asyncio.create_task(self._watch(), name="vllm-watch")
         self._gate.set()
 
     async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
-        self._require_room(len(prompt), sampling.max_tokens)
+        self._require_servable(prompt, sampling.max_tokens, self._config.max_model_len)
         final = await self._submit(prompt, self._sampling_params(sampling))
         completion = final.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
@@ -128,9 +120,7 @@ class VllmEngine:
         if not 1 <= start <= len(tokens) or temperature < 0:
             raise RequestRefused(f"cannot score {len(tokens)} tokens from {start} at temperature {temperature}")
         temperature = temperature or 1.0
-        longest = vllm_start.context_length(self._config) - 1
-        if len(tokens) > longest:
-            raise RequestRefused(f"cannot score {len(tokens)} tokens: the limit is {longest}")
+        self._require_servable(tokens, 1, vllm_start.context_length(self._config))
         wanted = 0 if temperature == 1.0 else -1
         for _ in range(SCORE_ATTEMPTS):
             version = self._version
@@ -142,47 +132,38 @@ class VllmEngine:
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
         """As the port says; raises `WeightsDamaged`, leaving the engine as it was, when `weights` cannot be loaded."""
-        self._require_alive()
-        async with self._update_lock:
-            staged = await self._stage(weights)
+        async with self._updating:
+            process = self._alive()
+            staged = await self._stage(process, weights)
             in_flight = self.running
             self._gate.clear()
             try:
-                paused = await _to_its_end(self._commit(version, mode or self._config.update_mode))
+                paused = await _to_its_end(self._commit(process, version, mode or self._config.update_mode))
             finally:
                 self._gate.set()
         return UpdateReport(version, staged, paused, in_flight)
 
     async def close(self) -> None:
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result("the engine was closed")
+        if self._process is not None:
+            await self._process.close()
         self._gate.set()
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
-            self._watcher = None
-        # Requests in flight wake, abort themselves and fail before vLLM goes away under them.
-        await asyncio.sleep(0)
-        llm, self._llm = self._llm, None
-        if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
+
+    def _alive(self) -> VllmProcess:
+        if self._process is None:
+            raise EngineFailure("the vLLM engine is not running")
+        self._process.require_alive()
+        return self._process
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def _require_alive(self) -> None:
-        if self._llm is None or self._ended is None:
-            raise EngineFailure("the vLLM engine is not running")
-        if self._ended.done():
-            raise EngineFailure(self._ended.result())
-
-    def _require_room(self, prompt_tokens: int, max_tokens: int) -> None:
-        limit = self._config.max_model_len
-        if prompt_tokens < 1 or max_tokens < 1:
+    def _require_servable(self, tokens: npt.NDArray[np.int32], more: int, limit: int) -> None:
+        """Refuse what vLLM would not: without a tokenizer it lets any token id pass, and dies of it in the embedding."""
+        if len(tokens) < 1 or more < 1:
             raise RequestRefused("a prompt and a completion have at least one token each")
-        if prompt_tokens + max_tokens > limit:
-            raise RequestRefused(
-                f"{prompt_tokens} prompt + {max_tokens} completion tokens exceed the context of {limit}"
-            )
+        if len(tokens) + more > limit:
+            raise RequestRefused(f"{len(tokens)} prompt + {more} completion tokens exceed the context of {limit}")
+        if tokens.min() < 0 or tokens.max() >= self._vocabulary:
+            raise RequestRefused(f"token ids are 0 … {self._vocabulary - 1}")
 
     def _sampling_params(self, sampling: SamplingConfig) -> Any:
         from vllm import SamplingParams
@@ -203,39 +184,39 @@ class VllmEngine:
 
     async def _submit(self, tokens: npt.NDArray[np.int32], params: Any) -> Any:
         """vLLM's final output for one request; counts as running from here on."""
-        self._require_alive()
+        process = self._alive()
         self._running += 1
         self._clock.enter()
         try:
-            return await self._call(self._collect(tokens, params), "the end of a request", limit=None)
+            return await process.call(self._collect(process, tokens, params), "the end of a request", limit=None)
         finally:
             self._clock.leave()
             self._running -= 1
 
-    async def _collect(self, tokens: npt.NDArray[np.int32], params: Any) -> Any:
+    async def _collect(self, process: VllmProcess, tokens: npt.NDArray[np.int32], params: Any) -> Any:
         from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         await self._gate.wait()
-        self._require_alive()
+        process.require_alive()
         params.output_kind = RequestOutputKind.FINAL_ONLY
         prompt = tokens_input(tokens.tolist(), cache_salt=f"version {self._version}")
         try:
-            outputs = [output async for output in self._llm.generate(prompt, params, str(next(self._request_ids)))]
+            outputs = [output async for output in process.llm.generate(prompt, params, str(next(self._request_ids)))]
         except (VLLMClientError, ValueError) as error:
             raise RequestRefused(str(error)) from error
         return outputs[-1]
 
     # --- updates ----------------------------------------------------------------------------------------------
 
-    async def _stage(self, weights: Path) -> float:
+    async def _stage(self, process: VllmProcess, weights: Path) -> float:
         """Seconds it took to prepare `weights` in the worker, while generation went on."""
-        await self._call(self._llm.collective_rpc("headrace_stage", args=(str(weights),)), "the start of staging")
+        await process.on_workers("headrace_stage", str(weights))
         deadline = time.monotonic() + STAGE_LIMIT
         pause = 0.005
         while time.monotonic() < deadline:
-            states = await self._call(self._llm.collective_rpc("headrace_stage_state"), "the state of staging")
+            states = await process.on_workers("headrace_stage_state")
             for state, _ in states:
                 if state.startswith("failed"):
                     raise WeightsDamaged(f"the weights in {weights} cannot be loaded: {state}")
@@ -245,105 +226,30 @@ class VllmEngine:
             pause = min(0.1, pause * 1.5)
         raise TimedOut(f"the weights in {weights} were not staged within {STAGE_LIMIT:.0f} s")
 
-    async def _commit(self, version: int, mode: UpdateMode) -> float:
+    async def _commit(self, process: VllmProcess, version: int, mode: UpdateMode) -> float:
         """Switch to the staged weights; returns the seconds no step could run."""
-        async with self._paused(drain=mode == "drain") as began:
-            try:
-                await self._switch(version, mode)
-            except Exception as error:
-                # Weights, label and caches may no longer agree: no token of this engine could be trusted.
-                self._end(f"the {mode} update to version {version} was cut in the middle: {error}")
-                raise EngineFailure(f"the {mode} update to version {version} was cut in the middle: {error}") from error
+        async with process.paused(drain=mode == "drain"):
+            with self._clock.paused():
+                began = time.monotonic()
+                try:
+                    await self._switch(process, version, mode)
+                except Exception as error:
+                    # Weights, label and caches may no longer agree: no token of this engine could be trusted.
+                    reason = f"the {mode} update to version {version} was cut in the middle: {error}"
+                    process.end(reason)
+                    raise EngineFailure(reason) from error
         return time.monotonic() - began
 
-    async def _switch(self, version: int, mode: UpdateMode) -> None:
+    async def _switch(self, process: VllmProcess, version: int, mode: UpdateMode) -> None:
         """Weights, label and caches, while paused."""
-        await self._call(self._llm.collective_rpc("headrace_commit"), "the switch of weights")
-        await self._label(version)
+        await process.on_workers("headrace_commit")
+        await process.label(version)
         self._version = version
         if mode == "keep_kv":
             return
-        reset = self._llm.engine_core.reset_prefix_cache_async(mode == "recompute")
-        if not await self._call(reset, "the reset of caches"):
+        reset = process.llm.engine_core.reset_prefix_cache_async(mode == "recompute")
+        if not await process.call(reset, "the reset of caches"):
             raise EngineFailure("vLLM kept caches of older weights")
-
-    @asynccontextmanager
-    async def _paused(self, drain: bool) -> AsyncIterator[float]:
-        """No step is scheduled or in flight inside; yields when the pause began (monotonic seconds).
-
-        vLLM's `pause_generation` does the same and then sleeps 20 ms, several times the rest of an update of a small
-        model; hence its parts, from the engine client.
-        """
-        core = self._llm.engine_core
-        mode, limit = ("wait", DRAIN_LIMIT) if drain else ("keep", CALL_LIMIT)
-        try:
-            await self._call(core.pause_scheduler_async(mode=mode, clear_cache=False), f"a pause ({mode})", limit)
-            with self._clock.paused():
-                yield time.monotonic()
-                await self._call(core.resume_scheduler_async(), "the end of a pause")
-        except BaseException:
-            # Cancelled or failed on the way: an engine left paused would hang every request. A dead one is past help.
-            if self._ended is not None and not self._ended.done():
-                await asyncio.shield(self._call(core.resume_scheduler_async(), "the end of a pause"))
-            raise
-
-    async def _label(self, version: int) -> None:
-        await self._call(self._llm.update_weight_version(str(version)), "the change of the version label")
-
-    # --- life -------------------------------------------------------------------------------------------------
-
-    async def _call(
-        self, work: Coroutine[Any, Any, Result], waiting_for: str, limit: float | None = CALL_LIMIT
-    ) -> Result:
-        """`work`'s result, or `EngineFailure` as soon as the engine ended, or `TimedOut` after `limit` seconds.
-
-        Only a request has no limit: how long it queues is the caller's choice, and the watch ends it with the engine.
-        """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        assert self._ended is not None
-        task = asyncio.ensure_future(work)
-        try:
-            either: set[asyncio.Future[Any]] = {task, self._ended}
-            await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if self._ended.done():
-                raise EngineFailure(self._ended.result())
-            raise TimedOut(f"vLLM: no answer to {waiting_for} within {limit:.0f} s")
-        except EngineDeadError as error:
-            self._end("vLLM's engine process died; its log names the cause")
-            raise EngineFailure(self._ended.result()) from error
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    def _end(self, reason: str) -> None:
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(reason)
-
-    async def _watch(self) -> None:
-        # vLLM sets a flag from a thread of its own and tells nobody who waits on a call rather than on a request.
-        while not self._llm.errored:  # noqa: ASYNC110
-            await asyncio.sleep(WATCH_INTERVAL)
-        self._end("vLLM's engine process died; its log names the cause")
-
-
-async def _bring_up(config: EngineConfig) -> Any:
-    """A started AsyncLLM; raises TimeoutError after `start_timeout`, having ended the processes of the attempt."""
-    before = set(vllm_start.engine_processes())
-    attempt = asyncio.create_task(asyncio.to_thread(vllm_start.start_engine, config))
-    done, _ = await asyncio.wait({attempt}, timeout=config.start_timeout)
-    if done:
-        return attempt.result()
-    for process in set(vllm_start.engine_processes()) - before:
-        process.kill()
-    # With its process gone the attempt fails, or it was still reading configuration files and ends here by itself.
-    await asyncio.wait({attempt}, timeout=CALL_LIMIT)
-    if attempt.done() and attempt.exception() is None:
-        await asyncio.to_thread(attempt.result().shutdown)
-    raise TimeoutError(f"not ready within {config.start_timeout:.0f} s")
 
 
 async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:

@@ -14,11 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 from headrace_rollout.engines.base import EngineConfig
 
 CPU_BLOCK_TOKENS = 32
 """Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
 of a group would never share their prompt's cache; the CPU kernels want a multiple of 32."""
+
+END_LIMIT = 10.0
+"""Seconds until a killed process must be gone."""
 
 
 def engine_arguments(config: EngineConfig) -> dict[str, Any]:
@@ -99,9 +104,25 @@ def start_engine(config: EngineConfig) -> Any:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config)))
 
 
-def engine_processes() -> list[Any]:
-    """vLLM's processes that this process started and that live."""
-    return [child for child in multiprocessing.active_children() if child.name.startswith("EngineCore")]
+def engine_processes() -> set[psutil.Process]:
+    """vLLM's processes under this one: engine cores, which are our children, and their workers."""
+    found: set[psutil.Process] = set()
+    for child in multiprocessing.active_children():
+        # A process may end between two of these lines; then there is nothing to find.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name.startswith("EngineCore"):
+                core = psutil.Process(child.pid)
+                found |= {core, *core.children(recursive=True)}
+    return found
+
+
+def end_processes(processes: set[psutil.Process], grace: float) -> None:
+    """Wait `grace` seconds for `processes` to end by themselves, then kill those that are left."""
+    _, alive = psutil.wait_procs(processes, timeout=grace)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=END_LIMIT)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,69 @@
+"""What only an engine with processes of its own can get wrong: their death, a start that takes too long, leftovers."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+
+from conftest import Weights, engine_config, import_vllm
+from headrace_rollout.engines.base import EngineFailure, SamplingConfig
+from headrace_rollout.engines.vllm_engine import VllmEngine
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.asyncio(loop_scope="session"),
+    # A start of vLLM that fails leaves its ZeroMQ context to the garbage collector.
+    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
+]
+LIMIT = 60.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_vllm() -> Iterator[None]:
+    import_vllm()
+    yield
+    gc.collect()
+
+
+def descendants() -> set[psutil.Process]:
+    """All processes under this one, but for the one Python's multiprocessing keeps to the end."""
+    children = psutil.Process().children(recursive=True)
+    return {child for child in children if "multiprocessing.resource_tracker" not in " ".join(child.cmdline())}
+
+
+async def test_a_dead_worker_process_fails_every_request_and_leaves_no_process(
+    weights: dict[str, Weights], prompt: npt.NDArray[np.int32]
+) -> None:
+    before = descendants()
+    engine = VllmEngine(engine_config(weights))
+    await engine.start()
+    started = descendants() - before
+    worker = max(started, key=lambda process: process.memory_info().rss)
+    requests = [asyncio.create_task(engine.generate(prompt, SamplingConfig(max_tokens=290))) for _ in range(8)]
+    await engine.generate(prompt, SamplingConfig(max_tokens=1))
+    os.kill(worker.pid, signal.SIGKILL)
+    outcomes = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), LIMIT)
+    assert all(isinstance(outcome, EngineFailure) and "died" in str(outcome) for outcome in outcomes)
+    with pytest.raises(EngineFailure):
+        await engine.generate(prompt, SamplingConfig(max_tokens=1))
+    with pytest.raises(EngineFailure):
+        await engine.update(99, weights["second"].folder)
+    await asyncio.wait_for(engine.close(), LIMIT)
+    assert not [process for process in started if process.is_running()]
+
+
+async def test_a_start_past_its_limit_fails_and_leaves_no_process(weights: dict[str, Weights]) -> None:
+    before = descendants()
+    engine = VllmEngine(dataclasses.replace(engine_config(weights), start_timeout=1.0))
+    with pytest.raises(EngineFailure, match="not ready within 1 s"):
+        await engine.start()
+    assert descendants() <= before
