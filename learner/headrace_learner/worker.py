@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from headrace_core.concurrency import first_to_end
 from headrace_core.errors import HeadraceError, InvalidState, TimedOut, WeightsDamaged
 from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
 from headrace_core.ledger import Claim, Ledger, Outcome, Step, Term
@@ -113,12 +114,8 @@ class LearnerWorker:
         self._idle.clear()
         tasks = [asyncio.create_task(self._work(), name="work"), asyncio.create_task(self._beat_loop(), name="beat")]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return done.pop().result()
+            return await first_to_end(tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._idle.set()
 
     async def stop(self) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from learner_cases import hyperparameters, random_group
 from redis.asyncio import Redis
 from safetensors.torch import load_file
 
+from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.jobs import Job, JobStore, model_name
 from headrace_core.ledger import Ledger, Outcome
 from headrace_core.staleness import Limits
@@ -66,13 +69,13 @@ class Bench:
             for lease in admission.leases:
                 group = random_group(lease.group_id, (lease.version,))
                 assert await self.ledger.commit(lease, group) is Outcome.QUEUED
-            await self._next_version(version)
+            await self.next_version(version)
 
     async def _waiting(self) -> int:
         window = await self.ledger.window()
         return len(window.queued)
 
-    async def _next_version(self, version: int) -> None:
+    async def next_version(self, version: int) -> None:
         heard = "0"
         async with asyncio.timeout(20):
             while (await self.ledger.newest())[0] == version:
@@ -132,3 +135,163 @@ async def test_a_job_is_trained_step_by_step(bench: Callable[..., Bench]) -> Non
     final, published = job.model(), load_file(job.weights.open("v00000006-t1") / "model.safetensors")
     assert final.keys() == published.keys()
     assert all(torch.equal(final[name], published[name]) for name in final)
+
+
+async def test_a_learner_that_died_is_replaced_bit_identically(bench: Callable[..., Bench]) -> None:
+    whole = bench("undisturbed", checkpoint_interval=2, minibatches=2)
+    await train_whole(whole)
+
+    job = bench("disturbed", checkpoint_interval=2, minibatches=2)
+    await job.open()
+    first = LearnerWorker(job.config)
+    await first.start()
+    running = asyncio.create_task(first.run())
+    await job.feed(3)  # checkpoint at 2, one settled step beyond it
+    running.cancel()  # no farewell: nothing is saved or given back
+    await asyncio.gather(running, return_exceptions=True)
+    shutil.rmtree(job.weights.folder)  # the machine's memory went with it
+    second = LearnerWorker(job.config)
+    facts = await second.start()
+    assert (facts["checkpoint"], facts["replayed_steps"], facts["version"]) == (2, 1, 3)
+    version, name = await job.ledger.newest()
+    assert version == 3
+    assert name is not None
+    assert job.weights.open(name).name == "v00000003-t1"  # the name the ledger knows, published again
+    ended, _ = await asyncio.gather(second.run(), job.feed(STEPS))
+    assert ended == "finished"
+    await first.stop()
+    await second.stop()
+    expected, found = whole.model(), job.model()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [s.ages for s in await job.ledger.steps()] == [s.ages for s in await whole.ledger.steps()]
+
+
+async def test_a_damaged_checkpoint_is_named_and_the_one_before_still_leads_to_the_same_weights(
+    bench: Callable[..., Bench],
+) -> None:
+    whole = bench("sound", checkpoint_interval=2)
+    await train_whole(whole)
+    job = bench("damaged", checkpoint_interval=2)
+    await job.open()
+    async with learner(job.config) as first:
+        running = asyncio.create_task(first.run())
+        await job.feed(5)
+    assert await running == "stopped"
+    newest = job.output / "checkpoints" / "step-00000004" / "model" / "model.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[-1] ^= 1
+    newest.write_bytes(damaged)
+    second = LearnerWorker(job.config)
+    facts = await second.start()
+    assert (facts["checkpoint"], facts["replayed_steps"]) == (2, 3)
+    warnings = [e.message for _, e in await job.jobs.events(job.job_id) if e.level == "warn"]
+    assert len(warnings) == 1
+    assert "step-00000004: model/model.safetensors" in warnings[0]
+    await asyncio.gather(second.run(), job.feed(STEPS))
+    await second.stop()
+    expected, found = whole.model(), job.model()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+async def test_tokens_beyond_the_bound_are_masked_and_counted(bench: Callable[..., Bench]) -> None:
+    job = bench("late", max_staleness=1, n_steps=3)
+    await job.open()
+    admission = await job.ledger.admit("rollout-0", 0, 8, 60)
+    groups = [random_group(lease.group_id, (0,) if i < 4 else (0, 1)) for i, lease in enumerate(admission.leases)]
+    straggler = admission.leases[7]
+    for lease, group in zip(admission.leases[:7], groups, strict=False):
+        await job.ledger.commit(lease, group)
+    async with learner(job.config) as worker:
+        running = asyncio.create_task(worker.run())
+        for version in (0, 1):
+            if version == 1:
+                await commit_new(job, 1)
+            await job.next_version(version)
+        # version 2 now: the straggler's tokens of version 0 are of age 2, beyond the bound; those of version 1 are not
+        late = random_group(straggler.group_id, (0, 1))
+        await job.ledger.commit(straggler, late)
+        await commit_new(job, 3)
+        await job.next_version(2)
+        await worker.stop()
+        assert await running == "stopped"
+    steps = await job.ledger.steps()
+    tokens = {v: sum(int((c.versions == v).sum()) for c in late.completions) for v in (0, 1)}
+    assert straggler.group_id in steps[2].groups
+    assert steps[2].masked_tokens == tokens[0] > 0
+    assert steps[2].ages[1] == tokens[1]
+    assert 2 not in steps[2].ages
+    account = await job.ledger.account()
+    assert (account.largest_age, account.masked_tokens) == (1, tokens[0])
+    metrics = [m for _, kind, m in await job.jobs.metrics(job.job_id) if kind == "step"]
+    assert metrics[2]["ages"]["2"]["masked"] == metrics[2]["ages"]["2"]["tokens"] == tokens[0]
+
+
+async def commit_new(job: Bench, count: int) -> None:
+    """Admit and commit `count` groups sampled by the newest version."""
+    version = (await job.ledger.newest())[0]
+    admission = await job.ledger.admit("rollout-0", version, count, 60)
+    assert len(admission.leases) == count
+    for lease in admission.leases:
+        await job.ledger.commit(lease, random_group(lease.group_id, (version,)))
+
+
+async def test_groups_without_an_applicable_reward_change_nothing(bench: Callable[..., Bench]) -> None:
+    job = bench("none", n_steps=1)
+    await job.open()
+    admission = await job.ledger.admit("rollout-0", 0, BATCH, 60)
+    for lease in admission.leases:
+        await job.ledger.commit(lease, random_group(lease.group_id, rewards=[None, None]))
+    async with learner(job.config) as worker:
+        running = asyncio.create_task(worker.run())
+        await job.next_version(0)
+        await worker.stop()
+        await running
+    before = load_file(Path(job.config.model_path) / "model.safetensors")
+    after = load_file(job.weights.open("v00000001-t1") / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    assert [s.ages for s in await job.ledger.steps()] == [{}]
+
+
+async def test_a_wait_without_progress_says_what_it_waited_for(bench: Callable[..., Bench]) -> None:
+    job = bench("stalled")
+    await job.open()
+    await commit_new(job, 3)
+    async with learner(msgspec.structs.replace(job.config, stall_timeout=0.2)) as worker:
+        with pytest.raises(TimedOut, match="for groups: 3 of 4 queued"):
+            await worker.run()
+
+
+async def test_stragglers_that_are_waited_for_are_named(bench: Callable[..., Bench]) -> None:
+    job = bench("straggler", max_staleness=1, late="wait")
+    await job.open()
+    admission = await job.ledger.admit("rollout-0", 0, 2 * BATCH, 60)
+    for lease in admission.leases[:BATCH]:
+        await job.ledger.commit(lease, random_group(lease.group_id))
+    async with learner(msgspec.structs.replace(job.config, stall_timeout=0.5)) as worker:
+        running = asyncio.create_task(worker.run())
+        await job.next_version(0)
+        await commit_new(
+            job, BATCH
+        )  # a full batch, but without groups 4 to 7, which version 2 could not train any more
+        with pytest.raises(TimedOut, match="for stragglers, groups 4, 5, 6, 7"):
+            await running
+
+
+async def test_a_replaced_learner_stops_with_an_error_that_says_so(bench: Callable[..., Bench]) -> None:
+    job = bench("fenced")
+    await job.open()
+    async with learner(job.config) as old:
+        running = asyncio.create_task(old.run())
+        await job.ledger.enlist()
+        await commit_new(job, BATCH)
+        with pytest.raises(InvalidState, match="another learner has taken over"):
+            await running
+
+
+async def test_a_closed_job_ends_a_waiting_learner(bench: Callable[..., Bench]) -> None:
+    job = bench("closed")
+    await job.open()
+    async with learner(job.config) as worker:
+        running = asyncio.create_task(worker.run())
+        await job.ledger.close("cancelled by the user")
+        assert await asyncio.wait_for(running, 20) == "closed"
