@@ -33,7 +33,7 @@ from headrace_core.settings import Settings
 from headrace_core.weights import WeightStore, default_root
 from headrace_core.workers import WorkerConfig
 
-from .placement import LEARNER, ROLLOUT, Placement, plan
+from .placement import LEARNER, ROLLOUT, Placement, alive_nodes, plan
 from .supervisor import STOP_SECONDS, Supervisor
 
 WATCH_SECONDS = 1.0
@@ -117,7 +117,7 @@ class JobController:
 
     async def _reserve(self, settings: Hyperparameters) -> None:
         job = await self._jobs.get(self._job_id)
-        resources = plan(settings, ray.cluster_resources())
+        resources = plan(settings, alive_nodes())
         placement = self._placement = Placement(resources)
         if not await placement.ready(timeout=WATCH_SECONDS):
             await self._jobs.tell(self._job_id, f"queued: waits for {resources}, which other jobs hold")
@@ -126,7 +126,7 @@ class JobController:
         for bundle in range(len(resources.bundles)):
             name = f"rollout-{bundle - 1}" if bundle else LEARNER_NAME
             entry = ROLLOUT if bundle else LEARNER
-            config = self._config(job, name, resources.threads)
+            config = self._config(job, name, resources.threads(bundle))
             launch = lambda c, b=bundle, e=entry: placement.start(b, e, c)  # noqa: E731
             self._workers.append(Supervisor(config, launch, self._jobs, self._settings.max_restarts))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,11 @@ from headrace_core.workers import WorkerConfig
 NAMESPACE = "headrace"
 LEARNER = "headrace_learner.worker:LearnerWorker"
 ROLLOUT = "headrace_rollout.worker:RolloutWorker"
+
+ROLES = ("headrace_learner", "headrace_rollout")
+"""Ray resources by which a cluster's nodes say whose image they run; a cluster that names none runs all everywhere."""
+_TAG = 0.001
+"""So little of a role is asked for that it says where, not how many: cores and GPUs do the counting."""
 
 
 class WorkerActor:
@@ -57,32 +63,56 @@ class Plan:
     """The resources of one job: bundle 0 is the learner's, the others are the rollout workers'."""
 
     bundles: tuple[dict[str, float], ...]
-    threads: int
+
+    def threads(self, bundle: int) -> int:
+        """Of the process in `bundle`: one for each of its cores."""
+        return int(self.bundles[bundle]["CPU"])
 
     def __str__(self) -> str:
         total = {name: sum(b.get(name, 0.0) for b in self.bundles) for name in ("CPU", "GPU")}
         return ", ".join(f"{amount:g} {name}" for name, amount in total.items() if amount)
 
 
-def plan(settings: Hyperparameters, cluster: dict[str, float]) -> Plan:
-    """Share the cluster's cores, and its GPUs where it has any, evenly between learner and rollout workers.
+def alive_nodes() -> list[dict[str, float]]:
+    """The resources of each of the cluster's nodes."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    Every process gets a thread count of its own, and their sum does not exceed the cores: two 2-thread processes on two
-    cores run 10 to 40 times slower than two 1-thread ones. Raises `InvalidRequest` for more workers than cores.
+
+def plan(settings: Hyperparameters, nodes: Sequence[dict[str, float]]) -> Plan:
+    """Share the cores of `nodes`, and their GPUs where they have any, evenly between learner and rollout workers.
+
+    Where a node declares one of the resources `ROLES`, it takes workers of that role only, and the nodes of a role are
+    shared by its workers: images differ, and a learner's need not hold an engine. Every process gets a thread count of
+    its own, and their sum does not exceed the cores: two 2-thread processes on two cores run 10 to 40 times slower than
+    two 1-thread ones. Raises `InvalidRequest` for more workers than cores.
     """
-    processes = settings.rollout_workers + 1
-    cores, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
-    if cores < processes:
+    workers = settings.rollout_workers
+    if not any(role in node for node in nodes for role in ROLES):
+        return Plan((_share(nodes, workers + 1, f"{workers} rollout workers and a learner"),) * (workers + 1))
+    learner, rollout = ([node for node in nodes if role in node] for role in ROLES)
+    return Plan(
+        (
+            _share(learner, 1, "a learner") | {ROLES[0]: _TAG},
+            *(_share(rollout, workers, f"{workers} rollout workers") | {ROLES[1]: _TAG},) * workers,
+        )
+    )
+
+
+def _share(nodes: Sequence[dict[str, float]], processes: int, who: str) -> dict[str, float]:
+    """What each of equal `processes` gets when none may span two nodes."""
+    cores, gpus = [int(node.get("CPU", 0)) for node in nodes], sum(node.get("GPU", 0.0) for node in nodes)
+    fitting = (t for t in range(max(cores, default=0), 0, -1) if sum(c // t for c in cores) >= processes)
+    threads = next(fitting, 0)
+    if not threads:
         raise InvalidRequest(
-            f"{settings.rollout_workers} rollout workers and a learner need {processes} cores, and the cluster has "
-            f"{cores}: lower rollout_workers, or start with more cores",
+            f"no place for {who}: {processes} processes need a core each, and the nodes that may run them have "
+            f"{sum(cores)} cores: lower rollout_workers, or start with more cores",
             param="rollout_workers",
         )
-    threads = cores // processes
     bundle = {"CPU": float(threads)}
     if gpus:
         bundle["GPU"] = 1.0 if gpus >= processes else round(gpus / processes, 2)
-    return Plan((bundle,) * processes, threads)
+    return bundle
 
 
 class Placement:
@@ -105,9 +135,10 @@ class Placement:
             .options(
                 num_cpus=resources["CPU"],
                 num_gpus=resources.get("GPU", 0.0),
+                resources={role: resources[role] for role in ROLES if role in resources},
                 max_concurrency=64,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, bundle),
-                runtime_env={"env_vars": _environment(self._plan.threads)},
+                runtime_env={"env_vars": _environment(self._plan.threads(bundle))},
             )
             .remote(entry, config)
         )
