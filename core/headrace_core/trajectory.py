@@ -123,13 +123,17 @@ class Group:
     @property
     def oldest_version(self) -> int:
         """The smallest policy version among the sampled tokens of all completions (`admitted_version` if none)."""
-        versions = [int(c.versions[c.sampled].min()) for c in self.completions if c.sampled.any()]
-        return min(versions, default=self.admitted_version)
+        versions = self._sampled_versions()
+        return int(versions.min()) if versions.size else self.admitted_version
 
     @property
     def sampled_tokens(self) -> int:
         """How many tokens the policy sampled, over all completions."""
-        return sum(int(c.sampled.sum()) for c in self.completions)
+        return self._sampled_versions().size
+
+    def _sampled_versions(self) -> npt.NDArray[np.int32]:
+        every = np.concatenate([np.empty(0, I32), *(c.versions for c in self.completions)])
+        return every[every != NO_VERSION]
 
 
 class _CompletionWire(msgspec.Struct, array_like=True, frozen=True):

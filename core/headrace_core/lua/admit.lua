@@ -37,9 +37,11 @@ for _, group in ipairs(expired) do
   end
 end
 
-local outstanding = number('leased') + number('queued') + number('claimed')
-local paced = (number('max_staleness') + 1) * number('batch_size') - outstanding
-local left = number('total_groups') - number('trained') - outstanding
+local leased, queued, claimed, trained = numbers('leased', 'queued', 'claimed', 'trained')
+local max_staleness, batch_size, total_groups = numbers('max_staleness', 'batch_size', 'total_groups')
+local outstanding = leased + queued + claimed
+local paced = (max_staleness + 1) * batch_size - outstanding
+local left = total_groups - trained - outstanding
 local room = math.min(paced, left, want - (#answer - 2))
 for _ = 1, room do
   answer[#answer + 1] = lease(redis.call('HINCRBY', LEDGER, 'admitted', 1) - 1)

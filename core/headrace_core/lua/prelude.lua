@@ -19,6 +19,11 @@ local NOW = read_clock()
 
 local function field(name) return redis.call('HGET', LEDGER, name) end
 local function number(name) return tonumber(field(name) or '0') end
+local function numbers(...)
+  local found = redis.call('HMGET', LEDGER, ...)
+  for i = 1, #found do found[i] = tonumber(found[i] or '0') end
+  return unpack(found)
+end
 local function signal(what) redis.call('XADD', SIGNALS, 'MAXLEN', '~', 256, '*', 'what', what) end
 
 -- Into `to`, with a line of history. `note` says why or by whom.
