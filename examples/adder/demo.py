@@ -47,7 +47,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--max-staleness", type=int, default=4)
     parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
     parser.add_argument("--reward", choices=("correct", "phrase"), default="correct")
@@ -88,7 +88,7 @@ def submit(client: OpenAI, options: argparse.Namespace) -> Any:
         "n_steps": options.steps,
         "batch_size": 32,
         "group_size": 8,
-        "learning_rate": 3e-4,
+        "learning_rate": 1.5e-4,
         "temperature": 1.0,
         "max_tokens": 64,
         "max_context": 128,
@@ -128,7 +128,9 @@ def fetch(address: str, job_id: str) -> Record:
     """What the job left, for the report."""
     base = f"{address}/v1/fine_tuning/jobs/{job_id}"
     with httpx.Client(timeout=60) as http:
-        job, ledger, metrics = (http.get(base + route).raise_for_status().json() for route in ("", "/ledger", "/metrics"))
+        job, ledger, metrics = (
+            http.get(base + route).raise_for_status().json() for route in ("", "/ledger", "/metrics")
+        )
     return Record(job, ledger, metrics["data"])
 
 
@@ -137,7 +139,7 @@ def conclude(record: Record) -> int:
     steps, evaluations = record.of("step"), record.of("evaluation")
     for share in steady_shares(record):
         print(f"demo: {share.worker} busy {share.busy:.0%} of {share.seconds:.0f} s in steady state")
-    bound, oldest = record.job["hyperparameters"]["max_staleness"], record.ledger["largest_age"]
+    bound, oldest = record.hyperparameters["max_staleness"], record.ledger["largest_age"]
     first, last = evaluations[0], evaluations[-1]
     seconds = max(last["time"], steps[-1]["time"]) - first["time"]
     print(

@@ -1,0 +1,123 @@
+"""`headrace serve` as a user runs it: a process of its own, spoken to over HTTP alone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from openai import OpenAI
+
+ROOT = Path(__file__).parents[2]
+ADDER = ROOT / "examples" / "adder"
+START_SECONDS = 180
+"""Ray alone needs 5 s on an idle machine, and a multiple of it on a busy one."""
+
+SMALL = {
+    "engine": "transformers",
+    "n_steps": 3,
+    "batch_size": 4,
+    "group_size": 4,
+    "max_tokens": 48,
+    "max_context": 128,
+    "max_running": 16,
+    "learning_rate": 1e-4,
+    "checkpoint_interval": 1,
+    "eval_interval": 3,
+    "eval_samples": 16,
+}
+"""A job that takes seconds."""
+
+
+class Service:
+    """One server process on `data_dir`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._log = (data_dir.parent / f"{data_dir.name}.log").open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(data_dir)],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,
+        )
+        self.address = self._await_address()
+        self.openai = OpenAI(base_url=f"{self.address}/v1", api_key="unused", max_retries=0)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _await_address(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            for word in line.split():
+                if word.startswith("http://"):
+                    return word
+        raise AssertionError(f"the server ended before it was up: {Path(self._log.name).read_text()[-2000:]}")
+
+    def stop(self) -> int:
+        """Ctrl-C; the exit status."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        status = self._process.wait(timeout=START_SECONDS)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()
+        self.openai.close()
+        return status
+
+    def get(self, route: str) -> Any:
+        """The JSON answer of one of our own routes."""
+        answer = httpx.get(self.address + route, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def submit(self, reward: str = "correct", **settings: Any) -> str:
+        """An adder job; returns its id."""
+        train = self.openai.files.create(file=ADDER / "train.jsonl", purpose="fine-tune")
+        held_out = self.openai.files.create(file=ADDER / "validation.jsonl", purpose="fine-tune")
+        grader = {"type": "function", "name": reward, "function": f"{ADDER / 'reward.py'}:{reward}"}
+        method: Any = {
+            "type": "reinforcement",
+            "reinforcement": {"grader": grader, "hyperparameters": SMALL | settings},
+        }
+        return self.openai.fine_tuning.jobs.create(
+            model="headrace/tiny-adder", training_file=train.id, validation_file=held_out.id, method=method
+        ).id
+
+    def wait(self, job_id: str, *statuses: str, timeout: float = 240) -> str:
+        """Until the job has one of these statuses."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            status = self.openai.fine_tuning.jobs.retrieve(job_id).status
+            if status in statuses:
+                return status
+            if status in ("succeeded", "failed", "cancelled"):
+                break
+            time.sleep(0.2)
+        raise AssertionError(f"{job_id} is {status}, not {' or '.join(statuses)}: {self.told(job_id)}")
+
+    def wait_for_step(self, job_id: str, step: int, timeout: float = 240) -> None:
+        """Until the job has trained `step` steps."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")["version"] >= step:
+                return
+            self.wait(job_id, "validating_files", "queued", "running")
+            time.sleep(0.1)
+        raise AssertionError(f"{job_id} did not reach step {step}: {self.told(job_id)}")
+
+    def told(self, job_id: str) -> list[str]:
+        """What the job said, oldest first."""
+        events = self.openai.fine_tuning.jobs.list_events(job_id, limit=100).data
+        return [event.message for event in reversed(events)]
+
+    def metrics(self, job_id: str, kind: str) -> list[dict[str, Any]]:
+        """Its measurements of one kind, oldest first."""
+        found = self.get(f"/v1/fine_tuning/jobs/{job_id}/metrics")["data"]
+        return [entry["data"] for entry in found if entry["kind"] == kind]

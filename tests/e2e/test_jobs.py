@@ -1,0 +1,107 @@
+"""Jobs through the whole system: REST, Redis, Ray, an engine, the learner, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openai
+import pytest
+from transformers import AutoModelForCausalLM
+
+from .service import Service
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+@pytest.mark.vllm
+def test_a_job_on_the_real_vllm_trains_in_flight_and_leaves_a_model(service: Service) -> None:
+    job_id = service.submit(engine="vllm", n_steps=6, batch_size=8, max_staleness=2, max_running=32)
+    service.wait(job_id, "succeeded", timeout=400)
+
+    ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
+    assert ledger["balanced"]
+    assert ledger["version"] == 6
+    assert ledger["states"]["trained"] == ledger["admitted"] == 48
+    assert ledger["largest_age"] <= 2
+
+    updates = service.metrics(job_id, "update")
+    assert updates[-1]["version"] == 6
+    assert any(u["requests_in_flight"] > 0 for u in updates), "no update met a request in flight"
+    evaluations = service.metrics(job_id, "evaluation")
+    assert [e["step"] for e in evaluations] == [0, 3, 6]
+    assert evaluations[0]["versions"] == [0, 0]
+    assert evaluations[-1]["versions"] == [6, 6]
+
+    job = service.openai.fine_tuning.jobs.retrieve(job_id)
+    assert job.fine_tuned_model in {m.id for m in service.openai.models.list()}
+    steps = [c.step_number for c in service.openai.fine_tuning.jobs.checkpoints.list(job_id)]
+    assert steps == [6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_no_trained_token_is_older_than_the_bound(service: Service, max_staleness: int) -> None:
+    job_id = service.submit(max_staleness=max_staleness, n_steps=5)
+    service.wait(job_id, "succeeded")
+    ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
+    assert ledger["balanced"]
+    assert ledger["largest_age"] <= max_staleness
+    ages = {int(age) for step in service.metrics(job_id, "step") for age in step["ages"]}
+    assert min(ages) == 0
+    if max_staleness == 0:
+        assert ages == {0}
+
+
+def test_a_cancelled_job_ends_and_makes_room(service: Service) -> None:
+    job_id = service.submit(n_steps=500)
+    service.wait_for_step(job_id, 1)
+    assert service.openai.fine_tuning.jobs.cancel(job_id).status == "cancelled"
+    following = service.submit(n_steps=1)
+    service.wait(following, "succeeded")
+    ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
+    assert ledger["balanced"]
+    assert ledger["states"]["leased"] == ledger["states"]["queued"] == ledger["states"]["claimed"] == 0
+
+
+def test_a_job_whose_reward_fails_says_why_and_the_service_goes_on(service: Service, tmp_path: Path) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text("def broken(sample, item):\n    raise LookupError('no such answer')\n")
+    train = service.openai.files.create(
+        file=Path(__file__).parents[2] / "examples/adder/train.jsonl", purpose="fine-tune"
+    )
+    method = {
+        "type": "reinforcement",
+        "reinforcement": {
+            "grader": {"type": "function", "name": "broken", "function": f"{reward}:broken"},
+            "hyperparameters": {"engine": "transformers", "n_steps": 2, "batch_size": 2, "group_size": 2, "max_tokens": 32, "max_context": 96},
+        },
+    }  # fmt: skip
+    job = service.openai.fine_tuning.jobs.create(
+        model="headrace/tiny-adder",
+        training_file=train.id,
+        method=method,  # type: ignore[arg-type]
+    )
+    service.wait(job.id, "failed")
+    ended = service.openai.fine_tuning.jobs.retrieve(job.id)
+    assert ended.error is not None
+    assert ended.error.code == "too_many_reward_failures"
+    assert any("no such answer" in message for message in service.told(job.id))
+    assert service.get(f"/v1/fine_tuning/jobs/{job.id}/ledger")["states"]["trained"] == 0
+    assert service.get("/healthz")
+
+
+def test_an_unknown_model_is_refused_at_submission(service: Service) -> None:
+    train = service.openai.files.create(
+        file=Path(__file__).parents[2] / "examples/adder/train.jsonl", purpose="fine-tune"
+    )
+    with pytest.raises(openai.BadRequestError, match="tiny-adder"):
+        service.openai.fine_tuning.jobs.create(model="no-such-model", training_file=train.id, method={"type": "reinforcement", "reinforcement": {"grader": {"type": "string_check", "name": "x", "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}", "operation": "like"}}})  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_the_trained_model_loads_in_transformers(service: Service) -> None:
+    job_id = service.submit(n_steps=1)
+    service.wait(job_id, "succeeded")
+    (checkpoint,) = service.openai.fine_tuning.jobs.checkpoints.list(job_id)
+    name = checkpoint.fine_tuned_model_checkpoint
+    (described,) = [m for m in service.openai.models.list() if m.id == name]
+    folder = described.model_dump()["path"]
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 300_000
