@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_model import CONTEXT, EOS, VOCABULARY, next_token_logprobs, of_tokens
 
 from conftest import MAX_RUNNING, Subject, Weights, engine_config
@@ -211,8 +212,13 @@ async def test_weights_that_cannot_be_loaded_leave_the_engine_as_it_was(
 ) -> None:
     await subject.become("first")
     version = subject.engine.version
-    with pytest.raises(WeightsDamaged, match="empty"):
-        await subject.engine.update(version + 1, tmp_path_factory.mktemp("empty"))
+    empty, partial = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("partial")
+    tensors = load_file(subject.weights["second"].folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, partial / "model.safetensors")
+    for folder in (empty, partial):
+        with pytest.raises(WeightsDamaged, match=folder.name):
+            await subject.engine.update(version + 1, folder)
     sampled = await subject.engine.generate(prompt, SamplingConfig(max_tokens=8))
     assert subject.engine.version == version
     check_each_token_under_its_version(subject, prompt, sampled)

@@ -157,7 +157,7 @@ class VllmEngine:
     # --- requests ---------------------------------------------------------------------------------------------
 
     def _require_servable(self, tokens: npt.NDArray[np.int32], more: int, limit: int) -> None:
-        """Refuse what vLLM would not: without a tokenizer it lets any token id pass, and dies of it in the embedding."""
+        """Refuse what vLLM would not: without a tokenizer it lets any token id pass, and dies of it."""
         if len(tokens) < 1 or more < 1:
             raise RequestRefused("a prompt and a completion have at least one token each")
         if len(tokens) + more > limit:
@@ -167,6 +167,7 @@ class VllmEngine:
 
     def _sampling_params(self, sampling: SamplingConfig) -> Any:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
 
         try:
             return SamplingParams(
@@ -179,7 +180,7 @@ class VllmEngine:
                 flat_logprobs=True,
                 detokenize=False,
             )
-        except ValueError as error:
+        except (VLLMClientError, ValueError) as error:
             raise RequestRefused(str(error)) from error
 
     async def _submit(self, tokens: npt.NDArray[np.int32], params: Any) -> Any:

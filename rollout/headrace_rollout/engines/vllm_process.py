@@ -117,9 +117,12 @@ class VllmProcess:
         await asyncio.sleep(0)
         if self.llm is None:
             return
+        context = self.llm.engine_core.resources.ctx
         await asyncio.to_thread(self.llm.shutdown)
         # vLLM gives its engine process 5 s, then kills it; workers that outlive it notice some time later.
         await asyncio.to_thread(vllm_start.end_processes, self._processes, CLOSE_GRACE)
+        # By now vLLM has closed its sockets, on this loop; the context of them it leaves to the garbage collector.
+        context.destroy(linger=0)
         # It sits in reference cycles, and its __del__ fails with a traceback if left to the interpreter's exit.
         self.llm = None
         gc.collect()

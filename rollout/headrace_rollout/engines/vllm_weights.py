@@ -11,7 +11,7 @@
   vLLM's own in-place reload from there, a copy within device memory that keeps every address captured graphs refer to.
 
 Invariants: `commit` applies all of the last staged version or, where nothing is staged, raises and changes nothing; a
-checkpoint that lacks a parameter of the model is refused at staging; memory of retired weights is freed after the
+checkpoint that lacks a tensor of the first one is refused at staging; memory of retired weights is freed after the
 commit, by another thread (unmapping 540 MB takes as long as copying it).
 
 Peak memory. `ShadowWeights`: while staging, the live packed weights, the new plain ones and the new packed ones (about
@@ -31,15 +31,37 @@ from safetensors import safe_open
 from torch import nn
 
 
-def read_weights(folder: Path, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-    """All (name, tensor) of the safetensors files in `folder`, memory-mapped on a CPU; raises FileNotFoundError."""
+class Checkpoint:
+    """What every version must hold: the tensors that the folder vLLM started from holds.
+
+    vLLM's own check is not enough: it loads several tensors into one parameter, and counts that as loaded after one.
+    """
+
+    def __init__(self, first: Path) -> None:
+        self._names = {name for file in _files(first) for name in _names(file)}
+
+    def read(self, folder: Path, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+        """All (name, tensor) in `folder`, memory-mapped on a CPU; raises ValueError, before the first, if one lacks."""
+        files = _files(folder)
+        missing = sorted(self._names.difference(*(_names(file) for file in files)))
+        if missing:
+            raise ValueError(f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} first")
+        for file in files:
+            with safe_open(file, framework="pt", device=device) as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    yield name, tensors.get_tensor(name)
+
+
+def _files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no *.safetensors in {folder}")
-    for file in files:
-        with safe_open(file, framework="pt", device=device) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                yield name, tensors.get_tensor(name)
+    return files
+
+
+def _names(file: Path) -> set[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return set(tensors.keys())
 
 
 class WeightSwitch(Protocol):
@@ -56,8 +78,7 @@ class _Slot:
     Packing replaces the parameter in its module, so each staging first puts this one back with fresh storage.
     """
 
-    def __init__(self, name: str, module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
-        self.name = name
+    def __init__(self, module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
         self.module = module
         self.attribute = attribute
         self.parameter = parameter
@@ -72,10 +93,8 @@ class _Slot:
         if self.module._parameters[self.attribute] is not self.parameter:
             self.release()
 
-    def release(self) -> torch.Tensor:
-        storage = self.parameter.data
-        self.parameter.data = torch.empty(0, dtype=storage.dtype)
-        return storage
+    def release(self) -> None:
+        self.parameter.data = torch.empty(0, dtype=self.parameter.dtype)
 
 
 class ShadowWeights:
@@ -85,11 +104,12 @@ class ShadowWeights:
         self._model_config = vllm_config.model_config
         if self._model_config.word_embeddings_untied_by_checkpoint:
             raise ValueError("the config ties the embeddings, but the checkpoint stores lm_head too; save it without")
+        self._checkpoint = Checkpoint(Path(self._model_config.model))
         self._shadow = _second_instance(vllm_config)
         self._pairs = list(zip(live.modules(), self._shadow.modules(), strict=True))
         self._slots = [
-            _Slot(f"{prefix}.{attribute}" if prefix else attribute, module, attribute, parameter)
-            for prefix, module in self._shadow.named_modules()
+            _Slot(module, attribute, parameter)
+            for module in self._shadow.modules()
             for attribute, parameter in module._parameters.items()
             if parameter is not None
         ]
@@ -98,18 +118,25 @@ class ShadowWeights:
         self._staged = False
 
     def stage(self, folder: Path) -> None:
-        """Load and pack `folder` into the shadow; raises ValueError for a parameter the checkpoint lacks."""
+        """Load and pack `folder` into the shadow; raises ValueError for a tensor it lacks."""
+        self._staged = False
+        try:
+            self._load_and_pack(folder)
+        except BaseException:
+            for slot in self._slots:
+                slot.release()
+            raise
+        self._staged = True
+
+    def _load_and_pack(self, folder: Path) -> None:
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-        self._staged = False
         for slot in self._slots:
             slot.open()
-        loaded = self._shadow.load_weights(read_weights(folder))
-        self._require_all(loaded, folder)
+        self._shadow.load_weights(self._checkpoint.read(folder))
         process_weights_after_loading(self._shadow, self._model_config, torch.device("cpu"))
         for slot in self._slots:
             slot.drop_if_packed()
-        self._staged = True
 
     def commit(self) -> None:
         """Swap every parameter's storage and every packed handler with the live model's. Pointers only."""
@@ -133,15 +160,6 @@ class ShadowWeights:
         self._staged = False
         threading.Thread(target=retired.clear, name="headrace-retire-weights").start()
 
-    def _require_all(self, loaded: set[str], folder: Path) -> None:
-        """A tied parameter counts as loaded when any of its names is."""
-        by_parameter: dict[int, list[str]] = {}
-        for slot in self._slots:
-            by_parameter.setdefault(id(slot.parameter), []).append(slot.name)
-        missing = [names[0] for names in by_parameter.values() if loaded.isdisjoint(names)]
-        if missing:
-            raise ValueError(f"the weights in {folder} lack {len(missing)} parameters, {missing[0]} first")
-
 
 def _second_instance(vllm_config: Any) -> Any:
     """A model like the live one; its attention layers register in a context of their own, as names must be unique."""
@@ -160,11 +178,12 @@ class StagedWeights:
 
     def __init__(self, runner: Any, device: torch.device) -> None:
         self._runner = runner
+        self._checkpoint = Checkpoint(Path(runner.model_config.model))
         self._device = device
         self._staged: list[tuple[str, torch.Tensor]] = []
 
     def stage(self, folder: Path) -> None:
-        self._staged = list(read_weights(folder, str(self._device)))
+        self._staged = list(self._checkpoint.read(folder, str(self._device)))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
