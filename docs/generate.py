@@ -1,0 +1,282 @@
+"""Writes docs/settings.md and docs/metrics.md from the code that they describe; a test holds them together.
+
+    .venv/bin/python docs/generate.py
+
+Meanings are the fields' own descriptions and docstrings. `PLAIN` says what a field is where its docstring does not;
+a field of which neither speaks is an error, so that nothing is measured or set without being documented.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import typer.main
+from pydantic import BaseModel
+
+from headrace_core import metrics
+from headrace_core.algorithms import ALGORITHMS
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.settings import Settings
+from headrace_gateway import cli, prometheus
+
+HERE = Path(__file__).parent
+
+SETTINGS_INTRO = """\
+# Settings
+
+<!-- Written by docs/generate.py. Change the models' descriptions, then run it. -->
+
+There are two kinds: those of a job, which its user writes down, and those of the service, which its operator does.
+Neither knows a setting that is not on this page, and an unknown name is refused.
+
+## Of a job
+
+Under `method.reinforcement.hyperparameters` of a request, or `[hyperparameters]` of a job file. `"auto"` means the
+default. A dash is a default that depends on the model or the data; the value in force is filled in at submission, and
+`GET /v1/fine_tuning/jobs/{job_id}` shows it:
+
+- steps: `n_steps`, or as many as `n_epochs` passes over the training file need, one pass by default;
+- learning rate: `learning_rate`, or a base of BASE_RATE times `learning_rate_multiplier`;
+- `max_context` is at most what the model takes, and `max_tokens` gives way to long prompts, where you set neither;
+- evaluations every tenth of the job, checkpoints every fifth.
+
+How `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, `clip_low`, `clip_high` and `importance_cap` work
+together is one page of its own: [staleness.md](staleness.md).
+"""
+
+ALGORITHMS_INTRO = """
+### Algorithms
+
+An algorithm is an advantage function and a policy loss. The figures it brings along hold where you do not set them.
+"""
+
+SERVICE_INTRO = """
+## Of the service
+
+As environment variables, or as options of `headrace serve` where there is one. With none set, everything runs on this
+machine. `RAY_ADDRESS` counts where no address is given here. `headrace train` and `headrace jobs` find the service by
+`--url` or `HEADRACE_URL`.
+"""
+
+METRICS_INTRO = """\
+# Metrics
+
+<!-- Written by docs/generate.py. Change the structs' docstrings, then run it. -->
+
+A job's measurements are one append-only stream. `GET /v1/fine_tuning/jobs/{job_id}/metrics` answers it as a list of
+`{id, kind, data}`, `GET /v1/fine_tuning/jobs/{job_id}/stream` as server-sent events named by `kind`; the dashboard's
+charts draw nothing else. `data` has the fields below.
+
+| kind | written by | when |
+| --- | --- | --- |
+| `step` | learner | each optimizer step, after it is settled |
+| `evaluation` | controller | each evaluation on the validation file |
+| `update` | each rollout worker | each weight update it applied |
+| `worker` | every worker | every two seconds |
+
+Times are Unix seconds, durations are seconds, shares lie between 0 and 1. Ages count policy versions; as JSON keys they
+are text. A step is recorded once, after it is settled; the record of a step whose learner died in between is missing.
+"""
+
+EVENT_TEXT = """
+## `data` of a metrics event
+
+Events of type `metrics` carry the figures of a step or an evaluation for clients of OpenAI's surface. After an
+evaluation, `data` is the evaluation above with `full_valid_mean_reward` beside it; after a step, it is:
+
+| field | meaning |
+| --- | --- |
+| `step`, `total_steps` | where the job is |
+| `train_mean_reward`, `train_reward_std` | over the step's completions |
+| `train_loss`, `entropy`, `grad_norm` | as in `step` above |
+| `completion_length` | mean, in tokens |
+| `trained_tokens`, `masked_tokens` | tokens that contributed to the gradient; tokens left out for their age |
+| `staleness` | `age_mean` and `age_max` of the tokens that contributed, and the `bound` |
+"""
+
+PROMETHEUS_INTRO = """
+## Prometheus
+
+`GET /metrics` answers these series for every job under way, and for ten minutes after its end. The gateway counts
+nothing itself: each scrape reads Redis. No series is labelled by group.
+"""
+
+PLAIN = {
+    "AgeMetrics": {},
+    "StepMetrics": {
+        "total_steps": "Of the whole job.",
+        "time": "When the step was recorded.",
+        "reward_mean": "Over the step's completions, masked ones included.",
+        "reward_std": "Over the same.",
+        "groups": "Trained in the step.",
+        "completions": "Of those groups.",
+        "masked_tokens": "Left out of the gradient, because they are beyond max_staleness.",
+        "ages": "By age: the struct `AgeMetrics`, below.",
+        "completion_length": "Mean, in sampled tokens.",
+        "loss": "Mean over the contributing tokens.",
+        "grad_norm": "Before clipping; the largest of the minibatches.",
+        "learning_rate": "Of this step.",
+        "effective_sample_size": "As in `AgeMetrics`, over all contributing tokens.",
+        "clip_share": "As in `AgeMetrics`, over all contributing tokens.",
+        "behaviour_kl": "As in `AgeMetrics`, over all contributing tokens.",
+    },
+    "EvaluationMetrics": {
+        "time": "When it ended.",
+        "seconds": "How long it took; training went on meanwhile.",
+        "samples": "Rows evaluated.",
+        "components": "Mean of each reward component.",
+        "reward_failed": "Samples whose reward failed.",
+        "completion_length": "Mean, in sampled tokens.",
+    },
+    "UpdateMetrics": {
+        "worker": "Its name within the job.",
+        "time": "When it was applied.",
+        "version": "The policy version that samples from here on.",
+        "staged_seconds": "Reading and preparing the weights, while generation went on.",
+        "paused_seconds": "No token could be sampled.",
+        "requests_in_flight": "At the pause.",
+    },
+    "WorkerMetrics": {
+        "worker": "Its name within the job.",
+        "time": "Of the heartbeat.",
+        "version": "The policy version it samples with, or has trained to.",
+        "uptime": "Since the worker was ready.",
+        "groups": "Committed, or trained, since its start.",
+    },
+}
+"""By struct and field: what the code leaves to the name."""
+
+
+def main() -> None:
+    for name, text in pages().items():
+        (HERE / name).write_text(text)
+
+
+def pages() -> dict[str, str]:
+    """File name → text."""
+    return {"settings.md": _settings(), "metrics.md": _metrics()}
+
+
+# ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _settings() -> str:
+    parts = [SETTINGS_INTRO.replace("BASE_RATE", f"{Hyperparameters.model_validate({}).peak_learning_rate:g}")]
+    for title, names in _sections(Hyperparameters):
+        rows = [(f"`{n}`", _default(Hyperparameters, n), _allowed(Hyperparameters, n), _meaning(n)) for n in names]
+        parts.append(
+            f"\n### {title[0].upper()}{title[1:]}\n\n" + _table(("setting", "default", "allowed", "meaning"), rows)
+        )
+    parts.append(ALGORITHMS_INTRO + "\n" + _table(("algorithm", "what it does", "brings along"), _algorithms()))
+    parts.append(SERVICE_INTRO + "\n" + _table(("variable", "option", "default", "allowed", "meaning"), _service()))
+    return "".join(parts)
+
+
+def _algorithms() -> list[tuple[str, ...]]:
+    rows = []
+    for name, facts in ALGORITHMS.items():
+        brings = [f"`{k} = {v!r}`" for k, v in facts.defaults.items()] + ["a greedy completion"] * facts.wants_greedy
+        rows.append((f"`{name}`", facts.description, ", ".join(brings)))
+    return rows
+
+
+def _service() -> list[tuple[str, ...]]:
+    serve: Any = typer.main.get_command(cli.app)
+    options = {p.name: max(p.opts, key=len) for p in serve.commands["serve"].params}
+    rows = []
+    for name, field in Settings.model_fields.items():
+        option = f"`{options[name]}`" if name in options else ""
+        variable = f"`HEADRACE_{name.upper()}`"
+        rows.append((variable, option, _default(Settings, name), _allowed(Settings, name), str(field.description)))
+    return rows
+
+
+def _sections(model: type[BaseModel]) -> list[tuple[str, list[str]]]:
+    """(title, fields): the comments between the fields, in the order of the source."""
+    found: list[tuple[str, list[str]]] = []
+    for line in inspect.getsource(model).splitlines():
+        if title := re.fullmatch(r"    # (.+)", line):
+            found.append((title[1], []))
+        elif (field := re.match(r"    (\w+): ", line)) and field[1] in model.model_fields:
+            found[-1][1].append(field[1])
+    listed = [name for _, names in found for name in names]
+    assert listed == list(model.model_fields), "a field stands before the first comment"
+    return found
+
+
+def _default(model: type[BaseModel], name: str) -> str:
+    value = model.model_fields[name].default
+    if value is None:
+        return "–"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _meaning(name: str) -> str:
+    description = Hyperparameters.model_fields[name].description
+    assert description, f"{name} has no description"
+    return description
+
+
+def _allowed(model: type[BaseModel], name: str) -> str:
+    schema: dict[str, Any] = model.model_json_schema()["properties"][name]
+    options = [o for o in schema.get("anyOf", [schema]) if o.get("type") != "null"]
+    return " or ".join(_one_allowed(option) for option in options)
+
+
+def _one_allowed(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind = {"integer": "integer", "number": "number", "string": "path" if "format" in schema else "text"}[
+        schema["type"]
+    ]
+    bounds = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+    return " ".join([kind, ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds if key in schema)]).strip()
+
+
+# ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _metrics() -> str:
+    structs = [n for n in ast.parse(inspect.getsource(metrics)).body if isinstance(n, ast.ClassDef)]
+    order = sorted(structs, key=lambda s: s.name == "AgeMetrics")  # the kinds first, then what they hold
+    return METRICS_INTRO + "".join(map(_struct, order)) + EVENT_TEXT + _prometheus()
+
+
+def _struct(struct: ast.ClassDef) -> str:
+    kind = getattr(getattr(metrics, struct.name), "kind", None)
+    title = f"`{kind}`" if kind else f"`{struct.name}`"
+    rows = []
+    for field, after in zip(struct.body, [*struct.body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).startswith("ClassVar"):
+            name = ast.unparse(field.target)
+            text = _docstring(after) or PLAIN[struct.name][name]
+            rows.append((f"`{name}`", f"`{ast.unparse(field.annotation)}`", text))
+    return f"\n## {title}\n\n{ast.get_docstring(struct)}\n\n" + _table(("field", "type", "meaning"), rows)
+
+
+def _docstring(node: ast.stmt | None) -> str | None:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return " ".join(node.value.value.split())
+    return None
+
+
+def _prometheus() -> str:
+    rows = []
+    for name, (family, text, labels) in prometheus._SERIES.items():
+        exposed = family(name, text, labels=labels)
+        suffix = "_total" if exposed.type == "counter" else ""
+        rows.append((f"`{name}{suffix}`", exposed.type, ", ".join(f"`{x}`" for x in labels), text))
+    return PROMETHEUS_INTRO + "\n" + _table(("series", "type", "labels", "meaning"), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
