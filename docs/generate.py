@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ default. A dash is a default that depends on the model or the data; the value in
 - `max_context` is at most what the model takes, and `max_tokens` gives way to long prompts, where you set neither;
 - evaluations every tenth of the job, checkpoints every fifth.
 
-How `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, `clip_low`, `clip_high` and `importance_cap` work
-together is one page of its own: [staleness.md](staleness.md).
+How `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, `clip_low`, `clip_high` and `importance_cap`
+work together is one page of its own: [staleness.md](staleness.md).
 """
 
 ALGORITHMS_INTRO = """
@@ -273,7 +274,7 @@ def _prometheus() -> str:
     return PROMETHEUS_INTRO + "\n" + _table(("series", "type", "labels", "meaning"), rows)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
