@@ -194,7 +194,7 @@ def _page(record: Record) -> str:
     job, steps, evaluations = record.job, record.of("step"), record.of("evaluation")
     facts = [
         ("Model", job["model"]),
-        ("Algorithm", job["hyperparameters"]["algorithm"]),
+        ("Algorithm", record.hyperparameters["algorithm"]),
         ("Steps", f"{len(steps)} in {steps[-1]['time'] - steps[0]['time']:.0f} s"),
         ("Oldest token trained", f"{record.ledger['largest_age']} (bound {record.hyperparameters['max_staleness']})"),
         ("Tokens left out as too old", f"{record.ledger['masked_tokens']}"),

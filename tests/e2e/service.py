@@ -77,17 +77,19 @@ class Service:
         answer.raise_for_status()
         return answer.json()
 
-    def submit(self, reward: str = "correct", **settings: Any) -> str:
-        """An adder job; returns its id."""
+    def submit(
+        self, grader: dict[str, Any] | None = None, *, model: str = "headrace/tiny-adder", **settings: Any
+    ) -> str:
+        """An adder job, rewarded for correct answers where no grader is given; returns its id."""
         train = self.openai.files.create(file=ADDER / "train.jsonl", purpose="fine-tune")
         held_out = self.openai.files.create(file=ADDER / "validation.jsonl", purpose="fine-tune")
-        grader = {"type": "function", "name": reward, "function": f"{ADDER / 'reward.py'}:{reward}"}
+        grader = grader or {"type": "function", "name": "correct", "function": f"{ADDER / 'reward.py'}:correct"}
         method: Any = {
             "type": "reinforcement",
             "reinforcement": {"grader": grader, "hyperparameters": SMALL | settings},
         }
         return self.openai.fine_tuning.jobs.create(
-            model="headrace/tiny-adder", training_file=train.id, validation_file=held_out.id, method=method
+            model=model, training_file=train.id, validation_file=held_out.id, method=method
         ).id
 
     def wait(self, job_id: str, *statuses: str, timeout: float = 240) -> str:

@@ -65,36 +65,29 @@ def test_a_cancelled_job_ends_and_makes_room(service: Service) -> None:
 def test_a_job_whose_reward_fails_says_why_and_the_service_goes_on(service: Service, tmp_path: Path) -> None:
     reward = tmp_path / "reward.py"
     reward.write_text("def broken(sample, item):\n    raise LookupError('no such answer')\n")
-    train = service.openai.files.create(
-        file=Path(__file__).parents[2] / "examples/adder/train.jsonl", purpose="fine-tune"
-    )
-    method = {
-        "type": "reinforcement",
-        "reinforcement": {
-            "grader": {"type": "function", "name": "broken", "function": f"{reward}:broken"},
-            "hyperparameters": {"engine": "transformers", "n_steps": 2, "batch_size": 2, "group_size": 2, "max_tokens": 32, "max_context": 96},
-        },
-    }  # fmt: skip
-    job = service.openai.fine_tuning.jobs.create(
-        model="headrace/tiny-adder",
-        training_file=train.id,
-        method=method,  # type: ignore[arg-type]
-    )
-    service.wait(job.id, "failed")
-    ended = service.openai.fine_tuning.jobs.retrieve(job.id)
-    assert ended.error is not None
-    assert ended.error.code == "too_many_reward_failures"
-    assert any("no such answer" in message for message in service.told(job.id))
-    assert service.get(f"/v1/fine_tuning/jobs/{job.id}/ledger")["states"]["trained"] == 0
+    grader = {"type": "function", "name": "broken", "function": f"{reward}:broken"}
+    job_id = service.submit(grader, n_steps=2, batch_size=2, group_size=2)
+    service.wait(job_id, "failed")
+    error = service.openai.fine_tuning.jobs.retrieve(job_id).error
+    assert error is not None
+    assert error.code == "too_many_reward_failures"
+    assert any("no such answer" in message for message in service.told(job_id))
+    assert service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")["states"]["trained"] == 0
     assert service.get("/healthz")
 
 
-def test_an_unknown_model_is_refused_at_submission(service: Service) -> None:
-    train = service.openai.files.create(
-        file=Path(__file__).parents[2] / "examples/adder/train.jsonl", purpose="fine-tune"
-    )
+def test_what_is_wrong_with_a_submission_is_said_at_once(service: Service, tmp_path: Path) -> None:
     with pytest.raises(openai.BadRequestError, match="tiny-adder"):
-        service.openai.fine_tuning.jobs.create(model="no-such-model", training_file=train.id, method={"type": "reinforcement", "reinforcement": {"grader": {"type": "string_check", "name": "x", "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}", "operation": "like"}}})  # type: ignore[arg-type]  # fmt: skip
+        service.submit(model="no-such-model")
+    with pytest.raises(openai.BadRequestError, match="grpo"):
+        service.submit(algorithm="no-such-algorithm")
+    reward = tmp_path / "reward.py"
+    reward.write_text("def broken(sample, item:\n    return 1.0\n")
+    with pytest.raises(openai.BadRequestError, match="line 1"):
+        service.submit({"type": "function", "name": "broken", "function": f"{reward}:broken"})
+    with pytest.raises(openai.BadRequestError, match="tokens"):
+        service.submit(max_tokens=120, max_context=128)
+    assert service.get("/readyz")
 
 
 def test_the_trained_model_loads_in_transformers(service: Service) -> None:
