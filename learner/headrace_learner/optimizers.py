@@ -17,7 +17,7 @@ def adamw(model: nn.Module, settings: Hyperparameters) -> torch.optim.Optimizer:
     """
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -26,6 +26,10 @@ def adamw(model: nn.Module, settings: Hyperparameters) -> torch.optim.Optimizer:
         betas=(0.9, 0.95),
         fused=True,
     )
+    for p in (*matrices, *others):  # from the start, so that a checkpoint before the first update is like any other
+        zero = torch.zeros((), dtype=torch.float32, device=p.device)
+        optimizer.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, Hyperparameters], torch.optim.Optimizer]] = {"adamw": adamw}

@@ -1,0 +1,80 @@
+"""A checkpoint holds everything; a damaged or unfinished one is never loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from learner_cases import random_group
+
+from headrace_core.trajectory import Group
+from headrace_learner import checkpoint
+from headrace_learner.trainer import Trainer
+
+Make = Callable[..., Trainer]
+
+
+def batch(version: int) -> list[Group]:
+    return [random_group(10 * version + i) for i in range(4)]
+
+
+def test_training_goes_on_as_if_nothing_had_happened(make_trainer: Make, tmp_path: Path) -> None:
+    straight = make_trainer(weight_decay=0.1)
+    for version in range(2):
+        straight.step(batch(version), version)
+    path = checkpoint.save(straight, tmp_path, 2)
+    random_after = torch.rand(3)
+    straight.step(batch(2), 2)
+
+    resumed = make_trainer(weight_decay=0.1)
+    checkpoint.load(resumed, path)
+    assert torch.equal(torch.rand(3), random_after)
+    resumed.step(batch(2), 2)
+    expected, found = straight.policy.model.state_dict(), resumed.policy.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_saving_changes_nothing(make_trainer: Make, tmp_path: Path) -> None:
+    saved, unsaved = make_trainer(), make_trainer()
+    for version in range(3):
+        checkpoint.save(saved, tmp_path, version)
+        saved.step(batch(version), version)
+        unsaved.step(batch(version), version)
+    expected, found = unsaved.policy.model.state_dict(), saved.policy.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_without_any_there_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) == checkpoint.Found(None, 0, ())
+
+
+def test_the_newest_whole_one_is_found(make_trainer: Make, tmp_path: Path) -> None:
+    trainer = make_trainer()
+    first, second, third = (checkpoint.save(trainer, tmp_path, v) for v in (9, 10, 11))
+    (first.parent / "step-00000012.partial").mkdir()  # a crash while saving
+    (third / "manifest.json").unlink()
+    weights = next((second / "state").glob("*.distcp"))
+    damaged = bytearray(weights.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    weights.write_bytes(damaged)
+    found = checkpoint.newest(tmp_path)
+    assert (found.path, found.version) == (first, 9)
+    assert [text.split(":")[0] for text in found.damaged] == ["step-00000011", "step-00000010"]
+    assert f"state/{weights.name} is not what was written" in found.damaged[1]
+
+
+def test_a_save_that_fails_leaves_no_checkpoint(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    kept = checkpoint.save(trainer, tmp_path, 1)
+
+    def full(_: Path) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(trainer.policy, "write_model", full)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(trainer, tmp_path, 2)
+    assert checkpoint.newest(tmp_path).path == kept
