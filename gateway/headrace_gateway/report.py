@@ -18,10 +18,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from headrace_core.ledger import LIVE
+
 INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
 BLUE, GREEN, AMBER, RED, GREY = "#2b6cb0", "#2f855a", "#d69e2e", "#c53030", "#cbd5e0"
 AGE_COLOURS = ("#2c7a7b", "#38a89d", "#9ae6b4", "#fbd38d", "#ed8936", "#dd6b20", "#c05621", "#9b2c2c")
-WAIT_COLOURS = (GREY, "#a0aec0", AMBER, "#b794f4", "#f687b3", "#90cdf4")
+SHOWN_SHARE = 0.01
+WAIT_COLOURS = ("#a0aec0", AMBER, "#b794f4", "#f687b3", "#90cdf4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ def write_report(folder: Path, record: Record) -> Path:
         }
     )
     for name, draw in (("reward", _reward), ("ages", _ages), ("waiting", _waiting), ("ledger", _ledger)):
-        figure, axes = plt.subplots(figsize=(8, 3.4 if name != "ledger" else 2.6), constrained_layout=True)
+        figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
         draw(axes, record)
         figure.savefig(folder / f"{name}.png", dpi=150)
         plt.close(figure)
@@ -159,29 +162,34 @@ def _ages(axes: Axes, record: Record) -> None:
 
 def _waiting(axes: Axes, record: Record) -> None:
     shares = steady_shares(record)
-    reasons = ["busy", *sorted({r for s in shares for r in s.shares} - {"busy"})]
-    colours = dict(zip(reasons, (GREEN, *WAIT_COLOURS), strict=False))
+    shown = {r for s in shares for r, share in s.shares.items() if share >= SHOWN_SHARE}
+    reasons = ["busy", *sorted(shown - {"busy", "other"}), "other"]
+    colours = dict(zip(reasons, (GREEN, *WAIT_COLOURS), strict=False)) | {"other": GREY}
     left = [0.0] * len(shares)
     for reason in reasons:
-        width = [s.shares.get(reason, 0.0) for s in shares]
-        label = "busy" if reason == "busy" else "other" if reason == "other" else f"waited: {reason}"
-        axes.barh(
-            [s.worker for s in shares], width, left=left, color=colours.get(reason, GREY), height=0.55, label=label
-        )
+        width = [_share(s, reason, shown) for s in shares]
+        label = reason if reason in ("busy", "other") else f"waits for {reason}"
+        axes.barh([s.worker for s in shares], width, left=left, color=colours[reason], height=0.5, label=label)
         for row, (x, w) in enumerate(zip(left, width, strict=True)):
             if w >= 0.06:
-                axes.text(
-                    x + w / 2, row, f"{w:.0%}", ha="center", va="center", color="white" if reason == "busy" else INK
-                )
+                ink = "white" if reason == "busy" else INK
+                axes.text(x + w / 2, row, f"{w:.0%}", ha="center", va="center", color=ink)
         left = [x + w for x, w in zip(left, width, strict=True)]
     axes.set(title="Who waited for whom, in steady state", xlim=(0, 1))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=5)
+    axes.get_figure().legend(frameon=False, loc="outside lower center", ncols=4)  # type: ignore[union-attr]
+
+
+def _share(shares: Shares, reason: str, shown: set[str]) -> float:
+    """`other` takes what is too small to be seen."""
+    if reason != "other":
+        return shares.shares.get(reason, 0.0)
+    return sum(share for name, share in shares.shares.items() if name == "other" or name not in shown | {"busy"})
 
 
 def _ledger(axes: Axes, record: Record) -> None:
-    states = {k: v for k, v in record.ledger["states"].items() if v}
+    states = {k: v for k, v in reversed(record.ledger["states"].items()) if v or k not in LIVE}
     colours = {"trained": GREEN, "dropped_stale": AMBER, "filtered": AMBER, "cancelled": GREY}
     axes.barh(list(states), list(states.values()), color=[colours.get(s, RED) for s in states], height=0.6)
     for row, count in enumerate(states.values()):
