@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -286,6 +287,8 @@ def main() -> None:
         figures = asyncio.run(run(options.seed, options.model, root))
     finally:
         shutil.rmtree(root)
+        # The cancelled clients' frames still hold vLLM's objects, whose __del__ fails at the interpreter's exit.
+        gc.collect()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"seed": options.seed, "cases": [asdict(f) for f in figures]}, indent=2) + "\n")
     print(verdict(figures))
