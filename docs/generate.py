@@ -22,7 +22,7 @@ from headrace_core import metrics
 from headrace_core.algorithms import ALGORITHMS
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.settings import Settings
-from headrace_gateway import cli, prometheus
+from headrace_gateway import cli
 
 HERE = Path(__file__).parent
 
@@ -70,7 +70,7 @@ METRICS_INTRO = """\
 
 A job's measurements are one append-only stream. `GET /v1/fine_tuning/jobs/{job_id}/metrics` answers it as a list of
 `{id, kind, data}`, `GET /v1/fine_tuning/jobs/{job_id}/stream` as server-sent events named by `kind`; the dashboard's
-charts draw nothing else. `data` has the fields below.
+charts draw nothing else. `data` has the fields below. What Prometheus scrapes is on [prometheus.md](prometheus.md).
 
 | kind | written by | when |
 | --- | --- | --- |
@@ -97,13 +97,6 @@ evaluation, `data` is the evaluation above with `full_valid_mean_reward` beside 
 | `completion_length` | mean, in tokens |
 | `trained_tokens`, `masked_tokens` | tokens that contributed to the gradient; tokens left out for their age |
 | `staleness` | `age_mean` and `age_max` of the tokens that contributed, and the `bound` |
-"""
-
-PROMETHEUS_INTRO = """
-## Prometheus
-
-`GET /metrics` answers these series for every job under way, and for ten minutes after its end. The gateway counts
-nothing itself: each scrape reads Redis. No series is labelled by group.
 """
 
 PLAIN = {
@@ -168,7 +161,9 @@ def pages() -> dict[str, str]:
 def _settings() -> str:
     parts = [SETTINGS_INTRO.replace("BASE_RATE", f"{Hyperparameters.model_validate({}).peak_learning_rate:g}")]
     for title, names in _sections(Hyperparameters):
-        rows = [(f"`{n}`", _default(Hyperparameters, n), _allowed(Hyperparameters, n), _meaning(n)) for n in names]
+        rows: list[tuple[str, ...]] = [
+            (f"`{n}`", _default(Hyperparameters, n), _allowed(Hyperparameters, n), _meaning(n)) for n in names
+        ]
         parts.append(
             f"\n### {title[0].upper()}{title[1:]}\n\n" + _table(("setting", "default", "allowed", "meaning"), rows)
         )
@@ -178,7 +173,7 @@ def _settings() -> str:
 
 
 def _algorithms() -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, facts in ALGORITHMS.items():
         brings = [f"`{k} = {v!r}`" for k, v in facts.defaults.items()] + ["a greedy completion"] * facts.wants_greedy
         rows.append((f"`{name}`", facts.description, ", ".join(brings)))
@@ -188,7 +183,7 @@ def _algorithms() -> list[tuple[str, ...]]:
 def _service() -> list[tuple[str, ...]]:
     serve: Any = typer.main.get_command(cli.app)
     options = {p.name: max(p.opts, key=len) for p in serve.commands["serve"].params}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, field in Settings.model_fields.items():
         option = f"`{options[name]}`" if name in options else ""
         variable = f"`HEADRACE_{name.upper()}`"
@@ -244,13 +239,13 @@ def _one_allowed(schema: dict[str, Any]) -> str:
 def _metrics() -> str:
     structs = [n for n in ast.parse(inspect.getsource(metrics)).body if isinstance(n, ast.ClassDef)]
     order = sorted(structs, key=lambda s: s.name == "AgeMetrics")  # the kinds first, then what they hold
-    return METRICS_INTRO + "".join(map(_struct, order)) + EVENT_TEXT + _prometheus()
+    return METRICS_INTRO + "".join(map(_struct, order)) + EVENT_TEXT
 
 
 def _struct(struct: ast.ClassDef) -> str:
     kind = getattr(getattr(metrics, struct.name), "kind", None)
     title = f"`{kind}`" if kind else f"`{struct.name}`"
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for field, after in zip(struct.body, [*struct.body[1:], None], strict=True):
         if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).startswith("ClassVar"):
             name = ast.unparse(field.target)
@@ -263,15 +258,6 @@ def _docstring(node: ast.stmt | None) -> str | None:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
         return " ".join(node.value.value.split())
     return None
-
-
-def _prometheus() -> str:
-    rows = []
-    for name, (family, text, labels) in prometheus._SERIES.items():
-        exposed = family(name, text, labels=labels)
-        suffix = "_total" if exposed.type == "counter" else ""
-        rows.append((f"`{name}{suffix}`", exposed.type, ", ".join(f"`{x}`" for x in labels), text))
-    return PROMETHEUS_INTRO + "\n" + _table(("series", "type", "labels", "meaning"), rows)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
