@@ -40,10 +40,13 @@ def test_all_nodes_are_shared_evenly(workers: int, nodes: list[float], expected:
 def test_each_role_shares_the_nodes_that_declare_it() -> None:
     shared = planned(2, {"CPU": 0.0}, {"CPU": 4, LEARNER: 1}, {"CPU": 16, ROLLOUT: 1})
     learner, *rollouts = shared.bundles
-    assert learner["CPU"] == 4 and LEARNER in learner and ROLLOUT not in learner
+    assert learner["CPU"] == 4
+    assert LEARNER in learner
+    assert ROLLOUT not in learner
     assert [r["CPU"] for r in rollouts] == [8, 8]
     assert all(ROLLOUT in r and LEARNER not in r for r in rollouts)
-    assert shared.threads(0) == 4 and shared.threads(2) == 8
+    assert shared.threads(0) == 4
+    assert shared.threads(2) == 8
 
 
 def test_a_role_says_where_and_not_how_many() -> None:
