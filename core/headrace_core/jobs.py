@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +22,8 @@ from .metrics import Metrics, WorkerMetrics
 from .redis import answer
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+CHECKPOINT_MODEL = "model"
+"""Subfolder of a checkpoint that holds a model anyone can load."""
 ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 
 _NEXT: dict[str, tuple[Status, ...]] = {
@@ -106,7 +109,13 @@ class Checkpoint(msgspec.Struct, frozen=True):
     model: str
     """Name under which the checkpoint's model is offered."""
     path: str
+    """Its folder; the learner knows what is in it."""
     metrics: dict[str, float] = {}
+
+    @property
+    def model_path(self) -> Path:
+        """The folder in Hugging Face format within it."""
+        return Path(self.path) / CHECKPOINT_MODEL
 
 
 def model_name(job: Job, step: int | None = None) -> str:

@@ -74,8 +74,8 @@ class Models:
             if job.fine_tuned_model is not None and saved:
                 saved.insert(0, (job.fine_tuned_model, saved[0][1]))
             for name, checkpoint in saved:
-                if _is_model(Path(checkpoint.path)):
-                    found[name] = Model(name, Path(checkpoint.path), checkpoint.created_at, job.id)
+                if _is_model(checkpoint.model_path):
+                    found[name] = Model(name, checkpoint.model_path, checkpoint.created_at, job.id)
         return list(found.values())
 
 

@@ -122,8 +122,9 @@ def file_object(file: StoredFile) -> dict[str, Any]:
 
 
 def model_object(model: Model) -> dict[str, Any]:
-    """A model as OpenAI's client reads it."""
-    return {"id": model.name, "object": "model", "created": int(model.created_at), "owned_by": model.owner}
+    """A model as OpenAI's client reads it; `path` is ours: the folder on the server."""
+    known = {"id": model.name, "object": "model", "created": int(model.created_at), "owned_by": model.owner}
+    return known | {"path": str(model.path)}
 
 
 class _Identified(Protocol):

@@ -32,6 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from headrace_core.jobs import CHECKPOINT_MODEL
+
 from .trainer import Trainer
 
 MANIFEST = "manifest.json"
@@ -60,7 +62,7 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
         # Saving from one process is what we ask for; torch 2.13 warns of it whatever `no_dist` says.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=True)
-    trainer.policy.write_model(partial / "model")
+    trainer.policy.write_model(partial / CHECKPOINT_MODEL)
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
     _write_through(partial / MANIFEST, json.dumps({"version": version, "files": files}))
     partial.rename(final)

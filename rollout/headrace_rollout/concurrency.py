@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
+from headrace_core.concurrency import cancel
+
 T = TypeVar("T")
 
 
@@ -16,22 +18,3 @@ async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         return list(await asyncio.gather(*tasks))
     finally:
         await cancel(tasks)
-
-
-async def first_to_end(tasks: Iterable[asyncio.Task[T]]) -> T:
-    """Supervise endless tasks: when one returns or raises, cancel the others and pass its outcome on."""
-    tasks = list(tasks)
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        failed = next((t for t in done if not t.cancelled() and t.exception() is not None), None)
-        return (failed or next(iter(done))).result()
-    finally:
-        await cancel(tasks)
-
-
-async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel what still runs and wait until it has ended."""
-    running = [t for t in tasks if not t.done()]
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)

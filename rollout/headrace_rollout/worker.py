@@ -23,6 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from headrace_core.concurrency import cancel, first_to_end
 from headrace_core.errors import TimedOut, WeightsDamaged
 from headrace_core.jobs import JobStore
 from headrace_core.ledger import Lease, Ledger, Outcome, Refusal
@@ -33,7 +34,6 @@ from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_rewards.registry import build
 
-from .concurrency import cancel, first_to_end
 from .engines import create
 from .engines.base import EngineConfig, RequestRefused
 from .evaluation import evaluate
@@ -232,31 +232,44 @@ class RolloutWorker:
     # ── weights and heartbeat ────────────────────────────────────────────────────────────────────────────────────────
 
     async def _catch_up(self) -> None:
-        """Apply the newest policy version. One that was replaced while it was being read is passed over."""
+        """Apply the newest policy version, unless the engine has it."""
+        version, path = await self._newest_weights()
+        if path is None or version <= self._engine.version:
+            return
+        report = await self._engine.update(version, path)
+        async with self._updated:
+            self._updated.notify_all()
+        self._wake.set()
+        await self._jobs.record(
+            self._config.job_id,
+            UpdateMetrics(
+                worker=self._config.worker,
+                time=time.time(),
+                version=report.version,
+                staged_seconds=report.staged_seconds,
+                paused_seconds=report.paused_seconds,
+                requests_in_flight=report.requests_in_flight,
+            ),
+        )
+        self._news.set()  # a newer one may have come meanwhile
+
+    async def _newest_weights(self) -> tuple[int, Path | None]:
+        """The newest version and its folder (None: the base model's).
+
+        The folder may be gone: replaced by a newer version, or lost with the machine's memory; then the learner, which
+        starts beside this worker, publishes it again. Raises `WeightsDamaged` where it does not within the start limit.
+        """
+        deadline = time.monotonic() + self._config.start_timeout
         while True:
             version, name = await self._ledger.newest()
             if name is None or version <= self._engine.version:
-                return
+                return version, None
             try:
-                report = await self._engine.update(version, self._weights.open(name))
+                return version, self._weights.open(name)
             except WeightsDamaged:
-                if (await self._ledger.newest())[0] == version:
+                if time.monotonic() > deadline:
                     raise
-                continue
-            async with self._updated:
-                self._updated.notify_all()
-            self._wake.set()
-            await self._jobs.record(
-                self._config.job_id,
-                UpdateMetrics(
-                    worker=self._config.worker,
-                    time=time.time(),
-                    version=report.version,
-                    staged_seconds=report.staged_seconds,
-                    paused_seconds=report.paused_seconds,
-                    requests_in_flight=report.requests_in_flight,
-                ),
-            )
+            await asyncio.sleep(SIGNAL_SECONDS / 10)
 
     def _note_activity(self) -> None:
         """Who is waited for while the engine is idle: a reward, or the learner (the pacing window is full)."""

@@ -6,7 +6,8 @@
 
 Invariants, held for every engine by one contract suite (tests/rollout/test_engines.py):
 
-* the log-probability of a sampled token is that of the distribution it was sampled from (temperature and top-p applied);
+* the log-probability of a sampled token is that of the distribution it was sampled from, temperature and top-p
+  applied;
 * every sampled token carries the policy version whose weights sampled it; after `update` returns, no later token
   carries an older one;
 * a request that was accepted ends exactly once: with its tokens, or with `EngineFailure`;
@@ -128,11 +129,11 @@ class Engine(Protocol):
     async def score(
         self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0
     ) -> npt.NDArray[np.float32]:
-        """Log-probabilities [len(tokens) - start] of tokens[start:] given all before each, under the present weights."""
+        """Log-probabilities [len(tokens) - start] of tokens[start:], given all before each, by present weights."""
         ...
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
-        """Apply the weights in folder `weights` (safetensors, Hugging Face names) as `version`; `mode` overrides the default."""
+        """Apply a folder of weights (safetensors, Hugging Face names) as `version`; `mode` overrides the default."""
         ...
 
     async def close(self) -> None:
