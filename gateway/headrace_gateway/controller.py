@@ -23,7 +23,7 @@ import msgspec
 import ray
 import structlog
 
-from headrace_core.errors import HeadraceError, InvalidState, TimedOut
+from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobError, JobStore, Status, model_name
 from headrace_core.ledger import Account, Ledger
@@ -33,7 +33,7 @@ from headrace_core.settings import Settings
 from headrace_core.weights import WeightStore, default_root
 from headrace_core.workers import WorkerConfig
 
-from .placement import LEARNER, ROLLOUT, Placement, alive_nodes, plan
+from .placement import LEARNER, ROLLOUT, Placement, Plan, alive_nodes, plan
 from .supervisor import STOP_SECONDS, Supervisor
 
 WATCH_SECONDS = 1.0
@@ -117,7 +117,7 @@ class JobController:
 
     async def _reserve(self, settings: Hyperparameters) -> None:
         job = await self._jobs.get(self._job_id)
-        resources = plan(settings, alive_nodes())
+        resources = await self._planned(settings)
         placement = self._placement = Placement(resources)
         if not await placement.ready(timeout=WATCH_SECONDS):
             await self._jobs.tell(self._job_id, f"queued: waits for {resources}, which other jobs hold")
@@ -129,6 +129,19 @@ class JobController:
             config = self._config(job, name, resources.threads(bundle))
             launch = lambda c, b=bundle, e=entry: placement.start(b, e, c)  # noqa: E731
             self._workers.append(Supervisor(config, launch, self._jobs, self._settings.max_restarts))
+
+    async def _planned(self, settings: Hyperparameters) -> Plan:
+        """The job's share. Where the cluster is several nodes, those that it lacks may still be starting: they are waited
+        for as long as a worker's start may take. One machine does not grow: what it lacks is an error at once."""
+        deadline = time.monotonic() + self._settings.start_timeout
+        while True:
+            nodes = alive_nodes()
+            try:
+                return plan(settings, nodes)
+            except InvalidRequest:
+                if len(nodes) == 1 or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(WATCH_SECONDS)
 
     def _config(self, job: Job, worker: str, threads: int) -> WorkerConfig:
         data = self._settings.data_dir.absolute()

@@ -1,0 +1,119 @@
+"""A real gateway: uvicorn on a loopback port, over the session's Redis, with the controllers' twin in place of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from openai import AsyncOpenAI
+from redis.asyncio import Redis
+
+from headrace_core.errors import Unavailable
+from headrace_core.jobs import Job, JobStore
+from headrace_core.settings import Settings
+from headrace_gateway.app import create_app
+from headrace_gateway.redis_server import RedisServer
+
+ADDER = Path(__file__).parents[2] / "examples" / "adder"
+MODEL = "headrace/tiny-adder"
+GRADER = {
+    "type": "string_check",
+    "name": "answer",
+    "operation": "eq",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.answer }}",
+}
+MAX_UPLOAD_BYTES = 200_000
+
+
+@dataclass
+class Controllers:
+    """The twin: remembers what it was asked for; `away` makes it as absent as a Ray that does not answer."""
+
+    ensured: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    reconciled: asyncio.Event = field(default_factory=asyncio.Event)
+    away: bool = False
+
+    async def ensure(self, job: Job) -> None:
+        if self.away:
+            raise Unavailable("Ray does not answer: it is away")
+        self.ensured.append(job.id)
+
+    async def cancel(self, job_id: str) -> None:
+        self.cancelled.append(job_id)
+
+    async def reconcile(self) -> None:
+        self.reconciled.set()
+
+    async def ping(self) -> None:
+        if self.away:
+            raise Unavailable("Ray does not answer: it is away")
+
+    async def suspend(self) -> None:
+        self.ensured.clear()
+
+
+@dataclass
+class Served:
+    """A running gateway, and what stands behind it."""
+
+    url: str
+    jobs: JobStore
+    redis: Redis
+    controllers: Controllers
+    data_dir: Path
+
+
+@pytest.fixture
+async def served(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Served]:
+    settings = Settings(data_dir=tmp_path, max_upload_bytes=MAX_UPLOAD_BYTES)
+    controllers = Controllers()
+    app = create_app(settings, redis_server.url, controllers)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        port = listener.getsockname()[1]
+        yield Served(f"http://127.0.0.1:{port}", JobStore(redis), redis, controllers, tmp_path)
+        server.should_exit = True
+        await asyncio.wait_for(running, timeout=10)
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def rows(count: int, prompt: str = "What is 37 + 56?") -> bytes:
+    """A data file of `count` rows."""
+    row = {"messages": [{"role": "user", "content": prompt}], "answer": "93"}
+    return (json.dumps(row) + "\n").encode() * count
+
+
+def body(training_file: str, **changes: Any) -> dict[str, Any]:
+    """The body of a good request, with `hyperparameters`, `grader` or top-level fields changed."""
+    hyperparameters = {"n_steps": 3, "batch_size": 4, **changes.pop("hyperparameters", {})}
+    reinforcement = {"grader": changes.pop("grader", GRADER), "hyperparameters": hyperparameters}
+    method = {"type": "reinforcement", "reinforcement": reinforcement}
+    return {"model": MODEL, "training_file": training_file, "method": method} | changes
+
+
+@pytest.fixture
+async def training_file(client: AsyncOpenAI) -> str:
+    uploaded = await client.files.create(file=("train.jsonl", rows(8)), purpose="fine-tune")
+    return uploaded.id
+
+
+def stored_job(job_id: str = "ftjob-1", **changes: Any) -> Job:
+    """A job as submission would store it, for tests of what is shown of one."""
+    hyperparameters = {"max_staleness": 2, "late": "mask", "n_epochs": None, "batch_size": 4, "algorithm": "grpo"}
+    fields = {"id": job_id, "created_at": 1.0, "model": MODEL, "model_path": "/m", "training_file": "file-1"}
+    return Job(**{**fields, "hyperparameters": hyperparameters, "total_steps": 10, **changes})

@@ -1,0 +1,122 @@
+"""`headrace train` and `headrace jobs …` against a real gateway, and what a job file may hold."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from headrace_core.errors import InvalidData, InvalidRequest, Unavailable
+from headrace_core.jobs import JobError
+from headrace_gateway import cli, job_file
+from headrace_gateway.client import Client
+
+from .conftest import ADDER, Served, rows, stored_job
+
+JOB = """
+model = "headrace/tiny-adder"
+training_file = "data/train.jsonl"
+suffix = "carry"
+[grader]
+type = "function"
+name = "r"
+function = "reward.py:r"
+[hyperparameters]
+n_steps = 2
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job file, with its files beside it."""
+    folder = tmp_path / "job"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train.jsonl").write_bytes(rows(4))
+    (folder / "reward.py").write_text("def r(sample, item):\n    return 1.0\n")
+    (folder / "job.toml").write_text(JOB)
+    return folder / "job.toml"
+
+
+async def headrace(*arguments: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, cli.app, list(arguments))
+
+
+def test_paths_are_relative_to_the_job_file(job: Path) -> None:
+    told = job_file.read(job)
+    assert told.uploads == {"training_file": job.parent / "data" / "train.jsonl"}
+    assert told.body["method"]["reinforcement"]["grader"]["function"] == f"{job.parent}/reward.py:r"
+    assert told.body["suffix"] == "carry"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('model = "headrace/tiny-adder"', ""), "needs 'model'"),
+        (("suffix", "sufix"), "unknown name 'sufix'"),
+        (("data/train.jsonl", "data/none.jsonl"), "there is no file"),
+        (("[grader]", "[grader"), "not TOML"),
+    ],
+)
+def test_a_wrong_job_file_says_how(job: Path, change: tuple[str, str], message: str) -> None:
+    job.write_text(JOB.replace(*change))
+    with pytest.raises(InvalidData, match=message):
+        job_file.read(job)
+
+
+def test_the_shipped_job_file() -> None:
+    told = job_file.read(ADDER / "job.toml")
+    assert set(told.uploads) == {"training_file", "validation_file"}
+
+
+async def test_train_submits_and_jobs_show(served: Served, job: Path) -> None:
+    trained = await headrace("train", str(job), "--url", served.url, "--no-follow")
+    assert trained.exit_code == 0, trained.output
+    [job_id] = await served.jobs.ids()
+    assert job_id in trained.output
+    assert (await served.jobs.get(job_id)).rows == 4
+    assert job_id in (await headrace("jobs", "events", job_id, "--url", served.url)).output
+    shown = json.loads((await headrace("jobs", "show", job_id, "--url", served.url)).output)
+    assert (shown["status"], shown["ledger"]["admitted"]) == ("queued", 0)
+    assert "cancelled" in (await headrace("jobs", "cancel", job_id, "--url", served.url)).output
+    assert "cancelled" in (await headrace("jobs", "list", "--url", served.url)).output
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [("succeeded", 0), ("failed", 1)])
+async def test_train_follows_to_the_end(served: Served, job: Path, status: Any, exit_code: int) -> None:
+    following = asyncio.create_task(headrace("train", str(job), "--url", served.url))
+    async with asyncio.timeout(30):
+        while not served.controllers.ensured:
+            await asyncio.wait([following], timeout=0.05)
+    [job_id] = served.controllers.ensured
+    await served.jobs.move(job_id, "running")
+    await served.jobs.tell(job_id, "rollout-0 is ready")
+    await served.jobs.update(job_id, error=JobError("worker_failed", "the learner died") if exit_code else None)
+    await served.jobs.update(job_id, fine_tuned_model=None if exit_code else "ft:mine")
+    await served.jobs.move(job_id, status)
+    done = await asyncio.wait_for(following, timeout=30)
+    assert done.exit_code == exit_code, done.output
+    assert "rollout-0 is ready" in done.output
+    assert ("the learner died" if exit_code else "ft:mine") in done.output
+
+
+async def test_the_gateways_own_words_reach_the_terminal(served: Served) -> None:
+    await served.jobs.create(stored_job("ftjob-done", status="succeeded"))
+
+    def ask() -> None:
+        with Client(served.url) as client:
+            with pytest.raises(InvalidRequest, match="ftjob-done is succeeded"):
+                client.cancel("ftjob-done")
+            with pytest.raises(InvalidRequest, match="no job 'ftjob-none'"):
+                list(client.stream("ftjob-none"))
+
+    await asyncio.to_thread(ask)
+
+
+def test_no_gateway_there() -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(Unavailable, match="start one with `headrace serve`"):
+        client.jobs(1)

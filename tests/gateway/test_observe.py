@@ -1,0 +1,161 @@
+"""What the gateway shows of a running job: ledger, staleness, measurements, as JSON, as streams and for Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from headrace_core.ledger import Ledger, Outcome
+from headrace_core.metrics import AgeMetrics, EvaluationMetrics, StepMetrics, UpdateMetrics, WorkerMetrics
+from headrace_core.staleness import Limits
+
+from .conftest import Served, stored_job
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+JOB = "/v1/fine_tuning/jobs/ftjob-1"
+
+
+def step(number: int, reward: float = 0.5) -> StepMetrics:
+    of_age = AgeMetrics(tokens=90, masked=0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0)
+    fields: dict[str, Any] = dict.fromkeys(StepMetrics.__struct_fields__, 0.0)
+    fields |= {"step": number, "total_steps": 10, "time": 100.0 + number, "seconds": {"train": 1.5}}
+    fields |= {"reward_mean": reward, "components": {}, "extra": {}, "ages": {"0": of_age, "2": of_age}}
+    fields |= dict.fromkeys(("groups", "completions", "tokens", "masked_tokens"), 4)
+    return StepMetrics(**fields)
+
+
+WORKER = WorkerMetrics(
+    worker="rollout-0", role="rollout", time=5.0, version=1, uptime=9.0, busy=7.0, waiting={"window": 2.0}, tokens=80
+)
+UPDATE = UpdateMetrics(
+    worker="rollout-0", time=5.0, version=1, staged_seconds=0.03, paused_seconds=0.002, requests_in_flight=8
+)
+EVALUATION = EvaluationMetrics(
+    step=1, time=5.0, seconds=1.0, samples=4, reward_mean=0.75, components={}, reward_failed=0, versions=(1, 1),
+    completion_length=9.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """A client, and a running job with three leased groups, one of them failed, and measurements."""
+    await served.jobs.create(stored_job())
+    await served.jobs.move("ftjob-1", "queued")
+    await served.jobs.move("ftjob-1", "running")
+    ledger = Ledger(served.redis, "ftjob-1")
+    await ledger.open(Limits(batch_size=1, max_staleness=2, total_groups=10))
+    leases = (await ledger.admit("rollout-0", 0, 3, 60.0)).leases
+    await ledger.fail(leases[0], Outcome.REWARD_FAILED, "no such thing")
+    for measured in (step(1), step(2, 0.6), WORKER, UPDATE, EVALUATION):
+        await served.jobs.record("ftjob-1", measured)
+    async with httpx.AsyncClient(base_url=served.url, timeout=10) as client:
+        yield client
+
+
+async def test_ledger(http: httpx.AsyncClient) -> None:
+    account = (await http.get(f"{JOB}/ledger")).json()
+    assert (account["admitted"], account["states"]["leased"], account["states"]["reward_failed"]) == (3, 2, 1)
+    assert account["balanced"]
+
+
+async def test_the_history_of_a_group(http: httpx.AsyncClient) -> None:
+    history = (await http.get(f"{JOB}/ledger/0")).json()
+    assert [line["state"] for line in history["history"]] == ["leased", "reward_failed"]
+    assert history["history"][-1]["note"].endswith("no such thing")
+    assert (await http.get(f"{JOB}/ledger", params={"group": 0})).json() == history
+    assert (await http.get(f"{JOB}/ledger/99")).status_code == 404
+
+
+async def test_staleness(http: httpx.AsyncClient) -> None:
+    shown = (await http.get(f"{JOB}/staleness")).json()
+    assert (shown["max_staleness"], shown["largest_age"]) == (2, 0)
+    assert [(s["step"], s["ages"]["2"]["tokens"]) for s in shown["steps"]] == [(1, 90), (2, 90)]
+
+
+async def test_metrics_after_an_id(http: httpx.AsyncClient) -> None:
+    everything = (await http.get(f"{JOB}/metrics")).json()
+    assert [m["kind"] for m in everything["data"]] == ["step", "step", "worker", "update", "evaluation"]
+    since = (await http.get(f"{JOB}/metrics", params={"after": everything["data"][1]["id"], "limit": 2})).json()
+    assert [m["kind"] for m in since["data"]] == ["worker", "update"]
+    assert since["has_more"]
+    assert (await http.get(f"{JOB}/metrics", params={"after": "yesterday"})).status_code == 400
+
+
+async def events(http: httpx.AsyncClient, path: str, last: str | None = None) -> list[tuple[str, str, str]]:
+    """(name, id, data) of every server-sent event until the stream ends."""
+    found, now = [], {"event": "", "id": "", "data": ""}
+    async with http.stream("GET", path, headers={} if last is None else {"last-event-id": last}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        async for line in response.aiter_lines():
+            name, _, value = line.partition(": ")
+            if name in now:
+                now[name] = value
+            elif not line:
+                found.append((now["event"], now["id"], now["data"]))
+                now = {"event": "", "id": "", "data": ""}
+    return found
+
+
+async def test_a_stream_of_events_resumes_and_ends(http: httpx.AsyncClient, served: Served) -> None:
+    for message in ("one", "two", "three"):
+        await served.jobs.tell("ftjob-1", message)
+    await served.jobs.move("ftjob-1", "cancelled")
+    told = await events(http, f"{JOB}/events?stream=true")
+    assert [json.loads(data)["message"] for _, _, data in told[:-1]] == ["one", "two", "three"]
+    assert {name for name, _, _ in told[:-1]} == {"fine_tuning.job.event"}
+    assert told[-1][2] == "[DONE]"
+    resumed = await events(http, f"{JOB}/events?stream=true", last=told[1][1])
+    assert [json.loads(data)["message"] for _, _, data in resumed[:-1]] == ["three"]
+
+
+async def test_the_dashboards_stream_has_everything_and_resumes(http: httpx.AsyncClient, served: Served) -> None:
+    await served.jobs.tell("ftjob-1", "hello")
+    await served.jobs.move("ftjob-1", "cancelled")
+    sent = await events(http, f"{JOB}/stream")
+    assert [name for name, _, _ in sent if name not in ("state", "done")].count("step") == 2
+    assert {"state", "event", "step", "evaluation", "update", "worker"} <= {name for name, _, _ in sent}
+    assert sent[0][0] == "state"  # the page shows the job at once
+    assert json.loads(sent[-2][2])["job"]["status"] == "cancelled"
+    assert sent[-1][0] == "done"
+    entries = [(name, entry) for name, entry, _ in sent if entry]
+    resumed = await events(http, f"{JOB}/stream", last=entries[-2][1])
+    assert [(name, entry) for name, entry, _ in resumed if entry] == entries[-1:]
+
+
+async def test_estimated_finish_follows_the_pace(http: httpx.AsyncClient) -> None:
+    job = (await http.get(JOB)).json()
+    assert job["estimated_finish"] == 102 + 8 * 1  # one step a second, eight to go
+
+
+async def test_prometheus_series_are_those_documented(http: httpx.AsyncClient) -> None:
+    response = await http.get("/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    series = {(s.name, tuple(sorted(s.labels))): s.value for f in families.values() for s in f.samples}
+    documented = re.findall(r"^\| `(headrace_\w+)` \| (\w+) \| ([\w, ]+) \|", DOCS.read_text(), re.MULTILINE)
+    assert {(f.name, f.type) for f in families.values()} == {(n.removesuffix("_total"), t) for n, t, _ in documented}
+    for name, _, labels in documented:
+        if name != "headrace_worker_errors_total":  # no worker had one
+            assert (name, tuple(sorted(labels.split(", ")))) in series
+    assert series["headrace_reward_mean", ("job",)] == 0.6
+    assert series["headrace_groups_admitted_total", ("job",)] == 3
+    assert series["headrace_worker_waiting_seconds_total", ("job", "reason", "worker")] == 2.0
+
+
+async def test_the_page_asks_no_other_host(http: httpx.AsyncClient) -> None:
+    for path in ("/", "/jobs/ftjob-1"):
+        page = await http.get(path)
+        assert page.headers["content-type"].startswith("text/html")
+    found = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert all(link.startswith("/") for link in found)
+    for link in found:
+        assert (await http.get(link)).status_code == 200, link
+    sources = [p for p in DOCS.parents[1].glob("gateway/headrace_gateway/dashboard/*.*") if p.suffix in (".js", ".css")]
+    assert len(sources) >= 5
+    assert not [p.name for p in sources if re.search(r"https?://", p.read_text())]

@@ -1,0 +1,98 @@
+"""`headrace serve` as a user starts it: nothing is left behind, and everything is there again next time."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from headrace_core.errors import InvalidState, Unavailable
+from headrace_core.settings import Settings
+from headrace_gateway import data_folder
+from headrace_gateway.serve import serve
+
+from .conftest import rows
+
+HEADRACE = Path(sys.executable).with_name("headrace")
+START_SECONDS, STOP_SECONDS = 120, 60
+
+
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("headrace-")}
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """(address, process) of a server on `folder`, stopped by SIGINT; checks that nothing of it is left."""
+    log = folder.with_suffix(".log")
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [HEADRACE, "serve", "--port", "0", "--data-dir", str(folder)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not (address := re.search(r"http://[\d.:]+", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"the server did not start: {log.read_text()}"
+            time.sleep(0.1)
+        process = psutil.Process(server.pid)
+        yield address[0], process
+        everyone = tree(process)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(STOP_SECONDS) == 0, log.read_text()
+        gone, left = psutil.wait_procs(everyone, timeout=10)
+        assert not left
+        assert len(gone) > 3  # Redis and Ray were among them
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.wait(STOP_SECONDS)
+
+
+@pytest.mark.e2e
+def test_starts_refuses_a_second_stops_clean_and_starts_again(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    memory = shared_memory()
+    with started(folder) as (url, process):
+        assert httpx.get(f"{url}/readyz", timeout=30).json() == {"status": "ready"}
+        upload = {"files": {"file": ("a.jsonl", rows(2))}, "data": {"purpose": "fine-tune"}}
+        file_id = httpx.post(f"{url}/v1/files", **upload).json()["id"]
+
+        listening = [c for p in tree(process) for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+        assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+
+        with pytest.raises(InvalidState, match=str(process.pid)):
+            serve(Settings(data_dir=folder, port=0), lambda _: None)
+        port = int(url.rsplit(":", 1)[1])
+        with pytest.raises(Unavailable, match=f"port {port}"):
+            serve(Settings(data_dir=tmp_path / "other", port=port), lambda _: None)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+    assert shared_memory() <= memory
+    with started(folder) as (url, _):
+        assert [f["id"] for f in httpx.get(f"{url}/v1/files").json()["data"]] == [file_id]
+        assert httpx.get(f"{url}/v1/files/{file_id}/content").content == rows(2)
+
+
+def test_a_data_folder_is_free_again_when_its_holder_ends(tmp_path: Path) -> None:
+    for _ in range(2):
+        with data_folder.held(tmp_path):
+            with pytest.raises(InvalidState, match="--data-dir"), data_folder.held(tmp_path):
+                pass
+            assert (tmp_path / "headrace.lock").read_text() == str(os.getpid())

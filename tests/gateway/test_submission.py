@@ -1,0 +1,146 @@
+"""What can be known to be wrong is refused at submission: by name, with the place, and with nothing stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from headrace_core.data import read_rows
+
+from .conftest import ADDER, Served, body, rows
+
+SETTINGS = "method.reinforcement.hyperparameters"
+
+
+async def refused(client: AsyncOpenAI, served: Served, asked: dict[str, Any]) -> openai.BadRequestError:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        await client.fine_tuning.jobs.create(**asked)
+    assert await served.jobs.ids() == []
+    assert served.controllers.ensured == []
+    return refusal.value
+
+
+async def upload(client: AsyncOpenAI, content: bytes, purpose: Any = "fine-tune") -> str:
+    return (await client.files.create(file=("data.jsonl", content), purpose=purpose)).id
+
+
+async def test_an_unknown_model_lists_the_known_ones(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    error = await refused(client, served, body(training_file, model="gpt-nothing"))
+    assert (error.param, error.code) == ("model", "model_not_found")
+    assert "headrace/tiny-adder" in error.message
+
+
+async def test_a_folder_without_a_model(
+    client: AsyncOpenAI, served: Served, training_file: str, tmp_path: Path
+) -> None:
+    error = await refused(client, served, body(training_file, model=str(tmp_path)))
+    assert "config.json" in error.message
+
+
+async def test_a_missing_file(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    assert (await refused(client, served, body("file-none"))).param == "training_file"
+    error = await refused(client, served, body(training_file, validation_file="file-none"))
+    assert (error.param, error.code) == ("validation_file", "file_not_found")
+
+
+async def test_a_file_of_another_purpose(client: AsyncOpenAI, served: Served) -> None:
+    error = await refused(client, served, body(await upload(client, rows(1), "evals")))
+    assert (error.param, error.code) == ("training_file", "wrong_purpose")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (rows(2) + b"\n{broken\n", "data.jsonl, line 4: not JSON"),
+        (rows(1) + b'{"messages": []}\n', "data.jsonl, line 2: needs a list `messages`"),
+        (b"\n\n", "data.jsonl holds no rows"),
+    ],
+)
+async def test_broken_data_names_its_line(client: AsyncOpenAI, served: Served, content: bytes, message: str) -> None:
+    error = await refused(client, served, body(await upload(client, content)))
+    assert message in error.message
+    assert (error.param, error.code) == ("training_file", "invalid_data")
+
+
+async def test_a_prompt_longer_than_the_context_names_its_line(client: AsyncOpenAI, served: Served) -> None:
+    file = await upload(client, rows(2) + b"\n" + rows(1, "plus " * 300))
+    error = await refused(client, served, body(file))
+    assert "data.jsonl, line 4: the prompt has " in error.message
+    assert (error.param, error.code) == ("training_file", "prompt_too_long")
+
+
+async def test_max_tokens_counts_into_the_context(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    error = await refused(client, served, body(training_file, hyperparameters={"max_tokens": 250}))
+    assert "only 6 fit beside max_tokens" in error.message
+    error = await refused(client, served, body(training_file, hyperparameters={"max_tokens": 300}))
+    assert error.param == f"{SETTINGS}.max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("batchsize", 4, "did you mean 'batch_size'?"),
+        ("temperature", -1, "greater than 0"),
+        ("max_staleness", "many", "integer"),
+        ("max_context", 4096, "the model takes 256 tokens"),
+    ],
+)
+async def test_a_wrong_setting_is_named(
+    client: AsyncOpenAI, served: Served, training_file: str, setting: str, value: Any, message: str
+) -> None:
+    error = await refused(client, served, body(training_file, hyperparameters={setting: value}))
+    assert error.param == f"{SETTINGS}.{setting}"
+    assert message in error.message
+
+
+async def test_a_grader_with_a_syntax_error(
+    client: AsyncOpenAI, served: Served, training_file: str, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.py").write_text("def correct(sample, item:\n")
+    grader = {"type": "function", "name": "correct", "function": f"{tmp_path}/wrong.py:correct"}
+    error = await refused(client, served, body(training_file, grader=grader))
+    assert "wrong.py" in error.message
+    assert str(error.param).startswith("method.reinforcement.grader")
+
+
+async def test_an_unknown_grader(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    error = await refused(client, served, body(training_file, grader={"type": "oracle", "name": "o"}))
+    assert str(error.param).startswith("method.reinforcement.grader")
+
+
+async def test_two_different_seeds(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    assert (await refused(client, served, body(training_file, seed=1, hyperparameters={"seed": 2}))).param == "seed"
+
+
+async def test_every_default_is_filled_in(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    asked = body(training_file)
+    asked["method"]["reinforcement"]["hyperparameters"] = {"batch_size": 4, "n_epochs": 2, "compute_multiplier": "auto"}
+    job = await client.fine_tuning.jobs.create(**asked)
+    stored = await served.jobs.get(job.id)
+    settings = stored.hyperparameters
+    assert (stored.rows, stored.total_steps) == (8, 4)
+    assert (settings["max_context"], settings["eval_interval"], settings["checkpoint_interval"]) == (256, 1, 1)
+    longest = settings["max_context"] - settings["max_tokens"]
+    assert 5 < longest < 30  # tokens of the prompt: what nobody asked for gives way to it
+    assert settings["learning_rate"] == pytest.approx(1e-5)
+
+
+async def test_a_job_is_kept_while_ray_is_away(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    served.controllers.away = True
+    job = await client.fine_tuning.jobs.create(**body(training_file))
+    told = [event for _, event in await served.jobs.events(job.id)]
+    assert (job.status, told[-1].level) == ("queued", "warn")
+
+
+async def test_the_shipped_example_is_accepted(client: AsyncOpenAI, served: Served) -> None:
+    head = b"".join((ADDER / "train.jsonl").read_bytes().splitlines(keepends=True)[:50])
+    grader = {"type": "function", "name": "correct", "function": f"{ADDER}/reward.py:correct"}
+    job = await client.fine_tuning.jobs.create(**body(await upload(client, head), grader=grader))
+    stored = await served.jobs.get(job.id)
+    assert stored.rows == len(read_rows(ADDER / "train.jsonl")[:50])
+    assert json.loads(json.dumps(stored.grader))["function"].endswith("reward.py:correct")
