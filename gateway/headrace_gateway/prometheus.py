@@ -1,6 +1,6 @@
 """Every job's state as Prometheus series, read from Redis at each scrape: the gateway counts nothing itself.
 
-docs/metrics.md lists the series; a test holds it to this file. An ended job is exposed for `_AFTER_END` seconds more,
+docs/prometheus.md lists the series; a test holds it to this file. An ended job is exposed for `_AFTER_END` seconds more,
 so that its last values are scraped.
 """
 

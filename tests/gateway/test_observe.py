@@ -18,7 +18,7 @@ from headrace_core.staleness import Limits
 
 from .conftest import Served, stored_job
 
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "prometheus.md"
 JOB = "/v1/fine_tuning/jobs/ftjob-1"
 
 

@@ -38,5 +38,5 @@ async def readyz(here: Here) -> dict[str, Any]:
 
 @router.get("/metrics")
 async def metrics(here: Here) -> Response:
-    """Every job's state, for Prometheus; docs/metrics.md names the series."""
+    """Every job's state, for Prometheus; docs/prometheus.md names the series."""
     return Response(await exposition(here.redis), media_type=CONTENT_TYPE)
