@@ -1,7 +1,7 @@
 """Every job's state as Prometheus series, read from Redis at each scrape: the gateway counts nothing itself.
 
-docs/prometheus.md lists the series; a test holds it to this file. An ended job is exposed for `_AFTER_END` seconds more,
-so that its last values are scraped.
+docs/prometheus.md lists the series; a test holds it to this file. An ended job is exposed for `_AFTER_END` seconds
+more, so that its last values are scraped.
 """
 
 from __future__ import annotations
