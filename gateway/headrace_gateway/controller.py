@@ -131,8 +131,8 @@ class JobController:
             self._workers.append(Supervisor(config, launch, self._jobs, self._settings.max_restarts))
 
     async def _planned(self, settings: Hyperparameters) -> Plan:
-        """The job's share. Where the cluster is several nodes, those that it lacks may still be starting: they are waited
-        for as long as a worker's start may take. One machine does not grow: what it lacks is an error at once."""
+        """The job's share. Of a cluster, nodes that are lacking may still be starting: they are waited for as long as a
+        worker's start may take. One machine does not grow: what it lacks is an error at once."""
         deadline = time.monotonic() + self._settings.start_timeout
         while True:
             nodes = alive_nodes()

@@ -1,0 +1,93 @@
+"""The topology of docker/compose.yaml, end to end, without an engine: Redis, Ray head, gateway, learner and rollout
+apart from each other, joined by a password, a token, and two shared folders."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from redis import Redis
+from redis.exceptions import AuthenticationError
+from separate import Separate
+
+ADDER = Path(__file__).parents[2] / "examples" / "adder"
+JOB_SECONDS = 300
+STEPS, BATCH = 2, 4
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Separate]:
+    with Separate(tmp_path) as parts:
+        yield parts
+
+
+def submit(client: OpenAI) -> str:
+    settings = {
+        "engine": "transformers",
+        "n_steps": STEPS,
+        "batch_size": BATCH,
+        "group_size": 4,
+        "max_tokens": 48,
+        "max_context": 128,
+        "max_running": 16,
+        "learning_rate": 1e-4,
+        "seed": 0,
+    }
+    reward = {"type": "function", "name": "correct", "function": f"{ADDER / 'reward.py'}:correct"}
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": reward, "hyperparameters": settings}}
+    train = client.files.create(file=ADDER / "train.jsonl", purpose="fine-tune")
+    return client.fine_tuning.jobs.create(model="headrace/tiny-adder", training_file=train.id, method=method).id
+
+
+def ended(client: OpenAI, job_id: str) -> Any:
+    deadline = time.monotonic() + JOB_SECONDS
+    while (job := client.fine_tuning.jobs.retrieve(job_id)).status not in ("succeeded", "failed", "cancelled"):
+        assert time.monotonic() < deadline, f"the job is {job.status} after {JOB_SECONDS} s: {told(client, job_id)}"
+        time.sleep(0.5)
+    return job
+
+
+def told(client: OpenAI, job_id: str) -> list[str]:
+    return [event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=100).data]
+
+
+def test_a_job_runs_over_separate_parts(parts: Separate) -> None:
+    parts.start_redis()
+    parts.start_node("head")
+    parts.await_node("head")
+    parts.start_node("gateway")
+    parts.start_node("learner")
+    address = parts.await_gateway()
+    client = OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0)
+    job_id = submit(client)
+    # A job that is there before its nodes waits for them, as after the start of a machine.
+    parts.start_node("rollout")
+    parts.await_node("rollout")
+    parts.await_node("learner")
+
+    job = ended(client, job_id)
+    assert job.status == "succeeded", told(client, job_id)
+    ledger = httpx.get(f"{address}/v1/fine_tuning/jobs/{job_id}/ledger").raise_for_status().json()
+    assert ledger["balanced"]
+    assert ledger["states"]["trained"] == STEPS * BATCH
+
+    ready = "\n".join(told(client, job_id))
+    placed = {name: parts.ran(int(pid)) for name, pid in re.findall(r"(\S+) is ready: .*pid (\d+)", ready)}
+    assert placed == {"learner": ["learner"], "rollout-0": ["rollout"]}
+    assert list((parts.data / "jobs" / job_id).rglob("model.safetensors"))
+    assert not list(parts.weights.rglob("*.safetensors")), "published weights outlive their job"
+
+    with pytest.raises(AuthenticationError), Redis(port=parts.redis_port) as stranger:
+        stranger.ping()
+
+    for name in ("rollout", "learner", "gateway", "head", "redis"):
+        parts.stop(name)
+        assert not parts.left(name), f"{name} left processes"
