@@ -160,6 +160,19 @@ def _packages(path: Path) -> list[tuple[str, bool]]:
     return [(re.split(r"[\[=]", line)[0], "==" in line) for line in lines if line]
 
 
+@pytest.mark.parametrize(
+    ("role", "token", "code", "said"), [("head", "", 2, "secret of the cluster"), ("cook", "x", 2, "no role cook")]
+)
+def test_a_node_without_its_secret_or_with_an_unknown_role_does_not_start(
+    role: str, token: str, code: int, said: str
+) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "RAY_AUTH_TOKEN": token}
+    command = ["sh", str(DOCKER / "start.sh"), role]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=30)
+    assert done.returncode == code
+    assert said in done.stderr
+
+
 @pytest.mark.parametrize("text", ["RUN pip\n", "FROM python:3.11.13\n"])
 def test_a_dockerfile_that_the_replay_cannot_follow_is_refused(text: str) -> None:
     with pytest.raises(replay.Unreadable):
