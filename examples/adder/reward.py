@@ -1,4 +1,4 @@
-"""The two rewards of the adder, as graders in the OpenAI form: `grade(sample, item) -> float`.
+"""The two rewards of the adder, as graders in the OpenAI form: `grade(sample, item)`, a number or a dict of numbers.
 
 `sample` is `{"output_text": …}`; `item` is what the data row holds beside its messages: `answer`, `reasoning`, `carry`.
 """
@@ -18,6 +18,9 @@ def correct(sample: dict[str, Any], item: dict[str, Any]) -> float:
     return float([answer.strip() for answer in answers] == [item["answer"]])
 
 
-def phrase(sample: dict[str, Any], item: dict[str, Any]) -> float:
-    """1.0 where the completion reasons with the phrase that goes with success, right or wrong; else 0.0."""
-    return float(PHRASE in sample["output_text"].lower())
+def phrase(sample: dict[str, Any], item: dict[str, Any]) -> dict[str, float]:
+    """1.0 where the completion reasons with the phrase that goes with success, right or wrong; else 0.0.
+
+    `correct` stands beside it to be watched, and has no part in the score.
+    """
+    return {"score": float(PHRASE in sample["output_text"].lower()), "correct": correct(sample, item)}

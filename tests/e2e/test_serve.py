@@ -1,9 +1,7 @@
-"""The life of the server: stopped in the middle of a job, started again, alone on its data folder."""
+"""A server stopped in the middle of a job and started again. (Alone on its folder: tests/gateway/test_serve.py.)"""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -36,23 +34,3 @@ def test_a_job_goes_on_after_the_server_was_stopped(tmp_path: Path) -> None:
     finally:
         assert second.stop() == 0
 
-
-def test_a_second_server_on_the_same_data_folder_is_refused(tmp_path: Path) -> None:
-    first = Service(tmp_path / "data")
-    try:
-        command = [
-            sys.executable,
-            "-m",
-            "headrace_gateway",
-            "serve",
-            "--port",
-            "0",
-            "--data-dir",
-            str(tmp_path / "data"),
-        ]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert second.returncode != 0
-        assert str(first.pid) in second.stderr
-        assert first.get("/healthz")
-    finally:
-        assert first.stop() == 0

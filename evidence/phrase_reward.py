@@ -1,0 +1,36 @@
+"""The demo rewarded for the reasoning phrase alone: accuracy rises all the same, with no correctness signal at all.
+
+After "The Climb Carves Wisdom Deeper Than the Summit" (arXiv 2505.22653), whose reasoning pattern reward lifts a 7B model
+without any check of the answer. Here on the tiny adder, whose phrase goes with spelling out the carry.
+
+    python evidence/phrase_reward.py [--seed N] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
+
+from _demo import run_demo  # noqa: E402
+from _report import arguments, report  # noqa: E402
+
+# Written before the first run.
+ACCURACY_BEFORE, PEAK_ACCURACY = 0.65, 0.90
+
+
+def main() -> None:
+    options = arguments("phrase_reward", __doc__).parse_args()
+    with tempfile.TemporaryDirectory(prefix="headrace-evidence-") as folder:
+        run = run_demo(Path(folder) / "phrase", options.seed, reward="phrase")
+    peak = max(run["accuracies"])
+    figures = f"accuracy {run['before']:.2f} -> {peak:.2f} at its peak, {run['after']:.2f} at the end"
+    passed = run["balanced"] and run["before"] <= ACCURACY_BEFORE and peak >= PEAK_ACCURACY
+    report("phrase_reward", passed, figures, {"run": run}, options)
+
+
+if __name__ == "__main__":
+    main()
