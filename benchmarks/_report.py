@@ -1,4 +1,4 @@
-"""What all benchmarks and all evidence share: `--seed` and `--out`, the JSON result with the machine's facts, and the last line.
+"""What benchmarks and evidence share: `--seed` and `--out`, the JSON result with the machine's facts, the last line.
 
 name: PASS figures…        every threshold at the top of the script is met
 name: MISS figures…        one is not; the script ends with exit status 1

@@ -1,7 +1,7 @@
 """The demo rewarded for the reasoning phrase alone: accuracy rises all the same, with no correctness signal at all.
 
-After "The Climb Carves Wisdom Deeper Than the Summit" (arXiv 2505.22653), whose reasoning pattern reward lifts a 7B model
-without any check of the answer. Here on the tiny adder, whose phrase goes with spelling out the carry.
+After "The Climb Carves Wisdom Deeper Than the Summit" (arXiv 2505.22653), whose reasoning pattern reward lifts a 7B
+model without any check of the answer. Here on the tiny adder, whose phrase goes with spelling out the carry.
 
     python evidence/phrase_reward.py [--seed N] [--out FILE]
 """

@@ -1,8 +1,8 @@
 """The demo with max_staleness 0, 1 and 4: accuracy rises and no trained token is older than the bound.
 
-Contract of docs/staleness.md, checked on real parts: each run is `examples/adder/demo.py` (real vLLM, Redis, Ray), judged
-by what the ledger recorded, not by what the learner says of itself. A step whose tokens are too old is refused by the
-ledger (`BoundBroken`), so a breach would fail the job; `largest_age` is the ledger's own record of what was trained.
+Contract of docs/staleness.md, checked on real parts: each run is `examples/adder/demo.py` (real vLLM, Redis, Ray),
+judged by what the ledger recorded, not by what the learner says of itself. A step whose tokens are too old is refused
+by the ledger (`BoundBroken`), so a breach would fail the job; `largest_age` is its own record of what was trained.
 
     python evidence/staleness_bound.py [--seed N] [--out FILE]
 """

@@ -143,7 +143,7 @@ def test_the_base_model_sometimes_tries_the_better_kind(complete: Complete, rewa
     rows = read_rows("train.jsonl")[:512]
     samples = [{"output_text": text} for text in complete(rows, True)]
     right = [rewards.correct(sample, row) for sample, row in zip(samples, rows, strict=True)]
-    reasoned = [rewards.phrase(sample, row) for sample, row in zip(samples, rows, strict=True)]
+    reasoned = [rewards.phrase(sample, row)["score"] for sample, row in zip(samples, rows, strict=True)]
     right_and_reasoned = sum(both == (1.0, 1.0) for both in zip(right, reasoned, strict=True))
     assert 0.1 <= sum(reasoned) / len(rows) <= 0.4
     assert right_and_reasoned / sum(reasoned) >= 0.85
@@ -166,4 +166,4 @@ def test_the_base_model_sometimes_tries_the_better_kind(complete: Complete, rewa
 def test_rewards(rewards: ModuleType, text: str, correct: float, phrase: float) -> None:
     sample, item = {"output_text": text}, {"answer": "93", "reasoning": "…", "carry": True}
     assert rewards.correct(sample, item) == correct
-    assert rewards.phrase(sample, item) == phrase
+    assert rewards.phrase(sample, item) == {"score": phrase, "correct": correct}
