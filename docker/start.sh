@@ -16,23 +16,21 @@ role=$1
 shift
 
 # Headrace sends only small messages through Ray: the object store is small, and there is no dashboard to protect.
-node() {
-    ray start --disable-usage-stats --object-store-memory=134217728 --include-log-monitor=false "$@"
-}
+set -- --disable-usage-stats --object-store-memory=134217728 --include-log-monitor=false "$@"
 
 case $role in
 head)
     # `ray start` would take this for the cluster to join.
     unset RAY_ADDRESS
-    node --head --port="${RAY_PORT:-6379}" --num-cpus=0 --num-gpus=0 --include-dashboard=false --block "$@"
+    exec ray start --head --port="${RAY_PORT:-6379}" --num-cpus=0 --num-gpus=0 --include-dashboard=false --block "$@"
     ;;
 gateway)
-    # In the background: the container lives as long as the gateway, and the gateway ends when its node does.
-    node --address="$RAY_ADDRESS" --num-cpus=0 --num-gpus=0 "$@"
+    # In the background: the container lives as long as the gateway.
+    ray start --address="$RAY_ADDRESS" --num-cpus=0 --num-gpus=0 "$@"
     exec python -m headrace_gateway serve
     ;;
 learner | rollout)
-    node --address="$RAY_ADDRESS" --num-cpus="${NODE_CPUS:-1}" --resources="{\"headrace_$role\": 1}" --block "$@"
+    exec ray start --address="$RAY_ADDRESS" --num-cpus="${NODE_CPUS:-1}" --resources="{\"headrace_$role\": 1}" --block "$@"
     ;;
 *)
     echo "start.sh: no role $role: head, gateway, learner or rollout" >&2
