@@ -42,6 +42,7 @@ from .prompts import Prompt, Tokenizer, read_prompts
 from .scoring import RewardFailed, failure_data
 
 BEAT_SECONDS = 2.0
+STOP_SECONDS = 10.0
 SIGNAL_SECONDS = 1.0
 """Longest sleep of a loop that waits for a signal: a bound on the delay should a signal be missed, not a poll rate."""
 TOLD_FAILURES = 5
@@ -64,7 +65,8 @@ class RolloutWorker:
         self._errors: Counter[str] = Counter()
         self._tokens = self._groups = 0
         self._split = TimeSplit("start")
-        self._wake, self._news, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._wake, self._news, self._stopping, self._idle = (asyncio.Event() for _ in range(4))
+        self._idle.set()
         self._updated = asyncio.Condition()
         self._broken: asyncio.Queue[BaseException] = asyncio.Queue()
 
@@ -109,20 +111,33 @@ class RolloutWorker:
             self._broken_loop,
             self._stop_loop,
         )
+        self._idle.clear()
         try:
             return await first_to_end([asyncio.create_task(loop(), name=loop.__name__) for loop in loops])
         finally:
-            held = list(self._held.values())
-            await cancel(task for _, task in held)
-            await self._ledger.release(lease for lease, _ in held)
-            await self._beat()
+            try:
+                await self._give_back()
+            finally:
+                self._idle.set()
+
+    async def _give_back(self) -> None:
+        """Another worker takes at once what this one held."""
+        held = list(self._held.values())
+        await cancel(task for _, task in held)
+        await self._ledger.release(lease for lease, _ in held)
+        await self._beat()
 
     async def stop(self) -> None:
-        """End `run`, then engine and reward. Idempotent."""
+        """End `run`, which gives its leases back while the engine still lives, then engine and reward. Idempotent."""
         self._stopping.set()
-        await self._engine.close()
-        await self._reward.close()
-        await self._redis.aclose()
+        try:
+            await asyncio.wait_for(self._idle.wait(), STOP_SECONDS)
+        except TimeoutError as error:
+            raise TimedOut(f"{self._config.worker} did not give its leases back in {STOP_SECONDS:.0f} s") from error
+        finally:
+            await self._engine.close()
+            await self._reward.close()
+            await self._redis.aclose()
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
         """See `EvaluatingWorker`. Raises `TimedOut` where `version` does not arrive within the stall limit."""

@@ -132,6 +132,9 @@ def _environment(config: EngineConfig) -> Iterator[None]:
         "OMP_NUM_THREADS": str(config.threads),
         # vLLM's own binding gives every engine of a machine the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # All processes of one engine are on one machine: their sockets stay on loopback, whatever its name resolves to.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

@@ -1,0 +1,221 @@
+"""The rollout worker on a real Redis, with the transformers engine and the shipped adder; the tests play learner."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from headrace_core.data import PromptOrder, read_rows
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.jobs import Job, JobStore
+from headrace_core.ledger import Ledger, Outcome, Step
+from headrace_core.redis import answer
+from headrace_core.weights import WeightStore
+from headrace_core.workers import WorkerConfig
+from headrace_gateway.redis_server import RedisServer
+from headrace_rollout.worker import RolloutWorker
+
+ADDER = Path(__file__).parents[2] / "examples" / "adder"
+JOB = "ftjob-rollout"
+SETTINGS = Hyperparameters(
+    engine="transformers",
+    n_steps=50,
+    batch_size=2,
+    group_size=3,
+    max_staleness=1,
+    max_tokens=48,
+    max_context=128,
+    max_running=12,
+    seed=7,
+    eval_samples=4,
+    max_reward_failures=1.0,
+)
+WINDOW = 4
+"""(max_staleness + 1) × batch_size."""
+
+Start = Callable[..., Awaitable[RolloutWorker]]
+
+
+@pytest.fixture
+async def ledger(redis: Redis) -> Ledger:
+    ledger = Ledger(redis, JOB)
+    await ledger.open(SETTINGS.limits(3000))
+    return ledger
+
+
+@pytest.fixture
+async def jobs(redis: Redis) -> JobStore:
+    jobs = JobStore(redis)
+    await jobs.create(Job(id=JOB, created_at=0.0, model="adder", model_path="", training_file=""))
+    return jobs
+
+
+@pytest.fixture
+async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts workers; they are stopped at the end."""
+    started: list[RolloutWorker] = []
+
+    async def start(
+        name: str = "rollout-0", function: str = f"{ADDER / 'reward.py'}:correct", **changes: Any
+    ) -> RolloutWorker:
+        config = WorkerConfig(
+            job_id=JOB,
+            worker=name,
+            redis_url=redis_server.url,
+            weights_root=str(tmp_path / "weights"),
+            model_path=str(ADDER / "model"),
+            training_file=str(ADDER / "train.jsonl"),
+            validation_file=str(ADDER / "validation.jsonl"),
+            output_dir=str(tmp_path),
+            rows=3000,
+            total_steps=50,
+            grader={"type": "function", "name": "reward", "function": function},
+            hyperparameters=SETTINGS.model_dump() | changes,
+            start_timeout=60.0,
+            stall_timeout=30.0,
+        )
+        worker = RolloutWorker(config)
+        started.append(worker)
+        await worker.start()
+        return worker
+
+    yield start
+    for worker in started:
+        await worker.stop()
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    async with asyncio.timeout(60):
+        while not await condition():  # noqa: ASYNC110 (what is waited for happens in Redis)
+            await asyncio.sleep(0.02)
+    assert await condition(), what
+
+
+async def queued(ledger: Ledger) -> int:
+    return (await ledger.account()).states["queued"]
+
+
+async def train_one_step(ledger: Ledger, store: WeightStore) -> list[Any]:
+    """What a learner does between two versions, without learning."""
+    term = await ledger.enlist()
+    claim = await ledger.claim(term, SETTINGS.limits(3000), "mask")
+    version = claim.version
+    name = store.publish(version + 1, term.number, copy_model).name
+    step = Step(version, tuple(g.group_id for g in claim.groups), {0: 1}, 0)
+    assert await ledger.settle(term, step, name) is Outcome.SETTLED
+    return list(claim.groups)
+
+
+def copy_model(folder: Path) -> None:
+    shutil.copy(ADDER / "model" / "model.safetensors", folder)
+
+
+async def test_it_fills_the_window_and_waits_for_the_learner(start: Start, ledger: Ledger, tmp_path: Path) -> None:
+    worker = await start()
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    store = WeightStore(tmp_path / "weights", JOB)
+    groups = await train_one_step(ledger, store)
+
+    order, rows = PromptOrder(3000, SETTINGS.seed), read_rows(ADDER / "train.jsonl")
+    assert [g.group_id for g in groups] == [0, 1]
+    for group in groups:
+        assert group.row == order.row(group.group_id)
+        assert len(group.completions) == SETTINGS.group_size
+        for completion in group.completions:
+            assert (completion.versions == 0).all()
+            assert (completion.logprobs <= 0).all()
+            assert completion.reward in (0.0, 1.0)
+    assert rows[groups[0].row].item["answer"]
+
+    await until(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
+    newer = (await train_one_step(ledger, store)) + (await train_one_step(ledger, store))
+    assert [g.group_id for g in newer] == [2, 3, 4, 5]
+    assert {int(v) for g in newer[2:] for c in g.completions for v in c.versions} == {1}, "admitted after version 1"
+    await ledger.close("finished")
+    assert await asyncio.wait_for(run, 30) == "closed"
+
+
+async def equals(value: Awaitable[int], wanted: int) -> bool:
+    return await value == wanted
+
+
+async def test_a_failing_reward_is_told_and_is_not_a_reward_of_zero(
+    start: Start, ledger: Ledger, jobs: JobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text("def bad(sample, item):\n    raise LookupError('nothing here')\n")
+    worker = await start(function=f"{tmp_path / 'bad.py'}:bad")
+    run = asyncio.create_task(worker.run())
+
+    async def failed() -> bool:
+        return (await ledger.account()).states["reward_failed"] >= 8
+
+    await until(failed, "groups end as reward_failed")
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)
+    account = await ledger.account()
+    assert account.balanced
+    assert account.states["trained"] == account.states["queued"] == 0
+    told = [event for _, event in await jobs.events(JOB) if event.level == "warn"]
+    assert 1 <= len(told) <= 5
+    assert told[0].data is not None
+    assert "nothing here" in told[0].data["traceback"]
+
+
+async def test_what_it_held_is_free_at_once_when_it_stops(start: Start, ledger: Ledger) -> None:
+    worker = await start(max_tokens=100, max_context=128)
+    run = asyncio.create_task(worker.run())
+
+    async def holds() -> bool:
+        return (await ledger.account()).states["leased"] > 0
+
+    await until(holds, "it leases")
+    await worker.stop()
+    assert await asyncio.wait_for(run, 30) == "stopped"
+    other = await ledger.admit("rollout-1", 0, 100, 60.0)
+    account = await ledger.account()
+    assert account.states["leased"] == len(other.leases) > 0, "every lease is the other worker's now"
+    assert account.states["leased"] + account.states["queued"] == WINDOW
+
+
+async def test_it_takes_over_the_groups_of_a_worker_that_died(start: Start, ledger: Ledger) -> None:
+    lost = await ledger.admit("rollout-9", 0, WINDOW, lease_seconds=0.05)
+    worker = await start()
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "every lost group is queued")
+    assert [t.state for t in await ledger.history(lost.leases[0].group_id)][-1] == "queued"
+    assert (await ledger.account()).admitted == WINDOW
+    await ledger.close("finished")
+    await asyncio.wait_for(run, 30)
+
+
+async def test_an_evaluation_scores_greedy_completions_of_the_held_out_rows(start: Start, ledger: Ledger) -> None:
+    worker = await start()
+    result = await worker.evaluate(0)
+    assert result.samples == 4
+    assert result.versions == (0, 0)
+    assert result.reward_failed == 0
+    assert result.reward_mean == (await worker.evaluate(0)).reward_mean, "greedy decoding repeats itself"
+
+
+async def test_weights_that_are_published_again_are_waited_for(
+    start: Start, ledger: Ledger, redis: Redis, tmp_path: Path
+) -> None:
+    """After a restart the ledger names weights that the machine's memory has lost, until the learner is back."""
+    store = WeightStore(tmp_path / "weights", JOB)
+    name = store.publish(3, 1, copy_model).name
+    hidden = store.folder / "hidden"
+    (store.folder / name).rename(hidden)
+    await answer(redis.hset(f"headrace:{{{JOB}}}:ledger", mapping={"version": 3, "weights": name}))
+    starting = asyncio.ensure_future(start())
+    await asyncio.sleep(0.5)
+    assert not starting.done()
+    hidden.rename(store.folder / name)
+    worker = await asyncio.wait_for(starting, 60)
+    assert (await worker.evaluate(3)).versions == (3, 3)
