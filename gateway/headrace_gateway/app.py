@@ -55,7 +55,7 @@ def create_app(settings: Settings, redis_url: str, controllers: Controllers | No
                 await reconciling
             await redis.aclose()
 
-    app = FastAPI(title="Headrace", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="Headrace", lifespan=lifespan, docs_url=None, redoc_url=None)
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/dashboard", dashboard.assets)

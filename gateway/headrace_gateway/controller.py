@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import ray
 import structlog
+from redis.exceptions import RedisError
 
 from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
@@ -93,6 +94,8 @@ class JobController:
             await self._jobs.tell(self._job_id, "cancelled")
         except asyncio.CancelledError:
             await self._jobs.tell(self._job_id, "the service stops; the job goes on when it starts again")
+        except RedisError as error:  # the job cannot even be marked; the gateway starts a controller when Redis is back
+            structlog.get_logger().error("controller lost Redis", job=self._job_id, exc_info=error)
         except Exception as error:
             await self._fail(error)
         finally:

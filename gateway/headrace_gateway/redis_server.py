@@ -38,7 +38,7 @@ class RedisServer:
     def __init__(self, folder: Path, start_timeout: float = 30.0) -> None:
         self._folder = folder
         self._timeout = start_timeout
-        # A unix socket's path is limited to 107 bytes, a data folder's is not: the socket gets a short folder of its own.
+        # A unix socket's path is limited to 107 bytes, a data folder's is not: the socket gets a short one of its own.
         self._socket_folder = tempfile.TemporaryDirectory(prefix="headrace-redis-")
         self.socket = Path(self._socket_folder.name) / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,7 +54,7 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Returns once the server answers, its append-only file loaded. Raises `Unavailable` with the end of its log."""
+        """Returns once the server answers, its file loaded. Raises `Unavailable` with the end of its log."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         options = {
             "port": "0",
@@ -73,7 +73,7 @@ class RedisServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call of prctl; started before other threads are)
             start_new_session=True,  # Ctrl-C in the terminal must not end Redis before its clients
         )
         try:
