@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-from openai import OpenAI
-
-from headrace_gateway.report import Record, steady_shares, write_report
-
 HERE = Path(__file__).resolve().parent
-START_SECONDS = 120
+sys.path.insert(0, str(HERE.parent))
+
+from openai import OpenAI  # noqa: E402
+from shared_run import connect, fetch, follow, server  # noqa: E402
+
+from headrace_gateway.report import Record, steady_shares, write_report  # noqa: E402
+
 JOB_SECONDS = 1800
 
 
@@ -35,10 +32,10 @@ def main() -> int:
     folder = options.out or HERE.parents[1] / "runs" / time.strftime("demo-%Y%m%d-%H%M%S")
     with server(folder) as address:
         print(f"demo: dashboard at {address}", flush=True)
-        client = OpenAI(base_url=f"{address}/v1", api_key="not-needed-on-loopback", max_retries=2)
+        client = connect(address)
         job = submit(client, options)
         print(f"demo: this job at {address}/jobs/{job.id}", flush=True)
-        follow(client, job.id)
+        follow(client, job.id, "demo", JOB_SECONDS)
         record = fetch(address, job.id)
     page = write_report(folder / "report", record)
     print(f"demo: report in {page}")
@@ -54,30 +51,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="folder of data and report (default: runs/demo-<time>)")
     return parser.parse_args()
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """`headrace serve` on a free port; yields its address, and ends it with Ctrl-C."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(folder / "data")]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
-        try:
-            yield address_of(process, folder / "server.log")
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=START_SECONDS)
-
-
-def address_of(process: subprocess.Popen[str], log: Path) -> str:
-    """The server says it on its standard output, once all its parts are up."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        words = [word for word in line.split() if word.startswith("http://")]
-        if words:
-            return words[0].rstrip("/")
-    raise SystemExit(f"demo: the server ended before it was up:\n{log.read_text()[-2000:]}")
 
 
 def submit(client: OpenAI, options: argparse.Namespace) -> Any:
@@ -103,35 +76,6 @@ def submit(client: OpenAI, options: argparse.Namespace) -> Any:
     return client.fine_tuning.jobs.create(
         model="headrace/tiny-adder", training_file=train.id, validation_file=held_out.id, method=method
     )
-
-
-def follow(client: OpenAI, job_id: str) -> None:
-    """Print what the job says until it ends. Raises SystemExit for a job that did not succeed."""
-    seen: set[str] = set()
-    deadline = time.monotonic() + JOB_SECONDS
-    while time.monotonic() < deadline:
-        status = client.fine_tuning.jobs.retrieve(job_id).status
-        events = client.fine_tuning.jobs.list_events(job_id, limit=100).data
-        for event in reversed(events):
-            if event.id not in seen:
-                seen.add(event.id)
-                print(f"  {time.strftime('%H:%M:%S', time.localtime(event.created_at))}  {event.message}", flush=True)
-        if status in ("succeeded", "failed", "cancelled"):
-            if status != "succeeded":
-                raise SystemExit(f"demo: the job {status}")
-            return
-        time.sleep(0.5)
-    raise SystemExit(f"demo: the job did not end within {JOB_SECONDS} s")
-
-
-def fetch(address: str, job_id: str) -> Record:
-    """What the job left, for the report."""
-    base = f"{address}/v1/fine_tuning/jobs/{job_id}"
-    with httpx.Client(timeout=60) as http:
-        job, ledger, metrics = (
-            http.get(base + route).raise_for_status().json() for route in ("", "/ledger", "/metrics")
-        )
-    return Record(job, ledger, metrics["data"])
 
 
 def conclude(record: Record) -> int:

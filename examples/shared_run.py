@@ -1,0 +1,84 @@
+"""What every example run shares: a server of its own, a job watched to its end, and what it left.
+
+    with server(folder) as address:  headrace serve, on a free port, its data under `folder`
+        follow(client, job_id, …)    prints the job's events; SystemExit where it fails or takes too long
+        fetch(address, job_id)       the record that reports are made from
+
+Every wait has a time limit. The server ends with the block, by Ctrl-C, as a user would end it.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from openai import OpenAI
+
+from headrace_gateway.report import Record
+
+STOP_SECONDS = 120
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+def connect(address: str) -> OpenAI:
+    """The official client; a server on loopback asks for no key."""
+    return OpenAI(base_url=f"{address}/v1", api_key="not-needed-on-loopback", max_retries=2)
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """`headrace serve` on a free port; yields its address, and ends it with Ctrl-C."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(folder / "data")]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        try:
+            yield _address(process, folder / "server.log")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=STOP_SECONDS)
+
+
+def _address(process: subprocess.Popen[str], log: Path) -> str:
+    """The server says it on its standard output, once all its parts are up."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        words = [word for word in line.split() if word.startswith("http://")]
+        if words:
+            return words[0].rstrip("/")
+    raise SystemExit(f"the server ended before it was up:\n{log.read_text()[-2000:]}")
+
+
+def follow(client: OpenAI, job_id: str, name: str, seconds: float) -> None:
+    """Print what the job says until it ends. Raises SystemExit, opening with `name`, for one that did not succeed."""
+    seen: set[str] = set()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        status = client.fine_tuning.jobs.retrieve(job_id).status
+        events = client.fine_tuning.jobs.list_events(job_id, limit=100).data
+        for event in reversed(events):
+            if event.id not in seen:
+                seen.add(event.id)
+                print(f"  {time.strftime('%H:%M:%S', time.localtime(event.created_at))}  {event.message}", flush=True)
+        if status in ENDED:
+            if status != "succeeded":
+                raise SystemExit(f"{name}: the job {status}")
+            return
+        time.sleep(0.5)
+    raise SystemExit(f"{name}: the job did not end within {seconds:g} s")
+
+
+def fetch(address: str, job_id: str) -> Record:
+    """What the job left, for the report."""
+    base = f"{address}/v1/fine_tuning/jobs/{job_id}"
+    with httpx.Client(timeout=60) as http:
+        job, ledger, metrics = (
+            http.get(base + route).raise_for_status().json() for route in ("", "/ledger", "/metrics")
+        )
+    return Record(job, ledger, metrics["data"])
