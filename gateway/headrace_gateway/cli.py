@@ -89,7 +89,10 @@ def train(
 @jobs.command("list")
 def list_jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20, url: Url = LOCAL) -> None:
     """Jobs, newest first."""
-    table = Table("job", "status", "model", "created", "trained model", box=None)
+    table = Table(box=None)
+    table.add_column("job", no_wrap=True, min_width=len("ftjob-") + 24)  # an id that is cut is of no use
+    for name in ("status", "model", "created", "trained model"):
+        table.add_column(name, overflow="fold")
     with Client(url) as client:
         for job in client.jobs(limit):
             created = datetime.fromtimestamp(job["created_at"]).isoformat(" ")
