@@ -33,4 +33,3 @@ def test_a_job_goes_on_after_the_server_was_stopped(tmp_path: Path) -> None:
         assert steps == list(range(1, 41)), "a step was lost or trained twice"
     finally:
         assert second.stop() == 0
-
