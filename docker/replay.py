@@ -99,6 +99,7 @@ def replay(stages: list[Stage], folder: Path) -> None:
 def assignments(step: Instruction, variables: dict[str, str]) -> dict[str, str]:
     """NAME=value pairs; an ARG that the environment gives keeps that value, as with --build-arg."""
     pairs = dict(word.split("=", 1) for word in shlex.split(step.text))
+    pairs.pop("PIP_NO_CACHE_DIR", None)  # it keeps a layer small; here, a cache saves downloads
     return {k: variables.get(k, v) if step.name == "ARG" else v for k, v in pairs.items()}
 
 
