@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where the registry's torch is the CUDA build, name PyTorch's CPU index here: make setup TORCH_INDEX=…
+TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ help: ## list the targets
 $(VENV)/.runtime: requirements/cpu.txt pyproject.toml
 	@echo "setup: environment in $(VENV) (about 2.5 GB; some minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch==2.13.0
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) --no-deps -r requirements/cpu.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from headrace_core.redis import answer, connect
 from headrace_gateway.redis_server import RedisServer
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.settings import Settings
+from paths import ROOT
 
 PACKAGES = {
     "headrace_core": ROOT / "core" / "headrace_core",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import structlog
 from ray._private import ray_constants
 
 from headrace_core.errors import Unavailable
@@ -18,6 +19,7 @@ from .placement import NAMESPACE
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Ray's own shared memory: Headrace sends only small messages through Ray."""
+_START_ATTEMPTS = 3
 
 
 @contextmanager
@@ -45,18 +47,32 @@ def _local() -> Iterator[None]:
     # Ray puts sockets there, whose paths are limited to 107 bytes.
     temporary = tempfile.mkdtemp(prefix="headrace-ray-", dir="/tmp")
     try:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-            _temp_dir=temporary,
-            _node_ip_address=_LOOPBACK,
-        )
+        _start_local(temporary)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _start_local(temporary: str) -> None:
+    """Ray's node process gives its agents 15 s to start and dies if they need longer, as they may on a busy machine whose
+    files are not cached yet; the next attempt finds them cached. Raises `Unavailable` after the last."""
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                namespace=NAMESPACE,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                _temp_dir=temporary,
+                _node_ip_address=_LOOPBACK,
+            )
+            return
+        except Exception as error:  # Ray raises the bare class here
+            ray.shutdown()
+            if attempt == _START_ATTEMPTS:
+                raise Unavailable(f"Ray did not start in {attempt} attempts: {error}") from error
+            structlog.get_logger().warning("Ray did not start and is started again", attempt=attempt, error=str(error))

@@ -6,8 +6,8 @@ import ast
 import re
 from pathlib import Path
 
-from conftest import ROOT
 from headrace_core.keys import FILES, GATEWAY, JOBS, JobKeys, request
+from paths import ROOT
 
 
 def test_all_keys_of_a_job_share_its_hash_tag() -> None:

@@ -19,7 +19,6 @@ import typer.main
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from conftest import ROOT
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.metrics import AgeMetrics, StepMetrics
 from headrace_core.settings import Settings
@@ -28,6 +27,7 @@ from headrace_gateway.app import create_app
 from headrace_gateway.schemas import Method
 from headrace_rewards.check import check
 from headrace_rewards.registry import GRADERS
+from paths import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]

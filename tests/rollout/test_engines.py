@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from engine_cases import MAX_RUNNING, Subject, Weights, engine_config
 from safetensors.torch import load_file, save_file
 from tiny_model import CONTEXT, EOS, VOCABULARY, next_token_logprobs, of_tokens
 
-from conftest import MAX_RUNNING, Subject, Weights, engine_config
 from headrace_core.errors import WeightsDamaged
 from headrace_rollout.engines import create
 from headrace_rollout.engines.base import EngineFailure, RequestRefused, Sampled, SamplingConfig, UpdateMode

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
+from engine_cases import Weights, engine_config, import_vllm
 
-from conftest import Weights, engine_config, import_vllm
 from headrace_rollout.engines.base import EngineFailure, SamplingConfig
 from headrace_rollout.engines.vllm_engine import VllmEngine
 
