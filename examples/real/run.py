@@ -49,8 +49,8 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--max-staleness", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, default=RUNS / "real" / "model", help="folder of the converted model")
@@ -63,16 +63,16 @@ def submit(client: OpenAI, model: Path, files: tuple[Path, Path], options: argpa
     train, held_out = (client.files.create(file=path, purpose="fine-tune") for path in files)
     settings = {
         "n_steps": options.steps,
-        "batch_size": 5,
+        "batch_size": 6,
         "group_size": 6,
         "learning_rate": options.learning_rate,
         "temperature": 0.7,
         "max_tokens": 14,
         "max_context": 64,
-        "max_running": 30,
+        "max_running": 36,
         "token_budget": 2048,
         "max_staleness": options.max_staleness,
-        "eval_interval": 8,
+        "eval_interval": 6,
         # A checkpoint of this model with its optimizer is 1.6 GB: one, at the end.
         "checkpoint_interval": options.steps,
         "seed": options.seed,
