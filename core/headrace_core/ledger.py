@@ -170,7 +170,7 @@ class Account:
 
 
 _SCRIPTS = (
-    *("admit", "renew", "commit", "fail", "release"),
+    *("admit", "renew", "commit", "fail", "release", "lapse"),
     *("enlist", "window", "claim", "settle", "filter", "covered"),
     "close",
 )
@@ -280,6 +280,10 @@ class Ledger:
         """Give leases back unused; another worker takes them at once."""
         held = [x for lease in leases for x in (lease.group_id, lease.token)]
         return int(await self._run("release", *held)) if held else 0
+
+    async def lapse(self, worker: str) -> int:
+        """End the leases of a worker whose process is known to have died, rather than wait until they expire."""
+        return int(await self._run("lapse", worker))
 
     # ── the learner ──────────────────────────────────────────────────────────────────────────────────────────────────
 

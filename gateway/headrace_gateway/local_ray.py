@@ -55,8 +55,11 @@ def _local() -> Iterator[None]:
 
 
 def _start_local(temporary: str) -> None:
-    """Ray's node process gives its agents 15 s to start and dies if they need longer, as they may on a busy machine whose
-    files are not cached yet; the next attempt finds them cached. Raises `Unavailable` after the last."""
+    """Raises `Unavailable` after the last attempt.
+
+    Ray's node process gives its agents 15 s to start and dies if they need longer, as they may on a busy machine whose
+    files are not cached yet; the next attempt finds them cached.
+    """
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
             ray.init(

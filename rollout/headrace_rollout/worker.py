@@ -97,6 +97,7 @@ class RolloutWorker:
         await asyncio.gather(self._engine.start(), self._reward.start())
         self._maker = GroupMaker(self._engine, self._tokenizer, self._reward, train, self._settings, self._wake.set)
         await self._catch_up()
+        await self._ledger.lapse(self._config.worker)  # of a process before this one, if it died
         self._split = TimeSplit("window")
         return {"engine": self._settings.engine, "seconds": round(time.monotonic() - began, 1), "prompts": len(train)}
 

@@ -230,3 +230,13 @@ async def test_a_signal_wakes_who_waits_and_silence_ends_in_time(ledger: Ledger)
 async def test_limits_that_make_no_sense_are_refused(ledger: Ledger, limits: Limits) -> None:
     with pytest.raises(InvalidRequest):
         await ledger.open(limits)
+
+
+async def test_the_leases_of_a_dead_worker_end_at_once_and_nobody_elses(ledger: Ledger) -> None:
+    dead = await ledger.admit("rollout-1", 0, 2, 60)
+    await ledger.admit("rollout-10", 0, 1, 60)
+    assert await ledger.lapse("rollout-1") == 2
+    again = await ledger.admit("rollout-1", 0, 3, 60)
+    assert [lease.group_id for lease in again.leases[:2]] == [lease.group_id for lease in dead.leases]
+    assert await ledger.commit(dead.leases[0], a_group(dead.leases[0].group_id)) is Outcome.FENCED
+    assert (await ledger.account()).balanced

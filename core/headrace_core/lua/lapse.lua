@@ -1,0 +1,11 @@
+-- (time, worker) → how many of the worker's leases end now: its process is known to have died
+local ended = 0
+for _, group in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+  local token = redis.call('HGET', GROUP .. group, 'token')
+  if token:sub(1, #ARGV[2] + 1) == ARGV[2] .. '#' then
+    redis.call('ZADD', LEASES, 0, group)
+    ended = ended + 1
+  end
+end
+if ended > 0 then signal('reissue') end
+return ended
