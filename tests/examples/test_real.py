@@ -28,7 +28,7 @@ def real() -> Iterator[dict[str, ModuleType]]:
         patch.syspath_prepend(str(REAL))
         yield {name: importlib.import_module(name) for name in NAMES}
         for name in NAMES:
-            patch.delitem(sys.modules, name)
+            del sys.modules[name]
 
 
 def question(row: dict[str, Any]) -> str:
