@@ -49,8 +49,8 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--max-staleness", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, default=RUNS / "real" / "model", help="folder of the converted model")
@@ -72,7 +72,7 @@ def submit(client: OpenAI, model: Path, files: tuple[Path, Path], options: argpa
         "max_running": 36,
         "token_budget": 2048,
         "max_staleness": options.max_staleness,
-        "eval_interval": 6,
+        "eval_interval": 5,
         # A checkpoint of this model with its optimizer is 1.6 GB: one, at the end.
         "checkpoint_interval": options.steps,
         "seed": options.seed,
