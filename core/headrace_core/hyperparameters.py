@@ -64,6 +64,7 @@ class Hyperparameters(BaseModel):
     max_tokens: int = Field(256, ge=1, description="Longest completion.")
     max_context: int = Field(2048, ge=8, description="Longest prompt and completion together.")
     max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
+    kv_cache_gib: float = Field(1.0, gt=0, description="Memory of one engine's KV cache, in GiB.")
     reward_attempts: int = Field(
         2, ge=1, le=10, description="Tries of a group whose reward fails before it ends as reward_failed."
     )

@@ -77,6 +77,7 @@ class RolloutWorker:
             max_model_len=s.max_context,
             max_running=s.max_running,
             threads=self._config.threads,
+            kv_cache_gib=s.kv_cache_gib,
             seed=s.seed + sum(self._config.worker.encode()),  # workers must not sample the same completions
             update_mode=s.update_mode,
             start_timeout=self._config.start_timeout,
