@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import openai
 import pytest
 from openai import AsyncOpenAI, AsyncStream
@@ -95,7 +97,8 @@ async def test_models_base_and_trained(client: AsyncOpenAI, served: Served, trai
     job = await client.fine_tuning.jobs.create(**body(training_file))
     stored = await served.jobs.get(job.id)
     name = model_name(stored, 2)
-    await served.jobs.add_checkpoint(job.id, Checkpoint("ftckpt_1", 2.0, 2, name, stored.model_path))
+    folder = str(Path(stored.model_path).parent)  # the model lies in a folder `model`, as in a checkpoint
+    await served.jobs.add_checkpoint(job.id, Checkpoint("ftckpt_1", 2.0, 2, name, folder))
     assert [m.id async for m in client.models.list()] == [MODEL, name]
     assert (await client.models.retrieve(name)).owned_by == job.id
     again = await client.fine_tuning.jobs.create(**body(training_file, model=name))
