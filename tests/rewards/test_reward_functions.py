@@ -6,6 +6,7 @@ Real processes throughout. Time limits are short only where the function under t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import textwrap
 import threading
 import time
@@ -58,6 +59,16 @@ def kinds(outcomes: list[Outcome]) -> list[Any]:
 def failure(outcome: Outcome) -> Failure:
     assert isinstance(outcome, Failure)
     return outcome
+
+
+def hosts_of_this_process() -> set[psutil.Process]:
+    """The reward processes that run now; others of the test session, its Redis say, are none of ours."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "headrace_rewards.host" in child.cmdline():
+                found.add(child)
+    return found
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -274,7 +285,7 @@ async def test_a_file_that_does_not_load_is_a_clear_error(start: Start, source: 
         await start(source, Limits(start_seconds=1.5))
     assert message in refused.value.message
     assert refused.value.param == "grader.function"
-    assert not psutil.Process().children()
+    assert not hosts_of_this_process()
 
 
 async def test_a_process_that_starts_no_more_is_unavailable(start: Start, tmp_path: Path) -> None:
@@ -347,7 +358,8 @@ async def test_close_ends_calls_in_flight_and_every_process(start: Start, tmp_pa
         workers=2,
         timeout=500,
     )
-    hosts = psutil.Process().children()
+    hosts = hosts_of_this_process()
+    assert len(hosts) == 2
     task = asyncio.create_task(reward.score([Sample(name, {"folder": str(tmp_path)}) for name in "abcd"]))
     marks = [tmp_path / "a", tmp_path / "c"]
     await asyncio.to_thread(wait_until, lambda: all(mark.exists() and mark.read_text() for mark in marks))
