@@ -42,16 +42,27 @@ class LossyProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_unix_connection(str(self._server))
-        while request := await reader.read(1 << 20):
-            up_writer.write(request)
-            answer = await up_reader.read(1 << 20)
-            if self._to_lose and all(word in request for word in self._to_lose):
-                self._to_lose, self.lost = [], self.lost + 1
+        request, losing = bytearray(), asyncio.Event()
+
+        async def pass_requests() -> None:
+            while part := await reader.read(1 << 16):  # a request may come in parts
+                request.extend(part)
+                if self._to_lose and all(word in request for word in self._to_lose):
+                    self._to_lose, self.lost = [], self.lost + 1
+                    losing.set()
+                up_writer.write(part)
+            up_writer.close()
+
+        passing = asyncio.create_task(pass_requests())
+        while answer := await up_reader.read(1 << 16):
+            if losing.is_set():
                 break
+            request.clear()  # one connection asks one thing at a time
             writer.write(answer)
-        for stream in (up_writer, writer):
-            stream.close()
-            await stream.wait_closed()
+        writer.close()
+        up_writer.close()
+        passing.cancel()
+        await asyncio.gather(passing, writer.wait_closed(), up_writer.wait_closed(), return_exceptions=True)
 
 
 @pytest.fixture
