@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import openai
@@ -13,8 +15,22 @@ from .service import Service
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
+def shared_memory() -> set[Path]:
+    """Segments that Python processes of this machine hold, or have left behind."""
+    return set(Path("/dev/shm").glob("psm_*"))
+
+
+def assert_soon(holds: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+    """The workers of a job end just after it is told to have ended."""
+    deadline = time.monotonic() + timeout
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert holds(), what
+
+
 @pytest.mark.vllm
 def test_a_job_on_the_real_vllm_trains_in_flight_and_leaves_a_model(service: Service) -> None:
+    before = shared_memory()
     job_id = service.submit(engine="vllm", n_steps=6, batch_size=8, max_staleness=2, max_running=32)
     service.wait(job_id, "succeeded", timeout=400)
 
@@ -36,6 +52,7 @@ def test_a_job_on_the_real_vllm_trains_in_flight_and_leaves_a_model(service: Ser
     assert job.fine_tuned_model in {m.id for m in service.openai.models.list()}
     steps = [c.step_number for c in service.openai.fine_tuning.jobs.checkpoints.list(job_id)]
     assert steps == [6, 5, 4, 3, 2, 1]
+    assert_soon(lambda: shared_memory() <= before, "the engine's shared memory is given back")
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])

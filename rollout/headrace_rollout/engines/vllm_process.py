@@ -37,6 +37,7 @@ class VllmProcess:
     def __init__(self, llm: Any, processes: set[Any]) -> None:
         self.llm = llm
         self._processes = processes
+        self._segments = vllm_start.shared_segments(processes)
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watcher = asyncio.create_task(self._watch(), name="vllm-watch")
 
@@ -109,7 +110,7 @@ class VllmProcess:
             raise
 
     async def close(self) -> None:
-        """Fail who waits, and leave no process. Idempotent."""
+        """Fail who waits, and leave no process and no shared memory. Idempotent."""
         self.end("the engine was closed")
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
@@ -121,6 +122,9 @@ class VllmProcess:
         await asyncio.to_thread(self.llm.shutdown)
         # vLLM gives its engine process 5 s, then kills it; workers that outlive it notice some time later.
         await asyncio.to_thread(vllm_start.end_processes, self._processes, CLOSE_GRACE)
+        # A killed engine process does not unlink its shared memory, and no tracker outlives it to do so.
+        for segment in self._segments:
+            segment.unlink(missing_ok=True)
         # By now vLLM has closed its sockets, on this loop; the context of them it leaves to the garbage collector.
         context.destroy(linger=0)
         # It sits in reference cycles, and its __del__ fails with a traceback if left to the interpreter's exit.
