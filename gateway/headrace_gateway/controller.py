@@ -104,7 +104,7 @@ class JobController:
     async def _work(self, job: Job) -> None:
         settings = Hyperparameters.model_validate(job.hyperparameters)
         await self._ledger.open(settings.limits(job.rows))
-        await self._reserve(settings)
+        await self._reserve(job, settings)
         if job.status != "running":
             await self._jobs.move(self._job_id, "running")
         await asyncio.gather(*(worker.start() for worker in self._workers))
@@ -118,8 +118,7 @@ class JobController:
         """All is trained: the rollout workers see the closed ledger and end."""
         await self._ledger.close("finished")
 
-    async def _reserve(self, settings: Hyperparameters) -> None:
-        job = await self._jobs.get(self._job_id)
+    async def _reserve(self, job: Job, settings: Hyperparameters) -> None:
         resources = await self._planned(settings)
         placement = self._placement = Placement(resources)
         if not await placement.ready(timeout=WATCH_SECONDS):

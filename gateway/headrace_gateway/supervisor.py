@@ -42,6 +42,7 @@ class Supervisor:
         self._restarts_left = max_restarts
         self._actor: Any = None
         self._ready = asyncio.Event()
+        self._supervised = False
 
     @property
     def name(self) -> str:
@@ -63,6 +64,7 @@ class Supervisor:
 
     async def run(self) -> str:
         """The worker's own answer, once it ends by itself."""
+        self._supervised = True
         while True:
             await self.start()
             try:
@@ -71,13 +73,20 @@ class Supervisor:
                 await self._died(error)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Ask the worker something; asked again of its successor if it dies meanwhile (`run` starts one)."""
+        """Ask the worker something, after `start`; asked again of its successor if it dies meanwhile.
+
+        `run` starts the successor where it is under way, else this does: a wait for what nobody starts would not end.
+        """
         while True:
             await self._ready.wait()
             try:
                 return await getattr(self._actor, method).remote(*arguments)
-            except RayActorError:
-                await asyncio.sleep(BACKOFF_SECONDS)
+            except RayActorError as error:
+                if self._supervised:
+                    await asyncio.sleep(BACKOFF_SECONDS)
+                else:
+                    await self._died(error)
+                    await self.start()
             except RayTaskError as error:
                 raise _cause(error) from error
 

@@ -1,0 +1,69 @@
+"""The supervisor of one worker, on a real local Ray: what dies is started again, also where nothing runs yet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from redis.asyncio import Redis
+
+from headrace_core.jobs import JobStore
+from headrace_core.workers import WorkerConfig
+from headrace_gateway.local_ray import connected
+from headrace_gateway.supervisor import GaveUp, Supervisor
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+CONFIG = WorkerConfig(
+    job_id="ftjob-supervised", worker="rollout-0", redis_url="", weights_root="", model_path="", training_file="",
+    validation_file=None, output_dir="", rows=1, total_steps=1, grader={}, hyperparameters={},
+)  # fmt: skip
+
+
+def mortal_class() -> type:
+    """Made in a function, so that Ray sends it whole: its processes cannot import tests."""
+
+    class Mortal:
+        """A worker that dies the first `deaths` times it is asked; a file counts them."""
+
+        def __init__(self, deaths: int, file: str) -> None:
+            self._deaths, self._file = deaths, Path(file)
+
+        async def start(self) -> dict[str, Any]:
+            return {}
+
+        async def evaluate(self, version: int) -> int:
+            died = len(self._file.read_text()) if self._file.exists() else 0
+            if died < self._deaths:
+                self._file.write_text("x" * (died + 1))
+                os._exit(1)
+            return version
+
+        async def stop(self) -> None:
+            """Nothing to let go of."""
+
+    return Mortal
+
+
+async def test_a_worker_that_dies_before_it_runs_is_started_again_up_to_a_limit(redis: Redis, tmp_path: Path) -> None:
+    with connected(None):
+
+        def supervisor(deaths: int) -> Supervisor:
+            mortal = ray.remote(mortal_class()).options(num_cpus=0)
+            file = str(tmp_path / str(deaths))
+            return Supervisor(CONFIG, lambda _: mortal.remote(deaths, file), JobStore(redis), max_restarts=2)
+
+        mended = supervisor(deaths=2)
+        await mended.start()
+        assert await mended.call("evaluate", 7) == 7
+        await mended.stop()
+
+        lost = supervisor(deaths=3)
+        await lost.start()
+        with pytest.raises(GaveUp, match="used up its restarts"):
+            await lost.call("evaluate", 7)
+        told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
+        assert sum("failed and is started again" in message for message in told) == 4
