@@ -308,7 +308,8 @@ async def test_a_start_without_a_model_names_the_cause(
 
 async def test_close_fails_the_requests_in_flight_and_those_after(subject: Subject, prompt: Tokens) -> None:
     """The last test of this engine: the session's fixture closes it again, which must be harmless."""
-    long = SamplingConfig(max_tokens=CONTEXT - len(prompt))
+    # Greedy: a sampled request may draw its end-of-sequence token before the engine is closed.
+    long = SamplingConfig(max_tokens=CONTEXT - len(prompt), temperature=0.0)
     requests = [asyncio.create_task(subject.engine.generate(prompt, long)) for _ in range(8)]
     await subject.engine.generate(prompt, SamplingConfig(max_tokens=1))
     await asyncio.wait_for(subject.engine.close(), LIMIT)
