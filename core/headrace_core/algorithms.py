@@ -20,12 +20,69 @@ class AlgorithmFacts:
     description: str
     wants_greedy: bool = False
     """Each group needs a greedy completion beside the sampled ones."""
+    compares_within_group: bool = False
+    """Its baseline is the group's own mean: a group of one teaches nothing."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Hyperparameters that this algorithm sets where the user does not."""
 
 
 ALGORITHMS: dict[str, AlgorithmFacts] = {
-    "grpo": AlgorithmFacts("Advantages normalised within the group; decoupled clipped policy loss, mean over tokens."),
+    "grpo": AlgorithmFacts(
+        "Advantages normalised within the group; decoupled clipped loss, mean over tokens.",
+        compares_within_group=True,
+    ),
+    "dr_grpo": AlgorithmFacts(
+        "GRPO without division by the group's deviation or by completion lengths (arXiv 2503.20783).",
+        compares_within_group=True,
+        defaults={"loss_mean": "constant"},
+    ),
+    "rloo": AlgorithmFacts(
+        "REINFORCE with the mean of the group's other rewards as baseline (arXiv 2402.14740).",
+        compares_within_group=True,
+        defaults={"loss_mean": "constant"},
+    ),
+    "reinforce_pp": AlgorithmFacts(
+        "REINFORCE++: returns normalised over the whole batch, no group baseline, clipped loss (arXiv 2501.03262).",
+    ),
+    "remax": AlgorithmFacts(
+        "ReMax: REINFORCE with the greedy completion's reward as baseline; no critic, no clip (arXiv 2310.10505).",
+        wants_greedy=True,
+        defaults={
+            **{"group_size": 1, "batch_size": 64, "loss_mean": "constant"},
+            **{"kl_coefficient": 0.05, "kl_in": "reward", "advantage_clip": 5.0},
+        },
+    ),
+    "ppo": AlgorithmFacts(
+        "PPO with a critic: generalised advantage estimation, clipped policy and value losses (arXiv 1707.06347).",
+        defaults={"minibatches": 4},
+    ),
+    "dapo": AlgorithmFacts(
+        "GRPO with a higher upper clip; groups of equal rewards are filtered, others take their place "
+        "(arXiv 2503.14476).",
+        compares_within_group=True,
+        defaults={"clip_high": 0.28, "filter_groups": True, "minibatches": 4},
+    ),
+    "gspo": AlgorithmFacts(
+        "GRPO with the ratio, its clip and the staleness weight of whole completions, length-normalised "
+        "(arXiv 2507.18071).",
+        compares_within_group=True,
+        defaults={
+            **{"clip_low": 3e-4, "clip_high": 4e-4, "minibatches": 4},
+            **{"loss_mean": "sequence", "importance_level": "geometric"},
+        },
+    ),
+    "cispo": AlgorithmFacts(
+        "GRPO advantages on log π, weighted by the clipped ratio, which cuts no token's gradient off "
+        "(arXiv 2506.13585).",
+        compares_within_group=True,
+        defaults={"clip_low": 1.0, "clip_high": 4.0, "minibatches": 4},
+    ),
+    "m2po": AlgorithmFacts(
+        "GRPO advantages without a clip; the tokens furthest off policy are masked until the second moment of the log "
+        "ratio is below a bound (arXiv 2510.01161).",
+        compares_within_group=True,
+        defaults={"importance": "second_moment"},
+    ),
 }
 
 

@@ -16,6 +16,13 @@ from .staleness import Late, Limits
 
 _BASE_LEARNING_RATE = 1e-5
 
+LossMean = Literal["token", "sequence", "constant"]
+KlEstimator = Literal["k1", "k2", "k3"]
+OptimizerName = Literal["adamw", "galore", "fira", "dct_adamw"]
+Proximal = Literal["recompute", "interpolate", "behaviour"]
+Importance = Literal["truncate", "mask", "second_moment", "none"]
+ImportanceLevel = Literal["token", "sequence", "geometric"]
+
 
 class Hyperparameters(BaseModel):
     """Cross-checks stand beside the fields; an unknown name is an error, so that a typo is not silently ignored."""
@@ -28,21 +35,61 @@ class Hyperparameters(BaseModel):
     group_size: int = Field(8, ge=1, le=256, description="Completions sampled for each prompt.")
     n_steps: int | None = Field(None, ge=1, description="Steps to train; instead of n_epochs.")
     n_epochs: int | None = Field(None, ge=1, le=50, description="Passes over the training file.")
-    learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of the policy.")
     learning_rate_multiplier: float | None = Field(
         None, gt=0, description="Scales the default learning rate; instead of learning_rate."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, of matrices only.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
     minibatches: int = Field(
         1, ge=1, le=64, description="Optimizer updates a step; above 1 the clip around the proximal policy is alive."
     )
     token_budget: int = Field(8192, ge=64, description="Padded tokens of one forward and backward pass.")
+    seed: int = Field(0, ge=0, description="Seeds prompt order, sampling and training.")
+
+    # the policy loss
     clip_low: float = Field(0.2, gt=0, description="Lower clip: u ≥ 1 − clip_low, u = π_θ/π_prox.")
     clip_high: float = Field(0.2, gt=0, description="Upper clip: u ≤ 1 + clip_high.")
-    importance_cap: float = Field(5.0, gt=0, description="Cap of the staleness weight π_prox/π_behaviour.")
-    seed: int = Field(0, ge=0, description="Seeds prompt order, sampling and training.")
+    loss_mean: LossMean = Field(
+        "token",
+        description="Each token counts alike (token), each completion does (sequence), or each token divided by "
+        "max_tokens (constant).",
+    )
+    advantage_clip: float | None = Field(None, gt=0, description="Advantages are clamped to ± this.")
+    second_moment: float = Field(
+        0.04, gt=0, description="importance second_moment: bound of the mean squared log π_prox/π_behaviour."
+    )
+    filter_groups: bool = Field(
+        False, description="Groups whose rewards are all equal are filtered, and others take their place in the step."
+    )
+    filter_limit: int = Field(
+        8, ge=1, description="Batches filtered for one step before groups of equal rewards fill it after all."
+    )
+
+    # reference policy and critic
+    kl_coefficient: float = Field(0.0, ge=0, description="Weight of the divergence from the base model.")
+    kl_estimator: KlEstimator = Field("k1", description="Estimator of that divergence, of one token: k1, k2 or k3.")
+    kl_in: Literal["reward", "loss"] = Field("reward", description="Where the divergence is subtracted.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of a later token's reward.")
+    gae_lambda: float = Field(1.0, ge=0, le=1, description="λ of generalised advantage estimation, with a critic.")
+    value_clip: float = Field(0.2, gt=0, description="Largest change of a value that still lowers the critic's loss.")
+    critic_learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Peak learning rate of the critic; that of the policy by default."
+    )
+    critic_warmup_steps: int = Field(0, ge=0, description="First steps, in which the critic alone is trained.")
+
+    # memory
+    optimizer: OptimizerName = Field("adamw", description="What turns gradients into updates.")
+    optimizer_rank: int = Field(64, ge=1, description="Rank of the low-rank optimizers.")
+    optimizer_interval: int = Field(200, ge=1, description="Updates between two subspaces of the low-rank optimizers.")
+    optimizer_scale: float = Field(0.25, gt=0, description="Scale of a low-rank update beside a full one.")
+    lora_rank: int | None = Field(None, ge=1, le=512, description="Train adapters of this rank instead of all weights.")
+    lora_alpha: float = Field(16.0, gt=0, description="Adapters are scaled by lora_alpha / lora_rank.")
+    gradient_checkpointing: bool = Field(
+        False, description="Keep activations at layer borders only and compute the rest again: less memory, more time."
+    )
+    learner_ranks: int = Field(1, ge=1, le=1024, description="Processes the learner is sharded over, one device each.")
 
     # staleness
     max_staleness: int = Field(
@@ -51,6 +98,20 @@ class Hyperparameters(BaseModel):
     late: Late = Field(
         "mask", description="What happens to tokens beyond max_staleness: mask, drop the group, or wait for stragglers."
     )
+    proximal: Proximal = Field(
+        "recompute",
+        description="The policy the clip is around: computed before the update, interpolated between behaviour and "
+        "current policy, or the behaviour policy itself (plain PPO).",
+    )
+    importance: Importance = Field(
+        "truncate",
+        description="Staleness weight π_prox/π_behaviour: capped, zero outside [1/cap, cap], zero until its second "
+        "moment is below a bound, or left out.",
+    )
+    importance_level: ImportanceLevel = Field(
+        "token", description="The weight is of a token, of the completion, or of the completion's geometric mean."
+    )
+    importance_cap: float = Field(5.0, ge=1, description="Cap of the staleness weight π_prox/π_behaviour.")
     update_mode: Literal["keep_kv", "recompute", "drain"] = Field(
         "keep_kv",
         description="Requests in flight at a weight update keep their cache, have it recomputed, or finish first.",
@@ -105,7 +166,23 @@ class Hyperparameters(BaseModel):
             raise ValueError("max_tokens must leave room for a prompt: raise max_context or lower max_tokens")
         if self.minibatches > self.batch_size:
             raise ValueError("minibatches cannot exceed batch_size: a minibatch holds whole groups")
+        self._check_learning()
         return self
+
+    def _check_learning(self) -> None:
+        """Combinations that would silently teach nothing, or something else than they say."""
+        if ALGORITHMS[self.algorithm].compares_within_group and self.group_size < 2:
+            raise ValueError(f"{self.algorithm} compares the completions of a group: group_size must be at least 2")
+        if self.filter_groups and self.group_size < 2:
+            raise ValueError("filter_groups compares the rewards of a group: group_size must be at least 2")
+        if self.kl_coefficient > 0 and self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError("k1 in the loss has an expected gradient of zero; take kl_in reward, or k2 or k3")
+        if self.importance == "second_moment" and self.proximal != "recompute":
+            raise ValueError("importance second_moment looks at the whole batch first: it needs proximal recompute")
+        if self.learner_ranks > 1 and self.optimizer != "adamw":
+            raise ValueError(f"{self.optimizer} needs whole matrices: it cannot be sharded over learner_ranks")
+        if self.lora_rank is not None and self.optimizer != "adamw":
+            raise ValueError(f"adapters are low-rank already: {self.optimizer} would do nothing for them")
 
     @property
     def peak_learning_rate(self) -> float:

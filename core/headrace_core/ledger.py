@@ -297,13 +297,13 @@ class Ledger:
         version, queued, leased = await self._run("window")
         return Window(int(version), _pending(queued), _pending(leased))
 
-    async def claim(self, term: Term, limits: Limits, late: Late) -> Claim:
-        """Take the next batch by `staleness.select`, if there is one.
+    async def claim(self, term: Term, limits: Limits, late: Late, held: int = 0) -> Claim:
+        """Take the next batch by `staleness.select`, if there is one; what `held` claimed groups leave of it.
 
         FENCED and CLOSED are told even where there is nothing to take: a waiting learner must hear of its end.
         """
         window = await self.window()
-        selection = select(window, limits.batch_size, limits.max_staleness, late)
+        selection = select(window, limits.batch_size, limits.max_staleness, late, held)
         call = secrets.token_hex(8)
         claimed = await self._run("claim", term.number, call, len(selection.take), *selection.take, *selection.drop)
         if isinstance(claimed, bytes):

@@ -59,7 +59,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to do with a window. `take` is empty or holds exactly batch_size groups, in admission order."""
+    """What to do with a window. `take` is empty or holds all that the batch still lacks, in admission order."""
 
     take: tuple[int, ...] = ()
     drop: tuple[int, ...] = ()
@@ -90,9 +90,9 @@ def contributes(versions: npt.NDArray[np.int32], policy_version: int, max_stalen
     return ages(versions, policy_version) <= max_staleness
 
 
-def select(window: Window, batch_size: int, max_staleness: int, late: Late) -> Selection:
-    """Choose the next batch: oldest first, then the hard edge by `late`."""
-    queued = window.queued
+def select(window: Window, batch_size: int, max_staleness: int, late: Late, held: int = 0) -> Selection:
+    """Choose the next batch beside `held` claimed groups of it: oldest first, then the hard edge by `late`."""
+    queued, size = window.queued, batch_size - held
     dropped: tuple[int, ...] = ()
     if late == "drop":
         edge = window.version - max_staleness
@@ -100,9 +100,9 @@ def select(window: Window, batch_size: int, max_staleness: int, late: Late) -> S
         queued = tuple(g for g in queued if g.version >= edge)
     if late == "wait":
         queued = tuple(sorted(queued, key=lambda g: (g.version, g.group_id)))
-    batch, rest = queued[:batch_size], queued[batch_size:]
-    if len(batch) < batch_size:
-        return Selection(drop=dropped, missing=batch_size - len(batch))
+    batch, rest = queued[:size], queued[size:]
+    if len(batch) < size:
+        return Selection(drop=dropped, missing=size - len(batch))
     if late == "wait":
         stragglers = _left_behind(window, rest, batch_size, max_staleness)
         if stragglers:

@@ -1,6 +1,6 @@
 """Algorithms as presets: advantages × policy loss. The trainer is blind to their names.
 
-Adding one is one small function (or two) and one line here, with its facts in `headrace_core.algorithms`.
+Adding one is one small function (or two) and one line here, with its facts and defaults in `headrace_core.algorithms`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from headrace_core.algorithms import algorithm_facts
 
-from .advantages import AdvantageFunction, grpo
-from .losses import PolicyLoss, decoupled_ppo
+from . import advantages, losses
+from .advantages import AdvantageFunction
+from .losses import PolicyLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,21 @@ class Algorithm:
 
     advantages: AdvantageFunction
     policy_loss: PolicyLoss
+    critic: bool = False
+    """Its advantages need a critic's values."""
 
 
 IMPLEMENTATIONS: dict[str, Algorithm] = {
-    "grpo": Algorithm(advantages=grpo, policy_loss=decoupled_ppo),
+    "grpo": Algorithm(advantages.grpo, losses.clipped),
+    "dr_grpo": Algorithm(advantages.dr_grpo, losses.clipped),
+    "rloo": Algorithm(advantages.rloo, losses.unclipped),
+    "reinforce_pp": Algorithm(advantages.reinforce_pp, losses.clipped),
+    "remax": Algorithm(advantages.remax, losses.unclipped),
+    "ppo": Algorithm(advantages.gae, losses.clipped, critic=True),
+    "dapo": Algorithm(advantages.grpo, losses.clipped),
+    "gspo": Algorithm(advantages.grpo, losses.gspo),
+    "cispo": Algorithm(advantages.grpo, losses.cispo),
+    "m2po": Algorithm(advantages.grpo, losses.unclipped),
 }
 
 

@@ -1,15 +1,16 @@
-"""Groups → minibatches of whole groups → padded micro-batches within a token budget.
+"""Groups → one table of the step's contributing tokens → minibatches of whole groups → micro-batches to compute.
 
     groups [admission order]
+      ├─ table: one row a contributing token, in that order; every per-token figure of a step is a column of it
       └─ minibatch: whole groups, contiguous            one optimizer update each
            └─ micro-batch: sequences of similar length  one forward and backward each; B × T ≤ token_budget
 
 Invariants: a token is in exactly one micro-batch if it contributes, in none otherwise. It contributes if it is a
-completion token that the policy sampled, with a loss weight above 0, of a completion whose advantage is not None, and
-not older than max_staleness. Which micro-batch a token is in changes no gradient: the loss is summed over all
-micro-batches of a minibatch before it is divided.
+completion token that the policy sampled, with a loss weight above 0, of a completion that has a reward (and, where the
+algorithm wants one, a greedy completion that has), and not older than max_staleness. Which micro-batch a token is in
+changes no gradient: its part of the loss is scaled by facts of the minibatch alone.
 
-Shape suffixes: B sequences, T positions, N contributing tokens of a micro-batch.
+Shape suffixes: B sequences, T positions, N tokens (of a micro-batch in a micro-batch, of the step in the table).
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from headrace_core.algorithms import algorithm_facts
 from headrace_core.errors import InvalidData
+from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.staleness import ages, contributes
 from headrace_core.trajectory import Completion, Group, Role
 
-from .advantages import AdvantageFunction, TokenAdvantages
+from .advantages import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,8 @@ class MicroBatch:
     positions_N: Tensor
     """With `rows_N`: the input position whose output predicts the token."""
     targets_N: Tensor
-    behaviour_N: Tensor
-    advantages_N: Tensor
-    weights_N: Tensor
-    ages_N: Tensor
+    table_N: Tensor
+    """Each token's row in the step's table."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
@@ -55,8 +56,28 @@ class MiniBatch:
     """What one optimizer update sees."""
 
     micro_batches: tuple[MicroBatch, ...]
-    tokens: int
-    """Contributing tokens: the divisor of the loss."""
+    tokens: slice
+    """Its rows of the step's table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns known before any forward pass, [N] each."""
+
+    behaviour_N: Tensor
+    ages_N: Tensor
+    """int64: policy versions between sampling and this update; none is above max_staleness."""
+    sequences_N: Tensor
+    """int64: number of the completion, among all of the step that have a contributing token."""
+    scales_N: Tensor
+    """The token's share in its minibatch's mean, times its loss weight: the loss is Σ scale·ℓ."""
+
+    def __len__(self) -> int:
+        return len(self.behaviour_N)
+
+    def to(self, device: torch.device) -> Table:
+        """The same on another device."""
+        return Table(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
 @dataclass(slots=True)
@@ -68,14 +89,25 @@ class AgeCount:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """One completion's part in the gradient; the arrays are [n] over its contributing tokens."""
+class StepBatch:
+    """One step's work."""
 
+    table: Table
+    trajectories: tuple[tuple[Trajectory, ...], ...]
+    """By group, those with a reward: what advantages are made of."""
+    minibatches: tuple[MiniBatch, ...]
+    counts: AgeCount
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One completion's part in the gradient; arrays are [n] over its contributing tokens, n may be 0."""
+
+    trajectory: Trajectory
     ids: npt.NDArray[np.int32]
     targets_at: npt.NDArray[np.int64]
     """Positions of the contributing tokens in `ids`."""
     behaviour: npt.NDArray[np.float32]
-    advantages: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
     ages: npt.NDArray[np.int32]
 
@@ -85,49 +117,48 @@ class _Sample:
         return int(self.targets_at[-1])
 
 
-def minibatches(
-    groups: Sequence[Group],
-    advantages: AdvantageFunction,
-    version: int,
-    max_staleness: int,
-    count: int,
-    token_budget: int,
-) -> tuple[list[MiniBatch], AgeCount]:
-    """Cut the batch for an update of policy `version` into `count` minibatches; also, the ages of its tokens."""
-    tally = AgeCount()
+def lay_out(groups: Sequence[Group], version: int, settings: Hyperparameters) -> StepBatch:
+    """The batch for an update of policy `version`. Raises `InvalidData` for a token without a log-probability."""
+    counts, first = AgeCount(), 0
+    samples: list[list[_Sample]] = []
+    for group in groups:
+        samples.append(_samples(group, version, settings, counts, first))
+        first += sum(s.trajectory.length for s in samples[-1])
+    cut = np.array_split(np.arange(len(groups)), settings.minibatches)
+    parts = [[s for i in part for s in samples[i]] for part in cut]
+    return StepBatch(
+        table=_table(parts, settings),
+        trajectories=tuple(tuple(s.trajectory for s in of_group) for of_group in samples),
+        minibatches=tuple(_minibatches(parts, settings.token_budget)),
+        counts=counts,
+    )
+
+
+def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeCount, first: int) -> list[_Sample]:
+    """Of the completions with a reward; `first` is the table's next free row."""
+    greedy = None if group.greedy is None else group.greedy.reward
+    if algorithm_facts(settings.algorithm).wants_greedy and greedy is None:
+        return []
     found = []
-    for part in np.array_split(np.arange(len(groups)), count):
-        samples = [s for i in part for s in _samples(groups[i], advantages(groups[i]), version, max_staleness, tally)]
-        micro = tuple(_micro_batch(chunk) for chunk in _within_budget(samples, token_budget))
-        found.append(MiniBatch(micro, sum(len(s.targets_at) for s in samples)))
-    return found, tally
-
-
-def _samples(
-    group: Group,
-    advantages: tuple[TokenAdvantages | None, ...],
-    version: int,
-    max_staleness: int,
-    tally: AgeCount,
-) -> list[_Sample]:
-    samples = []
-    for completion, advantage in zip(group.completions, advantages, strict=True):
-        if advantage is None:
+    for completion in group.completions:
+        if completion.reward is None:
             continue
         wanted = completion.sampled & (completion.roles == Role.COMPLETION) & (completion.loss_weights > 0)
+        young = contributes(completion.versions, version, settings.max_staleness)
         age = ages(completion.versions, version)
-        young = contributes(completion.versions, version, max_staleness)
-        tally.contributing.update(age[wanted & young].tolist())
-        tally.masked.update(age[wanted & ~young].tolist())
-        if (wanted & young).any():
-            samples.append(_sample(group, completion, advantage, wanted & young, age))
-    return samples
+        counts.contributing.update(age[wanted & young].tolist())
+        counts.masked.update(age[wanted & ~young].tolist())
+        kept = wanted & young
+        rows = slice(first, first + int(kept.sum()))
+        found.append(_sample(group, completion, Trajectory(completion.reward, rows, greedy), kept, age))
+        first = rows.stop
+    return found
 
 
 def _sample(
     group: Group,
     completion: Completion,
-    advantage: TokenAdvantages,
+    trajectory: Trajectory,
     kept: npt.NDArray[np.bool_],
     age: npt.NDArray[np.int32],
 ) -> _Sample:
@@ -135,13 +166,56 @@ def _sample(
     if not np.isfinite(behaviour).all():
         raise InvalidData(f"group {group.group_id}: a sampled token has no finite log-probability")
     return _Sample(
+        trajectory=trajectory,
         ids=np.concatenate([group.prompt_ids, completion.token_ids]),
         targets_at=np.flatnonzero(kept) + len(group.prompt_ids),
         behaviour=behaviour,
-        advantages=advantage[kept],
         weights=completion.loss_weights[kept],
         ages=age[kept],
     )
+
+
+def _table(parts: list[list[_Sample]], settings: Hyperparameters) -> Table:
+    samples = [s for part in parts for s in part]
+    lengths = [s.trajectory.length for s in samples]
+    numbers = np.repeat(np.arange(sum(n > 0 for n in lengths)), [n for n in lengths if n > 0])
+    scales = [_scales(part, settings) for part in parts]
+    return Table(
+        behaviour_N=_column([s.behaviour for s in samples], np.float32),
+        ages_N=_column([s.ages for s in samples], np.int64),
+        sequences_N=torch.from_numpy(numbers),
+        scales_N=_column(scales, np.float32),
+    )
+
+
+def _scales(part: list[_Sample], settings: Hyperparameters) -> npt.NDArray[np.float64]:
+    """[n] over the minibatch's tokens: 1 / divisor of its mean, times the token's loss weight.
+
+    token      Σ over all tokens / number of tokens (DAPO, arXiv 2503.14476)
+    sequence   each completion's mean, then the mean over completions (GRPO as published: it gives the tokens of long
+               wrong answers less weight than those of short ones, which teaches a policy to be wrong at length)
+    constant   Σ over all tokens / (completions × max_tokens): no length in the divisor (Dr. GRPO, arXiv 2503.20783)
+    """
+    lengths = np.array([s.trajectory.length for s in part], np.int64)
+    match settings.loss_mean:
+        case "token":
+            divisors = np.full(len(part), lengths.sum())
+        case "sequence":
+            divisors = lengths * (lengths > 0).sum()
+        case "constant":
+            divisors = np.full(len(part), len(part) * settings.max_tokens)
+    weights = np.concatenate([np.empty(0), *(s.weights for s in part)])
+    return weights / np.repeat(divisors, lengths)
+
+
+def _minibatches(parts: list[list[_Sample]], token_budget: int) -> list[MiniBatch]:
+    found, first = [], 0
+    for part in parts:
+        tokens = slice(first, first + sum(s.trajectory.length for s in part))
+        chunks = _within_budget([s for s in part if s.trajectory.length], token_budget)
+        found.append(MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), tokens))
+        first = tokens.stop
+    return found
 
 
 def _within_budget(samples: list[_Sample], token_budget: int) -> list[list[_Sample]]:
@@ -166,10 +240,11 @@ def _micro_batch(samples: list[_Sample]) -> MicroBatch:
     return MicroBatch(
         inputs_BT=torch.from_numpy(inputs_BT),
         rows_N=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
-        positions_N=torch.from_numpy(np.concatenate([s.targets_at for s in samples]) - 1),
-        targets_N=torch.from_numpy(np.concatenate([s.ids[s.targets_at] for s in samples]).astype(np.int64)),
-        behaviour_N=torch.from_numpy(np.concatenate([s.behaviour for s in samples])),
-        advantages_N=torch.from_numpy(np.concatenate([s.advantages for s in samples])),
-        weights_N=torch.from_numpy(np.concatenate([s.weights for s in samples])),
-        ages_N=torch.from_numpy(np.concatenate([s.ages for s in samples]).astype(np.int64)),
+        positions_N=_column([s.targets_at for s in samples], np.int64) - 1,
+        targets_N=_column([s.ids[s.targets_at] for s in samples], np.int64),
+        table_N=_column([np.arange(s.trajectory.tokens.start, s.trajectory.tokens.stop) for s in samples], np.int64),
     )
+
+
+def _column(parts: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.empty(0, dtype), *parts]).astype(dtype))

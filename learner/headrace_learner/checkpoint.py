@@ -88,21 +88,27 @@ def load(trainer: Trainer, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.load(state, checkpoint_id=path / "state", no_dist=True)
-    set_model_state_dict(trainer.policy.model, state["model"])
-    whole = get_optimizer_state_dict(trainer.policy.model, trainer.optimizer)
-    set_optimizer_state_dict(
-        trainer.policy.model, trainer.optimizer, {"state": state["optimizer"], "param_groups": whole["param_groups"]}
-    )
+    for name, descent in trainer.descents.items():
+        set_model_state_dict(descent.model, state[name]["model"])
+        whole = get_optimizer_state_dict(descent.model, descent.optimizer)
+        set_optimizer_state_dict(
+            descent.model,
+            descent.optimizer,
+            {"state": state[name]["optimizer"], "param_groups": whole["param_groups"]},
+        )
     torch.set_rng_state(state["random"]["cpu"])
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:
     """Tensors only. Learning rate, β and decay are settings of the job, not state."""
-    return {
-        "model": get_model_state_dict(trainer.policy.model),
-        "optimizer": get_optimizer_state_dict(trainer.policy.model, trainer.optimizer)["state"],
-        "random": {"cpu": torch.get_rng_state()},
+    models = {
+        name: {
+            "model": get_model_state_dict(descent.model),
+            "optimizer": get_optimizer_state_dict(descent.model, descent.optimizer)["state"],
+        }
+        for name, descent in trainer.descents.items()
     }
+    return models | {"random": {"cpu": torch.get_rng_state()}}
 
 
 def _what_is_wrong(path: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,11 @@ from torch import Tensor
 from headrace_core.metrics import AgeMetrics
 from headrace_core.trajectory import Group
 
-from .batch import AgeCount
-from .losses import LossTokens, LossValues
+from .batch import AgeCount, Table
+from .ranks import Ranks
+
+_OWN_PLACE = ("loss", "proximal", "behaviour", "importance", "clipped")
+"""Columns that `Measured` has a field for; the means of all others go to `extra`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Measured:
 
     ages: dict[int, AgeMetrics]
     loss: float
+    """Sum of the minibatches' policy losses."""
     entropy: float
     effective_sample_size: float
     clip_share: float
@@ -30,40 +34,37 @@ class Measured:
     extra: dict[str, float]
 
 
-@dataclass(slots=True)
-class TokenLog:
-    """Collects per-token values on the device; one transfer at the end of the step, not one a micro-batch."""
+class StepLog:
+    """Columns of the step's table, filled micro-batch by micro-batch on the device; read once, at the step's end."""
 
-    _columns: dict[str, list[Tensor]] = field(default_factory=dict)
+    def __init__(self, table: Table, ranks: Ranks) -> None:
+        self._table = table
+        self._ranks = ranks
+        self._columns: dict[str, Tensor] = {}
 
-    def add(self, tokens: LossTokens, values: LossValues, weighted_loss_N: Tensor) -> None:
-        """Note one micro-batch."""
-        columns = {
-            "age": tokens.ages_N,
-            "loss": weighted_loss_N,
-            "importance": values.importance_N,
-            "clipped": values.clipped_N,
-            "proximal": tokens.proximal_N,
-            "behaviour": tokens.behaviour_N,
-        }
-        for name, column in (columns | {f"extra {k}": v for k, v in values.extra.items()}).items():
-            self._columns.setdefault(name, []).append(column.detach())
+    def note(self, rows_N: Tensor, **values_N: Tensor) -> None:
+        """Note these rows of the table."""
+        for name, value_N in values_N.items():
+            if name not in self._columns:
+                self._columns[name] = torch.zeros(len(self._table), device=value_N.device)
+            self._columns[name][rows_N] = value_N.detach().float()
 
     def measure(self, counts: AgeCount) -> Measured:
         """The figures of the whole step, and of each age. An age that was wholly masked has only its counts."""
-        columns = {name: torch.cat(parts).double().cpu().numpy() for name, parts in self._columns.items()}
+        columns = {n: self._ranks.sum(c).double().cpu().numpy() for n, c in sorted(self._columns.items())}
         empty = np.zeros(0)
-        age = columns.get("age", empty)
+        columns["behaviour"] = self._table.behaviour_N.double().cpu().numpy()
+        age = self._table.ages_N.cpu().numpy()
         all_ages = sorted(counts.contributing.keys() | counts.masked.keys())
         ess, clip, kl = _figures(columns, np.ones(len(age), np.bool_))
         return Measured(
             ages={a: _of_age(columns, age == a, counts, a) for a in all_ages},
-            loss=_mean(columns.get("loss", empty)),
+            loss=float(columns.get("loss", empty).sum()),
             entropy=_mean(-columns.get("proximal", empty)),
             effective_sample_size=ess,
             clip_share=clip,
             behaviour_kl=kl,
-            extra={n.removeprefix("extra "): _mean(c) for n, c in columns.items() if n.startswith("extra ")},
+            extra={name: _mean(column) for name, column in columns.items() if name not in _OWN_PLACE},
         )
 
 
@@ -113,11 +114,16 @@ def summarise(groups: Sequence[Group]) -> GroupSummary:
         reward_mean=_mean(rewards),
         reward_std=float(np.std(rewards)) if rewards else 0.0,
         components={n: _mean([c.components[n] for c in completions if n in c.components]) for n in names},
-        zero_variance_share=_mean([len({c.reward for c in g.completions if c.reward is not None}) < 2 for g in groups]),
+        zero_variance_share=_mean([not rewards_differ(g) for g in groups]),
         completions=len(completions),
         completion_length=_mean([int(c.sampled.sum()) for c in completions]),
         truncated_share=_mean([c.finish_reason == "length" for c in completions]),
     )
+
+
+def rewards_differ(group: Group) -> bool:
+    """Whether its completions can be told apart by their rewards: else a group baseline leaves nothing to learn."""
+    return len({c.reward for c in group.completions if c.reward is not None}) > 1
 
 
 def _mean(values: Iterable[float] | npt.NDArray[np.float64]) -> float:

@@ -1,8 +1,8 @@
 """The policy being trained: a Hugging Face causal language model, its log-probabilities, and its files.
 
 Invariants: parameters are float32, the optimizer's master copy (on a GPU the forward pass runs in bfloat16, by
-autocast); the model is in evaluation mode, so that the policy trained is the policy sampled, without dropout; logits
-exist for one chunk of contributing tokens at a time, in the forward pass and in the backward pass.
+autocast); there is no dropout, so that the policy trained is the policy sampled; logits exist for one chunk of
+contributing tokens at a time, in the forward pass and in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace_core.errors import InvalidRequest
 
@@ -29,42 +29,50 @@ _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+class PolicyNet(nn.Module):
+    """One module around model and head, so that one forward call covers both."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: MicroBatch, temperature: float) -> Tensor:
+        """[N] natural logs of the contributing tokens, float32, of the distribution at `temperature`."""
+        hidden_ND = chosen_hidden(self.model.base_model, batch)
+        head = self.model.get_output_embeddings()
+        size = max(1, _LOGITS_AT_ONCE // head.out_features)
+        if len(hidden_ND) <= size:
+            return _chosen(head, hidden_ND, batch.targets_N, temperature)
+        return torch.cat(
+            [
+                checkpoint(_chosen, head, hidden_nD, targets_n, temperature, use_reentrant=False)
+                for hidden_nD, targets_n in zip(hidden_ND.split(size), batch.targets_N.split(size), strict=True)
+            ]
+        )
+
+
 class Policy:
     """A model folder, loaded. Raises `InvalidRequest` for a model whose head is more than one matrix product."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, gradient_checkpointing: bool = False) -> None:
         self.folder = folder
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # Typed loosely: the library has no types.
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        self.device = training_device()
+        self.model = load_model(AutoModelForCausalLM, folder, gradient_checkpointing)
         changed = [name for name in _CHANGES_LOGITS if getattr(self.model.config, name, None) not in (None, 1, 1.0)]
         if changed:
             raise InvalidRequest(f"cannot train {folder.name}: its logits pass through {', '.join(changed)}")
-        self.model.to(self.device).eval()
+        self.net = PolicyNet(self.model)
 
     @property
     def parameters(self) -> int:
-        """How many numbers are trained; tied ones count once."""
+        """How many numbers the model has; tied ones count once."""
         return sum(p.numel() for p in self.model.parameters())
 
     def logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
         """[N] natural logs of the contributing tokens, float32, of the distribution at `temperature`."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            hidden_BTD = self.model.base_model(input_ids=batch.inputs_BT, use_cache=False).last_hidden_state
-            hidden_ND = hidden_BTD[batch.rows_N, batch.positions_N]
-            return self._head(hidden_ND, batch.targets_N, temperature)
-
-    def _head(self, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
-        head = self.model.get_output_embeddings()
-        size = max(1, _LOGITS_AT_ONCE // head.out_features)
-        if len(targets_N) <= size:
-            return _chosen(head, hidden_ND, targets_N, temperature)
-        return torch.cat(
-            [
-                checkpoint(_chosen, head, hidden_nD, targets_n, temperature, use_reentrant=False)
-                for hidden_nD, targets_n in zip(hidden_ND.split(size), targets_N.split(size), strict=True)
-            ]
-        )
+        with precision(self.device):
+            found: Tensor = self.net(batch, temperature)
+            return found
 
     def write_weights(self, folder: Path) -> None:
         """`model.safetensors` alone, by its Hugging Face names: what rollout workers need of a new version.
@@ -92,6 +100,40 @@ class Policy:
                 cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
                 found[name] = cast.cpu().contiguous()
         return found
+
+
+# ── shared with the critic ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def training_device() -> torch.device:
+    """The first GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """bfloat16 for matrix products on a GPU, float32 elsewhere (a CPU has no hardware for it)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def load_model(kind: Any, folder: Path, gradient_checkpointing: bool) -> Any:
+    """A model of the library's class `kind`, float32, without dropout; typed loosely, the library has no types."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    for name in [name for name in vars(config) if name.endswith(("dropout", "pdrop"))]:
+        setattr(config, name, 0.0)
+    model = kind.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True)
+    model.to(training_device()).eval()
+    if gradient_checkpointing:
+        # The library recomputes in training mode alone; without dropout the mode changes nothing else.
+        model.train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def chosen_hidden(base: Any, batch: MicroBatch) -> Tensor:
+    """[N, D] last hidden states at the positions that predict the contributing tokens."""
+    hidden_BTD = base(input_ids=batch.inputs_BT, use_cache=False).last_hidden_state
+    found: Tensor = hidden_BTD[batch.rows_N, batch.positions_N]
+    return found
 
 
 def _chosen(head: nn.Module, hidden_nD: Tensor, targets_n: Tensor, temperature: float) -> Tensor:

@@ -1,19 +1,21 @@
 """One step of training: groups in, updated weights and figures out. Pure torch: no Redis, no clock but for durations.
 
-    groups ─► advantages ─► minibatches ─► proximal log-probabilities, by the weights as they are now
-                                              │
+    groups ─► table and minibatches ─► estimates: proximal, reference, values, by the weights as they are now
+                                           │
+                                           ▼
+                                       advantages
               ┌───────────── each minibatch ──┘
               ▼
-           loss and backward of each micro-batch ─► clip the gradient ─► optimizer step
+           loss and backward of each micro-batch ─► clip the gradient ─► optimizer step;   the critic's likewise
 
 Invariants: the same groups in the same order, from the same state, give bit-identical weights; no token older than
-max_staleness enters a forward pass's loss; the proximal policy is the one before the first minibatch's update.
+max_staleness enters a forward pass's loss; estimates are of the models before the first minibatch's update.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +24,19 @@ from torch import Tensor
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.trajectory import Group
 
+from .advantages import Earned
 from .algorithms import Algorithm
-from .batch import AgeCount, MicroBatch, MiniBatch, minibatches
-from .losses import Clip, LossTokens
-from .measures import Measured, TokenLog
+from .batch import AgeCount, MicroBatch, MiniBatch, StepBatch, Table, lay_out
+from .critic import Critic
+from .descent import Descent
+from .divergence import kl_estimate
+from .estimates import Estimates, Estimator
+from .importance import StalenessWeights, staleness_weights
+from .losses import Clip, LossTokens, LossValues, clipped_value
+from .measures import Measured, StepLog
 from .model import Policy
-from .optimizers import OPTIMIZERS, learning_rate
+from .optimizers import learning_rate
+from .ranks import Alone, Ranks, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,74 +46,173 @@ class StepResult:
     counts: AgeCount
     measured: Measured
     loss: float
-    """Mean over the contributing tokens."""
+    """Mean of the minibatches' policy losses."""
     grad_norm: float
-    """Before clipping; the largest of the minibatches."""
+    """Of the policy, before clipping; the largest of the minibatches."""
     learning_rate: float
     batch_seconds: float
     train_seconds: float
 
 
-class Trainer:
-    """The policy, its optimizer, and the one operation on them."""
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What the updates of one step share; all on the training device."""
 
-    def __init__(self, policy: Policy, algorithm: Algorithm, settings: Hyperparameters) -> None:
+    table: Table
+    estimates: Estimates
+    advantages_N: Tensor
+    returns_N: Tensor | None
+    log: StepLog
+
+
+class Trainer:
+    """The policy, its critic and reference where the algorithm wants them, their optimizers, and one operation."""
+
+    def __init__(
+        self, policy: Policy, algorithm: Algorithm, settings: Hyperparameters, ranks: Ranks | None = None
+    ) -> None:
         self.policy = policy
-        self.optimizer = OPTIMIZERS["adamw"](policy.model, settings)
+        self.critic = Critic(policy.folder, settings.gradient_checkpointing) if algorithm.critic else None
         self._algorithm = algorithm
         self._settings = settings
-        self._clip = Clip(settings.clip_low, settings.clip_high, settings.importance_cap)
+        self._ranks = ranks or Alone()
+        self.descents = {"policy": Descent(policy.model, settings)}
+        """By the name under which checkpoints hold them."""
+        if self.critic is not None:
+            self.descents["critic"] = Descent(self.critic.net, settings)
+        self._clip = Clip(settings.clip_low, settings.clip_high)
+        self._estimate = Estimator(policy, self._reference(), self.critic, settings, self._ranks)
+
+    def _reference(self) -> Callable[[MicroBatch], Tensor] | None:
+        """Log-probabilities by the base model; None where no divergence from it is wanted."""
+        if not self._settings.kl_coefficient:
+            return None
+        base = Policy(self.policy.folder)
+        base.model.requires_grad_(False)
+        return lambda micro: base.logprobs(micro, self._settings.temperature)
 
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
         """Update policy `version` by these groups."""
         began = time.monotonic()
-        batches, counts = self._batch(groups, version)
-        rate = learning_rate(self._settings, version)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
+        batch = lay_out(groups, version, self._settings)
+        rate = self._set_rates(version)
         batched = time.monotonic()
-        proximal = self._proximal(batches)
-        log = TokenLog()
-        norms = [self._update(batch, proximal[i], log) for i, batch in enumerate(batches) if batch.tokens]
-        measured = log.measure(counts)
+        step = self._prepare(batch)
+        minibatches = [m for m in batch.minibatches if m.micro_batches]
+        norms = [self._update(m, step, version) for m in minibatches]
+        measured = step.log.measure(batch.counts)
         return StepResult(
-            counts=counts,
+            counts=batch.counts,
             measured=measured,
-            loss=measured.loss,
-            grad_norm=max((float(n) for n in norms), default=0.0),
+            loss=measured.loss / max(1, len(minibatches)),
+            grad_norm=max(norms, default=0.0),
             learning_rate=rate,
             batch_seconds=batched - began,
             train_seconds=time.monotonic() - batched,
         )
 
-    def _batch(self, groups: Sequence[Group], version: int) -> tuple[list[MiniBatch], AgeCount]:
+    # ── before the updates ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _set_rates(self, version: int) -> float:
+        """Of the policy, returned, and of the critic."""
         s = self._settings
-        return minibatches(groups, self._algorithm.advantages, version, s.max_staleness, s.minibatches, s.token_budget)
+        rate = learning_rate(s, version)
+        self.descents["policy"].set_rate(rate)
+        if self.critic is not None:
+            self.descents["critic"].set_rate(
+                rate * (s.critic_learning_rate or s.peak_learning_rate) / s.peak_learning_rate
+            )
+        return rate
 
-    @torch.no_grad()
-    def _proximal(self, batches: list[MiniBatch]) -> list[list[Tensor] | None]:
-        """By the weights before the update. None for the first minibatch: its own forward pass has them."""
-        return [None, *([self._logprobs(m)[1] for m in b.micro_batches] for b in batches[1:])]
+    def _prepare(self, batch: StepBatch) -> _Step:
+        s, device = self._settings, self.policy.device
+        table = batch.table.to(device)
+        estimates = self._estimate(batch, table)
+        values_N = estimates.values_N
+        earned = Earned(
+            groups=batch.trajectories,
+            penalties_N=estimates.penalties(table, s).double().cpu().numpy(),
+            values_N=None if values_N is None else values_N.double().cpu().numpy(),
+            gamma=s.gamma,
+            gae_lambda=s.gae_lambda,
+            clip=s.advantage_clip,
+        )
+        found = self._algorithm.advantages(earned)
+        log = StepLog(batch.table, self._ranks)
+        returns_N = None if found.returns_N is None else torch.from_numpy(found.returns_N).float().to(device)
+        return _Step(table, estimates, torch.from_numpy(found.advantages_N).float().to(device), returns_N, log)
 
-    def _update(self, batch: MiniBatch, proximal: list[Tensor] | None, log: TokenLog) -> Tensor:
-        """One optimizer update; returns the gradient's norm before clipping."""
-        self.optimizer.zero_grad(set_to_none=True)
-        for i, micro_batch in enumerate(batch.micro_batches):
-            micro, current_N = self._logprobs(micro_batch)
-            proximal_N = current_N.detach() if proximal is None else proximal[i]
-            self._loss(micro, current_N, proximal_N, log).div(batch.tokens).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self._settings.max_grad_norm)
-        self.optimizer.step()
-        return norm
+    # ── one minibatch ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _logprobs(self, micro_batch: MicroBatch) -> tuple[MicroBatch, Tensor]:
-        micro = micro_batch.to(self.policy.device)
-        return micro, self.policy.logprobs(micro, self._settings.temperature)
+    def _update(self, minibatch: MiniBatch, step: _Step, version: int) -> float:
+        """One optimizer update of each model; the norm of the policy's gradient, 0 while the critic warms up."""
+        own = [micro.to(self.policy.device) for micro in share(minibatch.micro_batches, self._ranks)]
+        if self.critic is not None:
+            critic = self.critic
+            self.descents["critic"].update(own, lambda micro: self._value_loss(critic, micro, step))
+            if version < self._settings.critic_warmup_steps:
+                with torch.no_grad():
+                    for micro in own:
+                        self._policy_loss(micro, step)
+                return 0.0
+        return self.descents["policy"].update(own, lambda micro: self._policy_loss(micro, step))
 
-    def _loss(self, micro: MicroBatch, current_N: Tensor, proximal_N: Tensor, log: TokenLog) -> Tensor:
-        """Sum over the micro-batch's tokens."""
-        tokens = LossTokens(current_N, proximal_N, micro.behaviour_N, micro.advantages_N, micro.ages_N, micro.rows_N)
+    def _policy_loss(self, micro: MicroBatch, step: _Step) -> Tensor:
+        """The micro-batch's part of the minibatch's loss."""
+        rows_N = micro.table_N
+        current_N = self.policy.logprobs(micro, self._settings.temperature)
+        behaviour_N = step.table.behaviour_N[rows_N]
+        proximal_N = self._proximal(current_N.detach(), behaviour_N, rows_N, step)
+        weights = self._weights(proximal_N, behaviour_N, micro, step)
+        tokens = LossTokens(current_N, proximal_N, weights.importance_N, step.advantages_N[rows_N], micro.rows_N)
         values = self._algorithm.policy_loss(tokens, self._clip)
-        weighted_N = values.loss_N * micro.weights_N
-        log.add(tokens, values, weighted_N)
-        return weighted_N.sum()
+        loss_N = self._with_divergence(values, tokens, rows_N, step) * step.table.scales_N[rows_N]
+        step.log.note(
+            rows_N,
+            loss=loss_N,
+            proximal=proximal_N,
+            importance=weights.importance_N,
+            clipped=values.clipped_N,
+            importance_cut_share=weights.cut_N,
+        )
+        return loss_N.sum()
+
+    def _proximal(self, current_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, step: _Step) -> Tensor:
+        """As estimated; else the present policy's, or between it and the behaviour policy's.
+
+        log π_prox ≈ log π_b + α(log π_θ − log π_b), α = age / (age + 1): on the line between both in versions, π_prox
+        is one version behind π_θ and `age` ahead of π_b (AReaL's approximation, which saves the forward pass).
+        """
+        if self._settings.proximal == "interpolate":
+            ages_N = step.table.ages_N[rows_N]
+            return behaviour_N + ages_N / (ages_N + 1) * (current_N - behaviour_N)
+        estimated_N = step.estimates.proximal_N[rows_N]
+        return torch.where(estimated_N.isnan(), current_N, estimated_N)
+
+    def _weights(self, proximal_N: Tensor, behaviour_N: Tensor, micro: MicroBatch, step: _Step) -> StalenessWeights:
+        known = step.estimates.weights
+        if known is not None:
+            return StalenessWeights(known.importance_N[micro.table_N], known.cut_N[micro.table_N])
+        return staleness_weights(proximal_N, behaviour_N, micro.rows_N, self._settings)
+
+    def _with_divergence(self, values: LossValues, tokens: LossTokens, rows_N: Tensor, step: _Step) -> Tensor:
+        """[N] the algorithm's loss, and the divergence from the base model, weighted for staleness alike."""
+        s, reference_N = self._settings, step.estimates.reference_N
+        if reference_N is None:
+            return values.loss_N
+        kl_N = kl_estimate(tokens.current_N, reference_N[rows_N], s.kl_estimator)
+        step.log.note(rows_N, reference_kl=kl_N)
+        if s.kl_in == "reward":
+            return values.loss_N
+        return values.loss_N + s.kl_coefficient * tokens.importance_N * kl_N
+
+    def _value_loss(self, critic: Critic, micro: MicroBatch, step: _Step) -> Tensor:
+        """A mean over the minibatch as the policy's is."""
+        assert step.returns_N is not None
+        assert step.estimates.values_N is not None
+        rows_N = micro.table_N
+        values_N = critic.values(micro)
+        before_N, returns_N = step.estimates.values_N[rows_N], step.returns_N[rows_N]
+        loss_N = clipped_value(values_N, before_N, returns_N, self._settings.value_clip)
+        step.log.note(rows_N, value_loss=loss_N, value=values_N)
+        return (loss_N * step.table.scales_N[rows_N]).sum()

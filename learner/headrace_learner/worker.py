@@ -39,6 +39,7 @@ from headrace_core.workers import WorkerConfig
 
 from . import checkpoint
 from .algorithms import algorithm
+from .measures import rewards_differ
 from .model import Policy
 from .report import event_data, event_message, step_metrics
 from .trainer import StepResult, Trainer
@@ -132,7 +133,8 @@ class LearnerWorker:
 
     def _load(self) -> Trainer:
         torch.manual_seed(self._settings.seed)
-        return Trainer(Policy(Path(self._config.model_path)), self._algorithm, self._settings)
+        policy = Policy(Path(self._config.model_path), self._settings.gradient_checkpointing)
+        return Trainer(policy, self._algorithm, self._settings)
 
     async def _replay(self, term: Term) -> int:
         """Train the settled steps that the checkpoint does not hold once more, from the groups still kept for that."""
@@ -192,10 +194,27 @@ class LearnerWorker:
         )
 
     async def _next_batch(self) -> tuple[Group, ...]:
+        """A full batch in admission order; with `filter_groups`, others take the place of groups of equal rewards.
+
+        Within a limit: once the policy solves everything, or nothing, the search would not end.
+        """
+        s, batch, filtered = self._settings, list[Group](), 0
+        while len(batch) < s.batch_size:
+            groups = await self._claim(held=len(batch))
+            alike = [g.group_id for g in groups if s.filter_groups and not rewards_differ(g)]
+            if alike and filtered < s.filter_limit * s.batch_size:
+                self._end_if_void(await self._ledger.filter(self._term, alike, "all rewards equal"))
+                filtered += len(alike)
+                groups = tuple(g for g in groups if g.group_id not in alike)
+            batch += groups
+        return tuple(sorted(batch, key=lambda g: g.group_id))
+
+    async def _claim(self, held: int) -> tuple[Group, ...]:
+        """What `held` claimed groups leave of a batch. Raises `TimedOut` when it does not come together."""
         progress, seen = time.monotonic(), Selection()
         while True:
             self._end_if_stopping()
-            claim = await self._ledger.claim(self._term, self._limits, self._settings.late)
+            claim = await self._ledger.claim(self._term, self._limits, self._settings.late, held)
             self._end_if_void(claim.outcome)
             if claim.groups:
                 return claim.groups

@@ -295,3 +295,41 @@ async def test_a_closed_job_ends_a_waiting_learner(bench: Callable[..., Bench]) 
         running = asyncio.create_task(worker.run())
         await job.ledger.close("cancelled by the user")
         assert await asyncio.wait_for(running, 20) == "closed"
+
+
+async def feed_alike(job: Bench, alike: Callable[[int], bool]) -> None:
+    """Groups as they are admitted, for ever; those that `alike` names have equal rewards."""
+    while (version := (await job.ledger.newest())[0]) < STEPS:
+        admission = await job.ledger.admit("rollout-0", version, BATCH, 60)
+        for lease in admission.leases:
+            rewards = [1.0] * 4 if alike(lease.group_id) else [1.0, 0.0, 0.0, 1.0]
+            group = random_group(lease.group_id, (lease.version,), rewards=rewards)
+            assert await job.ledger.commit(lease, group) is Outcome.QUEUED
+        await asyncio.sleep(0.01)
+
+
+async def test_groups_of_equal_rewards_are_filtered_and_replaced(bench: Callable[..., Bench]) -> None:
+    job = bench("filtered", filter_groups=True)
+    await job.open()
+    async with learner(job.config) as worker:
+        ended, _ = await asyncio.gather(worker.run(), feed_alike(job, lambda group: group % 3 == 0))
+    assert ended == "finished"
+    account = await job.ledger.account()
+    assert account.balanced
+    assert account.states["trained"] == STEPS * BATCH
+    steps = await job.ledger.steps()
+    trained = [group for step in steps for group in step.groups]
+    assert trained == sorted(trained)
+    assert not any(group % 3 == 0 for group in trained)
+    assert account.states["filtered"] == sum(group % 3 == 0 for group in range(max(trained)))
+    assert [t.state for t in await job.ledger.history(3)] == ["leased", "queued", "claimed", "filtered"]
+
+
+async def test_the_search_for_groups_that_differ_has_an_end(bench: Callable[..., Bench]) -> None:
+    job = bench("alike", filter_groups=True, filter_limit=2)
+    await job.open()
+    async with learner(job.config) as worker:
+        ended, _ = await asyncio.gather(worker.run(), feed_alike(job, lambda group: True))
+    assert ended == "finished"
+    states = (await job.ledger.account()).states
+    assert (states["trained"], states["filtered"]) == (STEPS * BATCH, STEPS * 2 * BATCH)
