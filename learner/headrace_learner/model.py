@@ -8,6 +8,7 @@ contributing tokens at a time, in the forward pass and in the backward pass.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.hyperparameters import Hyperparameters
 
+from . import adapters
 from .batch import MicroBatch
 
 WEIGHTS = "model.safetensors"
@@ -52,21 +55,28 @@ class PolicyNet(nn.Module):
 
 
 class Policy:
-    """A model folder, loaded. Raises `InvalidRequest` for a model whose head is more than one matrix product."""
+    """A model folder, loaded; with `lora_rank`, frozen but for its adapters.
 
-    def __init__(self, folder: Path, gradient_checkpointing: bool = False) -> None:
+    Raises `InvalidRequest` for a model whose head is more than one matrix product.
+    """
+
+    def __init__(self, folder: Path, settings: Hyperparameters | None = None) -> None:
+        """`settings` None: the base model as it is, for a reference."""
         self.folder = folder
         self.device = training_device()
-        self.model = load_model(AutoModelForCausalLM, folder, gradient_checkpointing)
+        self.model = load_model(AutoModelForCausalLM, folder, settings is not None and settings.gradient_checkpointing)
         changed = [name for name in _CHANGES_LOGITS if getattr(self.model.config, name, None) not in (None, 1, 1.0)]
         if changed:
             raise InvalidRequest(f"cannot train {folder.name}: its logits pass through {', '.join(changed)}")
+        self.adapted = settings is not None and settings.lora_rank is not None
+        if settings is not None and settings.lora_rank is not None:
+            adapters.attach(self.model, settings.lora_rank, settings.lora_alpha, settings.seed)
         self.net = PolicyNet(self.model)
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has; tied ones count once."""
-        return sum(p.numel() for p in self.model.parameters())
+        """How many numbers are trained; tied ones count once."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
         """[N] natural logs of the contributing tokens, float32, of the distribution at `temperature`."""
@@ -74,16 +84,32 @@ class Policy:
             found: Tensor = self.net(batch, temperature)
             return found
 
-    def write_weights(self, folder: Path) -> None:
-        """`model.safetensors` alone, by its Hugging Face names: what rollout workers need of a new version.
+    def reference(self) -> Callable[[MicroBatch, float], Tensor]:
+        """`logprobs` of the base model: this one without its adapters, else a second one, frozen."""
+        if not self.adapted:
+            base = Policy(self.folder)
+            base.model.requires_grad_(False)
+            return base.logprobs
 
-        In the engine's own precision: float32 on a CPU, bfloat16 on a GPU, where it halves the bytes to move.
+        def without_adapters(batch: MicroBatch, temperature: float) -> Tensor:
+            with adapters.disabled(self.model):
+                return self.logprobs(batch, temperature)
+
+        return without_adapters
+
+    def write_weights(self, folder: Path) -> None:
+        """What rollout workers need of a new version: the adapters, or `model.safetensors` by its Hugging Face names.
+
+        The latter in the engine's own precision: float32 on a CPU, bfloat16 on a GPU: half the bytes.
         """
+        if self.adapted:
+            adapters.write_adapter(self.model, folder)
+            return
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         save_file(self._tensors(dtype), folder / WEIGHTS, metadata={"format": "pt"})
 
     def write_model(self, folder: Path) -> None:
-        """A whole model folder, float32, beside the files of the base model: loads wherever the base model does."""
+        """A whole model folder, float32, adapters merged, the base model's other files: loads wherever the base does."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self.folder.iterdir()):
             if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json"):
@@ -94,7 +120,7 @@ class Policy:
         """Each tensor once: of tied ones, the first name."""
         seen: set[int] = set()
         found: dict[str, Tensor] = {}
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in adapters.merged(self.model).items():
             if tensor.data_ptr() not in seen:
                 seen.add(tensor.data_ptr())
                 cast = tensor.to(dtype) if tensor.is_floating_point() else tensor

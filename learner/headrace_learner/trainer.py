@@ -87,9 +87,8 @@ class Trainer:
         """Log-probabilities by the base model; None where no divergence from it is wanted."""
         if not self._settings.kl_coefficient:
             return None
-        base = Policy(self.policy.folder)
-        base.model.requires_grad_(False)
-        return lambda micro: base.logprobs(micro, self._settings.temperature)
+        base = self.policy.reference()
+        return lambda micro: base(micro, self._settings.temperature)
 
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
         """Update policy `version` by these groups."""

@@ -133,7 +133,7 @@ class LearnerWorker:
 
     def _load(self) -> Trainer:
         torch.manual_seed(self._settings.seed)
-        policy = Policy(Path(self._config.model_path), self._settings.gradient_checkpointing)
+        policy = Policy(Path(self._config.model_path), self._settings)
         return Trainer(policy, self._algorithm, self._settings)
 
     async def _replay(self, term: Term) -> int:
