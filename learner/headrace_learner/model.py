@@ -109,7 +109,7 @@ class Policy:
         save_file(self._tensors(dtype), folder / WEIGHTS, metadata={"format": "pt"})
 
     def write_model(self, folder: Path) -> None:
-        """A whole model folder, float32, adapters merged, the base model's other files: loads wherever the base does."""
+        """A whole model folder, float32, adapters merged, the base model's other files: loads where the base does."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self.folder.iterdir()):
             if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json"):
