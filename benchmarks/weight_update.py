@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _models import make_model, smollm2_config, tiny_config
 
 COPY_MULTIPLE_LIMIT = 3.0
 """PASS: the median pause of the 135M model is at most so many copies of its bytes, …"""
@@ -63,53 +64,6 @@ class Figures:
     pause_per_copy: float
     quiet_tokens_per_second: float
     staging_tokens_per_second: float
-
-
-def tiny_config() -> Any:
-    from transformers import Qwen3Config
-
-    return Qwen3Config(
-        vocab_size=128,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-
-
-def smollm2_config() -> Any:
-    """The configuration of SmolLM2-135M, but for its end-of-sequence token: completions here all have full length."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-
-
-def make_model(config: Any, seed: int, folder: Path) -> Path:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    return folder
 
 
 def weight_bytes(folder: Path) -> int:

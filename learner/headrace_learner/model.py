@@ -1,21 +1,20 @@
 """The policy being trained: a Hugging Face causal language model, its log-probabilities, and its files.
 
 Invariants: parameters are float32, the optimizer's master copy (on a GPU the forward pass runs in bfloat16, by
-autocast); there is no dropout, so that the policy trained is the policy sampled; logits exist for one chunk of
-contributing tokens at a time, in the forward pass and in the backward pass.
+autocast); there is no dropout, so that the policy trained is the policy sampled; full logits never exist (`head`).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace_core.errors import InvalidRequest
@@ -23,10 +22,10 @@ from headrace_core.hyperparameters import Hyperparameters
 
 from . import adapters
 from .batch import MicroBatch
+from .head import chosen_logprobs
+from .ranks import Ranks
 
 WEIGHTS = "model.safetensors"
-_LOGITS_AT_ONCE = 2**24
-"""Logits of one chunk, float32: 64 MiB, whatever the vocabulary."""
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What a model folder holds beside weights: configuration, tokenizer, chat template, generation settings."""
 _CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -42,16 +41,7 @@ class PolicyNet(nn.Module):
     def forward(self, batch: MicroBatch, temperature: float) -> Tensor:
         """[N] natural logs of the contributing tokens, float32, of the distribution at `temperature`."""
         hidden_ND = chosen_hidden(self.model.base_model, batch)
-        head = self.model.get_output_embeddings()
-        size = max(1, _LOGITS_AT_ONCE // head.out_features)
-        if len(hidden_ND) <= size:
-            return _chosen(head, hidden_ND, batch.targets_N, temperature)
-        return torch.cat(
-            [
-                checkpoint(_chosen, head, hidden_nD, targets_n, temperature, use_reentrant=False)
-                for hidden_nD, targets_n in zip(hidden_ND.split(size), batch.targets_N.split(size), strict=True)
-            ]
-        )
+        return chosen_logprobs(self.model.get_output_embeddings(), hidden_ND, batch.targets_N, temperature)
 
 
 class Policy:
@@ -84,11 +74,12 @@ class Policy:
             found: Tensor = self.net(batch, temperature)
             return found
 
-    def reference(self) -> Callable[[MicroBatch, float], Tensor]:
+    def reference(self, ranks: Ranks) -> Callable[[MicroBatch, float], Tensor]:
         """`logprobs` of the base model: this one without its adapters, else a second one, frozen."""
         if not self.adapted:
             base = Policy(self.folder)
             base.model.requires_grad_(False)
+            ranks.shard(base.net)
             return base.logprobs
 
         def without_adapters(batch: MicroBatch, temperature: float) -> Tensor:
@@ -97,35 +88,36 @@ class Policy:
 
         return without_adapters
 
-    def write_weights(self, folder: Path) -> None:
+    def write_weights(self, folder: Path | None) -> None:
         """What rollout workers need of a new version: the adapters, or `model.safetensors` by its Hugging Face names.
 
-        The latter in the engine's own precision: float32 on a CPU, bfloat16 on a GPU: half the bytes.
+        The latter in the engine's own precision: float32 on a CPU, bfloat16 on a GPU: half the bytes. All ranks take
+        part; one without a folder gives its shards and writes nothing.
         """
         if self.adapted:
-            adapters.write_adapter(self.model, folder)
+            trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+            state = whole(trained, torch.float32, folder is not None)
+            if folder is not None:
+                adapters.write_adapter(self.model, folder, state)
             return
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        save_file(self._tensors(dtype), folder / WEIGHTS, metadata={"format": "pt"})
+        tensors = whole(self.model.state_dict(keep_vars=True).items(), dtype, folder is not None)
+        if folder is not None:
+            save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
-    def write_model(self, folder: Path) -> None:
-        """A whole model folder, float32, adapters merged, the base model's other files: loads where the base does."""
+    def write_model(self, folder: Path | None) -> None:
+        """A whole model folder, float32, adapters merged, the base model's other files: loads where the base does.
+
+        `folder` None as in `write_weights`.
+        """
+        state = whole(self.model.state_dict(keep_vars=True).items(), torch.float32, folder is not None)
+        if folder is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self.folder.iterdir()):
             if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
-        save_file(self._tensors(torch.float32), folder / WEIGHTS, metadata={"format": "pt"})
-
-    def _tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Each tensor once: of tied ones, the first name."""
-        seen: set[int] = set()
-        found: dict[str, Tensor] = {}
-        for name, tensor in adapters.merged(self.model).items():
-            if tensor.data_ptr() not in seen:
-                seen.add(tensor.data_ptr())
-                cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
-                found[name] = cast.cpu().contiguous()
-        return found
+        save_file(adapters.merged(self.model, state), folder / WEIGHTS, metadata={"format": "pt"})
 
 
 # ── shared with the critic ───────────────────────────────────────────────────────────────────────────────────────────
@@ -155,13 +147,27 @@ def load_model(kind: Any, folder: Path, gradient_checkpointing: bool) -> Any:
     return model
 
 
+@torch.no_grad()
+def whole(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, kept: bool) -> dict[str, Tensor]:
+    """Each tensor once (of tied ones, the first name), gathered where it is in shards, in main memory.
+
+    All ranks call it alike, one tensor after the other; a rank that does not keep them gets none.
+    """
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        full = cast.full_tensor() if isinstance(cast, DTensor) else cast
+        if kept:
+            found[name] = full.detach().cpu().contiguous()
+    return found
+
+
 def chosen_hidden(base: Any, batch: MicroBatch) -> Tensor:
     """[N, D] last hidden states at the positions that predict the contributing tokens."""
     hidden_BTD = base(input_ids=batch.inputs_BT, use_cache=False).last_hidden_state
     found: Tensor = hidden_BTD[batch.rows_N, batch.positions_N]
     return found
-
-
-def _chosen(head: nn.Module, hidden_nD: Tensor, targets_n: Tensor, temperature: float) -> Tensor:
-    logits_nV = head(hidden_nD).float() / temperature
-    return logits_nV.gather(1, targets_n[:, None])[:, 0] - logits_nV.logsumexp(1)

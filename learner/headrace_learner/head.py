@@ -1,0 +1,97 @@
+"""Log-probabilities of chosen tokens straight from hidden states: full logits never exist.
+
+    forward    for each chunk of tokens: logits ─► their log-sum and the target's, kept; the logits are dropped
+    backward   for each chunk: logits again ─► softmax, scaled by the incoming gradient, in place ─► both products
+
+Autograd over the same lines would hold four arrays of the logits' size a chunk and a gradient of the whole head for
+each; written out, it is one array and one gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LOGITS_AT_ONCE = 2**24
+"""Logits of one chunk, float32: 64 MiB, whatever the vocabulary."""
+
+
+def chosen_logprobs(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+    """[N] float32: log softmax((hidden·Wᵀ + bias) / temperature) at the targets. Differentiable once."""
+    found: Tensor = _ChosenLogprobs.apply(hidden_ND, head.weight, head.bias, targets_N, temperature)
+    return found
+
+
+class _ChosenLogprobs(torch.autograd.Function):
+    """N tokens in chunks of n, D hidden, V words; products in autocast's precision, logits in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, temperature: float
+    ) -> Tensor:
+        ctx.dtype = _product_dtype(hidden_ND)
+        ctx.temperature = temperature
+        logprobs_N = torch.empty(len(hidden_ND), dtype=_logit_dtype(ctx.dtype), device=hidden_ND.device)
+        log_sums_N = torch.empty_like(logprobs_N)
+        cast_VD = weight_VD.to(ctx.dtype)
+        for chunk in _chunks(hidden_ND, weight_VD):
+            logits_nV = _logits(ctx, hidden_ND[chunk], cast_VD, bias_V)
+            log_sums_N[chunk] = logits_nV.logsumexp(1)
+            logprobs_N[chunk] = logits_nV.gather(1, targets_N[chunk, None])[:, 0] - log_sums_N[chunk]
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, log_sums_N)
+        return logprobs_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """∂ log p(target) / ∂ logits = onehot(target) − softmax."""
+        hidden_ND, weight_VD, bias_V, targets_N, log_sums_N = ctx.saved_tensors
+        wanted_hidden, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
+        to_hidden_ND = torch.empty_like(hidden_ND) if wanted_hidden else None
+        to_weight_VD = torch.zeros_like(weight_VD) if wanted_weight else None
+        to_bias_V = torch.zeros_like(bias_V) if wanted_bias else None
+        cast_VD = weight_VD.to(ctx.dtype)
+        for chunk in _chunks(hidden_ND, weight_VD):
+            gradient_n1 = gradients[0][chunk, None]
+            logits_nV = _logits(ctx, hidden_ND[chunk], cast_VD, bias_V)
+            to_logits_nV = logits_nV.sub_(log_sums_N[chunk, None]).exp_().mul_(-gradient_n1)
+            to_logits_nV.scatter_add_(1, targets_N[chunk, None], gradient_n1)
+            to_logits_nV = to_logits_nV.div_(ctx.temperature).to(ctx.dtype)
+            if to_hidden_ND is not None:
+                to_hidden_ND[chunk] = (to_logits_nV @ cast_VD).to(hidden_ND.dtype)
+            if to_weight_VD is not None:
+                _add_product(to_weight_VD, to_logits_nV.T, hidden_ND[chunk].to(ctx.dtype))
+            if to_bias_V is not None:
+                to_bias_V += to_logits_nV.sum(0)
+        return to_hidden_ND, to_weight_VD, to_bias_V, None, None
+
+
+def _logits(ctx: Any, hidden_nD: Tensor, cast_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    logits_nV = (hidden_nD.to(ctx.dtype) @ cast_VD.T).to(_logit_dtype(ctx.dtype))
+    if bias_V is not None:
+        logits_nV += bias_V
+    return logits_nV if ctx.temperature == 1 else logits_nV.div_(ctx.temperature)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without an array of its size where the dtypes allow it."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
+    size = max(1, _LOGITS_AT_ONCE // len(weight_VD))
+    return [slice(start, start + size) for start in range(0, len(hidden_ND), size)]
+
+
+def _product_dtype(hidden_ND: Tensor) -> torch.dtype:
+    kind = hidden_ND.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+
+
+def _logit_dtype(product: torch.dtype) -> torch.dtype:
+    """float32, or better where the model has it."""
+    return torch.promote_types(product, torch.float32)

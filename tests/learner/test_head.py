@@ -1,0 +1,62 @@
+"""The chunked log-probabilities against full logits and autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from headrace_learner import head
+from headrace_learner.head import chosen_logprobs
+
+
+def cases(bias: bool, dtype: torch.dtype = torch.float64) -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)
+    layer = nn.Linear(8, 21, bias=bias, dtype=dtype)
+    return layer, torch.randn(13, 8, dtype=dtype, requires_grad=True), torch.randint(0, 21, (13,))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 100])
+def test_values_and_gradients_are_those_of_full_logits(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, temperature: float, chunk_tokens: int
+) -> None:
+    monkeypatch.setattr(head, "_LOGITS_AT_ONCE", 21 * chunk_tokens)
+    layer, hidden, targets = cases(bias)
+    weights = torch.randn(13, dtype=torch.float64)
+    expected = torch.log_softmax(layer(hidden) / temperature, -1).gather(1, targets[:, None])[:, 0]
+    inputs = [hidden, *layer.parameters()]
+    oracle = torch.autograd.grad((expected * weights).sum(), inputs)
+    found = chosen_logprobs(layer, hidden, targets, temperature)
+    torch.testing.assert_close(found, expected)
+    for gradient, value in zip(torch.autograd.grad((found * weights).sum(), inputs), oracle, strict=True):
+        torch.testing.assert_close(gradient, value)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    layer, hidden, targets = cases(bias=False)
+    layer.requires_grad_(False)
+    chosen_logprobs(layer, hidden, targets, 1.0).sum().backward()
+    assert layer.weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_no_token_is_no_gradient() -> None:
+    layer, hidden, targets = cases(bias=False)
+    chosen_logprobs(layer, hidden[:0], targets[:0], 1.0).sum().backward()
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+
+
+def test_autocast_computes_products_in_its_precision_and_logits_in_float32() -> None:
+    layer, hidden, targets = cases(bias=False, dtype=torch.float32)
+    exact = chosen_logprobs(layer, hidden, targets, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = chosen_logprobs(layer, hidden, targets, 1.0)
+        rounded.sum().backward()
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02)
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
