@@ -45,7 +45,7 @@ default. A dash is a default that depends on the model or the data; the value in
 - `max_context` is at most what the model takes, and `max_tokens` gives way to long prompts, where you set neither;
 - evaluations every tenth of the job, checkpoints every fifth.
 
-How `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, `clip_low`, `clip_high` and `importance_cap`
+How `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, the clip and the staleness weight
 work together is one page of its own: [staleness.md](staleness.md).
 """
 
@@ -226,9 +226,12 @@ def _allowed(model: type[BaseModel], name: str) -> str:
 def _one_allowed(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
-    kind = {"integer": "integer", "number": "number", "string": "path" if "format" in schema else "text"}[
-        schema["type"]
-    ]
+    kind = {
+        "boolean": "true or false",
+        "integer": "integer",
+        "number": "number",
+        "string": "path" if "format" in schema else "text",
+    }[schema["type"]]
     bounds = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
     return " ".join([kind, ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds if key in schema)]).strip()
 
