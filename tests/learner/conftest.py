@@ -46,6 +46,6 @@ def make_trainer(model_folder: Path) -> Callable[..., Trainer]:
     def make(**given: object) -> Trainer:
         torch.manual_seed(0)
         settings = hyperparameters(**given)
-        return Trainer(Policy(model_folder), algorithm(settings.algorithm), settings)
+        return Trainer(Policy(model_folder, settings), algorithm(settings.algorithm), settings)
 
     return make

@@ -1,13 +1,17 @@
-"""Small settings, and synthetic groups whose every figure the test chooses."""
+"""Small settings, synthetic groups whose every figure the test chooses, and a look into a trainer's updates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Completion, Group, sampled_completion
+from headrace_core.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
+from headrace_learner.descent import Descent
 
 VOCAB = 32
 
@@ -26,24 +30,93 @@ def hyperparameters(**given: object) -> Hyperparameters:
 
 
 def random_group(
-    group_id: int, versions: Sequence[int] = (0,), completions: int = 4, rewards: Sequence[float | None] | None = None
+    group_id: int,
+    versions: Sequence[int] = (0,),
+    completions: int = 4,
+    rewards: Sequence[float | None] | None = None,
+    greedy: float | None = None,
 ) -> Group:
-    """A prompt and completions of random tokens and lengths; each completion's versions ascend through `versions`."""
+    """A prompt and completions of random tokens and lengths; each completion's versions ascend through `versions`.
+
+    With `greedy`, also a greedy completion of that reward.
+    """
     rng = np.random.default_rng(group_id)
     if rewards is None:
         rewards = [float(rng.integers(0, 2)) for _ in range(completions)]
-    made: list[Completion] = []
-    for reward in rewards:
-        size = int(rng.integers(3, 12))
-        made.append(
-            sampled_completion(
-                rng.integers(0, VOCAB, size).astype(np.int32),
-                np.log(rng.uniform(0.02, 0.06, size)).astype(np.float32),
-                np.array([versions[i * len(versions) // size] for i in range(size)], np.int32),
-                "stop",
-                reward,
-                {} if reward is None else {"right": reward},
-            )
-        )
+    made = [_random_completion(rng, versions, reward) for reward in rewards]
     prompt = rng.integers(0, VOCAB, int(rng.integers(2, 6))).astype(np.int32)
-    return Group(group_id, 1, group_id, min(versions), prompt, tuple(made))
+    baseline = None if greedy is None else _random_completion(rng, versions[-1:], greedy)
+    return Group(group_id, 1, group_id, min(versions), prompt, tuple(made), baseline)
+
+
+def eventful_group(group_id: int) -> Group:
+    """Everything at once, for an update of version 3 with max_staleness 1.
+
+    Tokens of the ages 3, 1 and 0; a completion wholly too old, whose reward counts all the same; one without a reward;
+    in each, an environment token, a loss weight of 0.5 and, where it is long enough, one of 0; a greedy completion.
+    Tokens of odd groups were sampled by a policy that liked them less: half of the staleness weights are above 1.
+    """
+    rng = np.random.default_rng(group_id)
+    rewards = [float(reward) for reward in rng.normal(0.5, 1.0, 5)]
+    group = random_group(group_id, (0, 2, 3), rewards=[*rewards[:2], None, *rewards[2:4]], greedy=rewards[4])
+    group.completions[1].versions[:] = 0
+    for completion in group.completions:
+        completion.versions[1] = NO_VERSION
+        completion.logprobs[1] = np.nan
+        completion.roles[1] = Role.ENVIRONMENT
+        completion.loss_weights[-1] = 0.5
+        completion.loss_weights[4:5] = 0.0
+        completion.logprobs[:] -= 0.8 * (group_id % 2)
+    return group
+
+
+def _random_completion(rng: np.random.Generator, versions: Sequence[int], reward: float | None) -> Completion:
+    size = int(rng.integers(3, 12))
+    return sampled_completion(
+        rng.integers(0, VOCAB, size).astype(np.int32),
+        np.log(rng.uniform(0.02, 0.06, size)).astype(np.float32),
+        np.array([versions[i * len(versions) // size] for i in range(size)], np.int32),
+        "stop",
+        reward,
+        {} if reward is None else {"right": reward},
+    )
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimizer had before it: parameters in the model's order."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+
+
+def recorded(descent: Descent, move: bool = True) -> list[Update]:
+    """Its updates from now on; without `move` they leave the weights as they are."""
+    updates: list[Update] = []
+    step = descent.optimizer.step
+
+    def note(closure: None = None) -> None:
+        parameters = list(descent.model.parameters())
+        gradients = [p.grad.clone() for p in parameters if p.grad is not None]
+        updates.append(Update([p.detach().clone() for p in parameters], gradients))
+        if move:
+            step()
+
+    descent.optimizer.step = note  # type: ignore[method-assign,assignment]
+    return updates
+
+
+def disturb(model: nn.Module, seed: int = 1) -> None:
+    """Move every weight by chance, so that nothing is zero, uniform or as it was loaded."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
+    """Every element, relative to the largest of all."""
+    scale = max(float(e.abs().max()) for e in expected)
+    assert scale > 0, "there is nothing to compare"
+    apart = max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True))
+    assert apart <= tolerance * scale, f"apart by {apart / scale:.2g} of the largest"

@@ -1,0 +1,291 @@
+"""The objectives, written down a second time: from the formulas alone, one sequence at a time, in plain loops.
+
+Nothing here is shared with the learner but the settings. Full logits of one sequence, no packing, no micro-batches;
+the gradient is autograd's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.trajectory import Group, Role
+
+
+@dataclass
+class Token:
+    """One that contributes; log-probabilities are of the sampling temperature."""
+
+    place: int
+    """Its position in prompt and completion."""
+    age: int
+    weight: float
+    behaviour: float
+    before: float
+    """By the policy before the step's first update."""
+    base: float
+    value: float
+    penalty: float = 0.0
+    advantage: float = 0.0
+    target: float = 0.0
+    """What the critic should say."""
+
+
+@dataclass
+class Sampled:
+    """One completion with a reward."""
+
+    ids: list[int]
+    reward: float
+    greedy: float
+    tokens: list[Token] = field(default_factory=list)
+
+
+Step = list[list[Sampled]]
+"""By group."""
+
+
+@dataclass
+class Models:
+    """As they were before the step. `critic` is a pair of base model and head."""
+
+    policy: Any
+    base: Any
+    critic: Any = None
+
+
+def read(groups: Sequence[Group], version: int, s: Hyperparameters, models: Models) -> Step:
+    """The step, with advantages."""
+    step = [_group(group, version, s, models) for group in groups]
+    if s.kl_coefficient and s.kl_in == "reward":
+        for token in _tokens(step):
+            policy = token.before if s.proximal == "recompute" else token.behaviour
+            token.penalty = s.kl_coefficient * _kl(policy - token.base, s)
+    ADVANTAGES[s.algorithm](step, s)
+    if s.algorithm in ("reinforce_pp", "ppo"):
+        found = [token.advantage for token in _tokens(step)]
+        for token in _tokens(step):
+            token.advantage = _clamp((token.advantage - fmean(found)) / (pstdev(found) + 1e-6), s)
+    return step
+
+
+def _group(group: Group, version: int, s: Hyperparameters, models: Models) -> list[Sampled]:
+    found = []
+    for completion in group.completions:
+        if completion.reward is None:
+            continue
+        greedy = math.nan if group.greedy is None or group.greedy.reward is None else group.greedy.reward
+        prompt = group.prompt_ids.tolist()
+        sampled = Sampled([*prompt, *completion.token_ids.tolist()], completion.reward, greedy)
+        with torch.no_grad():
+            before = log_softmax(models.policy, sampled, s)
+            base = log_softmax(models.base, sampled, s) if s.kl_coefficient else before
+            value = values(models.critic, sampled) if models.critic is not None else torch.zeros(len(sampled.ids))
+        for i, role in enumerate(completion.roles.tolist()):
+            age, place = version - int(completion.versions[i]), len(prompt) + i
+            if role != Role.COMPLETION or completion.loss_weights[i] == 0 or age > s.max_staleness:
+                continue
+            at = (place - 1, sampled.ids[place])
+            sampled.tokens.append(
+                Token(
+                    place=place,
+                    age=age,
+                    weight=float(completion.loss_weights[i]),
+                    behaviour=float(completion.logprobs[i]),
+                    before=before[at].item(),
+                    base=base[at].item(),
+                    value=value[place - 1].item(),
+                )
+            )
+        found.append(sampled)
+    return found
+
+
+def log_softmax(model: Any, sampled: Sampled, s: Hyperparameters) -> Tensor:
+    """[T, V]: row t is of the token at t + 1."""
+    return torch.log_softmax(model(input_ids=torch.tensor([sampled.ids])).logits[0] / s.temperature, -1)
+
+
+def values(critic: Any, sampled: Sampled) -> Tensor:
+    """[T]: element t is the value before the token at t + 1."""
+    base, head = critic
+    found: Tensor = head(base(input_ids=torch.tensor([sampled.ids])).last_hidden_state)[0, :, 0]
+    return found
+
+
+def _tokens(step: Step) -> list[Token]:
+    return [token for group in step for sampled in group for token in sampled.tokens]
+
+
+def _kl(d: Any, s: Hyperparameters) -> Any:
+    exp = torch.exp if isinstance(d, Tensor) else math.exp
+    return {"k1": lambda: d, "k2": lambda: d * d / 2, "k3": lambda: exp(-d) - 1 + d}[s.kl_estimator]()
+
+
+# ── advantages ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _clamp(x: float, s: Hyperparameters) -> float:
+    return x if s.advantage_clip is None else max(-s.advantage_clip, min(s.advantage_clip, x))
+
+
+def _compared(step: Step, s: Hyperparameters, compare: Callable[[list[float], int], float]) -> None:
+    for group in step:
+        scores = [sampled.reward - sum(token.penalty for token in sampled.tokens) for sampled in group]
+        for i, sampled in enumerate(group):
+            for token in sampled.tokens:
+                token.advantage = _clamp(compare(scores, i), s)
+
+
+def _grpo(step: Step, s: Hyperparameters) -> None:
+    _compared(step, s, lambda scores, i: (scores[i] - fmean(scores)) / (pstdev(scores) + 1e-6))
+
+
+def _dr_grpo(step: Step, s: Hyperparameters) -> None:
+    _compared(step, s, lambda scores, i: scores[i] - fmean(scores))
+
+
+def _rloo(step: Step, s: Hyperparameters) -> None:
+    _compared(step, s, lambda scores, i: scores[i] - fmean(scores[:i] + scores[i + 1 :]))
+
+
+def _remax(step: Step, s: Hyperparameters) -> None:
+    for sampled in (sampled for group in step for sampled in group):
+        for t, token in enumerate(sampled.tokens):
+            to_go = sum(s.gamma**k * later.penalty for k, later in enumerate(sampled.tokens[t:]))
+            token.advantage = _clamp(sampled.reward - sampled.greedy, s) - to_go
+
+
+def _rewards(sampled: Sampled) -> list[float]:
+    last = len(sampled.tokens) - 1
+    return [(sampled.reward if t == last else 0.0) - token.penalty for t, token in enumerate(sampled.tokens)]
+
+
+def _reinforce_pp(step: Step, s: Hyperparameters) -> None:
+    for sampled in (sampled for group in step for sampled in group):
+        for t, token in enumerate(sampled.tokens):
+            token.advantage = sum(s.gamma**k * r for k, r in enumerate(_rewards(sampled)[t:]))
+
+
+def _ppo(step: Step, s: Hyperparameters) -> None:
+    for sampled in (sampled for group in step for sampled in group):
+        v = [*(token.value for token in sampled.tokens), 0.0]
+        delta = [r + s.gamma * v[t + 1] - v[t] for t, r in enumerate(_rewards(sampled))]
+        for t, token in enumerate(sampled.tokens):
+            token.advantage = sum((s.gamma * s.gae_lambda) ** k * d for k, d in enumerate(delta[t:]))
+            token.target = token.advantage + token.value
+
+
+ADVANTAGES: dict[str, Callable[[Step, Hyperparameters], None]] = {
+    "grpo": _grpo,
+    "dr_grpo": _dr_grpo,
+    "rloo": _rloo,
+    "reinforce_pp": _reinforce_pp,
+    "remax": _remax,
+    "ppo": _ppo,
+    "dapo": _grpo,
+    "gspo": _grpo,
+    "cispo": _grpo,
+    "m2po": _grpo,
+}
+
+
+# ── losses ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def policy_loss(step: Step, part: slice, s: Hyperparameters, policy: Any) -> Tensor:
+    """Of one minibatch, the groups `part`, by the policy as it is now."""
+    kept = _below_second_moment(step, s)
+    per_sequence: list[list[Tensor]] = []
+    for sampled in (sampled for group in step[part] for sampled in group):
+        if not sampled.tokens:
+            per_sequence.append([])
+            continue
+        every = log_softmax(policy, sampled, s)
+        current = [every[token.place - 1, sampled.ids[token.place]] for token in sampled.tokens]
+        proximal = [_proximal(token, now.item(), s) for token, now in zip(sampled.tokens, current, strict=True)]
+        weights = _importance(sampled, proximal, s, kept)
+        losses = []
+        for i, token in enumerate(sampled.tokens):
+            ratio = torch.exp(current[i] - proximal[i])
+            if s.algorithm == "gspo":
+                ratio = torch.exp(sum(c - p for c, p in zip(current, proximal, strict=True)) / len(current))
+            loss = weights[i] * _loss(ratio, current[i], token.advantage, s)
+            if s.kl_coefficient and s.kl_in == "loss":
+                loss = loss + weights[i] * s.kl_coefficient * _kl(current[i] - token.base, s)
+            losses.append(token.weight * loss)
+        per_sequence.append(losses)
+    return _mean(per_sequence, s)
+
+
+def value_loss(step: Step, part: slice, s: Hyperparameters, critic: Any) -> Tensor:
+    """Of one minibatch, by the critic as it is now."""
+    per_sequence: list[list[Tensor]] = []
+    for sampled in (sampled for group in step[part] for sampled in group):
+        now = values(critic, sampled) if sampled.tokens else torch.zeros(0)
+        losses = []
+        for token in sampled.tokens:
+            value = now[token.place - 1]
+            near = token.value + torch.clamp(value - token.value, -s.value_clip, s.value_clip)
+            losses.append(token.weight * torch.max((value - token.target) ** 2, (near - token.target) ** 2) / 2)
+        per_sequence.append(losses)
+    return _mean(per_sequence, s)
+
+
+def _proximal(token: Token, now: float, s: Hyperparameters) -> float:
+    if s.proximal == "interpolate":
+        return token.behaviour + token.age / (token.age + 1) * (now - token.behaviour)
+    return token.before if s.proximal == "recompute" else token.behaviour
+
+
+def _importance(sampled: Sampled, proximal: list[float], s: Hyperparameters, kept: set[int]) -> list[float]:
+    logs = [p - token.behaviour for p, token in zip(proximal, sampled.tokens, strict=True)]
+    if s.importance_level == "sequence":
+        logs = [sum(logs)] * len(logs)
+    if s.importance_level == "geometric":
+        logs = [fmean(logs)] * len(logs)
+    found = []
+    for log, token in zip(logs, sampled.tokens, strict=True):
+        w = math.exp(log)
+        found.append(
+            {
+                "truncate": min(w, s.importance_cap),
+                "mask": w if 1 / s.importance_cap <= w <= s.importance_cap else 0.0,
+                "second_moment": w if id(token) in kept else 0.0,
+                "none": 1.0,
+            }[s.importance]
+        )
+    return found
+
+
+def _below_second_moment(step: Step, s: Hyperparameters) -> set[int]:
+    """Of single tokens: the furthest off goes, one by one, until the mean square of the rest is within the bound."""
+    left = {id(token): (token.before - token.behaviour) ** 2 for token in _tokens(step)}
+    while left and fmean(left.values()) > s.second_moment:
+        del left[max(left, key=lambda token: left[token])]
+    return set(left)
+
+
+def _loss(ratio: Tensor, current: Tensor, advantage: float, s: Hyperparameters) -> Tensor:
+    near = torch.clamp(ratio, 1 - s.clip_low, 1 + s.clip_high)
+    if s.algorithm in ("rloo", "remax", "m2po"):
+        return -ratio * advantage
+    if s.algorithm == "cispo":
+        return -near.item() * advantage * current
+    return -torch.min(ratio * advantage, near * advantage)
+
+
+def _mean(per_sequence: list[list[Tensor]], s: Hyperparameters) -> Tensor:
+    sums = [torch.stack(losses).sum() for losses in per_sequence if losses]
+    if s.loss_mean == "token":
+        return torch.stack(sums).sum() / sum(len(losses) for losses in per_sequence)
+    if s.loss_mean == "constant":
+        return torch.stack(sums).sum() / (len(per_sequence) * s.max_tokens)
+    return torch.stack([torch.stack(losses).mean() for losses in per_sequence if losses]).mean()

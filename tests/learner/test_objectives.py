@@ -1,0 +1,162 @@
+"""Every gradient of every preset against autograd of the objective as written down in `learner_oracle`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import learner_oracle as oracle
+import pytest
+import torch
+from learner_cases import Update, assert_close, disturb, eventful_group, hyperparameters, recorded
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from headrace_core.algorithms import ALGORITHMS
+from headrace_core.trajectory import Group
+from headrace_learner.algorithms import IMPLEMENTATIONS
+from headrace_learner.trainer import StepResult, Trainer
+
+Make = Callable[..., Trainer]
+VERSION = 3
+GROUPS = [eventful_group(i) for i in range(4)]
+SMALL = {"max_staleness": 1, "temperature": 0.7, "max_grad_norm": 1e9, "learning_rate": 3e-3, "minibatches": 2}
+"""The bound masks one age, the temperature is not 1, no gradient is scaled down; the second minibatch sees a policy
+that the first has moved."""
+TOLERANCE = 2e-5
+
+
+def moved(make_trainer: Make, **settings: object) -> Trainer:
+    """Its models are no longer what they were loaded as: else no divergence, no value is there to be wrong."""
+    trainer = make_trainer(**settings)
+    disturb(trainer.policy.model)
+    if trainer.critic is not None:
+        disturb(trainer.critic.net, seed=2)
+    return trainer
+
+
+def before_the_step(trainer: Trainer) -> oracle.Models:
+    critic = None
+    if trainer.critic is not None:
+        critic = copy.deepcopy((trainer.critic.net.base, trainer.critic.net.head))
+    base = AutoModelForCausalLM.from_pretrained(trainer.policy.folder, dtype=torch.float32)
+    return oracle.Models(copy.deepcopy(trainer.policy.model), base, critic)
+
+
+def gradient(loss: Callable[[], Tensor], models: Sequence[nn.Module], update: Update) -> list[Tensor]:
+    """Of the loss, at the weights that the update began with."""
+    parameters = [p for model in models for p in model.parameters()]
+    with torch.no_grad():
+        for parameter, weight in zip(parameters, update.weights, strict=True):
+            parameter.copy_(weight)
+    return list(torch.autograd.grad(loss(), parameters))
+
+
+def compare(make_trainer: Make, groups: Sequence[Group] = GROUPS, **settings: Any) -> StepResult:
+    """One step, each update's gradients against the oracle's; at least one of them must be there."""
+    settings = SMALL | settings
+    s = hyperparameters(**settings)
+    trainer = moved(make_trainer, **settings)
+    models = before_the_step(trainer)
+    step = oracle.read(groups, VERSION, s, models)
+    updates = recorded(trainer.descents["policy"])
+    critic_updates = recorded(trainer.descents["critic"]) if trainer.critic is not None else []
+    result = trainer.step(groups, VERSION)
+
+    size = len(groups) // s.minibatches
+    parts = [slice(i * size, (i + 1) * size) for i in range(s.minibatches)]
+    assert len(updates) == len(parts)
+    now = copy.deepcopy(models)
+    for part, update in zip(parts, updates, strict=True):
+        expected = gradient(lambda part=part: oracle.policy_loss(step, part, s, now.policy), [now.policy], update)
+        assert_close(update.gradients, expected, TOLERANCE)
+    for part, update in zip(parts, critic_updates, strict=bool(critic_updates)):
+        expected = gradient(lambda part=part: oracle.value_loss(step, part, s, now.critic), now.critic, update)
+        assert_close(update.gradients, expected, TOLERANCE)
+    return result
+
+
+def test_the_oracle_knows_every_preset() -> None:
+    assert oracle.ADVANTAGES.keys() == IMPLEMENTATIONS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+def test_a_preset_with_its_own_settings(make_trainer: Make, name: str) -> None:
+    result = compare(make_trainer, algorithm=name, batch_size=4, group_size=5)
+    assert result.counts.masked.total() > 0
+    assert result.counts.contributing.keys() == {0, 1}
+    defaults = ALGORITHMS[name].defaults
+    assert ("reference_kl" in result.measured.extra) == ("kl_coefficient" in defaults)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "estimator"),
+    [
+        *[("grpo", "reward", "k1"), ("grpo", "reward", "k2"), ("grpo", "reward", "k3")],
+        *[("grpo", "loss", "k2"), ("grpo", "loss", "k3")],
+        *[("reinforce_pp", "reward", "k1"), ("reinforce_pp", "loss", "k3"), ("remax", "loss", "k2")],
+    ],
+)
+def test_a_divergence(make_trainer: Make, name: str, place: str, estimator: str) -> None:
+    found = compare(make_trainer, algorithm=name, kl_coefficient=0.3, kl_in=place, kl_estimator=estimator)
+    assert found.measured.extra["reference_kl"] != 0
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+@pytest.mark.parametrize("importance", ["truncate", "mask", "none"])
+def test_a_staleness_weight(make_trainer: Make, importance: str, level: str) -> None:
+    cap = {"token": 2.0, "sequence": 3.0, "geometric": 1.5}[level]
+    found = compare(make_trainer, importance=importance, importance_level=level, importance_cap=cap)
+    cut = found.measured.extra["importance_cut_share"]
+    assert cut == 0 if importance == "none" else 0 < cut < 1
+
+
+@pytest.mark.parametrize("proximal", ["behaviour", "interpolate"])
+@pytest.mark.parametrize("name", ["gspo", "ppo", "cispo"])
+def test_a_proximal_policy(make_trainer: Make, name: str, proximal: str) -> None:
+    found = compare(make_trainer, algorithm=name, proximal=proximal, kl_coefficient=0.1, clip_low=0.1, clip_high=0.1)
+    assert 0 < found.measured.clip_share < 1
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
+def test_a_mean(make_trainer: Make, mean: str) -> None:
+    compare(make_trainer, algorithm="rloo", loss_mean=mean)
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
+def test_a_critic(make_trainer: Make, mean: str) -> None:
+    found = compare(
+        make_trainer,
+        algorithm="ppo",
+        loss_mean=mean,
+        gamma=0.9,
+        gae_lambda=0.8,
+        value_clip=0.01,
+        kl_coefficient=0.2,
+        advantage_clip=1.0,
+    )
+    assert found.measured.extra["value_loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["grpo", "reinforce_pp", "remax"])
+def test_a_clip_of_advantages_and_a_discount(make_trainer: Make, name: str) -> None:
+    compare(make_trainer, algorithm=name, advantage_clip=0.4, gamma=0.8, kl_coefficient=0.2)
+
+
+def test_a_clip_that_cuts(make_trainer: Make) -> None:
+    """In the second minibatch alone: the first sees u = 1 everywhere."""
+    found = compare(make_trainer, clip_low=0.01, clip_high=0.02)
+    assert 0 < found.measured.clip_share < 0.5
+    assert compare(make_trainer, minibatches=1, clip_low=0.01, clip_high=0.02).measured.clip_share == 0
+
+
+def test_a_group_without_a_greedy_reward_is_no_part_of_remax(make_trainer: Make) -> None:
+    lacking = Group(*(getattr(GROUPS[1], name) for name in Group.__slots__[:6]))
+    assert lacking.greedy is None
+    with_it = [GROUPS[0], lacking, GROUPS[2], GROUPS[3]]
+    trainers = [moved(make_trainer, algorithm="remax", **SMALL | {"minibatches": 1}) for _ in range(2)]
+    updates = [recorded(trainer.descents["policy"]) for trainer in trainers]
+    trainers[0].step(with_it, VERSION)
+    trainers[1].step([GROUPS[0], GROUPS[2], GROUPS[3]], VERSION)
+    assert_close(updates[0][0].gradients, updates[1][0].gradients, 1e-6)
