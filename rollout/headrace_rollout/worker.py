@@ -80,6 +80,7 @@ class RolloutWorker:
             kv_cache_gib=s.kv_cache_gib,
             seed=s.seed + sum(self._config.worker.encode()),  # workers must not sample the same completions
             update_mode=s.update_mode,
+            lora_rank=s.lora_rank,
             start_timeout=self._config.start_timeout,
         )
 

@@ -1,7 +1,12 @@
-"""Engines for the contract suite: each kind is started once a session, on a tiny random Qwen3 model."""
+"""Engines for the contract suite: each kind is started once a session, on a tiny random Qwen3 model.
+
+transformers, vllm   versions are whole weights, and one adapter, which is merged
+vllm-slot            every version is an adapter, in the slot of vLLM's LoRA layers
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -9,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import pytest_asyncio
 import tiny_model
-from engine_cases import Subject, Weights, engine_config, import_vllm
+from engine_cases import ADAPTER_RANK, Subject, Weights, adapted, engine_config, import_vllm
 
 from headrace_rollout.engines import create
 
@@ -24,23 +29,39 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
         model.model.norm.weight.data.mul_(tiny_model.torch.from_numpy(scale))
         models[f"norm{index}"] = model
     root = tmp_path_factory.mktemp("weights")
-    return {name: Weights(model, tiny_model.save(model, root / name)) for name, model in models.items()}
+    whole = {name: Weights(model, tiny_model.save(model, root / name)) for name, model in models.items()}
+    return whole | {"adapter": adapted(root / "adapter", seed=1)}
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
+    """As `weights`, each an adapter of its `first`; only what the last layer adds at last comes after all caches."""
+    root = tmp_path_factory.mktemp("adapters")
+    layers = {"first": "none of them", "second": "", "adapter": ""}
+    layers |= {f"norm{i}": "layers.1.mlp.down_proj" for i in range(3)}
+    return {name: adapted(root / name, seed, only) for seed, (name, only) in enumerate(layers.items())}
 
 
 ENGINES = [
     pytest.param("transformers", id="transformers"),
     pytest.param("vllm", id="vllm", marks=pytest.mark.vllm),
+    pytest.param("vllm-slot", id="vllm-slot", marks=pytest.mark.vllm),
 ]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=ENGINES)
-async def subject(request: pytest.FixtureRequest, weights: dict[str, Weights]) -> AsyncIterator[Subject]:
-    if request.param == "vllm":
+async def subject(
+    request: pytest.FixtureRequest, weights: dict[str, Weights], adapters: dict[str, Weights]
+) -> AsyncIterator[Subject]:
+    kind, slot, _ = request.param.partition("-slot")
+    if kind == "vllm":
         import_vllm()
     config = engine_config(weights)
-    engine = create(request.param, config)
+    if slot:
+        config = dataclasses.replace(config, lora_rank=ADAPTER_RANK, adapters="slot")
+    engine = create(kind, config)
     await engine.start()
-    yield Subject(engine, weights, {config.version: "first"})
+    yield Subject(engine, adapters if slot else weights, {config.version: "first"})
     await engine.close()
 
 

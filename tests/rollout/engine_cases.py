@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tiny_model
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3ForCausalLM
 
+from headrace_learner import adapters
 from headrace_rollout.engines.base import Engine, EngineConfig, UpdateMode, UpdateReport
 
 MAX_RUNNING = 16
+ADAPTER_RANK = 4
 
 
 @dataclass
@@ -40,6 +45,31 @@ class Subject:
 
     def model(self, version: int) -> Qwen3ForCausalLM:
         return self.weights[self.history[version]].model
+
+
+def adapted(folder: Path, seed: int, only: str = "") -> Weights:
+    """An adapter of the model `first`, as the learner publishes it, not zero in the layers with `only` in their name;
+    and the plain model that it makes of `first`."""
+    trained, plain = tiny_model.tiny_model(seed=11), tiny_model.tiny_model(seed=11)
+    adapters.attach(trained, ADAPTER_RANK, alpha=8.0, seed=seed)
+    chance = torch.Generator().manual_seed(seed)
+    for name, parameter in trained.named_parameters():
+        if ".lora_B." in name and only in name:
+            torch.nn.init.normal_(parameter, std=0.4, generator=chance)
+    folder.mkdir()
+    adapters.write_adapter(trained, folder)
+    plain.load_state_dict(adapters.merged(trained))
+    return Weights(plain, folder)
+
+
+def cut_short(folder: Path, damaged: Path) -> Path:
+    """A copy of a version's folder in which one tensor of the second layer is missing."""
+    shutil.copytree(folder, damaged, dirs_exist_ok=True)
+    (file,) = damaged.glob("*.safetensors")
+    tensors = load_file(file)
+    del tensors[max(name for name in tensors if "layers.1.mlp.up_proj" in name)]
+    save_file(tensors, file)
+    return damaged
 
 
 def engine_config(weights: dict[str, Weights]) -> EngineConfig:

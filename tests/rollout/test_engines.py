@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from engine_cases import MAX_RUNNING, Subject, Weights, engine_config
-from safetensors.torch import load_file, save_file
+from engine_cases import MAX_RUNNING, Subject, Weights, cut_short, engine_config
 from tiny_model import CONTEXT, EOS, VOCABULARY, next_token_logprobs, of_tokens
 
 from headrace_core.errors import WeightsDamaged
@@ -122,13 +121,13 @@ def mixed_logprobs(subject: Subject, tokens: Tokens, boundary: int, old: int, ne
     return logits.log_softmax(-1)
 
 
-@pytest.mark.parametrize("mode", ["keep_kv", "recompute"])
+@pytest.mark.parametrize(("to", "mode"), [("second", "keep_kv"), ("second", "recompute"), ("adapter", "keep_kv")])
 async def test_after_an_update_the_tail_is_distributed_by_the_new_weights(
-    subject: Subject, prompt: Tokens, mode: UpdateMode
+    subject: Subject, prompt: Tokens, to: str, mode: UpdateMode
 ) -> None:
     await subject.become("first")
     old = subject.engine.version
-    sampled, new = await update_in_flight(subject, prompt, "second", mode)
+    sampled, new = await update_in_flight(subject, prompt, to, mode)
     old = int(sampled.versions[0])
     assert sorted(set(sampled.versions.tolist())) == [old, new]
     cut = int((sampled.versions == old).sum())
@@ -195,28 +194,29 @@ def check_each_token_under_its_version(subject: Subject, prompt: Tokens, sampled
         np.testing.assert_allclose(sampled.logprobs[mine], expected[mine], atol=TOLERANCE)
 
 
-async def test_a_new_request_never_uses_a_prefix_cache_of_older_weights(subject: Subject) -> None:
+@pytest.mark.parametrize("to", ["second", "adapter"])
+async def test_a_new_request_never_uses_a_prefix_cache_of_older_weights(subject: Subject, to: str) -> None:
     long_prompt = np.random.default_rng(9).integers(2, VOCABULARY, size=160, dtype=np.int32)
     greedy = SamplingConfig(max_tokens=8, temperature=0.0)
     await subject.become("first")
     await subject.engine.generate(long_prompt, greedy)
-    await subject.become("second", "keep_kv")
+    await subject.become(to, "keep_kv")
     sampled = await subject.engine.generate(long_prompt, greedy)
     tokens = sequence(long_prompt, sampled)
-    expected = of_tokens(next_token_logprobs(subject.weights["second"].model, tokens), tokens, len(long_prompt))
+    expected = of_tokens(next_token_logprobs(subject.weights[to].model, tokens), tokens, len(long_prompt))
     np.testing.assert_allclose(sampled.logprobs, expected, atol=TOLERANCE)
 
 
 async def test_weights_that_cannot_be_loaded_leave_the_engine_as_it_was(
-    subject: Subject, prompt: Tokens, tmp_path_factory: pytest.TempPathFactory
+    subject: Subject, weights: dict[str, Weights], prompt: Tokens, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     await subject.become("first")
     version = subject.engine.version
-    empty, partial = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("partial")
-    tensors = load_file(subject.weights["second"].folder / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, partial / "model.safetensors")
-    for folder in (empty, partial):
+    empty, partial, no_adapter = (tmp_path_factory.mktemp(name) for name in ("empty", "partial", "no-adapter"))
+    cut_short(subject.weights["second"].folder, partial)
+    cut_short(subject.weights["adapter"].folder, no_adapter)
+    whole = [] if subject.weights is weights else [weights["second"].folder]  # not for a slot
+    for folder in (empty, partial, no_adapter, *whole):
         with pytest.raises(WeightsDamaged, match=folder.name):
             await subject.engine.update(version + 1, folder)
     sampled = await subject.engine.generate(prompt, SamplingConfig(max_tokens=8))

@@ -51,6 +51,8 @@ def next_token_logprobs(
 def processed_logprobs(logits: torch.Tensor, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
     """[..., VOCABULARY] natural log; -inf outside the smallest set of likeliest tokens with probability ≥ top_p."""
     logprobs = (logits / temperature).log_softmax(-1)
+    if top_p == 1.0:
+        return logprobs  # summed in float32, the probabilities before an unlikely token reach 1
     ordered, order = logprobs.sort(descending=True, dim=-1)
     before = ordered.exp().cumsum(-1) - ordered.exp()
     keep = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, order, before < top_p)

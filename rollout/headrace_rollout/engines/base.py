@@ -59,6 +59,12 @@ class EngineConfig:
     """`auto`: float32 on a CPU (bfloat16 has no hardware there), the model's own on a GPU."""
     seed: int = 0
     update_mode: UpdateMode = "keep_kv"
+    lora_rank: int | None = None
+    """Versions are adapters of up to this rank; None: they are whole weights."""
+    adapters: Literal["auto", "merged", "slot"] = "auto"
+    """Adapters are merged into the weights while a version is staged, or run beside them in vLLM's LoRA layers. `auto`:
+    merged on a CPU, where those layers made decoding 3 times slower; a slot on a GPU, where merging would stage whole
+    weights and round the adapter to bfloat16 (decision 0014)."""
     start_timeout: float = 300.0
     """Seconds until a start that has not finished is an `EngineFailure`."""
 
@@ -133,7 +139,10 @@ class Engine(Protocol):
         ...
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
-        """Apply a folder of weights (safetensors, Hugging Face names) as `version`; `mode` overrides the default."""
+        """Apply a folder of weights (safetensors, Hugging Face names) as `version`; `mode` overrides the default.
+
+        The folder may hold a LoRA adapter in PEFT's format instead: of the model the engine was started with.
+        """
         ...
 
     async def close(self) -> None:

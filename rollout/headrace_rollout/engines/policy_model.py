@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -33,6 +32,7 @@ from headrace_rollout.engines.slot_cache import (
     SlotCache,
     register_grouped_attention,
 )
+from headrace_rollout.engines.weight_files import BaseModel
 
 Tokens = npt.NDArray[np.int32]
 StagedWeights = list[tuple[torch.Tensor, torch.Tensor]]
@@ -47,6 +47,7 @@ class PolicyModel:
     def __init__(self, config: EngineConfig) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         register_grouped_attention()
+        self._base = BaseModel(config.model)
         # Typed loosely: the library has no types.
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             config.model, dtype=_dtype(config, self.device), local_files_only=True
@@ -133,22 +134,18 @@ class PolicyModel:
         return scores
 
     def stage(self, folder: Path) -> StagedWeights:
-        """(parameter, its new value) for every parameter, read from the safetensors files in `folder`.
+        """(parameter, its new value) for every parameter, of the version in `folder` (see `weight_files`).
 
         Raises `WeightsDamaged` where the files are not whole, or not of this model; the model is untouched.
         """
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise WeightsDamaged(f"no safetensors file in {folder}")
         staged: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for file in files:
-            for name, value in _read(file).items():
-                parameter = self._parameters.get(name)
-                if parameter is None or parameter.shape != value.shape:
-                    raise WeightsDamaged(f"{file}: {name} {tuple(value.shape)} is no parameter of this model")
-                # A copy: `load_file` only maps the file, whose pages would then be read after the swap, as steps wait.
-                new = value.to(self.device, parameter.dtype, copy=True)
-                staged[id(parameter)] = (parameter, new)  # tied names are one parameter: the files may hold any of them
+        for name, value in self._base.read(folder):
+            parameter = self._parameters.get(name)
+            if parameter is None or parameter.shape != value.shape:
+                raise WeightsDamaged(f"{folder}: {name} {tuple(value.shape)} is no parameter of this model")
+            # A copy: what is read may be a map of the file, whose pages would be read after the swap, as steps wait.
+            new = value.to(self.device, parameter.dtype, copy=True)
+            staged[id(parameter)] = (parameter, new)  # tied names are one parameter: the files may hold any of them
         missing = [name for name, parameter in self._parameters.items() if id(parameter) not in staged]
         if missing:
             raise WeightsDamaged(f"{folder} lacks {len(missing)} parameters, {missing[0]} among them")
@@ -219,13 +216,6 @@ def _tensors(model: Any) -> dict[str, torch.Tensor]:
     saved = set(model.state_dict().keys())
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: tensor for name, tensor in named if name in saved}
-
-
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(file)
-    except Exception as error:  # safetensors raises its own class and OSError alike for a file cut short
-        raise WeightsDamaged(f"{file} cannot be read: {error}") from error
 
 
 def _bytes_length(entry: tuple[bytes, list[int]]) -> int:

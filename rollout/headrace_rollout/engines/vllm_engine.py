@@ -17,6 +17,7 @@ Beyond the port's invariants:
 * A request's prefix cache is salted with the version at its submission, and none is submitted while the gate is closed.
   (One that vLLM had queued, unscheduled, before an update counts as in flight: under `keep_kv` it may use the older
   cache.)
+* Where versions are adapters in a slot of vLLM's, every request runs through that slot, from the first version on.
 * Whoever waits on vLLM (a request, an update) is woken with `EngineFailure` when its process dies or the engine closes.
 
 A greedy request's log-probabilities are those of the untempered softmax, over the whole vocabulary.
@@ -47,6 +48,7 @@ from headrace_rollout.engines.base import (
 )
 from headrace_rollout.engines.busy_clock import BusyClock
 from headrace_rollout.engines.vllm_process import VllmProcess
+from headrace_rollout.engines.vllm_weights import slot_request
 
 Result = TypeVar("Result")
 
@@ -70,6 +72,7 @@ class VllmEngine:
         self._request_ids = itertools.count()
         self._stop_tokens: tuple[int, ...] = ()
         self._vocabulary = 0
+        self._slot: Any = None
 
     @property
     def version(self) -> int:
@@ -88,6 +91,8 @@ class VllmEngine:
             self._stop_tokens = vllm_start.end_tokens(self._config.model)
             self._vocabulary = vllm_start.model_settings(self._config.model)["vocab_size"]
             self._process = await VllmProcess.start(self._config)
+            if vllm_start.in_slot(self._config):
+                self._slot = slot_request(self._config.model)
             await self._process.on_workers("headrace_prepare")
             await self._process.label(self._version)
         except Exception as error:
@@ -204,7 +209,8 @@ class VllmEngine:
         params.output_kind = RequestOutputKind.FINAL_ONLY
         prompt = tokens_input(tokens.tolist(), cache_salt=f"version {self._version}")
         try:
-            outputs = [output async for output in process.llm.generate(prompt, params, str(next(self._request_ids)))]
+            stream = process.llm.generate(prompt, params, str(next(self._request_ids)), lora_request=self._slot)
+            outputs = [output async for output in stream]
         except (VLLMClientError, ValueError) as error:
             raise RequestRefused(str(error)) from error
         return outputs[-1]

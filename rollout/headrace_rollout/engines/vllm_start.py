@@ -22,6 +22,9 @@ CPU_BLOCK_TOKENS = 32
 """Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
 of a group would never share their prompt's cache; the CPU kernels want a multiple of 32."""
 
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as `max_lora_rank`."""
+
 END_LIMIT = 10.0
 """Seconds until a killed process must be gone."""
 
@@ -46,8 +49,27 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "enable_log_requests": False,
+        **_adapter_arguments(config),
         **_device_arguments(config),
     }
+
+
+def in_slot(config: EngineConfig) -> bool:
+    """Whether adapters stay beside the weights, in vLLM's LoRA layers, instead of being merged into them."""
+    from vllm.platforms import current_platform
+
+    if config.lora_rank is None or config.adapters == "merged":
+        return False
+    return config.adapters == "slot" or not current_platform.is_cpu()
+
+
+def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
+    if config.lora_rank is None or not in_slot(config):
+        return {}
+    ranks = [rank for rank in VLLM_RANKS if rank >= config.lora_rank]
+    if not ranks:
+        raise ValueError(f"vLLM's LoRA layers hold ranks up to {VLLM_RANKS[-1]}, not {config.lora_rank}")
+    return {"enable_lora": True, "max_lora_rank": ranks[0], "max_loras": 1}
 
 
 def _device_arguments(config: EngineConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two ways to put new weights into a live vLLM model; both split the work into a long `stage` and a short `commit`.
+"""Three ways to put a new version into a live vLLM model; each splits its work: a long `stage`, a short `commit`.
 
     staging thread:  read safetensors ─► prepare ─┐            (generation goes on)
     worker thread :  step │ step │ step │ commit ◄┘ │ step …   (the pause is `commit` alone)
@@ -7,61 +7,33 @@
   plain parameter, so a live model can neither be loaded into nor be repacked quickly (a reload of 540 MB takes 0.5 to
   1.1 s, almost all of it packing). A second instance of the model is loaded and packed by the staging thread; `commit`
   swaps storage pointers and handlers module by module and copies nothing.
-* `StagedWeights` (everything else). The checkpoint is brought onto the device by the staging thread; `commit` runs
+* `StagedWeights` (accelerators). The checkpoint is brought onto the device by the staging thread; `commit` runs
   vLLM's own in-place reload from there, a copy within device memory that keeps every address captured graphs refer to.
+* `AdapterSlot` (accelerators, where versions are adapters). The adapter is read by the staging thread; `commit` copies
+  it into the one slot of vLLM's own LoRA layers that every request runs through. The base model is never touched.
+
+The first two take adapters as well as whole weights: they merge while staging (`weight_files`).
 
 Invariants: `commit` applies all of the last staged version or, where nothing is staged, raises and changes nothing; a
-checkpoint that lacks a tensor of the first one is refused at staging; memory of retired weights is freed after the
-commit, by another thread (unmapping 540 MB takes as long as copying it).
+version that lacks a tensor is refused at staging; memory of retired weights is freed after the commit, by another
+thread (unmapping 540 MB takes as long as copying it).
 
 Peak memory. `ShadowWeights`: while staging, the live packed weights, the new plain ones and the new packed ones (about
-3 × the weights); between updates, 1 ×. `StagedWeights`: 2 ×.
+3 × the weights); between updates, 1 ×. `StagedWeights`: 2 ×. `AdapterSlot`: 1 ×, and three times the adapter.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-
-class Checkpoint:
-    """What every version must hold: the tensors that the folder vLLM started from holds.
-
-    vLLM's own check is not enough: it loads several tensors into one parameter, and counts that as loaded after one.
-    """
-
-    def __init__(self, first: Path) -> None:
-        self._names = {name for file in _files(first) for name in _names(file)}
-
-    def read(self, folder: Path, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-        """All (name, tensor) in `folder`, memory-mapped on a CPU; raises ValueError, before the first, if one lacks."""
-        files = _files(folder)
-        missing = sorted(self._names.difference(*(_names(file) for file in files)))
-        if missing:
-            raise ValueError(f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} first")
-        for file in files:
-            with safe_open(file, framework="pt", device=device) as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    yield name, tensors.get_tensor(name)
-
-
-def _files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no *.safetensors in {folder}")
-    return files
-
-
-def _names(file: Path) -> set[str]:
-    with safe_open(file, framework="pt") as tensors:
-        return set(tensors.keys())
+from headrace_core.errors import WeightsDamaged
+from headrace_rollout.engines.weight_files import Adapter, BaseModel, is_adapter
 
 
 class WeightSwitch(Protocol):
@@ -104,7 +76,7 @@ class ShadowWeights:
         self._model_config = vllm_config.model_config
         if self._model_config.word_embeddings_untied_by_checkpoint:
             raise ValueError("the config ties the embeddings, but the checkpoint stores lm_head too; save it without")
-        self._checkpoint = Checkpoint(Path(self._model_config.model))
+        self._base = BaseModel(Path(self._model_config.model))
         self._shadow = _second_instance(vllm_config)
         self._pairs = list(zip(live.modules(), self._shadow.modules(), strict=True))
         self._slots = [
@@ -118,7 +90,7 @@ class ShadowWeights:
         self._staged = False
 
     def stage(self, folder: Path) -> None:
-        """Load and pack `folder` into the shadow; raises ValueError for a tensor it lacks."""
+        """Load and pack `folder` into the shadow; raises `WeightsDamaged` for a tensor it lacks."""
         self._staged = False
         try:
             self._load_and_pack(folder)
@@ -131,9 +103,10 @@ class ShadowWeights:
     def _load_and_pack(self, folder: Path) -> None:
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
+        self._base.require_whole(folder)
         for slot in self._slots:
             slot.open()
-        self._shadow.load_weights(self._checkpoint.read(folder))
+        self._shadow.load_weights(self._base.read(folder))
         process_weights_after_loading(self._shadow, self._model_config, torch.device("cpu"))
         for slot in self._slots:
             slot.drop_if_packed()
@@ -178,12 +151,13 @@ class StagedWeights:
 
     def __init__(self, runner: Any, device: torch.device) -> None:
         self._runner = runner
-        self._checkpoint = Checkpoint(Path(runner.model_config.model))
+        self._base = BaseModel(Path(runner.model_config.model))
         self._device = device
         self._staged: list[tuple[str, torch.Tensor]] = []
 
     def stage(self, folder: Path) -> None:
-        self._staged = list(self._checkpoint.read(folder, str(self._device)))
+        self._base.require_whole(folder)
+        self._staged = list(self._base.read(folder, str(self._device)))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -192,3 +166,45 @@ class StagedWeights:
             raise RuntimeError("no weights are staged")
         staged, self._staged = self._staged, []
         self._runner.reload_weights(weights_iterator=iter(staged))
+
+
+SLOT = 1
+"""vLLM's number of the adapter: the same for every version, as a request keeps the one it was submitted with."""
+
+
+def slot_request(model: Path) -> Any:
+    """What every request names, so that it runs through the slot. The folder is never read: the slot is always full."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("policy", SLOT, str(model))
+
+
+class AdapterSlot:
+    """See the module docstring. Built once, before the first request; until a commit the slot adds nothing."""
+
+    def __init__(self, runner: Any) -> None:
+        self._loader = runner.lora_manager
+        self._slots = self._loader._adapter_manager
+        self._staged: Any = None
+        embeddings = runner.get_model().embedding_modules
+        self._fill(self._slots.create_dummy_lora(SLOT, 1, embeddings))  # all zeros
+
+    def stage(self, folder: Path) -> None:
+        """Read `folder`; raises `WeightsDamaged` for what is no whole adapter, or vLLM's own ValueError."""
+        self._staged = None
+        if not is_adapter(folder):
+            raise WeightsDamaged(f"{folder} holds whole weights; this engine was started for adapters")
+        Adapter(folder)  # vLLM lets a missing factor pass
+        self._staged = self._loader._load_adapter(slot_request(folder))
+
+    def commit(self) -> None:
+        """Copy the staged adapter into the slot: small copies into memory that captured graphs refer to."""
+        if self._staged is None:
+            raise RuntimeError("no adapter is staged")
+        staged, self._staged = self._staged, None
+        self._fill(staged)
+
+    def _fill(self, adapter: Any) -> None:
+        self._slots.remove_adapter(SLOT)
+        self._slots.add_adapter(adapter)
+        self._slots.activate_adapter(SLOT)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from headrace_rollout.engines.vllm_weights import ShadowWeights, StagedWeights, WeightSwitch
+from headrace_rollout.engines.vllm_weights import AdapterSlot, ShadowWeights, StagedWeights, WeightSwitch
 
 
 class StagingThread:
@@ -64,7 +64,9 @@ class WeightExtension:
     def headrace_prepare(self) -> None:
         """Once, before the first request: choose the switch for this device and build what it needs."""
         switch: WeightSwitch
-        if self.device.type == "cpu":
+        if self.vllm_config.lora_config is not None:
+            switch = AdapterSlot(self.model_runner)
+        elif self.device.type == "cpu":
             switch = ShadowWeights(self.model_runner.get_model(), self.vllm_config)
         else:
             switch = StagedWeights(self.model_runner, self.device)
