@@ -1,4 +1,6 @@
-"""Writes docs/settings.md and docs/metrics.md from the code that they describe; a test holds them together.
+"""Writes docs/settings.md and docs/metrics.md from the code that they describe, docs/evidence.md from results.
+
+A test holds them together.
 
     .venv/bin/python docs/generate.py
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ from headrace_core.settings import Settings
 from headrace_gateway import cli
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import evidence_page  # noqa: E402
 
 SETTINGS_INTRO = """\
 # Settings
@@ -152,7 +158,7 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """File name → text."""
-    return {"settings.md": _settings(), "metrics.md": _metrics()}
+    return {"settings.md": _settings(), "metrics.md": _metrics(), "evidence.md": evidence_page.page()}
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
