@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -66,6 +67,31 @@ def test_no_trained_token_is_older_than_the_bound(service: Service, max_stalenes
     assert min(ages) == 0
     if max_staleness == 0:
         assert ages == {0}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "remax", "group_size": 2, "kl_coefficient": 0.05},
+        {"algorithm": "ppo", "proximal": "interpolate"},
+        {"algorithm": "dapo", "importance": "mask"},
+        {"algorithm": "grpo", "lora_rank": 4, "minibatches": 2, "learning_rate": 1e-2},
+    ],
+    ids=["remax", "ppo", "dapo", "lora"],
+)
+def test_other_ways_of_learning_run_end_to_end(service: Service, settings: dict[str, Any]) -> None:
+    job_id = service.submit(**settings)
+    service.wait(job_id, "succeeded")
+    ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
+    assert ledger["balanced"]
+    assert ledger["states"]["trained"] == 12
+    steps = service.metrics(job_id, "step")
+    assert [s["step"] for s in steps] == [1, 2, 3]
+    assert all(s["tokens"] > 0 for s in steps)
+    measured = {"remax": "reference_kl", "ppo": "value_loss"}.get(settings["algorithm"], "importance_cut_share")
+    assert all(measured in s["extra"] for s in steps)
+    # What the rollout worker samples from at the end is near what the learner trains: the weights have arrived.
+    assert abs(steps[-1]["behaviour_kl"]) < 0.2
 
 
 def test_a_cancelled_job_ends_and_makes_room(service: Service) -> None:
