@@ -1,0 +1,43 @@
+"""AdamW (arXiv 1711.05101), fused: each update passes once over parameters, gradients and moments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from headrace_core.hyperparameters import Hyperparameters
+
+BETAS = (0.9, 0.95)
+"""β₂ is below the usual 0.999: at a few hundred steps a longer memory of squared gradients never warms up."""
+
+
+def adamw(model: nn.Module, settings: Hyperparameters) -> torch.optim.Optimizer:
+    """AdamW of everything that is trained, decaying matrices only: not norms, not biases."""
+    matrices, vectors = trained(model)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=settings.peak_learning_rate,
+        betas=BETAS,
+        fused=True,
+    )
+    for p in (*matrices, *vectors):
+        optimizer.state[p] = moments(p, p)
+    return optimizer
+
+
+def trained(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What requires a gradient: (two dimensions or more, fewer), each once."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+
+
+def moments(p: Tensor, like: Tensor) -> dict[str, Tensor]:
+    """Adam's state before the first update: its moments have the shape of `like`."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+        "exp_avg": torch.zeros_like(like),
+        "exp_avg_sq": torch.zeros_like(like),
+    }

@@ -1,0 +1,61 @@
+"""DCT-AdamW: the subspace is some columns of a fixed cosine basis, which all matrices of a size share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace_core.hyperparameters import Hyperparameters
+
+from .low_rank import LowRankAdamW
+
+
+class DctAdamW(LowRankAdamW):
+    """DCT-AdamW (arXiv 2505.17967): P holds the r columns of the cosine basis that most of G lies along; state 2nr + r.
+
+    When the columns change, the moments of those that stay go along (the paper's rotation PᵀP', which is zeros and ones
+    for columns of one basis), and those of new ones start at zero. The paper's error feedback, which is optional and an
+    m × n matrix of state, is left out, and its scale α is 1: set `optimizer_scale` to 1 for its form.
+    """
+
+    def __init__(self, model: nn.Module, settings: Hyperparameters) -> None:
+        super().__init__(model, settings)
+        self._bases: dict[tuple[int, torch.device], Tensor] = {}
+
+    def _no_subspace(self, p: Tensor, m: int, r: int) -> dict[str, Tensor]:
+        return {"columns": torch.arange(r, dtype=torch.int32, device=p.device)}
+
+    def _choose(self, gradient_mn: Tensor, state: dict[str, Tensor]) -> None:
+        before_r = state["columns"].clone()
+        along_m = (self._cosines(len(gradient_mn), gradient_mn.device).mT @ gradient_mn).norm(dim=1)
+        chosen_r = along_m.argsort(descending=True, stable=True)[: len(before_r)]
+        state["columns"].copy_(chosen_r.sort().values)
+        kept_rr = (state["columns"][:, None] == before_r).to(gradient_mn.dtype)
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name].copy_(kept_rr @ state[name])
+
+    def _basis(self, state: dict[str, Tensor], m: int) -> Tensor:
+        return self._cosines(m, state["columns"].device)[:, state["columns"]]
+
+    def _cosines(self, m: int, device: torch.device) -> Tensor:
+        if (m, device) not in self._bases:
+            self._bases[m, device] = cosine_basis(m).to(device)
+        return self._bases[m, device]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of any optimizer. torch casts what it loads to the parameter's dtype; column numbers are cast back."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "columns" in state:
+                state["columns"] = state["columns"].to(torch.int32)
+
+
+def cosine_basis(m: int) -> Tensor:
+    """[m, m] float32, orthonormal: column k is a cosine of k half periods (the basis vectors of DCT-II)."""
+    place_m1 = torch.arange(m, dtype=torch.float64)[:, None] + 0.5
+    basis_mm = torch.cos(place_m1 * torch.arange(m, dtype=torch.float64) * (math.pi / m)) * math.sqrt(2 / m)
+    basis_mm[:, 0] = math.sqrt(1 / m)
+    return basis_mm.float()

@@ -1,0 +1,173 @@
+"""AdamW whose moments live in a subspace: of an m × n matrix, m ≤ n, they are r × n instead of m × n.
+
+    G ──► R = PᵀG ──► Adam ──► N ──► W ← (1 − ηλ) W − ηα P N
+           r × n              r × n
+
+P, m × r with orthonormal columns, is the subspace. It is chosen again every `interval` updates, from the gradient of
+that moment; how, is what the optimizers differ in. A matrix that is higher than wide is taken transposed, so that P is
+on its shorter side.
+
+Which parameters: the matrices within the layers whose shorter side is at least the rank. Embeddings, the head (tied or
+not), vectors and everything else keep both moments in full, as in the papers' experiments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw as fused_adamw
+
+from headrace_core.errors import InvalidRequest
+from headrace_core.hyperparameters import Hyperparameters
+
+from .adamw import BETAS, moments, trained
+
+_EPS = 1e-8
+"""Of AdamW, as in torch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One update of one matrix."""
+
+    gradient_mn: Tensor
+    basis_mr: Tensor
+    """P."""
+    projected_rn: Tensor
+    """R = PᵀG."""
+    adam_rn: Tensor
+    """N: what Adam subtracts at rate 1, given R."""
+
+
+class LowRankAdamW(torch.optim.Optimizer, ABC):
+    """Groups with a `rank` are updated within subspaces, the others in full.
+
+    State of a low-rank matrix: Adam's moments, r × n; `subspace_age`, the updates since its subspace was chosen; and
+    what names the subspace. A gradient that is zero all over, as of a step whose advantages all are, says nothing of
+    directions: the choice is left to the next one that is not.
+
+    Raises `InvalidRequest` for a model that is sharded over ranks.
+    """
+
+    def __init__(self, model: nn.Module, settings: Hyperparameters) -> None:
+        defaults = {
+            "lr": settings.peak_learning_rate,
+            "weight_decay": 0.0,
+            "rank": None,
+            "interval": settings.optimizer_interval,
+            "scale": settings.optimizer_scale,
+        }
+        super().__init__(_groups(model, settings), defaults)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = moments(p, p) if group["rank"] is None else self._low_rank_state(p, group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            given = [(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
+            if group["rank"] is None:
+                _adam(given, group["lr"], group["weight_decay"])
+            else:
+                for p, gradient, state in given:
+                    self._update(p, gradient, state, group)
+        return loss
+
+    def _update(self, p: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        gradient_mn = _wide(gradient)
+        if int(state["subspace_age"]) >= group["interval"] and bool(gradient_mn.any()):
+            self._choose(gradient_mn, state)
+            state["subspace_age"].zero_()
+        state["subspace_age"] += 1
+        basis_mr = self._basis(state, len(gradient_mn))
+        projected_rn = basis_mr.mT @ gradient_mn
+        moved_rn = torch.zeros_like(projected_rn)
+        _adam([(moved_rn, projected_rn, state)], 1.0, 0.0)  # Adam moves zeros, at rate 1, to −N
+        update_mn = self._direction(Move(gradient_mn, basis_mr, projected_rn, moved_rn.neg_()), state)
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        _wide(p).add_(update_mn, alpha=-group["lr"] * group["scale"])
+
+    def _low_rank_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        m, n = sorted(p.shape)
+        due = torch.full((), float(group["interval"]), device=p.device)
+        moments_rn = moments(p, p.new_empty(group["rank"], n))
+        return {**moments_rn, "subspace_age": due, **self._no_subspace(p, m, group["rank"])}
+
+    @abstractmethod
+    def _no_subspace(self, p: Tensor, m: int, r: int) -> dict[str, Tensor]:
+        """What names a subspace, before the first is chosen."""
+
+    @abstractmethod
+    def _choose(self, gradient_mn: Tensor, state: dict[str, Tensor]) -> None:
+        """Name the subspace for the next updates in `state`, and bring its moments along where that is possible."""
+
+    @abstractmethod
+    def _basis(self, state: dict[str, Tensor], m: int) -> Tensor:
+        """[m, r] P, with orthonormal columns."""
+
+    def _direction(self, move: Move, state: dict[str, Tensor]) -> Tensor:
+        """[m, n] what is subtracted, before learning rate and scale."""
+        return move.basis_mr @ move.adam_rn
+
+
+def _groups(model: nn.Module, settings: Hyperparameters) -> list[dict[str, Any]]:
+    """Low-rank matrices, other matrices, vectors."""
+    matrices, vectors = trained(model)
+    if any(isinstance(p, DTensor) for p in (*matrices, *vectors)):
+        raise InvalidRequest(
+            f"optimizer {settings.optimizer} needs whole matrices: set learner_ranks to 1, or optimizer to adamw",
+            param="optimizer",
+        )
+    tables = _tables(model)
+    low_rank = [p for p in matrices if p.ndim == 2 and min(p.shape) >= settings.optimizer_rank and id(p) not in tables]
+    chosen = {id(p) for p in low_rank}
+    others = [p for p in matrices if id(p) not in chosen]
+    return [
+        {"params": low_rank, "weight_decay": settings.weight_decay, "rank": settings.optimizer_rank},
+        {"params": others, "weight_decay": settings.weight_decay},
+        {"params": vectors},
+    ]
+
+
+def _tables(model: nn.Module) -> set[int]:
+    """Identities of the matrices with a row for each token of the vocabulary: embeddings, and a Hugging Face head."""
+    found = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    find_head: Any = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
+    return found if head is None else found | {id(head.weight)}
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """[m, n], m ≤ n: a view of the matrix, transposed where it is higher than wide."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+
+
+def _adam(given: list[tuple[Tensor, Tensor, dict[str, Tensor]]], lr: float, weight_decay: float) -> None:
+    """One AdamW update of each (parameter, gradient, state), in place, by torch's fused kernel."""
+    fused_adamw(
+        [p for p, _, _ in given],
+        [gradient for _, gradient, _ in given],
+        [state["exp_avg"] for _, _, state in given],
+        [state["exp_avg_sq"] for _, _, state in given],
+        [],
+        [state["step"] for _, _, state in given],
+        fused=True,
+        amsgrad=False,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        lr=lr,
+        weight_decay=weight_decay,
+        eps=_EPS,
+        maximize=False,
+    )
