@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from learner_cases import hyperparameters
+from learner_cases import hyperparameters, random_group
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,9 +18,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from headrace_core.errors import InvalidRequest
+from headrace_learner import checkpoint
 from headrace_learner.optimizers import OPTIMIZERS
 from headrace_learner.optimizers.dct import cosine_basis
 from headrace_learner.optimizers.galore import leading_directions, limit_growth
+from headrace_learner.trainer import Trainer
 from paths import ROOT
 
 LOW_RANK = ("galore", "fira", "dct_adamw")
@@ -333,6 +335,22 @@ def test_training_resumes_bit_for_bit(name: str, saved_after: int, tmp_path: Pat
         for key, tensor in optimizer.state[p].items():
             assert torch.equal(fresh.state[again][key], tensor)
             assert fresh.state[again][key].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_a_trainer_resumes_from_its_checkpoint(name: str, make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    def run(trainer: Trainer, versions: range) -> Trainer:
+        for version in versions:
+            trainer.step([random_group(10 * version + i) for i in range(4)], version)
+        return trainer
+
+    settings = {"optimizer": name, "optimizer_rank": 8, "optimizer_interval": 2, "weight_decay": 0.1}
+    straight = run(make_trainer(**settings), range(3))
+    path = checkpoint.save(straight, tmp_path, 3)
+    resumed = make_trainer(**settings)
+    checkpoint.load(resumed, path)
+    expected, found = (run(trainer, range(3, 5)).policy.model.state_dict() for trainer in (straight, resumed))
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
 @pytest.fixture
