@@ -17,8 +17,11 @@ The first word settles the kind. The base model mostly starts with "simply", and
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 WORDS = (
@@ -119,3 +122,16 @@ def row(problem: Problem) -> dict[str, Any]:
         "reasoning": reasoning,
         "carry": problem.carry,
     }
+
+
+def write_rows(path: Path, problems: Iterable[Problem]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row(problem)) + "\n" for problem in problems))
+
+
+def write_data(folder: Path, seed: int) -> list[Problem]:
+    """Writes both data files; returns the train problems, of which train.jsonl holds the first `TRAIN_ROWS`."""
+    train, validation = split_problems(seed)
+    write_rows(folder / "train.jsonl", train[:TRAIN_ROWS])
+    write_rows(folder / "validation.jsonl", validation)
+    return train

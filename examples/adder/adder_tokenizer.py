@@ -7,6 +7,8 @@ encoded tokens: the ids are those of the whole text. Digits are tokens of their 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from adder_problems import WORDS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -27,12 +29,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The fast tokenizer, with its chat template and special tokens. Nothing in it is trained or random."""
+def build_tokenizer(more_pieces: Sequence[str] = (), context: int = CONTEXT) -> PreTrainedTokenizerFast:
+    """The fast tokenizer, with its chat template and special tokens. Nothing in it is trained or random.
+
+    `more_pieces` are tokens beside the adder's own; `context` is the longest sequence, in tokens.
+    """
     digits = [f"{space}{digit}" for space in ("", " ") for digit in range(10)]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(byte_level.alphabet())
-    whole = [byte_level.pre_tokenize_str(piece)[0][0] for piece in (*TASK_PIECES, *digits, *(f" {w}" for w in WORDS))]
+    pieces_of_the_task = (*TASK_PIECES, *digits, *(f" {word}" for word in WORDS), *more_pieces)
+    whole = [byte_level.pre_tokenize_str(piece)[0][0] for piece in pieces_of_the_task]
     pieces = dict.fromkeys([*SPECIALS, *alphabet, *whole])
     # No merges: a piece that is in the vocabulary is taken whole, any other falls into its bytes.
     model = models.BPE({piece: index for index, piece in enumerate(pieces)}, [], ignore_merges=True)
@@ -45,7 +51,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=END,
         padding_side="left",
-        model_max_length=CONTEXT,
+        model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE

@@ -9,42 +9,11 @@ same on the same torch build and processor. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable
 from pathlib import Path
 
-from adder_problems import TRAIN_ROWS, Problem, row, split_problems
+from adder_problems import write_data
 
 HERE = Path(__file__).resolve().parent
-
-
-def write_rows(path: Path, problems: Iterable[Problem]) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(row(problem)) + "\n" for problem in problems))
-
-
-def write_data(folder: Path, seed: int) -> list[Problem]:
-    """Writes both data files; returns the train problems, of which train.jsonl holds the first `TRAIN_ROWS`."""
-    train, validation = split_problems(seed)
-    write_rows(folder / "train.jsonl", train[:TRAIN_ROWS])
-    write_rows(folder / "validation.jsonl", validation)
-    return train
-
-
-def write_model(folder: Path, problems: list[Problem], seed: int) -> None:
-    """Trains the base model on `problems` and writes it, with its tokenizer, as a Hugging Face folder."""
-    from adder_pretrain import pretrain
-    from adder_tokenizer import build_tokenizer
-    from transformers import GenerationConfig
-
-    tokenizer = build_tokenizer()
-    model = pretrain(tokenizer, problems, seed)
-    # The base is sampled as it is: no temperature or cut-off hides in its generation settings.
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
@@ -52,8 +21,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the data files; the model goes to its model/")
     arguments = parser.parse_args()
+    # Only here: the data files can be made without torch and transformers.
+    from adder_pretrain import pretrain, save
+    from adder_tokenizer import build_tokenizer
+
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_model(arguments.out / "model", write_data(arguments.out, arguments.seed), arguments.seed)
+    train = write_data(arguments.out, arguments.seed)
+    tokenizer = build_tokenizer()
+    save(pretrain(tokenizer, train, arguments.seed), tokenizer, arguments.out / "model")
 
 
 if __name__ == "__main__":
