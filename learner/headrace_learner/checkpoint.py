@@ -8,6 +8,10 @@
 Invariants: the folder has `.partial` after its name until its manifest is written, so a folder without it is complete;
 a checkpoint whose files are not those of its manifest is never loaded, only named.
 
+A trainer of several ranks saves and loads as one: each rank calls, each writes and reads its own shards in the folder,
+which they share; rank 0 makes the folder, writes the model and, when all is there, the manifest. How many ranks there
+were when it was saved does not matter to those that load it.
+
 Trust: torch.distributed.checkpoint keeps its index (`.metadata`) as a pickle. Only tensors are put into it, so nothing
 else is one; the folder must be writable by the service alone, as the whole data folder must.
 """
@@ -19,6 +23,8 @@ import os
 import shutil
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,18 +61,33 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
     """Write the state after `version` steps; returns the checkpoint's folder. One that is there already is replaced."""
     final = output_dir / "checkpoints" / f"step-{version:08d}"
     partial = final.with_name(final.name + PARTIAL)
-    for old in (partial, final):
-        shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with warnings.catch_warnings():
-        # Saving from one process is what we ask for; torch 2.13 warns of it whatever `no_dist` says.
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=True)
-    trainer.policy.write_model(partial / CHECKPOINT_MODEL)
+    first = trainer.ranks.index == 0
+    if first:
+        for old in (partial, final):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir(parents=True)
+    trainer.ranks.barrier()
+    with _one_process_is_fine():
+        dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=trainer.ranks.size == 1)
+    trainer.policy.write_model(partial / CHECKPOINT_MODEL if first else None)
+    if first:  # every rank's shards are there: `dcp.save` returns when all have written
+        _complete(partial, version)
+        partial.rename(final)
+    trainer.ranks.barrier()
+    return final
+
+
+def _complete(partial: Path, version: int) -> None:
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
     _write_through(partial / MANIFEST, json.dumps({"version": version, "files": files}))
-    partial.rename(final)
-    return final
+
+
+@contextmanager
+def _one_process_is_fine() -> Iterator[None]:
+    """A learner of one process is what was asked for; torch 2.13 warns of it whatever `no_dist` says."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def newest(output_dir: Path) -> Found:
@@ -85,9 +106,8 @@ def newest(output_dir: Path) -> Found:
 def load(trainer: Trainer, path: Path) -> None:
     """Bring weights, optimizer and random state to what they were, bit for bit."""
     state = _state(trainer)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.load(state, checkpoint_id=path / "state", no_dist=True)
+    with _one_process_is_fine():
+        dcp.load(state, checkpoint_id=path / "state", no_dist=trainer.ranks.size == 1)
     for name, descent in trainer.descents.items():
         set_model_state_dict(descent.model, state[name]["model"])
         whole = get_optimizer_state_dict(descent.model, descent.optimizer)

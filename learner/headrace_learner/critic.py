@@ -25,7 +25,7 @@ class ValueNet(nn.Module):
     def forward(self, batch: MicroBatch) -> Tensor:
         """[N] values before each contributing token, float32."""
         found: Tensor = self.head(chosen_hidden(self.base, batch))[:, 0].float()
-        return found
+        return found.clone()  # not a view: FSDP2 hooks itself to what its root returns
 
 
 class Critic:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from headrace_core.hyperparameters import Hyperparameters
 
@@ -33,4 +34,4 @@ class Descent:
             loss(micro_batch).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
         self.optimizer.step()
-        return float(norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

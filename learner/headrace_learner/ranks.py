@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batch import MicroBatch
 
@@ -32,6 +32,14 @@ class Ranks(Protocol):
         """Over all ranks, in place; every rank calls it, in the same order."""
         ...
 
+    def barrier(self) -> None:
+        """Returns when every rank has called it."""
+        ...
+
+    def shard(self, net: nn.Module) -> None:
+        """Spread a model's parameters over the ranks, in place; before anything else holds them."""
+        ...
+
 
 class Alone:
     """One process."""
@@ -41,6 +49,12 @@ class Alone:
     def sum(self, column: Tensor) -> Tensor:
         """Its own."""
         return column
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def shard(self, net: nn.Module) -> None:
+        """The model stays as it is."""
 
 
 def share(micro_batches: Sequence[MicroBatch], ranks: Ranks) -> list[MicroBatch]:

@@ -75,19 +75,21 @@ class Trainer:
         self.critic = Critic(policy.folder, settings.gradient_checkpointing) if algorithm.critic else None
         self._algorithm = algorithm
         self._settings = settings
-        self._ranks = ranks or Alone()
+        self.ranks = ranks or Alone()
+        self.ranks.shard(policy.net)
         self.descents = {"policy": Descent(policy.model, settings)}
         """By the name under which checkpoints hold them."""
         if self.critic is not None:
+            self.ranks.shard(self.critic.net)
             self.descents["critic"] = Descent(self.critic.net, settings)
         self._clip = Clip(settings.clip_low, settings.clip_high)
-        self._estimate = Estimator(policy, self._reference(), self.critic, settings, self._ranks)
+        self._estimate = Estimator(policy, self._reference(), self.critic, settings, self.ranks)
 
     def _reference(self) -> Callable[[MicroBatch], Tensor] | None:
         """Log-probabilities by the base model; None where no divergence from it is wanted."""
         if not self._settings.kl_coefficient:
             return None
-        base = self.policy.reference()
+        base = self.policy.reference(self.ranks)
         return lambda micro: base(micro, self._settings.temperature)
 
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
@@ -137,7 +139,7 @@ class Trainer:
             clip=s.advantage_clip,
         )
         found = self._algorithm.advantages(earned)
-        log = StepLog(batch.table, self._ranks)
+        log = StepLog(batch.table, self.ranks)
         returns_N = None if found.returns_N is None else torch.from_numpy(found.returns_N).float().to(device)
         return _Step(table, estimates, torch.from_numpy(found.advantages_N).float().to(device), returns_N, log)
 
@@ -145,7 +147,7 @@ class Trainer:
 
     def _update(self, minibatch: MiniBatch, step: _Step, version: int) -> float:
         """One optimizer update of each model; the norm of the policy's gradient, 0 while the critic warms up."""
-        own = [micro.to(self.policy.device) for micro in share(minibatch.micro_batches, self._ranks)]
+        own = [micro.to(self.policy.device) for micro in share(minibatch.micro_batches, self.ranks)]
         if self.critic is not None:
             critic = self.critic
             self.descents["critic"].update(own, lambda micro: self._value_loss(critic, micro, step))
