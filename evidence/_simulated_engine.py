@@ -1,0 +1,186 @@
+"""A simulated engine: continuous slots whose decode step takes base + share × running seconds, in the loop's time.
+
+    generate ──► its place in a heap, by the progress at which it ends ◄── one timer, for the earliest of them
+    update   ──► decoding pauses; tokens sampled from here on carry the new version
+
+Progress is the number of tokens that a request which was there from the start would have; between two changes of the
+number of requests it grows steadily, so an event costs O(log requests), not a token each. Keeps the promises of
+`headrace_rollout.engines.base`, but for `score`; the text means nothing, only lengths and versions do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace_rollout.engines.base import Sampled, SamplingConfig, UpdateMode, UpdateReport
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSpeed:
+    """One device: a decode step with r requests takes `base` + r × `each` seconds."""
+
+    base: float
+    """The step itself: weights read, kernels launched."""
+    each: float
+    """A request's share: its cache read."""
+    update_pause: float
+    """Seconds without decoding at a weight update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Completion lengths: lognormal with a cap; each row's are the same whenever and wherever it is generated."""
+
+    mean: float
+    """Of the capped lengths."""
+    cap: int
+    capped_share: float
+    """Share of completions that reach the cap."""
+    seed: int = 0
+
+    def parameters(self) -> tuple[float, float]:
+        """(μ, σ) of the logarithm, by bisection: E[min(L, cap)] = mean and P(L ≥ cap) = capped_share."""
+        normal = NormalDist()
+        z = normal.inv_cdf(1 - self.capped_share)
+        low, high = 0.01, 4.0
+        for _ in range(60):
+            sigma = (low + high) / 2
+            mu = np.log(self.cap) - z * sigma
+            below = np.exp(mu + sigma**2 / 2) * normal.cdf(z - sigma)
+            low, high = (sigma, high) if below + self.cap * self.capped_share > self.mean else (low, sigma)
+        return float(mu), float(sigma)
+
+    def table(self, rows: int, group_size: int) -> npt.NDArray[np.int64]:
+        """[rows, group_size] lengths, each 1 … cap."""
+        mu, sigma = self.parameters()
+        drawn = np.random.default_rng(self.seed).lognormal(mu, sigma, (rows, group_size))
+        return np.clip(np.ceil(drawn), 1, self.cap).astype(np.int64)
+
+
+@dataclass(order=True, slots=True)
+class _Request:
+    """In flight, from progress `began` to progress `ends`."""
+
+    ends: float
+    number: int
+    began: float = field(compare=False)
+    length: int = field(compare=False)
+    future: asyncio.Future[Sampled] = field(compare=False)
+
+
+class SimulatedEngine:
+    """One device. A prompt is [row]; the i-th request of a row has the row's i-th length, counting round."""
+
+    def __init__(self, speed: DecodeSpeed, lengths: npt.NDArray[np.int64]) -> None:
+        self._speed, self._lengths = speed, lengths
+        self._loop = asyncio.get_running_loop()
+        self._heap: list[_Request] = []
+        self._numbers = itertools.count()
+        self._asked: dict[int, int] = {}
+        self._progress, self._since = 0.0, self._loop.time()
+        self._marks, self._versions = [0.0], [0]
+        """From which progress on which version sampled."""
+        self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._busy = 0.0
+        self.request_seconds = 0.0
+        """Requests in flight, summed over time."""
+
+    @property
+    def version(self) -> int:
+        """The policy version that samples now."""
+        return self._versions[-1]
+
+    @property
+    def running(self) -> int:
+        """Requests accepted and not yet ended."""
+        return len(self._heap)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds with a request in flight, pauses left out."""
+        self._advance()
+        return self._busy
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
+        """Ends after its length's worth of decode steps; `sampling` plays no part."""
+        row = int(prompt[0])
+        asked = self._asked.get(row, 0)
+        self._asked[row] = asked + 1
+        length = int(self._lengths[row, asked % self._lengths.shape[1]])
+        self._advance()
+        future: asyncio.Future[Sampled] = self._loop.create_future()
+        request = _Request(self._progress + length, next(self._numbers), self._progress, length, future)
+        heapq.heappush(self._heap, request)
+        self._set_timer()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._advance()
+            self._heap = [r for r in self._heap if r is not request]
+            heapq.heapify(self._heap)
+            self._set_timer()
+            raise
+
+    async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
+        """Requests in flight go on after the pause (`keep_kv`)."""
+        self._advance()
+        self._paused, in_flight = True, self.running
+        self._set_timer()
+        await asyncio.sleep(self._speed.update_pause)
+        self._advance()
+        self._paused = False
+        self._marks.append(self._progress)
+        self._versions.append(version)
+        self._set_timer()
+        return UpdateReport(version, 0.0, self._speed.update_pause, in_flight)
+
+    async def close(self) -> None:
+        """Nothing to stop: a run ends after its requests."""
+
+    def _step_seconds(self) -> float:
+        return self._speed.base + self._speed.each * len(self._heap)
+
+    def _advance(self) -> None:
+        """Bring progress and the books up to now."""
+        elapsed, self._since = self._loop.time() - self._since, self._loop.time()
+        self.request_seconds += elapsed * len(self._heap)
+        if self._heap and not self._paused:
+            self._progress += elapsed / self._step_seconds()
+            self._busy += elapsed
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._heap and not self._paused:
+            left = max(0.0, self._heap[0].ends - self._progress)
+            self._timer = self._loop.call_later(left * self._step_seconds(), self._end_first)
+
+    def _end_first(self) -> None:
+        self._timer = None
+        self._advance()
+        self._progress = max(self._progress, self._heap[0].ends)  # the timer may be early by a rounding error
+        while self._heap and self._heap[0].ends <= self._progress:
+            request = heapq.heappop(self._heap)
+            if not request.future.done():
+                request.future.set_result(self._sampled(request))
+        self._set_timer()
+
+    def _sampled(self, request: _Request) -> Sampled:
+        sampled_at = request.began + np.arange(1, request.length + 1)
+        versions = np.array(self._versions, np.int32)[np.searchsorted(self._marks, sampled_at, side="left") - 1]
+        ids, logprobs = np.ones(request.length, np.int32), np.zeros(request.length, np.float32)
+        reason = "length" if request.length >= self._lengths.max() else "stop"
+        return Sampled(ids, logprobs, versions, reason)
