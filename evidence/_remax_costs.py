@@ -1,0 +1,79 @@
+"""What a ReMax step costs beside a PPO step on as many completions: bytes that stay, seconds to train and to generate.
+
+Both keep a reference model; PPO is measured with one optimizer update a step, as ReMax has, and with its preset's four.
+Rounds alternate between the three, so that all meet the same machine. No weight moves (see `_remax_gradients`), so
+that all write completions of the same lengths.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from _lag import LaggedRun, adder
+from _remax_gradients import UNMOVED
+from _remax_training import COMMON
+
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_learner.trainer import Trainer
+
+ROUNDS = 12
+RUNS: dict[str, dict[str, Any]] = {
+    "remax": {"algorithm": "remax"},
+    "ppo": {"algorithm": "ppo", "minibatches": 1},
+    "ppo_preset": {"algorithm": "ppo"},
+}
+
+
+def measure(seed: int) -> dict[str, Any]:
+    """State in bytes, times in seconds; the medians of `ROUNDS` rounds, after one that warms up."""
+    torch.set_num_threads(1)
+    changes = {"learning_rate": UNMOVED, "seed": seed}
+    runs = {
+        name: LaggedRun(adder(), Hyperparameters.model_validate({**COMMON, **own, **changes}))
+        for name, own in RUNS.items()
+    }
+    rounds = [{name: _timed(run) for name, run in runs.items()} for _ in range(ROUNDS + 1)][1:]
+    state = {name: state_bytes(runs[name].trainer) for name in ("remax", "ppo")}
+    held = {name: sum(n for of_model in models.values() for n in of_model.values()) for name, models in state.items()}
+    reference = state["remax"]["policy"]["weights"]
+    return {
+        "state_bytes": state,
+        "state_share": held["remax"] / held["ppo"],
+        "state_share_with_reference": (held["remax"] + reference) / (held["ppo"] + reference),
+        "seconds": {name: _medians([r[name] for r in rounds]) for name in runs},
+        "shares": {name: _shares(rounds, name) for name in ("ppo", "ppo_preset")},
+    }
+
+
+def state_bytes(trainer: Trainer) -> dict[str, dict[str, int]]:
+    """Of each trained model: its weights, tied ones once, and what its optimizer keeps."""
+    return {
+        name: {
+            "weights": sum(p.nbytes for p in descent.model.parameters()),
+            "optimizer": sum(t.nbytes for kept in descent.optimizer.state.values() for t in kept.values()),
+        }
+        for name, descent in trainer.descents.items()
+    }
+
+
+def _timed(run: LaggedRun) -> dict[str, float]:
+    """One iteration."""
+    began = time.perf_counter()
+    groups = run.groups()
+    sampled = time.perf_counter()
+    run.trainer.step(groups, run.version)
+    trained = time.perf_counter()
+    return {"generate": sampled - began, "train": trained - sampled, "iteration": trained - began}
+
+
+def _medians(timed: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {part: statistics.median(t[part] for t in timed) for part in timed[0]}
+
+
+def _shares(rounds: Sequence[dict[str, dict[str, float]]], of: str) -> dict[str, float]:
+    """ReMax's time over that of the run named, round by round; the medians."""
+    return _medians([{part: r["remax"][part] / r[of][part] for part in r[of]} for r in rounds])

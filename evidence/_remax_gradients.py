@@ -1,0 +1,103 @@
+"""Gradients of ReMax and of plain REINFORCE on the same completions, by the real trainer, under rewards of every kind.
+
+Both are the algorithm `remax`; they differ in the baseline that the trainer is given as the greedy completion's reward.
+The policy is the adder's base model: at temperature 1 for the task's own reward, as it is trained; at 1.5 for tables of
+random rewards. At 1 it puts nearly all its mass on a few workings, so that few random rewards would decide everything.
+No weight moves: the learning rate is below what a float32 resolves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from _gram import Matrix, gram, interval, mean_z, squared_mean, squared_mean_error, variance
+from _lag import LaggedRun, adder
+from _remax_rewards import OFFSET, Rewards, greedy_baseline, looking_baseline, no_baseline, rewarded
+
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.trajectory import Group
+from headrace_learner.trainer import Trainer
+
+BATCHES, GROUPS_A_BATCH = 256, 8
+UNMOVED = 1e-30
+"""A learning rate."""
+LOW_SUCCESS = 0.06
+CONTROL = Rewards("task")
+TABLES = (
+    *(Rewards("normal", OFFSET), Rewards("normal")),
+    *(Rewards("binary", success=success) for success in (LOW_SUCCESS, 0.25, 0.5, 0.7)),
+)
+JOBS = ((1.0, (Rewards("task", OFFSET), CONTROL)), (1.5, TABLES[:3]), (1.5, TABLES[3:]))
+"""(temperature, kinds of reward), each from one set of completions."""
+
+
+def measure(temperature: float, kinds: Sequence[Rewards], seed: int) -> list[dict[str, Any]]:
+    """The figures of each kind of reward, from one set of completions."""
+    torch.set_num_threads(1)
+    settings = Hyperparameters(
+        algorithm="remax",
+        batch_size=BATCHES * GROUPS_A_BATCH,
+        temperature=temperature,
+        max_tokens=64,
+        max_context=128,
+        kl_coefficient=0.0,
+        advantage_clip=None,
+        max_grad_norm=1e9,
+        learning_rate=UNMOVED,
+        seed=seed,
+    )
+    run = LaggedRun(adder(), settings)
+    before = [p.detach().clone() for p in run.trainer.policy.model.parameters()]
+    groups = run.groups()
+    found = [_figures(run.trainer, groups, kind, seed) for kind in kinds]
+    if not all(map(torch.equal, before, run.trainer.policy.model.parameters())):
+        raise AssertionError("the policy moved between two gradients: they are not of one distribution")
+    return found
+
+
+def _figures(trainer: Trainer, groups: Sequence[Group], kind: Rewards, seed: int) -> dict[str, Any]:
+    """Variances, their ratio, and how far apart the mean gradients are."""
+    of_remax, of_reinforce, of_looking = (
+        _gradients(trainer, [rewarded(g, kind, baseline, seed) for g in groups])
+        for baseline in (greedy_baseline, no_baseline, looking_baseline)
+    )
+    remax, reinforce = gram(of_remax), gram(of_reinforce)
+    return {
+        "rewards": {"name": kind.name, **asdict(kind)},
+        "mean_reward": float(np.mean([kind.of(g, c, seed) for g in groups for c in g.completions])),
+        "variance": {"remax": variance(remax), "reinforce": variance(reinforce)},
+        "ratio": _ratio(remax, reinforce),
+        "ratio_90": interval(_ratio, remax, reinforce, seed=seed),
+        "mean_difference": _difference(of_remax - of_reinforce, remax),
+        "control_difference": _difference(of_looking - of_reinforce, remax),
+    }
+
+
+def _ratio(remax: Matrix, reinforce: Matrix) -> float:
+    return variance(remax) / variance(reinforce)
+
+
+def _difference(gradients: npt.NDArray[np.float32], remax: Matrix) -> dict[str, float | None]:
+    """Of paired gradients: standard errors from zero, and at most how large, as a share of ReMax's mean gradient.
+
+    The share is None where the mean gradient itself does not stand out of its noise.
+    """
+    k = gram(gradients)
+    at_most = max(0.0, squared_mean(k)) + 1.645 * squared_mean_error(k)
+    known = mean_z(remax) > 3
+    return {"z": mean_z(k), "at_most": float(np.sqrt(at_most / squared_mean(remax))) if known else None}
+
+
+def _gradients(trainer: Trainer, groups: Sequence[Group]) -> npt.NDArray[np.float32]:
+    """[batches, parameters] of the loss."""
+    found = np.empty((BATCHES, trainer.policy.parameters), np.float32)
+    for number, row in enumerate(found):
+        trainer.step(groups[number * GROUPS_A_BATCH : (number + 1) * GROUPS_A_BATCH], version=0)
+        gradients = [p.grad for p in trainer.policy.model.parameters() if p.grad is not None]
+        row[:] = torch.cat([g.flatten() for g in gradients]).numpy()
+    return found
