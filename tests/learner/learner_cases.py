@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
 from headrace_learner.descent import Descent
+from headrace_learner.trainer import Trainer
 
 VOCAB = 32
 
@@ -112,6 +113,19 @@ def disturb(model: nn.Module, seed: int = 1) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def assert_same_state(found: Trainer, expected: Trainer) -> None:
+    """Weights and optimizer state of every model, bit for bit."""
+    assert found.descents.keys() == expected.descents.keys()
+    for name, descent in expected.descents.items():
+        other = found.descents[name]
+        pairs = zip(descent.model.parameters(), other.model.parameters(), strict=True)
+        for i, (weight, other_weight) in enumerate(pairs):
+            assert torch.equal(weight, other_weight), f"{name}: parameter {i}"
+            state, other_state = descent.optimizer.state[weight], other.optimizer.state[other_weight]
+            assert state.keys() == other_state.keys()
+            assert all(torch.equal(state[key], other_state[key]) for key in state), f"{name}: optimizer state {i}"
 
 
 def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:

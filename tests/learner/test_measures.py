@@ -9,42 +9,64 @@ import torch
 from learner_cases import random_group
 
 from headrace_core.metrics import AgeMetrics
-from headrace_learner.batch import AgeCount
-from headrace_learner.losses import LossTokens, LossValues
-from headrace_learner.measures import TokenLog, summarise
+from headrace_learner.batch import AgeCount, Table
+from headrace_learner.measures import StepLog, rewards_differ, summarise
+from headrace_learner.ranks import Alone
+
+
+def a_table(behaviour: list[float], ages: list[int]) -> Table:
+    zeros = torch.zeros(len(ages))
+    return Table(torch.tensor(behaviour), torch.tensor(ages, dtype=torch.int64), zeros.long(), zeros)
 
 
 def test_figures_by_age() -> None:
-    tokens = LossTokens(
-        current_N=torch.zeros(4),
-        proximal_N=torch.tensor([-1.0, -2.0, -3.0, -4.0]),
-        behaviour_N=torch.tensor([-1.0, -1.0, -3.0, -3.0]),
-        advantages_N=torch.ones(4),
-        ages_N=torch.tensor([0, 1, 0, 1]),
-        rows_N=torch.zeros(4, dtype=torch.int64),
+    """Noted in two micro-batches, out of order."""
+    log = StepLog(a_table([-1.0, -1.0, -3.0, -3.0], [0, 1, 0, 1]), Alone())
+    log.note(
+        torch.tensor([3, 0]),
+        loss=torch.tensor([6.0, 1.0]),
+        proximal=torch.tensor([-4.0, -1.0]),
+        importance=torch.tensor([3.0, 1.0]),
+        clipped=torch.tensor([False, False]),
+        share=torch.tensor([False, True]),
     )
-    values = LossValues(
-        loss_N=torch.zeros(4),
-        importance_N=torch.tensor([1.0, 1.0, 1.0, 3.0]),
-        clipped_N=torch.tensor([False, True, False, False]),
-        extra={"share": torch.tensor([1.0, 0.0, 0.0, 0.0])},
+    log.note(
+        torch.tensor([1, 2]),
+        loss=torch.tensor([2.0, 3.0]),
+        proximal=torch.tensor([-2.0, -3.0]),
+        importance=torch.tensor([1.0, 1.0]),
+        clipped=torch.tensor([True, False]),
+        share=torch.tensor([False, False]),
     )
-    log = TokenLog()
-    log.add(tokens, values, torch.tensor([1.0, 2.0, 3.0, 6.0]))
     found = log.measure(AgeCount(Counter({0: 2, 1: 2}), Counter({1: 1, 5: 7})))
     assert found.ages[0] == AgeMetrics(2, 0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0)
     # (1 + 3)² / (2 · (1 + 9)) = 0.8; log π_b − log π_prox is 1 for both
     assert found.ages[1] == AgeMetrics(3, 1, effective_sample_size=0.8, clip_share=0.5, behaviour_kl=1.0)
     assert found.ages[5] == AgeMetrics(7, 7, effective_sample_size=0.0, clip_share=0.0, behaviour_kl=0.0)
-    assert (found.loss, found.entropy, found.behaviour_kl, found.clip_share) == (3.0, 2.5, 0.5, 0.25)
+    assert found.loss == pytest.approx(12.0)
+    assert (found.entropy, found.behaviour_kl, found.clip_share) == (2.5, 0.5, 0.25)
     assert found.effective_sample_size == pytest.approx(36 / (4 * 12))
     assert found.extra == {"share": 0.25}
 
 
+def test_no_gradient_is_kept() -> None:
+    log = StepLog(a_table([-1.0], [0]), Alone())
+    one = torch.ones(1, requires_grad=True)
+    log.note(torch.tensor([0]), loss=2 * one, proximal=-one, importance=one, clipped=one > 2)
+    assert log.measure(AgeCount(Counter({0: 1}))).loss == 2.0
+
+
+def test_tokens_all_masked_by_their_weight_are_no_sample() -> None:
+    log = StepLog(a_table([-1.0, -1.0], [0, 0]), Alone())
+    none = torch.zeros(2)
+    log.note(torch.arange(2), loss=none, proximal=none, importance=none, clipped=none > 0)
+    assert log.measure(AgeCount(Counter({0: 2}))).effective_sample_size == 0.0
+
+
 def test_a_step_without_tokens_measures_nothing() -> None:
-    found = TokenLog().measure(AgeCount(masked=Counter({4: 3})))
-    assert (found.loss, found.entropy, found.effective_sample_size) == (0.0, 0.0, 0.0)
-    assert found.ages[4].masked == 3
+    found = StepLog(a_table([], []), Alone()).measure(AgeCount(masked=Counter({4: 3})))
+    assert (found.loss, found.entropy, found.effective_sample_size, found.extra) == (0.0, 0.0, 0.0, {})
+    assert found.ages == {4: AgeMetrics(3, 3, effective_sample_size=0.0, clip_share=0.0, behaviour_kl=0.0)}
 
 
 def test_groups_are_summarised_by_their_applicable_rewards() -> None:
@@ -56,3 +78,12 @@ def test_groups_are_summarised_by_their_applicable_rewards() -> None:
     assert found.zero_variance_share == 0.5
     assert found.completions == 6
     assert found.completion_length == pytest.approx(sum(g.sampled_tokens for g in groups) / 6)
+    assert found.truncated_share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "differ"),
+    [([1.0, 0.0], True), ([1.0, 1.0, 0.5], True), ([1.0, 1.0], False), ([1.0, None], False), ([None, None], False)],
+)
+def test_groups_that_a_baseline_can_tell_apart(rewards: list[float | None], differ: bool) -> None:
+    assert rewards_differ(random_group(0, rewards=rewards)) is differ

@@ -1,44 +1,55 @@
-"""Log-probabilities in chunks, and files that load elsewhere."""
+"""Log-probabilities of a packed batch, memory traded for time, and files that load elsewhere."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from learner_cases import VOCAB, random_group
+from learner_cases import VOCAB, hyperparameters, random_group
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from headrace_core.errors import InvalidRequest
-from headrace_learner import model
-from headrace_learner.advantages import grpo
-from headrace_learner.batch import MicroBatch, minibatches
+from headrace_learner.batch import MicroBatch, lay_out
 from headrace_learner.model import Policy
 
 
 def a_batch() -> MicroBatch:
-    (batch,), _ = minibatches([random_group(i) for i in range(3)], grpo, 0, 0, count=1, token_budget=4096)
-    return batch.micro_batches[0]
+    (minibatch,) = lay_out([random_group(i) for i in range(3)], 0, hyperparameters(token_budget=4096)).minibatches
+    return minibatch.micro_batches[0]
 
 
-def test_a_head_in_chunks_gives_the_same_values_and_gradients(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy, batch = Policy(model_folder), a_batch()
+def gradients(policy: Policy) -> list[Tensor]:
+    parameters = list(policy.model.parameters())
+    return list(torch.autograd.grad(policy.logprobs(a_batch(), 0.8).square().sum(), parameters))
 
-    def run() -> tuple[Tensor, list[Tensor]]:
-        logprobs = policy.logprobs(batch, 0.8)
-        return logprobs, list(torch.autograd.grad(logprobs.sum(), list(policy.model.parameters())))
 
-    whole, whole_gradients = run()
-    monkeypatch.setattr(model, "_LOGITS_AT_ONCE", 7 * VOCAB)
-    assert len(whole) > 3 * 7
-    chunked, chunked_gradients = run()
-    torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
-    for found, expected in zip(chunked_gradients, whole_gradients, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+def test_gradient_checkpointing_computes_layers_twice_and_the_same_gradients(model_folder: Path) -> None:
+    def run(checkpointed: bool) -> tuple[list[Tensor], int]:
+        policy = Policy(model_folder, hyperparameters(gradient_checkpointing=checkpointed))
+        passes: list[None] = []
+        policy.model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(None))
+        return gradients(policy), len(passes)
+
+    (plain, once), (checkpointed, twice) = run(False), run(True)
+    assert (once, twice) == (1, 2)
+    assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_dropout_of_a_configuration_is_switched_off(model_folder: Path, tmp_path: Path, checkpointed: bool) -> None:
+    """Also in training mode, where gradient checkpointing needs it."""
+    folder = tmp_path / "dropping"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    dropping = Policy(folder, hyperparameters(gradient_checkpointing=checkpointed))
+    for a, b in zip(gradients(dropping), gradients(Policy(model_folder)), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_padding_is_invisible(model_folder: Path) -> None:

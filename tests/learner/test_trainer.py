@@ -1,97 +1,83 @@
-"""A step against an independent oracle: one sequence at a time, full logits, the formula written out."""
+"""What a step promises beside its gradient, which is in test_objectives: the same again, however it is packed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
-from learner_cases import random_group
+from learner_cases import assert_close, assert_same_state, disturb, eventful_group, random_group, recorded
 from torch import Tensor
 
 from headrace_core.trajectory import Group
+from headrace_learner.algorithms import IMPLEMENTATIONS
 from headrace_learner.trainer import Trainer
 
 Make = Callable[..., Trainer]
+PRESETS = sorted(IMPLEMENTATIONS)
 
 
-def gradients(trainer: Trainer) -> list[Tensor]:
-    found = []
-    for parameter in trainer.policy.model.parameters():
-        assert parameter.grad is not None
-        found.append(parameter.grad.clone())
-    return found
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_same_groups_give_the_same_state_bit_for_bit(make_trainer: Make, name: str) -> None:
+    def run() -> Trainer:
+        trainer = make_trainer(
+            algorithm=name, batch_size=4, group_size=4, minibatches=2, weight_decay=0.1, kl_coefficient=0.1
+        )
+        for version in range(3):
+            trainer.step([random_group(version * 4 + i, (version,), greedy=0.5) for i in range(4)], version)
+        return trainer
+
+    first = run()
+    assert_same_state(run(), first)
+    untrained = make_trainer().policy.model.parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(first.policy.model.parameters(), untrained, strict=True))
 
 
-def without_updates(trainer: Trainer) -> Trainer:
-    """Its optimizer step leaves the weights alone, so that the gradient can be looked at."""
-    trainer.optimizer.step = lambda closure=None: None  # type: ignore[method-assign,assignment]
-    return trainer
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_token_budget_does_not_change_the_gradient(make_trainer: Make, name: str) -> None:
+    """Around the behaviour policy, so that ratios are not 1; except where that would leave the weight nothing to do."""
+    groups = [eventful_group(i) for i in range(4)]
+    proximal = "recompute" if name == "m2po" else "behaviour"
+
+    def run(budget: int) -> list[list[Tensor]]:
+        trainer = make_trainer(
+            **{"algorithm": name, "token_budget": budget, "max_grad_norm": 1e9, "proximal": proximal},
+            **{"minibatches": 1, "batch_size": 4, "group_size": 4, "kl_coefficient": 0.1},
+            **{"clip_low": 0.3, "clip_high": 0.3, "max_staleness": 1},
+        )
+        disturb(trainer.policy.model)
+        updates = [recorded(descent) for descent in trainer.descents.values()]
+        trainer.step(groups, version=3)
+        return [only.gradients for (only,) in updates]
+
+    whole = run(8192)
+    for found, expected in zip(run(64), whole, strict=True):
+        assert_close(found, expected, 2e-6)
 
 
-def oracle(trainer: Trainer, groups: Sequence[Group], version: int, bound: int, temperature: float) -> list[Tensor]:
-    """Gradient of −(1/N) Σ_t min(π_prox/π_b, 5)·A·π_θ/π_prox at π_θ = π_prox, A = (r − mean)/std, N tokens in all."""
-    model = trainer.policy.model
-    terms, tokens = [], 0
-    for group in groups:
-        rewards = [c.reward for c in group.completions if c.reward is not None]
-        mean = sum(rewards) / len(rewards)
-        std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards))
-        for completion in group.completions:
-            if completion.reward is None:
-                continue
-            ids = torch.tensor([*group.prompt_ids.tolist(), *completion.token_ids.tolist()])
-            every = torch.log_softmax(model(input_ids=ids[None]).logits[0] / temperature, -1)
-            for i, token in enumerate(completion.token_ids.tolist()):
-                if version - int(completion.versions[i]) > bound:
-                    continue
-                current = every[len(group.prompt_ids) + i - 1, token]
-                weight = min(math.exp(current.item() - float(completion.logprobs[i])), 5.0)
-                ratio = torch.exp(current - current.item())
-                terms.append(-weight * ratio * (completion.reward - mean) / (std + 1e-6))
-                tokens += 1
-    loss = torch.stack(terms).sum() / tokens
-    return list(torch.autograd.grad(loss, list(model.parameters())))
-
-
-def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
-    scale = max(float(e.abs().max()) for e in expected)
-    return all(float((f - e).abs().max()) <= tolerance * scale for f, e in zip(found, expected, strict=True))
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_gradient_is_that_of_the_formula(make_trainer: Make, temperature: float) -> None:
-    groups = [random_group(i, versions=(0, 2, 3), rewards=[1.0, 0.0, None, 0.25]) for i in range(4)]
-    expected = oracle(make_trainer(), groups, version=3, bound=1, temperature=temperature)
-    trainer = without_updates(make_trainer(max_staleness=1, temperature=temperature, max_grad_norm=1e9))
-    result = trainer.step(groups, version=3)
-    assert result.counts.masked.total() > 0
-    assert close(gradients(trainer), expected, 1e-5)
-    assert result.grad_norm == pytest.approx(float(torch.stack([e.norm() for e in expected]).norm()), rel=1e-4)
-
-
-def test_masked_tokens_leave_no_trace_in_the_gradient(make_trainer: Make) -> None:
-    def run(stale_logprob: float) -> list[Tensor]:
+def test_masked_tokens_leave_no_trace(make_trainer: Make) -> None:
+    def run(stale_logprob: float) -> Trainer:
         groups = [random_group(i, versions=(0, 3)) for i in range(4)]
         for completion in (c for g in groups for c in g.completions):
             completion.logprobs[completion.versions == 0] = stale_logprob
-        trainer = without_updates(make_trainer(max_staleness=1))
-        trainer.step(groups, version=3)
-        return gradients(trainer)
+        trainer = make_trainer(max_staleness=1, minibatches=2)
+        assert trainer.step(groups, version=3).counts.masked[3] > 0
+        return trainer
 
-    assert all(torch.equal(a, b) for a, b in zip(run(-0.1), run(-9.0), strict=True))
+    assert_same_state(run(-0.1), run(-9.0))
 
 
-def test_the_token_budget_does_not_change_the_gradient(make_trainer: Make) -> None:
-    def run(budget: int) -> list[Tensor]:
-        trainer = without_updates(make_trainer(token_budget=budget, max_grad_norm=1e9))
-        trainer.step([random_group(i) for i in range(8)], version=0)
-        return gradients(trainer)
-
-    whole = run(8192)
-    for budget in (64, 100, 300):
-        assert close(run(budget), whole, 1e-6)
+def test_the_norm_is_that_of_the_whole_gradient_before_clipping(make_trainer: Make) -> None:
+    groups = [random_group(i) for i in range(4)]
+    free, clipped = make_trainer(max_grad_norm=1e9), make_trainer(max_grad_norm=0.01)
+    updates = [recorded(trainer.descents["policy"], move=False) for trainer in (free, clipped)]
+    results = [trainer.step(groups, version=0) for trainer in (free, clipped)]
+    (whole,), (scaled,) = updates
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in whole.gradients))
+    assert [r.grad_norm for r in results] == pytest.approx([norm, norm], rel=1e-5)
+    assert norm > 0.01
+    assert_close(scaled.gradients, [g * 0.01 / norm for g in whole.gradients], 1e-4)
 
 
 def test_the_proximal_policy_is_the_one_before_the_first_minibatch(make_trainer: Make) -> None:
@@ -109,20 +95,32 @@ def test_the_proximal_policy_is_the_one_before_the_first_minibatch(make_trainer:
     assert make_trainer(minibatches=4, clip_low=1e-4, clip_high=1e-4).step(groups, 0).measured.clip_share > 0.1
 
 
-def test_the_same_groups_give_the_same_weights_bit_for_bit(make_trainer: Make) -> None:
-    def run() -> dict[str, Tensor]:
-        trainer = make_trainer(minibatches=2, weight_decay=0.1, warmup_steps=2)
-        for version in range(3):
-            trainer.step([random_group(version * 4 + i) for i in range(4)], version)
-        return {k: v.clone() for k, v in trainer.policy.model.state_dict().items()}
+def test_what_is_computed_beforehand_is_what_the_update_would_find(make_trainer: Make) -> None:
+    """With one minibatch the proximal policy is the update's own forward pass, unless a penalty needs it before.
 
-    first, second = run(), run()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    A penalty too small to count makes both runs alike in all but that.
+    """
+    runs = [make_trainer(kl_coefficient=coefficient) for coefficient in (0.0, 1e-12)]
+    updates = [recorded(trainer.descents["policy"]) for trainer in runs]
+    for trainer in runs:
+        trainer.step([eventful_group(i) for i in range(4)], version=3)
+    assert_close(updates[0][0].gradients, updates[1][0].gradients, 1e-6)
 
 
-def test_training_makes_rewarded_completions_likelier(make_trainer: Make) -> None:
-    group = random_group(1, rewards=[1.0, 0.0, 0.0, 0.0])
-    trainer = make_trainer(importance_cap=1e-3, learning_rate=1e-3)
+def test_the_reference_stays_the_base_model(make_trainer: Make) -> None:
+    """However far the policy goes: with k3, no estimate is negative."""
+    trainer = make_trainer(kl_coefficient=1e-3, kl_estimator="k3")
+    groups = [random_group(i) for i in range(4)]
+    found = [trainer.step(groups, version=0).measured.extra["reference_kl"] for _ in range(3)]
+    assert found[0] == pytest.approx(0, abs=1e-6)
+    assert found[2] > found[1] > 1e-4
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("name", ["rloo", "remax"])
+def test_training_makes_rewarded_completions_likelier(make_trainer: Make, name: str, mean: str) -> None:
+    group = random_group(1, rewards=[1.0, 0.0, 0.0, 0.0], greedy=0.0)
+    trainer = make_trainer(algorithm=name, group_size=4, batch_size=1, learning_rate=1e-3, loss_mean=mean)
 
     def rewarded() -> float:
         c, p = group.completions[0], len(group.prompt_ids)
@@ -135,6 +133,16 @@ def test_training_makes_rewarded_completions_likelier(make_trainer: Make) -> Non
     for _ in range(5):
         trainer.step([group], version=0)
     assert rewarded() > before + 1
+
+
+@pytest.mark.parametrize("name", ["grpo", "remax", "ppo", "m2po"])
+@pytest.mark.parametrize("groups", [[], [random_group(0, rewards=[None])], [random_group(0, (0,), greedy=1.0)]])
+def test_a_step_without_tokens_changes_nothing(make_trainer: Make, name: str, groups: list[Group]) -> None:
+    """No group, no reward, all too old."""
+    trainer = make_trainer(algorithm=name, batch_size=4, group_size=4, weight_decay=0.1)
+    result = trainer.step(groups, version=9)
+    assert (result.loss, result.grad_norm, result.counts.contributing.total()) == (0.0, 0.0, 0)
+    assert_same_state(trainer, make_trainer(algorithm=name, batch_size=4, group_size=4, weight_decay=0.1))
 
 
 def test_warm_up_is_linear_and_then_constant(make_trainer: Make) -> None:

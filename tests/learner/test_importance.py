@@ -1,0 +1,107 @@
+"""Staleness weights against values worked out by hand, and the second moment against brute force."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import settings as checks
+from hypothesis import strategies as st
+from learner_cases import hyperparameters
+
+from headrace_learner.importance import StalenessWeights, staleness_weights
+
+ROWS = [0, 1, 0, 1, 2]
+RATIOS = [2.0, 0.25, 8.0, 1.0, 3.0]
+"""Row 0: product 16, geometric mean 4; row 1: ¼ and ½; row 2: one token."""
+
+
+def weights(ratios: list[float], rows: list[int], **settings: object) -> StalenessWeights:
+    """Of tokens with π_prox/π_b as given."""
+    behaviour = torch.linspace(-1, -3, len(ratios)) if ratios else torch.zeros(0)
+    proximal = (behaviour + torch.tensor(ratios).log()).requires_grad_()
+    found = staleness_weights(proximal, behaviour, torch.tensor(rows, dtype=torch.int64), hyperparameters(**settings))
+    assert not found.importance_N.requires_grad
+    return found
+
+
+@pytest.mark.parametrize(
+    ("importance", "level", "expected", "cut"),
+    [
+        ("truncate", "token", [2, 0.25, 3, 1, 3], [0, 0, 1, 0, 0]),
+        ("truncate", "sequence", [3, 0.25, 3, 0.25, 3], [1, 0, 1, 0, 0]),
+        ("truncate", "geometric", [3, 0.5, 3, 0.5, 3], [1, 0, 1, 0, 0]),
+        ("mask", "token", [2, 0, 0, 1, 3], [0, 1, 1, 0, 0]),
+        ("mask", "sequence", [0, 0, 0, 0, 3], [1, 1, 1, 1, 0]),
+        ("mask", "geometric", [0, 0.5, 0, 0.5, 3], [1, 0, 1, 0, 0]),
+        ("none", "token", [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]),
+        ("none", "sequence", [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]),
+        ("none", "geometric", [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]),
+        # (log w)² is .48, 1.9, 4.3, 0, 1.2; the smallest 2, 3 and 4 of them have means .24, .56, .90
+        ("second_moment", "token", [2, 0, 0, 1, 3], [0, 1, 1, 0, 0]),
+        # 7.7 (twice), 1.9 (twice), 1.2: the smallest alone is above 0.6
+        ("second_moment", "sequence", [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]),
+        # 1.9 (twice), .48 (twice), 1.2: .48, .48 and .72
+        ("second_moment", "geometric", [0, 0.5, 0, 0.5, 0], [1, 0, 1, 0, 1]),
+    ],
+)
+def test_by_hand(importance: str, level: str, expected: list[float], cut: list[int]) -> None:
+    found = weights(
+        RATIOS, ROWS, importance=importance, importance_level=level, importance_cap=3.0000001, second_moment=0.6
+    )
+    assert found.importance_N.tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.cut_N.tolist() == [bool(c) for c in cut]
+
+
+def test_a_weight_on_the_edge_of_the_mask_is_inside() -> None:
+    found = weights([1.0, 1.0 - 1e-3, 1.0 + 1e-3], [0, 1, 2], importance="mask", importance_cap=1.0)
+    assert found.importance_N.tolist() == pytest.approx([1, 0, 0])
+
+
+@pytest.mark.parametrize("importance", ["truncate", "mask", "second_moment", "none"])
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_no_tokens_have_no_weights(importance: str, level: str) -> None:
+    found = weights([], [], importance=importance, importance_level=level)
+    assert (len(found.importance_N), len(found.cut_N)) == (0, 0)
+
+
+LOGS = st.lists(st.floats(-2, 2), min_size=1, max_size=8)
+
+
+@checks(deadline=None, derandomize=True)
+@given(LOGS, st.floats(0.01, 2))
+def test_the_second_moment_masks_as_few_as_can_be(logs: list[float], bound: float) -> None:
+    """No larger set of tokens has a mean square within the bound; of those as large, none has a smaller one."""
+    proximal = torch.tensor(logs, dtype=torch.float64)
+    squares = proximal.square().tolist()
+    means = {
+        kept: sum(squares[i] for i in kept) / len(kept)
+        for size in range(1, len(logs) + 1)
+        for kept in combinations(range(len(logs)), size)
+    }
+    assume(all(abs(mean - bound) > 1e-9 for mean in means.values()))
+    settings = hyperparameters(importance="second_moment", second_moment=bound)
+    found = staleness_weights(proximal, torch.zeros_like(proximal), torch.arange(len(logs)), settings)
+    kept = tuple(torch.nonzero(~found.cut_N)[:, 0].tolist())
+    within = [chosen for chosen, mean in means.items() if mean <= bound]
+    assert len(kept) == max((len(chosen) for chosen in within), default=0)
+    if kept:
+        assert means[kept] == pytest.approx(min(means[c] for c in within if len(c) == len(kept)))
+        assert found.importance_N[~found.cut_N].tolist() == pytest.approx(proximal[~found.cut_N].exp().tolist())
+
+
+@checks(deadline=None, derandomize=True)
+@given(LOGS, st.floats(1, 5), st.sampled_from(["token", "sequence", "geometric"]))
+def test_bounds_hold_and_rows_share_a_weight(logs: list[float], cap: float, level: str) -> None:
+    rows = [i // 3 for i in range(len(logs))]
+    ratios = torch.tensor(logs).exp().tolist()
+    truncated = weights(ratios, rows, importance="truncate", importance_level=level, importance_cap=cap).importance_N
+    masked = weights(ratios, rows, importance="mask", importance_level=level, importance_cap=cap).importance_N
+    assert truncated.max() <= cap * (1 + 1e-6)
+    assert ((masked == 0) | ((masked <= cap * (1 + 1e-6)) & (masked >= (1 - 1e-6) / cap))).all()
+    assert ((masked == 0) | (masked == truncated)).all()
+    if level != "token":
+        for found in (truncated, masked):
+            assert all(len(set(found[torch.tensor(rows) == row].tolist())) == 1 for row in set(rows))
