@@ -1,0 +1,85 @@
+"""What one rank of a sharded trainer does, for processes of its own; and the same alone."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from learner_cases import hyperparameters, random_group
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from headrace_learner import checkpoint
+from headrace_learner.algorithms import algorithm
+from headrace_learner.model import Policy
+from headrace_learner.ranks import Ranks
+from headrace_learner.sharding import join, meet
+from headrace_learner.trainer import StepResult, Trainer
+
+STEPS = 10
+_SMALL = {"learning_rate": 1e-3, "token_budget": 64, "minibatches": 2}
+CASES: dict[str, dict[str, object]] = {
+    "ppo": {"algorithm": "ppo", "critic_warmup_steps": 1, "kl_coefficient": 0.1, "gae_lambda": 0.9, "minibatches": 3},
+    "gspo": {"algorithm": "gspo", "kl_coefficient": 0.1, "kl_in": "loss", "kl_estimator": "k3"},
+    "m2po": {"algorithm": "m2po", "gradient_checkpointing": True},
+    "lora": {"lora_rank": 4, "kl_coefficient": 0.1, "learning_rate": 1e-2},
+}
+"""Settings by name. The budget makes micro-batches of odd number: ranks idle now and then."""
+
+
+def make(model: Path, name: str, ranks: Ranks | None = None) -> Trainer:
+    """A fresh trainer of a case."""
+    torch.manual_seed(0)
+    settings = hyperparameters(**(_SMALL | CASES[name]))
+    return Trainer(Policy(model, settings), algorithm(settings.algorithm), settings, ranks)
+
+
+def train(trainer: Trainer) -> list[StepResult]:
+    """Ten steps."""
+    return [trainer.step([random_group(4 * v + i, (v,), greedy=0.5) for i in range(4)], v) for v in range(STEPS)]
+
+
+def figures(results: list[StepResult]) -> list[dict[str, object]]:
+    """What steps measured, as JSON holds it."""
+    return [
+        msgspec.to_builtins(r.measured, str_keys=True) | {"mean_loss": r.loss, "grad_norm": r.grad_norm}
+        for r in results
+    ]
+
+
+def held(trainer: Trainer) -> tuple[int, int]:
+    """How many numbers of the policy, and of its optimizer's moments, are in this process."""
+    descent = trainer.descents["policy"]
+    moments = [t for state in descent.optimizer.state.values() for t in state.values() if t.ndim]
+    parameters = list(descent.model.parameters())
+    return local(parameters), local(moments)
+
+
+def local(tensors: Sequence[Tensor]) -> int:
+    return sum(t.to_local().numel() if isinstance(t, DTensor) else t.numel() for t in tensors)
+
+
+def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder: Path) -> None:
+    """Train every case, leaving figures, weights and checkpoints in `folder`/<case>; see `test_sharding`."""
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    ranks = join(meet(*address, size, 60), index, size, 60)
+    try:
+        for name in CASES:
+            own, first = folder / name, index == 0
+            trainer = make(model, name, ranks)
+            results = train(trainer)
+            (own / "published").mkdir(parents=True, exist_ok=True)
+            trainer.policy.write_weights(own / "published" if first else None)
+            (own / f"held-{index}.json").write_text(json.dumps(held(trainer)))
+            if first:
+                (own / "figures.json").write_text(json.dumps(figures(results)))
+            checkpoint.save(trainer, own, STEPS)
+            checkpoint.load(trainer, folder / "alone" / name / "checkpoints" / f"step-{STEPS:08d}")
+            checkpoint.save(trainer, own / "again", STEPS)
+    finally:
+        ranks.close()
