@@ -19,6 +19,7 @@ touch them together), and jobs spread over a cluster.
     headrace:{job}:groups         stream  encoded trajectory groups, kept until a checkpoint covers them
     headrace:{job}:steps          hash    policy version → JSON of the step that updated it
     headrace:{job}:signals        stream  short: wakes whoever waits for a group, a version, the end
+    headrace:{job}:orders:<start> stream  what rank 0 of the learner tells the other ranks of one start (expires)
     headrace:{job}:group:<n>      hash    one group: state, lease token, attempt, versions, history
 """
 
@@ -94,6 +95,9 @@ class JobKeys:
     @property
     def signals(self) -> str:
         return self.prefix + "signals"
+
+    def orders(self, start: str) -> str:
+        return f"{self.prefix}orders:{start}"
 
     def group(self, group_id: int | str) -> str:
         return f"{self.prefix}group:{group_id}"

@@ -340,12 +340,16 @@ class Ledger:
 
         Raises `NotFound` once a checkpoint covered them, or the job was closed.
         """
+        return await self.groups(step.groups)
+
+    async def groups(self, ids: Iterable[int]) -> list[Group]:
+        """These groups, in this order, from the moment they were committed. Raises `NotFound` as `replay` does."""
         messages = []
-        for group_id in step.groups:
+        for group_id in ids:
             entry = await answer(self._redis.hget(self._keys.group(group_id), "entry"))
             found = await answer(self._redis.xrange(self._keys.groups, entry, entry)) if entry else []
             if not found:
-                raise NotFound(f"group {group_id} of step {step.version} is kept no longer (covered by a checkpoint?)")
+                raise NotFound(f"group {group_id} is kept no longer (job closed, or covered by a checkpoint?)")
             messages.append(found[0][1][b"data"])
         return [decode(m) for m in messages]
 

@@ -39,6 +39,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout: float = 300.0
     stall_timeout: float = 600.0
     threads: int = 1
+    rank: int = 0
+    """Of a learner of several processes: 0 talks to the ledger, the others do what it does."""
+    ranks_start: str = ""
+    """Names one start of all the learner's ranks, so that they find each other and no rank of an earlier start."""
 
     @property
     def settings(self) -> Hyperparameters:

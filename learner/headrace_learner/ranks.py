@@ -8,7 +8,8 @@ it computes an idle one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
@@ -36,6 +37,14 @@ class Ranks(Protocol):
         """Returns when every rank has called it."""
         ...
 
+    def together(self) -> AbstractContextManager[None]:
+        """Around what all ranks do: what it raises where one of them was lost names that."""
+        ...
+
+    def close(self) -> None:
+        """Leave, whatever the others are doing. Idempotent."""
+        ...
+
     def shard(self, net: nn.Module) -> None:
         """Spread a model's parameters over the ranks, in place; before anything else holds them."""
         ...
@@ -52,6 +61,14 @@ class Alone:
 
     def barrier(self) -> None:
         """Nobody to wait for."""
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Nobody to lose."""
+        yield
+
+    def close(self) -> None:
+        """Nothing to leave."""
 
     def shard(self, net: nn.Module) -> None:
         """The model stays as it is."""

@@ -84,22 +84,27 @@ def meet(host: str, port: int, size: int, timeout: float) -> TCPStore:
         raise TimedOut(f"rank 0 of the learner did not answer at {host}:{port} within {timeout:.0f} s") from error
 
 
-def join(store: TCPStore, index: int, size: int, timeout: float) -> Sharded:
-    """Returns when all `size` ranks are there; `timeout`, in seconds, also limits each collective from then on.
+def join(store: TCPStore, index: int, size: int, timeout: float, collective_timeout: float) -> Sharded:
+    """Returns when all `size` ranks are there. Limits in seconds: of that, and of each collective afterwards.
 
-    Raises `TimedOut`.
+    Raises `TimedOut`, which names the ranks that did not come.
     """
+    places = [f"rank {i}" for i in range(size)]
+    store.set(places[index], "here")
+    try:
+        store.wait(places, timedelta(seconds=timeout))
+    except dist.DistError as error:
+        lacking = ", ".join(place for place in places if not store.check([place]))
+        raise TimedOut(f"{lacking} of the learner's {size} ranks did not come within {timeout:.0f} s") from error
     if store.host == _LOOPBACK:
         os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     device = training_device()
     if device.type == "cuda":
         torch.cuda.set_device(0)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    try:
-        dist.init_process_group(backend, store=store, rank=index, world_size=size, timeout=timedelta(seconds=timeout))
-        return Sharded(index, size, device)
-    except RuntimeError as error:
-        raise TimedOut(f"the {size} ranks of the learner were not all there within {timeout:.0f} s") from error
+    limit = timedelta(seconds=collective_timeout)
+    dist.init_process_group(backend, store=store, rank=index, world_size=size, timeout=limit)
+    return Sharded(index, size, device)
 
 
 class Sharded:

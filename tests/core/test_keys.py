@@ -13,7 +13,7 @@ from paths import ROOT
 def test_all_keys_of_a_job_share_its_hash_tag() -> None:
     keys = JobKeys("ftjob-abc")
     names = [n for n, v in vars(JobKeys).items() if isinstance(v, property) and n not in ("ledger_scripts",)]
-    every = [getattr(keys, name) for name in names] + keys.ledger_scripts + [keys.group(7)]
+    every = [getattr(keys, name) for name in names] + keys.ledger_scripts + [keys.group(7), keys.orders("x")]
     assert len(every) > 12
     for key in every:
         assert re.search(r"\{(.*?)\}", key)[1] == "ftjob-abc"  # type: ignore[index]

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from learner_bench import Bench
 from learner_cases import VOCAB, hyperparameters
+from redis.asyncio import Redis
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from headrace_gateway.redis_server import RedisServer
 from headrace_learner.algorithms import algorithm
 from headrace_learner.model import Policy
 from headrace_learner.trainer import Trainer
@@ -47,5 +50,13 @@ def make_trainer(model_folder: Path) -> Callable[..., Trainer]:
         torch.manual_seed(0)
         settings = hyperparameters(**given)
         return Trainer(Policy(model_folder, settings), algorithm(settings.algorithm), settings)
+
+    return make
+
+
+@pytest.fixture
+async def bench(redis: Redis, redis_server: RedisServer, model_folder: Path, tmp_path: Path) -> Callable[..., Bench]:
+    def make(name: str, **settings: object) -> Bench:
+        return Bench(redis, redis_server.url, model_folder, tmp_path, name, **settings)
 
     return make

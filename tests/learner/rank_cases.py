@@ -67,7 +67,7 @@ def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder
     """Train every case, leaving figures, weights and checkpoints in `folder`/<case>; see `test_sharding`."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    ranks = join(meet(*address, size, 60), index, size, 60)
+    ranks = join(meet(*address, size, 60), index, size, 60, 60)
     try:
         for name in CASES:
             own, first = folder / name, index == 0

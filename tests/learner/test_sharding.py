@@ -149,7 +149,7 @@ def test_a_store_listens_where_it_says_and_nowhere_else() -> None:
     ("wait", "named"),
     [
         (lambda port: meet("127.0.0.1", port, 2, 0.5), "rank 0 of the learner did not answer at 127.0.0.1:"),
-        (lambda port: join(hold("127.0.0.1", 2, 0.5), 0, 2, 0.5), "the 2 ranks of the learner were not all there"),
+        (lambda port: join(hold("127.0.0.1", 2, 5), 0, 2, 0.5, 5), "rank 1 of the learner's 2 ranks did not come"),
     ],
 )
 def test_a_wait_for_a_rank_that_does_not_come_ends(wait: Callable[[int], object], named: str) -> None:

@@ -1,0 +1,125 @@
+"""A rank of the learner other than the first: does what rank 0 does, when rank 0 says so.
+
+    rank 0 (`worker.LearnerWorker`)            this
+        hold a store ──────── Meet ──────────► join, load the model, keep its shard
+        the same       ◄── collectives ──►     the same: load, train, publish, save
+        ledger, events, weights' files         nothing of the kind: it reads groups, and saves its shards
+
+Invariants: it makes no transition in the ledger; when it fails, it leaves the process group first, so that rank 0 does
+not wait for it. A rank alone cannot come back: all are started again together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from headrace_core.concurrency import cancel
+from headrace_core.errors import HeadraceError
+from headrace_core.ledger import Ledger
+from headrace_core.redis import connect
+from headrace_core.workers import WorkerConfig
+
+from . import checkpoint
+from .algorithms import algorithm
+from .model import Policy
+from .orders import End, Load, Meet, Order, Orders, Publish, Save, Train, WriteModel
+from .sharding import Sharded, join, meet
+from .trainer import Trainer
+
+T = TypeVar("T")
+
+
+class RankWorker:
+    """See `headrace_core.workers.Worker`. Obeys from `start` on: rank 0 replays before it runs."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._redis = connect(config.redis_url)
+        self._ledger = Ledger(self._redis, config.job_id)
+        self._orders = Orders(self._redis, config.job_id, config.ranks_start)
+        self._thread = ThreadPoolExecutor(1, "torch", torch.set_num_threads, (config.threads,))
+        self._ranks: Sharded | None = None
+        self._obeying: asyncio.Task[str] | None = None
+
+    async def start(self) -> dict[str, Any]:
+        """Join the other ranks and load the model. Raises `TimedOut` when rank 0 does not call."""
+        began = time.monotonic()
+        order = await self._orders.next(self._config.start_timeout)
+        if not isinstance(order, Meet):
+            raise HeadraceError(f"the first order of a rank is to meet the others, not {order}")
+        ranks = self._ranks = await self._in_thread(lambda: self._join(order))
+        trainer = await self._in_thread(lambda: self._load(ranks))
+        self._obeying = asyncio.create_task(self._obey(trainer, ranks), name="obey")
+        return {
+            "device": str(trainer.policy.device),
+            "rank": f"{ranks.index} of {ranks.size}",
+            "threads": self._config.threads,
+            "seconds": round(time.monotonic() - began, 2),
+        }
+
+    async def run(self) -> str:
+        """Returns when rank 0 has no more orders. Raises `RanksLost`, or `TimedOut` when rank 0 falls silent."""
+        assert self._obeying is not None
+        return await self._obeying
+
+    async def stop(self) -> None:
+        """Obey to the end, which rank 0 announces, then let go of all. Idempotent."""
+        if self._obeying is not None:
+            await asyncio.wait([self._obeying], timeout=self._config.stall_timeout)
+            await cancel([self._obeying])
+        if self._ranks is not None:
+            await asyncio.to_thread(self._ranks.close)
+        await asyncio.to_thread(self._thread.shutdown)
+        await self._redis.aclose()
+
+    # ── in the thread for torch ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _join(self, order: Meet) -> Sharded:
+        size, limit = self._config.settings.learner_ranks, self._config.start_timeout
+        store = meet(order.host, order.port, size, limit)
+        return join(store, self._config.rank, size, limit, self._config.stall_timeout)
+
+    def _load(self, ranks: Sharded) -> Trainer:
+        settings = self._config.settings
+        torch.manual_seed(settings.seed)
+        policy = Policy(Path(self._config.model_path), settings)
+        return Trainer(policy, algorithm(settings.algorithm), settings, ranks)
+
+    # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _obey(self, trainer: Trainer, ranks: Sharded) -> str:
+        try:
+            while not isinstance(order := await self._orders.next(self._config.stall_timeout), End):
+                work = await self._work(order, trainer)
+                with ranks.together():
+                    await self._in_thread(work)
+        except BaseException:
+            ranks.close()
+            raise
+        return "finished"
+
+    async def _work(self, order: Order, trainer: Trainer) -> Callable[[], object]:
+        """Rank 0's part is `worker.LearnerWorker`'s method of that name."""
+        match order:
+            case Load(path):
+                return lambda: checkpoint.load(trainer, Path(path))
+            case Train(version, ids):
+                groups = await self._ledger.groups(ids)
+                return lambda: trainer.step(groups, version)
+            case Publish():
+                return lambda: trainer.policy.write_weights(None)
+            case Save(version):
+                return lambda: checkpoint.save(trainer, Path(self._config.output_dir), version)
+            case WriteModel():
+                return lambda: trainer.policy.write_model(None)
+        raise HeadraceError(f"rank {self._config.rank} of the learner does not know the order {order}")
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
