@@ -136,8 +136,9 @@ def precision(device: torch.device) -> torch.autocast:
 def load_model(kind: Any, folder: Path, gradient_checkpointing: bool) -> Any:
     """A model of the library's class `kind`, float32, without dropout; typed loosely, the library has no types."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    for name in [name for name in vars(config) if name.endswith(("dropout", "pdrop"))]:
-        setattr(config, name, 0.0)
+    for part in (config, config.get_text_config()):  # the latter in configurations of several models
+        for name in [name for name, value in vars(part).items() if "drop" in name and isinstance(value, float)]:
+            setattr(part, name, 0.0)
     model = kind.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True)
     model.to(training_device()).eval()
     if gradient_checkpointing:

@@ -11,7 +11,7 @@ import torch
 from learner_cases import VOCAB, hyperparameters, random_group
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM
 
 from headrace_core.errors import InvalidRequest
 from headrace_learner.batch import MicroBatch, lay_out
@@ -50,6 +50,20 @@ def test_dropout_of_a_configuration_is_switched_off(model_folder: Path, tmp_path
     dropping = Policy(folder, hyperparameters(gradient_checkpointing=checkpointed))
     for a, b in zip(gradients(dropping), gradients(Policy(model_folder)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_whatever_a_model_drops_is_switched_off(tmp_path: Path) -> None:
+    """OPT drops states, attention and whole layers, by three names."""
+    config = OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2,
+        word_embed_proj_dim=32, max_position_embeddings=64, dropout=0.5, attention_dropout=0.5, layerdrop=0.9,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    expected = gradients(Policy(tmp_path))
+    training = Policy(tmp_path, hyperparameters(gradient_checkpointing=True))
+    assert training.model.training
+    assert all(torch.equal(a, b) for a, b in zip(gradients(training), expected, strict=True))
 
 
 def test_padding_is_invisible(model_folder: Path) -> None:
