@@ -134,6 +134,16 @@ def test_a_completion_without_a_reward_is_no_part_of_the_step() -> None:
     assert laid_out([group_of(completion_of(3, reward=None))]).trajectories == ((),)
 
 
+def test_only_what_the_policy_sampled_for_its_completion_contributes() -> None:
+    """Not a token of another role, be it one with a version, nor one without a version, be it of the completion."""
+    mixed = completion_of(3, 4, 5, 6)
+    mixed.roles[:3] = [Role.REFERENCE, Role.COMPLETION, Role.ENVIRONMENT]
+    mixed.versions[3] = NO_VERSION
+    batch = laid_out([group_of(mixed)])
+    assert [micro.targets_N.tolist() for micro in batch.minibatches[0].micro_batches] == [[4]]
+    assert batch.counts.contributing == {0: 1}
+
+
 def test_a_completion_wholly_too_old_keeps_its_reward_and_loses_its_tokens() -> None:
     old = completion_of(3, 4, version=0, reward=9.0)
     batch = laid_out([group_of(completion_of(5, version=3), old, completion_of(6, version=3))], version=3)
