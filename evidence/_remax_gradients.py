@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from _gram import Matrix, gram, interval, mean_z, squared_mean, squared_mean_error, variance
 from _lag import LaggedRun, adder
-from _remax_rewards import OFFSET, Rewards, greedy_baseline, looking_baseline, no_baseline, rewarded
+from _remax_rewards import OFFSET, Baseline, Rewards, greedy_baseline, looking_baseline, no_baseline, rewarded
 
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.trajectory import Group
@@ -26,8 +26,14 @@ from headrace_learner.trainer import Trainer
 BATCHES, GROUPS_A_BATCH = 256, 8
 UNMOVED = 1e-30
 """A learning rate."""
+ESTIMATOR: dict[str, Any] = {
+    **{"algorithm": "remax", "kl_coefficient": 0.0, "advantage_clip": None, "max_grad_norm": 1e9},
+    **{"max_tokens": 64, "max_context": 128, "learning_rate": UNMOVED},
+}
+"""Both algorithms as their papers write them: nothing is clamped, and there is no other term."""
 LOW_SUCCESS = 0.06
 CONTROL = Rewards("task")
+"""Whose mean gradient is far from zero, so that a bias shows: there a biased baseline is tried too."""
 TABLES = (
     *(Rewards("normal", OFFSET), Rewards("normal")),
     *(Rewards("binary", success=success) for success in (LOW_SUCCESS, 0.25, 0.5, 0.7)),
@@ -39,19 +45,8 @@ JOBS = ((1.0, (Rewards("task", OFFSET), CONTROL)), (1.5, TABLES[:3]), (1.5, TABL
 def measure(temperature: float, kinds: Sequence[Rewards], seed: int) -> list[dict[str, Any]]:
     """The figures of each kind of reward, from one set of completions."""
     torch.set_num_threads(1)
-    settings = Hyperparameters(
-        algorithm="remax",
-        batch_size=BATCHES * GROUPS_A_BATCH,
-        temperature=temperature,
-        max_tokens=64,
-        max_context=128,
-        kl_coefficient=0.0,
-        advantage_clip=None,
-        max_grad_norm=1e9,
-        learning_rate=UNMOVED,
-        seed=seed,
-    )
-    run = LaggedRun(adder(), settings)
+    changes = {"batch_size": BATCHES * GROUPS_A_BATCH, "temperature": temperature, "seed": seed}
+    run = LaggedRun(adder(), Hyperparameters.model_validate({**ESTIMATOR, **changes}))
     before = [p.detach().clone() for p in run.trainer.policy.model.parameters()]
     groups = run.groups()
     found = [_figures(run.trainer, groups, kind, seed) for kind in kinds]
@@ -62,20 +57,23 @@ def measure(temperature: float, kinds: Sequence[Rewards], seed: int) -> list[dic
 
 def _figures(trainer: Trainer, groups: Sequence[Group], kind: Rewards, seed: int) -> dict[str, Any]:
     """Variances, their ratio, and how far apart the mean gradients are."""
-    of_remax, of_reinforce, of_looking = (
-        _gradients(trainer, [rewarded(g, kind, baseline, seed) for g in groups])
-        for baseline in (greedy_baseline, no_baseline, looking_baseline)
-    )
+
+    def by(baseline: Baseline) -> npt.NDArray[np.float32]:
+        return _gradients(trainer, [rewarded(g, kind, baseline, seed) for g in groups])
+
+    of_remax, of_reinforce = by(greedy_baseline), by(no_baseline)
     remax, reinforce = gram(of_remax), gram(of_reinforce)
-    return {
+    found = {
         "rewards": {"name": kind.name, **asdict(kind)},
         "mean_reward": float(np.mean([kind.of(g, c, seed) for g in groups for c in g.completions])),
         "variance": {"remax": variance(remax), "reinforce": variance(reinforce)},
         "ratio": _ratio(remax, reinforce),
         "ratio_90": interval(_ratio, remax, reinforce, seed=seed),
         "mean_difference": _difference(of_remax - of_reinforce, remax),
-        "control_difference": _difference(of_looking - of_reinforce, remax),
     }
+    if kind == CONTROL:
+        found["control_difference"] = _difference(by(looking_baseline) - of_reinforce, remax)
+    return found
 
 
 def _ratio(remax: Matrix, reinforce: Matrix) -> float:

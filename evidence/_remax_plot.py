@@ -1,4 +1,4 @@
-"""The picture of evidence/remax.py: gradient variance by success rate beside the published band, and learning curves.
+"""The picture of evidence/remax.py: gradient variance by success rate beside a reference band, and learning curves.
 
 python evidence/_remax_plot.py evidence/results/remax.json docs/images/remax.png
 """
@@ -21,9 +21,9 @@ from matplotlib.ticker import PercentFormatter
 INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
 COLOURS = {"reinforce": "#c53030", "remax": "#2b6cb0", "ppo": "#2f855a"}
 LABELS = {"reinforce": "REINFORCE", "remax": "ReMax", "ppo": "PPO with a critic"}
-PUBLISHED = {0.06: (1.6, 1.8), 0.25: (1.2, 1.3), 0.5: (0.8, 0.9), 0.7: (0.34, 0.47)}
-"""Variance of ReMax's gradient over REINFORCE's, binary rewards, by mean success rate."""
-PUBLISHED_OFFSETS = (0.05, 0.07)
+REFERENCE = {0.06: (1.6, 1.8), 0.25: (1.2, 1.3), 0.5: (0.8, 0.9), 0.7: (0.34, 0.47)}
+"""Variance of ReMax's gradient over REINFORCE's for binary rewards, by mean success rate: known before this script."""
+REFERENCE_OFFSETS = (0.05, 0.07)
 """The same with offsets of σ = 5, by prompt."""
 
 
@@ -60,17 +60,16 @@ def draw(result: dict[str, Any], image: Path) -> None:
 def _variances(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Binary rewards by success rate; rewards with offsets at the right edge."""
     binary = [r for r in rows if r["rewards"]["kind"] == "binary"]
-    axes.fill_between(
-        list(PUBLISHED), *zip(*PUBLISHED.values(), strict=True), color="#cbd5e0", label="published, by success rate"
-    )
+    low, high = zip(*REFERENCE.values(), strict=True)
+    axes.fill_between(list(REFERENCE), low, high, color="#cbd5e0", label="reference, by success rate")
     _points(axes, [r["mean_reward"] for r in binary], binary, COLOURS["remax"], "ours, binary rewards")
     offset = [r for r in rows if r["rewards"]["offset"]]
     place = 0.9
-    axes.fill_between([place - 0.05, place + 0.05], *PUBLISHED_OFFSETS, color="#f6d4a8", label="published, offsets")
+    axes.fill_between([place - 0.05, place + 0.05], *REFERENCE_OFFSETS, color="#f6d4a8", label="reference, offsets")
     _points(axes, [place] * len(offset), offset, "#c05621", "ours, offsets of σ = 5")
     for row in offset:
         axes.annotate(
-            row["rewards"]["kind"], (place, row["ratio"]), (-8, -3), textcoords="offset points", ha="right", fontsize=8
+            row["rewards"]["kind"], (place, row["ratio"]), (-22, -3), textcoords="offset points", ha="right", fontsize=8
         )
     axes.axhline(1.0, color=MUTED, lw=0.8, ls="--")
     axes.set_yscale("log")

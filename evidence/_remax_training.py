@@ -16,7 +16,7 @@ from _remax_rewards import Baseline, Rewards, greedy_baseline, no_baseline, rewa
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.trajectory import Group
 
-STEPS, BATCH, EVALUATE_EVERY = 40, 128, 4
+STEPS, BATCH, EVALUATE_EVERY = 32, 128, 4
 COMMON: dict[str, Any] = {"batch_size": BATCH, "group_size": 1, "max_tokens": 64, "max_context": 128}
 COMMON |= {"kl_coefficient": 0.05}
 LEARNERS: dict[str, dict[str, Any]] = {

@@ -3,8 +3,8 @@
 After "ReMax" (arXiv 2310.10505), whose baseline is the reward of the greedy completion of the same prompt, in place of
 a critic. On the adder, by the real trainer: the variance and the mean of its gradients beside REINFORCE's on the same
 completions, under rewards with offsets of each prompt and without; the bytes and seconds of a step beside those of PPO
-with a critic of the policy's size; and the policies that the three come to. The published variances, of binary rewards
-by their mean, are a random table's, and so are ours: at temperature 1.5, where the small policy is not near-certain.
+with a critic of the policy's size; and the policies that the three come to. Normal and binary rewards are random tables
+of prompt and completion, at temperature 1.5, where the small policy is not near-certain.
 
     python evidence/remax.py [--seed N] [--out FILE] [--image FILE]
 """
@@ -97,7 +97,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     with_offsets = max(r["ratio"] for r in rows if r["rewards"]["offset"])
     low = next(r["ratio"] for r in rows if r["rewards"]["success"] == gradients.LOW_SUCCESS)
     same = max((r["mean_difference"]["z"] for r in rows), key=abs)
-    control = next(r["control_difference"]["z"] for r in rows if r["rewards"]["name"] == gradients.CONTROL.name)
+    control = next(r["control_difference"]["z"] for r in rows if "control_difference" in r)
     state, step = cost["state_share"], cost["shares"]["ppo"]["train"]
     reward = min(of["remax"] / of["ppo"] for of in final.values())
     learned = final["0"]["ppo"]
@@ -139,6 +139,10 @@ def table(result: dict[str, Any], seen: list[tuple[str, str, str, bool]]) -> lis
         ["iteration / that of PPO's preset", f"{cost['shares']['ppo_preset']['iteration']:.2f}"],
         ["state and reference model / PPO's", f"{cost['state_share_with_reference']:.3f}"],
     ]
+    for row in result["gradients"]:
+        if (at_most := row["mean_difference"]["at_most"]) is not None:
+            apart = f"mean gradients, {row['rewards']['name']}: difference / ReMax's mean gradient"
+            rows.append([apart, f"≤ {at_most:.2f} (95 %), z {row['mean_difference']['z']:.1f}"])
     for offset, of in final.items():
         rewards = ", ".join(f"{name} {reward:.3f}" for name, reward in of.items())
         rows.append([f"held-out reward at the end, offsets of {offset}", rewards])
