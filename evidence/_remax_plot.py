@@ -63,6 +63,8 @@ def _variances(axes: Axes, rows: list[dict[str, Any]]) -> None:
     low, high = zip(*REFERENCE.values(), strict=True)
     axes.fill_between(list(REFERENCE), low, high, color="#cbd5e0", label="reference, by success rate")
     _points(axes, [r["mean_reward"] for r in binary], binary, COLOURS["remax"], "ours, binary rewards")
+    task = [r for r in rows if r["rewards"]["kind"] == "task" and not r["rewards"]["offset"]]
+    _points(axes, [r["mean_reward"] for r in task], task, "#6b46c1", "ours, the task's reward")
     offset = [r for r in rows if r["rewards"]["offset"]]
     place = 0.9
     axes.fill_between([place - 0.05, place + 0.05], *REFERENCE_OFFSETS, color="#f6d4a8", label="reference, offsets")
