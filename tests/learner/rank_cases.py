@@ -1,7 +1,8 @@
-"""What one rank of a sharded trainer does, for processes of its own; and the same alone."""
+"""What ranks of a learner do in processes of their own; and the same alone."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import warnings
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ from learner_cases import hyperparameters, random_group
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from headrace_core.workers import WorkerConfig
 from headrace_learner import checkpoint
 from headrace_learner.algorithms import algorithm
 from headrace_learner.model import Policy
+from headrace_learner.rank_worker import RankWorker
 from headrace_learner.ranks import Ranks
 from headrace_learner.sharding import join, meet
 from headrace_learner.trainer import StepResult, Trainer
@@ -83,3 +86,16 @@ def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder
             checkpoint.save(trainer, own / "again", STEPS)
     finally:
         ranks.close()
+
+
+def be_follower(config: bytes) -> None:
+    """Rank 1 of a learner, for its whole life; `config` is a `WorkerConfig` in msgpack."""
+
+    async def live() -> None:
+        worker = RankWorker(msgspec.msgpack.decode(config, type=WorkerConfig))
+        await worker.start()
+        assert await worker.run() == "finished"
+        await worker.stop()
+
+    warnings.simplefilter("error")
+    asyncio.run(live())
