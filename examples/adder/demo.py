@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE.parent))
 from openai import OpenAI  # noqa: E402
 from shared_run import connect, fetch, follow, server  # noqa: E402
 
+from headrace_core.algorithms import ALGORITHMS  # noqa: E402
 from headrace_gateway.report import Record, steady_shares, write_report  # noqa: E402
 
 JOB_SECONDS = 1800
@@ -47,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--max-staleness", type=int, default=4)
     parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
+    parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), default="grpo")
     parser.add_argument("--reward", choices=("correct", "phrase"), default="correct")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="folder of data and report (default: runs/demo-<time>)")
@@ -58,6 +60,7 @@ def submit(client: OpenAI, options: argparse.Namespace) -> Any:
     train = client.files.create(file=HERE / "train.jsonl", purpose="fine-tune")
     held_out = client.files.create(file=HERE / "validation.jsonl", purpose="fine-tune")
     settings = {
+        "algorithm": options.algorithm,
         "n_steps": options.steps,
         "batch_size": 32,
         "group_size": 8,
