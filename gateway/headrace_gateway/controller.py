@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -34,7 +35,7 @@ from headrace_core.settings import Settings
 from headrace_core.weights import WeightStore, default_root
 from headrace_core.workers import WorkerConfig
 
-from .placement import LEARNER, ROLLOUT, Placement, Plan, alive_nodes, plan
+from .placement import ROLLOUT, Placement, Plan, Process, alive_nodes, plan
 from .supervisor import STOP_SECONDS, Supervisor
 
 WATCH_SECONDS = 1.0
@@ -125,12 +126,14 @@ class JobController:
             await self._jobs.tell(self._job_id, f"queued: waits for {resources}, which other jobs hold")
             while not await placement.ready(timeout=WATCH_SECONDS):
                 pass  # no limit of its own: jobs queue for as long as others run; `watch` ends it when cancelled
-        for bundle in range(len(resources.bundles)):
-            name = f"rollout-{bundle - 1}" if bundle else LEARNER_NAME
-            entry = ROLLOUT if bundle else LEARNER
-            config = self._config(job, name, resources.threads(bundle))
-            launch = lambda c, b=bundle, e=entry: placement.start(b, e, c)  # noqa: E731
-            self._workers.append(Supervisor(config, launch, self._jobs, self._settings.max_restarts))
+        config = self._config(job, LEARNER_NAME, resources.threads(0))
+        self._supervise(config, placement.start_learner)
+        for number, bundle in enumerate(range(resources.ranks, len(resources.bundles))):
+            config = self._config(job, f"rollout-{number}", resources.threads(bundle))
+            self._supervise(config, partial(placement.start, bundle, ROLLOUT))
+
+    def _supervise(self, config: WorkerConfig, launch: Callable[[WorkerConfig], Process]) -> None:
+        self._workers.append(Supervisor(config, launch, self._jobs, self._settings.max_restarts))
 
     async def _planned(self, settings: Hyperparameters) -> Plan:
         """The job's share. Of a cluster, nodes that are lacking may still be starting: they are waited for as long as a

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import msgspec
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -24,6 +26,7 @@ from headrace_core.workers import WorkerConfig
 
 NAMESPACE = "headrace"
 LEARNER = "headrace_learner.worker:LearnerWorker"
+RANK = "headrace_learner.rank_worker:RankWorker"
 ROLLOUT = "headrace_rollout.worker:RolloutWorker"
 
 ROLES = ("headrace_learner", "headrace_rollout")
@@ -60,9 +63,10 @@ class WorkerActor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The resources of one job: bundle 0 is the learner's, the others are the rollout workers'."""
+    """The resources of one job: the first bundles are the learner's ranks', the others the rollout workers'."""
 
     bundles: tuple[dict[str, float], ...]
+    ranks: int = 1
 
     def threads(self, bundle: int) -> int:
         """Of the process in `bundle`: one for each of its cores."""
@@ -86,33 +90,138 @@ def plan(settings: Hyperparameters, nodes: Sequence[dict[str, float]]) -> Plan:
     its own, and their sum does not exceed the cores: two 2-thread processes on two cores run 10 to 40 times slower than
     two 1-thread ones. Raises `InvalidRequest` for more workers than cores.
     """
-    workers = settings.rollout_workers
+    ranks, workers = settings.learner_ranks, settings.rollout_workers
+    learner = "a learner" if ranks == 1 else f"{ranks} ranks of a learner"
+    rollout = f"{workers} rollout workers"
     if not any(role in node for node in nodes for role in ROLES):
-        return Plan((_share(nodes, workers + 1, f"{workers} rollout workers and a learner"),) * (workers + 1))
-    learner, rollout = ([node for node in nodes if role in node] for role in ROLES)
-    return Plan(
-        (
-            _share(learner, 1, "a learner") | {ROLES[0]: _TAG},
-            *(_share(rollout, workers, f"{workers} rollout workers") | {ROLES[1]: _TAG},) * workers,
-        )
-    )
+        threads = _threads(nodes, ranks + workers, f"{rollout} and {learner}")
+        of_rank, of_worker = _gpus(nodes, ranks, workers)
+        return Plan((_bundle(threads, of_rank),) * ranks + (_bundle(threads, of_worker),) * workers, ranks)
+    at_learner, at_rollout = ([node for node in nodes if role in node] for role in ROLES)
+    rank = _bundle(_threads(at_learner, ranks, learner), _gpus(at_learner, ranks, 0)[0]) | {ROLES[0]: _TAG}
+    worker = _bundle(_threads(at_rollout, workers, rollout), _gpus(at_rollout, 0, workers)[1]) | {ROLES[1]: _TAG}
+    return Plan((rank,) * ranks + (worker,) * workers, ranks)
 
 
-def _share(nodes: Sequence[dict[str, float]], processes: int, who: str) -> dict[str, float]:
+def _bundle(threads: int, gpus: float) -> dict[str, float]:
+    return {"CPU": float(threads)} | ({"GPU": gpus} if gpus else {})
+
+
+def _threads(nodes: Sequence[dict[str, float]], processes: int, who: str) -> int:
     """What each of equal `processes` gets when none may span two nodes."""
-    cores, gpus = [int(node.get("CPU", 0)) for node in nodes], sum(node.get("GPU", 0.0) for node in nodes)
+    cores = [int(node.get("CPU", 0)) for node in nodes]
     fitting = (t for t in range(max(cores, default=0), 0, -1) if sum(c // t for c in cores) >= processes)
     threads = next(fitting, 0)
     if not threads:
         raise InvalidRequest(
             f"no place for {who}: {processes} processes need a core each, and the nodes that may run them have "
-            f"{sum(cores)} cores: lower rollout_workers, or start with more cores",
+            f"{sum(cores)} cores: lower rollout_workers or learner_ranks, or start with more cores",
             param="rollout_workers",
         )
-    bundle = {"CPU": float(threads)}
-    if gpus:
-        bundle["GPU"] = 1.0 if gpus >= processes else round(gpus / processes, 2)
-    return bundle
+    return threads
+
+
+def _gpus(nodes: Sequence[dict[str, float]], ranks: int, workers: int) -> tuple[float, float]:
+    """What each rank of the learner and each rollout worker gets; 0 where there are none.
+
+    Several ranks need a GPU each, because NCCL does not let two share one; all others may share.
+    """
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    if not gpus or ranks <= 1:
+        return (_part(gpus, ranks + workers),) * 2
+    left = gpus - ranks
+    if left < (1 if workers else 0):
+        raise InvalidRequest(
+            f"{ranks} ranks of a learner need a GPU each, and rollout workers beside them one more, but there are "
+            f"{gpus:g}: lower learner_ranks",
+            param="learner_ranks",
+        )
+    return 1.0, _part(left, workers)
+
+
+def _part(gpus: float, processes: int) -> float:
+    """Rounded down, so that all of them fit."""
+    return 1.0 if gpus >= processes else int(100 * gpus / processes) / 100
+
+
+class Process(Protocol):
+    """A worker that was launched, seen by its supervisor."""
+
+    async def start(self) -> dict[str, Any]:
+        """See `headrace_core.workers.Worker`, like the next two."""
+        ...
+
+    async def run(self) -> str: ...
+
+    async def stop(self) -> None: ...
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Whatever else it can be asked."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+class OneProcess:
+    """A worker in one process, by its Ray actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def start(self) -> dict[str, Any]:
+        """See `Process`."""
+        facts: dict[str, Any] = await self._actor.start.remote()
+        return facts
+
+    async def run(self) -> str:
+        """See `Process`."""
+        return str(await self._actor.run.remote())
+
+    async def stop(self) -> None:
+        """See `Process`."""
+        await self._actor.stop.remote()
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """See `Process`."""
+        return await getattr(self._actor, method).remote(*arguments)
+
+    def kill(self) -> None:
+        """See `Process`."""
+        ray.kill(self._actor)
+
+
+class RankProcesses:
+    """All ranks of a learner as one worker: what fails in one of them has failed, and the next start is of all.
+
+    A rank alone could not come back: its shards are in step with those of the others.
+    """
+
+    def __init__(self, ranks: Sequence[Process]) -> None:
+        self._ranks = ranks
+
+    async def start(self) -> dict[str, Any]:
+        """Rank 0's facts, and where the others are."""
+        first, *others = await asyncio.gather(*(rank.start() for rank in self._ranks))
+        return first | {f"rank {i}": f"pid {facts['pid']}" for i, facts in enumerate(others, 1)}
+
+    async def run(self) -> str:
+        """Rank 0's answer; the others end when it does."""
+        return (await asyncio.gather(*(rank.run() for rank in self._ranks)))[0]
+
+    async def stop(self) -> None:
+        """See `Process`."""
+        await asyncio.gather(*(rank.stop() for rank in self._ranks))
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Asked of rank 0."""
+        return await self._ranks[0].call(method, *arguments)
+
+    def kill(self) -> None:
+        """See `Process`."""
+        for rank in self._ranks:
+            rank.kill()
 
 
 class Placement:
@@ -127,10 +236,22 @@ class Placement:
         done, _ = await asyncio.wait([asyncio.ensure_future(_resolve(self._group.ready()))], timeout=timeout)
         return bool(done)
 
-    def start(self, bundle: int, entry: str, config: WorkerConfig) -> Any:
-        """A handle on a new worker process in `bundle`."""
+    def start_learner(self, config: WorkerConfig) -> Process:
+        """All ranks of it, under a name of this start, so that none meets a rank of an earlier one."""
+        if self._plan.ranks == 1:
+            return self.start(0, LEARNER, config)
+        start = secrets.token_hex(4)
+        configs = [
+            msgspec.structs.replace(config, rank=rank, ranks_start=start, worker=f"{config.worker}-rank-{rank}")
+            for rank in range(1, self._plan.ranks)
+        ]
+        first = self.start(0, LEARNER, msgspec.structs.replace(config, ranks_start=start))
+        return RankProcesses([first, *(self.start(c.rank, RANK, c) for c in configs)])
+
+    def start(self, bundle: int, entry: str, config: WorkerConfig) -> Process:
+        """A new worker process in `bundle`."""
         resources = self._plan.bundles[bundle]
-        return (
+        return OneProcess(
             ray.remote(WorkerActor)
             .options(
                 num_cpus=resources["CPU"],

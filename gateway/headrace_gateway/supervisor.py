@@ -13,12 +13,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from headrace_core.errors import HeadraceError, InvalidRequest, TimedOut
+from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.jobs import JobStore
 from headrace_core.workers import WorkerConfig
+
+from .placement import Process
 
 BACKOFF_SECONDS = 1.0
 STOP_SECONDS = 20.0
@@ -31,16 +32,16 @@ class GaveUp(HeadraceError):
 
 
 class Supervisor:
-    """One worker. `launch` starts a new process for it and returns the Ray actor handle."""
+    """One worker. `launch` starts a new process for it: of a learner of several ranks, all of them."""
 
     def __init__(
-        self, config: WorkerConfig, launch: Callable[[WorkerConfig], Any], jobs: JobStore, max_restarts: int
+        self, config: WorkerConfig, launch: Callable[[WorkerConfig], Process], jobs: JobStore, max_restarts: int
     ) -> None:
         self._config = config
         self._launch = launch
         self._jobs = jobs
         self._restarts_left = max_restarts
-        self._actor: Any = None
+        self._process: Process | None = None
         self._ready = asyncio.Event()
         self._supervised = False
 
@@ -68,7 +69,7 @@ class Supervisor:
         while True:
             await self.start()
             try:
-                return str(await self._actor.run.remote())
+                return await self._running().run()
             except RayError as error:
                 await self._died(error)
 
@@ -80,7 +81,7 @@ class Supervisor:
         while True:
             await self._ready.wait()
             try:
-                return await getattr(self._actor, method).remote(*arguments)
+                return await self._running().call(method, *arguments)
             except RayActorError as error:
                 if self._supervised:
                     await asyncio.sleep(BACKOFF_SECONDS)
@@ -92,21 +93,26 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Let the worker end in good order, then end its process. Idempotent."""
-        actor, self._actor = self._actor, None
+        process, self._process = self._process, None
         self._ready.clear()
-        if actor is None:
+        if process is None:
             return
         try:
-            await asyncio.wait_for(_resolve(actor.stop.remote()), STOP_SECONDS)
+            await asyncio.wait_for(process.stop(), STOP_SECONDS)
         except (RayError, TimeoutError) as error:
             await self._tell(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
-        ray.kill(actor)
+        process.kill()
+
+    def _running(self) -> Process:
+        if self._process is None:
+            raise InvalidState(f"{self.name} was stopped")
+        return self._process
 
     async def _start_once(self) -> None:
-        self._actor = self._launch(self._config)
+        process = self._process = self._launch(self._config)
         limit = self._config.start_timeout + 60.0  # the worker's own limit names the cause: let it speak first
         try:
-            facts = await asyncio.wait_for(_resolve(self._actor.start.remote()), limit)
+            facts = await asyncio.wait_for(process.start(), limit)
         except TimeoutError as error:
             raise TimedOut(f"{self.name} was not ready within {limit:.0f} s") from error
         self._ready.set()
@@ -114,9 +120,9 @@ class Supervisor:
 
     async def _died(self, error: Exception) -> None:
         self._ready.clear()
-        if self._actor is not None:
-            ray.kill(self._actor)
-            self._actor = None
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
         cause = _cause(error)
         if isinstance(cause, InvalidRequest):
             raise cause
@@ -128,10 +134,6 @@ class Supervisor:
 
     async def _tell(self, message: str, level: Any = "info") -> None:
         await self._jobs.tell(self._config.job_id, message, level=level)
-
-
-async def _resolve(reference: Any) -> Any:
-    return await reference
 
 
 def _cause(error: Exception) -> Exception:

@@ -123,7 +123,9 @@ class LearnerWorker:
         self._idle.clear()
         tasks = [asyncio.create_task(self._work(), name="work"), asyncio.create_task(self._beat_loop(), name="beat")]
         try:
-            return await first_to_end(tasks)
+            ended = await first_to_end(tasks)
+            await self._dismiss()
+            return ended
         finally:
             self._idle.set()
 

@@ -62,6 +62,32 @@ def test_gpus_are_whole_where_there_are_enough_and_shared_where_not() -> None:
     assert str(halves) == "4 CPU, 1 GPU"
 
 
+def ranked(ranks: int, workers: int, *nodes: dict[str, float]) -> Plan:
+    return plan(Hyperparameters(learner_ranks=ranks, rollout_workers=workers), nodes)
+
+
+def test_ranks_of_a_learner_share_like_workers_and_come_first() -> None:
+    shared = ranked(2, 1, {"CPU": 7.0})
+    assert (cores(shared), shared.ranks) == ([2, 2, 2], 2)
+    by_role = ranked(2, 3, {"CPU": 4, LEARNER: 1}, {"CPU": 4, LEARNER: 1}, {"CPU": 9, ROLLOUT: 1})
+    assert cores(by_role) == [4, 4, 3, 3, 3]
+    assert [LEARNER in bundle for bundle in by_role.bundles] == [True, True, False, False, False]
+
+
+def test_ranks_of_a_learner_have_a_gpu_each() -> None:
+    assert [b["GPU"] for b in ranked(2, 2, {"CPU": 8, "GPU": 3}).bundles] == [1, 1, 0.5, 0.5]
+    assert [b["GPU"] for b in ranked(2, 1, {"CPU": 8, "GPU": 8}).bundles] == [1, 1, 1]
+    by_role = ranked(2, 1, {"CPU": 4, "GPU": 2, LEARNER: 1}, {"CPU": 4, ROLLOUT: 1})
+    assert [b.get("GPU") for b in by_role.bundles] == [1, 1, None]
+    for nodes in ([{"CPU": 8, "GPU": 2}], [{"CPU": 8, "GPU": 1, LEARNER: 1}, {"CPU": 8, ROLLOUT: 1}]):
+        with pytest.raises(InvalidRequest, match="2 ranks of a learner need a GPU each"):
+            ranked(2, 1, *nodes)
+
+
+def test_shared_gpus_are_not_overdrawn() -> None:
+    assert sum(b["GPU"] for b in planned(2, {"CPU": 4, "GPU": 2}).bundles) <= 2
+
+
 @pytest.mark.parametrize(
     ("nodes", "named"),
     [

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from headrace_core.jobs import JobStore
 from headrace_core.workers import WorkerConfig
 from headrace_gateway.local_ray import connected
+from headrace_gateway.placement import OneProcess, RankProcesses
 from headrace_gateway.supervisor import GaveUp, Supervisor
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -54,7 +55,9 @@ async def test_a_worker_that_dies_before_it_runs_is_started_again_up_to_a_limit(
         def supervisor(deaths: int) -> Supervisor:
             mortal = ray.remote(mortal_class()).options(num_cpus=0)
             file = str(tmp_path / str(deaths))
-            return Supervisor(CONFIG, lambda _: mortal.remote(deaths, file), JobStore(redis), max_restarts=2)
+            return Supervisor(
+                CONFIG, lambda _: OneProcess(mortal.remote(deaths, file)), JobStore(redis), max_restarts=2
+            )
 
         mended = supervisor(deaths=2)
         await mended.start()
@@ -67,3 +70,43 @@ async def test_a_worker_that_dies_before_it_runs_is_started_again_up_to_a_limit(
             await lost.call("evaluate", 7)
         told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
         assert sum("failed and is started again" in message for message in told) == 4
+
+
+def rank_class() -> type:
+    """Made in a function, as `mortal_class`."""
+
+    class Rank:
+        """A rank of a learner: notes its start in a file; dies in its first run where it is told to."""
+
+        def __init__(self, number: int, folder: str, dies: bool) -> None:
+            self._number, self._starts, self._dies = number, Path(folder) / f"rank-{number}", dies
+
+        async def start(self) -> dict[str, Any]:
+            with self._starts.open("a") as file:
+                file.write("x")
+            return {"pid": os.getpid()}
+
+        async def run(self) -> str:
+            if self._dies and self._starts.read_text() == "x":
+                os._exit(1)
+            return f"rank {self._number} ended"
+
+        async def stop(self) -> None:
+            """Nothing to let go of."""
+
+    return Rank
+
+
+async def test_when_one_rank_of_a_learner_dies_all_are_started_again(redis: Redis, tmp_path: Path) -> None:
+    with connected(None):
+        rank = ray.remote(rank_class()).options(num_cpus=0)
+        launch = lambda _: RankProcesses(  # noqa: E731
+            [OneProcess(rank.remote(number, str(tmp_path), number == 1)) for number in range(2)]
+        )
+        learner = Supervisor(CONFIG, launch, JobStore(redis), max_restarts=1)
+        assert await learner.run() == "rank 0 ended"
+        await learner.stop()
+    assert [(tmp_path / f"rank-{number}").read_text() for number in range(2)] == ["xx", "xx"]
+    told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
+    assert sum("failed and is started again" in message for message in told) == 1
+    assert all("rank 1 pid" in message for message in told if "is ready" in message)
