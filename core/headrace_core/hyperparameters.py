@@ -145,7 +145,13 @@ class Hyperparameters(BaseModel):
             return data
         given = {k: v for k, v in data.items() if v != "auto"}
         facts = ALGORITHMS.get(str(given.get("algorithm", cls.model_fields["algorithm"].default)))
-        return given if facts is None else {**facts.defaults, **given}
+        if facts is None:
+            return given
+        whole = {**facts.defaults, **given}
+        if "minibatches" not in given and isinstance(groups := whole.get("batch_size"), int) and groups > 0:
+            # A default that nobody wrote gives way to the batch that somebody did.
+            whole["minibatches"] = min(groups, whole.get("minibatches", cls.model_fields["minibatches"].default))
+        return whole
 
     @field_validator("algorithm")
     @classmethod

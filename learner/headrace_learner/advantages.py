@@ -2,7 +2,7 @@
 
 They are pure: rewards, penalties and values in, arrays out; no model, no policy version. A completion whose reward is
 not applicable is not among them at all: it counts in no mean and in no normalisation. One all of whose tokens are too
-old is: its reward says something about its neighbours, though it has no token to teach with.
+old is: in a group's baseline its reward says something about its neighbours, though it has no token to teach with.
 
 Shape suffix: N contributing tokens of the step, in admission order.
 """
@@ -94,7 +94,7 @@ def rloo(earned: Earned) -> Advantages:
 
 
 def remax(earned: Earned) -> Advantages:
-    """A_t = clamp(r − r(greedy)) − Σ_{t' ≥ t} penalties: the greedy completion of the same prompt is the baseline.
+    """A_t = clamp(r − r(greedy)) − Σ_{t' ≥ t} γ^{t'−t}·penalty: the prompt's greedy completion is the baseline.
 
     (arXiv 2310.10505; penalties are returns to go, as in its published code.) Raises ValueError for a trajectory
     without a greedy reward.

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from headrace_core.errors import InvalidRequest
 from headrace_core.hyperparameters import Hyperparameters
 
 from .batch import MicroBatch
 from .optimizers import OPTIMIZERS
+
+
+class Diverged(InvalidRequest):
+    """Training has left the numbers; the same step again would, too."""
+
+    code = "training_diverged"
 
 
 class Descent:
@@ -28,10 +36,16 @@ class Descent:
             parameters["lr"] = learning_rate
 
     def update(self, micro_batches: Sequence[MicroBatch], loss: Callable[[MicroBatch], Tensor]) -> float:
-        """Sum the gradients of the micro-batches' losses, clip, step; returns the norm before clipping."""
+        """Sum the gradients of the micro-batches' losses, clip, step; returns the norm before clipping.
+
+        Raises `Diverged`, and leaves the weights as they are, where the norm is not finite.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         for micro_batch in micro_batches:
             loss(micro_batch).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
+        clipped = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
+        norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
+        if not math.isfinite(norm):
+            raise Diverged(f"the gradient's norm is {norm}: lower learning_rate or max_staleness, or cap rewards")
         self.optimizer.step()
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return norm

@@ -71,3 +71,26 @@ def test_an_algorithm_sets_what_the_user_does_not(monkeypatch: pytest.MonkeyPatc
     assert Hyperparameters(algorithm="higher").clip_high == 0.28
     assert Hyperparameters(algorithm="higher", clip_high=0.3).clip_high == 0.3
     assert Hyperparameters.model_validate({"algorithm": "higher", "clip_high": "auto"}).clip_high == 0.28
+
+
+def test_minibatches_that_nobody_asked_for_give_way_to_a_small_batch() -> None:
+    assert Hyperparameters.model_validate({"algorithm": "ppo"}).minibatches == 4
+    assert Hyperparameters.model_validate({"algorithm": "ppo", "batch_size": 2}).minibatches == 2
+    with pytest.raises(ValidationError, match="minibatches cannot exceed batch_size"):
+        Hyperparameters.model_validate({"algorithm": "ppo", "batch_size": 2, "minibatches": 4})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"algorithm": "rloo", "group_size": 1}, "group_size must be at least 2"),
+        ({"algorithm": "remax", "filter_groups": True}, "group_size must be at least 2"),
+        ({"kl_coefficient": 0.1, "kl_in": "loss"}, "take kl_in reward, or k2 or k3"),
+        ({"algorithm": "m2po", "proximal": "interpolate"}, "needs proximal recompute"),
+        ({"optimizer": "galore", "learner_ranks": 2}, "cannot be sharded"),
+        ({"optimizer": "fira", "lora_rank": 8}, "would do nothing"),
+    ],
+)
+def test_what_would_teach_nothing_is_refused(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Hyperparameters.model_validate(wrong)

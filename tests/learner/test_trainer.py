@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headrace_core.trajectory import Group
 from headrace_learner.algorithms import IMPLEMENTATIONS
+from headrace_learner.descent import Diverged
 from headrace_learner.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -149,3 +150,13 @@ def test_warm_up_is_linear_and_then_constant(make_trainer: Make) -> None:
     trainer = make_trainer(learning_rate=0.4, warmup_steps=4)
     rates = [trainer.step([random_group(0, rewards=[None])], v).learning_rate for v in range(6)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+def test_a_gradient_that_is_not_finite_ends_training_before_it_harms(make_trainer: Make) -> None:
+    trainer = make_trainer()
+    weights = trainer.policy.model.state_dict()
+    weights["model.norm.weight"][0] = torch.nan
+    before = {k: v.clone() for k, v in weights.items() if k != "model.norm.weight"}
+    with pytest.raises(Diverged, match="norm is nan"):
+        trainer.step([random_group(i) for i in range(4)], 0)
+    assert all(torch.equal(v, weights[k]) for k, v in before.items())
