@@ -228,8 +228,10 @@ async def test_weights_that_cannot_be_loaded_leave_the_engine_as_it_was(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-async def test_scores_are_those_of_a_forward(subject: Subject, temperature: float) -> None:
+async def test_scores_are_those_of_a_forward(subject: Subject, prompt: Tokens, temperature: float) -> None:
     await subject.become("second")
+    beside = [asyncio.create_task(subject.engine.generate(prompt, SamplingConfig(200, top_p=0.9))) for _ in range(6)]
+    await subject.engine.generate(prompt, SamplingConfig(max_tokens=1))
     model = subject.weights["second"].model
     full = np.random.default_rng(3).integers(2, VOCABULARY, size=CONTEXT, dtype=np.int32)
     for tokens, start in ((full, 1), (full[:40], 39), (full[:70], 33)):
@@ -237,6 +239,7 @@ async def test_scores_are_those_of_a_forward(subject: Subject, temperature: floa
         assert scores.dtype == np.float32
         expected = of_tokens(next_token_logprobs(model, tokens, temperature), tokens, start)
         np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
+    await asyncio.wait_for(asyncio.gather(*beside), LIMIT)
 
 
 # --- refusals, cancelling, life -----------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+import torch
+from torch import nn
 
 from headrace_rollout.engines.base import EngineConfig
 
@@ -69,7 +71,25 @@ def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
     ranks = [rank for rank in VLLM_RANKS if rank >= config.lora_rank]
     if not ranks:
         raise ValueError(f"vLLM's LoRA layers hold ranks up to {VLLM_RANKS[-1]}, not {config.lora_rank}")
-    return {"enable_lora": True, "max_lora_rank": ranks[0], "max_loras": 1}
+    return {
+        "enable_lora": True,
+        "max_lora_rank": ranks[0],
+        "max_loras": 1,
+        # Not the head: vLLM's layer around it takes the rows of a prompt that is scored for those that are sampled, and
+        # fails where other requests run (vllm 16668, 51594). All linear layers may be named once those are closed.
+        "lora_target_modules": _linear_layers(config.model),
+    }
+
+
+def _linear_layers(folder: Path) -> list[str]:
+    """The last parts of the names of all linear layers but the head: what the learner adapts, by the same rule."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def _device_arguments(config: EngineConfig) -> dict[str, Any]:
