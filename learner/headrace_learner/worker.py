@@ -18,10 +18,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -39,18 +37,16 @@ from headrace_core.workers import WorkerConfig
 
 from . import checkpoint
 from .algorithms import algorithm
+from .lead import Lead
 from .measures import rewards_differ
 from .model import Policy
-from .orders import End, Load, Meet, Order, Orders, Present, Publish, Save, Train, WriteModel
-from .ranks import Alone, Ranks
+from .orders import Load, Publish, Save, Train, WriteModel
 from .report import event_data, event_message, step_metrics
 from .trainer import StepResult, Trainer
 
 BEAT_SECONDS = 2.0
 SIGNAL_SECONDS = 1.0
 """Longest sleep while waiting for a signal: a bound on how late `stop` is heard, not a poll rate."""
-
-T = TypeVar("T")
 
 
 class _Ended(Exception):
@@ -70,15 +66,10 @@ class LearnerWorker:
         self._ledger = Ledger(self._redis, config.job_id)
         self._jobs = JobStore(self._redis)
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
-        self._thread = ThreadPoolExecutor(1, "torch", torch.set_num_threads, (config.threads,))
+        self._lead = Lead(config, self._redis)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._split = TimeSplit("start")
-        self._orders: Orders | None = None
-        """To the other ranks; None where there are none."""
-        self._ranks: Ranks = Alone()
-        if self._settings.learner_ranks > 1:
-            self._orders = Orders(self._redis, config.job_id, config.ranks_start)
         self._heard = "0"
         self._version = 0
         self._saved = [0]
@@ -91,14 +82,14 @@ class LearnerWorker:
         """Enlist, load, replay. Afterwards the policy is that of the ledger's newest version, and published."""
         began = time.monotonic()
         self._term = await self._ledger.enlist()
-        await self._muster()
-        self._trainer = await self._in_thread(self._load)
-        found = await self._in_thread(lambda: checkpoint.newest(self._output))
+        await self._lead.muster()
+        self._trainer = await self._lead.alone(self._load)
+        found = await self._lead.alone(lambda: checkpoint.newest(self._output))
         for damage in found.damaged:
             await self._jobs.tell(self._config.job_id, f"checkpoint passed over, damaged: {damage}", level="warn")
         if found.path is not None:
             path = found.path
-            await self._together(Load(str(path)), lambda: checkpoint.load(self._trainer, path))
+            await self._lead.together(Load(str(path)), lambda: checkpoint.load(self._trainer, path))
             self._saved.append(found.version)
             await self._announce(path, found.version, {})
         self._version = found.version
@@ -124,7 +115,7 @@ class LearnerWorker:
         tasks = [asyncio.create_task(self._work(), name="work"), asyncio.create_task(self._beat_loop(), name="beat")]
         try:
             ended = await first_to_end(tasks)
-            await self._dismiss()
+            await self._lead.dismiss()
             return ended
         finally:
             self._idle.set()
@@ -136,8 +127,7 @@ class LearnerWorker:
             await asyncio.wait_for(self._idle.wait(), self._config.stall_timeout)
         except TimeoutError as error:
             raise TimedOut(f"a training step did not end within {self._config.stall_timeout:.0f} s") from error
-        await self._dismiss()
-        await asyncio.to_thread(self._thread.shutdown)
+        await self._lead.close()
         await self._redis.aclose()
 
     # ── start: to where the job is ───────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +135,7 @@ class LearnerWorker:
     def _load(self) -> Trainer:
         torch.manual_seed(self._settings.seed)
         policy = Policy(Path(self._config.model_path), self._settings)
-        return Trainer(policy, self._algorithm, self._settings, self._ranks)
+        return Trainer(policy, self._algorithm, self._settings, self._lead.ranks)
 
     async def _replay(self, term: Term) -> int:
         """Train the settled steps that the checkpoint does not hold once more, from the groups still kept for that."""
@@ -240,12 +230,12 @@ class LearnerWorker:
     async def _train(self, groups: tuple[Group, ...] | list[Group]) -> StepResult:
         version = self._version
         order = Train(version, tuple(g.group_id for g in groups))
-        return await self._together(order, lambda: self._trainer.step(groups, version))
+        return await self._lead.together(order, lambda: self._trainer.step(groups, version))
 
     async def _publish(self, version: int, term: int) -> str:
         """Returns the name under which rollout workers find it."""
         write = self._trainer.policy.write_weights
-        return (await self._together(Publish(), lambda: self._weights.publish(version, term, write))).name
+        return (await self._lead.together(Publish(), lambda: self._weights.publish(version, term, write))).name
 
     async def _settle(self, groups: tuple[Group, ...], result: StepResult, weights: str) -> None:
         step = Step(
@@ -263,7 +253,7 @@ class LearnerWorker:
     async def _save(self, metrics: dict[str, float]) -> None:
         """Checkpoint, offer it, and let the ledger forget what two checkpoints now hold."""
         version = self._version
-        path = await self._together(Save(version), lambda: checkpoint.save(self._trainer, self._output, version))
+        path = await self._lead.together(Save(version), lambda: checkpoint.save(self._trainer, self._output, version))
         await self._announce(path, version, metrics)
         await self._ledger.covered(self._saved[-1])
         self._saved.append(version)
@@ -282,7 +272,7 @@ class LearnerWorker:
         final, partial = self._output / "model", self._output / "model.partial"
         for old in (partial, final):
             shutil.rmtree(old, ignore_errors=True)
-        await self._together(WriteModel(), lambda: self._trainer.policy.write_model(partial))
+        await self._lead.together(WriteModel(), lambda: self._trainer.policy.write_model(partial))
         os.rename(partial, final)
         await self._ledger.covered(self._version)
 
@@ -321,37 +311,7 @@ class LearnerWorker:
             f"to update version {claim.version}, {what}"
         )
 
-    # ── the other ranks ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _muster(self) -> None:
-        """Call the other ranks. Raises `TimedOut` when one does not come."""
-        if self._orders is None:
-            return
-        from . import sharding  # a learner of one process needs nothing of it
-
-        size, limit = self._settings.learner_ranks, self._config.start_timeout
-        store = sharding.hold(sharding.own_address(self._config.redis_url), size, limit)
-        await self._orders.give(Meet(store.host, store.port))
-        self._ranks = await self._in_thread(lambda: sharding.join(store, 0, size, limit, self._config.stall_timeout))
-
-    async def _together(self, order: Order, work: Callable[[], T]) -> T:
-        """Run `work` in torch's thread, while the other ranks do their part of it by `order`."""
-        if self._orders is not None:
-            await self._orders.give(order)
-        with self._ranks.together():
-            return await self._in_thread(work)
-
-    async def _dismiss(self) -> None:
-        orders, self._orders = self._orders, None
-        if orders is not None:
-            await orders.give(End())
-        await asyncio.to_thread(self._ranks.close)
-
-    # ── thread and heartbeat ─────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run torch's work in its one thread; heartbeats go on meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    # ── heartbeat ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _seconds(self, before: dict[str, float], result: StepResult) -> dict[str, float]:
         """Of one step, by stage."""
@@ -362,8 +322,7 @@ class LearnerWorker:
     async def _beat_loop(self) -> str:
         while True:
             await self._beat()
-            if self._orders is not None:
-                await self._orders.give(Present())
+            await self._lead.beat()
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _beat(self) -> None:
