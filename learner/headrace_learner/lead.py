@@ -44,10 +44,11 @@ class Lead:
             return
         from . import sharding  # 0.7 s to import: not for one process
 
-        config, limit = self._config, self._config.start_timeout
-        store = sharding.hold(sharding.own_address(config.redis_url), self._size, limit)
+        config, size, limit = self._config, self._size, self._config.start_timeout
+        own = sharding.own_address(config.redis_url)
+        store = sharding.hold(own, size, limit)
         await self._orders.give(Meet(store.host, store.port))
-        self.ranks = await self.alone(lambda: sharding.join(store, 0, self._size, limit, config.stall_timeout))
+        self.ranks = await self.alone(lambda: sharding.join(store, own, 0, size, limit, config.stall_timeout))
 
     async def together(self, order: Order, work: Callable[[], T]) -> T:
         """Run `work` here, while the other ranks do their part of it by `order`. Raises `RanksLost`."""

@@ -30,7 +30,7 @@ from . import checkpoint
 from .algorithms import algorithm
 from .model import Policy
 from .orders import End, Load, Meet, Order, Orders, Publish, Save, Train, WriteModel
-from .sharding import Sharded, join, meet
+from .sharding import Sharded, join, meet, own_address
 from .trainer import Trainer
 
 T = TypeVar("T")
@@ -82,9 +82,9 @@ class RankWorker:
     # ── in the thread for torch ──────────────────────────────────────────────────────────────────────────────────────
 
     def _join(self, order: Meet) -> Sharded:
-        size, limit = self._config.settings.learner_ranks, self._config.start_timeout
+        config, size, limit = self._config, self._config.settings.learner_ranks, self._config.start_timeout
         store = meet(order.host, order.port, size, limit)
-        return join(store, self._config.rank, size, limit, self._config.stall_timeout)
+        return join(store, own_address(config.redis_url), config.rank, size, limit, config.stall_timeout)
 
     def _load(self, ranks: Sharded) -> Trainer:
         settings = self._config.settings

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from urllib.parse import urlsplit
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -84,10 +85,11 @@ def meet(host: str, port: int, size: int, timeout: float) -> TCPStore:
         raise TimedOut(f"rank 0 of the learner did not answer at {host}:{port} within {timeout:.0f} s") from error
 
 
-def join(store: TCPStore, index: int, size: int, timeout: float, collective_timeout: float) -> Sharded:
+def join(store: TCPStore, address: str, index: int, size: int, timeout: float, collective_timeout: float) -> Sharded:
     """Returns when all `size` ranks are there. Limits in seconds: of that, and of each collective afterwards.
 
-    Raises `TimedOut`, which names the ranks that did not come.
+    Collectives listen at `address`, this rank's own, unless the environment says otherwise. Raises `TimedOut`, which
+    names the ranks that did not come.
     """
     places = [f"rank {i}" for i in range(size)]
     store.set(places[index], "here")
@@ -96,8 +98,8 @@ def join(store: TCPStore, index: int, size: int, timeout: float, collective_time
     except dist.DistError as error:
         lacking = ", ".join(place for place in places if not store.check([place]))
         raise TimedOut(f"{lacking} of the learner's {size} ranks did not come within {timeout:.0f} s") from error
-    if store.host == _LOOPBACK:
-        os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, _interface(address))
     device = training_device()
     if device.type == "cuda":
         torch.cuda.set_device(0)
@@ -105,6 +107,11 @@ def join(store: TCPStore, index: int, size: int, timeout: float, collective_time
     limit = timedelta(seconds=collective_timeout)
     dist.init_process_group(backend, store=store, rank=index, world_size=size, timeout=limit)
     return Sharded(index, size, device)
+
+
+def _interface(address: str) -> str:
+    """Left to itself, gloo takes the one that the machine's name stands for: on many a machine 127.0.1.1."""
+    return next(name for name, own in psutil.net_if_addrs().items() if address in (a.address for a in own))
 
 
 class Sharded:

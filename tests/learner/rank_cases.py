@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 import torch
 from learner_cases import hyperparameters, random_group
 from torch import Tensor
@@ -70,7 +71,7 @@ def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder
     """Train every case, leaving figures, weights and checkpoints in `folder`/<case>; see `test_sharding`."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    ranks = join(meet(*address, size, 60), index, size, 60, 60)
+    ranks = join(meet(*address, size, 60), "127.0.0.1", index, size, 60, 60)
     try:
         for name in CASES:
             own, first = folder / name, index == 0
@@ -84,6 +85,8 @@ def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder
             checkpoint.save(trainer, own, STEPS)
             checkpoint.load(trainer, folder / "alone" / name / "checkpoints" / f"step-{STEPS:08d}")
             checkpoint.save(trainer, own / "again", STEPS)
+        listening = [c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == "LISTEN"]
+        (folder / f"listens-{index}.json").write_text(json.dumps(listening))
     finally:
         ranks.close()
 

@@ -5,6 +5,7 @@ One fixture runs all cases of `rank_cases` alone, then in two processes over glo
     <case>/checkpoints        what two ranks trained, saved by both
     <case>/again/checkpoints  what one process had trained and saved, loaded and saved again by two ranks
     <case>/published          weights as rollout workers get them
+    listens-<rank>.json       addresses that the rank listens at
     <case>/held-<rank>.json   how many numbers of the policy, and of its moments, the rank holds
 """
 
@@ -137,6 +138,11 @@ def test_the_network_is_the_one_that_redis_is_on() -> None:
     assert own_address("unix:///run/redis.sock") == own_address("redis://127.0.0.1:6379/0") == "127.0.0.1"
 
 
+def test_ranks_of_one_machine_listen_on_loopback_alone(runs: Runs) -> None:
+    heard = [json.loads((runs.folder / f"listens-{rank}.json").read_text()) for rank in range(2)]
+    assert all(set(addresses) == {"127.0.0.1"} for addresses in heard)
+
+
 def test_a_store_listens_where_it_says_and_nowhere_else() -> None:
     store = hold("127.0.0.1", 1, 5)
     meet(store.host, store.port, 1, 5).set("here", "yes")
@@ -149,7 +155,10 @@ def test_a_store_listens_where_it_says_and_nowhere_else() -> None:
     ("wait", "named"),
     [
         (lambda port: meet("127.0.0.1", port, 2, 0.5), "rank 0 of the learner did not answer at 127.0.0.1:"),
-        (lambda port: join(hold("127.0.0.1", 2, 5), 0, 2, 0.5, 5), "rank 1 of the learner's 2 ranks did not come"),
+        (
+            lambda port: join(hold("127.0.0.1", 2, 5), "127.0.0.1", 0, 2, 0.5, 5),
+            "rank 1 of the learner's 2 ranks did not come",
+        ),
     ],
 )
 def test_a_wait_for_a_rank_that_does_not_come_ends(wait: Callable[[int], object], named: str) -> None:
