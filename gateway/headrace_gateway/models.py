@@ -1,4 +1,4 @@
-"""Names of models, and the folders they are: the shipped one, subfolders of models_dir, trained ones, plain paths."""
+"""Names of models, and the folders they are: the shipped ones, subfolders of models_dir, trained ones, plain paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.jobs import JobStore
 from headrace_core.settings import Settings
 
-_SHIPPED = {"headrace/tiny-adder": Path(__file__).parents[2] / "examples" / "adder" / "model"}
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+_SHIPPED = {f"headrace/tiny-{name}": _EXAMPLES / name / "model" for name in ("adder", "longtail")}
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
