@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,9 +35,9 @@ SMALL = {
 
 
 class Service:
-    """One server process on `data_dir`."""
+    """One server process on `data_dir`; `environment` is added to that of the tests."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, environment: dict[str, str] | None = None) -> None:
         self._log = (data_dir.parent / f"{data_dir.name}.log").open("w")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(data_dir)],
@@ -44,6 +45,7 @@ class Service:
             stderr=self._log,
             text=True,
             start_new_session=True,
+            env=os.environ | (environment or {}),
         )
         self.address = self._await_address()
         self.openai = OpenAI(base_url=f"{self.address}/v1", api_key="unused", max_retries=0)
