@@ -2,7 +2,8 @@
 
 Both keep a reference model; PPO is measured with one optimizer update a step, as ReMax has, and with its preset's four.
 Rounds alternate between the three, so that all meet the same machine. No weight moves (see `_remax_gradients`), so
-that all write completions of the same lengths.
+that all write completions of the same lengths. Seconds are the processor's: one thread does all the work, so that on a
+machine of one's own they are those of the clock, and on a shared one they do not count the neighbours.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ def state_bytes(trainer: Trainer) -> dict[str, dict[str, int]]:
 
 def _timed(run: LaggedRun) -> dict[str, float]:
     """One iteration."""
-    began = time.perf_counter()
+    began = time.process_time()
     groups = run.groups()
-    sampled = time.perf_counter()
+    sampled = time.process_time()
     run.trainer.step(groups, run.version)
-    trained = time.perf_counter()
+    trained = time.process_time()
     return {"generate": sampled - began, "train": trained - sampled, "iteration": trained - began}
 
 
