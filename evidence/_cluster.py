@@ -150,6 +150,10 @@ class VirtualLearner(LearnerWorker):
         """End the job; the rollout workers hear of it."""
         await self._ledger.close("finished")
 
+    async def run(self) -> str:
+        """The work alone: nobody listens to heartbeats, and there are no ranks to dismiss."""
+        return await self._work()
+
     async def _step(self) -> None:
         groups = await self._next_batch()
         tokens = sum(g.sampled_tokens for g in groups) * BLOCK
@@ -166,9 +170,6 @@ class VirtualLearner(LearnerWorker):
 
     async def _finish(self) -> None:
         """There is no model."""
-
-    async def _beat(self) -> None:
-        """Nobody watches."""
 
 
 def age_count(groups: Sequence[Group], version: int, max_staleness: int) -> AgeCount:
