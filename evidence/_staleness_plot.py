@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
 COLOURS = {"naive": "#c53030", "decoupled": "#2b6cb0"}
@@ -80,6 +80,7 @@ def _theirs(axes: Axes, names: list[str]) -> None:
         points = [(place, figure) for place, figure in enumerate(figures) if figure is not None]
         axes.plot(*zip(*points, strict=True), color=COLOURS[arm], marker="s", ms=4, lw=1.4)
     axes.set_xticks(range(len(names)), names)
+    axes.yaxis.set_major_locator(MultipleLocator(5))
     axes.yaxis.set_major_formatter(PercentFormatter(100.0, decimals=0))
     axes.set(title="AReaL, as published", xlabel="staleness bound η", ylabel="AIME24, 1.5B model")
 
