@@ -121,7 +121,7 @@ def test_sampled_lengths_have_a_heavy_tail(model: Any, tokenizer: Any, correct: 
     assert sum(length > 200 for length in lengths) / len(lengths) >= 0.02
     assert max(lengths) <= MAX_TOKENS
     # What is cut off has no end token: a tail that max_tokens makes would not be the model's.
-    assert sum(tokens[-1] != tokenizer.eos_token_id for tokens in ids) / len(ids) <= 0.03
+    assert sum(tokens[-1] != tokenizer.eos_token_id for tokens in ids) / len(ids) <= 0.05
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     right = [correct({"output_text": text}, row) for text, row in zip(texts, rows, strict=True)]
     assert 0.3 <= sum(right) / len(rows) <= 0.6
