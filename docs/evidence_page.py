@@ -1,11 +1,8 @@
 """docs/evidence.md from evidence/results/*.json: what was claimed, what was seen, on which machine.
 
-A result is what `benchmarks/_report.report` writes. Beside its verdict it may hold
-
-    "table"       [[heading, …], [cell, …], …]        shown as it is
-    "thresholds"  {"what must hold": "its limit"}     written before the first run
-
-and a picture of the script's name in docs/images. The claim is the first paragraph of the script's docstring.
+A result is what `benchmarks/_report.report` writes: verdict, figures, machine, and what the script adds; `TABLES` says
+how to show that. A picture of the script's name in docs/images is the script's own, drawn from the same result. What was
+done, and how it is to be read, is the script's docstring.
 """
 
 from __future__ import annotations
@@ -13,11 +10,12 @@ from __future__ import annotations
 import ast
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+Rows = Sequence[Sequence[Any]]
 
 INTRO = """\
 # Evidence
@@ -38,20 +36,28 @@ def page() -> str:
     return "\n".join([INTRO, table([["script", "verdict", "figures"], *rows]), *sections])
 
 
-def table(rows: Sequence[Sequence[Any]]) -> str:
+def table(rows: Rows) -> str:
     """Markdown; the first row is the heading."""
     heading, *body = [[_cell(cell) for cell in row] for row in rows]
     lines = [heading, ["---"] * len(heading), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def _staleness(result: dict[str, Any]) -> Rows:
+    arms = result["table"]
+    bounds = ["∞" if cell["max_staleness"] is None else cell["max_staleness"] for cell in arms["naive"]]
+    rows = [[arm, *(" · ".join(f"{a:.1%}" for a in c["accuracies"]) for c in cells)] for arm, cells in arms.items()]
+    return [["accuracy of each seed, by age of the data", *bounds], *rows]
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"staleness": _staleness}
+
+
 def _section(result: dict[str, Any]) -> str:
     name = result["name"]
     parts = [f"## {name}\n", _claim(name), f"**{_verdict(result)}.** {result['figures']}\n"]
-    if "thresholds" in result:
-        parts.append(table([["must hold", "limit"], *result["thresholds"].items()]))
-    if "table" in result:
-        parts.append(table(result["table"]))
+    if name in TABLES:
+        parts.append(table(TABLES[name](result)))
     if (ROOT / "docs" / "images" / f"{name}.png").is_file():
         parts.append(f"![{name}](images/{name}.png)\n")
     machine = result["machine"]
@@ -64,9 +70,10 @@ def _section(result: dict[str, Any]) -> str:
 
 
 def _claim(name: str) -> str:
+    """All that the script says of itself but how to run it."""
     docstring = ast.get_docstring(ast.parse((ROOT / "evidence" / f"{name}.py").read_text())) or ""
-    paragraphs = [p for p in docstring.split("\n\n") if not p.startswith("    ")]
-    return "\n\n".join(paragraphs[:2]) + "\n"
+    paragraphs = [p for p in docstring.split("\n\n") if not p.lstrip().startswith("python evidence/")]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _verdict(result: dict[str, Any]) -> str:
