@@ -50,7 +50,7 @@ def _staleness(result: dict[str, Any]) -> Rows:
     return [["accuracy of each seed, by age of the data", *bounds], *rows]
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"staleness": _staleness}
+TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"staleness": _staleness, "remax": lambda result: result["table"]}
 
 
 def _section(result: dict[str, Any]) -> str:
