@@ -15,8 +15,8 @@ What the settings were chosen from, seed 0; the thresholds, but for PPO's own re
                                                  reward alone, whose mean gradient stands out of the noise
 
 How far it reaches. Where the greedy completion is mostly right and prompts do not differ, ReMax is the noisier: on the
-task's own reward, its variance is several times REINFORCE's, which learns no slower. PPO fails with offsets because they
-are random and its critic meets a prompt once or twice: offsets that can be told from the prompt would be kinder to it.
+task's own reward, its variance is several times REINFORCE's, which learns no slower. PPO fails with offsets: they
+are random, and its critic meets a prompt once or twice: offsets that can be told from the prompt would be kinder to it.
 The mean gradients of random tables are lost in noise; on the task's reward they agree within the share in the table.
 Whole iterations gain less than training steps do, because a greedy completion of every prompt is generated too.
 
