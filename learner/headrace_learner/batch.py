@@ -5,10 +5,11 @@
       └─ minibatch: whole groups, contiguous            one optimizer update each
            └─ micro-batch: sequences of similar length  one forward and backward each; B × T ≤ token_budget
 
-Invariants: a token is in exactly one micro-batch if it contributes, in none otherwise. It contributes if it is a
-completion token that the policy sampled, with a loss weight above 0, of a completion that has a reward (and, where the
-algorithm wants one, a greedy completion that has), and not older than max_staleness. Which micro-batch a token is in
-changes no gradient: its part of the loss is scaled by facts of the minibatch alone.
+Invariants: a token contributes if it is a completion token that the policy sampled, with a loss weight above 0, of a
+completion that has a reward (and, where the algorithm wants one, a greedy completion that has), and not older than
+max_staleness. It has one row of the table then, and is in one micro-batch, but for groups whose gradient is zero
+whatever their tokens are: those count in the minibatch's mean, and nothing is computed for them. Which micro-batch a
+token is in changes no gradient: its part of the loss is scaled by facts of the minibatch alone.
 
 Shape suffixes: B sequences, T positions, N tokens (of a micro-batch in a micro-batch, of the step in the table).
 """
@@ -110,6 +111,8 @@ class _Sample:
     behaviour: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
     ages: npt.NDArray[np.int32]
+    silent: bool
+    """Its advantage is zero."""
 
     @property
     def length(self) -> int:
@@ -134,12 +137,23 @@ def lay_out(groups: Sequence[Group], version: int, settings: Hyperparameters) ->
     )
 
 
+def rewards_differ(group: Group) -> bool:
+    """Whether its completions can be told apart by their rewards: else a group baseline leaves nothing to learn."""
+    return len({c.reward for c in group.completions if c.reward is not None}) > 1
+
+
+def _is_silent(group: Group, settings: Hyperparameters) -> bool:
+    """Whether its tokens have no gradient, and no figure that others need depends on them."""
+    alone = settings.kl_coefficient == 0 and settings.importance != "second_moment"
+    return alone and algorithm_facts(settings.algorithm).compares_within_group and not rewards_differ(group)
+
+
 def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeCount, first: int) -> list[_Sample]:
     """Of the completions with a reward; `first` is the table's next free row."""
     greedy = None if group.greedy is None else group.greedy.reward
     if algorithm_facts(settings.algorithm).wants_greedy and greedy is None:
         return []
-    found = []
+    found, silent = [], _is_silent(group, settings)
     for completion in group.completions:
         if completion.reward is None:
             continue
@@ -150,7 +164,7 @@ def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeC
         counts.masked.update(age[wanted & ~young].tolist())
         kept = wanted & young
         rows = slice(first, first + int(kept.sum()))
-        found.append(_sample(group, completion, Trajectory(completion.reward, rows, greedy), kept, age))
+        found.append(_sample(group, completion, Trajectory(completion.reward, rows, greedy), kept, age, silent))
         first = rows.stop
     return found
 
@@ -161,6 +175,7 @@ def _sample(
     trajectory: Trajectory,
     kept: npt.NDArray[np.bool_],
     age: npt.NDArray[np.int32],
+    silent: bool,
 ) -> _Sample:
     behaviour = completion.logprobs[kept]
     if not np.isfinite(behaviour).all():
@@ -172,6 +187,7 @@ def _sample(
         behaviour=behaviour,
         weights=completion.loss_weights[kept],
         ages=age[kept],
+        silent=silent,
     )
 
 
@@ -212,7 +228,7 @@ def _minibatches(parts: list[list[_Sample]], token_budget: int) -> list[MiniBatc
     found, first = [], 0
     for part in parts:
         tokens = slice(first, first + sum(s.trajectory.length for s in part))
-        chunks = _within_budget([s for s in part if s.trajectory.length], token_budget)
+        chunks = _within_budget([s for s in part if s.trajectory.length and not s.silent], token_budget)
         found.append(MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), tokens))
         first = tokens.stop
     return found

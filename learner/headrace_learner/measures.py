@@ -13,16 +13,18 @@ from torch import Tensor
 from headrace_core.metrics import AgeMetrics
 from headrace_core.trajectory import Group
 
-from .batch import AgeCount, Table
+from .batch import AgeCount, Table, rewards_differ
 from .ranks import Ranks
 
+_NOTED = "noted"
+"""The column that says which rows were computed: groups without a gradient are not."""
 _OWN_PLACE = ("loss", "proximal", "behaviour", "importance", "clipped")
 """Columns that `Measured` has a field for; the means of all others go to `extra`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Over the contributing tokens of a step; 0 where there are none."""
+    """Over the tokens that were computed in a step; 0 where there are none."""
 
     ages: dict[int, AgeMetrics]
     loss: float
@@ -44,17 +46,19 @@ class StepLog:
 
     def note(self, rows_N: Tensor, **values_N: Tensor) -> None:
         """Note these rows of the table."""
-        for name, value_N in values_N.items():
+        for name, value_N in (values_N | {_NOTED: torch.ones_like(rows_N)}).items():
             if name not in self._columns:
                 self._columns[name] = torch.zeros(len(self._table), device=value_N.device)
             self._columns[name][rows_N] = value_N.detach().float()
 
     def measure(self, counts: AgeCount) -> Measured:
-        """The figures of the whole step, and of each age. An age that was wholly masked has only its counts."""
-        columns = {n: self._ranks.sum(c).double().cpu().numpy() for n, c in sorted(self._columns.items())}
+        """The figures of the whole step, and of each age. An age of which nothing was computed has only its counts."""
+        every = {n: self._ranks.sum(c).double().cpu().numpy() for n, c in sorted(self._columns.items())}
         empty = np.zeros(0)
-        columns["behaviour"] = self._table.behaviour_N.double().cpu().numpy()
-        age = self._table.ages_N.cpu().numpy()
+        noted = every.pop(_NOTED, np.zeros(len(self._table))) > 0
+        every["behaviour"] = self._table.behaviour_N.double().cpu().numpy()
+        columns = {name: column[noted] for name, column in every.items()}
+        age = self._table.ages_N.cpu().numpy()[noted]
         all_ages = sorted(counts.contributing.keys() | counts.masked.keys())
         ess, clip, kl = _figures(columns, np.ones(len(age), np.bool_))
         return Measured(
@@ -119,11 +123,6 @@ def summarise(groups: Sequence[Group]) -> GroupSummary:
         completion_length=_mean([int(c.sampled.sum()) for c in completions]),
         truncated_share=_mean([c.finish_reason == "length" for c in completions]),
     )
-
-
-def rewards_differ(group: Group) -> bool:
-    """Whether its completions can be told apart by their rewards: else a group baseline leaves nothing to learn."""
-    return len({c.reward for c in group.completions if c.reward is not None}) > 1
 
 
 def _mean(values: Iterable[float] | npt.NDArray[np.float64]) -> float:

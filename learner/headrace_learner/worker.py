@@ -37,8 +37,8 @@ from headrace_core.workers import WorkerConfig
 
 from . import checkpoint
 from .algorithms import algorithm
+from .batch import rewards_differ
 from .lead import Lead
-from .measures import rewards_differ
 from .model import Policy
 from .orders import Load, Publish, Save, Train, WriteModel
 from .report import event_data, event_message, step_metrics

@@ -44,7 +44,8 @@ def group_of(*completions: Completion, group_id: int = 0) -> Group:
 
 
 def laid_out(groups: list[Group], version: int = 0, **settings: object) -> StepBatch:
-    return lay_out(groups, version, hyperparameters(**{"token_budget": 4096} | settings))
+    """REINFORCE++ computes every group, also those whose rewards are all equal."""
+    return lay_out(groups, version, hyperparameters(**{"token_budget": 4096, "algorithm": "reinforce_pp"} | settings))
 
 
 def test_every_field_of_a_small_batch() -> None:
@@ -213,3 +214,34 @@ def test_the_budget_moves_no_share(mean: str) -> None:
     assert len(cut.minibatches[0].micro_batches) > len(whole.minibatches[0].micro_batches)
     assert whole.table.scales_N.tolist() == cut.table.scales_N.tolist()
     assert whole.trajectories == cut.trajectories
+
+
+# ── groups without a gradient ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def computed(batch: StepBatch) -> set[int]:
+    return {row for m in batch.minibatches for micro in m.micro_batches for row in micro.table_N.tolist()}
+
+
+def test_a_group_of_equal_rewards_counts_but_is_not_computed() -> None:
+    alike, differing = random_group(0, rewards=[1.0, 1.0, None]), random_group(1, rewards=[1.0, 0.0])
+    batch = laid_out([alike, differing], algorithm="grpo")
+    first = sum(len(c) for c in alike.completions[:2])
+    assert computed(batch) == set(range(first, len(batch.table)))
+    assert batch.counts.contributing.total() == len(batch.table)
+    assert batch.table.scales_N.tolist() == pytest.approx([1 / len(batch.table)] * len(batch.table))
+    assert not laid_out([alike], algorithm="grpo").minibatches[0].micro_batches
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "reinforce_pp"},
+        {"algorithm": "ppo", "minibatches": 1},
+        {"algorithm": "grpo", "kl_coefficient": 0.1},
+        {"algorithm": "m2po"},
+    ],
+)
+def test_it_is_where_something_needs_its_tokens(settings: dict[str, object]) -> None:
+    batch = laid_out([random_group(0, rewards=[1.0, 1.0]), random_group(1, rewards=[1.0, 0.0])], **settings)
+    assert computed(batch) == set(range(len(batch.table)))

@@ -160,3 +160,32 @@ def test_a_gradient_that_is_not_finite_ends_training_before_it_harms(make_traine
     with pytest.raises(Diverged, match="norm is nan"):
         trainer.step([random_group(i) for i in range(4)], 0)
     assert all(torch.equal(v, weights[k]) for k, v in before.items())
+
+
+def test_what_is_not_computed_changes_no_gradient_and_no_figure_but_of_its_own(make_trainer: Make) -> None:
+    """A group of equal rewards, against the same with rewards that differ by less than a float's noise in the loss."""
+    others = [random_group(i, rewards=[1.0, 0.0, 0.5, 0.0]) for i in range(3)]
+    silent, faint = random_group(9, rewards=[1.0] * 4), random_group(9, rewards=[1.0, 1.0, 1.0, 1.0 + 1e-12])
+    trainers = make_trainer(max_grad_norm=1e9), make_trainer(max_grad_norm=1e9)
+    found = []
+    for trainer, group in zip(trainers, (silent, faint), strict=True):
+        updates = recorded(trainer.descents["policy"], move=False)
+        result = trainer.step([*others, group], 0)
+        found.append((updates, result))
+    (less, without), (more, with_it) = found
+    assert_close(less[0].gradients, more[0].gradients, 1e-5)
+    assert without.counts == with_it.counts
+    tokens = sum(g.sampled_tokens for g in others)
+    alone = make_trainer().step(others, 0)
+    assert without.measured.entropy == pytest.approx(alone.measured.entropy)
+    assert without.loss == pytest.approx(alone.loss * tokens / (tokens + silent.sampled_tokens), abs=1e-6)
+
+
+def test_a_step_of_equal_rewards_alone_leaves_the_weights(make_trainer: Make) -> None:
+    trainer = make_trainer(learning_rate=1e-2)
+    trainer.step([random_group(i) for i in range(4)], 0)
+    before = {k: v.clone() for k, v in trainer.policy.model.state_dict().items()}
+    result = trainer.step([random_group(i, rewards=[1.0] * 4) for i in range(4)], 1)
+    assert all(torch.equal(before[k], v) for k, v in trainer.policy.model.state_dict().items())
+    assert (result.loss, result.grad_norm, result.measured.entropy) == (0.0, 0.0, 0.0)
+    assert result.counts.contributing.total() > 0
