@@ -178,14 +178,14 @@ class RolloutWorker:
         while True:
             self._wake.clear()
             free = max(self._settings.max_running - self._engine.running, 0) // self._settings.group_size
-            want = max(free, int(self._engine.running == 0))
-            if want > 0:
+            if free > 0 or self._engine.running == 0:
                 admission = await self._ledger.admit(
-                    self._config.worker, self._engine.version, want, self._config.lease_seconds
+                    self._config.worker, self._engine.version, 1, self._config.lease_seconds
                 )
                 for lease in admission.leases:
                     task = asyncio.create_task(self._make(lease), name=f"group-{lease.group_id}")
                     self._held[lease.group_id] = (lease, task)
+                    self._wake.set()  # one group a turn, so that the window spreads over all workers
                 if admission.refusal is Refusal.CLOSED:
                     return "closed"
             await asyncio.sleep(0)  # let the new requests reach the engine before its slots are counted again

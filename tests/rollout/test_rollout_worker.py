@@ -116,6 +116,17 @@ def copy_model(folder: Path) -> None:
     shutil.copy(ADDER / "model" / "model.safetensors", folder)
 
 
+async def test_workers_that_ask_at_once_share_the_window(start: Start, ledger: Ledger) -> None:
+    """Each has room for all of it: one that takes as much as it can leaves the others without work."""
+    workers = [await start("rollout-0"), await start("rollout-1")]
+    runs = [asyncio.create_task(worker.run()) for worker in workers]
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    notes = [(await ledger.history(group))[0].note for group in range(WINDOW)]
+    assert sorted(note.split()[0] for note in notes) == ["rollout-0", "rollout-0", "rollout-1", "rollout-1"]
+    await asyncio.gather(*(worker.stop() for worker in workers))
+    assert await asyncio.gather(*runs) == ["stopped", "stopped"]
+
+
 async def test_it_fills_the_window_and_waits_for_the_learner(start: Start, ledger: Ledger, tmp_path: Path) -> None:
     worker = await start()
     run = asyncio.create_task(worker.run())
