@@ -5,30 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
+from headrace_gateway.plot_style import MUTED, set_style
+
 BLUE, AMBER, GREY = "#2b6cb0", "#d69e2e", "#cbd5e0"
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Left: throughput over that of η = 0, theirs and ours. Right: the service on this machine, bound by bound."""
-    style = {"font.size": 10, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "axes.grid": True}
-    style |= {"xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID, "axes.axisbelow": True}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(style):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(9.6, 3.9), dpi=140, layout="constrained", width_ratios=(2.2, 1)
-        )
-        _curve(left, result["simulated"])
-        _bars(right, result["real"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        plt.close(figure)
+    set_style()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9), dpi=140, layout="constrained", width_ratios=(2.2, 1))
+    _curve(left, result["simulated"])
+    _bars(right, result["real"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
 
 
 def _curve(axes: Axes, simulated: dict[str, Any]) -> None:

@@ -11,14 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
+from headrace_gateway.plot_style import MUTED, set_style
+
 COLOURS = {"reinforce": "#c53030", "remax": "#2b6cb0", "ppo": "#2f855a"}
 LABELS = {"reinforce": "REINFORCE", "remax": "ReMax", "ppo": "PPO with a critic"}
 REFERENCE = {0.06: (1.6, 1.8), 0.25: (1.2, 1.3), 0.5: (0.8, 0.9), 0.7: (0.34, 0.47)}
@@ -29,23 +27,7 @@ REFERENCE_OFFSETS = (0.05, 0.07)
 
 def draw(result: dict[str, Any], image: Path) -> None:
     """Write the picture of what `remax.py` reports."""
-    plt.rcParams.update(
-        {
-            "font.size": 10,
-            "axes.edgecolor": MUTED,
-            "axes.labelcolor": INK,
-            "text.color": INK,
-            "xtick.color": MUTED,
-            "ytick.color": MUTED,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": GRID,
-            "axes.axisbelow": True,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-        }
-    )
+    set_style()
     figure, (variances, *curves) = plt.subplots(
         1, 3, figsize=(12.5, 3.9), width_ratios=(1.25, 1, 1), layout="constrained", facecolor="white"
     )

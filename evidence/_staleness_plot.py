@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
+from headrace_gateway.plot_style import set_style
+
 COLOURS = {"naive": "#c53030", "decoupled": "#2b6cb0"}
 LABELS = {"naive": "naive: clip around the behaviour policy", "decoupled": "decoupled: clip around the proximal policy"}
 AREAL = {
@@ -29,23 +27,7 @@ AREAL = {
 
 def draw(result: dict[str, Any], image: Path) -> None:
     """Write the picture of what `staleness.py` reports."""
-    plt.rcParams.update(
-        {
-            "font.size": 10,
-            "axes.edgecolor": MUTED,
-            "axes.labelcolor": INK,
-            "text.color": INK,
-            "xtick.color": MUTED,
-            "ytick.color": MUTED,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": GRID,
-            "axes.axisbelow": True,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-        }
-    )
+    set_style()
     figure, (ours, theirs) = plt.subplots(
         1, 2, figsize=(9.5, 3.8), width_ratios=(1.7, 1), layout="constrained", facecolor="white"
     )

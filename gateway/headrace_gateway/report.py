@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headrace_core.ledger import LIVE
 
-INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
+from .plot_style import INK, MUTED, set_style
+
 BLUE, GREEN, AMBER, RED, GREY = "#2b6cb0", "#2f855a", "#d69e2e", "#c53030", "#cbd5e0"
 AGE_COLOURS = ("#2c7a7b", "#38a89d", "#9ae6b4", "#fbd38d", "#ed8936", "#dd6b20", "#c05621", "#9b2c2c")
 SHOWN_SHARE = 0.01
@@ -89,23 +87,7 @@ def _between(first: dict[str, Any], last: dict[str, Any]) -> Shares:
 def write_report(folder: Path, record: Record) -> Path:
     """Fill `folder` with plots (PNG), `record.json` and `index.html`; returns the page. Needs at least one step."""
     folder.mkdir(parents=True, exist_ok=True)
-    plt.rcParams.update(
-        {
-            "font.size": 10,
-            "axes.edgecolor": MUTED,
-            "axes.labelcolor": INK,
-            "text.color": INK,
-            "xtick.color": MUTED,
-            "ytick.color": MUTED,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": GRID,
-            "axes.axisbelow": True,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-        }
-    )
+    set_style()
     for name, draw in (("reward", _reward), ("ages", _ages), ("waiting", _waiting), ("ledger", _ledger)):
         figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
         draw(axes, record)
