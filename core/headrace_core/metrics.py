@@ -17,7 +17,7 @@ import msgspec
 
 
 class AgeMetrics(msgspec.Struct, frozen=True):
-    """Tokens of one age in one step."""
+    """Tokens of one age in one step; figures but counts are of those computed: groups of equal rewards may not be."""
 
     tokens: int
     """Sampled tokens of that age, masked ones included."""
@@ -61,7 +61,7 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     grad_norm: float
     learning_rate: float
     entropy: float
-    """Estimated: mean of −log π_prox over the sampled tokens."""
+    """Estimated: mean of −log π_prox over the tokens that were computed."""
     effective_sample_size: float
     clip_share: float
     behaviour_kl: float
