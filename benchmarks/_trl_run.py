@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 BEGAN = time.monotonic()
 
@@ -51,28 +51,18 @@ def reward(path: Path) -> Callable[..., list[float]]:
     return correct
 
 
-def main() -> None:
-    options = arguments()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+def settings(options: argparse.Namespace) -> Any:
+    """TRL's own, for the optimizer and objective of Headrace's `grpo`: token mean over the batch, no divergence."""
+    from trl import GRPOConfig
 
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(options.threads)
-    rows = [json.loads(line) for line in options.train.read_text().splitlines()]
-    data = Dataset.from_list([{"prompt": row["messages"], "answer": row["answer"]} for row in rows])
-    completions = options.groups * options.group_size
-    settings = GRPOConfig(
+    return GRPOConfig(
         output_dir=str(options.checkpoints),
         max_steps=options.steps,
         per_device_train_batch_size=options.micro_batch,
-        gradient_accumulation_steps=completions // options.micro_batch,
+        gradient_accumulation_steps=options.groups * options.group_size // options.micro_batch,
         num_generations=options.group_size,
         max_completion_length=options.max_tokens,
         temperature=1.0,
-        # The same optimizer and objective as Headrace's `grpo`: token mean over the batch, no divergence.
         learning_rate=options.learning_rate,
         lr_scheduler_type="constant",
         adam_beta2=0.95,
@@ -94,43 +84,64 @@ def main() -> None:
         disable_tqdm=True,
         seed=options.seed,
     )
+
+
+def log(options: argparse.Namespace, lines: TextIO) -> Any:
+    """A callback that writes the lines, and the model on every `save_every`-th step, as Headrace does within its time.
+
+    It is given the `trainer` once there is one.
+    """
+    from transformers import TrainerCallback
+
+    class Log(TrainerCallback):
+        began = 0.0
+        trainer: Any = None
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.monotonic()
+            print(json.dumps({"ready": round(self.began - BEGAN, 3)}), file=lines)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            step, folder, measured = state.global_step, None, self.trainer._metrics["train"]
+            if step % options.save_every == 0:
+                folder = str(options.checkpoints / f"step-{step}")
+                self.trainer.model.save_pretrained(folder)
+                self.trainer.processing_class.save_pretrained(folder)
+            line = {
+                "step": step,
+                "seconds": round(time.monotonic() - self.began, 3),
+                "samples": step * options.groups * options.group_size,
+                "reward": round(measured["reward"][-1], 4),
+                "tokens": round(measured["completions/mean_length"][-1], 2),
+                "checkpoint": folder,
+            }
+            print(json.dumps(line), file=lines)
+
+    return Log()
+
+
+def main() -> None:
+    options = arguments()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOTrainer
+
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(options.threads)
+    rows = [json.loads(line) for line in options.train.read_text().splitlines()]
     with options.out.open("w", buffering=1) as lines:
-
-        class Log(TrainerCallback):
-            """Writes the lines, and the model on every `save_every`-th step, as Headrace does within its own time."""
-
-            began = 0.0
-
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                self.began = time.monotonic()
-                print(json.dumps({"ready": round(self.began - BEGAN, 3)}), file=lines)
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                step, folder = state.global_step, None
-                if step % options.save_every == 0:
-                    folder = str(options.checkpoints / f"step-{step}")
-                    trainer.model.save_pretrained(folder)
-                    tokenizer.save_pretrained(folder)
-                line = {
-                    "step": step,
-                    "seconds": round(time.monotonic() - self.began, 3),
-                    "samples": step * completions,
-                    "reward": round(trainer._metrics["train"]["reward"][-1], 4),
-                    "tokens": round(trainer._metrics["train"]["completions/mean_length"][-1], 2),
-                    "checkpoint": folder,
-                }
-                print(json.dumps(line), file=lines)
-
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        trainer = GRPOTrainer(
+        callback = log(options, lines)
+        callback.trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32),
             reward_funcs=reward(options.reward),
-            args=settings,
-            train_dataset=data,
-            processing_class=tokenizer,
-            callbacks=[Log()],
+            args=settings(options),
+            train_dataset=Dataset.from_list([{"prompt": row["messages"], "answer": row["answer"]} for row in rows]),
+            processing_class=AutoTokenizer.from_pretrained(options.model),
+            callbacks=[callback],
         )
-        trainer.train()
+        callback.trainer.train()
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"staleness": _staleness}
 def _section(result: dict[str, Any]) -> str:
     name = result["name"]
     parts = [f"## {name}\n", _claim(name), f"**{_verdict(result)}.** {result['figures']}\n"]
+    if "thresholds" in result:
+        parts.append(table([["must hold", "limit"], *result["thresholds"].items()]))
     if "table" in result:
         parts.append(table(TABLES.get(name, lambda r: r["table"])(result)))
     if (ROOT / "docs" / "images" / f"{name}.png").is_file():
