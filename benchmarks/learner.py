@@ -41,6 +41,7 @@ from headrace_core.trajectory import Group, sampled_completion
 from headrace_learner.algorithms import algorithm
 from headrace_learner.head import chosen_logprobs
 from headrace_learner.model import Policy
+from headrace_learner.torch_thread import keep_freed_memory
 from headrace_learner.trainer import Trainer
 
 # Written before the first run.
@@ -213,6 +214,7 @@ def main() -> None:
         print(memory_of(options.memory_of))
         return
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    keep_freed_memory()  # as a learner does; the plain step has the good of it too
     memory = {kind: loss_memory(kind) for kind in ("ours", "plain")}
     with tempfile.TemporaryDirectory(prefix="headrace-learner-") as folder:
         speed = measure_speed(make_model(smollm2_config(), options.seed, Path(folder)), options)

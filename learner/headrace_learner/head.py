@@ -1,10 +1,11 @@
 """Log-probabilities of chosen tokens straight from hidden states: full logits never exist.
 
-    forward    for each chunk of tokens: logits ─► their log-sum and the target's, kept; the logits are dropped
-    backward   for each chunk: logits again ─► softmax, scaled by the incoming gradient, in place ─► both products
+    forward    for each chunk of tokens: logits ─► exponentials, their sum and the target's; those of the first chunks
+               are kept for the backward pass, up to a bound; of the others only maximum and sum
+    backward   for each chunk: exponentials, kept or made again ─► gradient of the logits, in place ─► both products
 
 Autograd over the same lines would hold four arrays of the logits' size a chunk and a gradient of the whole head for
-each; written out, it is one array and one gradient.
+each; written out, it is one array and one gradient. What is kept saves a third product with the head.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 
 _LOGITS_AT_ONCE = 2**24
 """Logits of one chunk, float32: 64 MiB, whatever the vocabulary."""
+_CHUNKS_KEPT = 4
+"""256 MiB between the passes: all of a usual micro-batch on a CPU, a bounded part of any other."""
 
 
 def chosen_logprobs(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
     """[N] float32: log softmax((hidden·Wᵀ + bias) / temperature) at the targets. Differentiable once."""
-    found: Tensor = _ChosenLogprobs.apply(hidden_ND, head.weight, head.bias, targets_N, temperature)
+    kept = _CHUNKS_KEPT if torch.is_grad_enabled() else 0
+    found: Tensor = _ChosenLogprobs.apply(hidden_ND, head.weight, head.bias, targets_N, temperature, kept)
     return found
 
 
@@ -29,42 +33,63 @@ class _ChosenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, temperature: float
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        temperature: float,
+        kept: int,
     ) -> Tensor:
         ctx.dtype = _product_dtype(hidden_ND)
         ctx.temperature = temperature
         logprobs_N = torch.empty(len(hidden_ND), dtype=_logit_dtype(ctx.dtype), device=hidden_ND.device)
-        log_sums_N = torch.empty_like(logprobs_N)
+        highest_N, sums_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
         cast_VD = weight_VD.to(ctx.dtype)
+        ctx.kept = []
         for chunk in _chunks(hidden_ND, weight_VD):
             logits_nV = _logits(ctx, hidden_ND[chunk], cast_VD, bias_V)
-            log_sums_N[chunk] = logits_nV.logsumexp(1)
-            logprobs_N[chunk] = logits_nV.gather(1, targets_N[chunk, None])[:, 0] - log_sums_N[chunk]
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, log_sums_N)
+            highest_N[chunk] = logits_nV.amax(1)
+            chosen_n = logits_nV.gather(1, targets_N[chunk, None])[:, 0]
+            exponentials_nV = _exponentials(logits_nV, highest_N[chunk])
+            sums_N[chunk] = exponentials_nV.sum(1)
+            logprobs_N[chunk] = chosen_n - highest_N[chunk] - sums_N[chunk].log()
+            if len(ctx.kept) < kept:
+                ctx.kept.append(exponentials_nV)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, highest_N, sums_N)
         return logprobs_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """∂ log p(target) / ∂ logits = onehot(target) − softmax."""
-        hidden_ND, weight_VD, bias_V, targets_N, log_sums_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, targets_N, highest_N, sums_N = ctx.saved_tensors
         wanted_hidden, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
         to_hidden_ND = torch.empty_like(hidden_ND) if wanted_hidden else None
         to_weight_VD = torch.zeros_like(weight_VD) if wanted_weight else None
         to_bias_V = torch.zeros_like(bias_V) if wanted_bias else None
         cast_VD = weight_VD.to(ctx.dtype)
+        kept, ctx.kept = ctx.kept[::-1], []  # each is changed in place and let go: a second pass would make them again
         for chunk in _chunks(hidden_ND, weight_VD):
-            gradient_n1 = gradients[0][chunk, None]
-            logits_nV = _logits(ctx, hidden_ND[chunk], cast_VD, bias_V)
-            to_logits_nV = logits_nV.sub_(log_sums_N[chunk, None]).exp_().mul_(-gradient_n1)
-            to_logits_nV.scatter_add_(1, targets_N[chunk, None], gradient_n1)
-            to_logits_nV = to_logits_nV.div_(ctx.temperature).to(ctx.dtype)
+            if kept:
+                exponentials_nV = kept.pop()
+            else:
+                logits_nV = _logits(ctx, hidden_ND[chunk], cast_VD, bias_V)
+                exponentials_nV = _exponentials(logits_nV, highest_N[chunk])
+            scale_n1 = (gradients[0] / ctx.temperature)[chunk, None]
+            to_logits_nV = exponentials_nV.mul_(-scale_n1 / sums_N[chunk, None])
+            to_logits_nV = to_logits_nV.scatter_add_(1, targets_N[chunk, None], scale_n1).to(ctx.dtype)
             if to_hidden_ND is not None:
                 to_hidden_ND[chunk] = (to_logits_nV @ cast_VD).to(hidden_ND.dtype)
             if to_weight_VD is not None:
                 _add_product(to_weight_VD, to_logits_nV.T, hidden_ND[chunk].to(ctx.dtype))
             if to_bias_V is not None:
                 to_bias_V += to_logits_nV.sum(0)
-        return to_hidden_ND, to_weight_VD, to_bias_V, None, None
+        return to_hidden_ND, to_weight_VD, to_bias_V, None, None, None
+
+
+def _exponentials(logits_nV: Tensor, highest_n: Tensor) -> Tensor:
+    """exp(logits − highest), in the logits' place."""
+    return logits_nV.sub_(highest_n[:, None]).exp_()
 
 
 def _logits(ctx: Any, hidden_nD: Tensor, cast_VD: Tensor, bias_V: Tensor | None) -> Tensor:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
 from redis.asyncio import Redis
 
 from headrace_core.workers import WorkerConfig
 
 from .orders import End, Meet, Order, Orders, Present
 from .ranks import Alone, Ranks
+from .torch_thread import torch_thread
 
 T = TypeVar("T")
 
@@ -30,7 +29,7 @@ class Lead:
     def __init__(self, config: WorkerConfig, redis: Redis) -> None:
         self._config = config
         self._size = config.settings.learner_ranks
-        self._thread = ThreadPoolExecutor(1, "torch", torch.set_num_threads, (config.threads,))
+        self._thread = torch_thread(config.threads)
         self._orders: Orders | None = None
         """None where there is nobody else, or nobody any more."""
         if self._size > 1:

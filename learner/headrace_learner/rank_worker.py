@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from .algorithms import algorithm
 from .model import Policy
 from .orders import End, Load, Meet, Order, Orders, Publish, Save, Train, WriteModel
 from .sharding import Sharded, join, meet, own_address
+from .torch_thread import torch_thread
 from .trainer import Trainer
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class RankWorker:
         self._redis = connect(config.redis_url)
         self._ledger = Ledger(self._redis, config.job_id)
         self._orders = Orders(self._redis, config.job_id, config.ranks_start)
-        self._thread = ThreadPoolExecutor(1, "torch", torch.set_num_threads, (config.threads,))
+        self._thread = torch_thread(config.threads)
         self._ranks: Sharded | None = None
         self._obeying: asyncio.Task[str] | None = None
 

@@ -34,6 +34,25 @@ def test_values_and_gradients_are_those_of_full_logits(
         torch.testing.assert_close(gradient, value)
 
 
+def test_what_is_kept_between_the_passes_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, hidden, targets = cases(bias=True, dtype=torch.float32)
+    monkeypatch.setattr(head, "_LOGITS_AT_ONCE", 21 * 3)
+    found = []
+    for kept in (0, 2, 100):
+        monkeypatch.setattr(head, "_CHUNKS_KEPT", kept)
+        logprobs = chosen_logprobs(layer, hidden, targets, 0.7)
+        found.append([logprobs, *torch.autograd.grad(logprobs.sum(), [hidden, *layer.parameters()])])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_second_backward_pass_makes_what_was_kept_again() -> None:
+    layer, hidden, targets = cases(bias=False)
+    total = chosen_logprobs(layer, hidden, targets, 1.0).sum()
+    first, second = (torch.autograd.grad(total, layer.weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     layer, hidden, targets = cases(bias=False)
     layer.requires_grad_(False)
