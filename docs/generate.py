@@ -236,7 +236,8 @@ def _one_allowed(schema: dict[str, Any]) -> str:
         "boolean": "true or false",
         "integer": "integer",
         "number": "number",
-        "string": "path" if "format" in schema else "text",
+        "string": "path" if schema.get("format") == "path" else "text",
+        "array": "JSON list",
     }[schema["type"]]
     bounds = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
     return " ".join([kind, ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds if key in schema)]).strip()

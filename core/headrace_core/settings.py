@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .reward_rules import RewardRules, SandboxLevel
 
 
 class Settings(BaseSettings):
@@ -30,3 +32,23 @@ class Settings(BaseSettings):
     stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a wait is an error.")
     max_restarts: int = Field(3, ge=0, description="Restarts of one worker before its job fails.")
     max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
+    reward_sandbox: SandboxLevel = Field(
+        "limits", description="Reward code of users is refused where the machine holds it less well than this."
+    )
+    reward_hosts: tuple[str, ...] = Field(
+        (), description="Hosts (host or host:port, a JSON list) that HTTP rewards may be asked at."
+    )
+    judge_url: str | None = Field(
+        None, description="Server in OpenAI's protocol that model graders ask, with /v1; unset: they are refused."
+    )
+    judge_key: SecretStr | None = Field(None, description="Bearer key of that server.")
+
+    @property
+    def reward_rules(self) -> RewardRules:
+        """What rewards may do, for the processes that run them."""
+        return RewardRules(
+            sandbox=self.reward_sandbox,
+            hosts=self.reward_hosts,
+            judge_url=self.judge_url,
+            judge_key=None if self.judge_key is None else self.judge_key.get_secret_value(),
+        )

@@ -15,6 +15,7 @@ import msgspec
 
 from .hyperparameters import Hyperparameters
 from .metrics import EvaluationMetrics
+from .reward_rules import RewardRules
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +35,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     total_steps: int
     grader: dict[str, Any]
+    reward_rules: RewardRules = RewardRules()
     hyperparameters: dict[str, Any]
     lease_seconds: float = 60.0
     start_timeout: float = 300.0

@@ -162,6 +162,7 @@ class JobController:
             rows=job.rows,
             total_steps=job.total_steps,
             grader=job.grader,
+            reward_rules=self._settings.reward_rules,
             hyperparameters=job.hyperparameters,
             lease_seconds=self._settings.lease_seconds,
             start_timeout=self._settings.start_timeout,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from typing import Any
 
+import msgspec
+
 from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
+from headrace_core.reward_rules import RewardRules
 
 CHECK_SECONDS = 120.0
 PARAM = "method.reinforcement.grader"
 
 
-async def checked_grader(grader: dict[str, Any]) -> dict[str, Any]:
+async def checked_grader(grader: dict[str, Any], rules: RewardRules) -> dict[str, Any]:
     """The grader, complete. Raises `InvalidRequest` for one that cannot work; its message says why."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headrace_rewards", "check"),
@@ -21,7 +23,7 @@ async def checked_grader(grader: dict[str, Any]) -> dict[str, Any]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    question = json.dumps({"grader": grader}).encode()
+    question = msgspec.json.encode({"grader": grader, "rules": rules})
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             out, err = await process.communicate(question)
@@ -32,7 +34,7 @@ async def checked_grader(grader: dict[str, Any]) -> dict[str, Any]:
             process.kill()
             await process.wait()
     try:
-        verdict = json.loads(out)
+        verdict = msgspec.json.decode(out)
     except ValueError as error:
         raise Unavailable(f"the check of the grader ended with {process.returncode}: {err.decode()[-500:]}") from error
     if not verdict["ok"]:

@@ -25,7 +25,7 @@ _SETTINGS = "method.reinforcement.hyperparameters"
 async def submit(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     """Check everything, store the job, start its controller. Raises `InvalidRequest` before anything is stored."""
     job = await _checked(gateway, job_id, body)
-    job = msgspec.structs.replace(job, grader=await checked_grader(job.grader))
+    job = msgspec.structs.replace(job, grader=await checked_grader(job.grader, gateway.settings.reward_rules))
     await gateway.jobs.create(job)
     await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}")
     await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")

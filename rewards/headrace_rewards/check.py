@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from headrace_core.errors import HeadraceError, InvalidRequest
+from headrace_core.reward_rules import RewardRules
 from headrace_rewards.protocol import Outcome, Sample
 from headrace_rewards.registry import build, validate
 
@@ -25,6 +26,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
 
     grader: Any
     samples: list[Sample] = []
+    rules: RewardRules = RewardRules()
 
 
 class Problem(msgspec.Struct):
@@ -55,7 +57,7 @@ async def check(body: bytes) -> Report:
 
 
 async def _try(request: Request) -> list[Outcome]:
-    reward = build(request.grader)
+    reward = build(request.grader, request.rules)
     await reward.start()
     try:
         return await reward.score(request.samples)

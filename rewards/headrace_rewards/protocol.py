@@ -25,6 +25,35 @@ finite number · bad_input: the row lacks what the grader asks for · bad_output
 protocol · unavailable: nothing could be asked (closed, or its process does not start any more)."""
 
 
+Need = Literal["reference", "reference_alone", "distribution"]
+"""What a reward wants measured by the policy that sampled: see `Measured`."""
+
+
+class Draw(msgspec.Struct, frozen=True):
+    """Which sampled completion of a job this is: the same completion scored again has the same draw."""
+
+    group: int
+    completion: int
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What the policy that sampled a completion makes of it, in nats; `None` where nobody needs it.
+
+    T tokens of the completion, R tokens of the row's reference answer.
+    """
+
+    logprobs: tuple[float, ...]
+    """[T] log-probabilities of the sampled tokens."""
+    reference: tuple[float, ...] | None = None
+    """[R] log-probabilities of the reference answer's tokens after the reasoning; empty where no answer was opened."""
+    reference_alone: tuple[float, ...] | None = None
+    """[R] of the same tokens straight after the prompt."""
+    entropies: tuple[float, ...] | None = None
+    """[T] entropy of the distribution that each token was sampled from."""
+    certainties: tuple[float, ...] | None = None
+    """[T] KL(uniform ‖ that distribution)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One completion to be scored, with the row of data that asked for it."""
@@ -39,6 +68,10 @@ class Sample:
     """`length`: the completion was cut off at `max_tokens`."""
     token_ids: tuple[int, ...] | None = None
     """[T] token ids of the completion; `None` where the caller has only text."""
+    draw: Draw | None = None
+    """`None` outside training: an evaluation, or a grader that is tried."""
+    measured: Measured | None = None
+    """`None` unless the reward needs it (`GraderSpec.needs`); not sent to a user's process."""
 
     def as_openai(self) -> dict[str, Any]:
         """The `sample` that OpenAI's graders see. `output_json` is `None` where the text is not JSON."""

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.reward_rules import RewardRules
 from headrace_rewards.functions import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Reward
 from headrace_rewards.specs import GraderSpec
@@ -20,15 +21,26 @@ from headrace_rewards.string_check import StringCheck, StringCheckSpec
 
 @dataclass(frozen=True, slots=True)
 class Grader:
-    """One type of grader. `make` takes an instance of `spec`."""
+    """One type of grader. `make` takes an instance of `spec`, and the builder that makes it."""
 
     spec: type[GraderSpec]
-    make: Callable[[Any], Reward]
+    make: Callable[[Any, Builder], Reward]
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """Makes rewards under the operator's rules."""
+
+    rules: RewardRules
+
+    def build(self, spec: GraderSpec) -> Reward:
+        """A reward that is not started yet; a grader of graders calls it for those it holds."""
+        return GRADERS[spec.type].make(spec, self)
 
 
 GRADERS: dict[str, Grader] = {
-    "string_check": Grader(StringCheckSpec, StringCheck),
-    "function": Grader(FunctionSpec, FunctionReward),
+    "string_check": Grader(StringCheckSpec, lambda spec, _: StringCheck(spec)),
+    "function": Grader(FunctionSpec, lambda spec, _: FunctionReward(spec)),
 }
 
 
@@ -37,27 +49,21 @@ def validate(grader: Any) -> GraderSpec:
 
     Paths in the result are absolute, so that its `model_dump()` means the same in every process of this machine.
     """
-    return _entry(grader)[1]
-
-
-def build(grader: Any) -> Reward:
-    """A reward that is not started yet; raises `InvalidRequest` as `validate` does."""
-    entry, spec = _entry(grader)
-    return entry.make(spec)
-
-
-def _entry(grader: Any) -> tuple[Grader, GraderSpec]:
     if not isinstance(grader, Mapping):
         raise InvalidRequest("a grader is an object with a 'type' and a 'name'", param="grader")
     kind = grader.get("type")
     if not isinstance(kind, str) or kind not in GRADERS:
         known = ", ".join(GRADERS)
         raise InvalidRequest(f"there is no grader of type {kind!r}; known types: {known}", param="grader.type")
-    entry = GRADERS[kind]
     try:
-        return entry, entry.spec.model_validate(dict(grader))
+        return GRADERS[kind].spec.model_validate(dict(grader))
     except ValidationError as errors:
         raise _invalid(errors) from None
+
+
+def build(grader: Any, rules: RewardRules | None = None) -> Reward:
+    """A reward that is not started yet; raises `InvalidRequest` as `validate` does."""
+    return Builder(rules or RewardRules()).build(validate(grader))
 
 
 def _invalid(errors: ValidationError) -> InvalidRequest:

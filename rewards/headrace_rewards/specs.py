@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+
+from headrace_core.errors import InvalidRequest
+from headrace_rewards.protocol import Need
 
 
 class GraderSpec(BaseModel):
@@ -12,3 +17,22 @@ class GraderSpec(BaseModel):
 
     type: str
     name: str = Field(min_length=1, max_length=64)
+
+    def needs(self) -> frozenset[Need]:
+        """What must be measured of each completion before it is scored; a grader of graders adds up theirs."""
+        return frozenset()
+
+
+def _parsed(value: Any) -> GraderSpec:
+    from headrace_rewards.registry import validate  # the registry knows every type, those that hold others too
+
+    if isinstance(value, GraderSpec):
+        return value
+    try:
+        return validate(value)
+    except InvalidRequest as fault:
+        raise ValueError(fault.message) from None
+
+
+AnyGrader = Annotated[SerializeAsAny[GraderSpec], BeforeValidator(_parsed)]
+"""A field that holds another grader."""

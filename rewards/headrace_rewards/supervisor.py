@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -127,8 +128,9 @@ class Supervisor:
 
 
 def _encode(index: int, samples: Sequence[Sample]) -> wire.Encoded | Failure:
+    seen = [replace(sample, measured=None) for sample in samples]
     try:
-        return wire.Encoded(msgspec.Raw(wire.encode(wire.Unit(index, list(samples)))), len(samples))
+        return wire.Encoded(msgspec.Raw(wire.encode(wire.Unit(index, seen))), len(samples))
     except (TypeError, ValueError, OverflowError) as fault:  # half a surrogate pair, say
         return Failure("bad_input", f"the row cannot be written as JSON: {fault}")
 

@@ -10,7 +10,7 @@ from headrace_core.data import PromptOrder
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.ledger import Lease
 from headrace_core.trajectory import Completion, Group, sampled_completion
-from headrace_rewards.protocol import Outcome, Reward
+from headrace_rewards.protocol import Draw, Outcome, Reward
 
 from .concurrency import all_or_none
 from .engines.base import Engine, Sampled, SamplingConfig
@@ -49,7 +49,9 @@ class GroupMaker:
         configs = [self._sampling] * self._settings.group_size + [self._greedy] * self._wants_greedy
         sampled = await all_or_none(self._complete(prompt, config) for config in configs)
         generation_seconds = time.monotonic() - began
-        samples = [sample_of(s, prompt.data, self._tokenizer) for s in sampled]
+        samples = [
+            sample_of(s, prompt.data, self._tokenizer, Draw(lease.group_id, number)) for number, s in enumerate(sampled)
+        ]
         outcomes = await score(self._reward, samples, self._settings.reward_attempts)
         completions = [_completion(s, o) for s, o in zip(sampled, outcomes, strict=True)]
         return Group(

@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace_core.data import Row
 from headrace_core.errors import HeadraceError
-from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import Draw, Failure, Outcome, Reward, Sample, Score
 
 from .engines.base import Sampled
 from .prompts import Tokenizer
@@ -23,14 +23,15 @@ class RewardFailed(HeadraceError):
         self.failure = failure
 
 
-def sample_of(sampled: Sampled, row: Row, tokenizer: Tokenizer) -> Sample:
-    """What a reward sees of one completion."""
+def sample_of(sampled: Sampled, row: Row, tokenizer: Tokenizer, draw: Draw | None = None) -> Sample:
+    """What a reward sees of one completion; `draw` is of training alone."""
     return Sample(
         output_text=tokenizer.text(sampled.token_ids),
         item=row.item,
         messages=row.messages,
         finish_reason=sampled.finish_reason,
         token_ids=tuple(sampled.token_ids.tolist()),
+        draw=draw,
     )
 
 

@@ -60,7 +60,7 @@ class RolloutWorker:
         self._jobs = JobStore(self._redis)
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
         self._engine = create(self._settings.engine, self._engine_config())
-        self._reward = build(config.grader)
+        self._reward = build(config.grader, config.reward_rules)
         self._held: dict[int, tuple[Lease, asyncio.Task[None]]] = {}
         self._errors: Counter[str] = Counter()
         self._tokens = self._groups = 0

@@ -1,0 +1,29 @@
+"""What the operator lets rewards do: it binds every job, and comes from the service's settings, not from a request."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SandboxLevel = Literal["limits", "filtered", "isolated"]
+"""How well user code is held, weakest first.
+
+limits: a process of its own with limits on time, memory and output · filtered: the kernel also refuses it network,
+writes outside its folder, and processes beyond its share · isolated: it also sees no other process, no network device
+and none of the service's files (namespaces).
+"""
+SANDBOX_LEVELS: tuple[SandboxLevel, ...] = ("limits", "filtered", "isolated")
+
+
+class RewardRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Plain values: it crosses process borders."""
+
+    sandbox: SandboxLevel = "limits"
+    """User code is refused where the machine offers less than this."""
+    hosts: tuple[str, ...] = ()
+    """`host` or `host:port` that HTTP rewards may be asked at; none by default."""
+    judge_url: str | None = None
+    """Base URL of the server in OpenAI's protocol that model graders ask, with `/v1`."""
+    judge_key: str | None = None
+    """Its bearer key."""
