@@ -22,8 +22,8 @@ def keep_freed_memory() -> None:
     """From here on freed memory stays with the process, to be used again by the next array.
 
     Otherwise glibc hands each large array back to the system, and the next one costs a page fault for every 4 KiB:
-    15 % of a step of a 135M model on a CPU. Each step needs the same arrays, so the process's peak is no higher.
-    Other C libraries are left as they are.
+    15 % of a step of a 135M model on a CPU. Each step needs the same arrays, so the process's peak hardly grows (2 %
+    there). Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
