@@ -13,8 +13,12 @@ from pydantic import ValidationError
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
+from headrace_rewards.calibrated import Calibrated, CalibratedSpec
+from headrace_rewards.debias import Debias, DebiasSpec
 from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.noisy import Noisy, NoisySpec
 from headrace_rewards.protocol import Reward
+from headrace_rewards.reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import StringCheck, StringCheckSpec
 
@@ -41,6 +45,10 @@ class Builder:
 GRADERS: dict[str, Grader] = {
     "string_check": Grader(StringCheckSpec, lambda spec, _: StringCheck(spec)),
     "function": Grader(FunctionSpec, lambda spec, _: FunctionReward(spec)),
+    "noisy": Grader(NoisySpec, lambda spec, builder: Noisy(spec, builder.build(spec.grader))),
+    "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),
+    "reasoning_pattern": Grader(ReasoningPatternSpec, lambda spec, _: ReasoningPattern(spec)),
+    "calibrated": Grader(CalibratedSpec, lambda spec, builder: Calibrated(spec, builder.build(spec.grader))),
 }
 
 

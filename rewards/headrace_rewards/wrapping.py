@@ -1,0 +1,60 @@
+"""A reward that changes what another one scores, in training and nowhere else.
+
+Held for all of them: a sample without a `draw` (an evaluation, a grader that is tried) keeps the held reward's outcome;
+so does a sample that has no score, because a failure and `NotApplicable` are no numbers to change.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from headrace_rewards.protocol import Draw, Failure, Need, Outcome, Reward, Sample, Score
+from headrace_rewards.specs import AnyGrader, GraderSpec
+
+
+class WrappingSpec(GraderSpec):
+    """`grader` is the one whose scores are changed; what it needs measured is what the whole needs."""
+
+    grader: AnyGrader
+
+    def needs(self) -> frozenset[Need]:
+        """The held grader's."""
+        return self.grader.needs()
+
+
+class WrappingReward(ABC):
+    """Starts, asks and closes the held reward; `_changed` says what becomes of a score."""
+
+    def __init__(self, held: Reward) -> None:
+        self._held = held
+
+    async def start(self) -> None:
+        """Start the held reward."""
+        await self._held.start()
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """One outcome a sample, in order; see `Reward`."""
+        outcomes = await self._held.score(samples)
+        return [self._outcome(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
+
+    async def close(self) -> None:
+        """Close the held reward."""
+        await self._held.close()
+
+    @abstractmethod
+    def _changed(self, sample: Sample, draw: Draw, score: Score) -> Outcome:
+        """What a completion drawn for training gets instead of `score`."""
+
+    def _outcome(self, sample: Sample, outcome: Outcome) -> Outcome:
+        if sample.draw is None or not isinstance(outcome, Score):
+            return outcome
+        return self._changed(sample, sample.draw, outcome)
+
+
+def finite(value: float, components: dict[str, float]) -> Outcome:
+    """A score, or the failure of a value that arithmetic has carried beyond a float."""
+    if math.isfinite(value):
+        return Score(value, components)
+    return Failure("invalid_value", f"the changed score is {value}, which is not a finite number")
