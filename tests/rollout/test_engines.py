@@ -236,10 +236,41 @@ async def test_scores_are_those_of_a_forward(subject: Subject, prompt: Tokens, t
     full = np.random.default_rng(3).integers(2, VOCABULARY, size=CONTEXT, dtype=np.int32)
     for tokens, start in ((full, 1), (full[:40], 39), (full[:70], 33)):
         scores = await subject.engine.score(tokens, start, temperature)
-        assert scores.dtype == np.float32
+        assert scores.logprobs.dtype == np.float32
+        assert scores.version == subject.engine.version
         expected = of_tokens(next_token_logprobs(model, tokens, temperature), tokens, start)
-        np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(scores.logprobs, expected, atol=TOLERANCE)
     await asyncio.wait_for(asyncio.gather(*beside), LIMIT)
+
+
+async def test_a_scoring_during_updates_is_of_the_one_version_it_claims(subject: Subject) -> None:
+    await subject.become("first")
+    tokens = np.random.default_rng(4).integers(2, VOCABULARY, size=CONTEXT, dtype=np.int32)
+    updating, answered = True, 0
+    expected: dict[int, npt.NDArray[np.float32]] = {}
+
+    async def client() -> None:
+        nonlocal answered
+        while updating:
+            asked_at = subject.engine.version
+            scored = await subject.engine.score(tokens, 8)
+            assert asked_at <= scored.version <= subject.engine.version
+            if scored.version not in expected:
+                by = next_token_logprobs(subject.model(scored.version), tokens)
+                expected[scored.version] = of_tokens(by, tokens, 8)
+            np.testing.assert_allclose(scored.logprobs, expected[scored.version], atol=TOLERANCE)
+            answered += 1
+
+    clients = [asyncio.create_task(client()) for _ in range(4)]
+    for name in ("second", "first", "adapter"):
+        already = answered
+        await asyncio.wait_for(subject.become(name, "keep_kv"), LIMIT)
+        async with asyncio.timeout(LIMIT):
+            while answered < already + 8:  # those in flight at the update, and some after it
+                await asyncio.sleep(0)
+    updating = False
+    await asyncio.wait_for(asyncio.gather(*clients), LIMIT)
+    assert len(expected) >= 3
 
 
 # --- refusals, cancelling, life -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ Invariants, held for every engine by one contract suite (tests/rollout/test_engi
 * the log-probability of a sampled token is that of the distribution it was sampled from, temperature and top-p
   applied;
 * every sampled token carries the policy version whose weights sampled it; after `update` returns, no later token
-  carries an older one;
+  carries an older one; all log-probabilities of one scoring are of one version, which it carries;
 * a request that was accepted ends exactly once: with its tokens, or with `EngineFailure`;
 * a new request never reuses a prefix cache that older weights computed.
 """
@@ -95,6 +95,15 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """Given tokens, as one policy version sees them."""
+
+    logprobs: npt.NDArray[np.float32]
+    """One a token, natural log."""
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateReport:
     """What one weight update cost."""
 
@@ -132,9 +141,7 @@ class Engine(Protocol):
         """One completion of `prompt` ([P] token ids). Cancelling the task frees its slot."""
         ...
 
-    async def score(
-        self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0
-    ) -> npt.NDArray[np.float32]:
+    async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
         """Log-probabilities [len(tokens) - start] of tokens[start:], given all before each, by present weights."""
         ...
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 
 from headrace_core.errors import TimedOut
-from headrace_rollout.engines.base import EngineFailure, UpdateMode
+from headrace_rollout.engines.base import EngineFailure, Scored, UpdateMode
 from headrace_rollout.engines.busy_clock import BusyClock
 from headrace_rollout.engines.decoder import Decoder
 from headrace_rollout.engines.policy_model import StagedWeights
@@ -45,7 +45,7 @@ class Scoring:
     tokens: npt.NDArray[np.int32]
     start: int
     temperature: float
-    future: Future[npt.NDArray[np.float32]] = field(default_factory=Future)
+    future: Future[Scored] = field(default_factory=Future)
 
 
 @dataclass(slots=True, eq=False)
@@ -191,7 +191,7 @@ class DecodeThread:
         scorings, self._scorings = self._scorings, []
         scores = decoder.model.score([(job.tokens, job.start, job.temperature) for job in scorings])
         for job, score in zip(scorings, scores, strict=True):
-            job.future.set_result(score)
+            job.future.set_result(Scored(score, decoder.version))
 
     def _apply(self, decoder: Decoder, update: WeightUpdate) -> bool:
         """Apply `update` if that can be done now; True: it waits for the rows to drain."""

@@ -26,6 +26,7 @@ from headrace_rollout.engines.base import (
     RequestRefused,
     Sampled,
     SamplingConfig,
+    Scored,
     UpdateMode,
     UpdateReport,
 )
@@ -81,9 +82,7 @@ class TransformersEngine:
         job = Generation(np.ascontiguousarray(prompt, np.int32), sampling)
         return await self._ended(job, job.future)
 
-    async def score(
-        self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0
-    ) -> npt.NDArray[np.float32]:
+    async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
         """Log-probabilities of tokens[start:] under the present weights; temperature 0 counts as 1."""
         decoder = self._started()
         self._check_tokens(decoder, tokens, len(tokens))

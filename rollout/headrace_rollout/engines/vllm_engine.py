@@ -43,6 +43,7 @@ from headrace_rollout.engines.base import (
     RequestRefused,
     Sampled,
     SamplingConfig,
+    Scored,
     UpdateMode,
     UpdateReport,
 )
@@ -113,9 +114,7 @@ class VllmEngine:
             finish_reason=completion.finish_reason,
         )
 
-    async def score(
-        self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0
-    ) -> npt.NDArray[np.float32]:
+    async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
         """As the port says; temperature 0 counts as 1, as in the reported log-probabilities of a greedy request.
 
         At a temperature other than 1 it fetches whole distributions from vLLM: vocabulary × length numbers.
@@ -132,7 +131,7 @@ class VllmEngine:
             params = SamplingParams(max_tokens=1, prompt_logprobs=wanted, flat_logprobs=True, detokenize=False)
             final = await self._submit(tokens, params)
             if version == self._version:
-                return _prompt_scores(final.prompt_logprobs, tokens, start, temperature)
+                return Scored(_prompt_scores(final.prompt_logprobs, tokens, start, temperature), version)
         raise TimedOut(f"updates cut each of {SCORE_ATTEMPTS} attempts to score a sequence of {len(tokens)} tokens")
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
