@@ -16,11 +16,13 @@ from headrace_core.reward_rules import RewardRules
 from headrace_rewards.calibrated import Calibrated, CalibratedSpec
 from headrace_rewards.debias import Debias, DebiasSpec
 from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.multi import Multi, MultiSpec
 from headrace_rewards.noisy import Noisy, NoisySpec
 from headrace_rewards.protocol import Reward
 from headrace_rewards.reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import StringCheck, StringCheckSpec
+from headrace_rewards.verifier_free import entropy, jepo, latro, majority_vote, rlpr, self_certainty, verifree
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,21 @@ class Builder:
 
 GRADERS: dict[str, Grader] = {
     "string_check": Grader(StringCheckSpec, lambda spec, _: StringCheck(spec)),
+    "multi": Grader(
+        MultiSpec, lambda spec, builder: Multi(spec, {name: builder.build(g) for name, g in spec.graders.items()})
+    ),
     "function": Grader(FunctionSpec, lambda spec, _: FunctionReward(spec)),
     "noisy": Grader(NoisySpec, lambda spec, builder: Noisy(spec, builder.build(spec.grader))),
     "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),
     "reasoning_pattern": Grader(ReasoningPatternSpec, lambda spec, _: ReasoningPattern(spec)),
     "calibrated": Grader(CalibratedSpec, lambda spec, builder: Calibrated(spec, builder.build(spec.grader))),
+    "verifree": Grader(verifree.VeriFreeSpec, verifree.make),
+    "jepo": Grader(jepo.JepoSpec, jepo.make),
+    "latro": Grader(latro.LatroSpec, latro.make),
+    "rlpr": Grader(rlpr.RlprSpec, rlpr.make),
+    "majority_vote": Grader(majority_vote.MajorityVoteSpec, majority_vote.make),
+    "self_certainty": Grader(self_certainty.SelfCertaintySpec, self_certainty.make),
+    "entropy": Grader(entropy.EntropySpec, entropy.make),
 }
 
 

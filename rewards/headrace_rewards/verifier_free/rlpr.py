@@ -1,0 +1,70 @@
+"""`rlpr`: R = clip(mean_t p(y*_t|x, z) − mean_t p(y*_t|x), 0, 1): what the reasoning adds (RLPR, arXiv 2506.18254).
+
+The mean of the probabilities of the reference answer's tokens, and not their product, so that one unlikely synonym does
+not make R vanish. Groups whose rewards hardly differ are left out: those with a standard deviation under
+`spread_share` times its moving average over the groups that this worker has scored before.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from headrace_rewards.protocol import NotApplicable, Outcome, Reward, Sample, Score
+from headrace_rewards.verifier_free import base
+
+MEMORY = 0.99
+"""How much of the moving average stays at each group."""
+
+
+class RlprSpec(base.LikelihoodSpec):
+    """`spread_share` 0 leaves no group out. Without an `evaluation`, evaluations report the same R."""
+
+    type: Literal["rlpr"]
+    measures = frozenset({"reference", "reference_alone"})
+    spread_share: float = Field(0.5, ge=0, le=10)
+
+    def reference_weight(self, logprobs: Sequence[float]) -> float:
+        """0: only what was sampled is trained."""
+        return 0.0
+
+
+class Rlpr:
+    """The judge: it keeps the moving average."""
+
+    def __init__(self, spread_share: float) -> None:
+        self._share = spread_share
+        self._average: float | None = None
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """One outcome a sample; all `NotApplicable` where the group is left out. Evaluations are never left out."""
+        outcomes = [added(sample) for sample in samples]
+        values = [outcome.value for outcome in outcomes if isinstance(outcome, Score)]
+        if len(values) < 2 or any(sample.draw is None for sample in samples):
+            return outcomes
+        spread, average = statistics.pstdev(values), self._average
+        self._average = spread if average is None else MEMORY * average + (1 - MEMORY) * spread
+        return [NotApplicable()] * len(samples) if average is not None and spread < self._share * average else outcomes
+
+
+def added(sample: Sample) -> Outcome:
+    """R of one completion; its components are the two means. Without an opened answer the first is 0."""
+    measured = sample.measured
+    if measured is None or measured.reference is None or measured.reference_alone is None:
+        return base.UNMEASURED
+    reasoned, alone = (_mean_probability(part) for part in (measured.reference, measured.reference_alone))
+    parts = {"reasoned": reasoned, "alone": alone, "answer_opened": float(bool(measured.reference))}
+    return Score(min(max(reasoned - alone, 0.0), 1.0), parts)
+
+
+def make(spec: RlprSpec, builder: Any) -> Reward:
+    """The reward of `spec`."""
+    return base.make(Rlpr(spec.spread_share), spec, builder)
+
+
+def _mean_probability(logprobs: Sequence[float]) -> float:
+    return math.fsum(map(math.exp, logprobs)) / len(logprobs) if logprobs else 0.0
