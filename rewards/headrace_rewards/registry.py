@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
+from headrace_rewards.audited import Audited, AuditedSpec
 from headrace_rewards.calibrated import Calibrated, CalibratedSpec
 from headrace_rewards.debias import Debias, DebiasSpec
 from headrace_rewards.functions import FunctionReward, FunctionSpec
@@ -54,6 +55,9 @@ GRADERS: dict[str, Grader] = {
     "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),
     "reasoning_pattern": Grader(ReasoningPatternSpec, lambda spec, _: ReasoningPattern(spec)),
     "calibrated": Grader(CalibratedSpec, lambda spec, builder: Calibrated(spec, builder.build(spec.grader))),
+    "audited": Grader(
+        AuditedSpec, lambda spec, builder: Audited(spec, builder.build(spec.grader), builder.build(spec.audit))
+    ),
     "verifree": Grader(verifree.VeriFreeSpec, verifree.make),
     "jepo": Grader(jepo.JepoSpec, jepo.make),
     "latro": Grader(latro.LatroSpec, latro.make),

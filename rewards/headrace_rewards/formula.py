@@ -1,0 +1,159 @@
+"""Formulas such as `0.8 * exact + 0.2 * min(style, 1)`: parsed to a tree of known pieces, and nothing is ever executed.
+
+    expression   a number · a name · (expression) · -x · x + y · x - y · x * y · x / y · x ^ y
+                 min(x, …) max(x, …) abs(x) floor(x) ceil(x) exp(x) sqrt(x) log(x)
+
+`^` is the power: it binds before `*` and a sign, and to the right. Every number is a double, so that the size of a
+result is bounded whatever the exponents are (`9^9^9` overflows, and says so); a formula has at most `MAX_CHARACTERS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+MAX_CHARACTERS = 1_000
+MAX_DEPTH = 100
+
+_OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: math.pow,  # unlike `**` it never makes a complex number or a long integer
+}
+_SIGNS: dict[type[ast.unaryop], Callable[[float], float]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+_OF_MANY: dict[str, Callable[..., float]] = {
+    "min": lambda *numbers: min(numbers),
+    "max": lambda *numbers: max(numbers),
+}
+_OF_ONE: dict[str, Callable[[float], float]] = {
+    "abs": abs,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "exp": math.exp,
+    "sqrt": math.sqrt,
+    "log": math.log,
+}
+FUNCTIONS = {**_OF_MANY, **_OF_ONE}
+
+
+class FormulaError(ValueError):
+    """The formula can never be computed; the message says which piece is wrong."""
+
+
+class NotComputable(ArithmeticError):
+    """These values have no finite result: a division by zero, an overflow, the root or logarithm of a wrong number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A parsed formula, and the names that it reads."""
+
+    names: frozenset[str]
+    _text: str
+    """As Python would write it: `**` for `^`."""
+    _tree: ast.expr
+
+    @classmethod
+    def parse(cls, source: str, known: Collection[str]) -> Formula:
+        """Raises `FormulaError` for what is no formula over the names in `known`."""
+        if len(source) > MAX_CHARACTERS:
+            raise FormulaError(f"a formula has at most {MAX_CHARACTERS} characters, not {len(source)}")
+        if "**" in source:
+            raise FormulaError("the power is written '^'")
+        text = " ".join(source.split()).replace("^", "**")
+        try:
+            tree = ast.parse(text, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as fault:
+            reason = fault.msg if isinstance(fault, SyntaxError) else str(fault)
+            raise FormulaError(f"{source!r} is not a formula: {reason}") from None
+        names: set[str] = set()
+        _Check(text, frozenset(known), names).check(tree, MAX_DEPTH)
+        return cls(frozenset(names), text, tree)
+
+    def value(self, values: Mapping[str, float]) -> float:
+        """The result, finite, for a value of every name in `names`; raises `NotComputable`."""
+        return self._evaluate(self._tree, values)
+
+    def _evaluate(self, node: ast.expr, values: Mapping[str, float]) -> float:
+        match node:
+            case ast.Constant(value=int() | float() as number):
+                return float(number)
+            case ast.Name(id=name):
+                return values[name]
+            case ast.UnaryOp(op=sign, operand=operand):
+                return _SIGNS[type(sign)](self._evaluate(operand, values))
+            case ast.BinOp(op=op, left=left, right=right):
+                operands = [self._evaluate(left, values), self._evaluate(right, values)]
+                return self._apply(node, _OPERATORS[type(op)], operands)
+            case ast.Call(func=ast.Name(id=name), args=arguments):
+                return self._apply(node, FUNCTIONS[name], [self._evaluate(a, values) for a in arguments])
+        raise AssertionError(f"a piece that the check does not let pass: {ast.dump(node)}")
+
+    def _apply(self, node: ast.expr, function: Callable[..., float], operands: Sequence[float]) -> float:
+        try:
+            result = float(function(*operands))
+            reason = "not a finite number"
+        except (ArithmeticError, ValueError) as fault:  # 1 / 0, exp(1000), sqrt(-1)
+            result, reason = math.nan, str(fault)
+        if not math.isfinite(result):
+            given = ", ".join(f"{operand:g}" for operand in operands)
+            raise NotComputable(f"'{_shown(self._text, node)}', of {given}: {reason}")
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """Refuses every piece that a formula's evaluation does not know; adds the names it meets to `names`."""
+
+    text: str
+    known: frozenset[str]
+    names: set[str]
+
+    def check(self, node: ast.expr, depth: int) -> None:
+        if depth == 0:
+            raise FormulaError(f"a formula is nested at most {MAX_DEPTH} deep")
+        match node:
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                self._check_number(number)
+                inner: list[ast.expr] = []
+            case ast.Name(id=name):
+                if name not in self.known:
+                    known = ", ".join(sorted(self.known))
+                    raise FormulaError(f"there is no grader {name!r} here; the formula can name {known}")
+                self.names.add(name)
+                inner = []
+            case ast.UnaryOp(op=sign, operand=operand) if type(sign) in _SIGNS:
+                inner = [operand]
+            case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
+                inner = [left, right]
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
+                if not arguments or (name in _OF_ONE and len(arguments) != 1):
+                    wanted = "one argument" if name in _OF_ONE else "at least one argument"
+                    raise FormulaError(f"{name} takes {wanted}, not {len(arguments)}")
+                inner = arguments
+            case _:
+                raise FormulaError(
+                    f"'{_shown(self.text, node)}' cannot stand in a formula; it is made of numbers, names of graders, "
+                    f"+ - * / ^, parentheses and {', '.join(FUNCTIONS)}"
+                )
+        for piece in inner:
+            self.check(piece, depth - 1)
+
+    @staticmethod
+    def _check_number(number: float) -> None:
+        try:
+            finite = math.isfinite(number)
+        except OverflowError:  # an integer beyond a double
+            finite = False
+        if not finite:
+            raise FormulaError("a number in the formula is beyond a double")
+
+
+def _shown(text: str, node: ast.expr) -> str:
+    piece = text.encode()[node.col_offset : node.end_col_offset].decode()  # offsets are in bytes
+    return (piece if len(piece) <= 80 else f"{piece[:80]}…").replace("**", "^")
