@@ -84,6 +84,7 @@ charts draw nothing else. `data` has the fields below. What Prometheus scrapes i
 | `evaluation` | controller | each evaluation on the validation file |
 | `update` | each rollout worker | each weight update it applied |
 | `worker` | every worker | every two seconds |
+| `reward` | each rollout worker | every few seconds in which it scored something |
 
 Times are Unix seconds, durations are seconds, shares lie between 0 and 1. Ages count policy versions; as JSON keys they
 are text. A step is recorded once, after it is settled; the record of a step whose learner died in between is missing.
@@ -110,7 +111,6 @@ PLAIN = {
     "StepMetrics": {
         "total_steps": "Of the whole job.",
         "time": "When the step was recorded.",
-        "reward_mean": "Over the step's completions, masked ones included.",
         "reward_std": "Over the same.",
         "groups": "Trained in the step.",
         "completions": "Of those groups.",
@@ -146,6 +146,13 @@ PLAIN = {
         "version": "The policy version it samples with, or has trained to.",
         "uptime": "Since the worker was ready.",
         "groups": "Committed, or trained, since its start.",
+    },
+    "RewardMetrics": {
+        "worker": "Its name within the job.",
+        "time": "When it was recorded.",
+        "groups": "Scored.",
+        "completions": "Of those groups, with those that have no score.",
+        "drift_rounds": "How often the panel was scored again.",
     },
 }
 """By struct and field: what the code leaves to the name."""
@@ -248,7 +255,7 @@ def _one_allowed(schema: dict[str, Any]) -> str:
 
 def _metrics() -> str:
     structs = [n for n in ast.parse(inspect.getsource(metrics)).body if isinstance(n, ast.ClassDef)]
-    order = sorted(structs, key=lambda s: s.name == "AgeMetrics")  # the kinds first, then what they hold
+    order = sorted(structs, key=lambda s: not hasattr(getattr(metrics, s.name), "kind"))  # then what the kinds hold
     return METRICS_INTRO + "".join(map(_struct, order)) + EVENT_TEXT
 
 

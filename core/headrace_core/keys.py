@@ -12,6 +12,7 @@ touch them together), and jobs spread over a cluster.
     headrace:{job}:metrics        stream  one entry a step, an evaluation, a worker sample
     headrace:{job}:checkpoints    hash    step → JSON
     headrace:{job}:workers        hash    worker → JSON heartbeat
+    headrace:{job}:rewards        hash    worker and its start → JSON of what the reward did there
     headrace:{job}:ledger         hash    counts, policy version, limits, terms
     headrace:{job}:leases         zset    group → lease expiry
     headrace:{job}:queued         zset    group → group (admission order)
@@ -67,6 +68,10 @@ class JobKeys:
     @property
     def workers(self) -> str:
         return self.prefix + "workers"
+
+    @property
+    def rewards(self) -> str:
+        return self.prefix + "rewards"
 
     @property
     def ledger(self) -> str:

@@ -5,12 +5,14 @@
     evaluation  controller       each evaluation on the validation file
     update      rollout worker   each weight update applied
     worker      every worker     every two seconds
+    reward      rollout worker   every few seconds in which it scored something
 
 Times are Unix seconds, durations seconds, shares between 0 and 1. Ages are policy versions; as JSON keys they are text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -42,12 +44,13 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     time: float
     seconds: dict[str, float]
     """By stage: `wait` (for groups), `batch`, `train`, `publish`, `settle`, `checkpoint`."""
-    reward_mean: float
-    reward_std: float
+    reward_mean: float | None
+    """Over the step's completions that have a reward, masked ones included; none where none has."""
+    reward_std: float | None
     components: dict[str, float]
     """Mean of each reward component."""
-    zero_variance_share: float
-    """Share of groups whose completions all have the same reward."""
+    zero_variance_share: float | None
+    """Share of the groups with two rewards or more whose rewards are all the same; none without such a group."""
     groups: int
     completions: int
     tokens: int
@@ -79,10 +82,14 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     time: float
     seconds: float
     samples: int
-    reward_mean: float
-    """Over the samples whose reward did not fail."""
+    reward_mean: float | None
+    """Over the samples that were scored; none where none was: that is not a reward of zero."""
     components: dict[str, float]
     reward_failed: int
+    failures: dict[str, int] = {}
+    """Those by kind (docs/rewards.md)."""
+    not_applicable: int = 0
+    """Samples of which the reward had no opinion."""
     versions: tuple[int, int]
     """Smallest and largest policy version that sampled a token of it: training does not stop for an evaluation."""
     completion_length: float
@@ -125,4 +132,112 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """By kind, since its start."""
 
 
-Metrics = StepMetrics | EvaluationMetrics | UpdateMetrics | WorkerMetrics
+class Tally(msgspec.Struct, frozen=True):
+    """Something counted or measured on n completions of each of some groups, x in a group's sum; tallies add up.
+
+    The completions of a group share its prompt, so its sums are kept together: `agreement` makes intervals of them.
+    """
+
+    groups: int = 0
+    """Groups with n > 0."""
+    count: int = 0
+    """Σn."""
+    total: float = 0.0
+    """Σx: of a share, how many of `count`."""
+    squares: float = 0.0
+    """Σx²."""
+    products: float = 0.0
+    """Σxn."""
+    count_squares: int = 0
+    """Σn²."""
+
+    def with_group(self, values: Iterable[float]) -> Tally:
+        """This, and one more group whose completions have these values."""
+        each = list(values)
+        n, x = len(each), float(sum(each))
+        return self if n == 0 else self + Tally(1, n, x, x * x, x * n, n * n)
+
+    def __add__(self, other: Tally) -> Tally:
+        sums = (getattr(self, name) + getattr(other, name) for name in Tally.__struct_fields__)
+        return Tally(*sums)
+
+
+class Pairs(msgspec.Struct, frozen=True):
+    """Completions that were scored twice."""
+
+    equal: Tally = Tally()
+    """Those with twice the same score."""
+    difference: Tally = Tally()
+    """|second − first|."""
+    shift: Tally = Tally()
+    """Second − first."""
+
+    def with_group(self, first: Sequence[float], second: Sequence[float]) -> Pairs:
+        """These, and one more group."""
+        shifts = [b - a for a, b in zip(first, second, strict=True)]
+        return Pairs(
+            self.equal.with_group(d == 0 for d in shifts),
+            self.difference.with_group(map(abs, shifts)),
+            self.shift.with_group(shifts),
+        )
+
+    def __add__(self, other: Pairs) -> Pairs:
+        return Pairs(self.equal + other.equal, self.difference + other.difference, self.shift + other.shift)
+
+
+class Flips(msgspec.Struct, frozen=True):
+    """A reward beside one that counts as the truth, both as low or high (below their thresholds, or not)."""
+
+    up: Tally = Tally()
+    """Of the completions that are low in truth: those the reward made high."""
+    down: Tally = Tally()
+    """Of those that are high in truth: those it made low."""
+    disagree: Tally = Tally()
+    """Of all: those on which the two disagree."""
+
+    def with_group(self, high: Sequence[bool], truly: Sequence[bool]) -> Flips:
+        """These, and one more group: what the reward says, and what is true."""
+        pairs = list(zip(high, truly, strict=True))
+        return Flips(
+            self.up.with_group(said for said, true in pairs if not true),
+            self.down.with_group(not said for said, true in pairs if true),
+            self.disagree.with_group(said != true for said, true in pairs),
+        )
+
+    def __add__(self, other: Flips) -> Flips:
+        return Flips(self.up + other.up, self.down + other.down, self.disagree + other.disagree)
+
+
+class RewardMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What the reward did to one worker's completions, since its start; the figures of workers and starts add up."""
+
+    kind: ClassVar[str] = "reward"
+
+    worker: str
+    started: float
+    """When the worker started: a later start counts anew."""
+    time: float
+    groups: int = 0
+    completions: int = 0
+    not_applicable: int = 0
+    """Completions of which the reward had no opinion."""
+    failures: dict[str, int] = {}
+    """Completions whose reward failed, also when tried again, by kind (docs/rewards.md)."""
+    left_out: int = 0
+    """Those of them that a group went on without."""
+    again: Pairs = Pairs()
+    """A share of the groups, scored a second time a moment later."""
+    again_failures: dict[str, int] = {}
+    """Completions whose second scoring failed, by kind; they count nowhere else."""
+    again_skipped: int = 0
+    """Groups not scored again because the reward was too slow for it."""
+    truth: dict[str, Flips] = {}
+    """By the component that counts as the truth: `audit`, or `clean` of a noisy reward."""
+    audit_failed: int = 0
+    """Completions that could not be audited."""
+    drift: Pairs = Pairs()
+    """The panel, some early completions, against their first scores: the newest round alone, not since the start."""
+    drift_rounds: int = 0
+
+
+Metrics = StepMetrics | EvaluationMetrics | UpdateMetrics | WorkerMetrics | RewardMetrics

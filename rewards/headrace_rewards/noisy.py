@@ -53,6 +53,10 @@ class TwoValuedSpec(WrappingSpec):
     low: Bound = 0.0
     high: Bound = 1.0
 
+    def middle(self) -> float:
+        """Half-way between the two."""
+        return (self.low + self.high) / 2
+
     @model_validator(mode="after")
     def _in_order(self) -> TwoValuedSpec:
         if self.low >= self.high:
@@ -74,6 +78,10 @@ class NoisySpec(TwoValuedSpec):
     missing: Share = 0.0
     """Share of completions of which the reward has no opinion."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    def truths(self) -> dict[str, float]:
+        """What it was before the noise."""
+        return {**self.grader.truths(), CLEAN: self.middle()}
 
 
 class Noisy(WrappingReward):

@@ -17,6 +17,7 @@ from headrace_rewards.audited import Audited, AuditedSpec
 from headrace_rewards.calibrated import Calibrated, CalibratedSpec
 from headrace_rewards.debias import Debias, DebiasSpec
 from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.maths import MathVerify, MathVerifySpec
 from headrace_rewards.multi import Multi, MultiSpec
 from headrace_rewards.noisy import Noisy, NoisySpec
 from headrace_rewards.protocol import Reward
@@ -51,6 +52,7 @@ GRADERS: dict[str, Grader] = {
         MultiSpec, lambda spec, builder: Multi(spec, {name: builder.build(g) for name, g in spec.graders.items()})
     ),
     "function": Grader(FunctionSpec, lambda spec, _: FunctionReward(spec)),
+    "math_verify": Grader(MathVerifySpec, lambda spec, builder: MathVerify(spec, builder.build(spec.judge()))),
     "noisy": Grader(NoisySpec, lambda spec, builder: Noisy(spec, builder.build(spec.grader))),
     "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),
     "reasoning_pattern": Grader(ReasoningPatternSpec, lambda spec, _: ReasoningPattern(spec)),

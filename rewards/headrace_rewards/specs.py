@@ -22,6 +22,14 @@ class GraderSpec(BaseModel):
         """What must be measured of each completion before it is scored; a grader of graders adds up theirs."""
         return frozenset()
 
+    def middle(self) -> float:
+        """A reward from here on counts as high: the middle of its range."""
+        return 0.5
+
+    def truths(self) -> dict[str, float]:
+        """Components that say what the reward should have been, each with the value from which on it counts as high."""
+        return {}
+
 
 def _parsed(value: Any) -> GraderSpec:
     from headrace_rewards.registry import validate  # the registry knows every type, those that hold others too

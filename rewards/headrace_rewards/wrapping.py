@@ -23,6 +23,14 @@ class WrappingSpec(GraderSpec):
         """The held grader's."""
         return self.grader.needs()
 
+    def middle(self) -> float:
+        """The held grader's."""
+        return self.grader.middle()
+
+    def truths(self) -> dict[str, float]:
+        """The held grader's."""
+        return self.grader.truths()
+
 
 class WrappingReward(ABC):
     """Starts, asks and closes the held reward; `_changed` says what becomes of a score."""
