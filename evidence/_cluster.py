@@ -32,7 +32,7 @@ from headrace_core.timesplit import TimeSplit
 from headrace_core.trajectory import Group
 from headrace_core.workers import WorkerConfig
 from headrace_gateway.redis_server import RedisServer
-from headrace_learner.batch import AgeCount
+from headrace_learner.contribution import AgeCount
 from headrace_learner.worker import LearnerWorker
 from headrace_rewards.protocol import Outcome, Sample, Score
 from headrace_rollout.groups import GroupMaker
@@ -115,7 +115,7 @@ class VirtualRolloutWorker(RolloutWorker):
         self._ledger, self._jobs = Ledger(self._redis, config.job_id, clock), JobStore(self._redis)
         self._split = TimeSplit("window", clock)
         tokenizer, reward = cast(Any, Tokenizer()), InstantReward()
-        self._maker = GroupMaker(engine, tokenizer, reward, prompts, self._settings, self._wake.set)
+        self._maker = GroupMaker(engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader)
 
     async def _beat(self) -> None:
         """Nobody watches."""

@@ -9,8 +9,9 @@ Arrays travel as packed little-endian bytes, never as lists of numbers, inside o
     prompt_ids       [P]    <i4    token ids of the prompt, chat template applied        rollout worker
     token_ids        [T]    <i4    tokens after the prompt, in order                     engine
     logprobs         [T]    <f4    natural log, of the distribution sampled from;        engine
-                                   NaN where the policy did not sample the token
-    versions         [T]    <i4    policy version that sampled the token; -1 if none     engine
+                                   NaN where versions is -1
+    versions         [T]    <i4    policy version that sampled the token, or scored a    engine
+                                   reference answer's; -1 if none
     roles            [T]    u1     `Role`                                                rollout worker
     loss_weights     [T]    <f4    weight of the token in the loss; 0 leaves it out      rollout worker
 
@@ -35,7 +36,7 @@ from .errors import WireError
 
 WIRE_VERSION = 1
 NO_VERSION = -1
-"""In `versions`: the policy did not sample this token."""
+"""In `versions`: the policy neither sampled nor scored this token."""
 
 I32 = np.dtype("<i4")
 F32 = np.dtype("<f4")
@@ -77,7 +78,7 @@ class Completion:
     @property
     def sampled(self) -> npt.NDArray[np.bool_]:
         """[T], True where the policy sampled the token."""
-        return self.versions != NO_VERSION
+        return (self.versions != NO_VERSION) & (self.roles != Role.REFERENCE)
 
 
 def sampled_completion(
@@ -122,18 +123,15 @@ class Group:
 
     @property
     def oldest_version(self) -> int:
-        """The smallest policy version among the sampled tokens of all completions (`admitted_version` if none)."""
-        versions = self._sampled_versions()
-        return int(versions.min()) if versions.size else self.admitted_version
+        """The smallest version that sampled or scored a token of a completion (`admitted_version` if none did)."""
+        every = np.concatenate([np.empty(0, I32), *(c.versions for c in self.completions)])
+        known = every[every != NO_VERSION]
+        return int(known.min()) if known.size else self.admitted_version
 
     @property
     def sampled_tokens(self) -> int:
         """How many tokens the policy sampled, over all completions."""
-        return self._sampled_versions().size
-
-    def _sampled_versions(self) -> npt.NDArray[np.int32]:
-        every = np.concatenate([np.empty(0, I32), *(c.versions for c in self.completions)])
-        return every[every != NO_VERSION]
+        return sum(int(c.sampled.sum()) for c in self.completions)
 
 
 class _CompletionWire(msgspec.Struct, array_like=True, frozen=True):

@@ -3,8 +3,9 @@
 They are pure: rewards, penalties and values in, arrays out; no model, no policy version. A completion whose reward is
 not applicable is not among them at all: it counts in no mean and in no normalisation. One all of whose tokens are too
 old is: in a group's baseline its reward says something about its neighbours, though it has no token to teach with.
+Reference answers are not looked at: their tokens are in no column here.
 
-Shape suffix: N contributing tokens of the step, in admission order.
+Shape suffix: N contributing completion tokens of the step, in admission order.
 """
 
 from __future__ import annotations

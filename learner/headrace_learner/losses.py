@@ -34,8 +34,8 @@ class LossTokens:
     importance_N: Tensor
     """The staleness weight, 0 where the token is masked for it."""
     advantages_N: Tensor
-    rows_N: Tensor
-    """Which sequence of the micro-batch the token belongs to, for losses over sequences."""
+    sequences_N: Tensor
+    """Which sequence the token belongs to, for losses over sequences; whole sequences are here."""
 
     @property
     def ratio_N(self) -> Tensor:
@@ -81,7 +81,7 @@ def gspo(tokens: LossTokens, clip: Clip) -> LossValues:
     The gradient of one token spreads over the completion by that mean: with each completion counted alike
     (`loss_mean` sequence) it is the paper's.
     """
-    log_ratio_N = row_means(tokens.current_N - tokens.proximal_N, tokens.rows_N)
+    log_ratio_N = row_means(tokens.current_N - tokens.proximal_N, tokens.sequences_N)
     return _clipped(tokens, clip, torch.exp(log_ratio_N))
 
 

@@ -1,4 +1,8 @@
-"""What a step measures: of the contributing tokens, by age; and of the groups, by their rewards."""
+"""What a step measures: of the contributing tokens, by age; and of the groups, by their rewards.
+
+Counts and the loss are of all contributing tokens. All other figures are of completion tokens, what the policy chose:
+they estimate expectations under it, in which a reference answer's tokens have no part. Those have one of their own.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ from torch import Tensor
 from headrace_core.metrics import AgeMetrics
 from headrace_core.trajectory import Group
 
-from .batch import AgeCount, Table, rewards_differ
+from .batch import Table
+from .contribution import AgeCount, rewards_differ
 from .ranks import Ranks
 
 _NOTED = "noted"
@@ -24,7 +29,7 @@ _OWN_PLACE = ("loss", "proximal", "behaviour", "importance", "clipped")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Over the tokens that were computed in a step; 0 where there are none."""
+    """Over the completion tokens that were computed in a step; 0 where there are none."""
 
     ages: dict[int, AgeMetrics]
     loss: float
@@ -57,18 +62,23 @@ class StepLog:
         empty = np.zeros(0)
         noted = every.pop(_NOTED, np.zeros(len(self._table))) > 0
         every["behaviour"] = self._table.behaviour_N.double().cpu().numpy()
-        columns = {name: column[noted] for name, column in every.items()}
-        age = self._table.ages_N.cpu().numpy()[noted]
+        answer = self._table.answer_N.cpu().numpy()
+        own = noted & ~answer
+        columns = {name: column[own] for name, column in every.items()}
+        extra = {name: _mean(column) for name, column in columns.items() if name not in _OWN_PLACE}
+        if answer.any():
+            extra["answer_logprob"] = _mean(every.get("proximal", empty)[noted & answer])
+        age = self._table.ages_N.cpu().numpy()[own]
         all_ages = sorted(counts.contributing.keys() | counts.masked.keys())
         ess, clip, kl = _figures(columns, np.ones(len(age), np.bool_))
         return Measured(
             ages={a: _of_age(columns, age == a, counts, a) for a in all_ages},
-            loss=float(columns.get("loss", empty).sum()),
+            loss=float(every.get("loss", empty).sum()),
             entropy=_mean(-columns.get("proximal", empty)),
             effective_sample_size=ess,
             clip_share=clip,
             behaviour_kl=kl,
-            extra={name: _mean(column) for name, column in columns.items() if name not in _OWN_PLACE},
+            extra=extra,
         )
 
 

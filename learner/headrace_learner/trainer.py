@@ -26,7 +26,8 @@ from headrace_core.trajectory import Group
 
 from .advantages import Earned
 from .algorithms import Algorithm
-from .batch import AgeCount, MicroBatch, MiniBatch, StepBatch, Table, lay_out
+from .batch import MicroBatch, MiniBatch, StepBatch, Table, lay_out
+from .contribution import AgeCount
 from .critic import Critic
 from .descent import Descent
 from .divergence import kl_estimate
@@ -132,16 +133,17 @@ class Trainer:
         values_N = estimates.values_N
         earned = Earned(
             groups=batch.trajectories,
-            penalties_N=estimates.penalties(table, s).double().cpu().numpy(),
-            values_N=None if values_N is None else values_N.double().cpu().numpy(),
+            penalties_N=table.of_completions(estimates.penalties(table, s)),
+            values_N=None if values_N is None else table.of_completions(values_N),
             gamma=s.gamma,
             gae_lambda=s.gae_lambda,
             clip=s.advantage_clip,
         )
         found = self._algorithm.advantages(earned)
         log = StepLog(batch.table, self.ranks)
-        returns_N = None if found.returns_N is None else torch.from_numpy(found.returns_N).float().to(device)
-        return _Step(table, estimates, torch.from_numpy(found.advantages_N).float().to(device), returns_N, log)
+        advantages_N = table.with_answers(found.advantages_N, of_answers=1.0)
+        returns_N = None if found.returns_N is None else table.with_answers(found.returns_N, of_answers=0.0)
+        return _Step(table, estimates, advantages_N, returns_N, log)
 
     # ── one minibatch ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -164,8 +166,9 @@ class Trainer:
         current_N = self.policy.logprobs(micro, self._settings.temperature)
         behaviour_N = step.table.behaviour_N[rows_N]
         proximal_N = self._proximal(current_N.detach(), behaviour_N, rows_N, step)
-        weights = self._weights(proximal_N, behaviour_N, micro, step)
-        tokens = LossTokens(current_N, proximal_N, weights.importance_N, step.advantages_N[rows_N], micro.rows_N)
+        sequences_N = step.table.sequences_N[rows_N]
+        weights = self._weights(proximal_N, behaviour_N, rows_N, step)
+        tokens = LossTokens(current_N, proximal_N, weights.importance_N, step.advantages_N[rows_N], sequences_N)
         values = self._algorithm.policy_loss(tokens, self._clip)
         loss_N = self._with_divergence(values, tokens, rows_N, step) * step.table.scales_N[rows_N]
         step.log.note(
@@ -190,25 +193,29 @@ class Trainer:
         estimated_N = step.estimates.proximal_N[rows_N]
         return torch.where(estimated_N.isnan(), current_N, estimated_N)
 
-    def _weights(self, proximal_N: Tensor, behaviour_N: Tensor, micro: MicroBatch, step: _Step) -> StalenessWeights:
+    def _weights(self, proximal_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, step: _Step) -> StalenessWeights:
         known = step.estimates.weights
         if known is not None:
-            return StalenessWeights(known.importance_N[micro.table_N], known.cut_N[micro.table_N])
-        return staleness_weights(proximal_N, behaviour_N, micro.rows_N, self._settings)
+            return StalenessWeights(known.importance_N[rows_N], known.cut_N[rows_N])
+        return staleness_weights(proximal_N, behaviour_N, step.table.sequences_N[rows_N], self._settings)
 
     def _with_divergence(self, values: LossValues, tokens: LossTokens, rows_N: Tensor, step: _Step) -> Tensor:
-        """[N] the algorithm's loss, and the divergence from the base model, weighted for staleness alike."""
+        """[N] the algorithm's loss, and the divergence from the base model, weighted for staleness alike.
+
+        Estimates of a divergence are of what the policy chose: answer tokens have none.
+        """
         s, reference_N = self._settings, step.estimates.reference_N
         if reference_N is None:
             return values.loss_N
         kl_N = kl_estimate(tokens.current_N, reference_N[rows_N], s.kl_estimator)
+        kl_N = kl_N.masked_fill(step.table.answer_N[rows_N], 0.0)
         step.log.note(rows_N, reference_kl=kl_N)
         if s.kl_in == "reward":
             return values.loss_N
         return values.loss_N + s.kl_coefficient * tokens.importance_N * kl_N
 
     def _value_loss(self, critic: Critic, micro: MicroBatch, step: _Step) -> Tensor:
-        """A mean over the minibatch as the policy's is."""
+        """A mean over the minibatch as the policy's is, to which answer tokens give nothing."""
         assert step.returns_N is not None
         assert step.estimates.values_N is not None
         rows_N = micro.table_N
@@ -216,4 +223,4 @@ class Trainer:
         before_N, returns_N = step.estimates.values_N[rows_N], step.returns_N[rows_N]
         loss_N = clipped_value(values_N, before_N, returns_N, self._settings.value_clip)
         step.log.note(rows_N, value_loss=loss_N, value=values_N)
-        return (loss_N * step.table.scales_N[rows_N]).sum()
+        return (loss_N * step.table.scales_N[rows_N]).masked_fill(step.table.answer_N[rows_N], 0.0).sum()

@@ -37,7 +37,7 @@ from headrace_core.workers import WorkerConfig
 
 from . import checkpoint
 from .algorithms import algorithm
-from .batch import rewards_differ
+from .contribution import teaches
 from .lead import Lead
 from .model import Policy
 from .orders import Load, Publish, Save, Train, WriteModel
@@ -202,7 +202,7 @@ class LearnerWorker:
         s, batch, filtered = self._settings, list[Group](), 0
         while len(batch) < s.batch_size:
             groups = await self._claim(held=len(batch))
-            alike = [g.group_id for g in groups if s.filter_groups and not rewards_differ(g)]
+            alike = [g.group_id for g in groups if s.filter_groups and not teaches(g)]
             if alike and filtered < s.filter_limit * s.batch_size:
                 self._end_if_void(await self._ledger.filter(self._term, alike, "all rewards equal"))
                 filtered += len(alike)

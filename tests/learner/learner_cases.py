@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +70,36 @@ def eventful_group(group_id: int) -> Group:
         completion.loss_weights[4:5] = 0.0
         completion.logprobs[:] -= 0.8 * (group_id % 2)
     return group
+
+
+def answered(group: Group, versions: Sequence[int] = (3, 2, 3, 1), weight: float | None = None) -> Group:
+    """The same with a reference answer of 3 tokens after all of its completions but the last.
+
+    Its tokens were scored by the versions of its completion's number; `weight` None: weights by chance, one of them 0.
+    """
+    rng = np.random.default_rng(group.group_id)
+    ids = rng.integers(0, VOCAB, 3)
+    scored = [_with_answer(c, ids, versions[i % len(versions)], weight, rng) for i, c in enumerate(group.completions)]
+    return replace(group, completions=(*scored[:-1], group.completions[-1]))
+
+
+def _with_answer(
+    completion: Completion, ids: npt.NDArray[np.int64], version: int, weight: float | None, rng: np.random.Generator
+) -> Completion:
+    size = len(ids)
+    weights = np.array([0.0, *rng.uniform(0.2, 1.5, size - 1)]) if weight is None else np.full(size, weight)
+    added = {
+        "token_ids": ids,
+        "logprobs": np.log(rng.uniform(0.02, 0.06, size)),
+        "versions": np.full(size, version),
+        "roles": np.full(size, Role.REFERENCE),
+        "loss_weights": weights,
+    }
+    whole = {
+        name: np.concatenate([array := getattr(completion, name), more]).astype(array.dtype)
+        for name, more in added.items()
+    }
+    return replace(completion, **whole)
 
 
 def _random_completion(rng: np.random.Generator, versions: Sequence[int], reward: float | None) -> Completion:

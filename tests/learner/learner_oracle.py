@@ -46,10 +46,14 @@ class Sampled:
     reward: float
     greedy: float
     tokens: list[Token] = field(default_factory=list)
+    answer: list[Token] = field(default_factory=list)
+    """Of the reference answer; their advantage is 1."""
 
 
 Step = list[list[Sampled]]
 """By group."""
+PARTS = {int(Role.COMPLETION): "tokens", int(Role.REFERENCE): "answer"}
+"""Where a contributing token of the role goes."""
 
 
 @dataclass
@@ -90,10 +94,10 @@ def _group(group: Group, version: int, s: Hyperparameters, models: Models) -> li
             value = values(models.critic, sampled) if models.critic is not None else torch.zeros(len(sampled.ids))
         for i, role in enumerate(completion.roles.tolist()):
             age, place = version - int(completion.versions[i]), len(prompt) + i
-            if role != Role.COMPLETION or completion.loss_weights[i] == 0 or age > s.max_staleness:
+            if role not in PARTS or completion.loss_weights[i] == 0 or age > s.max_staleness:
                 continue
             at = (place - 1, sampled.ids[place])
-            sampled.tokens.append(
+            getattr(sampled, PARTS[role]).append(
                 Token(
                     place=place,
                     age=age,
@@ -102,6 +106,7 @@ def _group(group: Group, version: int, s: Hyperparameters, models: Models) -> li
                     before=before[at].item(),
                     base=base[at].item(),
                     value=value[place - 1].item(),
+                    advantage=float(role == Role.REFERENCE),
                 )
             )
         found.append(sampled)
@@ -205,24 +210,34 @@ def policy_loss(step: Step, part: slice, s: Hyperparameters, policy: Any) -> Ten
     kept = _below_second_moment(step, s)
     per_sequence: list[list[Tensor]] = []
     for sampled in (sampled for group in step[part] for sampled in group):
-        if not sampled.tokens:
+        if not sampled.tokens and not sampled.answer:
             per_sequence.append([])
             continue
         every = log_softmax(policy, sampled, s)
-        current = [every[token.place - 1, sampled.ids[token.place]] for token in sampled.tokens]
-        proximal = [_proximal(token, now.item(), s) for token, now in zip(sampled.tokens, current, strict=True)]
-        weights = _importance(sampled, proximal, s, kept)
-        losses = []
-        for i, token in enumerate(sampled.tokens):
-            ratio = torch.exp(current[i] - proximal[i])
-            if s.algorithm == "gspo":
-                ratio = torch.exp(sum(c - p for c, p in zip(current, proximal, strict=True)) / len(current))
-            loss = weights[i] * _loss(ratio, current[i], token.advantage, s)
-            if s.kl_coefficient and s.kl_in == "loss":
-                loss = loss + weights[i] * s.kl_coefficient * _kl(current[i] - token.base, s)
-            losses.append(token.weight * loss)
-        per_sequence.append(losses)
+        per_sequence.append(
+            _losses(sampled.tokens, sampled, every, s, kept, s.kl_coefficient if s.kl_in == "loss" else 0.0)
+            + _losses(sampled.answer, sampled, every, s, kept, 0.0)
+        )
     return _mean(per_sequence, s)
+
+
+def _losses(
+    tokens: list[Token], sampled: Sampled, every: Tensor, s: Hyperparameters, kept: set[int], kl: float
+) -> list[Tensor]:
+    """Of the completion's tokens or of its answer's: one sequence."""
+    current = [every[token.place - 1, sampled.ids[token.place]] for token in tokens]
+    proximal = [_proximal(token, now.item(), s) for token, now in zip(tokens, current, strict=True)]
+    weights = _importance(tokens, proximal, s, kept)
+    losses = []
+    for i, token in enumerate(tokens):
+        ratio = torch.exp(current[i] - proximal[i])
+        if s.algorithm == "gspo":
+            ratio = torch.exp(sum(c - p for c, p in zip(current, proximal, strict=True)) / len(current))
+        loss = weights[i] * _loss(ratio, current[i], token.advantage, s)
+        if kl:
+            loss = loss + weights[i] * kl * _kl(current[i] - token.base, s)
+        losses.append(token.weight * loss)
+    return losses
 
 
 def value_loss(step: Step, part: slice, s: Hyperparameters, critic: Any) -> Tensor:
@@ -235,7 +250,7 @@ def value_loss(step: Step, part: slice, s: Hyperparameters, critic: Any) -> Tens
             value = now[token.place - 1]
             near = token.value + torch.clamp(value - token.value, -s.value_clip, s.value_clip)
             losses.append(token.weight * torch.max((value - token.target) ** 2, (near - token.target) ** 2) / 2)
-        per_sequence.append(losses)
+        per_sequence.append([*losses, *(torch.zeros(()) for _ in sampled.answer)])
     return _mean(per_sequence, s)
 
 
@@ -245,14 +260,14 @@ def _proximal(token: Token, now: float, s: Hyperparameters) -> float:
     return token.before if s.proximal == "recompute" else token.behaviour
 
 
-def _importance(sampled: Sampled, proximal: list[float], s: Hyperparameters, kept: set[int]) -> list[float]:
-    logs = [p - token.behaviour for p, token in zip(proximal, sampled.tokens, strict=True)]
+def _importance(tokens: list[Token], proximal: list[float], s: Hyperparameters, kept: set[int]) -> list[float]:
+    logs = [p - token.behaviour for p, token in zip(proximal, tokens, strict=True)]
     if s.importance_level == "sequence":
         logs = [sum(logs)] * len(logs)
-    if s.importance_level == "geometric":
+    if s.importance_level == "geometric" and logs:
         logs = [fmean(logs)] * len(logs)
     found = []
-    for log, token in zip(logs, sampled.tokens, strict=True):
+    for log, token in zip(logs, tokens, strict=True):
         w = math.exp(log)
         found.append(
             {
@@ -267,7 +282,8 @@ def _importance(sampled: Sampled, proximal: list[float], s: Hyperparameters, kep
 
 def _below_second_moment(step: Step, s: Hyperparameters) -> set[int]:
     """Of single tokens: the furthest off goes, one by one, until the mean square of the rest is within the bound."""
-    left = {id(token): (token.before - token.behaviour) ** 2 for token in _tokens(step)}
+    answers = [token for group in step for sampled in group for token in sampled.answer]
+    left = {id(token): (token.before - token.behaviour) ** 2 for token in [*_tokens(step), *answers]}
     while left and fmean(left.values()) > s.second_moment:
         del left[max(left, key=lambda token: left[token])]
     return set(left)

@@ -15,6 +15,7 @@ from headrace_core.errors import InvalidData
 from headrace_core.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
 from headrace_learner.advantages import Trajectory
 from headrace_learner.batch import StepBatch, lay_out
+from headrace_learner.contribution import teaches
 
 
 def multi_turn() -> Group:
@@ -137,9 +138,9 @@ def test_a_completion_without_a_reward_is_no_part_of_the_step() -> None:
 
 def test_only_what_the_policy_sampled_for_its_completion_contributes() -> None:
     """Not a token of another role, be it one with a version, nor one without a version, be it of the completion."""
-    mixed = completion_of(3, 4, 5, 6)
-    mixed.roles[:3] = [Role.REFERENCE, Role.COMPLETION, Role.ENVIRONMENT]
-    mixed.versions[3] = NO_VERSION
+    mixed = completion_of(3, 4, 5, 6, 7)
+    mixed.roles[:] = [Role.PROMPT, Role.COMPLETION, Role.ENVIRONMENT, Role.COMPLETION, Role.REFERENCE]
+    mixed.versions[3:] = NO_VERSION
     batch = laid_out([group_of(mixed)])
     assert [micro.targets_N.tolist() for micro in batch.minibatches[0].micro_batches] == [[4]]
     assert batch.counts.contributing == {0: 1}
@@ -176,6 +177,61 @@ def test_a_sampled_token_without_log_probability_is_refused() -> None:
     group.completions[1].logprobs[0] = np.nan
     with pytest.raises(InvalidData, match="group 3"):
         laid_out([group])
+
+
+# ── reference answers ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def with_answer(
+    *reasoning: int, version: int = 3, scored: int = 3, weight: float = 0.25, reward: float | None = 0.25
+) -> Completion:
+    """Reasoning, then the answer 8 9."""
+    found = completion_of(*reasoning, 8, 9, version=version, reward=reward)
+    found.roles[-2:] = Role.REFERENCE
+    found.versions[-2:] = scored
+    found.loss_weights[-2:] = weight
+    return found
+
+
+def test_an_answer_has_rows_of_the_table_and_no_part_in_its_trajectory() -> None:
+    batch = laid_out([group_of(with_answer(3, 4), completion_of(5, version=3))], version=3)
+    table = batch.table
+    assert batch.trajectories == ((Trajectory(0.25, slice(0, 2)), Trajectory(1.0, slice(2, 3))),)
+    assert table.answer_N.tolist() == [False, False, True, True, False]
+    assert table.sequences_N.tolist() == [0, 0, 1, 1, 2]
+    assert table.scales_N.tolist() == pytest.approx([1 / 5, 1 / 5, 1 / 20, 1 / 20, 1 / 5])
+    ((micro,),) = (m.micro_batches for m in batch.minibatches)
+    assert micro.targets_N.tolist() == [3, 4, 8, 9, 5]
+    assert micro.rows_N.tolist() == [0, 0, 0, 0, 1]
+    assert micro.table_N.tolist() == [0, 1, 2, 3, 4]
+    assert table.of_completions(table.behaviour_N).tolist() == pytest.approx([-0.7] * 3)
+    assert table.with_answers(np.array([1.0, 2.0, 3.0]), of_answers=7.0).tolist() == [1, 2, 7, 7, 3]
+
+
+def test_an_answer_may_be_all_that_is_left_of_a_completion() -> None:
+    """No reasoning; reasoning too old; and an answer that is too old, or weighs nothing, or has no reward."""
+    group = group_of(
+        with_answer(),
+        with_answer(3, version=0),
+        with_answer(4, scored=0),
+        with_answer(5, weight=0.0),
+        with_answer(6, reward=None),
+    )
+    batch = laid_out([group], version=3)
+    assert [t.tokens for t in batch.trajectories[0]] == [slice(0, 0), slice(0, 0), slice(0, 1), slice(1, 2)]
+    assert batch.table.answer_N.tolist() == [True] * 4 + [False] * 2
+    assert (batch.counts.contributing, batch.counts.masked) == ({0: 6}, {3: 3})
+    assert sorted(micro.targets_N.tolist() for micro in batch.minibatches[0].micro_batches) == [[8, 9, 8, 9, 4, 5]]
+
+
+def test_where_rewards_are_equal_only_answers_are_computed() -> None:
+    group = group_of(with_answer(3, 4), with_answer(5, weight=0.0))
+    batch = laid_out([group], version=3, algorithm="rloo")
+    assert computed(batch) == {0, 1, 2, 3}
+    assert teaches(group)
+    assert not teaches(group_of(with_answer(5, weight=0.0), with_answer(6, weight=0.0)))
+    assert not teaches(group_of(with_answer(3, reward=None), with_answer(6, weight=0.0)))
+    assert teaches(group_of(with_answer(5, weight=0.0), completion_of(6)))
 
 
 # ── shares ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,14 +9,15 @@ import torch
 from learner_cases import random_group
 
 from headrace_core.metrics import AgeMetrics
-from headrace_learner.batch import AgeCount, Table
-from headrace_learner.measures import StepLog, rewards_differ, summarise
+from headrace_learner.batch import Table
+from headrace_learner.contribution import AgeCount, rewards_differ
+from headrace_learner.measures import StepLog, summarise
 from headrace_learner.ranks import Alone
 
 
 def a_table(behaviour: list[float], ages: list[int]) -> Table:
     zeros = torch.zeros(len(ages))
-    return Table(torch.tensor(behaviour), torch.tensor(ages, dtype=torch.int64), zeros.long(), zeros)
+    return Table(torch.tensor(behaviour), torch.tensor(ages, dtype=torch.int64), zeros.long(), zeros > 0, zeros)
 
 
 def test_figures_by_age() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import learner_oracle as oracle
 import pytest
 import torch
-from learner_cases import Update, assert_close, disturb, eventful_group, hyperparameters, recorded
+from learner_cases import Update, answered, assert_close, disturb, eventful_group, hyperparameters, recorded
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +21,9 @@ from headrace_learner.trainer import StepResult, Trainer
 Make = Callable[..., Trainer]
 VERSION = 3
 GROUPS = [eventful_group(i) for i in range(4)]
+ANSWERED = [answered(group) for group in GROUPS]
+"""By completion, an answer scored by version 3; by 2, after a completion that is too old; one without a reward; an
+answer too old; none. The first token of each answer has weight 0."""
 SMALL = {"max_staleness": 1, "temperature": 0.7, "max_grad_norm": 1e9, "learning_rate": 3e-3, "minibatches": 2}
 """The bound masks one age, the temperature is not 1, no gradient is scaled down; the second minibatch sees a policy
 that the first has moved."""
@@ -88,6 +91,34 @@ def test_a_preset_with_its_own_settings(make_trainer: Make, name: str) -> None:
     assert result.counts.contributing.keys() == {0, 1}
     defaults = ALGORITHMS[name].defaults
     assert ("reference_kl" in result.measured.extra) == ("kl_coefficient" in defaults)
+
+
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+def test_a_preset_on_completions_with_reference_answers(make_trainer: Make, name: str) -> None:
+    found = compare(make_trainer, ANSWERED, algorithm=name, batch_size=4, group_size=5, kl_coefficient=0.2)
+    without = compare(make_trainer, GROUPS, algorithm=name, batch_size=4, group_size=5, kl_coefficient=0.2)
+    added = found.counts.contributing - without.counts.contributing, found.counts.masked - without.counts.masked
+    assert added == ({0: 8, 1: 8}, {2: 8})
+    assert found.measured.extra.keys() - without.measured.extra.keys() == {"answer_logprob"}
+
+
+@pytest.mark.parametrize("level", ["sequence", "geometric"])
+@pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
+def test_an_answer_is_a_sequence_of_its_own(make_trainer: Make, mean: str, level: str) -> None:
+    settings = {"importance_level": level, "loss_mean": mean, "importance_cap": 2.0}
+    found = compare(make_trainer, ANSWERED, algorithm="gspo", clip_low=0.1, clip_high=0.1, **settings)
+    assert 0 < found.measured.extra["importance_cut_share"] < 1
+
+
+def test_a_divergence_in_the_loss_is_of_what_the_policy_chose(make_trainer: Make) -> None:
+    compare(make_trainer, ANSWERED, algorithm="rloo", kl_coefficient=0.3, kl_in="loss", kl_estimator="k3")
+
+
+@pytest.mark.parametrize("proximal", ["behaviour", "interpolate"])
+@pytest.mark.parametrize("name", ["dr_grpo", "ppo"])
+def test_an_answer_off_policy(make_trainer: Make, name: str, proximal: str) -> None:
+    found = compare(make_trainer, ANSWERED, algorithm=name, proximal=proximal, clip_low=0.1, clip_high=0.1)
+    assert found.measured.clip_share > 0
 
 
 @pytest.mark.parametrize(

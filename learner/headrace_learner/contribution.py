@@ -1,0 +1,160 @@
+"""Which tokens of a step contribute to its gradient, completion by completion.
+
+A token contributes if it is a completion token that the policy sampled, or an answer token that it scored, with a loss
+weight above 0, of a completion that has a reward (and, where the algorithm wants one, a greedy completion that has),
+and not older than max_staleness.
+
+An *answer token* is one of the reference answer, appended after the reasoning (`Role.REFERENCE`). The policy did not
+choose it: its advantage is 1 whatever the algorithm, its weight in the loss says the rest, and in ratios of sequences
+it belongs to the answer, a sequence of its own. Rewards, penalties, returns and values are of completion tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace_core.algorithms import algorithm_facts
+from headrace_core.errors import InvalidData
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.staleness import ages, contributes
+from headrace_core.trajectory import NO_VERSION, Completion, Group, Role
+
+from .advantages import Trajectory
+
+
+@dataclass(slots=True)
+class AgeCount:
+    """Tokens by age, for the ledger: those that contribute, and those beyond max_staleness."""
+
+    contributing: Counter[int] = field(default_factory=Counter)
+    masked: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion's part in the gradient; arrays are [n] over its contributing tokens, n may be 0."""
+
+    trajectory: Trajectory
+    rows: slice
+    """Of the table."""
+    ids: npt.NDArray[np.int32]
+    targets_at: npt.NDArray[np.int64]
+    """Positions of the contributing tokens in `ids`."""
+    behaviour: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+    ages: npt.NDArray[np.int32]
+    answer: npt.NDArray[np.bool_]
+    silent: bool
+    """Nothing of it has a gradient."""
+
+    @property
+    def tokens(self) -> int:
+        """How many contribute."""
+        return len(self.targets_at)
+
+    @property
+    def length(self) -> int:
+        """Input positions: everything before the last target."""
+        return int(self.targets_at[-1])
+
+
+@dataclass(slots=True)
+class _Taken:
+    """How much of the step's columns is taken so far."""
+
+    rows: int = 0
+    tokens: int = 0
+    """Completion tokens alone."""
+
+    def more(self, answer: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
+        """Room for these tokens: rows of the table, and places among the step's completion tokens."""
+        rows = slice(self.rows, self.rows + len(answer))
+        tokens = slice(self.tokens, self.tokens + int((~answer).sum()))
+        self.rows, self.tokens = rows.stop, tokens.stop
+        return rows, tokens
+
+
+def contributing(
+    groups: Sequence[Group], version: int, settings: Hyperparameters
+) -> tuple[list[list[Sample]], AgeCount]:
+    """By group, the completions with a reward, for an update of policy `version`; and the ages of their tokens.
+
+    Raises `InvalidData` for a token without a log-probability.
+    """
+    counts, taken = AgeCount(), _Taken()
+    return [_samples(group, version, settings, counts, taken) for group in groups], counts
+
+
+def rewards_differ(group: Group) -> bool:
+    """Whether its completions can be told apart by their rewards: else a group baseline leaves nothing to learn."""
+    return len({c.reward for c in group.completions if c.reward is not None}) > 1
+
+
+def teaches(group: Group) -> bool:
+    """Whether a group baseline leaves something to learn: by rewards that differ, or by answers that are trained."""
+    rewarded = [c for c in group.completions if c.reward is not None]
+    return rewards_differ(group) or any((_trained(c) & (c.roles == Role.REFERENCE)).any() for c in rewarded)
+
+
+def _trained(completion: Completion) -> npt.NDArray[np.bool_]:
+    """[T], True where a token contributes while it is young enough."""
+    by_the_policy = (completion.roles == Role.COMPLETION) | (completion.roles == Role.REFERENCE)
+    return by_the_policy & (completion.versions != NO_VERSION) & (completion.loss_weights > 0)
+
+
+def _is_silent(group: Group, settings: Hyperparameters) -> bool:
+    """Whether its completion tokens have no gradient, and no figure that others need depends on them."""
+    alone = settings.kl_coefficient == 0 and settings.importance != "second_moment"
+    return alone and algorithm_facts(settings.algorithm).compares_within_group and not rewards_differ(group)
+
+
+def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeCount, taken: _Taken) -> list[Sample]:
+    """Of the completions with a reward."""
+    greedy = None if group.greedy is None else group.greedy.reward
+    if algorithm_facts(settings.algorithm).wants_greedy and greedy is None:
+        return []
+    found, silent = [], _is_silent(group, settings)
+    for completion in group.completions:
+        if completion.reward is None:
+            continue
+        trained = _trained(completion)
+        young = contributes(completion.versions, version, settings.max_staleness)
+        age = ages(completion.versions, version)
+        counts.contributing.update(age[trained & young].tolist())
+        counts.masked.update(age[trained & ~young].tolist())
+        kept = trained & young
+        answer = completion.roles[kept] == Role.REFERENCE
+        rows, tokens = taken.more(answer)
+        trajectory = Trajectory(completion.reward, tokens, greedy)
+        found.append(_sample(group, completion, trajectory, rows, kept, age, silent and not answer.any()))
+    return found
+
+
+def _sample(
+    group: Group,
+    completion: Completion,
+    trajectory: Trajectory,
+    rows: slice,
+    kept: npt.NDArray[np.bool_],
+    age: npt.NDArray[np.int32],
+    silent: bool,
+) -> Sample:
+    behaviour = completion.logprobs[kept]
+    if not np.isfinite(behaviour).all():
+        raise InvalidData(f"group {group.group_id}: a token of the gradient has no finite log-probability")
+    return Sample(
+        trajectory=trajectory,
+        rows=rows,
+        ids=np.concatenate([group.prompt_ids, completion.token_ids]),
+        targets_at=np.flatnonzero(kept) + len(group.prompt_ids),
+        behaviour=behaviour,
+        weights=completion.loss_weights[kept],
+        ages=age[kept],
+        answer=completion.roles[kept] == Role.REFERENCE,
+        silent=silent,
+    )
