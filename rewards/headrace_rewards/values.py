@@ -1,36 +1,46 @@
-"""How what a user's function returned is read.
+"""How what a user's function returned is read; an endpoint's rewards are read by the same rules.
 
     None                      not applicable
     a number (bool, numpy,    the score
       torch scalar, …)
     a dict of numbers         components; its key `score`, else `reward`, is the score, else their sum
-    a list (group form only)  any of the above for each sample, in order
 
-Beside a `score` or `reward` a dict may hold values that are no numbers (verl's functions return such): left out.
+and in the group form
+
+    a list, or what can be    any of the above for each sample, in order
+      iterated
+    a dict with `rewards`     OpenRLHF's columns: `rewards` is the list of scores; `scores` and the entries of
+                              `extra_logs` are components: a list has one for each sample, a number is for all
+
+Beside a score a dict may hold values that are no numbers (verl's functions return such): they are left out.
 Anything else, and NaN or an infinity anywhere, is `Failure("invalid_value")`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Score
 
 TOTAL_KEYS = ("score", "reward")
+COLUMN_KEY = "rewards"
 
 
 class InvalidValue(ValueError):
     """The message says what was returned where a finite number was expected."""
 
 
-def to_outcome(value: Any) -> Outcome:
-    """The outcome of one sample, from what the function returned for it."""
+def to_outcome(value: Any, who: str = "the function") -> Outcome:
+    """The outcome of one sample, from what was returned for it; a failure's message names `who` returned it."""
     if value is None:
         return NotApplicable()
     try:
-        return _from_components(value) if isinstance(value, Mapping) else Score(_number(value, "the function returned"))
+        if isinstance(value, Mapping):
+            return _from_components(value, who)
+        return Score(_number(value, f"{who} returned"))
     except InvalidValue as fault:
         return Failure("invalid_value", str(fault))
 
@@ -39,18 +49,51 @@ def to_outcomes(value: Any, count: int) -> list[Outcome]:
     """The outcomes of `count` samples, from what a function in the group form returned; `None` is for all of them."""
     if value is None:
         return [NotApplicable()] * count
-    if hasattr(value, "tolist"):  # numpy and torch arrays
-        value = value.tolist()
-    if not isinstance(value, list | tuple):
-        fault = f"the function returned {_shown(value)} where a list of {count} was expected"
-    elif len(value) != count:
-        fault = f"the function returned a list of {len(value)} for {count} completions"
-    else:
-        return [to_outcome(entry) for entry in value]
-    return [Failure("invalid_value", fault)] * count
+    try:
+        rows = _rows(value, count) if isinstance(value, Mapping) else _column(value, count, "the function returned")
+    except InvalidValue as fault:
+        return [Failure("invalid_value", str(fault))] * count
+    return [to_outcome(row) for row in rows]
 
 
-def _from_components(value: Mapping[Any, Any]) -> Score:
+def _rows(value: Mapping[Any, Any], count: int) -> list[Any]:
+    """OpenRLHF's columns, as what a function would have returned for each sample."""
+    if COLUMN_KEY not in value:
+        raise InvalidValue(f"the function returned {_shown(value)} for {count} completions, which lacks '{COLUMN_KEY}'")
+    rewards = _column(value[COLUMN_KEY], count, f"'{COLUMN_KEY}' is")
+    logs = value.get("extra_logs")
+    columns = {}
+    for name, column in {"scores": value.get("scores"), **(logs if isinstance(logs, Mapping) else {})}.items():
+        column = _plain(column)
+        if _is_number(column):
+            columns[str(name)] = [column] * count
+        elif isinstance(column, list | tuple) and len(column) == count:
+            columns[str(name)] = list(column)
+    parts = [{name: column[index] for name, column in columns.items()} for index in range(count)]
+    return [
+        reward if reward is None or not part else {**part, "score": reward}
+        for reward, part in zip(rewards, parts, strict=True)
+    ]
+
+
+def _column(value: Any, count: int, verb: str) -> list[Any]:
+    """One entry a sample. Takes no more than one entry too many of what may never end."""
+    value = _plain(value)
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise InvalidValue(f"{verb} {_shown(value)} where a list of {count} was expected")
+    entries = list(islice(value, count + 1))
+    if len(entries) != count:
+        length = len(value) if isinstance(value, list | tuple) else len(entries)
+        raise InvalidValue(f"{verb} a list of {length} for {count} completions")
+    return entries
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers of Python instead of arrays of numpy, torch or pandas."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _from_components(value: Mapping[Any, Any], who: str) -> Score:
     total_key = next((key for key in TOTAL_KEYS if key in value), None)
     components = {
         str(key): _number(entry, f"component '{key}' is")
@@ -58,10 +101,10 @@ def _from_components(value: Mapping[Any, Any]) -> Score:
         if total_key is None or key == total_key or _is_number(entry)
     }
     if not components:
-        raise InvalidValue("the function returned an empty dict")
+        raise InvalidValue(f"{who} returned an empty dict")
     total = sum(components.values()) if total_key is None else components[total_key]
     if not math.isfinite(total):
-        raise InvalidValue("the sum of the function's components is not finite")
+        raise InvalidValue(f"the sum of the components that {who} returned is not finite")
     return Score(total, components)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -82,10 +83,55 @@ def test_lists_are_read_one_by_one() -> None:
     assert to_outcomes(None, 2) == [NotApplicable(), NotApplicable()]
 
 
-@pytest.mark.parametrize("value", [[1.0], [1.0, 1.0, 1.0], 1.0, "ab", {"a": 1}], ids=repr)
+@pytest.mark.parametrize("value", [(1, 2), {1: 0.0, 2: 0.0}.keys(), map(int, "12"), np.array([1, 2])], ids=repr)
+def test_whatever_can_be_iterated_is_a_list(value: Any) -> None:
+    assert to_outcomes(value, 2) == [Score(1.0), Score(2.0)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1.0],
+        [1.0, 1.0, 1.0],
+        1.0,
+        "ab",
+        b"ab",
+        {"a": 1},
+        itertools.count(),
+        iter([1]),
+        {"rewards": [1.0]},
+        {"rewards": 1},
+    ],
+    ids=repr,
+)
 def test_a_list_of_another_length_fails_every_sample(value: Any) -> None:
     outcomes = to_outcomes(value, 2)
     assert [type(outcome) for outcome in outcomes] == [Failure, Failure]
+
+
+def test_openrlhf_returns_columns() -> None:
+    assert to_outcomes({"rewards": torch.tensor([0.5, 1.0])}, 2) == [Score(0.5), Score(1.0)]
+    logged = {
+        "rewards": [0.5, None, math.nan],
+        "scores": torch.tensor([0.0, 1.0, 1.0]),
+        "extra_logs": {
+            "score": [9, 9, 9],
+            "length": np.array([3, 4, 5]),
+            "mean": torch.tensor(0.25),
+            "texts": ["a", "b", "c"],
+            "of another batch": [1, 2],
+        },
+    }
+    first, second, third = to_outcomes(logged, 3)
+    assert first == Score(0.5, {"score": 0.5, "scores": 0.0, "length": 3.0, "mean": 0.25})
+    assert second == NotApplicable()
+    assert isinstance(third, Failure)
+
+
+def test_a_failure_names_who_returned_it() -> None:
+    outcome = to_outcome("x", "the endpoint")
+    assert isinstance(outcome, Failure)
+    assert outcome.message.startswith("the endpoint returned 'x'")
 
 
 _SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
