@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from . import keys
 from .errors import InvalidState, NotFound
 from .keys import JobKeys
-from .metrics import Metrics, WorkerMetrics
+from .metrics import Metrics, RewardMetrics, WorkerMetrics
 from .redis import answer
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -28,9 +28,9 @@ ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 
 _NEXT: dict[str, tuple[Status, ...]] = {
     "validating_files": ("queued", "failed", "cancelled"),
-    "queued": ("running", "failed", "cancelled"),
+    "queued": ("running", "paused", "failed", "cancelled"),
     "running": ("paused", "succeeded", "failed", "cancelled"),
-    "paused": ("running", "failed", "cancelled"),
+    "paused": ("queued", "failed", "cancelled"),
 }
 
 # (new status, its time where it ends the job, name of this call, statuses it may follow…); a call that the client sent
@@ -267,6 +267,17 @@ class JobStore:
         """The newest heartbeat of each worker."""
         raw = await answer(self._redis.hgetall(JobKeys(job_id).workers))
         return [_json.decode(v, type=WorkerMetrics) for _, v in sorted(raw.items())]
+
+    async def record_reward(self, job_id: str, metrics: RewardMetrics) -> None:
+        """What the reward did in one worker: kept as the newest of its start, and appended to the job's metrics."""
+        start = f"{metrics.worker} {metrics.started}"
+        await answer(self._redis.hset(JobKeys(job_id).rewards, start, _json.encode(metrics)))
+        await self.record(job_id, metrics)
+
+    async def rewards(self, job_id: str) -> list[RewardMetrics]:
+        """The newest of each start of each worker: together, what the reward did in the whole job."""
+        raw = await answer(self._redis.hgetall(JobKeys(job_id).rewards))
+        return [_json.decode(v, type=RewardMetrics) for _, v in sorted(raw.items())]
 
 
 def _job(raw: dict[bytes, bytes]) -> Job:

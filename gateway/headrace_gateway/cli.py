@@ -21,7 +21,7 @@ from .client import Client
 from .following import follow
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="RL post-training of language models, as a service.")
-jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, and cancel them.")
+jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, pause and cancel them.")
 app.add_typer(jobs, name="jobs")
 
 out = Console()
@@ -111,7 +111,21 @@ def show(job_id: str, url: Url = LOCAL) -> None:
 def cancel(job_id: str, url: Url = LOCAL) -> None:
     """End a job. Its checkpoints stay."""
     with Client(url) as client:
-        out.print(f"{job_id} is {client.cancel(job_id)['status']}")
+        out.print(f"{job_id} is {client.change(job_id, 'cancel')['status']}")
+
+
+@jobs.command()
+def pause(job_id: str, url: Url = LOCAL) -> None:
+    """Stop a job after a checkpoint of its last step."""
+    with Client(url) as client:
+        out.print(f"{job_id} is {client.change(job_id, 'pause')['status']}")
+
+
+@jobs.command()
+def resume(job_id: str, url: Url = LOCAL) -> None:
+    """Let a paused job go on."""
+    with Client(url) as client:
+        out.print(f"{job_id} is {client.change(job_id, 'resume')['status']}")
 
 
 @jobs.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
@@ -53,9 +53,9 @@ class Client:
         """A job, or one part of it: `/ledger`, `/events`, …"""
         return self._call("GET", f"{_path(job_id)}{part}", params=params)
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
-        """The cancelled job."""
-        return self._call("POST", f"{_path(job_id)}/cancel")
+    def change(self, job_id: str, to: Literal["cancel", "pause", "resume"]) -> dict[str, Any]:
+        """The job afterwards."""
+        return self._call("POST", f"{_path(job_id)}/{to}")
 
     def stream(self, job_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, data) of everything a job says and measures, from its beginning to its end."""

@@ -3,9 +3,10 @@
     queued ──resources──► running:  learner.run ┐
                                     rollout.run ┤ each under a Supervisor
                                     evaluations ┤ every evaluation interval, on the first rollout worker
-                                    watch       ┘ cancelled? too many failed rewards? no progress?
+                                    watch       ┘ cancelled? paused? too many failed rewards? no progress?
            all steps trained, last version evaluated ► ledger closed ► succeeded
            an error                                  ► ledger closed ► failed, with the reason
+           paused                                    ► checkpoint, workers stopped, nothing closed
            suspend                                   ► workers stopped, nothing closed: the next controller goes on
 
 Invariants: however it ends, no worker process, no placement and no published weights are left; all it knows is in
@@ -52,6 +53,10 @@ class Cancelled(Exception):
     """The user cancelled the job."""
 
 
+class Paused(Exception):
+    """The user paused the job."""
+
+
 class JobController:
     """See the module's picture."""
 
@@ -85,14 +90,17 @@ class JobController:
     async def _live(self) -> None:
         try:
             job = await self._jobs.get(self._job_id)
-            if job.status == "cancelled":
-                raise Cancelled
+            _check_wanted(job)
             await self._until([self._work(job)], [self._watch(job)])
             await self._jobs.update(self._job_id, fine_tuned_model=model_name(job))
             await self._end("succeeded", f"succeeded: the trained model is {model_name(job)}")
         except Cancelled:
             await self._ledger.close("cancelled")
             await self._jobs.tell(self._job_id, "cancelled")
+        except Paused:
+            for worker in self._workers:  # the learner first: what waits for nothing is kept in its checkpoint
+                await worker.stop(self._settings.stall_timeout)
+            await self._jobs.tell(self._job_id, "paused; resume goes on from here")
         except asyncio.CancelledError:
             await self._jobs.tell(self._job_id, "the service stops; the job goes on when it starts again")
         except RedisError as error:  # the job cannot even be marked; the gateway starts a controller when Redis is back
@@ -107,13 +115,20 @@ class JobController:
         await self._ledger.open(settings.limits(job.rows))
         await self._reserve(job, settings)
         if job.status != "running":
-            await self._jobs.move(self._job_id, "running")
+            await self._begin()
         await asyncio.gather(*(worker.start() for worker in self._workers))
         learner, *rollouts = self._workers
         if job.validation_file and not await self._evaluated():
             await self._evaluate(rollouts[0], 0)
         main = [learner.run(), self._evaluations(job, settings, rollouts[0])]
         await self._until(main, [rollout.run() for rollout in rollouts], self._finish)
+
+    async def _begin(self) -> None:
+        try:
+            await self._jobs.move(self._job_id, "running")
+        except InvalidState:  # paused or cancelled a moment ago
+            _check_wanted(await self._jobs.get(self._job_id))
+            raise
 
     async def _finish(self) -> None:
         """All is trained: the rollout workers see the closed ledger and end."""
@@ -205,8 +220,7 @@ class JobController:
         before, since = None, time.monotonic()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if (await self._jobs.get(self._job_id)).status == "cancelled":
-                raise Cancelled
+            _check_wanted(await self._jobs.get(self._job_id))
             account = await self._ledger.account()
             _check_rewards(account, settings)
             if account != before or not self._training():
@@ -278,6 +292,14 @@ async def _all_or_first_error(tasks: list[asyncio.Future[Any]], others: list[asy
         done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+
+
+def _check_wanted(job: Job) -> None:
+    """Raises `Cancelled` or `Paused`."""
+    if job.status == "cancelled":
+        raise Cancelled
+    if job.status == "paused":
+        raise Paused
 
 
 def _check_rewards(account: Account, settings: Hyperparameters) -> None:

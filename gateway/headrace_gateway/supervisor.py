@@ -91,14 +91,14 @@ class Supervisor:
             except RayTaskError as error:
                 raise _cause(error) from error
 
-    async def stop(self) -> None:
-        """Let the worker end in good order, then end its process. Idempotent."""
+    async def stop(self, limit: float = STOP_SECONDS) -> None:
+        """Let the worker end in good order, for `limit` seconds, then end its process. Idempotent."""
         process, self._process = self._process, None
         self._ready.clear()
         if process is None:
             return
         try:
-            await asyncio.wait_for(process.stop(), STOP_SECONDS)
+            await asyncio.wait_for(process.stop(), limit)
         except (RayError, TimeoutError) as error:
             await self._tell(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
         process.kill()

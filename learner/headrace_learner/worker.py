@@ -5,7 +5,7 @@
             │     ▲        one thread, for all of torch                              │
             │     └ waits on the ledger's signals                                    │
             └────────────────────────────────────────────────────────────────────────┘
-    stop    ends `run` between two of these stages
+    stop    ends `run` between two of these stages; of a job that pauses, after a checkpoint
 
 Invariants: a step is settled with the name of weights that are already published, so the name in the ledger can always
 be loaded; from the same checkpoint and the same settled steps, a new learner arrives at the same weights, bit for bit;
@@ -172,15 +172,21 @@ class LearnerWorker:
                 await self._save({})
             await self._finish()
         except _Ended as ended:
+            if str(ended) == "stopped" and await self._pausing() and self._saved[-1] != self._version:
+                await self._save({})
             return str(ended)
         return "finished"
+
+    async def _pausing(self) -> bool:
+        return (await self._jobs.get(self._config.job_id)).status == "paused"
 
     async def _step(self) -> None:
         before = self._split.seconds()
         groups = await self._next_batch()
         self._split.switch("busy")
         result = await self._train(groups)
-        self._end_if_stopping()
+        if not await self._pausing():  # a pause keeps the step: the checkpoint must hold what the ledger says
+            self._end_if_stopping()
         self._split.switch("publish")
         weights = await self._publish(self._version + 1, self._term.number)
         self._split.switch("settle")

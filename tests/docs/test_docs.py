@@ -177,7 +177,7 @@ def test_commands_are_looked_for_where_they_stand() -> None:
 
 
 def test_a_wrong_command_would_be_found() -> None:
-    for wrong in (["start"], ["jobs", "pause"], ["serve", "--workers=2"]):
+    for wrong in (["start"], ["jobs", "stop"], ["serve", "--workers=2"]):
         with pytest.raises(AssertionError):
             assert_exists(wrong)
 

@@ -105,6 +105,26 @@ def test_a_cancelled_job_ends_and_makes_room(service: Service) -> None:
     assert ledger["states"]["leased"] == ledger["states"]["queued"] == ledger["states"]["claimed"] == 0
 
 
+def test_a_paused_job_leaves_a_model_and_goes_on_where_it_was(service: Service) -> None:
+    job_id = service.submit(n_steps=400, checkpoint_interval=400)
+    service.wait_for_step(job_id, 2)
+    assert service.openai.fine_tuning.jobs.pause(job_id).status == "paused"
+    assert_soon(lambda: any("paused" in message for message in service.told(job_id)), "it says that it is paused")
+    ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
+    assert ledger["balanced"]
+    (saved,) = service.openai.fine_tuning.jobs.checkpoints.list(job_id).data
+    assert saved.step_number == ledger["version"] >= 2
+    assert saved.fine_tuned_model_checkpoint in {m.id for m in service.openai.models.list()}
+    following = service.submit(n_steps=1)  # it holds no resources
+    service.wait(following, "succeeded")
+
+    service.openai.fine_tuning.jobs.resume(job_id)
+    service.wait_for_step(job_id, saved.step_number + 1)
+    steps = [s["step"] for s in service.metrics(job_id, "step")]
+    assert steps == list(range(1, len(steps) + 1))
+    service.openai.fine_tuning.jobs.cancel(job_id)
+
+
 def test_a_job_whose_reward_fails_says_why_and_the_service_goes_on(service: Service, tmp_path: Path) -> None:
     reward = tmp_path / "reward.py"
     reward.write_text("def broken(sample, item):\n    raise LookupError('no such answer')\n")

@@ -82,6 +82,8 @@ async def test_train_submits_and_jobs_show(served: Served, job: Path) -> None:
     assert job_id in (await headrace("jobs", "events", job_id, "--url", served.url)).output
     shown = json.loads((await headrace("jobs", "show", job_id, "--url", served.url)).output)
     assert (shown["status"], shown["ledger"]["admitted"]) == ("queued", 0)
+    assert "paused" in (await headrace("jobs", "pause", job_id, "--url", served.url)).output
+    assert "queued" in (await headrace("jobs", "resume", job_id, "--url", served.url)).output
     assert "cancelled" in (await headrace("jobs", "cancel", job_id, "--url", served.url)).output
     assert "cancelled" in (await headrace("jobs", "list", "--url", served.url)).output
 
@@ -110,7 +112,7 @@ async def test_the_gateways_own_words_reach_the_terminal(served: Served) -> None
     def ask() -> None:
         with Client(served.url) as client:
             with pytest.raises(InvalidRequest, match="ftjob-done is succeeded"):
-                client.cancel("ftjob-done")
+                client.change("ftjob-done", "cancel")
             with pytest.raises(InvalidRequest, match="no job 'ftjob-none'"):
                 list(client.stream("ftjob-none"))
 

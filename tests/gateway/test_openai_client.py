@@ -39,6 +39,12 @@ async def test_the_life_of_a_job(client: AsyncOpenAI, served: Served, training_f
     assert [c.step_number for c in checkpoints.data] == [1]
     assert checkpoints.data[0].fine_tuned_model_checkpoint.endswith("ckpt-step-1")
 
+    with pytest.raises(openai.BadRequestError):  # it runs
+        await client.fine_tuning.jobs.resume(job.id)
+    assert (await client.fine_tuning.jobs.pause(job.id)).status == "paused"
+    assert (await client.fine_tuning.jobs.resume(job.id)).status == "queued"
+    assert served.controllers.ensured == [job.id, job.id]
+
     cancelled = await client.fine_tuning.jobs.cancel(job.id)
     assert cancelled.status == "cancelled"
     assert cancelled.finished_at is not None

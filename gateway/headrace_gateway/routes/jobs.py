@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: create, list, retrieve, cancel."""
+"""/v1/fine_tuning/jobs: create, list, retrieve, cancel, pause, resume."""
 
 from __future__ import annotations
 
@@ -59,6 +59,23 @@ async def cancel(here: Here, job_id: str) -> dict[str, Any]:
     await here.jobs.move(job_id, "cancelled")
     await here.controllers.cancel(job_id)
     return await _shown(here, await here.jobs.get(job_id))
+
+
+@router.post("/{job_id}/pause")
+async def pause(here: Here, job_id: str) -> dict[str, Any]:
+    """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
+    await here.jobs.move(job_id, "paused")
+    return await _shown(here, await here.jobs.get(job_id))
+
+
+@router.post("/{job_id}/resume")
+async def resume(here: Here, job_id: str) -> dict[str, Any]:
+    """Let a paused job go on where it was."""
+    await here.jobs.move(job_id, "queued")
+    job = await here.jobs.get(job_id)
+    await here.jobs.tell(job_id, "Resumed")
+    await here.controllers.ensure(job)
+    return await _shown(here, job)
 
 
 async def _shown(here: Gateway, job: Job) -> dict[str, Any]:
