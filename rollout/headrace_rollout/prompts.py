@@ -46,6 +46,14 @@ class Tokenizer:
         """What the tokens say, special tokens left out."""
         return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
 
+    def exact_text(self, token_ids: npt.NDArray[np.int32]) -> str:
+        """What the tokens say, special tokens and all; half a character is U+FFFD."""
+        return str(self._tokenizer.decode(token_ids.tolist(), clean_up_tokenization_spaces=False))
+
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        """[n] token ids of `text` alone, without those that begin or end a sequence."""
+        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+
 
 def read_prompts(path: Path, tokenizer: Tokenizer, longest: int) -> list[Prompt]:
     """Every row of a file as a prompt. Raises `InvalidData` for a row of more than `longest` tokens."""

@@ -266,7 +266,7 @@ async def test_a_scoring_during_updates_is_of_the_one_version_it_claims(subject:
         already = answered
         await asyncio.wait_for(subject.become(name, "keep_kv"), LIMIT)
         async with asyncio.timeout(LIMIT):
-            while answered < already + 8:  # those in flight at the update, and some after it
+            while answered < already + 8:  # noqa: ASYNC110 (those in flight at the update, and some after it)
                 await asyncio.sleep(0)
     updating = False
     await asyncio.wait_for(asyncio.gather(*clients), LIMIT)

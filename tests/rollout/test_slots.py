@@ -24,7 +24,9 @@ def table(capacity: int = 4) -> SlotTable:
 
 def append(slots: SlotTable, tokens: list[int], version: int = 0) -> list[int]:
     logprobs = -np.array(tokens, np.float32)
-    return slots.append(slice(0, slots.running), np.array(tokens, np.int64), logprobs, version).tolist()
+    entropies, certainties = -2 * logprobs, -3 * logprobs
+    rows = slice(0, slots.running)
+    return slots.append(rows, np.array(tokens, np.int64), logprobs, entropies, certainties, version).tolist()
 
 
 def test_a_row_ends_with_its_stop_token_or_at_its_limit() -> None:

@@ -10,6 +10,7 @@ Invariants, held for every engine by one contract suite (tests/rollout/test_engi
   applied;
 * every sampled token carries the policy version whose weights sampled it; after `update` returns, no later token
   carries an older one; all log-probabilities of one scoring are of one version, which it carries;
+* entropies and certainties are those of the same distribution;
 * a request that was accepted ends exactly once: with its tokens, or with `EngineFailure`;
 * a new request never reuses a prefix cache that older weights computed.
 """
@@ -79,6 +80,8 @@ class SamplingConfig:
     stop_token_ids: tuple[int, ...] = ()
     """Beside the model's own end-of-sequence tokens. The stopping token is part of the completion."""
     seed: int | None = None
+    distribution: bool = False
+    """Measure each distribution sampled from: see `Sampled.entropies`. Refused with `top_p` under 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,10 @@ class Sampled:
     versions: npt.NDArray[np.int32]
     """[T], the policy version that sampled each token."""
     finish_reason: Literal["stop", "length"]
+    entropies: npt.NDArray[np.float32] | None = None
+    """[T], nats, of the distributions that `logprobs` are of; where `SamplingConfig.distribution` asked for it."""
+    certainties: npt.NDArray[np.float32] | None = None
+    """[T], nats: KL(uniform ‖ distribution), over the whole vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,12 @@ class UpdateReport:
     paused_seconds: float
     """No token could be sampled."""
     requests_in_flight: int
+
+
+def require_whole(sampling: SamplingConfig) -> None:
+    """Raise `RequestRefused` where a distribution is to be measured that `top_p` cuts: KL(uniform ‖ it) is infinite."""
+    if sampling.distribution and sampling.top_p < 1:
+        raise RequestRefused(f"a distribution cut by top_p {sampling.top_p:g} is not measured: set top_p to 1")
 
 
 class Engine(Protocol):

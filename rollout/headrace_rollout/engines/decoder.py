@@ -102,13 +102,15 @@ class Decoder:
 
     def _sample(self, rows: slice, logits: torch.Tensor) -> None:
         device, table = logits.device, self._table
-        tokens, logprobs = sample(
+        drawn = sample(
             logits,
             torch.from_numpy(table.temperatures[rows]).to(device),
             torch.from_numpy(table.top_ps[rows]).to(device),
             torch.from_numpy(table.uniforms(rows)).to(device),
+            measure=table.measures(rows),
         )
-        ended = table.append(rows, tokens.cpu().numpy(), logprobs.cpu().numpy(), self.version)
+        tokens, logprobs, entropies, certainties = (column.cpu().numpy() for column in drawn)
+        ended = table.append(rows, tokens, logprobs, entropies, certainties, self.version)
         for row in ended.tolist():
             table.requests[row].future.set_result(table.sampled(row))
         if len(ended):

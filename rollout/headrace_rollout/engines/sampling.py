@@ -9,6 +9,9 @@ number only, never on who shares the batch with it.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 
 _BELOW_ONE = 1.0 - 2.0**-50
@@ -31,10 +34,20 @@ def nucleus(logprobs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     return cut.log_softmax(dim=-1)
 
 
+class Drawn(NamedTuple):
+    """One token for every row; all [n]."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    certainties: torch.Tensor
+    """KL(uniform ‖ distribution); infinite where a nucleus was cut."""
+
+
 def sample(
-    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [n] and their log-probabilities [n] from logits [n, V]; `uniform` [n] is float64 in [0, 1)."""
+    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor, measure: bool = False
+) -> Drawn:
+    """From logits [n, V]; `uniform` [n] is float64 in [0, 1). Without `measure` entropies and certainties are NaN."""
     logprobs = tempered(logits, temperature)
     greedy = temperature == 0
     cut = (top_p < 1) & ~greedy
@@ -46,4 +59,11 @@ def sample(
     tokens = torch.searchsorted(mass, target, right=True)
     if bool(greedy.any()):
         tokens = torch.where(greedy[:, None], logprobs.argmax(dim=-1, keepdim=True), tokens)
-    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
+    entropies, certainties = spread(logprobs) if measure else logits.new_full((2, len(logits)), torch.nan)
+    return Drawn(tokens[:, 0], logprobs.gather(1, tokens)[:, 0], entropies, certainties)
+
+
+def spread(logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy [n] of normalised log-probabilities [n, V], and KL(uniform ‖ it) [n] = −log V − mean log p; in nats."""
+    entropies = torch.special.entr(logprobs.exp()).sum(dim=-1)
+    return entropies, -math.log(logprobs.shape[-1]) - logprobs.mean(dim=-1)

@@ -72,6 +72,8 @@ class SlotTable:
         self.temperatures = np.ones(capacity, np.float32)
         self.top_ps = np.ones(capacity, np.float32)
         self._logprobs = np.zeros((capacity, max_len), np.float32)
+        self._entropies = np.zeros((capacity, max_len), np.float32)
+        self._certainties = np.zeros((capacity, max_len), np.float32)
         self._versions = np.zeros((capacity, max_len), np.int32)
         self._limits: IntArray = np.zeros(capacity, np.int64)
         self._stops: IntArray = np.full((capacity, len(stop_ids)), -1, np.int64)
@@ -111,13 +113,25 @@ class SlotTable:
                 drawn[index] = request.uniforms[self.lengths[rows][index] - len(request.prompt)]
         return drawn
 
+    def measures(self, rows: slice) -> bool:
+        """Whether a request in `rows` wants the distributions measured."""
+        return any(request.sampling.distribution for request in self.requests[rows])
+
     def append(
-        self, rows: slice, tokens: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32], version: int
+        self,
+        rows: slice,
+        tokens: npt.NDArray[np.int64],
+        logprobs: npt.NDArray[np.float32],
+        entropies: npt.NDArray[np.float32],
+        certainties: npt.NDArray[np.float32],
+        version: int,
     ) -> IntArray:
         """Add the token that each of `rows` sampled under `version`; return the rows that ended with it, ascending."""
         positions, indices = self.lengths[rows], np.arange(self.running)[rows]
         self.tokens[indices, positions] = tokens
         self._logprobs[indices, positions] = logprobs
+        self._entropies[indices, positions] = entropies
+        self._certainties[indices, positions] = certainties
         self._versions[indices, positions] = version
         self.lengths[rows] += 1
         ended = (self._stops[rows] == tokens[:, None]).any(axis=1) | (self.lengths[rows] == self._limits[rows])
@@ -127,12 +141,15 @@ class SlotTable:
         """What `row` has sampled, as its caller gets it."""
         span = slice(len(self.requests[row].prompt), int(self.lengths[row]))
         tokens = self.tokens[row, span].copy()
+        measured = self.requests[row].sampling.distribution
         stopped = bool((self._stops[row] == tokens[-1]).any())
         return Sampled(
             token_ids=tokens,
             logprobs=self._logprobs[row, span].copy(),
             versions=self._versions[row, span].copy(),
             finish_reason="stop" if stopped else "length",
+            entropies=self._entropies[row, span].copy() if measured else None,
+            certainties=self._certainties[row, span].copy() if measured else None,
         )
 
     def remove(self, rows: IntArray) -> tuple[IntArray, IntArray]:
@@ -142,7 +159,8 @@ class SlotTable:
         sources = np.setdiff1d(np.arange(left, self.running), rows)
         columns: tuple[npt.NDArray[Any], ...]
         columns = (self.lengths, self.temperatures, self.top_ps, self._limits, self._stops)
-        for array in (*columns, self.tokens, self._logprobs, self._versions):
+        per_token = (self.tokens, self._logprobs, self._entropies, self._certainties, self._versions)
+        for array in (*columns, *per_token):
             array[destinations] = array[sources]
         for source, destination in zip(sources.tolist(), destinations.tolist(), strict=True):
             self.requests[destination] = self.requests[source]

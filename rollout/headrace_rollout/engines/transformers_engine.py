@@ -29,6 +29,7 @@ from headrace_rollout.engines.base import (
     Scored,
     UpdateMode,
     UpdateReport,
+    require_whole,
 )
 from headrace_rollout.engines.decode_thread import DecodeThread, Job, Scoring, WeightUpdate
 from headrace_rollout.engines.decoder import Decoder
@@ -146,3 +147,4 @@ def _check_sampling(sampling: SamplingConfig) -> None:
         raise RequestRefused(f"max_tokens is {sampling.max_tokens}: at least 1 is needed")
     if not sampling.temperature >= 0 or not 0 < sampling.top_p <= 1:
         raise RequestRefused(f"temperature {sampling.temperature} or top_p {sampling.top_p} is out of range")
+    require_whole(sampling)
