@@ -16,6 +16,7 @@ from headrace_core.reward_rules import RewardRules
 from headrace_rewards.audited import Audited, AuditedSpec
 from headrace_rewards.calibrated import Calibrated, CalibratedSpec
 from headrace_rewards.debias import Debias, DebiasSpec
+from headrace_rewards.endpoint import Endpoint, EndpointSpec
 from headrace_rewards.functions import FunctionReward, FunctionSpec
 from headrace_rewards.maths import MathVerify, MathVerifySpec
 from headrace_rewards.multi import Multi, MultiSpec
@@ -52,6 +53,7 @@ GRADERS: dict[str, Grader] = {
         MultiSpec, lambda spec, builder: Multi(spec, {name: builder.build(g) for name, g in spec.graders.items()})
     ),
     "function": Grader(FunctionSpec, lambda spec, _: FunctionReward(spec)),
+    "endpoint": Grader(EndpointSpec, lambda spec, builder: Endpoint(spec, builder.rules)),
     "math_verify": Grader(MathVerifySpec, lambda spec, builder: MathVerify(spec, builder.build(spec.judge()))),
     "noisy": Grader(NoisySpec, lambda spec, builder: Noisy(spec, builder.build(spec.grader))),
     "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),

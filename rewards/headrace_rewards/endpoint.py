@@ -1,0 +1,140 @@
+"""`endpoint`: a server of the user's that scores completions over HTTP, in batches.
+
+    → POST url  {"samples": [{"output_text", "item", "messages", "finish_reason"}, …]}
+    ← 200       {"rewards": [0.5, null, {"right": 1, "short": 0.2}, {"error": "no such test"}, …]}
+
+One reward a sample, in order, read as what a function returns (see `values`); `{"error": "…"}` says that this sample
+could not be scored. Completions of several groups that arrive together share a request. The operator lists the hosts
+that may be asked; how a server that is slow, ill or hostile is met stands in `http_client`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import AfterValidator, Field
+
+from headrace_core.errors import InvalidRequest
+from headrace_core.reward_rules import RewardRules
+from headrace_rewards.batching import Batcher
+from headrace_rewards.http_client import Answer, JsonClient, is_allowed, parsed_url
+from headrace_rewards.protocol import Failure, Outcome, Sample
+from headrace_rewards.specs import GraderSpec
+from headrace_rewards.values import to_outcome
+
+VARIABLE_PREFIX = "HEADRACE_ENDPOINT_"
+"""Only variables that begin so may be sent as headers: a request cannot carry other secrets of the service away."""
+
+_OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding"}
+
+
+def _address(text: str) -> str:
+    return str(parsed_url(text))
+
+
+def _headers(names: dict[str, str]) -> dict[str, str]:
+    for header, variable in names.items():
+        if not re.fullmatch(r"[A-Za-z0-9-]+", header) or header.lower() in _OWN_HEADERS:
+            raise ValueError(f"'{header}' is not a header that can be set here")
+        if not re.fullmatch(VARIABLE_PREFIX + r"\w+", variable, re.ASCII):
+            raise ValueError(f"'{variable}' is no variable whose name begins with {VARIABLE_PREFIX}")
+    return names
+
+
+class EndpointSpec(GraderSpec):
+    """Secrets are never in a request: `headers_env` names the service's environment variables that hold them."""
+
+    type: Literal["endpoint"]
+    url: Annotated[str, AfterValidator(_address)]
+    batch_size: int = Field(default=32, ge=1, le=1024)
+    """Samples a request, at most."""
+    concurrency: int = Field(default=4, ge=1, le=64)
+    """Requests at once, at most, from each rollout worker."""
+    timeout: float = Field(default=30.0, gt=0, le=600)
+    """Seconds for one attempt."""
+    attempts: int = Field(default=3, ge=1, le=10)
+    headers_env: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default={})
+    """Header → variable, such as {"Authorization": "HEADRACE_ENDPOINT_TOKEN"}."""
+
+
+class Endpoint:
+    """See the module. One client and one breaker, however many groups are scored at once."""
+
+    def __init__(self, spec: EndpointSpec, rules: RewardRules) -> None:
+        """Raises `InvalidRequest` where the operator does not allow the host, or a variable is not set."""
+        url = parsed_url(spec.url)
+        if not is_allowed(url, rules.hosts):
+            raise InvalidRequest(
+                f"rewards may not be asked at {url.netloc.decode()}: the operator has not listed it in "
+                "HEADRACE_REWARD_HOSTS",
+                param="grader.url",
+            )
+        self._client = JsonClient(
+            spec.url,
+            timeout=spec.timeout,
+            attempts=spec.attempts,
+            concurrency=spec.concurrency,
+            headers={header: _variable(name) for header, name in spec.headers_env.items()},
+        )
+        self._batcher = Batcher(self._ask, size=spec.batch_size, concurrency=spec.concurrency)
+
+    async def start(self) -> None:
+        """Asks nothing yet: a server that is away now may be there when the first completion is."""
+        await self._client.start()
+        self._batcher.start()
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """One outcome a sample, in order; see `Reward`."""
+        return await self._batcher.submit(samples)
+
+    async def close(self) -> None:
+        """Drop the connections; calls in flight end with `unavailable`. Idempotent."""
+        await self._batcher.close()
+        await self._client.close()
+
+    async def _ask(self, samples: list[Sample]) -> list[Outcome]:
+        try:
+            body = msgspec.json.encode({"samples": [_shown(sample) for sample in samples]})
+        except (TypeError, ValueError, OverflowError) as fault:  # half a surrogate pair in one of them
+            if len(samples) == 1:
+                return [Failure("bad_input", f"the row cannot be written as JSON: {fault}")]
+            return [outcome for sample in samples for outcome in await self._ask([sample])]
+        answer = await self._client.post(body)
+        if isinstance(answer, Failure):
+            return [answer] * len(samples)
+        return self._read(answer, len(samples))
+
+    def _read(self, answer: Answer, count: int) -> list[Outcome]:
+        rewards = answer.value.get("rewards") if isinstance(answer.value, Mapping) else None
+        if not isinstance(rewards, list):
+            fault = 'the endpoint answered no {"rewards": […]}'
+        elif len(rewards) != count:
+            fault = f"the endpoint answered {len(rewards)} rewards for {count} samples"
+        else:
+            return [self._read_one(reward) for reward in rewards]
+        return [Failure("bad_output", fault)] * count
+
+    def _read_one(self, reward: Any) -> Outcome:
+        if isinstance(reward, Mapping) and "error" in reward:
+            return Failure("exception", f"the endpoint: {self._client.quoted(str(reward['error']))}")
+        return to_outcome(reward, "the endpoint")
+
+
+def _shown(sample: Sample) -> dict[str, Any]:
+    return {
+        "output_text": sample.output_text,
+        "item": sample.item,
+        "messages": sample.messages,
+        "finish_reason": sample.finish_reason,
+    }
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise InvalidRequest(f"the service's environment has no {name}", param="grader.headers_env")
+    return value
