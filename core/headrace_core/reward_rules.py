@@ -21,9 +21,16 @@ class RewardRules(msgspec.Struct, frozen=True, kw_only=True):
 
     sandbox: SandboxLevel = "limits"
     """User code is refused where the machine offers less than this."""
+    hidden: tuple[str, ...] = ()
+    """Folders that user code sees nothing of, though its file lies beside them: the service's data."""
     hosts: tuple[str, ...] = ()
     """`host` or `host:port` that HTTP rewards may be asked at; none by default."""
     judge_url: str | None = None
     """Base URL of the server in OpenAI's protocol that model graders ask, with `/v1`."""
     judge_key: str | None = None
     """Its bearer key."""
+
+    def __repr__(self) -> str:
+        """Without the key: what is printed may be logged."""
+        key = None if self.judge_key is None else "***"
+        return f"RewardRules({self.sandbox!r}, hosts={self.hosts!r}, judge_url={self.judge_url!r}, judge_key={key!r})"
