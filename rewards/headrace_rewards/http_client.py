@@ -38,6 +38,7 @@ _LONGEST_WAIT = 30.0
 """A server that asks to be left alone for longer is not waited for."""
 _QUOTED_CHARACTERS = 200
 _BAD_INPUT = (400, 413, 422)
+_CLOSED = Failure("unavailable", "the reward was closed")
 
 
 class Answer(NamedTuple):
@@ -124,6 +125,7 @@ class JsonClient:
             if not (value.isascii() and value.isprintable() and value == value.strip()):
                 raise InvalidRequest(f"the value of the header '{name}' holds characters that no header can hold")
         self._client: httpx.AsyncClient | None = None
+        self._posts: set[asyncio.Task[Answer | Failure]] = set()
         self._closed = False
 
     async def start(self) -> None:
@@ -138,8 +140,11 @@ class JsonClient:
         )
 
     async def close(self) -> None:
-        """Drop the connections. Idempotent."""
+        """Drop the connections; posts in flight end with `unavailable`. Idempotent."""
         self._closed = True
+        for post in self._posts:
+            post.cancel()
+        await asyncio.gather(*self._posts, return_exceptions=True)
         if self._client is not None:
             await self._client.aclose()
 
@@ -147,10 +152,18 @@ class JsonClient:
         """The server's answer to an encoded body."""
         if self._client is None:
             raise InvalidState("the reward was not started")
-        async with self._places:
-            if self._closed:
-                return Failure("unavailable", "the reward was closed")
-            return await self._settle(self._client, body)
+        if self._closed:
+            return _CLOSED
+        post = asyncio.create_task(self._settle(self._client, body))
+        self._posts.add(post)
+        post.add_done_callback(self._posts.discard)
+        try:
+            return await post
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._closed and caller is not None and not caller.cancelling():
+                return _CLOSED
+            raise
 
     def redacted(self, text: str) -> str:
         """The text without the values of the headers; for what the server says of itself."""
@@ -167,6 +180,10 @@ class JsonClient:
         return f"{text[:_QUOTED_CHARACTERS]}{'…' if len(text) > _QUOTED_CHARACTERS else ''}"
 
     async def _settle(self, client: httpx.AsyncClient, body: bytes) -> Answer | Failure:
+        async with self._places:
+            return await self._ask(client, body)
+
+    async def _ask(self, client: httpx.AsyncClient, body: bytes) -> Answer | Failure:
         attempt = 1
         while True:
             if not self._breaker.admits():

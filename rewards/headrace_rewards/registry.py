@@ -18,11 +18,13 @@ from headrace_rewards.calibrated import Calibrated, CalibratedSpec
 from headrace_rewards.debias import Debias, DebiasSpec
 from headrace_rewards.endpoint import Endpoint, EndpointSpec
 from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.label_model import LabelModel, LabelModelSpec
 from headrace_rewards.maths import MathVerify, MathVerifySpec
 from headrace_rewards.multi import Multi, MultiSpec
 from headrace_rewards.noisy import Noisy, NoisySpec
 from headrace_rewards.protocol import Reward
 from headrace_rewards.reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
+from headrace_rewards.score_model import ScoreModel, ScoreModelSpec
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import StringCheck, StringCheckSpec
 from headrace_rewards.verifier_free import entropy, jepo, latro, majority_vote, rlpr, self_certainty, verifree
@@ -54,6 +56,8 @@ GRADERS: dict[str, Grader] = {
     ),
     "function": Grader(FunctionSpec, lambda spec, _: FunctionReward(spec)),
     "endpoint": Grader(EndpointSpec, lambda spec, builder: Endpoint(spec, builder.rules)),
+    "score_model": Grader(ScoreModelSpec, lambda spec, builder: ScoreModel(spec, builder.rules)),
+    "label_model": Grader(LabelModelSpec, lambda spec, builder: LabelModel(spec, builder.rules)),
     "math_verify": Grader(MathVerifySpec, lambda spec, builder: MathVerify(spec, builder.build(spec.judge()))),
     "noisy": Grader(NoisySpec, lambda spec, builder: Noisy(spec, builder.build(spec.grader))),
     "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),
