@@ -126,11 +126,20 @@ class Hyperparameters(BaseModel):
     max_context: int = Field(2048, ge=8, description="Longest prompt and completion together.")
     max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
     kv_cache_gib: float = Field(1.0, gt=0, description="Memory of one engine's KV cache, in GiB.")
-    reward_attempts: int = Field(
-        2, ge=1, le=10, description="Tries of a group whose reward fails before it ends as reward_failed."
+    reward_attempts: int = Field(2, ge=1, le=10, description="Tries of a completion whose reward fails.")
+    reward_failure: Literal["fail_group", "leave_out"] = Field(
+        "fail_group",
+        description="A completion whose reward failed ends its group as reward_failed, or is left out of it.",
     )
     max_reward_failures: float = Field(
-        0.2, gt=0, le=1, description="Share of ended groups with a failed reward above which the job fails."
+        0.2,
+        gt=0,
+        le=1,
+        description="Share of the groups that end as reward_failed, or of the completions left out, above which the "
+        "job fails.",
+    )
+    reward_recheck: float = Field(
+        0.02, ge=0, le=1, description="Share of the groups scored again, to see whether the reward repeats itself."
     )
 
     # evaluation and checkpoints

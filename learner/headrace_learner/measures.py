@@ -108,27 +108,31 @@ def _figures(columns: dict[str, npt.NDArray[np.float64]], chosen: npt.NDArray[np
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """Rewards and lengths of a step's groups, masked tokens included: what the policy did."""
+    """Rewards and lengths of a step's groups, masked tokens included: what the policy did.
 
-    reward_mean: float
-    reward_std: float
+    None: of nothing, which is not 0.
+    """
+
+    reward_mean: float | None
+    reward_std: float | None
     components: dict[str, float]
-    zero_variance_share: float
+    zero_variance_share: float | None
     completions: int
     completion_length: float
     truncated_share: float
 
 
 def summarise(groups: Sequence[Group]) -> GroupSummary:
-    """Completions whose reward was not applicable (None) count in lengths, not in rewards."""
+    """Completions without a reward count in lengths, not in rewards; groups with less than two are not compared."""
+    compared = [g for g in groups if sum(c.reward is not None for c in g.completions) > 1]
     completions = [c for g in groups for c in g.completions]
     rewards = [c.reward for c in completions if c.reward is not None]
     names = sorted({name for c in completions for name in c.components})
     return GroupSummary(
-        reward_mean=_mean(rewards),
-        reward_std=float(np.std(rewards)) if rewards else 0.0,
+        reward_mean=_mean(rewards) if rewards else None,
+        reward_std=float(np.std(rewards)) if rewards else None,
         components={n: _mean([c.components[n] for c in completions if n in c.components]) for n in names},
-        zero_variance_share=_mean([not rewards_differ(g) for g in groups]),
+        zero_variance_share=_mean([not rewards_differ(g) for g in compared]) if compared else None,
         completions=len(completions),
         completion_length=_mean([int(c.sampled.sum()) for c in completions]),
         truncated_share=_mean([c.finish_reason == "length" for c in completions]),

@@ -47,7 +47,8 @@ def step_metrics(
 
 def event_message(metrics: StepMetrics) -> str:
     """One line for the user."""
-    return f"Step {metrics.step}/{metrics.total_steps}, train mean reward={metrics.reward_mean:.2f}"
+    reward = "none" if metrics.reward_mean is None else f"{metrics.reward_mean:.2f}"
+    return f"Step {metrics.step}/{metrics.total_steps}, train mean reward={reward}"
 
 
 def event_data(metrics: StepMetrics, max_staleness: int) -> dict[str, Any]:

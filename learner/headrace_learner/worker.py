@@ -39,6 +39,7 @@ from . import checkpoint
 from .algorithms import algorithm
 from .contribution import teaches
 from .lead import Lead
+from .measures import summarise
 from .model import Policy
 from .orders import Load, Publish, Save, Train, WriteModel
 from .report import event_data, event_message, step_metrics
@@ -194,7 +195,8 @@ class LearnerWorker:
         every = self._settings.checkpoint_every(self._config.total_steps)
         if self._version % every == 0 or self._version == self._config.total_steps:
             self._split.switch("checkpoint")
-            await self._save({"train_mean_reward": step_metrics(groups, result, self._version, 0, {}).reward_mean})
+            reward = summarise(groups).reward_mean
+            await self._save({} if reward is None else {"train_mean_reward": reward})
         self._split.switch("groups")
         await self._tell(
             step_metrics(groups, result, self._version, self._config.total_steps, self._seconds(before, result))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 
 from headrace_core.algorithms import ALGORITHMS
 from headrace_core.data import PromptOrder
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.ledger import Lease
-from headrace_core.trajectory import Completion, Group, sampled_completion
-from headrace_rewards.protocol import Draw, Outcome, Reward
+from headrace_core.trajectory import F32, I32, U8, Completion, Group, Role, sampled_completion
+from headrace_rewards.protocol import Draw, Outcome
+from headrace_rewards.specs import GraderSpec
 
-from .concurrency import all_or_none
-from .engines.base import Engine, Sampled, SamplingConfig
+from .engines.base import Engine, SamplingConfig
+from .measuring import Measurer, Reference, Traced
 from .prompts import Prompt, Tokenizer
-from .scoring import sample_of, score, value_of
+from .reward_watch import WatchedReward
+from .scoring import sample_of, value_of
 
 
 class GroupMaker:
@@ -25,18 +30,23 @@ class GroupMaker:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        reward: Reward,
+        reward: WatchedReward,
         prompts: list[Prompt],
         settings: Hyperparameters,
         slot_freed: Callable[[], None],
+        grader: GraderSpec,
     ) -> None:
-        """`slot_freed` is called each time the engine has one request less."""
-        self._engine = engine
+        """`grader` is what `reward` was made of; `slot_freed` is called each time the engine has one request less.
+
+        Raises `InvalidRequest` where what the grader wants measured cannot be.
+        """
+        self.unstable_boundaries = 0
+        """Completions whose reference answer stands where the tokenizer would not cut."""
+        self._measurer = Measurer(engine, tokenizer, grader, settings, prompts, slot_freed=slot_freed)
         self._tokenizer = tokenizer
         self._reward = reward
         self._prompts = prompts
         self._settings = settings
-        self._slot_freed = slot_freed
         self._order = PromptOrder(len(prompts), settings.seed)
         self._sampling = SamplingConfig(settings.max_tokens, settings.temperature, settings.top_p)
         self._greedy = SamplingConfig(settings.max_tokens, temperature=0.0)
@@ -47,13 +57,14 @@ class GroupMaker:
         began = time.monotonic()
         prompt = self._prompts[self._order.row(lease.group_id)]
         configs = [self._sampling] * self._settings.group_size + [self._greedy] * self._wants_greedy
-        sampled = await all_or_none(self._complete(prompt, config) for config in configs)
+        traced = await self._measurer.complete(prompt, configs)
+        self.unstable_boundaries += sum(t.unstable is True for t in traced)
         generation_seconds = time.monotonic() - began
         samples = [
-            sample_of(s, prompt.data, self._tokenizer, Draw(lease.group_id, number)) for number, s in enumerate(sampled)
+            sample_of(t, prompt.data, self._tokenizer, Draw(lease.group_id, number)) for number, t in enumerate(traced)
         ]
-        outcomes = await score(self._reward, samples, self._settings.reward_attempts)
-        completions = [_completion(s, o) for s, o in zip(sampled, outcomes, strict=True)]
+        outcomes = await self._reward.score(samples)
+        completions = [_completion(t, o) for t, o in zip(traced, outcomes, strict=True)]
         return Group(
             group_id=lease.group_id,
             attempt=lease.attempt,
@@ -66,15 +77,23 @@ class GroupMaker:
             reward_seconds=time.monotonic() - began - generation_seconds,
         )
 
-    async def _complete(self, prompt: Prompt, sampling: SamplingConfig) -> Sampled:
-        try:
-            return await self._engine.generate(prompt.token_ids, sampling)
-        finally:
-            self._slot_freed()
 
-
-def _completion(sampled: Sampled, outcome: Outcome) -> Completion:
+def _completion(traced: Traced, outcome: Outcome) -> Completion:
     reward, components = value_of(outcome)
-    return sampled_completion(
-        sampled.token_ids, sampled.logprobs, sampled.versions, sampled.finish_reason, reward, components
+    if traced.unstable is not None:
+        components = {**components, "unstable_boundary": float(traced.unstable)}
+    s = traced.sampled
+    completion = sampled_completion(s.token_ids, s.logprobs, s.versions, s.finish_reason, reward, components)
+    return completion if traced.reference is None else _with_reference(completion, traced.reference)
+
+
+def _with_reference(completion: Completion, reference: Reference) -> Completion:
+    size, scored = len(reference.token_ids), reference.scored
+    return replace(
+        completion,
+        token_ids=np.concatenate([completion.token_ids, reference.token_ids]).astype(I32),
+        logprobs=np.concatenate([completion.logprobs, scored.logprobs]).astype(F32),
+        versions=np.concatenate([completion.versions, np.full(size, scored.version, I32)]),
+        roles=np.concatenate([completion.roles, np.full(size, Role.REFERENCE, U8)]),
+        loss_weights=np.concatenate([completion.loss_weights, np.full(size, reference.weight, F32)]),
     )

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from learner_cases import random_group
+from learner_cases import answered, random_group
 
 from headrace_core.metrics import AgeMetrics
 from headrace_learner.batch import Table
@@ -70,6 +70,24 @@ def test_a_step_without_tokens_measures_nothing() -> None:
     assert found.ages == {4: AgeMetrics(3, 3, effective_sample_size=0.0, clip_share=0.0, behaviour_kl=0.0)}
 
 
+def test_answers_have_a_figure_of_their_own_and_a_part_in_the_loss() -> None:
+    table = a_table([-1.0, -1.0, -3.0], [0, 0, 0])
+    table.answer_N[1:] = True
+    log = StepLog(table, Alone())
+    log.note(
+        torch.arange(3),
+        loss=torch.tensor([1.0, 2.0, 4.0]),
+        proximal=torch.tensor([-2.0, -3.0, -6.0]),
+        importance=torch.tensor([1.0, 5.0, 0.0]),
+        clipped=torch.tensor([False, True, True]),
+        share=torch.tensor([False, True, True]),
+    )
+    found = log.measure(AgeCount(Counter({0: 3})))
+    assert (found.loss, found.entropy, found.effective_sample_size, found.clip_share) == (7.0, 2.0, 1.0, 0.0)
+    assert found.ages[0] == AgeMetrics(3, 0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=1.0)
+    assert found.extra == {"share": 0.0, "answer_logprob": -4.5}
+
+
 def test_groups_are_summarised_by_their_applicable_rewards() -> None:
     groups = [random_group(0, rewards=[1.0, None, 0.0]), random_group(1, rewards=[1.0, 1.0, None])]
     found = summarise(groups)
@@ -80,6 +98,7 @@ def test_groups_are_summarised_by_their_applicable_rewards() -> None:
     assert found.completions == 6
     assert found.completion_length == pytest.approx(sum(g.sampled_tokens for g in groups) / 6)
     assert found.truncated_share == 0.0
+    assert summarise([answered(group) for group in groups]) == found
 
 
 @pytest.mark.parametrize(
@@ -88,3 +107,10 @@ def test_groups_are_summarised_by_their_applicable_rewards() -> None:
 )
 def test_groups_that_a_baseline_can_tell_apart(rewards: list[float | None], differ: bool) -> None:
     assert rewards_differ(random_group(0, rewards=rewards)) is differ
+
+
+def test_of_no_reward_there_is_no_mean() -> None:
+    found = summarise([random_group(0, rewards=[None, None, None]), random_group(1, rewards=[None])])
+    assert (found.reward_mean, found.reward_std, found.zero_variance_share) == (None, None, None)
+    alone = summarise([random_group(0, rewards=[1.0, None]), random_group(1, rewards=[0.0, 0.0])])
+    assert (alone.reward_mean, alone.zero_variance_share) == (1 / 3, 1.0), "one reward is compared with none"

@@ -1,0 +1,255 @@
+"""What the reward does to groups: counted, told, scored again beside the work; a failure is never a score."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from headrace_core.agreement import share
+from headrace_core.concurrency import cancel
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.metrics import Tally
+from headrace_rewards.protocol import Draw, Failure, NotApplicable, Outcome, Sample, Score
+from headrace_rewards.registry import build, validate
+from headrace_rollout.reward_watch import PANEL, TOLD_FAILURES, WAITING, WatchedReward
+from headrace_rollout.scoring import RewardFailed, value_of
+
+EXACT = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{ sample.output_text }}",
+    "reference": "yes",
+    "operation": "eq",
+}
+GROUP = ("yes", "no", "no", "yes")
+
+
+class Written:
+    """A reward whose outcomes stand in the text: a number, `none`, or the kind of a failure; the second scoring of all
+    comes after the first, `moved` further up. Failures named `late` are mended when they are tried again."""
+
+    def __init__(self, moved: float = 0.0) -> None:
+        self.moved = moved
+        self.calls: list[int] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self._seen: set[Draw | None] = set()
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        self.calls.append(len(samples))
+        await self.open.wait()
+        return [self._outcome(sample) for sample in samples]
+
+    def _outcome(self, sample: Sample) -> Outcome:
+        again, text = sample.draw in self._seen, sample.output_text
+        self._seen.add(sample.draw)
+        if text == "none":
+            return NotApplicable()
+        if text == "late":
+            return Score(1.0) if again else Failure("timeout", "too slow")
+        if text == "once" and again:
+            return Failure("timeout", "too slow")
+        if text in ("exception", "crashed", "bad_output"):
+            return Failure(text, f"it was {text}", "Traceback …")  # type: ignore[arg-type]
+        return Score((1.0 if text == "once" else float(text)) + self.moved * again)
+
+
+def watched(reward: Any = None, grader: Any = EXACT, **settings: Any) -> WatchedReward:
+    spec = validate(grader)
+    plain = {"group_size": 4, "reward_recheck": 0.0}
+    return WatchedReward(reward or build(grader), spec, "rollout-0", Hyperparameters.model_validate(plain | settings))
+
+
+def group(number: int, *texts: str) -> list[Sample]:
+    return [Sample(text, draw=Draw(number, i)) for i, text in enumerate(texts)]
+
+
+async def until_counted(reward: WatchedReward, condition: Any) -> Any:
+    """Run the watch until its figures satisfy `condition`; the last figures."""
+    run, figures = asyncio.create_task(reward.run()), None
+    try:
+        async with asyncio.timeout(10):
+            while figures is None or not condition(figures):
+                await asyncio.sleep(0)
+                figures = reward.take() or figures
+    finally:
+        await cancel([run])
+    return figures
+
+
+async def test_what_was_scored_is_counted_once() -> None:
+    reward = watched(Written())
+    assert reward.take() is None
+    await reward.score(group(0, "1", "none", "0", "late"))
+    first = reward.take()
+    assert first is not None
+    assert (first.groups, first.completions, first.not_applicable, first.failures) == (1, 4, 1, {})
+    assert reward.take() is None
+    await reward.score(group(1, "1", "1", "1", "1"))
+    second = reward.take()
+    assert second is not None
+    assert (second.groups, second.completions, second.started) == (2, 8, first.started)
+
+
+async def test_failures_end_the_group_and_are_counted_by_kind() -> None:
+    reward = watched(Written())
+    with pytest.raises(RewardFailed, match=r"^exception 2, crashed 1 of 4 completions; exception: it was exception$"):
+        await reward.score(group(0, "exception", "1", "exception", "crashed"))
+    figures = reward.take()
+    assert figures is not None
+    assert figures.failures == {"exception": 2, "crashed": 1} == reward.failures
+    assert figures.left_out == 0
+    told = reward.take_failures()
+    assert [(number, failure.kind) for number, failure in told] == [(0, "exception"), (0, "exception"), (0, "crashed")]
+    assert told[0][1].traceback == "Traceback …"
+    assert reward.take_failures() == []
+
+
+async def test_only_the_first_failures_are_told() -> None:
+    reward = watched(Written())
+    for number in range(4):
+        with pytest.raises(RewardFailed):
+            await reward.score(group(number, "exception", "1", "exception", "0"))
+    assert len(reward.take_failures()) == TOLD_FAILURES
+    assert reward.failures == {"exception": 8}
+
+
+async def test_a_group_goes_on_without_those_that_failed() -> None:
+    written = Written()
+    reward = watched(written, reward_failure="leave_out", reward_attempts=3)
+    outcomes = await reward.score(group(0, "1", "exception", "0", "crashed"))
+    assert [value_of(o)[0] for o in outcomes] == [1.0, None, 0.0, None]
+    assert written.calls == [4, 2, 2], "only those that failed are tried again"
+    figures = reward.take()
+    assert figures is not None
+    assert (figures.left_out, figures.failures) == (2, {"exception": 1, "crashed": 1})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "texts", "goes_on"),
+    [
+        ("grpo", ("1", "exception", "exception", "exception"), False),  # nothing to compare it with
+        ("grpo", ("1", "none", "none", "exception"), False),
+        ("reinforce_pp", ("1", "exception", "exception", "exception"), True),
+        ("reinforce_pp", ("exception",) * 4, False),
+        ("remax", ("1", "exception", "1", "1", "0"), True),
+        ("remax", ("1", "1", "1", "1", "exception"), False),  # its baseline is missing
+        ("grpo", ("none",) * 4, True),  # no opinion is no failure
+    ],
+)
+async def test_what_must_be_left_of_a_group(algorithm: str, texts: tuple[str, ...], goes_on: bool) -> None:
+    reward = watched(Written(), reward_failure="leave_out", algorithm=algorithm, batch_size=2, minibatches=1)
+    if goes_on:
+        assert len(await reward.score(group(0, *texts))) == len(texts)
+    else:
+        with pytest.raises(RewardFailed):
+            await reward.score(group(0, *texts))
+        figures = reward.take()
+        assert figures is not None
+        assert figures.left_out == 0
+
+
+async def test_a_reward_that_repeats_itself_does() -> None:
+    reward = watched(reward_recheck=1.0)
+    for number in range(3):
+        await reward.score(group(number, *GROUP))
+    figures = await until_counted(reward, lambda f: f.again.equal.count == 12)
+    assert figures.again.equal == Tally(3, 12, 12.0, 48.0, 48.0, 48)
+    assert figures.again.difference.total == 0.0
+
+
+async def test_scored_again_apart_from_the_first_time() -> None:
+    reward = watched(Written(moved=0.5), reward_recheck=1.0)
+    assert [value_of(o)[0] for o in await reward.score(group(0, "1", "0", "once", "none"))] == [1.0, 0.0, 1.0, None]
+    figures = await until_counted(reward, lambda f: f.again.equal.groups == 1)
+    assert (figures.again.equal.total, figures.again.difference.total, figures.again.shift.total) == (0, 1.0, 1.0)
+    assert figures.again.equal.count == 2, "of those that have two scores"
+    assert figures.again_failures == {"timeout": 1}
+    assert figures.failures == {}
+
+
+async def test_a_share_of_the_groups_is_scored_again_and_none_by_default_of_zero() -> None:
+    written = Written()
+    reward = watched(written, reward_recheck=0.1, seed=3)
+    run = asyncio.create_task(reward.run())
+    for number in range(300):
+        await reward.score(group(number, "1", "0"))
+        await asyncio.sleep(0)
+    await cancel([run])
+    figures = reward.take()
+    assert figures is not None
+    panels = figures.drift_rounds * (PANEL // 2)
+    assert len(written.calls) - 300 - panels in range(15, 50)
+    quiet = watched(written, reward_recheck=0.0)
+    before = len(written.calls)
+    for number in range(50):
+        await quiet.score(group(number, "1", "0"))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(quiet.run(), 0.05)
+    assert len(written.calls) == before + 50
+
+
+async def test_a_slow_reward_delays_no_group_by_being_scored_again() -> None:
+    written = Written()
+    reward = watched(written, reward_recheck=1.0)
+    run = asyncio.create_task(reward.run())
+    for number in range(2 * WAITING):  # nobody scores again meanwhile: the queue fills, and no group waits
+        await reward.score(group(number, "1", "0"))
+    written.open.clear()
+    figures = reward.take()
+    assert figures is not None
+    assert figures.groups == 2 * WAITING
+    assert figures.again_skipped == 2 * WAITING - WAITING
+    await cancel([run])
+
+
+async def test_the_panel_shows_a_reward_that_moves() -> None:
+    for moved in (0.0, 0.25):
+        written = Written()
+        reward = watched(written, reward_recheck=1.0)
+        for number in range(PANEL // 2):
+            await reward.score(group(number, "1", "0"))
+        written.moved = moved
+        figures = await until_counted(reward, lambda f: f.drift_rounds == 1)
+        assert figures.drift.shift.count == PANEL
+        assert figures.drift.shift.total == pytest.approx(moved * PANEL)
+        assert figures.drift.shift.groups == PANEL // 2
+
+
+async def test_flip_rates_of_a_noisy_reward_are_found() -> None:
+    """Injected per completion: up 0.1, down 0.3; the intervals hold them, and they do not overlap."""
+    noise = {"type": "noisy", "name": "n", "grader": EXACT, "flip": {"up": 0.1, "down": 0.3}, "per": "completion"}
+    reward = watched(grader=noise)
+    for number in range(300):
+        await reward.score(group(number, *GROUP))
+    figures = reward.take()
+    assert figures is not None
+    flips = figures.truth["clean"]
+    up, down, disagree = share(flips.up), share(flips.down), share(flips.disagree)
+    assert up is not None
+    assert down is not None
+    assert disagree is not None
+    assert up.low <= 0.1 <= up.high < down.low <= 0.3 <= down.high
+    assert disagree.low <= 0.2 <= disagree.high
+    assert up.count + down.count == disagree.count == 1200
+
+
+async def test_an_audit_is_the_truth_where_there_is_one() -> None:
+    contains = EXACT | {"reference": "e", "operation": "like"}
+    reward = watched(grader={"type": "audited", "name": "a", "grader": contains, "audit": EXACT, "share": 0.5})
+    for number in range(40):
+        await reward.score(group(number, "yes", "maybe", "no", "yet"))
+    figures = reward.take()
+    assert figures is not None
+    flips = figures.truth["audit"]
+    assert 5 < flips.up.groups < 35
+    assert flips.up.total == 2 * flips.up.groups, "two of three wrong answers hold an e"
+    assert flips.down.total == 0
+    assert figures.audit_failed == 0
