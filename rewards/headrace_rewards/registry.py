@@ -23,10 +23,12 @@ from headrace_rewards.maths import MathVerify, MathVerifySpec
 from headrace_rewards.multi import Multi, MultiSpec
 from headrace_rewards.noisy import Noisy, NoisySpec
 from headrace_rewards.protocol import Reward
+from headrace_rewards.python_source import PythonReward, PythonSpec
 from headrace_rewards.reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
 from headrace_rewards.score_model import ScoreModel, ScoreModelSpec
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import StringCheck, StringCheckSpec
+from headrace_rewards.text_similarity import TextSimilarity, TextSimilaritySpec
 from headrace_rewards.verifier_free import entropy, jepo, latro, majority_vote, rlpr, self_certainty, verifree
 
 
@@ -51,10 +53,12 @@ class Builder:
 
 GRADERS: dict[str, Grader] = {
     "string_check": Grader(StringCheckSpec, lambda spec, _: StringCheck(spec)),
+    "text_similarity": Grader(TextSimilaritySpec, lambda spec, _: TextSimilarity(spec)),
     "multi": Grader(
         MultiSpec, lambda spec, builder: Multi(spec, {name: builder.build(g) for name, g in spec.graders.items()})
     ),
-    "function": Grader(FunctionSpec, lambda spec, _: FunctionReward(spec)),
+    "python": Grader(PythonSpec, lambda spec, builder: PythonReward(spec, builder.rules)),
+    "function": Grader(FunctionSpec, lambda spec, builder: FunctionReward(spec, builder.rules)),
     "endpoint": Grader(EndpointSpec, lambda spec, builder: Endpoint(spec, builder.rules)),
     "score_model": Grader(ScoreModelSpec, lambda spec, builder: ScoreModel(spec, builder.rules)),
     "label_model": Grader(LabelModelSpec, lambda spec, builder: LabelModel(spec, builder.rules)),
