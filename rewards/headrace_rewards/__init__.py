@@ -4,12 +4,9 @@
     registry        a grader in OpenAI's JSON schema -> Reward; one line a type
     string_check    compares two templates
     functions       a user's Python function, in processes of its own
-        supervisor      restarts such a process, and finds the sample that broke it
-        processes       one such process, seen from the service
-        wire            the frames between the two
-        host            the same process, seen from inside: `python -m headrace_rewards.host`
-        binding, values how its arguments are filled by name, how what it returns is read
-        isolation       what holds it: environment, limits, death with its parent
+    python_source   the same of source text, as OpenAI's `python` grader has it
+    sandbox         those processes, and what holds them
+    binding, values how a function's arguments are filled by name, how what it returns is read
     check           `python -m headrace_rewards check`: tries a grader before a job runs
 
 This file imports nothing, so that a host process starts fast.

@@ -19,9 +19,10 @@ import pytest
 import uvloop
 
 from headrace_core.errors import InvalidRequest, InvalidState
+from headrace_core.reward_rules import SandboxLevel
 from headrace_rewards.functions import FunctionReward, FunctionSpec
-from headrace_rewards.isolation import Limits
 from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, Score
+from headrace_rewards.sandbox.limits import Limits
 
 Start = Callable[..., Awaitable[FunctionReward]]
 
@@ -31,10 +32,12 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     """`await start(source, timeout=…)`: a started reward whose file holds `source`; its function is `grade`."""
     rewards: list[FunctionReward] = []
 
-    async def begin(source: str, limits: Limits | None = None, **fields: Any) -> FunctionReward:
+    async def begin(
+        source: str, limits: Limits | None = None, level: SandboxLevel | None = None, **fields: Any
+    ) -> FunctionReward:
         (tmp_path / "user.py").write_text(textwrap.dedent(source))
         spec = FunctionSpec(type="function", name="t", function=f"{tmp_path}/user.py:grade", **fields)
-        reward = FunctionReward(spec, limits)
+        reward = FunctionReward(spec, None, limits, level)
         rewards.append(reward)
         await reward.start()
         return reward
@@ -66,7 +69,7 @@ def hosts_of_this_process() -> set[psutil.Process]:
     found = set()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "headrace_rewards.host" in child.cmdline():
+            if "headrace_rewards.sandbox.guard" in child.cmdline():
                 found.add(child)
     return found
 
@@ -308,6 +311,7 @@ async def test_workers_score_one_group_side_by_side(start: Start, tmp_path: Path
             while not other.exists(): time.sleep(0.01)
             return 1
         """,
+        level="limits",  # only there can two hosts write where the other sees it
         workers=2,
         timeout=20,
     )
@@ -331,12 +335,15 @@ async def test_many_groups_at_once_keep_their_order_through_crashes(start: Start
 
 
 async def test_a_cancelled_call_leaves_no_answers_for_the_next(start: Start, tmp_path: Path) -> None:
-    reward = await start("""
+    reward = await start(
+        """
         import pathlib, time
         def grade(completion, item):
             if completion == "slow": pathlib.Path(item["mark"]).touch(); time.sleep(60)
             return len(completion)
-        """)
+        """,
+        level="limits",  # for the mark it writes
+    )
     mark = tmp_path / "begun"
     task = asyncio.create_task(reward.score([Sample("slow", {"mark": str(mark)})]))
     await asyncio.to_thread(wait_until, mark.exists)
@@ -355,6 +362,7 @@ async def test_close_ends_calls_in_flight_and_every_process(start: Start, tmp_pa
             pathlib.Path(item["folder"], completion).write_text(str(child.pid))
             child.wait()
         """,
+        level="limits",  # for the marks it writes
         workers=2,
         timeout=500,
     )

@@ -1,11 +1,12 @@
-"""The process that runs a user's function: `python -m headrace_rewards.host PARENT_PID`, a socket as stdin and stdout.
+"""The process that runs a user's function: forked by its guard, with the socket to the service.
 
-    take the socket away from fds 0 and 1 ─► Setup ─► confine ─► import the file ─► Ready
-                                             Call ─► unit by unit: bind, call, read what it returned ─► Result
+    Setup (read by the guard) ─► session of its own ─► confine ─► load the code ─► Ready
+                                 Call ─► unit by unit: bind, call, read what it returned ─► Result
 
 Nothing the user's code prints reaches the socket: fd 1 is stderr by then, and fd 0 is empty. Whatever the code raises,
-`SystemExit` included, ends as a `Failure` of that unit. Time limits are the service's to enforce, by killing this
-process; only an async function is cancelled here, since its units run at once.
+`SystemExit` included, ends as a `Failure` of that unit. Time limits are the service's to enforce, by ending this
+process; only an async function is cancelled here, since its units run at once. It ends without running what the code
+left to be run at exit.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ import faulthandler
 import inspect
 import os
 import socket
-import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from headrace_rewards import isolation, wire
 from headrace_rewards.binding import Binding, MissingInput, Unbindable
-from headrace_rewards.loading import CannotLoad, load
 from headrace_rewards.protocol import Failure, Outcome, Sample
+from headrace_rewards.sandbox import containment, wire
+from headrace_rewards.sandbox.kernel import Unheld
+from headrace_rewards.sandbox.limits import allow_cpu
+from headrace_rewards.sandbox.loading import CannotLoad, load
 from headrace_rewards.values import to_outcome, to_outcomes
 
 _MESSAGE_CHARACTERS = 1_000
 _TRACEBACK_LINES = 20
-_HERE = str(Path(__file__).parent)
+_OURS = str(Path(__file__).parent.parent)
 
 
 class Channel:
@@ -50,6 +52,11 @@ class Channel:
             return None
         (length,) = wire.LENGTH.unpack(head)
         return self._stream.read(length)
+
+    def close(self) -> None:
+        """This process has no more to do with it."""
+        self._stream.close()
+        self._socket.close()
 
     def send(self, message: wire.Ready | wire.Broken | wire.Result) -> None:
         """Blocks until the message is on its way."""
@@ -76,11 +83,11 @@ class Host:
                 assert isinstance(call, wire.Call)
                 units = [wire.decode_unit(raw) for raw in call.units]
                 if self._concurrent:
-                    isolation.allow_cpu(self._setup.timeout * len(units), self._setup.limits)
+                    allow_cpu(self._setup.timeout * len(units), self._setup.limits)
                     runner.run(self._score_at_once(units))
                 else:
                     for unit in units:
-                        isolation.allow_cpu(self._setup.timeout, self._setup.limits)
+                        allow_cpu(self._setup.timeout, self._setup.limits)
                         self._reply(unit, self._score(unit, runner))
 
     async def _score_at_once(self, units: list[wire.Unit]) -> None:
@@ -142,7 +149,7 @@ def _one_line(error: BaseException) -> str:
 def _tail(error: BaseException) -> str:
     """The last lines of the traceback, from the user's first frame on."""
     step = error.__traceback__
-    while step is not None and step.tb_frame.f_code.co_filename.startswith((_HERE, "<frozen importlib")):
+    while step is not None and step.tb_frame.f_code.co_filename.startswith((_OURS, "<frozen importlib")):
         step = step.tb_next
     lines = "".join(traceback.format_exception(type(error), error, step)).splitlines()
     return _encodable("\n".join(line[:500] for line in lines[-_TRACEBACK_LINES:]))
@@ -152,28 +159,31 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def main() -> None:
-    """Serve the function that the first frame names."""
-    isolation.die_with_parent(int(sys.argv[1]))
-    channel = Channel()
-    faulthandler.enable()  # a segmentation fault leaves a traceback on stderr
-    body = channel.receive()
-    if body is None:
-        return
-    setup = wire.decode_request(body)
-    assert isinstance(setup, wire.Setup)
-    isolation.confine(setup.limits)
-    isolation.allow_cpu(setup.limits.start_seconds, setup.limits)
+def run(channel: Channel, cell: containment.Cell) -> NoReturn:
+    """Serve the function that `cell.setup` names, until the service closes the socket; then end, whatever happens."""
     try:
-        function = load(Path(setup.path), setup.function)
+        os.setsid()
+        _serve(channel, cell)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    os._exit(status)
+
+
+def _serve(channel: Channel, cell: containment.Cell) -> None:
+    setup = cell.setup
+    faulthandler.enable()  # a segmentation fault leaves a traceback on stderr
+    try:
+        containment.confine(cell)
+        allow_cpu(setup.limits.start_seconds, setup.limits)
+        function = load(setup)
         binding = Binding(function, setup.form)
+    except Unheld as fault:
+        channel.send(wire.Broken(str(fault), ""))
     except CannotLoad as fault:
         channel.send(wire.Broken(_encodable(str(fault)), _tail(fault.cause)))
     except Unbindable as fault:
         channel.send(wire.Broken(f"{setup.path}:{setup.function} cannot be called: {fault}", ""))
     else:
         Host(channel, setup, function, binding).serve()
-
-
-if __name__ == "__main__":
-    main()

@@ -3,25 +3,25 @@
     made ─► load ─► call ─► call ─► …            frames over a socket pair, see `wire`
        any wait that reaches its limit, any bad frame, any flood of output ─► kill ─► `Died`, which says why
 
-A process that died, for whatever reason, has had its whole process group killed before `Died` is raised.
+What is started is its guard, see `guard`. Before `Died` is raised the guard has ended, and with it all that ran below.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from headrace_core.errors import TimedOut
-from headrace_rewards import isolation, wire
 from headrace_rewards.protocol import FailureKind
+from headrace_rewards.sandbox import wire
 
 _GRACE_SECONDS = 0.5
 """Beyond a unit's own limit: the host cancels an async function by itself first."""
@@ -34,6 +34,10 @@ _TAIL_BYTES = 8 << 10
 _TAIL_LINES = 20
 _LINE_CHARACTERS = 500
 _OFF_TOPIC = "the process answered something else than was asked"
+
+
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ")
+"""Of the service's environment; `LD_LIBRARY_PATH` is also where libraries may be read."""
 
 
 class Died(Exception):
@@ -105,18 +109,19 @@ class HostProcess:
     """Runs from the moment it is made; `load` makes it useful, `kill` and `reap` end it."""
 
     def __init__(self, setup: wire.Setup) -> None:
-        """Starts it in the calling thread, which must outlive it: see `isolation.die_with_parent`."""
+        """Starts it in the calling thread, which must outlive it: its death ends the guard."""
         self._setup = setup
         self._output = _Output(self, setup.limits.output_bytes)
         self._scratch = Path(tempfile.mkdtemp(prefix="headrace-reward-"))
         self._socket, theirs = socket.socketpair()
-        command = isolation.command(self._scratch)
         with theirs:
             try:
                 self._popen = subprocess.Popen(
-                    command.argv,
-                    env=command.env,
-                    cwd=command.cwd,
+                    # -P: the working folder is not on the import path; -B: no byte code is written into the user's
+                    # folder; -u: what is printed is not lost in a crash
+                    [sys.executable, "-P", "-B", "-u", "-m", "headrace_rewards.sandbox.guard", str(os.getpid())],
+                    env=_environment(self._scratch),
+                    cwd=self._scratch,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=subprocess.PIPE,
@@ -176,11 +181,11 @@ class HostProcess:
         return not self._killed and self._exited() is None
 
     def kill(self) -> None:
-        """SIGKILL to its process group; at once, and without waiting. Idempotent."""
+        """Have the guard end it with all that it started; at once, and without waiting. Idempotent."""
         self._killed = True
         if self._popen.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._popen.pid, signal.SIGKILL)
+            for number in (signal.SIGTERM, signal.SIGCONT):  # below level `filtered` a user's code can stop the guard
+                self._popen.send_signal(number)
 
     async def reap(self) -> None:
         """Wait for the end of a killed process and remove its folder. Idempotent; raises `TimedOut`."""
@@ -189,6 +194,7 @@ class HostProcess:
         try:
             await asyncio.to_thread(self._popen.wait, _REAP_SECONDS)
         except subprocess.TimeoutExpired:
+            self._popen.kill()
             raise TimedOut(f"reward process {self._popen.pid} did not end within {_REAP_SECONDS:g} s") from None
         await self._output.drained()
         if self._writer is not None:
@@ -249,3 +255,10 @@ class HostProcess:
         if state.si_code == os.CLD_EXITED:
             return f"exited with status {state.si_status}"
         return f"was killed by {signal.Signals(state.si_status).name}"
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    """`scratch` is the working, home and temporary folder."""
+    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env |= {"HOME": str(scratch), "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"}
+    return env | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

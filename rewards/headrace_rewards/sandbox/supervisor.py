@@ -16,9 +16,9 @@ from dataclasses import replace
 import msgspec
 
 from headrace_core.errors import InvalidRequest, Unavailable
-from headrace_rewards import wire
-from headrace_rewards.processes import CannotLoad, Died, HostProcess
 from headrace_rewards.protocol import Failure, Outcome, Sample
+from headrace_rewards.sandbox import wire
+from headrace_rewards.sandbox.processes import CannotLoad, Died, HostProcess
 
 _START_ATTEMPTS = 3
 _RESTART_SECONDS = 0.2
@@ -28,21 +28,23 @@ _RESTART_SECONDS = 0.2
 class Supervisor:
     """One seat at which units are scored; one call at a time."""
 
-    def __init__(self, setup: wire.Setup) -> None:
+    def __init__(self, setup: wire.Setup, param: str) -> None:
+        """`param` is the field of the grader that is blamed for code that does not load."""
         self._setup = setup
+        self._param = param
         self._process: HostProcess | None = None
         self._stopped = False
 
     async def start(self) -> wire.Ready:
-        """The first process; raises `InvalidRequest` where the user's file does not load."""
+        """The first process; raises `InvalidRequest` where the user's code does not load."""
         process = self._process = HostProcess(self._setup)
         try:
             await process.load()
         except CannotLoad as fault:
-            raise InvalidRequest(_with(fault.message, fault.traceback), param="grader.function") from None
+            raise InvalidRequest(_with(fault.message, fault.traceback), param=self._param) from None
         except Died as death:
             message = f"{self._setup.path} could not be imported: {death.message}"
-            raise InvalidRequest(_with(message, death.tail), param="grader.function") from None
+            raise InvalidRequest(_with(message, death.tail), param=self._param) from None
         return process.ready
 
     async def score(self, units: Sequence[Sequence[Sample]]) -> list[list[Outcome]]:

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from headrace_core.reward_rules import SandboxLevel
 from headrace_rewards.binding import Form
-from headrace_rewards.isolation import Limits
 from headrace_rewards.protocol import Outcome, Sample
+from headrace_rewards.sandbox.limits import Limits
 
 MAX_RESULT_BYTES = 1 << 20
 """A longer frame from a host is refused; the service allocates no more than this on a user's word."""
@@ -32,11 +33,16 @@ class Setup(msgspec.Struct, tag="setup"):
     """What to load, and how to hold it."""
 
     path: str
+    """The file; where `source` is its text, only a name for it, shown in tracebacks."""
     function: str
     form: Form
     timeout: float
     """Seconds for one unit."""
     limits: Limits
+    level: SandboxLevel
+    hidden: list[str] = []
+    """Files and folders that the function sees nothing of, though they lie beside it."""
+    source: str | None = None
 
 
 class Ready(msgspec.Struct, tag="ready"):

@@ -1,0 +1,20 @@
+"""User code, held: in processes of its own, as tightly as the machine can.
+
+    service                guard                         host
+    ───────                ─────                         ────
+    reward ─► supervisor   starts it, watches over it,   contained before it reads a line of the user's
+       └► processes ═════► and ends all of it     ═════► loads the function, answers calls
+              frames, see `wire`
+
+    reward      scores with so many hosts side by side
+    supervisor  restarts a host, and finds the sample that broke it
+    processes   one guard and its host, seen from the service
+    guard       the process between: dies with the service, and takes everything below with it
+    host        the user's function; `loading` imports it
+    containment what holds the host; `view` which files it may read; `limits` how much it may use
+    kernel, seccomp, landlock, namespaces
+                the calls that this takes, made directly: nothing has to be installed
+    machine     which level this machine really holds, by trying
+
+This file imports nothing, so that a host process starts fast.
+"""

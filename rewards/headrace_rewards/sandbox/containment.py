@@ -1,0 +1,109 @@
+"""What holds a host, level by level; each adds to the one before.
+
+    limits     limits.confine                      memory, files, processor time, processes
+    filtered   another user (as root) · Landlock · seccomp · no gain of rights
+    isolated   namespaces                          its own processes, network (none), files
+
+`enclose` is the guard's part, before the host is forked; `confine` is the host's, before a line of the user's is read.
+
+As root the host becomes a user that nobody else is: then the kernel counts its processes (it counts none of root's),
+and it can neither signal nor trace the service's. It keeps one capability, to read what the view shows it whatever the
+files' modes are, because interpreters lie under /root and reward files belong to root; Landlock, the mount namespace
+and seccomp (`open_by_handle_at`) are what confines that.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace_rewards.sandbox import kernel, landlock, limits, namespaces, seccomp, view, wire
+from headrace_rewards.sandbox.kernel import Unheld
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What the guard prepared for its host."""
+
+    setup: wire.Setup
+    scratch: Path
+    readable: list[Path]
+    user: int | None
+    """Whom the host becomes; `None`: it stays who it is."""
+    processes: int
+    """`RLIMIT_NPROC`."""
+    init: namespaces.Init | None
+
+
+def enclose(setup: wire.Setup, scratch: Path) -> Cell:
+    """For a host that is forked next; raises `Unheld` where the machine does not offer the level."""
+    if setup.level == "limits":
+        return Cell(setup, scratch, [], None, limits.tasks_of(os.getuid()) + setup.limits.processes, None)
+    kernel.require_known_architecture()
+    hidden = [*map(Path, setup.hidden), scratch]
+    readable = view.readable(Path(setup.path) if setup.source is None else None, hidden)
+    root, isolated = os.getuid() == 0, setup.level == "isolated"
+    user = _unused_user() if root else None
+    share = setup.limits.processes
+    processes = share if root or isolated else limits.tasks_of(os.getuid()) + share
+    owner = (os.getuid(), os.getgid()) if user is None else (user, user)
+    init = None
+    if isolated:
+        try:
+            init = namespaces.enter(namespaces.Files(readable, scratch, setup.limits.scratch_bytes, owner))
+        except OSError as fault:
+            raise Unheld(f"no namespaces: {fault.strerror}") from None
+    elif user is not None:
+        os.chown(scratch, *owner)
+    return Cell(setup, scratch, readable, user, processes, init)
+
+
+def confine(cell: Cell) -> None:
+    """Hold this process, for good; raises `Unheld`."""
+    os.chdir(cell.scratch)
+    os.umask(0o077)
+    if cell.setup.level == "limits":
+        kernel.signal_at_death_of_parent(signal.SIGKILL)
+        limits.confine(cell.setup.limits, cell.processes)
+        return
+    try:
+        if cell.user is not None:
+            kernel.become(cell.user, reading_all=kernel.has_capability(kernel.CAP_DAC_READ_SEARCH))
+        else:
+            kernel.drop_capabilities()
+        kernel.signal_at_death_of_parent(signal.SIGKILL)
+        limits.confine(cell.setup.limits, cell.processes)
+        kernel.gain_nothing_by_exec()
+        _lock_files(cell)
+        seccomp.apply()
+    except OSError as fault:
+        raise Unheld(str(fault)) from None
+
+
+def _lock_files(cell: Cell) -> None:
+    """The mount namespace already shows nothing else; Landlock is then the second layer, where there is one."""
+    null = Path("/dev/null")
+    if cell.init is not None:
+        try:
+            landlock.version()
+        except OSError:
+            return
+        landlock.apply([Path("/")], [cell.scratch, namespaces.SHARED_MEMORY, null])
+        return
+    if cell.user is None and landlock.version() < landlock.TRUNCATION_SINCE:
+        raise Unheld(f"Landlock {landlock.version()} does not hold truncation; that takes Linux 6.2, or root")
+    of_itself = [Path("/proc/self").resolve(), *map(Path, ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat"))]
+    devices = [Path("/dev", name) for name in ("zero", "full", "random", "urandom")]
+    landlock.apply([*cell.readable, *of_itself, *devices], [cell.scratch, null])
+
+
+def _unused_user() -> int:
+    """From the upper half of the ids that this (user) namespace has."""
+    ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    start, _, count = max(ranges, key=lambda entry: entry[2])
+    if count < 4:
+        raise Unheld("this user namespace has no ids to spare")
+    return start + count // 2 + secrets.randbelow(count // 4)

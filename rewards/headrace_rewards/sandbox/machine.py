@@ -1,0 +1,112 @@
+"""Which level this machine really holds: tried, once a process, with a function that tries to leave.
+
+assess ─► isolated? ─► filtered? ─► limits        what fell short, and why, is kept for whoever asks for more
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace_core.errors import InvalidRequest, Unavailable
+from headrace_core.reward_rules import SANDBOX_LEVELS, SandboxLevel
+from headrace_rewards.protocol import Sample, Score
+from headrace_rewards.sandbox import wire
+from headrace_rewards.sandbox.limits import Limits
+from headrace_rewards.sandbox.supervisor import Supervisor
+
+_SECONDS = 20.0
+
+_TRIES = """
+import os, socket
+
+def network():
+    socket.socket().close()
+
+def write_outside(path):
+    with open(path, "a"): pass
+
+def read_outside(path):
+    with open(path): pass
+
+def see_others():
+    if len([name for name in os.listdir("/proc") if name.isdigit()]) > 5: return
+    raise PermissionError
+
+def grade(item):
+    acts = {"network": network, "write outside its folder": lambda: write_outside(item["file"])}
+    acts["read the files of others"] = lambda: read_outside(item["file"])
+    if item["level"] == "isolated": acts["see other processes"] = see_others
+    found = {}
+    for name, act in acts.items():
+        try: act()
+        except OSError: found[name] = 0
+        else: found[name] = 1
+    return found
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`shortfalls` says, for each level above `level`, why it does not hold here."""
+
+    level: SandboxLevel
+    shortfalls: dict[SandboxLevel, str]
+
+    def require(self, wanted: SandboxLevel) -> None:
+        """Raises `Unavailable` where the machine offers less."""
+        if SANDBOX_LEVELS.index(self.level) < SANDBOX_LEVELS.index(wanted):
+            raise Unavailable(
+                f"user code is refused: the operator asks for sandbox level '{wanted}', and this machine holds "
+                f"'{self.level}' ({self.shortfalls[wanted]})"
+            )
+
+    def __str__(self) -> str:
+        missing = "; ".join(f"not {level}: {reason}" for level, reason in self.shortfalls.items())
+        return f"{self.level} ({missing})" if missing else self.level
+
+
+_assessed: Machine | None = None
+
+
+async def assess() -> Machine:
+    """What this machine holds; takes a start of two processes at most, the first time."""
+    global _assessed
+    if _assessed is None:
+        _assessed = await _try_all()
+    return _assessed
+
+
+async def _try_all() -> Machine:
+    shortfalls: dict[SandboxLevel, str] = {}
+    for level in reversed(SANDBOX_LEVELS[1:]):
+        shortfall = await _try(level)
+        if shortfall is None:
+            return Machine(level, shortfalls)
+        shortfalls[level] = shortfall
+    return Machine(SANDBOX_LEVELS[0], shortfalls)
+
+
+async def _try(level: SandboxLevel) -> str | None:
+    """Why this level does not hold, or `None`."""
+    limits = Limits(start_seconds=_SECONDS)
+    setup = wire.Setup("the trial of the sandbox", "grade", "text", _SECONDS, limits, level, source=_TRIES)
+    supervisor = Supervisor(setup, "sandbox")
+    with tempfile.NamedTemporaryFile(prefix="headrace-trial-") as outside:
+        os.chmod(outside.name, 0o666)
+        try:
+            await supervisor.start()
+            item = {"level": level, "file": str(Path(outside.name))}
+            [[outcome]] = await supervisor.score([[Sample("", item)]])
+        except (InvalidRequest, OSError) as fault:
+            return str(fault)
+        finally:
+            supervisor.stop()
+            await asyncio.shield(supervisor.reap())
+    if not isinstance(outcome, Score):
+        return f"the trial ended with {outcome}"
+    open_still = [name for name, value in outcome.components.items() if value]
+    return f"a function could still {', '.join(open_still)}" if open_still else None

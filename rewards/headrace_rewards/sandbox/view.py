@@ -1,0 +1,75 @@
+"""Which files a contained function may read: the interpreter, the system's programs and libraries, and its own folder.
+
+A list of what is open. What it does not name (the home folder, the service's data folder, other users' files, /var,
+most of /etc) does not exist for the function in a mount namespace, and is refused by Landlock.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from headrace_rewards.sandbox.kernel import Unheld
+
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/sys/devices/system/cpu")
+_OF_ETC = (
+    *("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types"),
+    *("nsswitch.conf", "passwd", "ssl/certs", "ssl/openssl.cnf", "timezone"),
+)
+_MOST_ENTRIES = 1_000
+"""Of a folder that is opened entry by entry."""
+
+
+def secrets_of_home(home: Path) -> list[Path]:
+    """What is hidden even from a function that lies in the home folder itself: entries that begin with a dot."""
+    return sorted(home.glob(".*"))
+
+
+def readable(own: Path | None, hidden: Iterable[Path]) -> list[Path]:
+    """Existing paths, none below another. `own` is the function's file; `hidden` stays out of its folder.
+
+    Raises `Unheld` for a folder that would have to be opened in too many pieces.
+    """
+    system = [Path(path) for path in (*_SYSTEM, *(f"/etc/{name}" for name in _OF_ETC))]
+    secret = {path.resolve() for path in hidden}
+    theirs = [] if own is None else _own_folder(own, secret)
+    found = {path for path in (*system, *_interpreter(), *theirs) if path.exists()}
+    found |= {path.resolve() for path in found}
+    return sorted(path for path in found if found.isdisjoint(path.parents))
+
+
+def _interpreter() -> Iterator[Path]:
+    yield from map(Path, (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix))
+    yield Path(sys.executable).resolve().parent
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    yield from (Path(entry) for entry in (*sys.path, *libraries) if entry.startswith("/"))
+
+
+def _own_folder(file: Path, hidden: set[Path]) -> list[Path]:
+    folder = file.parent.resolve()
+    if folder in hidden or folder == Path("/"):
+        return [file]
+    if folder == file.parent:
+        return list(_open(folder, hidden))
+    # named through a symbolic link: one bind of the whole under that name too, unless it holds something hidden
+    inside = any(secret.is_relative_to(folder) for secret in hidden)
+    return [*_open(folder, hidden), *([file] if inside else [file.parent])]
+
+
+def _open(folder: Path, hidden: set[Path]) -> Iterator[Path]:
+    if not any(secret.is_relative_to(folder) for secret in hidden):
+        yield folder
+        return
+    entries = sorted(folder.iterdir())
+    if len(entries) > _MOST_ENTRIES:
+        raise Unheld(f"{folder} has {len(entries)} entries beside those hidden; give the function a folder of its own")
+    for entry in entries:
+        target = entry.resolve()
+        if any(target.is_relative_to(secret) for secret in hidden):
+            continue
+        if target.is_dir() and not entry.is_symlink():
+            yield from _open(entry, hidden)
+        elif target.is_file():
+            yield entry
