@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +14,13 @@ from .prompts import Tokenizer
 
 
 class RewardFailed(HeadraceError):
-    """Completions of a group could not be scored, also not when tried again. That is not a reward of zero."""
+    """A completion could not be scored, also not when tried again. It is not a reward of zero."""
 
     code = "reward_failed"
 
-    def __init__(self, failures: Sequence[Failure], completions: int) -> None:
-        first = failures[0]
-        super().__init__(f"{by_kind(failures)} of {completions} completions; {first.kind}: {first.message}")
-
-
-def by_kind(failures: Sequence[Failure]) -> str:
-    """`timeout 3, exception 1`: the most frequent kind first."""
-    return ", ".join(f"{kind} {count}" for kind, count in Counter(f.kind for f in failures).most_common())
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.kind}: {failure.message}")
+        self.failure = failure
 
 
 def sample_of(traced: Traced, row: Row, tokenizer: Tokenizer, draw: Draw | None = None) -> Sample:
@@ -56,12 +50,14 @@ async def score(reward: Reward, samples: Sequence[Sample], attempts: int) -> lis
 
 
 def value_of(outcome: Outcome) -> tuple[float | None, dict[str, float]]:
-    """(reward, components); the reward is None where it was not applicable, and where a failed one is left out."""
+    """(reward, components); the reward is None where it was not applicable. Raises `RewardFailed`."""
+    if isinstance(outcome, Failure):
+        raise RewardFailed(outcome)
     if isinstance(outcome, Score):
         return outcome.value, outcome.components
     return None, {}
 
 
-def failure_data(failure: Failure) -> dict[str, Any]:
+def failure_data(group_id: int, failure: Failure) -> dict[str, Any]:
     """For an event."""
-    return {"kind": failure.kind, "error": failure.message, "traceback": failure.traceback}
+    return {"group": group_id, "kind": failure.kind, "error": failure.message, "traceback": failure.traceback}
