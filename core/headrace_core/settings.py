@@ -48,6 +48,7 @@ class Settings(BaseSettings):
         """What rewards may do, for the processes that run them."""
         return RewardRules(
             sandbox=self.reward_sandbox,
+            hidden=(str(self.data_dir.absolute()),),
             hosts=self.reward_hosts,
             judge_url=self.judge_url,
             judge_key=None if self.judge_key is None else self.judge_key.get_secret_value(),
