@@ -118,6 +118,14 @@ def test_tokens_that_the_policy_did_not_sample_have_no_age_and_no_part_in_the_ol
     assert Group(0, 1, 0, 5, np.zeros(1, np.int32), ()).oldest_version == 5
 
 
+def test_tokens_that_the_policy_scored_are_not_sampled_but_have_an_age() -> None:
+    scored = sampled_completion(np.arange(3), -np.ones(3), np.array([7, 7, 6]), "stop")
+    scored.roles[2] = Role.REFERENCE
+    group = Group(0, 1, 0, 5, np.zeros(1, np.int32), (scored,))
+    assert scored.sampled.tolist() == [True, True, False]
+    assert (group.oldest_version, group.sampled_tokens) == (6, 2)
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_other_bytes_are_a_wire_error(noise: bytes) -> None:

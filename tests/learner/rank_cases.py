@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 import psutil
 import torch
-from learner_cases import hyperparameters, random_group
+from learner_cases import answered, hyperparameters, random_group
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from headrace_core.trajectory import Group
 from headrace_core.workers import WorkerConfig
 from headrace_learner import checkpoint
 from headrace_learner.algorithms import algorithm
@@ -43,8 +44,13 @@ def make(model: Path, name: str, ranks: Ranks | None = None) -> Trainer:
 
 
 def train(trainer: Trainer) -> list[StepResult]:
-    """Ten steps."""
-    return [trainer.step([random_group(4 * v + i, (v,), greedy=0.5) for i in range(4)], v) for v in range(STEPS)]
+    """Ten steps; some completions have a reference answer after them."""
+
+    def groups(version: int) -> list[Group]:
+        drawn = [random_group(4 * version + i, (version,), greedy=0.5) for i in range(4)]
+        return [answered(group, (version,)) if i % 2 else group for i, group in enumerate(drawn)]
+
+    return [trainer.step(groups(version), version) for version in range(STEPS)]
 
 
 def figures(results: list[StepResult]) -> list[dict[str, object]]:

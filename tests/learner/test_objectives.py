@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import learner_oracle as oracle
+import numpy as np
 import pytest
 import torch
-from learner_cases import Update, answered, assert_close, disturb, eventful_group, hyperparameters, recorded
+from learner_cases import VOCAB, Update, answered, assert_close, disturb, eventful_group, hyperparameters, recorded
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from headrace_core.algorithms import ALGORITHMS
-from headrace_core.trajectory import Group
+from headrace_core.trajectory import Completion, Group, Role
 from headrace_learner.algorithms import IMPLEMENTATIONS
 from headrace_learner.trainer import StepResult, Trainer
 
@@ -108,6 +109,51 @@ def test_an_answer_is_a_sequence_of_its_own(make_trainer: Make, mean: str, level
     settings = {"importance_level": level, "loss_mean": mean, "importance_cap": 2.0}
     found = compare(make_trainer, ANSWERED, algorithm="gspo", clip_low=0.1, clip_high=0.1, **settings)
     assert 0 < found.measured.extra["importance_cut_share"] < 1
+
+
+@pytest.mark.parametrize("reward", ["likelihood", "log"])
+def test_the_mean_gradient_over_all_reasonings_is_that_of_the_objective(make_trainer: Make, reward: str) -> None:
+    """J = Σ_z π(z|x)·π(y|x,z) (VeriFree, arXiv 2505.21493), and Σ_z π(z|x)·log π(y|x,z) (JEPO, arXiv 2503.19618).
+
+    A reasoning z is one token of the 32, the answer y two. Every pair of reasonings is a group of its own; loss
+    weights are the chance of drawing it, so that the sum over groups is the mean over draws.
+    """
+    settings = {"algorithm": "rloo", "batch_size": VOCAB**2, "group_size": 2, "temperature": 0.7}
+    trainer = moved(make_trainer, **settings, max_grad_norm=1e9, max_tokens=1)
+    model, prompt, y = copy.deepcopy(trainer.policy.model), [3, 1, 4], [15, 9]
+    ids = torch.tensor([[*prompt, z, *y] for z in range(VOCAB)])
+    every = torch.log_softmax(model(input_ids=ids).logits / 0.7, -1)
+    reasoning = every[0, len(prompt) - 1]
+    answers = torch.stack([every[:, len(prompt), y[0]], every[:, len(prompt) + 1, y[1]]], 1)
+    log = answers.sum(1)
+    objective = (reasoning.exp() * (log.exp() if reward == "likelihood" else log)).sum()
+    expected = torch.autograd.grad(objective, list(model.parameters()))
+
+    rewards = (log.exp() if reward == "likelihood" else log).tolist()
+    weights = [r if reward == "likelihood" else 1.0 for r in rewards]
+    chance = reasoning.exp().tolist()
+
+    def completion(z: int, other: int) -> Completion:
+        drawn = chance[z] * chance[other]
+        return Completion(
+            token_ids=np.array([z, *y], np.int32),
+            logprobs=torch.stack([reasoning[z], *answers[z]]).detach().numpy(),
+            versions=np.zeros(3, np.int32),
+            roles=np.array([Role.COMPLETION, Role.REFERENCE, Role.REFERENCE], np.uint8),
+            loss_weights=np.array([drawn, drawn * weights[z], drawn * weights[z]], np.float32),
+            finish_reason="stop",
+            reward=rewards[z],
+        )
+
+    pairs = [(a, b) for a in range(VOCAB) for b in range(VOCAB)]
+    groups = [
+        Group(i, 1, 0, 0, np.array(prompt, np.int32), (completion(a, b), completion(b, a)))
+        for i, (a, b) in enumerate(pairs)
+    ]
+    updates = recorded(trainer.descents["policy"])
+    trainer.step(groups, 0)
+    # The divisor is completions × max_tokens: two completions a group, one token at most.
+    assert_close([-g * len(pairs) for g in updates[0].gradients], expected, TOLERANCE)
 
 
 def test_a_divergence_in_the_loss_is_of_what_the_policy_chose(make_trainer: Make) -> None:

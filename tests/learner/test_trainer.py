@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from learner_cases import assert_close, assert_same_state, disturb, eventful_group, random_group, recorded
+from learner_cases import answered, assert_close, assert_same_state, disturb, eventful_group, random_group, recorded
 from torch import Tensor
 
 from headrace_core.trajectory import Group
@@ -38,7 +38,7 @@ def test_the_same_groups_give_the_same_state_bit_for_bit(make_trainer: Make, nam
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_token_budget_does_not_change_the_gradient(make_trainer: Make, name: str) -> None:
     """Around the behaviour policy, so that ratios are not 1; except where that would leave the weight nothing to do."""
-    groups = [eventful_group(i) for i in range(4)]
+    groups = [answered(eventful_group(i)) for i in range(4)]
     proximal = "recompute" if name == "m2po" else "behaviour"
 
     def run(budget: int) -> list[list[Tensor]]:
@@ -179,6 +179,33 @@ def test_what_is_not_computed_changes_no_gradient_and_no_figure_but_of_its_own(m
     alone = make_trainer().step(others, 0)
     assert without.measured.entropy == pytest.approx(alone.measured.entropy)
     assert without.loss == pytest.approx(alone.loss * tokens / (tokens + silent.sampled_tokens), abs=1e-6)
+
+
+def test_an_answer_makes_itself_likelier_where_rewards_are_equal(make_trainer: Make) -> None:
+    """And the more, the more it weighs: the completion's own tokens have no advantage."""
+
+    def likelier(weight: float) -> float:
+        group = answered(random_group(1, rewards=[1.0] * 4), (0,), weight)
+        trainer = make_trainer(algorithm="rloo", batch_size=1, max_grad_norm=1e9)
+        trainer.descents["policy"].optimizer = torch.optim.SGD(trainer.policy.model.parameters(), lr=0.1)
+        found = [trainer.step([group], 0).measured.extra["answer_logprob"] for _ in range(2)]
+        return found[1] - found[0]
+
+    light, heavy = likelier(0.5), likelier(1.0)
+    assert light > 1e-4
+    assert heavy == pytest.approx(2 * light, rel=0.1)
+
+
+def test_answers_change_no_figure_of_what_the_policy_chose(make_trainer: Make) -> None:
+    groups = [random_group(i) for i in range(4)]
+    bare, with_answers = (
+        make_trainer(importance_cap=1.5).step(given, 0).measured
+        for given in (groups, [answered(group, (0,)) for group in groups])
+    )
+    assert with_answers.extra.pop("answer_logprob") < 0
+    for name in ("entropy", "effective_sample_size", "clip_share", "behaviour_kl", "extra"):
+        assert getattr(bare, name) == pytest.approx(getattr(with_answers, name), rel=1e-5), name
+    assert bare.loss != pytest.approx(with_answers.loss, rel=1e-2)
 
 
 def test_a_step_of_equal_rewards_alone_leaves_the_weights(make_trainer: Make) -> None:
