@@ -1,13 +1,16 @@
 """Fills the arguments of a user's function by their names, so that functions written elsewhere run unchanged.
 
-    one completion   sample, item (OpenAI) · prompt, completion, state, info, task (verifiers) ·
-                     solution_str, ground_truth (verl)
-    the whole group  prompts, completions, completion_ids (TRL) · queries (OpenRLHF) · samples, items, states
-    any other name   a key of the row, or the argument's own default
+    one completion   sample, item (OpenAI) · prompt, completion, state, info, task, parser (verifiers) ·
+                     solution_str, ground_truth, extra_info (verl)
+    the whole group  prompts, completions, completion_ids, log_extra, log_metric (TRL) · queries, labels (OpenRLHF) ·
+                     states, answers, infos, tasks (verifiers) · solution_strs (verl's batches) · samples, items
+    any other name   an option of the grader, a key of the row, or the argument's own default
 
 A function that names one of `GROUP_MARKS` is called once for all completions of a prompt: each column it names is then
-a list (`answer`, or in the plural `answers`), and it returns a list. `**kwargs` receives every column of the row, and
-the prompt and the completion under their names.
+a list (`answer`, or in the plural `answers`), and it returns a list.
+
+`**kwargs` receives what the function's own library puts there: TRL and verifiers every column of the row beside what
+they name themselves, verl and OpenRLHF nothing but options.
 
 In the `text` form a completion is a string and a prompt the contents of its messages, one a line; in the `messages`
 form both are lists of `{"role", "content"}`, as TRL and verifiers have it for conversations.
@@ -16,16 +19,25 @@ form both are lists of `{"role", "content"}`, as TRL and verifiers have it for c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from headrace_rewards.protocol import Sample
 
 Form = Literal["text", "messages"]
 
-GROUP_MARKS = frozenset({"completions", "prompts", "queries", "samples", "completion_ids"})
+GROUP_MARKS = frozenset({"completions", "prompts", "queries", "samples", "completion_ids", "states", "solution_strs"})
 
 _ABSENT = object()
+_BARE = frozenset({"solution_str", "solution_strs", "queries"})
+"""Names of verl's and OpenRLHF's functions, whose `**kwargs` hold no columns."""
+_OF_VERIFIERS = ("states", "answers", "infos", "tasks")
+_ELSEWHERE = {
+    "trainer_state": "scoring is apart from training, and knows no trainer",
+    "reward_router_address": "no reward model of verl's is served here",
+    "reward_model_tokenizer": "no reward model of verl's is served here",
+}
+"""What only its own library can give, and why not here."""
 
 
 class Unbindable(TypeError):
@@ -49,7 +61,8 @@ def _completion(sample: Sample, form: Form) -> Any:
 
 
 def _state(sample: Sample, form: Form) -> dict[str, Any]:
-    return {**sample.item, "prompt": _prompt(sample, form), "completion": _completion(sample, form)}
+    always = {"answer": "", "info": {}, "task": "default"}
+    return {**always, **sample.item, "prompt": _prompt(sample, form), "completion": _completion(sample, form)}
 
 
 def _query(sample: Sample, form: Form) -> str:
@@ -72,15 +85,44 @@ _OF_GROUP: dict[str, Callable[[Sample, Form], Any]] = {
     "items": lambda sample, form: sample.item,
     "queries": _query,
     "states": _state,
+    "solution_strs": lambda sample, form: sample.output_text,
 }
+
+
+class PlainParser:
+    """What verifiers gives to a function that asks for `parser`, unless the environment has one: text as it is."""
+
+    def parse(self, text: str) -> str:
+        """The text."""
+        return text
+
+    def parse_answer(self, completion: str | list[dict[str, Any]]) -> str | None:
+        """The completion, or what its last message of the assistant says."""
+        if isinstance(completion, str):
+            return completion
+        said = self.get_assistant_messages(completion)
+        return str(said[-1].get("content", "")) if said else None
+
+    def get_assistant_messages(self, completion: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of the model."""
+        return [message for message in completion if message.get("role") == "assistant"]
+
+
+def _unlogged(name: str, value: Any) -> None:
+    """TRL's `log_extra` and `log_metric`: dropped. A function that returns a dict has its parts shown."""
+
+
+_SHARED: dict[str, Any] = {"parser": PlainParser(), "log_extra": _unlogged, "log_metric": _unlogged}
+"""One for all samples, where the row has no such key."""
 
 
 class Binding:
     """What one function asks for. `whole_group` says whether it takes all completions of a prompt at once."""
 
-    def __init__(self, function: Callable[..., Any], form: Form) -> None:
-        """Raises `Unbindable`, saying which parameter is in the way."""
+    def __init__(self, function: Callable[..., Any], form: Form, options: Mapping[str, Any] | None = None) -> None:
+        """`options` are fixed arguments. Raises `Unbindable`, saying which parameter is in the way."""
         self._form: Form = form
+        self._options = dict(options or {})
         parameters = _parameters(function)
         self._named = {
             parameter.name: parameter
@@ -89,6 +131,9 @@ class Binding:
         }
         self._takes_rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self.whole_group = not GROUP_MARKS.isdisjoint(self._named)
+        self._check()
+
+    def _check(self) -> None:
         single = [name for name in self._named if name in _OF_ONE]
         if self.whole_group and single:
             group = ", ".join(sorted(GROUP_MARKS.intersection(self._named)))
@@ -97,11 +142,19 @@ class Binding:
             )
         if not self._named and not self._takes_rest:
             raise Unbindable("it takes no argument by name; write it as grade(sample, item), say")
+        for name, parameter in self._named.items():
+            if name in _ELSEWHERE and parameter.default is parameter.empty and name not in self._options:
+                raise Unbindable(f"it asks for '{name}': {_ELSEWHERE[name]}; give the argument a default")
+        unknown = [name for name in self._options if name not in self._named]
+        if unknown and not self._takes_rest:
+            raise Unbindable(f"it takes no option '{unknown[0]}'; its arguments: {', '.join(self._named)}")
 
     def arguments(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Keyword arguments for these samples (exactly one, unless `whole_group`); raises `MissingInput`."""
-        arguments = {}
+        arguments = dict(self._options)
         for name, parameter in self._named.items():
+            if name in arguments:
+                continue
             value = self._group_value(samples, name) if self.whole_group else _value(samples[0], name, self._form)
             if value is not _ABSENT:
                 arguments[name] = value
@@ -119,14 +172,21 @@ class Binding:
             values = [_column(sample, column) for sample in samples]
             if _ABSENT not in values:
                 return values
-        return _ABSENT
+        return _SHARED.get(name, _ABSENT)
 
     def _rest(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        keys = [str(key) for key in samples[0].item]
+        """What `**kwargs` receives beside the options."""
+        if not _BARE.isdisjoint(self._named):
+            return {}
+        keys = tuple(map(str, samples[0].item))
         if self.whole_group:
-            values = {name: self._group_value(samples, name) for name in (*keys, "prompts", "completions")}
+            names = (*keys, "prompts", "completions", "completion_ids", "log_extra", "log_metric")
+            if not self._named.keys().isdisjoint(_OF_VERIFIERS):
+                names += (*_OF_VERIFIERS, "parser")
+            values = {name: self._group_value(samples, name) for name in names}
         else:
-            values = {name: _value(samples[0], name, self._form) for name in (*keys, "prompt", "completion")}
+            names = (*keys, "prompt", "completion", "state", "info", "task", "parser")
+            values = {name: _value(samples[0], name, self._form) for name in names}
         return {name: value for name, value in values.items() if value is not _ABSENT}
 
 
@@ -144,19 +204,25 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 def _value(sample: Sample, name: str, form: Form) -> Any:
     if name in _OF_ONE:
         return _OF_ONE[name](sample, form)
-    return _column(sample, name)
+    value = _column(sample, name)
+    return _SHARED.get(name, _ABSENT) if value is _ABSENT else value
 
 
 def _column(sample: Sample, name: str) -> Any:
     if name in sample.item:
         return sample.item[name]
-    if name == "ground_truth":  # verl's rows nest it; others call it the answer
-        nested = sample.item.get("reward_model")
-        if isinstance(nested, dict) and "ground_truth" in nested:
-            return nested["ground_truth"]
-        return sample.item.get("answer", _ABSENT)
-    if name == "info":  # verifiers passes both always
+    if name in ("ground_truth", "label"):
+        return _truth(sample.item)
+    if name in ("info", "extra_info"):  # verifiers and verl always pass one
         return {}
     if name == "task":
         return "default"
     return _ABSENT
+
+
+def _truth(item: Mapping[str, Any]) -> Any:
+    """verl's rows nest it; others call it the answer."""
+    nested = item.get("reward_model")
+    if isinstance(nested, dict) and "ground_truth" in nested:
+        return nested["ground_truth"]
+    return item.get("answer", _ABSENT)
