@@ -22,7 +22,7 @@ class AgeMetrics(msgspec.Struct, frozen=True):
     """Tokens of one age in one step; figures but counts are of those computed: groups of equal rewards may not be."""
 
     tokens: int
-    """Sampled tokens of that age, masked ones included."""
+    """Tokens of completions and reference answers of that age, masked ones included."""
     masked: int
     """Left out of the gradient, because they are beyond max_staleness."""
     effective_sample_size: float
@@ -54,7 +54,7 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     groups: int
     completions: int
     tokens: int
-    """Completion tokens that contributed to the gradient."""
+    """Of completions and reference answers, those that contributed to the gradient."""
     masked_tokens: int
     ages: dict[str, AgeMetrics]
     completion_length: float
