@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from statistics import fmean
 
 import numpy as np
 
@@ -27,8 +29,8 @@ async def evaluate(
     max_tokens: int,
     step: int,
     at_once: int,
-) -> EvaluationMetrics:
-    """Score greedy completions of `prompts`, at most `at_once` in flight."""
+) -> tuple[EvaluationMetrics, list[Failure]]:
+    """Score greedy completions of `prompts`, at most `at_once` in flight; beside the figures, what failed."""
     if not prompts:
         raise InvalidRequest("this job has no validation file to evaluate on", param="validation_file")
     began = time.monotonic()
@@ -44,20 +46,20 @@ async def evaluate(
     samples = [sample_of(t, p.data, tokenizer) for t, p in zip(traced, prompts, strict=True)]
     outcomes = await score(reward, samples, attempts=2)
     scores = [o for o in outcomes if isinstance(o, Score)]
+    failures = [o for o in outcomes if isinstance(o, Failure)]
     names = sorted({name for s in scores for name in s.components})
     versions = np.concatenate([t.sampled.versions for t in traced])
-    return EvaluationMetrics(
+    measured = EvaluationMetrics(
         step=step,
         time=time.time(),
         seconds=time.monotonic() - began,
         samples=len(prompts),
-        reward_mean=_mean([s.value for s in scores]),
-        components={n: _mean([s.components[n] for s in scores if n in s.components]) for n in names},
-        reward_failed=sum(isinstance(o, Failure) for o in outcomes),
+        reward_mean=fmean(s.value for s in scores) if scores else None,
+        components={n: fmean(s.components[n] for s in scores if n in s.components) for n in names},
+        reward_failed=len(failures),
+        failures=dict(Counter(f.kind for f in failures)),
+        not_applicable=len(outcomes) - len(scores) - len(failures),
         versions=(int(versions.min()), int(versions.max())),
         completion_length=len(versions) / len(prompts),
     )
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
+    return measured, failures

@@ -13,13 +13,14 @@ from headrace_core.data import PromptOrder
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.ledger import Lease
 from headrace_core.trajectory import F32, I32, U8, Completion, Group, Role, sampled_completion
-from headrace_rewards.protocol import Draw, Outcome, Reward
+from headrace_rewards.protocol import Draw, Outcome
 from headrace_rewards.specs import GraderSpec
 
 from .engines.base import Engine, SamplingConfig
 from .measuring import Measurer, Reference, Traced
 from .prompts import Prompt, Tokenizer
-from .scoring import sample_of, score, value_of
+from .reward_watch import WatchedReward
+from .scoring import sample_of, value_of
 
 
 class GroupMaker:
@@ -29,7 +30,7 @@ class GroupMaker:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        reward: Reward,
+        reward: WatchedReward,
         prompts: list[Prompt],
         settings: Hyperparameters,
         slot_freed: Callable[[], None],
@@ -62,7 +63,7 @@ class GroupMaker:
         samples = [
             sample_of(t, prompt.data, self._tokenizer, Draw(lease.group_id, number)) for number, t in enumerate(traced)
         ]
-        outcomes = await score(self._reward, samples, self._settings.reward_attempts)
+        outcomes = await self._reward.score(samples)
         completions = [_completion(t, o) for t, o in zip(traced, outcomes, strict=True)]
         return Group(
             group_id=lease.group_id,

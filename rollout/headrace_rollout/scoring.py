@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +15,18 @@ from .prompts import Tokenizer
 
 
 class RewardFailed(HeadraceError):
-    """A completion could not be scored, also not when tried again. It is not a reward of zero."""
+    """Completions of a group could not be scored, also not when tried again. That is not a reward of zero."""
 
     code = "reward_failed"
 
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(f"{failure.kind}: {failure.message}")
-        self.failure = failure
+    def __init__(self, failures: Sequence[Failure], completions: int) -> None:
+        first = failures[0]
+        super().__init__(f"{by_kind(failures)} of {completions} completions; {first.kind}: {first.message}")
+
+
+def by_kind(failures: Sequence[Failure]) -> str:
+    """`timeout 3, exception 1`: the most frequent kind first."""
+    return ", ".join(f"{kind} {count}" for kind, count in Counter(f.kind for f in failures).most_common())
 
 
 def sample_of(traced: Traced, row: Row, tokenizer: Tokenizer, draw: Draw | None = None) -> Sample:
@@ -50,14 +56,12 @@ async def score(reward: Reward, samples: Sequence[Sample], attempts: int) -> lis
 
 
 def value_of(outcome: Outcome) -> tuple[float | None, dict[str, float]]:
-    """(reward, components); the reward is None where it was not applicable. Raises `RewardFailed`."""
-    if isinstance(outcome, Failure):
-        raise RewardFailed(outcome)
+    """(reward, components); the reward is None where it was not applicable, and where a failed one is left out."""
     if isinstance(outcome, Score):
         return outcome.value, outcome.components
     return None, {}
 
 
-def failure_data(group_id: int, failure: Failure) -> dict[str, Any]:
+def failure_data(failure: Failure) -> dict[str, Any]:
     """For an event."""
-    return {"group": group_id, "kind": failure.kind, "error": failure.message, "traceback": failure.traceback}
+    return {"kind": failure.kind, "error": failure.message, "traceback": failure.traceback}

@@ -7,7 +7,8 @@
       listen  ledger.signal ──► wakes `admit` and `follow`
       follow  a newer policy version ──► engine.update, between two decode steps
       renew   every third of a lease's life; a lost lease cancels its task
-      beat    every two seconds: where the time went
+      beat    every two seconds: where the time went; every few, what the reward did
+      check   a share of the groups is scored again, beside the others
       broken  ends when a group's task met an error that no group can mend (the engine is gone)
       stop    ends when stop() is called
 
@@ -40,14 +41,15 @@ from .evaluation import evaluate
 from .groups import GroupMaker
 from .measuring import Measurer
 from .prompts import Prompt, Tokenizer, read_prompts
-from .scoring import RewardFailed, failure_data
+from .reward_watch import WatchedReward
+from .scoring import RewardFailed, by_kind, failure_data
 
 BEAT_SECONDS = 2.0
 STOP_SECONDS = 10.0
+REWARD_BEATS = 2
+"""Heartbeats between two reports of what the reward did."""
 SIGNAL_SECONDS = 1.0
 """Longest sleep of a loop that waits for a signal: a bound on the delay should a signal be missed, not a poll rate."""
-TOLD_FAILURES = 5
-"""Reward failures told to the user with their traceback; all are counted."""
 
 
 class RolloutWorker:
@@ -63,6 +65,7 @@ class RolloutWorker:
         self._engine = create(self._settings.engine, self._engine_config())
         self._grader = validate(config.grader)
         self._reward = build(config.grader, config.reward_rules)
+        self._watched = WatchedReward(self._reward, self._grader, config.worker, self._settings)
         self._held: dict[int, tuple[Lease, asyncio.Task[None]]] = {}
         self._errors: Counter[str] = Counter()
         self._tokens = self._groups = 0
@@ -100,7 +103,7 @@ class RolloutWorker:
             self._held_out = held_out[: self._settings.eval_samples]
         await asyncio.gather(self._engine.start(), self._reward.start())
         self._maker = GroupMaker(
-            self._engine, self._tokenizer, self._reward, train, self._settings, self._wake.set, self._grader
+            self._engine, self._tokenizer, self._watched, train, self._settings, self._wake.set, self._grader
         )
         self._evaluating = Measurer(
             self._engine, self._tokenizer, self._grader, self._settings, self._held_out, evaluating=True
@@ -118,6 +121,7 @@ class RolloutWorker:
             self._follow_loop,
             self._renew_loop,
             self._beat_loop,
+            self._watched.run,
             self._broken_loop,
             self._stop_loop,
         )
@@ -136,6 +140,7 @@ class RolloutWorker:
         await cancel(task for _, task in held)
         await self._ledger.release(lease for lease, _ in held)
         await self._beat()
+        await self._report_reward()
 
     async def stop(self) -> None:
         """End `run`, which gives its leases back while the engine still lives, then engine and reward. Idempotent."""
@@ -160,7 +165,7 @@ class RolloutWorker:
                 f"it has {self._engine.version}"
             ) from error
         s = self._settings
-        return await evaluate(
+        result, failures = await evaluate(
             self._evaluating,
             self._tokenizer,
             self._reward,
@@ -169,6 +174,14 @@ class RolloutWorker:
             step=version,
             at_once=s.max_running,
         )
+        if failures:
+            await self._jobs.tell(
+                self._config.job_id,
+                f"reward failed in the evaluation of version {version}: {by_kind(failures)}, of {len(self._held_out)}",
+                level="warn",
+                data=failure_data(failures[0]),
+            )
+        return result
 
     # ── the loops ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -213,8 +226,10 @@ class RolloutWorker:
 
     async def _beat_loop(self) -> str:
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
-            await self._beat()
+            for _ in range(REWARD_BEATS):
+                await asyncio.sleep(BEAT_SECONDS)
+                await self._beat()
+            await self._report_reward()
 
     async def _stop_loop(self) -> str:
         await self._stopping.wait()
@@ -233,8 +248,10 @@ class RolloutWorker:
             if await self._ledger.commit(lease, group) is Outcome.QUEUED:
                 self._groups += 1
                 self._tokens += group.sampled_tokens
+            await self._tell_failures()
         except RewardFailed as error:
-            await self._reward_failed(lease, error)
+            await self._tell_failures()
+            await self._ledger.fail(lease, Outcome.REWARD_FAILED, str(error))
         except RequestRefused as error:
             self._errors[error.code] += 1
             await self._ledger.fail(lease, Outcome.GENERATION_FAILED, str(error))
@@ -256,15 +273,13 @@ class RolloutWorker:
                 level="warn",
             )
 
-    async def _reward_failed(self, lease: Lease, error: RewardFailed) -> None:
-        self._errors[f"reward_{error.failure.kind}"] += 1
-        await self._ledger.fail(lease, Outcome.REWARD_FAILED, str(error))
-        if sum(n for kind, n in self._errors.items() if kind.startswith("reward_")) <= TOLD_FAILURES:
+    async def _tell_failures(self) -> None:
+        for group, failure in self._watched.take_failures():
             await self._jobs.tell(
                 self._config.job_id,
-                f"reward failed for a completion of group {lease.group_id}: {error}",
+                f"reward failed for a completion of group {group}: {failure.kind}: {failure.message}",
                 level="warn",
-                data=failure_data(lease.group_id, error.failure),
+                data=failure_data(failure) | {"group": group},
             )
 
     # ── weights and heartbeat ────────────────────────────────────────────────────────────────────────────────────────
@@ -331,6 +346,10 @@ class RolloutWorker:
             tokens=self._tokens,
             groups=self._groups,
             running=self._engine.running,
-            errors=dict(self._errors),
+            errors=self._errors | {f"reward_{kind}": count for kind, count in self._watched.failures.items()},
         )
         await self._jobs.beat(self._config.job_id, metrics)
+
+    async def _report_reward(self) -> None:
+        if (counted := self._watched.take()) is not None:
+            await self._jobs.record_reward(self._config.job_id, counted)
