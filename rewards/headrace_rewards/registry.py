@@ -25,6 +25,7 @@ from headrace_rewards.noisy import Noisy, NoisySpec
 from headrace_rewards.protocol import Reward
 from headrace_rewards.python_source import PythonReward, PythonSpec
 from headrace_rewards.reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
+from headrace_rewards.registered import Registered, RegisteredSpec
 from headrace_rewards.score_model import ScoreModel, ScoreModelSpec
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import StringCheck, StringCheckSpec
@@ -59,6 +60,7 @@ GRADERS: dict[str, Grader] = {
     ),
     "python": Grader(PythonSpec, lambda spec, builder: PythonReward(spec, builder.rules)),
     "function": Grader(FunctionSpec, lambda spec, builder: FunctionReward(spec, builder.rules)),
+    "registered": Grader(RegisteredSpec, lambda spec, builder: Registered(spec, builder.rules)),
     "endpoint": Grader(EndpointSpec, lambda spec, builder: Endpoint(spec, builder.rules)),
     "score_model": Grader(ScoreModelSpec, lambda spec, builder: ScoreModel(spec, builder.rules)),
     "label_model": Grader(LabelModelSpec, lambda spec, builder: LabelModel(spec, builder.rules)),

@@ -178,7 +178,7 @@ def _serve(channel: Channel, cell: containment.Cell) -> None:
         containment.confine(cell)
         allow_cpu(setup.limits.start_seconds, setup.limits)
         function = load(setup)
-        binding = Binding(function, setup.form)
+        binding = Binding(function, setup.form, setup.options)
     except Unheld as fault:
         channel.send(wire.Broken(str(fault), ""))
     except CannotLoad as fault:

@@ -1,7 +1,9 @@
-"""Imports a user's file, or executes source text, and finds the function in it. Runs in the host process only."""
+"""Imports a user's file or an installed module, or executes source text, and finds the function in it. Runs in the
+host process only."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import linecache
 import sys
@@ -24,8 +26,8 @@ class CannotLoad(Exception):
 
 def load(setup: wire.Setup) -> Callable[..., Any]:
     """The function that `setup` names; a file can import its neighbours. Raises `CannotLoad`."""
-    where, name = setup.path, setup.function
-    module = _import(Path(where)) if setup.source is None else _execute(setup.source, where)
+    where, name = setup.module or setup.path, setup.function
+    module = _module(setup, where)
     try:
         function = getattr(module, name)
     except AttributeError as missing:
@@ -35,6 +37,22 @@ def load(setup: wire.Setup) -> Callable[..., Any]:
         kind = type(function).__name__
         raise CannotLoad(f"'{name}' in {where} is not a function but of type {kind}", TypeError(kind))
     return function
+
+
+def _module(setup: wire.Setup, where: str) -> ModuleType:
+    if setup.source is not None:
+        return _execute(setup.source, where)
+    if setup.module is not None:
+        return _import_installed(setup.module, Path(setup.path).parent)
+    return _import(Path(setup.path))
+
+
+def _import_installed(name: str, folder: Path) -> ModuleType:
+    sys.path.append(str(folder))
+    try:
+        return importlib.import_module(name)
+    except BaseException as error:  # an import may even call sys.exit
+        raise CannotLoad(_explain(name, error), error) from None
 
 
 def _execute(source: str, where: str) -> ModuleType:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.reward_rules import RewardRules, SandboxLevel
@@ -40,6 +41,9 @@ class Code:
     param: str
     """The field of the grader that a fault is blamed on."""
     source: str | None = None
+    module: str | None = None
+    """Of an installed package; `path` lies in the folder that holds it."""
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 class HostedReward:
@@ -90,7 +94,10 @@ class HostedReward:
         code = self._code
         hidden = [*self._rules.hidden, *map(str, secrets_of_home(Path.home()))]
         return wire.Setup(
-            code.path, code.function, code.form, code.timeout, self._limits, level, hidden, source=code.source
+            *(code.path, code.function, code.form, code.timeout, self._limits, level, hidden),
+            source=code.source,
+            module=code.module,
+            options=code.options,
         )
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -43,6 +43,10 @@ class Setup(msgspec.Struct, tag="setup"):
     hidden: list[str] = []
     """Files and folders that the function sees nothing of, though they lie beside it."""
     source: str | None = None
+    module: str | None = None
+    """Imported by its name, from the folder in which `path` lies, where it is an installed package's."""
+    options: dict[str, Any] = {}
+    """Arguments of the function that are the same in every call."""
 
 
 class Ready(msgspec.Struct, tag="ready"):
