@@ -1,0 +1,74 @@
+"""An engine that takes turns: the decoder of the `transformers` engine in the caller's thread, so that runs repeat.
+
+    GroupMaker ── generate, score ──► queue ──► drive: decode step after decode step, then all scorings in one pass
+
+What is sampled follows from the seed and the order of the calls alone: no request comes earlier or later than in the
+run before, as it may with a decode thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from _lag import Sampler
+
+from headrace_rollout.engines.base import Sampled, SamplingConfig, Scored
+from headrace_rollout.engines.slots import Generation
+
+T = TypeVar("T")
+SETTLING = 8
+"""Turns of the event loop after which every task has asked for all that it can ask for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    tokens: npt.NDArray[np.int32]
+    start: int
+    temperature: float
+    future: asyncio.Future[Scored]
+
+
+class TurnEngine(Sampler):
+    """`generate` and `score` as an `Engine` has them; they get on while `drive` runs."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._scorings: list[_Scoring] = []
+
+    async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
+        """One completion of `prompt`."""
+        request = Generation(np.ascontiguousarray(prompt, np.int32), sampling)
+        self._decoder.accept(request)
+        return await asyncio.wrap_future(request.future)
+
+    async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
+        """Log-probabilities of tokens[start:]."""
+        future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        self._scorings.append(_Scoring(np.ascontiguousarray(tokens, np.int32), start, temperature, future))
+        return await future
+
+    @torch.inference_mode()
+    def drive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work`, and all that it asks for."""
+        return asyncio.run(self._drive(work))
+
+    async def _drive(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(work)
+        while not task.done():
+            for _ in range(SETTLING):
+                await asyncio.sleep(0)
+            if self._decoder.running or self._decoder.waiting:
+                self._decoder.admit()
+                self._decoder.step()
+            elif self._scorings:
+                asked, self._scorings = self._scorings, []
+                found = self._policy.score([(s.tokens, s.start, s.temperature) for s in asked])
+                for scoring, logprobs in zip(asked, found, strict=True):
+                    scoring.future.set_result(Scored(logprobs, self._decoder.version))
+        return task.result()

@@ -1,0 +1,126 @@
+"""The careless adder trained by VeriFree, by its verifier, and by VeriFree without the leave-one-out baseline.
+
+Groups are made by the service's own `GroupMaker`: it cuts completions where the answer opens, has the reference answer
+scored by the policy that sampled, and asks the graders `verifree` and `string_check`, built from the JSON that a user
+writes. The arms differ in that JSON and in the baseline; prompts, sampling, learning rate and loss are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from _lag import ADDER
+from _turns import TurnEngine
+
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.ledger import Lease
+from headrace_core.trajectory import Group
+from headrace_learner.algorithms import algorithm
+from headrace_learner.model import Policy
+from headrace_learner.trainer import Trainer
+from headrace_rewards.registry import build, validate
+from headrace_rollout.engines.base import SamplingConfig
+from headrace_rollout.groups import GroupMaker
+from headrace_rollout.prompts import Tokenizer, read_prompts
+from headrace_rollout.reward_watch import WatchedReward
+
+STEPS, EVALUATE_EVERY = 40, 2
+SETTINGS: dict[str, Any] = {
+    **{"algorithm": "rloo", "batch_size": 16, "group_size": 8, "learning_rate": 1.5e-4, "n_steps": STEPS},
+    **{"max_tokens": 40, "max_context": 64, "max_staleness": 0, "reward_recheck": 0.0},
+}
+VERIFIER = {
+    "type": "string_check",
+    "name": "verifier",
+    "input": "{{ sample.output_text }}",
+    "reference": "<answer> {{ item.answer }} </answer>",
+    "operation": "like",
+}
+VERIFREE = {"type": "verifree", "name": "likelihood"}
+NO_BASELINE = {"algorithm": "remax", "kl_coefficient": 0.0, "advantage_clip": None}
+"""Of ReMax with a greedy reward of 0 for every group: A = R."""
+ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "verifree": (VERIFREE, {}),
+    "verifier": (VERIFIER, {}),
+    "no_baseline": (VERIFREE, NO_BASELINE),
+}
+"""(grader, hyperparameters)"""
+
+
+class Run:
+    """One arm, in one thread: synchronous steps."""
+
+    def __init__(self, arm: str, seed: int, model: Path, changes: dict[str, Any] | None = None) -> None:
+        grader, own = ARMS[arm]
+        # Groups are sampled alike in all arms: what `remax` would sample beside, `_without_baseline` makes up for.
+        self._settings = Hyperparameters.model_validate({**SETTINGS, **(changes or {}), "seed": seed})
+        learning = Hyperparameters.model_validate({**SETTINGS, **(changes or {}), **own, "seed": seed})
+        self.trainer = Trainer(Policy(model, learning), algorithm(learning.algorithm), learning)
+        self.version = 0
+        self._baseline = not own
+        self._tokenizer = Tokenizer(model)
+        longest = self._settings.max_context - self._settings.max_tokens
+        self._held_out = read_prompts(ADDER / "validation.jsonl", self._tokenizer, longest)
+        self._engine = TurnEngine(model, self._settings)
+        spec = validate(grader)
+        self._maker = GroupMaker(
+            cast(Any, self._engine),
+            self._tokenizer,
+            WatchedReward(build(grader), spec, "evidence", self._settings),
+            read_prompts(ADDER / "train.jsonl", self._tokenizer, longest),
+            self._settings,
+            lambda: None,
+            spec,
+        )
+
+    def step(self) -> dict[str, float]:
+        """Sample a batch, update the policy by it; mean reward, and what the trainer measures."""
+        groups = self.groups(self._settings.batch_size)
+        result = self.trainer.step(groups, self.version)
+        self.version += 1
+        rewards = [c.reward for g in groups for c in g.completions if c.reward is not None]
+        return {"reward": sum(rewards) / len(rewards), **result.measured.extra}
+
+    def groups(self, count: int) -> list[Group]:
+        """The next ones, by the newest weights."""
+        self._engine.use(self.trainer.policy.model.state_dict(), self.version)
+        first = self.version * self._settings.batch_size
+        leases = [Lease(number, "", 1, self.version) for number in range(first, first + count)]
+
+        async def made() -> list[Group]:
+            return await asyncio.gather(*(self._maker.make(lease) for lease in leases))
+
+        groups = self._engine.drive(made())
+        return groups if self._baseline else [_without_baseline(group) for group in groups]
+
+    def accuracy(self) -> float:
+        """Share of held-out problems that greedy completions, written whole, answer right."""
+        self._engine.use(self.trainer.policy.model.state_dict(), self.version)
+        greedy = SamplingConfig(self._settings.max_tokens, temperature=0.0)
+        sampled = self._engine.sample([(prompt, greedy) for prompt in self._held_out])
+        right = [
+            f"<answer> {prompt.data.item['answer']} </answer>" in self._tokenizer.text(s.token_ids)
+            for s, prompt in zip(sampled, self._held_out, strict=True)
+        ]
+        return sum(right) / len(right)
+
+
+def train(arm: str, seed: int, model: Path, steps: int = STEPS, **changes: Any) -> dict[str, Any]:
+    """The held-out accuracies of one run, every `EVALUATE_EVERY` steps."""
+    torch.set_num_threads(1)
+    run = Run(arm, seed, model, changes)
+    found: dict[str, list[Any]] = {"steps": [0], "accuracies": [run.accuracy()], "rewards": []}
+    for step in range(1, steps + 1):
+        found["rewards"].append(run.step()["reward"])
+        if step % EVALUATE_EVERY == 0:
+            found["steps"].append(step)
+            found["accuracies"].append(run.accuracy())
+    return {"arm": arm, "seed": seed, **found}
+
+
+def _without_baseline(group: Group) -> Group:
+    return replace(group, greedy=replace(group.completions[0], reward=0.0))
