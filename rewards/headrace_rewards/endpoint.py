@@ -26,7 +26,7 @@ from headrace_rewards.protocol import Failure, Outcome, Sample
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.values import to_outcome
 
-VARIABLE_PREFIX = "HEADRACE_ENDPOINT_"
+VARIABLE_PREFIX = "REWARD_ENDPOINT_"
 """Only variables that begin so may be sent as headers: a request cannot carry other secrets of the service away."""
 
 _OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding"}
@@ -58,7 +58,7 @@ class EndpointSpec(GraderSpec):
     """Seconds for one attempt."""
     attempts: int = Field(default=3, ge=1, le=10)
     headers_env: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default={})
-    """Header → variable, such as {"Authorization": "HEADRACE_ENDPOINT_TOKEN"}."""
+    """Header → variable, such as {"Authorization": "REWARD_ENDPOINT_TOKEN"}."""
 
 
 class Endpoint:

@@ -98,8 +98,8 @@ async def test_a_row_that_is_no_json_does_not_spoil_its_neighbours() -> None:
 
 
 async def test_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADRACE_ENDPOINT_TOKEN", "Bearer s3cret")
-    names = {"Authorization": "HEADRACE_ENDPOINT_TOKEN"}
+    monkeypatch.setenv("REWARD_ENDPOINT_TOKEN", "Bearer s3cret")
+    names = {"Authorization": "REWARD_ENDPOINT_TOKEN"}
     async with asking(lengths, headers_env=names) as (reward, server):
         await reward.score(group("a"))
         server.answer = lambda asked: Reply({"rewards": [{"error": f"not you, {asked.headers['authorization']}"}]})
@@ -166,8 +166,8 @@ def test_only_hosts_that_the_operator_listed(hosts: tuple[str, ...]) -> None:
         ({"attempts": 99}, "grader.attempts"),
         ({"headers_env": {"Authorization": "HEADRACE_JUDGE_KEY"}}, "grader.headers_env"),
         ({"headers_env": {"Authorization": "AWS_SECRET_ACCESS_KEY"}}, "grader.headers_env"),
-        ({"headers_env": {"Host": "HEADRACE_ENDPOINT_X"}}, "grader.headers_env"),
-        ({"headers_env": {"X: y\r\nZ": "HEADRACE_ENDPOINT_X"}}, "grader.headers_env"),
+        ({"headers_env": {"Host": "REWARD_ENDPOINT_X"}}, "grader.headers_env"),
+        ({"headers_env": {"X: y\r\nZ": "REWARD_ENDPOINT_X"}}, "grader.headers_env"),
         ({"headers": {"Authorization": "in the open"}}, "grader.headers"),
     ],
 )
@@ -178,5 +178,5 @@ def test_descriptions_that_are_refused(fields: dict[str, Any], param: str) -> No
 
 
 def test_a_variable_that_is_not_set_is_named() -> None:
-    with pytest.raises(InvalidRequest, match="HEADRACE_ENDPOINT_NONE"):
-        build(described("http://a/", headers_env={"X": "HEADRACE_ENDPOINT_NONE"}), RewardRules(hosts=("a",)))
+    with pytest.raises(InvalidRequest, match="REWARD_ENDPOINT_NONE"):
+        build(described("http://a/", headers_env={"X": "REWARD_ENDPOINT_NONE"}), RewardRules(hosts=("a",)))

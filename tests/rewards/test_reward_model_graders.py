@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 from headrace_rewards.registry import build, validate
+from paths import ROOT
 
 KEY = "sk-s3cret"
 SCORE: dict[str, Any] = {
@@ -273,3 +275,10 @@ def test_passing_labels_are_labels() -> None:
 def test_a_dumped_description_means_the_same(grader: dict[str, Any]) -> None:
     spec = validate(grader)
     assert validate(json.loads(json.dumps(spec.model_dump()))) == spec
+
+
+def test_the_documented_examples_are_graders() -> None:
+    blocks = re.findall(r"^```json\n(.*?)^```$", (ROOT / "docs" / "rewards.md").read_text(), re.MULTILINE | re.DOTALL)
+    examples = {grader["type"]: grader for grader in map(json.loads, blocks)}
+    for kind in ("endpoint", "score_model", "label_model"):
+        assert validate(examples[kind]).type == kind
