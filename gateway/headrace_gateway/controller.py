@@ -29,7 +29,7 @@ from redis.exceptions import RedisError
 from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobError, JobStore, Status, model_name
-from headrace_core.ledger import Account, Ledger
+from headrace_core.ledger import Ledger
 from headrace_core.metrics import EvaluationMetrics
 from headrace_core.redis import connect
 from headrace_core.settings import Settings
@@ -37,16 +37,11 @@ from headrace_core.weights import WeightStore, default_root
 from headrace_core.workers import WorkerConfig
 
 from .placement import ROLLOUT, Placement, Plan, Process, alive_nodes, plan
+from .reward_failures import RewardsFailing, check_rewards
 from .supervisor import STOP_SECONDS, Supervisor
 
 WATCH_SECONDS = 1.0
 LEARNER_NAME = "learner"
-
-
-class RewardsFailing(HeadraceError):
-    """More rewards failed than the job's settings allow."""
-
-    code = "too_many_reward_failures"
 
 
 class Cancelled(Exception):
@@ -208,7 +203,9 @@ class JobController:
     async def _evaluate(self, worker: Supervisor, version: int) -> None:
         result: EvaluationMetrics = await worker.call("evaluate", version)
         await self._jobs.record(self._job_id, result)
-        message = f"validation at step {version}: mean reward={result.reward_mean:.3f} on {result.samples} samples"
+        mean = "none" if result.reward_mean is None else f"{result.reward_mean:.3f}"
+        failed = f", {result.reward_failed} without a reward because it failed" if result.reward_failed else ""
+        message = f"validation at step {version}: mean reward={mean} on {result.samples} samples{failed}"
         data = msgspec.to_builtins(result) | {"full_valid_mean_reward": result.reward_mean}
         await self._jobs.tell(self._job_id, message, type="metrics", data=data)
 
@@ -222,7 +219,7 @@ class JobController:
             await asyncio.sleep(WATCH_SECONDS)
             _check_wanted(await self._jobs.get(self._job_id))
             account = await self._ledger.account()
-            _check_rewards(account, settings)
+            await check_rewards(self._jobs, self._job_id, account, settings)
             if account != before or not self._training():
                 before, since = account, time.monotonic()
             elif time.monotonic() - since > self._settings.stall_timeout:
@@ -240,12 +237,12 @@ class JobController:
 
     # ── end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _end(self, status: Status, message: str) -> None:
+    async def _end(self, status: Status, message: str, data: dict[str, Any] | None = None) -> None:
         try:
             await self._jobs.move(self._job_id, status)
         except InvalidState:  # a cancel won the race
             return
-        await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info")
+        await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info", data=data)
 
     async def _fail(self, error: Exception) -> None:
         if not isinstance(error, HeadraceError):
@@ -255,7 +252,8 @@ class JobController:
         param = error.param if isinstance(error, HeadraceError) else None
         await self._ledger.close(code)
         await self._jobs.update(self._job_id, error=JobError(code, message, param))
-        await self._end("failed", f"failed: {message}")
+        data = error.data if isinstance(error, RewardsFailing) else None
+        await self._end("failed", f"failed: {message}", data)
 
     async def _clean_up(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self._workers))
@@ -300,15 +298,3 @@ def _check_wanted(job: Job) -> None:
         raise Cancelled
     if job.status == "paused":
         raise Paused
-
-
-def _check_rewards(account: Account, settings: Hyperparameters) -> None:
-    failed = account.states["reward_failed"]
-    ended = failed + account.states["queued"] + account.states["claimed"] + account.states["trained"]
-    enough = 2 * settings.batch_size  # a single early failure is no share
-    if ended >= enough and failed > settings.max_reward_failures * ended:
-        raise RewardsFailing(
-            f"the reward failed for {failed} of {ended} groups, more than max_reward_failures="
-            f"{settings.max_reward_failures:g} allows; the events show the first tracebacks",
-            param="grader",
-        )

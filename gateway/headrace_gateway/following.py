@@ -42,4 +42,5 @@ def _worth_a_line(event: dict[str, Any]) -> bool:
 
 def _note(step: dict[str, Any]) -> str:
     ages = [int(age) for age, of_age in step["ages"].items() if of_age["tokens"]]
-    return f"reward {step['reward_mean']:.3f} · oldest token {max(ages, default=0)}"
+    reward = "none" if step["reward_mean"] is None else f"{step['reward_mean']:.3f}"
+    return f"reward {reward} · oldest token {max(ages, default=0)}"

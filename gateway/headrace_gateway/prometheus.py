@@ -20,6 +20,8 @@ from redis.asyncio import Redis
 from headrace_core.jobs import Job, JobStore
 from headrace_core.ledger import Ledger
 
+from .reward_summary import summary
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _AFTER_END = 600.0
 _LATELY = 300
@@ -39,7 +41,24 @@ _SERIES: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], st
     "headrace_step_tokens": (_G, "Tokens of the last step by age.", ("job", "age")),
     "headrace_step_seconds": (_G, "Seconds of the last step by stage.", ("job", "stage")),
     "headrace_reward_mean": (_G, "Mean reward of the last step.", ("job",)),
+    "headrace_reward_zero_variance_share": (_G, "Share of the last step's groups of equal rewards.", ("job",)),
+    "headrace_reward_completions": (_C, "Completions that were to be scored.", ("job",)),
+    "headrace_reward_not_applicable": (_C, "Completions of which the reward had no opinion.", ("job",)),
+    "headrace_reward_failures": (_C, "Completions whose reward failed.", ("job", "kind")),
+    "headrace_reward_left_out": (_C, "Failed completions that a group went on without.", ("job",)),
+    "headrace_reward_again": (_C, "Completions that were scored a second time.", ("job",)),
+    "headrace_reward_again_failures": (_C, "Second scorings that failed.", ("job", "kind")),
+    "headrace_reward_again_skipped": (_C, "Groups not scored again, the reward being too slow.", ("job",)),
+    "headrace_reward_again_equal_share": (_G, "Share of equal scores when scored again.", ("job", "bound")),
+    "headrace_reward_again_difference": (_G, "Mean difference when scored again.", ("job", "bound")),
+    "headrace_reward_truth": (_C, "Completions held against a truth.", ("job", "truth", "confusion")),
+    "headrace_reward_flip_rate": (_G, "Estimated flip rates.", ("job", "truth", "rate", "bound")),
+    "headrace_reward_disagreement": (_G, "Share on which reward and truth disagree.", ("job", "truth", "bound")),
+    "headrace_reward_audit_failed": (_C, "Completions that could not be audited.", ("job",)),
+    "headrace_reward_drift": (_G, "Mean shift of the panel against its first scores.", ("job", "bound")),
+    "headrace_reward_drift_error": (_G, "Standard error of that shift.", ("job",)),
     "headrace_evaluation_reward_mean": (_G, "Mean reward of the last evaluation.", ("job",)),
+    "headrace_evaluation_reward_failures": (_G, "Samples of the last evaluation that failed.", ("job", "kind")),
     "headrace_worker_up_seconds": (_G, "Seconds since the worker's start.", ("job", "worker")),
     "headrace_worker_busy_seconds": (_C, "Seconds of generating or training.", ("job", "worker")),
     "headrace_worker_waiting_seconds": (_C, "Seconds of waiting.", ("job", "worker", "reason")),
@@ -63,6 +82,7 @@ async def exposition(redis: Redis) -> bytes:
         if job.finished_at is None or time.time() - job.finished_at < _AFTER_END:
             samples += _of_ledger(job, (await Ledger(redis, job.id).account()).as_dict())
             samples += _of_metrics(job, await jobs.newest_metrics(job.id, _LATELY))
+            samples += _of_reward(job.id, summary(await jobs.rewards(job.id)))
     registry = CollectorRegistry()
     registry.register(_Scrape(samples))
     return generate_latest(registry)
@@ -99,14 +119,15 @@ def _of_metrics(job: Job, newest_first: list[tuple[str, dict[str, Any]]]) -> Ite
     seen = set()
     for kind, data in newest_first:
         source = (kind, data.get("worker"))
-        if source in seen:
+        if source in seen or kind not in _MEASURED:
             continue
         seen.add(source)
         yield from _MEASURED[kind](job.id, data)
 
 
 def _step(job: str, data: dict[str, Any]) -> Iterator[Sample]:
-    yield "headrace_reward_mean", (job,), data["reward_mean"]
+    yield from _known("headrace_reward_mean", (job,), data["reward_mean"])
+    yield from _known("headrace_reward_zero_variance_share", (job,), data["zero_variance_share"])
     for age, of_age in data["ages"].items():
         yield "headrace_step_tokens", (job, age), of_age["tokens"]
     for stage, seconds in data["seconds"].items():
@@ -114,7 +135,9 @@ def _step(job: str, data: dict[str, Any]) -> Iterator[Sample]:
 
 
 def _evaluation(job: str, data: dict[str, Any]) -> Iterator[Sample]:
-    yield "headrace_evaluation_reward_mean", (job,), data["reward_mean"]
+    yield from _known("headrace_evaluation_reward_mean", (job,), data["reward_mean"])
+    for kind, count in data.get("failures", {}).items():
+        yield "headrace_evaluation_reward_failures", (job, kind), count
 
 
 def _update(job: str, data: dict[str, Any]) -> Iterator[Sample]:
@@ -131,6 +154,39 @@ def _worker(job: str, data: dict[str, Any]) -> Iterator[Sample]:
         yield "headrace_worker_waiting_seconds", (*labels, reason), seconds
     for reason, count in data["errors"].items():
         yield "headrace_worker_errors", (*labels, reason), count
+
+
+def _of_reward(job: str, found: dict[str, Any]) -> Iterator[Sample]:
+    for name in ("completions", "not_applicable", "left_out", "audit_failed"):
+        yield f"headrace_reward_{name}", (job,), found[name]
+    for kind, count in found["failures"].items():
+        yield "headrace_reward_failures", (job, kind), count
+    again, drift = found["scored_again"], found["drift"]
+    yield "headrace_reward_again", (job,), again["equal"]["count"] if again["equal"] else 0
+    yield "headrace_reward_again_skipped", (job,), again["skipped_groups"]
+    for kind, count in again["failures"].items():
+        yield "headrace_reward_again_failures", (job, kind), count
+    yield from _interval("headrace_reward_again_equal_share", (job,), again["equal"])
+    yield from _interval("headrace_reward_again_difference", (job,), again["mean_difference"])
+    for truth, flips in found["truth"].items():
+        for confusion, count in flips["confusion"].items():
+            yield "headrace_reward_truth", (job, truth, confusion), count
+        for rate in ("p01", "p10"):
+            yield from _interval("headrace_reward_flip_rate", (job, truth, rate), flips[rate])
+        yield from _interval("headrace_reward_disagreement", (job, truth), flips["disagreement"])
+    yield from _interval("headrace_reward_drift", (job,), drift["mean_shift"])
+    yield from _known("headrace_reward_drift_error", (job,), drift["standard_error"])
+
+
+def _known(name: str, labels: tuple[str, ...], value: float | None) -> Iterator[Sample]:
+    """No sample of a figure that there is not: it would be read as 0."""
+    if value is not None:
+        yield name, labels, value
+
+
+def _interval(name: str, labels: tuple[str, ...], figure: dict[str, Any] | None) -> Iterator[Sample]:
+    for bound in ("value", "low", "high"):
+        yield from _known(name, (*labels, bound), None if figure is None else figure[bound])
 
 
 _MEASURED = {"step": _step, "evaluation": _evaluation, "update": _update, "worker": _worker}

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from headrace_core.ledger import LIVE
 
 from .plot_style import INK, MUTED, set_style
+from .reward_summary import in_words, newest, summary
 
 BLUE, GREEN, AMBER, RED, GREY = "#2b6cb0", "#2f855a", "#d69e2e", "#c53030", "#cbd5e0"
 AGE_COLOURS = ("#2c7a7b", "#38a89d", "#9ae6b4", "#fbd38d", "#ed8936", "#dd6b20", "#c05621", "#9b2c2c")
@@ -191,7 +192,8 @@ def _page(record: Record) -> str:
         ("Ledger", "balances" if record.ledger["balanced"] else "DOES NOT BALANCE"),
     ]
     if evaluations:
-        facts.insert(2, ("Validation", f"{evaluations[0]['reward_mean']:.3f} → {evaluations[-1]['reward_mean']:.3f}"))
+        facts.insert(2, ("Validation", " → ".join(_mean(evaluations[i]["reward_mean"]) for i in (0, -1))))
+    facts += in_words(summary(newest(record.of("reward")))).items()
     facts += [(f"{s.worker} busy", f"{s.busy:.0%} of {s.seconds:.0f} s") for s in steady_shares(record)]
     updates = record.of("update")
     if updates:
@@ -207,3 +209,7 @@ def _page(record: Record) -> str:
         f"dt{{color:{MUTED}}}dd{{margin:0}}img{{width:100%;margin-top:1rem}}</style>"
         f"<h1>{html.escape(job['id'])}: {html.escape(job['status'])}</h1><dl>{rows}</dl>{plots}</html>"
     )
+
+
+def _mean(reward: float | None) -> str:
+    return "none" if reward is None else f"{reward:.3f}"

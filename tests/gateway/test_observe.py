@@ -13,7 +13,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace_core.ledger import Ledger, Outcome
-from headrace_core.metrics import AgeMetrics, EvaluationMetrics, StepMetrics, UpdateMetrics, WorkerMetrics
+from headrace_core.metrics import (
+    AgeMetrics,
+    EvaluationMetrics,
+    Flips,
+    Pairs,
+    RewardMetrics,
+    StepMetrics,
+    UpdateMetrics,
+    WorkerMetrics,
+)
 from headrace_core.staleness import Limits
 
 from .conftest import Served, stored_job
@@ -39,8 +48,18 @@ UPDATE = UpdateMetrics(
 )
 EVALUATION = EvaluationMetrics(
     step=1, time=5.0, seconds=1.0, samples=4, reward_mean=0.75, components={}, reward_failed=0, versions=(1, 1),
-    completion_length=9.0,
+    completion_length=9.0, failures={"timeout": 1},
 )  # fmt: skip
+
+
+def counted(worker: str, started: float) -> RewardMetrics:
+    """Three groups; of the four completions scored again one changed, of the four held against a truth one flipped."""
+    again = Pairs().with_group([1.0, 0.0], [1.0, 0.0]).with_group([1.0, 0.0], [1.0, 0.5])
+    flips = Flips().with_group([True, True, False], [True, False, False]).with_group([True], [True])
+    return RewardMetrics(
+        worker=worker, started=started, time=9.0, groups=3, completions=12, failures={"timeout": 1, "exception": 2},
+        left_out=1, again=again, again_failures={"crashed": 1}, truth={"audit": flips}, drift=again, drift_rounds=1,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -55,6 +74,8 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     await ledger.fail(leases[0], Outcome.REWARD_FAILED, "no such thing")
     for measured in (step(1), step(2, 0.6), WORKER, UPDATE, EVALUATION):
         await served.jobs.record("ftjob-1", measured)
+    for reward in (counted("rollout-0", 1.0), counted("rollout-0", 1.0), counted("rollout-0", 2.0)):
+        await served.jobs.record_reward("ftjob-1", reward)
     async with httpx.AsyncClient(base_url=served.url, timeout=10) as client:
         yield client
 
@@ -81,7 +102,8 @@ async def test_staleness(http: httpx.AsyncClient) -> None:
 
 async def test_metrics_after_an_id(http: httpx.AsyncClient) -> None:
     everything = (await http.get(f"{JOB}/metrics")).json()
-    assert [m["kind"] for m in everything["data"]] == ["step", "step", "worker", "update", "evaluation"]
+    kinds = [m["kind"] for m in everything["data"]]
+    assert kinds == ["step", "step", "worker", "update", "evaluation", *["reward"] * 3]
     since = (await http.get(f"{JOB}/metrics", params={"after": everything["data"][1]["id"], "limit": 2})).json()
     assert [m["kind"] for m in since["data"]] == ["worker", "update"]
     assert since["has_more"]
@@ -120,7 +142,8 @@ async def test_the_dashboards_stream_has_everything_and_resumes(http: httpx.Asyn
     await served.jobs.move("ftjob-1", "cancelled")
     sent = await events(http, f"{JOB}/stream")
     assert [name for name, _, _ in sent if name not in ("state", "done")].count("step") == 2
-    assert {"state", "event", "step", "evaluation", "update", "worker"} <= {name for name, _, _ in sent}
+    assert {"state", "event", "step", "evaluation", "update", "worker", "reward"} <= {name for name, _, _ in sent}
+    assert json.loads(sent[0][2])["reward"]["groups"] == 6
     assert sent[0][0] == "state"  # the page shows the job at once
     assert json.loads(sent[-2][2])["job"]["status"] == "cancelled"
     assert sent[-1][0] == "done"
@@ -146,6 +169,36 @@ async def test_prometheus_series_are_those_documented(http: httpx.AsyncClient) -
     assert series["headrace_reward_mean", ("job",)] == 0.6
     assert series["headrace_groups_admitted_total", ("job",)] == 3
     assert series["headrace_worker_waiting_seconds_total", ("job", "reason", "worker")] == 2.0
+    assert series["headrace_evaluation_reward_failures", ("job", "kind")] == 1
+
+
+async def test_what_a_reward_does_is_exposed_added_up(http: httpx.AsyncClient) -> None:
+    text = (await http.get("/metrics")).text
+    for line in (
+        'headrace_reward_failures_total{job="ftjob-1",kind="exception"} 4.0',
+        'headrace_reward_left_out_total{job="ftjob-1"} 2.0',
+        'headrace_reward_again_total{job="ftjob-1"} 8.0',
+        'headrace_reward_again_equal_share{bound="value",job="ftjob-1"} 0.75',
+        'headrace_reward_flip_rate{bound="value",job="ftjob-1",rate="p01",truth="audit"} 0.5',
+        'headrace_reward_truth_total{confusion="high_but_truly_low",job="ftjob-1",truth="audit"} 2.0',
+    ):
+        assert line in text
+
+
+async def test_what_is_not_known_is_no_sample(http: httpx.AsyncClient, served: Served) -> None:
+    fields = {name: getattr(step(3), name) for name in StepMetrics.__struct_fields__}
+    await served.jobs.record("ftjob-1", StepMetrics(**fields | {"reward_mean": None, "zero_variance_share": None}))
+    text = (await http.get("/metrics")).text
+    assert not re.search(r"^headrace_reward_(mean|zero_variance_share)\{", text, re.MULTILINE)
+    assert 'headrace_step_tokens{age="0",job="ftjob-1"} 90.0' in text
+
+
+async def test_the_reward_route_adds_up_workers_and_their_starts(http: httpx.AsyncClient) -> None:
+    found = (await http.get(f"{JOB}/reward")).json()
+    assert (found["object"], found["fine_tuning_job_id"]) == ("fine_tuning.job.reward", "ftjob-1")
+    assert (found["groups"], found["completions"], found["left_out"]) == (6, 24, 2)
+    assert found["failures"] == {"timeout": 2, "exception": 4}
+    assert (await http.get("/v1/fine_tuning/jobs/ftjob-none/reward")).status_code == 404
 
 
 async def test_the_page_asks_no_other_host(http: httpx.AsyncClient) -> None:

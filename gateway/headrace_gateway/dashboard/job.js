@@ -2,6 +2,7 @@
 
 import { AgeMap, byStep, byTime, Chart, Shares } from "./charts.js";
 import { clock, connection, count, duration, ended, h, setText } from "./dom.js";
+import { RewardFigures } from "./reward.js";
 import { Measurements, median } from "./series.js";
 
 const REDRAW_MS = 500;
@@ -73,6 +74,7 @@ class JobView {
     this.#head(job, ledger);
     this.#tiles(job, ledger);
     this.#charts(job);
+    this.figures.set(this.state.reward, this.measured.stepList);
     this.#ledger(ledger);
     this.#events();
   }
@@ -87,6 +89,7 @@ class JobView {
     this.page.replaceChildren(this.head, this.tiles, grid);
     this.#buildHead(settings);
     this.#buildCharts(grid, settings);
+    this.figures = new RewardFigures(card(grid, "Can the reward be relied on", "Good: completions scored again get the same reward, few rewards are flipped, the reward does not drift, and none fails.", true));
     this.flow = card(grid, "Ledger: where every group is", "Good: every group ends as trained, and the books balance at any moment.", true);
     this.flowBox = h("div");
     this.flow.append(this.flowBox);
@@ -166,7 +169,7 @@ class JobView {
     const validation = evaluations.at(-1)?.reward_mean, before = evaluations[0]?.reward_mean;
     const tiles = [
       ["Validation reward", number(validation), "", evaluations.length > 1 ? `from ${number(before)} at step ${evaluations[0].step}` : "held-out prompts, greedy"],
-      ["Train reward", number(last?.reward_mean), "", last ? `± ${number(last.reward_std)} in step ${last.step}` : "mean of a step"],
+      ["Train reward", number(last?.reward_mean), "", last && last.reward_mean !== null ? `± ${number(last.reward_std)} in step ${last.step}` : "mean of a step"],
       ["Oldest trained token", steps.length ? `${ledger.largest_age}` : "–", ` of ${bound}`, ledger.masked_tokens ? `${count(ledger.masked_tokens)} older tokens masked` : "none had to be masked"],
       ["Generation", rates.length ? count(Math.round(rates.reduce((a, b) => a + b, 0) / rates.length)) : "–", " tokens/s", `${count(ledger.sampled_tokens)} in all`],
       ["Pause for new weights", pause === null ? "–" : pause < 10 ? pause.toFixed(1) : `${Math.round(pause)}`, " ms", `median of ${this.measured.updates.length} updates`],

@@ -44,7 +44,7 @@ export class Measurements {
     let smooth = null;
     const smoothed = x.map((step) => {
       const s = this.steps.get(step);
-      if (!s) return null;
+      if (!s || s.reward_mean === null) return null;
       smooth = smooth === null ? s.reward_mean : 0.8 * smooth + 0.2 * s.reward_mean;
       return smooth;
     });

@@ -14,6 +14,7 @@ from headrace_core.jobs import Event
 
 from ..context import Gateway, Here
 from ..progress import estimated_finish
+from ..reward_summary import summary
 from ..schemas import event_object, job_object
 from ..streaming import PING_SECONDS, follow, stream_id
 from .history import LastEventId
@@ -61,6 +62,14 @@ async def staleness(here: Here, job_id: str) -> dict[str, Any]:
     }
 
 
+@router.get("/reward")
+async def reward(here: Here, job_id: str) -> dict[str, Any]:
+    """How far the reward can be relied on: failures by kind, scored again, held against a truth, its drift."""
+    await here.jobs.get(job_id)
+    found = summary(await here.jobs.rewards(job_id))
+    return {"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **found}
+
+
 @router.get("/metrics")
 async def metrics(
     here: Here, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100_000)] = 10_000
@@ -75,7 +84,8 @@ async def metrics(
 @router.get("/stream")
 async def stream(here: Here, job_id: str, last_event_id: LastEventId = None) -> EventSourceResponse:
     """Everything the dashboard shows, from the job's beginning and on as it comes. SSE events: `event` (what the job
-    says), `step`, `evaluation`, `update`, `worker` (measurements), `state` (job and ledger, about once a second)."""
+    says), `step`, `evaluation`, `update`, `worker`, `reward` (measurements), `state` (job, ledger and what the reward
+    does, about once a second)."""
     await here.jobs.get(job_id)
     told, _, measured = (last_event_id or "0/0").partition("/")
     since = (stream_id(told), stream_id(measured))
@@ -106,6 +116,7 @@ async def _state(here: Gateway, job_id: str) -> ServerSentEvent:
     state = {
         "job": job_object(job, await estimated_finish(here.jobs, job)),
         "ledger": account.as_dict(),
+        "reward": summary(await here.jobs.rewards(job_id)),
     }
     return _sse("state", state, None)
 

@@ -1,0 +1,93 @@
+"""Failing rewards end a job once their share is passed, and the error shows kinds, counts and samples."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.ledger import STATES, Account
+from headrace_core.metrics import RewardMetrics
+from headrace_gateway.reward_failures import RewardsFailing, check_rewards
+
+from .conftest import Served, stored_job
+
+SETTINGS = Hyperparameters(batch_size=4, group_size=2, max_reward_failures=0.25, n_steps=1)
+EMPTY = Account(0, dict.fromkeys(STATES, 0), 0, 0, 0, 0, 0)
+
+Check = Callable[..., Awaitable[None]]
+
+
+def account(failed: int, good: int) -> Account:
+    states = EMPTY.states | {"reward_failed": failed, "trained": good - good // 2, "queued": good // 2}
+    return replace(EMPTY, admitted=failed + good, states=states)
+
+
+@pytest.fixture
+async def check(served: Served) -> Check:
+    await served.jobs.create(stored_job())
+
+    async def check(failed: int, good: int, **settings: Any) -> None:
+        await check_rewards(served.jobs, "ftjob-1", account(failed, good), SETTINGS.model_copy(update=settings))
+
+    return check
+
+
+async def count(served: Served, worker: str = "rollout-0", **fields: Any) -> None:
+    await served.jobs.record_reward("ftjob-1", RewardMetrics(worker=worker, started=1.0, time=2.0, **fields))
+
+
+async def tell(served: Served, group: int, kind: str) -> None:
+    data = {"group": group, "kind": kind, "error": f"it was {kind}", "traceback": f"Traceback of group {group}"}
+    await served.jobs.tell("ftjob-1", "reward failed", level="warn", data=data)
+
+
+async def test_a_share_of_groups_is_allowed(check: Check) -> None:
+    await check(2, 6)
+    await check(7, 0)  # two batches are not judged
+    with pytest.raises(
+        RewardsFailing, match=r"^the reward failed for 3 of 8 groups, more than max_reward_failures=0.25 "
+    ):
+        await check(3, 5)
+
+
+async def test_the_error_shows_kinds_and_one_sample_of_each_first(served: Served, check: Check) -> None:
+    await count(served, failures={"exception": 3, "timeout": 1})
+    await count(served, "rollout-1", failures={"timeout": 5, "crashed": 1})
+    for group, kind in ((0, "exception"), (1, "exception"), (2, "timeout"), (3, "exception"), (4, "timeout")):
+        await tell(served, group, kind)
+    await served.jobs.tell("ftjob-1", "of an evaluation", data={"kind": "crashed", "traceback": "of no group"})
+    with pytest.raises(RewardsFailing) as caught:
+        await check(8, 0)
+    error = caught.value
+    assert error.data["failures"] == {"timeout": 6, "exception": 3, "crashed": 1}
+    assert [s["group"] for s in error.data["samples"]] == [0, 2, 1]
+    assert "completions by kind: timeout 6, exception 3, crashed 1\n\ngroup 0, exception: it was exception\n" in str(
+        error
+    )
+    assert str(error).endswith("group 1, exception: it was exception\nTraceback of group 1")
+    assert error.code == "too_many_reward_failures"
+    assert error.param == "grader"
+
+
+async def test_completions_left_out_are_a_share_too(served: Served, check: Check) -> None:
+    await count(served, completions=15, left_out=15, failures={"timeout": 15})
+    await check(0, 8)  # two batches of completions are not judged
+    await count(served, completions=100, left_out=25, failures={"timeout": 25})
+    await check(0, 8)
+    await count(served, "rollout-1", completions=20, left_out=6, failures={"timeout": 6})
+    with pytest.raises(RewardsFailing, match=r"31 of 120 completions, which were left out of their groups.*timeout 31"):
+        await check(0, 8)
+
+
+async def test_it_waits_for_what_workers_have_yet_to_report(served: Served, check: Check) -> None:
+    checking = asyncio.ensure_future(check(8, 0))
+    await count(served, failures={"crashed": 4})
+    await asyncio.wait([checking], timeout=0.1)
+    await count(served, "rollout-1", failures={"crashed": 4})
+    with pytest.raises(RewardsFailing, match="crashed 8"):
+        await checking

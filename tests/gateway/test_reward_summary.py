@@ -1,0 +1,72 @@
+"""Counts of several workers as figures with intervals; what was not measured is None, and is not said."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from headrace_core.agreement import wilson
+from headrace_core.metrics import Flips, Pairs, RewardMetrics
+from headrace_gateway.reward_summary import in_words, newest, summary
+
+
+def counted(worker: str = "rollout-0", started: float = 1.0, **fields: object) -> RewardMetrics:
+    return RewardMetrics(**{"worker": worker, "started": started, "time": 2.0, **fields})  # type: ignore[arg-type]
+
+
+def test_of_nothing_nothing_is_said() -> None:
+    for found in (summary([]), summary([counted()])):
+        assert found["scored_again"]["equal"] is None
+        assert found["drift"] == {"mean_shift": None, "standard_error": None, "rounds": 0, "moves": None}
+        assert found["truth"] == found["failures"] == {}
+        assert in_words(found) == {"Reward failures": "none, of 0 completions"}
+        json.dumps(found)
+
+
+def test_flip_rates_of_two_workers() -> None:
+    one = Flips().with_group([True, False, True, False], [False, False, True, True])
+    two = Flips().with_group([False, False], [False, False])
+    found = summary([counted(truth={"audit": one}), counted("rollout-1", truth={"audit": two, "clean": one})])["truth"]
+    assert list(found) == ["audit", "clean"]
+    assert found["audit"]["confusion"] == {
+        "high_and_truly_high": 1,
+        "high_but_truly_low": 1,
+        "low_but_truly_high": 1,
+        "low_and_truly_low": 3,
+    }
+    rates = {name: found["audit"][name]["value"] for name in ("p01", "p10", "disagreement")}
+    assert rates == pytest.approx({"p01": 1 / 4, "p10": 1 / 2, "disagreement": 2 / 6})
+    assert found["audit"]["p01"]["count"] == 4
+
+
+def test_a_reward_that_moves_is_told_from_one_that_shakes() -> None:
+    moved, shaken = Pairs(), Pairs()
+    for n in range(16):
+        moved = moved.with_group([0.0, 1.0], [0.2 + n / 100, 1.2])
+        shaken = shaken.with_group([0.0, 1.0], [0.0 + (-1) ** n, 1.0])
+    found = summary([counted(drift=moved, drift_rounds=2)])["drift"]
+    assert found["moves"] is True
+    assert found["rounds"] == 2
+    assert found["mean_shift"]["value"] == pytest.approx(0.2375)
+    assert found["standard_error"] == pytest.approx((found["mean_shift"]["high"] - 0.2375) / 1.959964)
+    assert summary([counted(drift=shaken)])["drift"]["moves"] is False
+
+
+def test_the_newest_of_each_start_counts() -> None:
+    recorded = [counted(groups=1), counted(groups=5), counted(started=7.0, groups=2), counted("rollout-1", groups=3)]
+    entries = [msgspec.json.decode(msgspec.json.encode(r)) for r in recorded]
+    assert [r.groups for r in newest(entries)] == [5, 2, 3]
+
+
+def test_in_words() -> None:
+    again = Pairs().with_group([1.0] * 8, [1.0] * 8).with_group([0.0] * 8, [0.0] * 8)
+    flips = Flips().with_group([True] + [False] * 9, [False] * 10)
+    words = in_words(summary([counted(completions=16, failures={"timeout": 2}, again=again, truth={"audit": flips})]))
+    low, few = wilson(1.0, 2)[0], wilson(0.1, 1)
+    assert words == {
+        "Reward failures": "timeout 2, of 16 completions",
+        "Scored again": f"100.0% ({low:.1%} to 100.0%) the same, 16 completions",
+        "Against audit": f"10.0% ({few[0]:.1%} to {few[1]:.1%}) low made high",
+    }
