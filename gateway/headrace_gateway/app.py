@@ -28,13 +28,14 @@ from headrace_core.settings import Settings
 from . import envelope
 from .context import Gateway
 from .controllers import Controllers, RayControllers
-from .routes import dashboard, files, health, history, jobs, models, observe
+from .routes import dashboard, files, graders, health, history, jobs, models, observe
 
 log = structlog.get_logger(__name__)
 
 RECONCILE_SECONDS = 5.0
 _ROUTERS: Sequence[APIRouter] = (
-    files.router, jobs.router, history.router, observe.router, models.router, health.router, dashboard.router,
+    files.router, jobs.router, history.router, observe.router, graders.router, models.router, health.router,
+    dashboard.router,
 )  # fmt: skip
 
 

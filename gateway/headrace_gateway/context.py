@@ -15,6 +15,7 @@ from headrace_core.settings import Settings
 
 from .controllers import Controllers
 from .files import FileStore
+from .graders import Trials
 from .models import Models
 
 
@@ -28,13 +29,15 @@ class Gateway:
     files: FileStore
     models: Models
     controllers: Controllers
+    trials: Trials
 
     @classmethod
     def over(cls, settings: Settings, redis: Redis, controllers: Controllers) -> Gateway:
         """The parts, all over one Redis."""
         jobs = JobStore(redis)
         files = FileStore(redis, settings.data_dir / "files", settings.max_upload_bytes)
-        return cls(settings, redis, jobs, files, Models(settings, jobs), controllers)
+        trials = Trials(settings.reward_rules)
+        return cls(settings, redis, jobs, files, Models(settings, jobs), controllers, trials)
 
     def ledger(self, job_id: str) -> Ledger:
         """The ledger of one job."""

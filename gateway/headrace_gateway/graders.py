@@ -1,10 +1,14 @@
-"""A grader is checked where its code may run: in a process of the rewards service, never in the gateway."""
+"""A grader is checked, and tried, where its code may run: in a process of the rewards service, never in the gateway.
+
+ask ─► `python -m headrace_rewards check` ─► Verdict      a process a question; it ends with its answer or its time
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,33 +17,112 @@ from headrace_core.reward_rules import RewardRules
 
 CHECK_SECONDS = 120.0
 PARAM = "method.reinforcement.grader"
+_TRIAL_SECONDS = 180.0
+_TRIALS_AT_ONCE = 4
 
 
-async def checked_grader(grader: dict[str, Any], rules: RewardRules) -> dict[str, Any]:
-    """The grader, complete. Raises `InvalidRequest` for one that cannot work; its message says why."""
+class Outcome(msgspec.Struct):
+    """What a grader made of one sample; the fields of the other types are at their defaults."""
+
+    type: Literal["score", "not_applicable", "failure"]
+    value: float | None = None
+    components: dict[str, float] = {}
+    kind: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
+class Part(msgspec.Struct):
+    """A grader, or one that it holds, and its failures."""
+
+    name: str
+    type: str
+    failures: list[Outcome] = []
+
+
+class Problem(msgspec.Struct):
+    """Why a grader cannot be used; `param` names the field, from `grader` on."""
+
+    message: str
+    param: str | None
+    code: str
+
+
+class Verdict(msgspec.Struct):
+    """What the rewards service answers: see `headrace_rewards.check`."""
+
+    ok: bool
+    error: Problem | None
+    grader: dict[str, Any] | None
+    outcomes: list[Outcome]
+    seconds: list[float]
+    parts: list[Part]
+
+
+async def ask(
+    grader: Any,
+    rules: RewardRules,
+    *,
+    samples: Sequence[dict[str, Any]] = (),
+    groups: Sequence[int] | None = None,
+    seconds: float = CHECK_SECONDS,
+    param: str = "grader",
+) -> Verdict:
+    """The verdict on a grader that can be used. Raises `InvalidRequest` for one that cannot work; its message says why,
+    and `param` is where the request holds the grader."""
+    question = msgspec.json.encode(
+        {"grader": grader, "rules": rules, "samples": samples, "groups": [len(samples)] if groups is None else groups}
+    )
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headrace_rewards", "check"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    question = msgspec.json.encode({"grader": grader, "rules": rules})
     try:
-        async with asyncio.timeout(CHECK_SECONDS):
+        async with asyncio.timeout(seconds):
             out, err = await process.communicate(question)
     except TimeoutError as error:
-        raise TimedOut(f"the check of the grader took longer than {CHECK_SECONDS:.0f} s", param=PARAM) from error
+        raise TimedOut(f"the check of the grader took longer than {seconds:.0f} s", param=param) from error
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     try:
-        verdict = msgspec.json.decode(out)
+        verdict = msgspec.json.decode(out, type=Verdict)
     except ValueError as error:
-        raise Unavailable(f"the check of the grader ended with {process.returncode}: {err.decode()[-500:]}") from error
-    if not verdict["ok"]:
-        found = verdict["error"]
-        param = ".".join(p for p in (PARAM, (found.get("param") or "").removeprefix("grader").lstrip(".")) if p)
-        raise InvalidRequest(found["message"], param=param, code=found["code"])
-    complete: dict[str, Any] = verdict["grader"]
-    return complete
+        said = err.decode(errors="replace")[-500:]
+        raise Unavailable(f"the check of the grader ended with {process.returncode}: {said}") from error
+    if verdict.error is not None:
+        found = verdict.error
+        field = ".".join(p for p in (param, (found.param or "").removeprefix("grader").lstrip(".")) if p)
+        raise InvalidRequest(found.message, param=field, code=found.code)
+    return verdict
+
+
+async def checked_grader(grader: dict[str, Any], rules: RewardRules) -> dict[str, Any]:
+    """The grader of a job, complete. Raises `InvalidRequest` for one that cannot work."""
+    verdict = await ask(grader, rules, param=PARAM)
+    assert verdict.grader is not None  # of a grader that can be used
+    return verdict.grader
+
+
+class Trials:
+    """Graders that users try: so many at a time, the others wait within their limit."""
+
+    def __init__(self, rules: RewardRules) -> None:
+        self._rules = rules
+        self._places = asyncio.Semaphore(_TRIALS_AT_ONCE)
+
+    async def verdict(self, grader: Any, samples: Sequence[dict[str, Any]] = ()) -> Verdict:
+        """Raises `InvalidRequest` for a grader that cannot work, `TimedOut` where no place came free in time."""
+        try:
+            async with asyncio.timeout(_TRIAL_SECONDS):
+                await self._places.acquire()
+        except TimeoutError as error:
+            busy = f"{_TRIALS_AT_ONCE} graders are being tried, and none ended within {_TRIAL_SECONDS:.0f} s"
+            raise TimedOut(busy) from error
+        try:
+            return await ask(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS)
+        finally:
+            self._places.release()

@@ -51,7 +51,7 @@ class Part(msgspec.Struct):
     name: str
     type: str
     failures: list[Failure] = []
-    """Its own, and those of graders that it holds."""
+    """Its own: where a grader that it holds failed, those of the same group are that one's."""
 
 
 class Report(msgspec.Struct):
@@ -80,10 +80,11 @@ class _Watching(Builder):
     parts: list[Part] = field(default_factory=list)
 
     def build(self, spec: GraderSpec) -> Reward:
+        first = len(self.parts)
         reward = Builder.build(self, spec)
-        part = Part(spec.name, spec.type)
+        part, held = Part(spec.name, spec.type), self.parts[first:]
         self.parts.append(part)
-        return _Watched(reward, part)
+        return _Watched(reward, part, held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +93,23 @@ class _Watched:
 
     reward: Reward
     part: Part
+    held: Sequence[Part]
 
     async def start(self) -> None:
         await self.reward.start()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        before = self._failures_held()
         outcomes = await self.reward.score(samples)
-        self.part.failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        if self._failures_held() == before:
+            self.part.failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         return outcomes
 
     async def close(self) -> None:
         await self.reward.close()
+
+    def _failures_held(self) -> int:
+        return sum(len(part.failures) for part in self.held)
 
 
 async def _checked(request: Request) -> Report:

@@ -1,0 +1,143 @@
+"""OpenAI's client tries graders, `graders.validate` and `graders.run`: a real gateway, real reward processes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+from openai.types.fine_tuning.alpha.grader_run_response import MetadataErrors
+
+from headrace_core.errors import TimedOut
+from headrace_core.reward_rules import RewardRules
+from headrace_gateway import graders
+from headrace_gateway.graders import Outcome, Trials
+from headrace_gateway.routes.graders import _DETAILS, _FLAGS, _named
+
+from .conftest import GRADER
+
+ALIKE = {
+    "type": "text_similarity",
+    "name": "alike",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.answer }}",
+    "evaluation_metric": "fuzzy_match",
+}
+BOTH: Any = {
+    "type": "multi",
+    "name": "both",
+    "graders": {"exact": GRADER, "alike": ALIKE},
+    "calculate_output": "(exact + alike) / 2",
+}
+
+
+async def test_a_grader_is_run(client: AsyncOpenAI) -> None:
+    ran = await client.fine_tuning.alpha.graders.run(grader=BOTH, model_sample="93!", item={"answer": "93"})
+    assert ran.reward == pytest.approx(0.4)
+    assert ran.sub_rewards == {"exact": 0.0, "alike": pytest.approx(0.8)}
+    assert ran.metadata.scores == {"both": ran.reward, **ran.sub_rewards}
+    assert (ran.metadata.name, ran.metadata.type, ran.metadata.token_usage) == ("both", "multi", None)
+    assert 0 < ran.metadata.execution_time < 10
+    assert ran.api_model_grader_token_usage_per_model == {}
+    errors = ran.metadata.errors.to_dict(mode="json")
+    assert set(errors) == set(_FLAGS) | set(_DETAILS)
+    assert not any(errors.values())
+
+
+async def test_output_json_is_parsed_from_the_sample(client: AsyncOpenAI) -> None:
+    grader: Any = GRADER | {"input": "{{ sample.output_json.n }}"}
+    right = await client.fine_tuning.alpha.graders.run(grader=grader, model_sample='{"n": 93}', item={"answer": "93"})
+    assert right.reward == 1.0
+    wrong = await client.fine_tuning.alpha.graders.run(grader=grader, model_sample="93", item={"answer": "93"})
+    assert wrong.reward is None, "a failure is no reward of zero"
+    assert wrong.metadata.errors.sample_parse_error
+    assert not wrong.metadata.errors.invalid_variable_error
+
+
+async def test_an_error_in_a_users_code_is_told_once_with_its_traceback(client: AsyncOpenAI, tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("def r(completion):\n    return 1 / len(completion)\n")
+    function = {"type": "function", "name": "r", "function": f"{tmp_path}/r.py:r"}
+    grader: Any = {"type": "multi", "name": "m", "graders": [function], "calculate_output": "r"}
+    ran = await client.fine_tuning.alpha.graders.run(grader=grader, model_sample="")
+    errors = ran.metadata.errors
+    assert ran.reward is None
+    assert errors.python_grader_runtime_error
+    assert "line 2, in r" in (errors.python_grader_runtime_error_details or "")
+    assert [name for name, value in errors.to_dict(mode="json").items() if value is True] == [
+        "python_grader_runtime_error"
+    ]
+    assert ran.metadata.model_extra is not None
+    assert ran.metadata.model_extra["failure"]["message"] == "grader 'r': ZeroDivisionError: division by zero"
+
+
+async def test_a_grader_is_validated_and_comes_back_complete(client: AsyncOpenAI) -> None:
+    given: Any = BOTH | {"graders": [GRADER | {"name": "exact"}, ALIKE]}
+    valid = await client.fine_tuning.alpha.graders.validate(grader=given)
+    assert valid.grader is not None
+    assert valid.grader.to_dict() == BOTH | {"graders": {"exact": GRADER | {"name": "exact"}, "alike": ALIKE}}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"calculate_output": "exact +"}, "grader.calculate_output", "is not a formula"),
+        ({"graders": {"exact": GRADER | {"operation": "about"}}}, "grader.graders.exact", "'ilike'"),
+    ],
+)
+async def test_a_wrong_grader_is_refused_and_its_field_named(
+    client: AsyncOpenAI, change: dict[str, Any], param: str, message: str
+) -> None:
+    wrong: Any = BOTH | change
+    with pytest.raises(openai.BadRequestError, match=message) as refused:
+        await client.fine_tuning.alpha.graders.validate(grader=wrong)
+    assert refused.value.param == param
+
+
+async def test_a_wrong_grader_is_not_run(client: AsyncOpenAI) -> None:
+    wrong: Any = GRADER | {"type": "vibes"}
+    with pytest.raises(openai.BadRequestError, match="known types") as refused:
+        await client.fine_tuning.alpha.graders.run(grader=wrong, model_sample="93")
+    assert refused.value.param == "grader.type"
+
+
+def test_the_errors_are_those_of_the_clients_type() -> None:
+    theirs = {field.alias or name for name, field in MetadataErrors.model_fields.items()}
+    assert set(_FLAGS) | set(_DETAILS) == theirs
+
+
+@pytest.mark.parametrize(
+    ("grader", "kind", "message", "flags"),
+    [
+        ("string_check", "bad_input", "there is no 'item.answer'; 'item' has no keys", {"invalid_variable_error"}),
+        ("score_model", "bad_input", "there is no 'sample.output_json.x'; …", {"sample_parse_error"}),
+        ("python", "exception", "ValueError", {"python_grader_runtime_error"}),
+        ("python", "timeout", "took long", {"python_grader_runtime_error", "unresponsive_reward_error"}),
+        ("function", "crashed", "signal 9", {"python_grader_server_error"}),
+        ("score_model", "bad_output", "the judge refused: no", {"model_grader_refusal_error"}),
+        ("label_model", "invalid_value", "none of the labels", {"model_grader_parse_error"}),
+        ("score_model", "unavailable", "500", {"model_grader_server_error"}),
+        ("endpoint", "unavailable", "503", {"unresponsive_reward_error"}),
+        ("multi", "invalid_value", "'a / b', of 1, 0", {"other_error"}),
+    ],
+)
+def test_every_failure_has_a_name_of_openais(grader: str, kind: str, message: str, flags: set[str]) -> None:
+    named = _named(grader, Outcome("failure", kind=kind, message=message, traceback="File …"))
+    assert {name for name, value in named.items() if value is True} == flags
+    assert set(named) <= set(_FLAGS) | set(_DETAILS)
+
+
+async def test_trials_wait_for_a_place_and_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("import time\ndef r(completion): time.sleep(60)\n")
+    hangs = {"type": "function", "name": "r", "function": f"{tmp_path}/r.py:r"}
+    monkeypatch.setattr(graders, "_TRIALS_AT_ONCE", 1)
+    monkeypatch.setattr(graders, "_TRIAL_SECONDS", 1.0)
+    trials = Trials(RewardRules())
+    first = asyncio.create_task(trials.verdict(hangs, [{"output_text": "a"}]))
+    await asyncio.sleep(0)  # it has the place
+    with pytest.raises(TimedOut, match="1 graders are being tried"):
+        await trials.verdict(GRADER)
+    with pytest.raises(TimedOut, match="longer than 1 s"):
+        await first
