@@ -1,0 +1,170 @@
+"""Rewards without a verifier, against figures computed by hand; what they ask for, in training and in an evaluation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from headrace_core.errors import InvalidRequest
+from headrace_rewards.protocol import Draw, Failure, Measured, NotApplicable, Outcome, Sample, Score
+from headrace_rewards.registry import build, validate
+from headrace_rewards.verifier_free.base import LikelihoodSpec, asked
+from headrace_rewards.verifier_free.majority_vote import answer_in
+
+HALF, QUARTER, TENTH = math.log(0.5), math.log(0.25), math.log(0.1)
+RIGHT = {
+    "type": "string_check",
+    "name": "right",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.answer }}",
+    "operation": "eq",
+}
+
+
+def grader(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"type": kind, "name": kind, **fields}
+
+
+def of(measured: Measured | None, completion: int = 0, text: str = "", group: int = 0) -> Sample:
+    return Sample(text, draw=Draw(group, completion), measured=measured)
+
+
+def answered(*reference: float, alone: tuple[float, ...] | None = None) -> Measured:
+    return Measured(logprobs=(-1.0,), reference=reference, reference_alone=alone)
+
+
+async def score(described: dict[str, Any], *samples: Sample) -> list[Outcome]:
+    return await build(described).score(samples)
+
+
+def values(outcomes: list[Outcome]) -> list[float]:
+    assert all(isinstance(outcome, Score) for outcome in outcomes)
+    return [outcome.value for outcome in outcomes if isinstance(outcome, Score)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "opened", "unopened"),
+    [("verifree", 0.125, 0.0), ("jepo", math.log(0.125), -20.0), ("latro", math.log(0.125), -20.0)],
+)
+async def test_the_likelihood_of_the_reference_answer(kind: str, opened: float, unopened: float) -> None:
+    outcomes = await score(grader(kind), of(answered(HALF, QUARTER)), of(answered()))
+    assert values(outcomes) == pytest.approx([opened, unopened])
+    assert [o.components for o in outcomes if isinstance(o, Score)] == [{"answer_opened": 1.0}, {"answer_opened": 0.0}]
+
+
+async def test_a_log_likelihood_has_a_floor() -> None:
+    far, farther = answered(-3.0, -4.0), answered(-800.0)
+    assert values(await score(grader("jepo", floor=-7.5), of(far), of(farther), of(answered()))) == [-7.0, -7.5, -7.5]
+    assert values(await score(grader("verifree"), of(farther))) == [0.0]
+    with pytest.raises(InvalidRequest, match=r"grader\.floor"):
+        validate(grader("jepo", floor=0.0))
+
+
+def test_the_weight_of_the_reference_answers_tokens() -> None:
+    def weight(kind: str) -> float:
+        spec = validate(grader(kind))
+        assert isinstance(spec, LikelihoodSpec)
+        return spec.reference_weight([HALF, TENTH])
+
+    assert [weight(kind) for kind in ("jepo", "latro", "rlpr")] == [1.0, 1.0, 0.0]
+    assert weight("verifree") == pytest.approx(0.05)
+
+
+async def test_rlpr_is_what_the_reasoning_adds_to_the_mean_probability() -> None:
+    alone = (HALF, TENTH)  # mean 0.3
+    outcomes = await score(
+        grader("rlpr"),
+        of(answered(HALF, HALF, alone=alone)),  # 0.5 − 0.3
+        of(answered(TENTH, TENTH, alone=alone)),  # 0.1 − 0.3: clipped
+        of(answered(alone=alone)),  # nothing opened
+    )
+    assert values(outcomes) == pytest.approx([0.2, 0.0, 0.0])
+    assert isinstance(outcomes[0], Score)
+    assert outcomes[0].components == pytest.approx({"reasoned": 0.5, "alone": 0.3, "answer_opened": 1.0})
+
+
+async def test_rlpr_leaves_out_groups_whose_spread_is_under_half_its_moving_average() -> None:
+    reward = build(grader("rlpr"))
+
+    def group(low: float, high: float, evaluating: bool = False) -> list[Sample]:
+        samples = [of(answered(math.log(p), alone=(math.log(1e-9),))) for p in (low, high)]
+        return [Sample("", measured=s.measured) for s in samples] if evaluating else samples
+
+    async def kept(samples: list[Sample]) -> bool:
+        outcomes = await reward.score(samples)
+        assert len({type(outcome) for outcome in outcomes}) == 1
+        return isinstance(outcomes[0], Score)
+
+    assert await kept(group(0.2, 0.6))  # the first: spread 0.2, and so the average
+    assert not await kept(group(0.5, 0.69))  # 0.095 < 0.1; the average falls to 0.19895
+    assert await kept(group(0.5, 0.699))  # 0.0995 ≥ 0.099475; it would not have been, had the average stayed at 0.2
+    assert not await kept(group(0.5, 0.5))
+    assert await kept(group(0.5, 0.5, evaluating=True))
+    assert isinstance((await build(grader("rlpr", spread_share=0)).score(group(0.5, 0.5)))[0], Score)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so <answer> 4  2 </answer>", "4 2"),
+        ("<answer>1</answer> no, <answer>2\n</answer>.", "2"),
+        ("we add\n\n the sum is 42 \n", "the sum is 42"),
+        ("<answer> </answer>", None),
+        ("  \n", None),
+        ("<answer> 3", "<answer> 3"),
+    ],
+)
+def test_the_answer_in_a_text(text: str, answer: str | None) -> None:
+    assert answer_in(text, "answer") == answer
+
+
+async def test_the_majority_of_a_group_is_right_and_ties_go_to_the_first_seen() -> None:
+    texts = ["7", "<answer> 8 </answer>", "8", "7", "", "9"]
+    samples = [of(None, number, text) for number, text in enumerate(texts)]
+    assert values(await score(grader("majority_vote"), *samples)) == [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    two_groups = [of(None, 0, "1"), of(None, 0, "2", 1), of(None, 1, "2", 1), of(None, 2, "1", 1)]
+    outcomes = await score(grader("majority_vote"), *two_groups)
+    assert values(outcomes) == [1.0, 1.0, 1.0, 0.0]
+    assert outcomes[3] == Score(0.0, {"agreement": 2 / 3})
+    assert await score(grader("majority_vote"), of(None, 0, ""), Sample("7")) == [Score(0.0), NotApplicable()]
+    tagged = [of(None, n, f"<final>{n // 2}</final> {n}") for n in range(3)]
+    assert values(await score(grader("majority_vote", tag="final"), *tagged)) == [1.0, 1.0, 0.0]
+
+
+async def test_certainty_and_entropy_are_means_over_the_tokens() -> None:
+    measured = Measured((-1.0, -1.0), entropies=(0.5, 1.5), certainties=(3.0, 5.0))
+    assert values(await score(grader("self_certainty"), of(measured))) == [4.0]
+    assert values(await score(grader("entropy"), of(measured))) == [-1.0]
+
+
+@pytest.mark.parametrize("kind", ["verifree", "jepo", "latro", "rlpr", "self_certainty", "entropy"])
+async def test_what_was_not_measured_is_a_failure_and_an_evaluation_may_have_a_grader_of_its_own(kind: str) -> None:
+    for sample in (Sample("42", {"answer": "42"}), of(Measured((-1.0,)))):
+        (outcome,) = await score(grader(kind), sample)
+        assert isinstance(outcome, Failure)
+        assert "name another one as its 'evaluation'" in outcome.message
+    reward = build(grader(kind, evaluation=RIGHT))
+    await reward.start()
+    assert values(await reward.score([Sample("42", {"answer": "42"}), Sample("41", {"answer": "42"})])) == [1.0, 0.0]
+    (outcome,) = await reward.score([of(None)])
+    assert isinstance(outcome, Failure)
+    await reward.close()
+
+
+def test_who_is_asked_in_training_and_in_an_evaluation() -> None:
+    both = {
+        "type": "multi",
+        "name": "both",
+        "graders": {
+            "a": grader("noisy", grader=grader("verifree", evaluation=RIGHT), flip=0.1),
+            "b": grader("self_certainty"),
+        },
+        "calculate_output": "a + b",
+    }
+    spec = validate(both)
+    assert [each.type for each in asked(spec, evaluating=False)] == ["multi", "noisy", "verifree", "self_certainty"]
+    assert [each.type for each in asked(spec, evaluating=True)] == ["multi", "noisy", "string_check", "self_certainty"]
+    assert spec.needs() == {"reference", "distribution"}
+    assert validate(spec.model_dump()) == spec
