@@ -1,6 +1,6 @@
 """Reference answers end to end on the shipped adder: what is appended, by which version, and what a forward says of it.
 
-The adder's policy writes `<answer> … </answer>` itself, so real sampled completions are cut and go on with the reference.
+The adder's policy writes `<answer> … </answer>` itself, so real completions are cut and go on with the reference.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from headrace_rollout.engines.transformers_engine import TransformersEngine
 from headrace_rollout.groups import GroupMaker
 from headrace_rollout.measuring import Measurer
 from headrace_rollout.prompts import Prompt, Tokenizer, read_prompts
+from headrace_rollout.reward_watch import WatchedReward
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder"
 SETTINGS = Hyperparameters(
@@ -58,7 +59,8 @@ def model() -> Any:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[TransformersEngine]:
-    made = TransformersEngine(EngineConfig(ADDER / "model", version=3, max_model_len=128, max_running=16, seed=5))
+    config = EngineConfig(ADDER / "model", 3, max_model_len=128, max_running=16, seed=5, distributions=True)
+    made = TransformersEngine(config)
     await made.start()
     yield made
     await made.close()
@@ -80,8 +82,9 @@ async def make_group(
 ) -> tuple[Group, GroupMaker]:
     """The first group, over the wire and back."""
     settings = SETTINGS.model_copy(update=changes)
-    reward = build(described)
-    maker = GroupMaker(engine, tokenizer, reward, prompts, settings, lambda: None, validate(described))
+    spec = validate(described)
+    watched = WatchedReward(build(described), spec, "rollout-0", settings)
+    maker = GroupMaker(engine, tokenizer, watched, prompts, settings, lambda: None, spec)
     return decode(encode(await maker.make(Lease(0, "token", 1, 3)))), maker
 
 
@@ -192,7 +195,7 @@ async def test_what_cannot_be_measured_is_said_before_the_first_group(
     engine: TransformersEngine, tokenizer: Tokenizer, prompts: list[Prompt]
 ) -> None:
     bad = validate(grader("verifree", reference="> {{ item.solution }} </answer>"))
-    with pytest.raises(InvalidData, match="row 1 has no reference answer: there is no 'item.solution'"):
+    with pytest.raises(InvalidData, match=r"row 1 has no reference answer: there is no 'item\.solution'"):
         Measurer(engine, tokenizer, bad, SETTINGS, prompts)
     with pytest.raises(InvalidRequest, match="top_p"):
         Measurer(engine, tokenizer, validate(grader("entropy")), SETTINGS.model_copy(update={"top_p": 0.9}), prompts)
@@ -216,5 +219,5 @@ async def test_a_reference_answer_that_does_not_fit_is_refused_and_a_tight_conte
     (traced,) = await measurer.complete(prompt, [SamplingConfig(60)])
     assert len(traced.sampled.token_ids) <= 2
     none = Measurer(engine, tokenizer, spec, SETTINGS.model_copy(update={"max_context": needed}), prompts)
-    with pytest.raises(RequestRefused, match="row 1: .* raise max_context"):
+    with pytest.raises(RequestRefused, match=r"row 1: .* raise max_context"):
         await none.complete(prompt, [SamplingConfig(60)])
