@@ -10,47 +10,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
-from headrace_rewards.functions import FunctionSpec
+from headrace_core.reward_rules import RewardRules
+from headrace_rewards.judging import JudgedSpec, hosted
 from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Reward, Sample
-from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import TemplateText
 from headrace_rewards.templates import MissingPath, Template
 
-_JUDGE = Path(__file__).parent / "judges" / "maths_judge.py"
 
-
-class MathVerifySpec(GraderSpec):
+class MathVerifySpec(JudgedSpec):
     """`input` and `reference` are templates; a reference without math delimiters is LaTeX as a whole."""
 
     type: Literal["math_verify"]
     reference: TemplateText = "{{ item.answer }}"
     input: TemplateText = "{{ sample.output_text }}"
-    timeout: float = Field(default=10.0, gt=0, le=600)
-    """Seconds for one batch, and for each of its completions alone where the batch took longer."""
-    workers: int = Field(default=1, ge=1, le=64)
-    """Processes that judge side by side."""
-
-    def judge(self) -> FunctionSpec:
-        """The function that does the work."""
-        return FunctionSpec(
-            type="function",
-            name=self.name,
-            function=f"{_JUDGE}:judge",
-            timeout=self.timeout,
-            workers=self.workers,
-        )
 
 
 class MathVerify:
     """See the module's picture. A completion in which no answer is found scores 0."""
 
     def __init__(self, spec: MathVerifySpec, judge: Reward) -> None:
-        """`judge` is built of `spec.judge()`."""
         self._input = Template.parse(spec.input)
         self._reference = Template.parse(spec.reference)
         self._judge = judge
@@ -84,6 +64,11 @@ class MathVerify:
             return Sample(self._input.render(sample), {"gold": self._reference.render(sample)})
         except MissingPath as missing:
             return Failure("bad_input", str(missing))
+
+
+def make(spec: MathVerifySpec, rules: RewardRules) -> MathVerify:
+    """A reward that is not started yet."""
+    return MathVerify(spec, hosted("maths_judge", spec, rules))
 
 
 def _outcome(verdict: Outcome, gold: str) -> Outcome:

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
+from headrace_rewards import maths
 from headrace_rewards.audited import Audited, AuditedSpec
 from headrace_rewards.calibrated import Calibrated, CalibratedSpec
 from headrace_rewards.debias import Debias, DebiasSpec
 from headrace_rewards.endpoint import Endpoint, EndpointSpec
 from headrace_rewards.functions import FunctionReward, FunctionSpec
 from headrace_rewards.label_model import LabelModel, LabelModelSpec
-from headrace_rewards.maths import MathVerify, MathVerifySpec
 from headrace_rewards.multi import Multi, MultiSpec
 from headrace_rewards.noisy import Noisy, NoisySpec
 from headrace_rewards.protocol import Reward
@@ -29,6 +29,7 @@ from headrace_rewards.registered import Registered, RegisteredSpec
 from headrace_rewards.score_model import ScoreModel, ScoreModelSpec
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import StringCheck, StringCheckSpec
+from headrace_rewards.tasks import verifier
 from headrace_rewards.text_similarity import TextSimilarity, TextSimilaritySpec
 from headrace_rewards.verifier_free import entropy, jepo, latro, majority_vote, rlpr, self_certainty, verifree
 
@@ -64,7 +65,8 @@ GRADERS: dict[str, Grader] = {
     "endpoint": Grader(EndpointSpec, lambda spec, builder: Endpoint(spec, builder.rules)),
     "score_model": Grader(ScoreModelSpec, lambda spec, builder: ScoreModel(spec, builder.rules)),
     "label_model": Grader(LabelModelSpec, lambda spec, builder: LabelModel(spec, builder.rules)),
-    "math_verify": Grader(MathVerifySpec, lambda spec, builder: MathVerify(spec, builder.build(spec.judge()))),
+    "math_verify": Grader(maths.MathVerifySpec, lambda spec, builder: maths.make(spec, builder.rules)),
+    "reasoning_gym": Grader(verifier.ReasoningGymSpec, lambda spec, builder: verifier.make(spec, builder.rules)),
     "noisy": Grader(NoisySpec, lambda spec, builder: Noisy(spec, builder.build(spec.grader))),
     "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),
     "reasoning_pattern": Grader(ReasoningPatternSpec, lambda spec, _: ReasoningPattern(spec)),

@@ -1,4 +1,8 @@
-"""Functions that host processes load by path, as they load a user's: what they judge with meets text of a model's.
+"""Judges of our own: what meets a model's text, run in host processes like a user's code.
 
-This file imports nothing: a judge imports its own library, in the host alone.
+    rewards/…/maths.py ──┐                       ┌─► maths_judge   math-verify
+                         ├─► judging ─► a host ──┤
+    tasks/verifier.py ───┘   (here)              └─► task_judge    reasoning-gym
+
+A judge imports its own library, in the host alone.
 """

@@ -1,0 +1,78 @@
+"""`reasoning_gym:chain_sum?size=1000&seed=42&min_terms=2`: a task's name and its parameters, as a URL's query.
+
+Own names: `size`, `seed`, `answer`, `system`. Every other is a parameter of the task itself; its value is JSON where it
+can be read so (`2`, `0.5`, `true`, `["+","-"]`), else text.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from headrace_core.errors import InvalidRequest
+from headrace_rewards.tasks.answers import INSTRUCTIONS, Place
+
+LIBRARY = "reasoning_gym"
+MAX_ROWS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Which rows are meant. The same reference means the same rows, on any machine with the same reasoning-gym."""
+
+    task: str
+    parameters: dict[str, Any]
+    size: int
+    seed: int
+    answer: Place
+    system: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Raises `InvalidRequest` that says what to change."""
+        library, colon, rest = text.partition(":")
+        task, _, query = rest.partition("?")
+        if not colon or library != LIBRARY or not task:
+            raise InvalidRequest(f"{text!r} is not of the form {LIBRARY}:task?parameter=value&…")
+        parameters: dict[str, Any] = {}
+        for name, value in _pairs(query):
+            if name in parameters:
+                raise InvalidRequest(f"{text}: {name!r} is given twice")
+            parameters[name] = value if name == "system" else _value(value)
+        return cls(
+            task,
+            size=_integer(parameters.pop("size", 1000), "size", 1, MAX_ROWS),
+            seed=_integer(parameters.pop("seed", 0), "seed", 0, 2**63 - 1),
+            answer=_place(parameters.pop("answer", "tag")),
+            system=parameters.pop("system", None),
+            parameters=parameters,
+        )
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=100)
+    except ValueError as fault:
+        raise InvalidRequest(f"{query!r} is not of the form parameter=value&…: {fault}") from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _integer(value: Any, name: str, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidRequest(f"{name} is a number from {least} to {most}, not {value!r}")
+    return value
+
+
+def _place(value: Any) -> Place:
+    for place in INSTRUCTIONS:
+        if value == place:
+            return place
+    raise InvalidRequest(f"answer is one of {', '.join(INSTRUCTIONS)}, not {value!r}")
