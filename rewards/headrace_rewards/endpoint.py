@@ -97,16 +97,14 @@ class Endpoint:
         await self._client.close()
 
     async def _ask(self, samples: list[Sample]) -> list[Outcome]:
-        try:
-            body = msgspec.json.encode({"samples": [_shown(sample) for sample in samples]})
-        except (TypeError, ValueError, OverflowError) as fault:  # half a surrogate pair in one of them
-            if len(samples) == 1:
-                return [Failure("bad_input", f"the row cannot be written as JSON: {fault}")]
-            return [outcome for sample in samples for outcome in await self._ask([sample])]
-        answer = await self._client.post(body)
-        if isinstance(answer, Failure):
-            return [answer] * len(samples)
-        return self._read(answer, len(samples))
+        encoded = [_encoded(sample) for sample in samples]
+        asked = [entry for entry in encoded if isinstance(entry, msgspec.Raw)]
+        answered = iter(await self._post(asked) if asked else [])
+        return [entry if isinstance(entry, Failure) else next(answered) for entry in encoded]
+
+    async def _post(self, samples: list[msgspec.Raw]) -> list[Outcome]:
+        answer = await self._client.post(msgspec.json.encode({"samples": samples}))
+        return [answer] * len(samples) if isinstance(answer, Failure) else self._read(answer, len(samples))
 
     def _read(self, answer: Answer, count: int) -> list[Outcome]:
         rewards = answer.value.get("rewards") if isinstance(answer.value, Mapping) else None
@@ -124,13 +122,12 @@ class Endpoint:
         return to_outcome(reward, "the endpoint")
 
 
-def _shown(sample: Sample) -> dict[str, Any]:
-    return {
-        "output_text": sample.output_text,
-        "item": sample.item,
-        "messages": sample.messages,
-        "finish_reason": sample.finish_reason,
-    }
+def _encoded(sample: Sample) -> msgspec.Raw | Failure:
+    shown = {name: getattr(sample, name) for name in ("output_text", "item", "messages", "finish_reason")}
+    try:
+        return msgspec.Raw(msgspec.json.encode(shown))
+    except (TypeError, ValueError, OverflowError) as fault:  # half a surrogate pair, say
+        return Failure("bad_input", f"the row cannot be written as JSON: {fault}")
 
 
 def _variable(name: str) -> str:

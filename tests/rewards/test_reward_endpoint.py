@@ -92,9 +92,11 @@ async def test_one_request_that_fails_fails_its_own_samples_only() -> None:
 
 
 async def test_a_row_that_is_no_json_does_not_spoil_its_neighbours() -> None:
-    async with asking(lengths) as (reward, _):
-        outcomes = await reward.score(group("a", "\ud800", "c"))
-    assert kinds(outcomes) == [Score(1.0), "bad_input", Score(1.0)]
+    async with asking(lengths) as (reward, server):
+        outcomes = await reward.score(group("a", "\ud800", "ccc"))
+        assert kinds(await reward.score(group("\ud800"))) == ["bad_input"]
+    assert kinds(outcomes) == [Score(1.0), "bad_input", Score(3.0)]
+    assert len(server.asked) == 1
 
 
 async def test_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,9 +77,9 @@ async def test_after_the_last_attempt_it_is_unavailable() -> None:
 
 
 async def test_nobody_listens() -> None:
-    async with asking(in_turn(Reply())) as (client, _):
-        pass
-    client = JsonClient(str(client._url), timeout=5, attempts=2, concurrency=1)
+    async with serving(in_turn(Reply())) as server:
+        url = server.url
+    client = JsonClient(url, timeout=5, attempts=2, concurrency=1)
     await client.start()
     fault = failure(await client.post(b"{}"))
     await client.close()
