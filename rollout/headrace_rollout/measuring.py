@@ -69,9 +69,8 @@ class Measurer:
     ) -> None:
         """`slot_freed` is called each time the engine has one request less. Raises `InvalidData` for a row that lacks
         its reference answer, `InvalidRequest` for settings under which nothing can be measured."""
-        graders = list(asked(grader, evaluating))
-        self._needs = frozenset[Need]().union(*(each.needs() for each in graders))
-        self._spec = _likelihood(graders)
+        self._needs = needs(grader, evaluating)
+        self._spec = _likelihood(list(asked(grader, evaluating)))
         self._references = None if self._spec is None else ReferenceAnswers(tokenizer, self._spec, prompts)
         if "distribution" in self._needs and settings.top_p < 1:
             raise InvalidRequest(
@@ -133,6 +132,11 @@ class Measurer:
                 f"row {prompt.row + 1}: prompt and reference answer leave no room for a completion: raise max_context"
             )
         return min(config.max_tokens, room)
+
+
+def needs(grader: GraderSpec, evaluating: bool) -> frozenset[Need]:
+    """What training, or an evaluation, measures for `grader` and those that it holds."""
+    return frozenset[Need]().union(*(each.needs() for each in asked(grader, evaluating)))
 
 
 def _likelihood(graders: Sequence[GraderSpec]) -> LikelihoodSpec | None:

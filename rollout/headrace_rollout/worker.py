@@ -39,7 +39,7 @@ from .engines import create
 from .engines.base import EngineConfig, RequestRefused
 from .evaluation import evaluate
 from .groups import GroupMaker
-from .measuring import Measurer
+from .measuring import Measurer, needs
 from .prompts import Prompt, Tokenizer, read_prompts
 from .reward_watch import WatchedReward
 from .scoring import RewardFailed, by_kind, failure_data
@@ -62,8 +62,8 @@ class RolloutWorker:
         self._ledger = Ledger(self._redis, config.job_id)
         self._jobs = JobStore(self._redis)
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
-        self._engine = create(self._settings.engine, self._engine_config())
         self._grader = validate(config.grader)
+        self._engine = create(self._settings.engine, self._engine_config())
         self._reward = build(config.grader, config.reward_rules)
         self._watched = WatchedReward(self._reward, self._grader, config.worker, self._settings)
         self._held: dict[int, tuple[Lease, asyncio.Task[None]]] = {}
@@ -86,6 +86,7 @@ class RolloutWorker:
             seed=s.seed + sum(self._config.worker.encode()),  # workers must not sample the same completions
             update_mode=s.update_mode,
             lora_rank=s.lora_rank,
+            distributions=any("distribution" in needs(self._grader, evaluating) for evaluating in (False, True)),
             start_timeout=self._config.start_timeout,
         )
 

@@ -79,6 +79,7 @@ def engine_config(weights: dict[str, Weights]) -> EngineConfig:
         max_model_len=tiny_model.CONTEXT,
         max_running=MAX_RUNNING,
         kv_cache_gib=0.125,
+        distributions=True,
     )
 
 

@@ -90,6 +90,30 @@ async def test_a_completion_ends_with_the_token_that_stopped_it(subject: Subject
         assert any(sampled.finish_reason == "stop" for sampled in results)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+async def test_entropy_and_certainty_are_those_of_the_distribution_sampled_from(
+    subject: Subject, prompt: Tokens, temperature: float
+) -> None:
+    await subject.become("first")
+    config = SamplingConfig(max_tokens=40, temperature=temperature, distribution=True)
+    plain = SamplingConfig(max_tokens=40, temperature=1.3, top_p=0.8)
+    beside, *measured = await asyncio.gather(
+        *(subject.engine.generate(prompt[: 8 + i], config if i else plain) for i in range(4))
+    )
+    assert beside.entropies is beside.certainties is None
+    assert_well_formed(beside, plain)
+    for given, sampled in zip((prompt[: 9 + i] for i in range(3)), measured, strict=True):
+        assert_well_formed(sampled, config)
+        assert sampled.entropies is not None
+        assert sampled.certainties is not None
+        tokens = sequence(given, sampled)
+        by = next_token_logprobs(subject.weights["first"].model, tokens, temperature or 1.0)
+        np.testing.assert_allclose(sampled.logprobs, of_tokens(by, tokens, len(given)), atol=TOLERANCE)
+        by = by[len(given) - 1 : -1]
+        np.testing.assert_allclose(sampled.entropies, -(by.exp() * by).sum(-1), atol=TOLERANCE)
+        np.testing.assert_allclose(sampled.certainties, -by.mean(-1) - np.log(VOCABULARY), atol=TOLERANCE)
+
+
 # --- updates ----------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +312,8 @@ async def test_a_request_that_cannot_be_served_is_refused_and_the_engine_goes_on
         await engine.generate(prompt[:0], SamplingConfig(max_tokens=4))
     with pytest.raises(RequestRefused):
         await engine.generate(prompt, SamplingConfig(max_tokens=4, top_p=0.0))
+    with pytest.raises(RequestRefused, match="set top_p to 1"):
+        await engine.generate(prompt, SamplingConfig(max_tokens=4, top_p=0.9, distribution=True))
     with pytest.raises(RequestRefused):
         await engine.score(prompt, 0)
     assert engine.running == 0

@@ -64,6 +64,7 @@ def decode_threads() -> int:
         (PROMPT, SamplingConfig(4, temperature=-1.0), "out of range"),
         (PROMPT, SamplingConfig(4, temperature=float("nan")), "out of range"),
         (PROMPT, SamplingConfig(4, top_p=0.0), "out of range"),
+        (PROMPT, SamplingConfig(4, distribution=True), "started without `distributions`"),
         (np.array([VOCABULARY], np.int32), SamplingConfig(4), "token ids in 0 … 63"),
         (np.array([], np.int32), SamplingConfig(4), "at least one"),
     ],

@@ -66,6 +66,8 @@ class EngineConfig:
     """Adapters are merged into the weights while a version is staged, or run beside them in vLLM's LoRA layers. `auto`:
     merged on a CPU, where those layers made decoding 3 times slower; a slot on a GPU, where merging would stage whole
     weights and round the adapter to bfloat16 (decision 0014)."""
+    distributions: bool = False
+    """Requests may ask for `SamplingConfig.distribution`. vLLM then uses its first model runner on a GPU too."""
     start_timeout: float = 300.0
     """Seconds until a start that has not finished is an `EngineFailure`."""
 
@@ -122,8 +124,13 @@ class UpdateReport:
     requests_in_flight: int
 
 
-def require_whole(sampling: SamplingConfig) -> None:
-    """Raise `RequestRefused` where a distribution is to be measured that `top_p` cuts: KL(uniform ‖ it) is infinite."""
+def require_measurable(sampling: SamplingConfig, config: EngineConfig) -> None:
+    """Raise `RequestRefused` where a distribution is asked for that this engine does not measure.
+
+    Where `top_p` cuts it, KL(uniform ‖ it) is infinite.
+    """
+    if sampling.distribution and not config.distributions:
+        raise RequestRefused("this engine was started without `distributions`")
     if sampling.distribution and sampling.top_p < 1:
         raise RequestRefused(f"a distribution cut by top_p {sampling.top_p:g} is not measured: set top_p to 1")
 

@@ -29,7 +29,7 @@ from headrace_rollout.engines.base import (
     Scored,
     UpdateMode,
     UpdateReport,
-    require_whole,
+    require_measurable,
 )
 from headrace_rollout.engines.decode_thread import DecodeThread, Job, Scoring, WeightUpdate
 from headrace_rollout.engines.decoder import Decoder
@@ -79,6 +79,7 @@ class TransformersEngine:
         """One completion of `prompt`; raises `RequestRefused` (the request cannot be served) or `EngineFailure`."""
         decoder = self._started()
         _check_sampling(sampling)
+        require_measurable(sampling, self._config)
         self._check_tokens(decoder, prompt, len(prompt) + sampling.max_tokens)
         job = Generation(np.ascontiguousarray(prompt, np.int32), sampling)
         return await self._ended(job, job.future)
@@ -147,4 +148,3 @@ def _check_sampling(sampling: SamplingConfig) -> None:
         raise RequestRefused(f"max_tokens is {sampling.max_tokens}: at least 1 is needed")
     if not sampling.temperature >= 0 or not 0 < sampling.top_p <= 1:
         raise RequestRefused(f"temperature {sampling.temperature} or top_p {sampling.top_p} is out of range")
-    require_whole(sampling)

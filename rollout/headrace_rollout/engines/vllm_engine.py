@@ -46,10 +46,12 @@ from headrace_rollout.engines.base import (
     Scored,
     UpdateMode,
     UpdateReport,
+    require_measurable,
 )
 from headrace_rollout.engines.busy_clock import BusyClock
 from headrace_rollout.engines.vllm_process import VllmProcess
 from headrace_rollout.engines.vllm_weights import slot_request
+from headrace_rollout.engines.vllm_worker import MEASURED_COLUMNS
 
 Result = TypeVar("Result")
 
@@ -94,7 +96,7 @@ class VllmEngine:
             self._process = await VllmProcess.start(self._config)
             if vllm_start.in_slot(self._config):
                 self._slot = slot_request(self._config.model)
-            await self._process.on_workers("headrace_prepare")
+            await self._process.on_workers("headrace_prepare", self._config.distributions)
             await self._process.label(self._version)
         except Exception as error:
             await self.close()
@@ -103,15 +105,19 @@ class VllmEngine:
 
     async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
         self._require_servable(prompt, sampling.max_tokens, self._config.max_model_len)
+        require_measurable(sampling, self._config)
         final = await self._submit(prompt, self._sampling_params(sampling))
         completion = final.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise EngineFailure(f"vLLM ended a request with reason {completion.finish_reason!r}")
+        columns = np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(len(completion.token_ids), -1).T
         return Sampled(
             token_ids=np.asarray(completion.token_ids, dtype=np.int32),
-            logprobs=np.asarray(completion.logprobs.logprobs, dtype=np.float32),
+            logprobs=columns[0],
             versions=_per_token(completion.weight_versions, len(completion.token_ids)),
             finish_reason=completion.finish_reason,
+            entropies=columns[1] if sampling.distribution else None,
+            certainties=columns[2] if sampling.distribution else None,
         )
 
     async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
@@ -180,7 +186,7 @@ class VllmEngine:
                 top_p=sampling.top_p,
                 stop_token_ids=[*self._stop_tokens, *sampling.stop_token_ids],
                 seed=sampling.seed,
-                logprobs=0,
+                logprobs=MEASURED_COLUMNS if sampling.distribution else 0,
                 flat_logprobs=True,
                 detokenize=False,
             )

@@ -193,6 +193,9 @@ def _environment(config: EngineConfig) -> Iterator[None]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
+    if config.distributions:
+        # The second model runner computes log-probabilities in a kernel of its own, past `vllm_worker.measure`.
+        ours["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:

@@ -5,6 +5,8 @@
                    ── headrace_commit ──► the switch, between two steps; the caller paused the scheduler
 
 All three run on the worker's own thread, one after another with the steps, so a commit can never fall into a step.
+
+What is measured of a distribution comes back in the place of log-probabilities: see `measure`.
 Nothing here imports vLLM at module level: vLLM imports this module, by name, while it builds its worker.
 """
 
@@ -17,7 +19,30 @@ from typing import Any
 
 import torch
 
+from headrace_rollout.engines.sampling import spread
 from headrace_rollout.engines.vllm_weights import AdapterSlot, ShadowWeights, StagedWeights, WeightSwitch
+
+MEASURED_COLUMNS = 2
+"""A request that asks vLLM for so many log-probabilities beside its token's own gets entropy and certainty instead."""
+
+
+def measure(sampler: Any) -> None:
+    """Let vLLM's sampler return entropy and certainty of each distribution in the place of its two best tokens.
+
+    It holds all log-probabilities of the processed distribution there anyway; whole, they would be a vocabulary of
+    numbers a token between processes. No other request asks for exactly two.
+    """
+    gather = sampler.gather_logprobs
+
+    def gather_measured(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> Any:
+        if num_logprobs != MEASURED_COLUMNS:
+            return gather(logprobs, num_logprobs, token_ids)
+        own = gather(logprobs, 0, token_ids)
+        columns = torch.stack([own.logprobs[:, 0], *spread(logprobs)], dim=1)
+        ids = own.logprob_token_ids.expand_as(columns).contiguous()
+        return own._replace(logprob_token_ids=ids, logprobs=columns)
+
+    sampler.gather_logprobs = gather_measured
 
 
 class StagingThread:
@@ -61,8 +86,10 @@ class WeightExtension:
     vllm_config: Any
     device: torch.device
 
-    def headrace_prepare(self) -> None:
+    def headrace_prepare(self, distributions: bool) -> None:
         """Once, before the first request: choose the switch for this device and build what it needs."""
+        if distributions:
+            measure(self.model_runner.sampler)
         switch: WeightSwitch
         if self.vllm_config.lora_config is not None:
             switch = AdapterSlot(self.model_runner)
