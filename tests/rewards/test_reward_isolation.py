@@ -1,4 +1,4 @@
-"""What holds a host process: its environment, its limits, and its death with its parent."""
+"""What holds a host process: its environment, its limits, what it may read, and its death with the service."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from headrace_core.errors import Unavailable
+from headrace_core.reward_rules import SANDBOX_LEVELS, RewardRules, SandboxLevel
 from headrace_rewards.functions import FunctionReward, FunctionSpec
-from headrace_rewards.isolation import Limits
-from headrace_rewards.protocol import Sample, Score
+from headrace_rewards.protocol import Failure, Sample
+from headrace_rewards.sandbox import view
+from headrace_rewards.sandbox.limits import Limits
+from headrace_rewards.sandbox.machine import Machine
+
+LEVELS = pytest.mark.parametrize("level", SANDBOX_LEVELS)
+CONTAINED = pytest.mark.parametrize("level", SANDBOX_LEVELS[1:])
 
 
 def write(tmp_path: Path, source: str) -> FunctionSpec:
@@ -24,31 +32,36 @@ def write(tmp_path: Path, source: str) -> FunctionSpec:
     return FunctionSpec(type="function", name="t", function=f"{tmp_path}/user.py:grade", timeout=60)
 
 
-async def report(tmp_path: Path, source: str, limits: Limits | None = None, calls: int = 1) -> Any:
-    """What the user's function wrote about itself, as JSON, to the file its row names."""
-    reward = FunctionReward(write(tmp_path, source), limits)
+async def report(reward: FunctionReward, item: dict[str, Any] | None = None, calls: int = 1) -> Any:
+    """What the user's function found out, which it raises as `Exception(json)`: at most 1,000 characters."""
     await reward.start()
     try:
         for _ in range(calls):
-            assert await reward.score([Sample("", {"out": str(tmp_path / "out")})]) == [Score(1.0)]
+            [outcome] = await reward.score([Sample("", item or {})])
     finally:
         await reward.close()
-    return json.loads((tmp_path / "out").read_text())
+    assert isinstance(outcome, Failure)
+    assert outcome.message.startswith("Exception: {"), outcome
+    return json.loads(outcome.message.removeprefix("Exception: "))
 
 
-async def test_the_environment_is_scrubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@LEVELS
+async def test_the_environment_is_scrubbed(
+    level: SandboxLevel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HEADRACE_SECRET", "hunter2")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
-    seen = await report(
+    spec = write(
         tmp_path,
         """
-        import json, os, pathlib, sys
+        import json, os, sys
         def grade(item):
-            found = {"env": dict(os.environ), "cwd": os.getcwd(), "path": sys.path, "files": os.listdir(".")}
-            pathlib.Path(item["out"]).write_text(json.dumps(found))
-            return 1
+            found = {"env": dict(os.environ, PATH=""), "cwd": os.getcwd(), "files": os.listdir(".")}
+            found |= {"first": sys.path[0], "elsewhere": item["elsewhere"] in sys.path}
+            raise Exception(json.dumps(found))
         """,
     )
+    seen = await report(FunctionReward(spec, level=level), {"elsewhere": str(tmp_path / "elsewhere")})
     assert "hunter2" not in json.dumps(seen)
     assert set(seen["env"]) <= {
         *("PATH", "LD_LIBRARY_PATH", "TZ", "HOME", "TMPDIR", "LC_ALL"),
@@ -57,96 +70,264 @@ async def test_the_environment_is_scrubbed(tmp_path: Path, monkeypatch: pytest.M
     assert seen["env"]["OMP_NUM_THREADS"] == "1"
     assert seen["cwd"] == seen["env"]["HOME"] == seen["env"]["TMPDIR"] != os.getcwd()
     assert seen["files"] == []
-    assert seen["path"][0] == str(tmp_path)
-    assert str(tmp_path / "elsewhere") not in seen["path"]
+    assert seen["first"] == str(tmp_path)
+    assert not seen["elsewhere"]
 
 
-async def test_limits_hold_and_processor_time_is_granted_anew(tmp_path: Path) -> None:
-    limits = Limits(memory_bytes=1 << 30, open_files=64, file_bytes=1 << 20)
-    seen = await report(
+@LEVELS
+async def test_limits_hold_and_processor_time_is_granted_anew(level: SandboxLevel, tmp_path: Path) -> None:
+    limits = Limits(memory_bytes=1 << 30, open_files=64, file_bytes=1 << 20, processes=40)
+    spec = write(
         tmp_path,
         """
-        import json, os, pathlib, resource, time
+        import json, os, resource, time
         granted = []
         def grade(item):
             granted.append(resource.getrlimit(resource.RLIMIT_CPU)[0])
-            while time.process_time() < 1.5: pass
-            names = ("RLIMIT_AS", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_CORE")
+            while time.process_time() < 1.05: pass
+            names = ("RLIMIT_AS", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC")
             found = {name: resource.getrlimit(getattr(resource, name)) for name in names}
             found |= {"granted": granted, "session": os.getsid(0) == os.getpgrp() == os.getpid()}
             try:
                 with open("big", "wb") as file: file.write(bytes(2 << 20))
             except OSError as error: found["file"] = error.strerror
-            pathlib.Path(item["out"]).write_text(json.dumps(found))
-            return 1
+            raise Exception(json.dumps(found))
         """,
-        limits,
-        calls=2,
     )
+    seen = await report(FunctionReward(spec, limits=limits, level=level), calls=2)
     assert seen["RLIMIT_AS"] == [1 << 30] * 2
     assert seen["RLIMIT_NOFILE"] == [64] * 2
     assert seen["RLIMIT_FSIZE"] == [1 << 20] * 2
     assert seen["RLIMIT_CORE"] == [0, 0]
+    assert seen["RLIMIT_NPROC"][1] >= 40
     assert seen["file"] == "File too large"
     assert seen["session"]
     first, second = seen["granted"]
     assert 60 * 4 <= first < second < 60 * 4 + 30
 
 
-_PARENT = """
+@CONTAINED
+async def test_it_has_no_rights_that_reading_does_not_take(level: SandboxLevel, tmp_path: Path) -> None:
+    spec = write(
+        tmp_path,
+        """
+        import json, os
+        def grade(item):
+            with open("/proc/self/status") as file: status = dict(line.split(":", 1) for line in file)
+            names = ("CapPrm", "CapEff", "CapAmb", "NoNewPrivs", "Seccomp", "Groups")
+            raise Exception(json.dumps({"uids": os.getresuid(), **{name: status[name].strip() for name in names}}))
+        """,
+    )
+    first, second = [await report(FunctionReward(spec, level=level)) for _ in range(2)]
+    reading = 1 << 2  # CAP_DAC_READ_SEARCH
+    for seen in (first, second):
+        assert int(seen["CapPrm"], 16) | int(seen["CapEff"], 16) | int(seen["CapAmb"], 16) in (0, reading)
+        assert (seen["NoNewPrivs"], seen["Seccomp"]) == ("1", "2")
+    if os.getuid() == 0:
+        assert 0 not in first["uids"] + second["uids"]
+        assert first["uids"] != second["uids"]
+        assert first["Groups"] == ""
+
+
+@CONTAINED
+async def test_its_own_folder_is_readable_but_for_what_is_hidden(level: SandboxLevel, tmp_path: Path) -> None:
+    """The data folder lies beside the function, as `headrace-data` does where the service is started in a project."""
+    (tmp_path / "headrace-data" / "files").mkdir(parents=True)
+    (tmp_path / "headrace-data" / "files" / "secret").write_text("x")
+    (tmp_path / "tables").mkdir(mode=0o700)
+    (tmp_path / "tables" / "table.txt").write_text("7")
+    (tmp_path / "neighbour.py").write_text("import pathlib; TABLES = pathlib.Path(__file__).parent / 'tables'")
+    (tmp_path / "to-data").symlink_to(tmp_path / "headrace-data")
+    spec = write(
+        tmp_path,
+        """
+        import json, os, pathlib
+        import msgspec, neighbour
+        def grade(item):
+            found = {"table": (neighbour.TABLES / "table.txt").read_text(), "reached": []}
+            here = pathlib.Path(__file__).parent
+            for name in ("headrace-data/files/secret", "to-data/files/secret"):
+                try: found["reached"].append((here / name).read_text())
+                except OSError: pass
+            raise Exception(json.dumps(found))
+        """,
+    )
+    (tmp_path / "user.py").chmod(0o600)
+    rules = RewardRules(hidden=(str(tmp_path / "headrace-data"),))
+    assert await report(FunctionReward(spec, rules, level=level)) == {"table": "7", "reached": []}
+
+
+def test_a_view_leaves_out_what_is_hidden(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for name in (".ssh", ".cache", "project", "data", "deep/data/inner"):
+        (home / name).mkdir(parents=True)
+    (home / "reward.py").touch()
+    hidden = [*view.secrets_of_home(home), home / "data", home / "deep" / "data"]
+    shown = [path for path in view.of(home / "reward.py", hidden).readable if path.is_relative_to(tmp_path)]
+    assert shown == [home / "project", home / "reward.py"]
+    (home / "deep" / "table").touch()
+    shown, listed = view.of(home / "reward.py", hidden)
+    assert {home, home / "deep"} <= set(listed)
+    assert home / "deep" / "table" in shown
+    assert home / "deep" not in shown
+    in_project = view.of(home / "project" / "reward.py", hidden).readable
+    assert home / "project" in in_project
+    assert home not in in_project
+    inside = view.of(home / "data" / "reward.py", hidden).readable
+    assert home / "data" not in inside
+    assert Path(sys.prefix) in inside or any(parent in inside for parent in Path(sys.prefix).parents)
+
+
+_SERVICE = """
 import asyncio, sys
 from headrace_rewards.functions import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample
 
 async def main():
-    reward = FunctionReward(FunctionSpec(type="function", name="t", function=sys.argv[1], timeout=600))
+    spec = FunctionSpec(type="function", name="t", function=sys.argv[1], timeout=600)
+    reward = FunctionReward(spec, level=sys.argv[2])
     await reward.start()
-    [pid] = await reward.score([Sample("pid")])
-    print(int(pid.value), flush=True)
-    await reward.score([Sample("loop", {"fifo": sys.argv[2]})])
+    await reward.score([Sample("leave")])
+    print("left", flush=True)
+    await reward.score([Sample("loop")])
 
 asyncio.run(main())
 """
 
 
-@pytest.fixture
-def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process whose reward never ends its work."""
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, f"waited 20 s until {what}"
+        time.sleep(0.01)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@LEVELS
+@pytest.mark.timeout(100)
+def test_everything_dies_with_the_service(level: SandboxLevel, tmp_path: Path) -> None:
+    """Killed in the midst of an endless loop, beside a daemon that left the host's session and lost its parent."""
     spec = write(
         tmp_path,
         """
-        import os
-        def grade(completion, item):
-            if completion == "pid": return os.getpid()
-            with open(item["fifo"], "w") as fifo: fifo.write("looping")
-            while True: pass
+        import os, time
+        def grade(completion):
+            while completion == "loop": pass
+            child = os.fork()
+            if child == 0:
+                os.setsid()
+                if os.fork() == 0: time.sleep(600)
+                os._exit(0)
+            os.waitpid(child, 0)
+            return 1
         """,
     )
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    argv = [sys.executable, "-c", _PARENT, spec.function, str(fifo)]
+    argv = [sys.executable, "-c", _SERVICE, spec.function, level]
     env = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed service leaves its scratch folder
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as process:
-        yield process
-        process.kill()
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as service:
+        assert service.stdout is not None
+        assert service.stdout.readline() == "left\n"
+        below = psutil.Process(service.pid).children(recursive=True)
+        assert len(below) >= 3  # guard, host, daemon, and process 1 of a namespace
+        before = sum(process.cpu_times().user for process in below)
+        wait_until(lambda: sum(process.cpu_times().user for process in below) > before + 0.1, "the loop was under way")
+        service.kill()
+        service.wait(timeout=10)
+        assert gone(below)
 
 
-@pytest.mark.timeout(60)
-def test_it_dies_with_its_parent_in_an_endless_loop(parent: subprocess.Popen[str], tmp_path: Path) -> None:
-    assert parent.stdout is not None
-    host = psutil.Process(int(parent.stdout.readline()))
-    assert host.ppid() == parent.pid
-    assert (tmp_path / "fifo").read_text() == "looping"  # blocks until the loop begins
-    parent.kill()
-    parent.wait(timeout=10)
-    _, alive = psutil.wait_procs([host], timeout=10)
-    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+async def test_a_guard_that_is_killed_takes_its_world_with_it(tmp_path: Path) -> None:
+    """By the kernel's out-of-memory killer, say: no part of the guard's own runs then."""
+    source = (
+        "import os, time\ndef grade(completion):\n    if os.fork() == 0: os.setsid(); time.sleep(600)\n    return 1\n"
+    )
+    reward = FunctionReward(write(tmp_path, source), level="isolated")
+    await reward.start()
+    try:
+        await reward.score([Sample("")])
+        [guard] = [p for p in psutil.Process().children() if "headrace_rewards.sandbox.guard" in p.cmdline()]
+        below = guard.children(recursive=True)
+        assert len(below) == 3
+        guard.kill()
+        assert gone(below)
+        assert (await reward.score([Sample("")]))[0].value == 1.0  # type: ignore[union-attr]
+    finally:
+        await reward.close()
+
+
+# ── what a machine holds ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_falls_short_is_refused_with_its_reason() -> None:
+    machine = Machine("filtered", {"isolated": "no namespaces: Operation not permitted"})
+    for wanted in ("limits", "filtered"):
+        machine.require(wanted)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match=r"'isolated'.*holds 'filtered' \(no namespaces: Operation not permitted\)"):
+        machine.require("isolated")
+    assert str(machine) == "filtered (not isolated: no namespaces: Operation not permitted)"
+
+
+_LESSER_MACHINE = """
+import asyncio, sys
+from pathlib import Path
+from headrace_core.errors import Unavailable
+from headrace_core.reward_rules import RewardRules
+from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.protocol import Sample
+from headrace_rewards.sandbox import kernel, landlock, seccomp
+from headrace_rewards.sandbox.machine import assess
+
+kernel.gain_nothing_by_exec()
+seccomp.apply()
+for _ in range(int(sys.argv[1])):
+    landlock.apply([], [], [Path("/")])
+
+async def main():
+    spec = FunctionSpec(type="function", name="t", function=sys.argv[2])
+    print(await assess())
+    for level in ("isolated", "filtered", "limits"):
+        reward = FunctionReward(spec, RewardRules(sandbox=level))
+        try:
+            await reward.start()
+            print(level, *await reward.score([Sample("abc")]))
+        except Unavailable as refused:
+            print(level, refused.message)
+        await reward.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("layers", "held"), [(0, "filtered"), (16, "limits")])
+def test_a_lesser_machine_says_so_and_refuses_what_it_cannot_hold(layers: int, held: str, tmp_path: Path) -> None:
+    """Real ones: with the filter of system calls nobody makes namespaces, and Landlock takes sixteen layers."""
+    spec = write(tmp_path, "def grade(completion): return len(completion)")
+    argv = [sys.executable, "-c", _LESSER_MACHINE, str(layers), spec.function]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    said, *tried = done.stdout.splitlines()
+    assert said.startswith(f"{held} (not isolated: no namespaces: unshare: Operation not permitted")
+    assert ("not filtered: landlock" in said) == (held == "limits")
+    for line, level in zip(tried, reversed(SANDBOX_LEVELS), strict=True):
+        if SANDBOX_LEVELS.index(level) <= SANDBOX_LEVELS.index(held):  # type: ignore[arg-type]
+            assert line == f"{level} Score(value=3.0, components={{}})"
+        else:
+            assert f"asks for sandbox level '{level}', and this machine holds '{held}'" in line
 
 
 def test_a_host_loads_none_of_the_service() -> None:
-    """It starts again after every crash, so it must start fast; and a user's code finds nothing of ours to lean on."""
-    code = "import sys, headrace_rewards.host; print(*{name.partition('.')[0] for name in sys.modules})"
+    """It starts again after every crash, so it must start fast; and a user's code finds little of ours to lean on."""
+    code = "import sys, headrace_rewards.sandbox.guard; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     loaded = set(done.stdout.split())
-    assert "headrace_rewards" in loaded
-    assert not loaded & {"pydantic", "numpy", "torch", "redis", "ray", "vllm", "headrace_core", "headrace_gateway"}
+    assert "headrace_rewards.sandbox.host" in loaded
+    assert {name for name in loaded if name.startswith("headrace_core")} <= {
+        "headrace_core",
+        "headrace_core.reward_rules",
+    }
+    tops = {name.partition(".")[0] for name in loaded}
+    assert not tops & {"pydantic", "numpy", "torch", "redis", "ray", "vllm", "headrace_gateway"}

@@ -30,7 +30,7 @@ class Cell:
 
     setup: wire.Setup
     scratch: Path
-    readable: list[Path]
+    files: view.View
     user: int | None
     """Whom the host becomes; `None`: it stays who it is."""
     processes: int
@@ -41,10 +41,12 @@ class Cell:
 def enclose(setup: wire.Setup, scratch: Path) -> Cell:
     """For a host that is forked next; raises `Unheld` where the machine does not offer the level."""
     if setup.level == "limits":
-        return Cell(setup, scratch, [], None, limits.tasks_of(os.getuid()) + setup.limits.processes, None)
+        return Cell(
+            setup, scratch, view.View([], []), None, limits.tasks_of(os.getuid()) + setup.limits.processes, None
+        )
     kernel.require_known_architecture()
     hidden = [*map(Path, setup.hidden), scratch]
-    readable = view.readable(Path(setup.path) if setup.source is None else None, hidden)
+    files = view.of(Path(setup.path) if setup.source is None else None, hidden)
     root, isolated = os.getuid() == 0, setup.level == "isolated"
     user = _unused_user() if root else None
     share = setup.limits.processes
@@ -53,16 +55,18 @@ def enclose(setup: wire.Setup, scratch: Path) -> Cell:
     init = None
     if isolated:
         try:
-            init = namespaces.enter(namespaces.Files(readable, scratch, setup.limits.scratch_bytes, owner))
+            init = namespaces.enter(namespaces.Files(files.readable, scratch, setup.limits.scratch_bytes, owner))
         except OSError as fault:
             raise Unheld(f"no namespaces: {fault.strerror}") from None
     elif user is not None:
         os.chown(scratch, *owner)
-    return Cell(setup, scratch, readable, user, processes, init)
+    return Cell(setup, scratch, files, user, processes, init)
 
 
 def confine(cell: Cell) -> None:
     """Hold this process, for good; raises `Unheld`."""
+    if cell.init is not None:
+        os.close(cell.init.lifeline)  # the guard's alone: process 1 ends when nobody holds it
     os.chdir(cell.scratch)
     os.umask(0o077)
     if cell.setup.level == "limits":
@@ -80,7 +84,7 @@ def confine(cell: Cell) -> None:
         _lock_files(cell)
         seccomp.apply()
     except OSError as fault:
-        raise Unheld(str(fault)) from None
+        raise Unheld(fault.strerror) from None
 
 
 def _lock_files(cell: Cell) -> None:
@@ -91,13 +95,13 @@ def _lock_files(cell: Cell) -> None:
             landlock.version()
         except OSError:
             return
-        landlock.apply([Path("/")], [cell.scratch, namespaces.SHARED_MEMORY, null])
+        landlock.apply([Path("/")], [], [cell.scratch, namespaces.SHARED_MEMORY, null])
         return
     if cell.user is None and landlock.version() < landlock.TRUNCATION_SINCE:
         raise Unheld(f"Landlock {landlock.version()} does not hold truncation; that takes Linux 6.2, or root")
     of_itself = [Path("/proc/self").resolve(), *map(Path, ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat"))]
     devices = [Path("/dev", name) for name in ("zero", "full", "random", "urandom")]
-    landlock.apply([*cell.readable, *of_itself, *devices], [cell.scratch, null])
+    landlock.apply([*cell.files.readable, *of_itself, *devices], cell.files.listed, [cell.scratch, null])
 
 
 def _unused_user() -> int:

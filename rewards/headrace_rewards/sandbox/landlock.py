@@ -42,8 +42,11 @@ def version() -> int:
     return kernel.syscall("landlock_create_ruleset", _CREATE_RULESET, None, 0, _VERSION_FLAG)
 
 
-def apply(readable: Iterable[Path], writable: Iterable[Path]) -> None:
-    """From now on only these, and what lies below them; `kernel.gain_nothing_by_exec` came before."""
+def apply(readable: Iterable[Path], listed: Iterable[Path], writable: Iterable[Path]) -> None:
+    """From now on only these, and what lies below them; `kernel.gain_nothing_by_exec` came before.
+
+    Of folders in `listed`, and those below, the names show.
+    """
     known = version()
     files = _ALL_BY_VERSION[min(known, max(_ALL_BY_VERSION))]
     wanted = _Ruleset(files, _TCP if known >= 4 else 0, _ABSTRACT_SOCKETS_AND_SIGNALS if known >= 6 else 0)
@@ -52,6 +55,8 @@ def apply(readable: Iterable[Path], writable: Iterable[Path]) -> None:
     try:
         for path in readable:
             _allow(ruleset, path, _READING)
+        for path in listed:
+            _allow(ruleset, path, _READ_DIR)
         for path in writable:
             _allow(ruleset, path, files)
         kernel.syscall("landlock_restrict_self", _RESTRICT_SELF, ruleset, 0)

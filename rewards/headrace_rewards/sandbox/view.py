@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from headrace_rewards.sandbox.kernel import Unheld
 
@@ -27,17 +28,25 @@ def secrets_of_home(home: Path) -> list[Path]:
     return sorted(home.glob(".*"))
 
 
-def readable(own: Path | None, hidden: Iterable[Path]) -> list[Path]:
-    """Existing paths, none below another. `own` is the function's file; `hidden` stays out of its folder.
+class View(NamedTuple):
+    """Existing paths."""
+
+    readable: list[Path]
+    """None of them below another."""
+    listed: list[Path]
+    """Folders of which only parts are readable: imports list them."""
+
+
+def of(own: Path | None, hidden: Iterable[Path]) -> View:
+    """For a function in the file `own`, or in no file; `hidden` stays out of its folder.
 
     Raises `Unheld` for a folder that would have to be opened in too many pieces.
     """
     system = [Path(path) for path in (*_SYSTEM, *(f"/etc/{name}" for name in _OF_ETC))]
-    secret = {path.resolve() for path in hidden}
-    theirs = [] if own is None else _own_folder(own, secret)
+    theirs, listed = ([], []) if own is None else _own_folder(own, {path.resolve() for path in hidden})
     found = {path for path in (*system, *_interpreter(), *theirs) if path.exists()}
     found |= {path.resolve() for path in found}
-    return sorted(path for path in found if found.isdisjoint(path.parents))
+    return View(sorted(path for path in found if found.isdisjoint(path.parents)), listed)
 
 
 def _interpreter() -> Iterator[Path]:
@@ -47,21 +56,23 @@ def _interpreter() -> Iterator[Path]:
     yield from (Path(entry) for entry in (*sys.path, *libraries) if entry.startswith("/"))
 
 
-def _own_folder(file: Path, hidden: set[Path]) -> list[Path]:
+def _own_folder(file: Path, hidden: set[Path]) -> tuple[list[Path], list[Path]]:
     folder = file.parent.resolve()
     if folder in hidden or folder == Path("/"):
-        return [file]
-    if folder == file.parent:
-        return list(_open(folder, hidden))
-    # named through a symbolic link: one bind of the whole under that name too, unless it holds something hidden
-    inside = any(secret.is_relative_to(folder) for secret in hidden)
-    return [*_open(folder, hidden), *([file] if inside else [file.parent])]
+        return [file], []
+    readable: list[Path] = []
+    listed: list[Path] = []
+    _open(folder, hidden, readable, listed)
+    if folder != file.parent:  # it is named through a symbolic link, and must be found under that name too
+        readable.append(file if listed else file.parent)
+    return readable, listed
 
 
-def _open(folder: Path, hidden: set[Path]) -> Iterator[Path]:
+def _open(folder: Path, hidden: set[Path], readable: list[Path], listed: list[Path]) -> None:
     if not any(secret.is_relative_to(folder) for secret in hidden):
-        yield folder
+        readable.append(folder)
         return
+    listed.append(folder)
     entries = sorted(folder.iterdir())
     if len(entries) > _MOST_ENTRIES:
         raise Unheld(f"{folder} has {len(entries)} entries beside those hidden; give the function a folder of its own")
@@ -70,6 +81,6 @@ def _open(folder: Path, hidden: set[Path]) -> Iterator[Path]:
         if any(target.is_relative_to(secret) for secret in hidden):
             continue
         if target.is_dir() and not entry.is_symlink():
-            yield from _open(entry, hidden)
+            _open(entry, hidden, readable, listed)
         elif target.is_file():
-            yield entry
+            readable.append(entry)
