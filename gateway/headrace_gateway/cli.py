@@ -1,4 +1,4 @@
-"""`headrace`: serve, train, jobs. Everything but `serve` speaks to a gateway by HTTP."""
+"""`headrace`: serve, train, jobs, rewards. `train` and `jobs` speak to a gateway by HTTP."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from headrace_core.errors import HeadraceError
 from headrace_core.settings import Settings
 
 from . import job_file
+from .cli_rewards import rewards
 from .client import Client
 from .following import follow
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="RL post-training of language models, as a service.")
 jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, pause and cancel them.")
 app.add_typer(jobs, name="jobs")
+app.add_typer(rewards, name="rewards")
 
 out = Console()
 err = Console(stderr=True)

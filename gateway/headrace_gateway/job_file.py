@@ -1,7 +1,7 @@
 """`job.toml`: a job as the user writes it down. Paths in it are relative to the file itself.
 
 model = "headrace/tiny-adder"
-training_file = "train.jsonl"
+training_file = "train.jsonl"             # or a task: "reasoning_gym:chain_sum?size=1000"
 validation_file = "validation.jsonl"      # optional, like suffix, seed and [metadata]
 
 [grader]
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace_core.data import names_task
 from headrace_core.errors import InvalidData
 
 _REQUIRED = ("model", "training_file", "grader")
@@ -51,10 +52,9 @@ def read(path: Path) -> JobFile:
         if name not in told:
             raise InvalidData(f"{path}: needs {name!r}", param=name)
     folder = path.absolute().parent
-    grader, hyperparameters = _absolute(told.pop("grader"), folder), told.pop("hyperparameters", {})
-    uploads: dict[str, Path] = {
-        name: folder / told.pop(name) for name in ("training_file", "validation_file") if name in told
-    }
+    grader, hyperparameters = with_absolute_paths(told.pop("grader"), folder), told.pop("hyperparameters", {})
+    files = [name for name in ("training_file", "validation_file") if name in told and not names_task(str(told[name]))]
+    uploads: dict[str, Path] = {name: folder / told.pop(name) for name in files}
     for name, upload in uploads.items():
         if not upload.is_file():
             raise InvalidData(f"{path}: {name}: there is no file {upload}", param=name)
@@ -62,13 +62,13 @@ def read(path: Path) -> JobFile:
     return JobFile(told | {"method": method}, uploads)
 
 
-def _absolute(grader: Any, folder: Path) -> Any:
+def with_absolute_paths(grader: Any, folder: Path) -> Any:
     """Wherever a grader, or one inside it, names a function by file, the file's path made absolute."""
     if isinstance(grader, list):
-        return [_absolute(g, folder) for g in grader]
+        return [with_absolute_paths(g, folder) for g in grader]
     if not isinstance(grader, dict):
         return grader
-    resolved = {k: _absolute(v, folder) for k, v in grader.items()}
+    resolved = {k: with_absolute_paths(v, folder) for k, v in grader.items()}
     function = grader.get("function")
     if grader.get("type") == "function" and isinstance(function, str) and ".py:" in function:
         resolved["function"] = str(folder / function)
