@@ -12,6 +12,9 @@ import msgspec
 
 from .errors import InvalidData
 
+TASK_LIBRARY = "reasoning_gym"
+"""`reasoning_gym:chain_sum?size=1000` names rows to be made; see `headrace_rewards.tasks`."""
+
 _decoder = msgspec.json.Decoder()
 
 
@@ -21,6 +24,11 @@ class Row:
 
     messages: list[dict[str, Any]]
     item: dict[str, Any]
+
+
+def names_task(reference: str) -> bool:
+    """Whether it names rows to be made, not a file."""
+    return reference.startswith(f"{TASK_LIBRARY}:")
 
 
 def read_rows(path: Path, name: str | None = None) -> list[Row]:

@@ -36,7 +36,7 @@ class FileStore:
     def __init__(self, redis: Redis, folder: Path, max_bytes: int) -> None:
         self._redis = redis
         self._folder = folder
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
 
     def path(self, file_id: str) -> Path:
         """Where the bytes are."""
@@ -75,8 +75,8 @@ class FileStore:
             with partial.open("wb") as target:
                 shutil.copyfileobj(source, target, 1024 * 1024)
                 size = target.tell()
-            if size > self._max_bytes:
-                raise TooLarge(f"the file has {size} bytes; at most {self._max_bytes} are taken", param="file")
+            if size > self.max_bytes:
+                raise TooLarge(f"the file has {size} bytes; at most {self.max_bytes} are taken", param="file")
             partial.rename(self.path(file_id))
         finally:
             partial.unlink(missing_ok=True)

@@ -6,14 +6,15 @@ ask ─► `python -m headrace_rewards check` ─► Verdict      a process a qu
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
+from headrace_core.errors import InvalidRequest, TimedOut
 from headrace_core.reward_rules import RewardRules
+
+from . import rewards_process
 
 CHECK_SECONDS = 120.0
 PARAM = "method.reinforcement.grader"
@@ -70,29 +71,14 @@ async def ask(
 ) -> Verdict:
     """The verdict on a grader that can be used. Raises `InvalidRequest` for one that cannot work; its message says why,
     and `param` is where the request holds the grader."""
-    question = msgspec.json.encode(
-        {"grader": grader, "rules": rules, "samples": samples, "groups": [len(samples)] if groups is None else groups}
-    )
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headrace_rewards", "check"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(seconds):
-            out, err = await process.communicate(question)
-    except TimeoutError as error:
-        raise TimedOut(f"the check of the grader took longer than {seconds:.0f} s", param=param) from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    try:
-        verdict = msgspec.json.decode(out, type=Verdict)
-    except ValueError as error:
-        said = err.decode(errors="replace")[-500:]
-        raise Unavailable(f"the check of the grader ended with {process.returncode}: {said}") from error
+    question = {
+        "grader": grader,
+        "rules": rules,
+        "samples": samples,
+        "groups": [len(samples)] if groups is None else groups,
+    }
+    what = "the check of the grader"
+    verdict = await rewards_process.ask("check", question, Verdict, seconds=seconds, what=what, param=param)
     if verdict.error is not None:
         found = verdict.error
         field = ".".join(p for p in (param, (found.param or "").removeprefix("grader").lstrip(".")) if p)

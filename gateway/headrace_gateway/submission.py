@@ -18,15 +18,17 @@ from .graders import checked_grader
 from .models import Model
 from .prompts import longest_prompt
 from .schemas import CreateJob
+from .task_files import TaskFiles
 
 _SETTINGS = "method.reinforcement.hyperparameters"
 
 
 async def submit(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     """Check everything, store the job, start its controller. Raises `InvalidRequest` before anything is stored."""
-    job = await _checked(gateway, job_id, body)
-    job = msgspec.structs.replace(job, grader=await checked_grader(job.grader, gateway.settings.reward_rules))
-    await gateway.jobs.create(job)
+    async with TaskFiles(gateway.files, gateway.settings.data_dir) as tasks:
+        job = await _checked(gateway, job_id, await _with_files(tasks, body))
+        job = msgspec.structs.replace(job, grader=await checked_grader(job.grader, gateway.settings.reward_rules))
+        await gateway.jobs.create(job)
     await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}")
     await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
     await gateway.jobs.move(job.id, "queued")
@@ -37,6 +39,14 @@ async def submit(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     except Unavailable as error:  # the job is stored: the gateway's reconciliation starts it as soon as it can
         await gateway.jobs.tell(job.id, f"Cannot start yet: {error.message}", level="warn")
     return queued
+
+
+async def _with_files(tasks: TaskFiles, body: CreateJob) -> CreateJob:
+    """The body with a file's id wherever it names a task."""
+    training = await tasks.file_id(body.training_file, "training_file")
+    asked = body.validation_file
+    validation = None if asked is None else await tasks.file_id(asked, "validation_file")
+    return body.model_copy(update={"training_file": training, "validation_file": validation})
 
 
 async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:

@@ -1,23 +1,20 @@
-"""`python -m headrace_rewards check | tasks`: see `check`, and `tasks.make_file`."""
+"""`python -m headrace_rewards check | tasks`: see `check`, and `tasks.make_file`. Each imports what it needs alone."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
-
-import msgspec
-
-from headrace_rewards.check import check
-from headrace_rewards.tasks import make_file
 
 
 def main() -> int:
     """The exit status: 0 for an answer on stdout, 2 for a wrong command line."""
-    if sys.argv[1:] == ["tasks"]:
+    if sys.argv[1:] == ["check"]:
+        from headrace_rewards import check
+
+        check.main()
+    elif sys.argv[1:] == ["tasks"]:
+        from headrace_rewards.tasks import make_file
+
         make_file.main()
-    elif sys.argv[1:] == ["check"]:
-        report = asyncio.run(check(sys.stdin.buffer.read()))
-        sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     else:
         print("usage: python -m headrace_rewards check|tasks  < request.json", file=sys.stderr)
         return 2

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
+from headrace_core.data import TASK_LIBRARY
 from headrace_core.errors import InvalidRequest
 from headrace_rewards.tasks.answers import INSTRUCTIONS, Place
 
-LIBRARY = "reasoning_gym"
 MAX_ROWS = 100_000
 
 
@@ -34,8 +34,8 @@ class Reference:
         """Raises `InvalidRequest` that says what to change."""
         library, colon, rest = text.partition(":")
         task, _, query = rest.partition("?")
-        if not colon or library != LIBRARY or not task:
-            raise InvalidRequest(f"{text!r} is not of the form {LIBRARY}:task?parameter=value&…")
+        if not colon or library != TASK_LIBRARY or not task:
+            raise InvalidRequest(f"{text!r} is not of the form {TASK_LIBRARY}:task?parameter=value&…")
         parameters: dict[str, Any] = {}
         for name, value in _pairs(query):
             if name in parameters:

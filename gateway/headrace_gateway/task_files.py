@@ -1,0 +1,68 @@
+"""`reasoning_gym:chain_sum?size=1000` where a file is asked for: its rows, made once and kept as a file like any other.
+
+reference ─► a process of the rewards service ─► temporary file ─► FileStore ─► its id, which the job then names
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from headrace_core.data import names_task
+from headrace_core.errors import InvalidRequest
+
+from .files import FileStore
+from .graders import Problem
+from .rewards_process import ask
+
+TASK_SECONDS = 300.0
+
+
+class _Made(msgspec.Struct):
+    """What the rewards service answers: see `headrace_rewards.tasks.make_file`."""
+
+    ok: bool
+    error: Problem | None
+    rows: int
+
+
+class TaskFiles:
+    """The files that one request needs made. `async with`: a request that is refused leaves none."""
+
+    def __init__(self, files: FileStore, folder: Path) -> None:
+        """`folder` takes what is not whole yet."""
+        self._files = files
+        self._folder = folder
+        self._made: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for file_id in self._made:
+                await self._files.remove(file_id)
+
+    async def file_id(self, reference: str, param: str) -> str:
+        """The id of the file with the rows of a task; what is no task is given back. Raises `InvalidRequest`."""
+        if not names_task(reference):
+            return reference
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".task-", dir=self._folder) as folder:
+            path = Path(folder) / "rows.jsonl"
+            question = {"reference": reference, "path": str(path.absolute()), "max_bytes": self._files.max_bytes}
+            made = await ask(
+                "tasks", question, _Made, seconds=TASK_SECONDS, what=f"making the rows of {reference}", param=param
+            )
+            if made.error is not None:
+                raise InvalidRequest(f"{param}: {made.error.message}", param=param, code=made.error.code)
+            with path.open("rb") as source:
+                stored = await self._files.add(source, f"{reference}.jsonl", "fine-tune")
+        self._made.append(stored.id)
+        return stored.id
