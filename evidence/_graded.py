@@ -1,0 +1,100 @@
+"""The adder trained by any grader of the service, on fresh data: `_lag.py`'s run, its rewards by `registry.build`.
+
+Training sees what the grader says of each completion, which has its draw as in a job. `accuracy` stays what it was: the
+share of right answers among greedy completions of held-out rows, whatever the grader rewards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _lag import LaggedRun, Task, adder
+
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.trajectory import Group
+from headrace_rewards.protocol import Draw, Reward, Sample
+from headrace_rewards.registry import build
+from headrace_rollout.scoring import score, value_of
+
+RIGHT: dict[str, Any] = {
+    "type": "string_check",
+    "name": "right",
+    "input": "{{ sample.output_text }}",
+    "reference": "<answer> {{ item.answer }} </answer>",
+    "operation": "like",
+}
+"""The right answer between its tags."""
+
+
+RowFilter = Callable[[dict[str, Any]], bool]
+
+
+def every(row: dict[str, Any]) -> bool:
+    """All rows."""
+    return True
+
+
+def carrying(row: dict[str, Any]) -> bool:
+    """Those with a carry, where only one of the two kinds of working is ever right."""
+    return bool(row["carry"])
+
+
+def of_rows(task: Task, rows: RowFilter, folder: Path) -> Task:
+    """The same task on the rows chosen, for training and held out, which files in `folder` hold."""
+
+    def chosen(file: Path) -> Path:
+        lines = file.read_text().splitlines(keepends=True)
+        (folder / file.name).write_text("".join(line for line in lines if rows(json.loads(line))))
+        return folder / file.name
+
+    return replace(task, training_file=chosen(task.training_file), validation_file=chosen(task.validation_file))
+
+
+class GradedRun(LaggedRun):
+    """Trains on the scores of a grader that needs no process of its own."""
+
+    def __init__(self, settings: Hyperparameters, grader: dict[str, Any], rows: RowFilter = every) -> None:
+        torch.set_num_threads(1)
+        with tempfile.TemporaryDirectory(prefix="headrace-evidence-") as folder:
+            super().__init__(of_rows(adder(), rows, Path(folder)), settings)
+        self._rows = {prompt.row: prompt.data for prompt in self._prompts}
+        self.grade_by(grader)
+
+    def grade_by(self, grader: dict[str, Any]) -> None:
+        """Use this grader from now on."""
+        self._grader = build(grader)
+
+    def groups(self) -> list[Group]:
+        """`batch_size` groups for the next step, graded."""
+        return self.graded(super().groups())
+
+    def graded(self, groups: Sequence[Group]) -> list[Group]:
+        """The same groups with the grader's scores. Raises `RewardFailed` where it has none."""
+        return asyncio.run(self._graded(self._grader, groups))
+
+    async def _graded(self, grader: Reward, groups: Sequence[Group]) -> list[Group]:
+        return [await self._graded_group(grader, group) for group in groups]
+
+    async def _graded_group(self, grader: Reward, group: Group) -> Group:
+        row = self._rows[group.row]
+        samples = [
+            Sample(
+                output_text=self._tokenizer.text(completion.token_ids),
+                item=row.item,
+                messages=row.messages,
+                draw=Draw(group.group_id, number),
+            )
+            for number, completion in enumerate(group.completions)
+        ]
+        values = [value_of(outcome) for outcome in await score(grader, samples, attempts=1)]
+        scored = zip(group.completions, values, strict=True)
+        return replace(
+            group, completions=tuple(replace(c, reward=value, components=parts) for c, (value, parts) in scored)
+        )
