@@ -25,7 +25,7 @@ from headrace_core.algorithms import ALGORITHMS
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.metrics import Flips, Pairs, RewardMetrics
 from headrace_rewards.audited import AUDIT_FAILED
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import Draw, Failure, NotApplicable, Outcome, Reward, Sample, Score
 from headrace_rewards.specs import GraderSpec
 
 from .scoring import RewardFailed, score
@@ -104,21 +104,25 @@ class WatchedReward:
 
     def _count(self, samples: Sequence[Sample], outcomes: Sequence[Outcome], left_out: bool) -> None:
         f = self._figures
-        failures = [(s, o) for s, o in zip(samples, outcomes, strict=True) if isinstance(o, Failure)]
+        failures = [o for o in outcomes if isinstance(o, Failure)]
         scores = [o for o in outcomes if isinstance(o, Score)]
         self._figures = replace(
             f,
             groups=f.groups + 1,
             completions=f.completions + len(outcomes),
             not_applicable=f.not_applicable + sum(isinstance(o, NotApplicable) for o in outcomes),
-            failures=_added(f.failures, [o for _, o in failures]),
+            failures=_added(f.failures, failures),
             left_out=f.left_out + len(failures) * left_out,
             truth={name: self._flips(name, scores) for name in self._truths},
             audit_failed=f.audit_failed + sum(o.components.get(AUDIT_FAILED) == 1.0 for o in scores),
         )
-        for sample, failure in failures[: TOLD_FAILURES - self._told]:
-            self._told += 1
-            self._untold.append((-1 if sample.draw is None else sample.draw.group, failure))
+        self._note_to_tell(samples[0].draw, {o.kind: o for o in reversed(failures)})
+
+    def _note_to_tell(self, draw: Draw | None, first: Mapping[str, Failure]) -> None:
+        """One failure of each kind in a group."""
+        shown = list(first.values())[: TOLD_FAILURES - self._told]
+        self._told += len(shown)
+        self._untold += [(-1 if draw is None else draw.group, failure) for failure in shown]
 
     def _flips(self, name: str, scores: Sequence[Score]) -> Flips:
         judged = [s for s in scores if name in s.components]

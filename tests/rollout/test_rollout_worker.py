@@ -62,7 +62,10 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
     started: list[RolloutWorker] = []
 
     async def start(
-        name: str = "rollout-0", function: str = f"{ADDER / 'reward.py'}:correct", **changes: Any
+        name: str = "rollout-0",
+        function: str = f"{ADDER / 'reward.py'}:correct",
+        grader: dict[str, Any] | None = None,
+        **changes: Any,
     ) -> RolloutWorker:
         config = WorkerConfig(
             job_id=JOB,
@@ -75,7 +78,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
             output_dir=str(tmp_path),
             rows=3000,
             total_steps=50,
-            grader={"type": "function", "name": "reward", "function": function},
+            grader=grader or {"type": "function", "name": "reward", "function": function},
             hyperparameters=SETTINGS.model_dump() | changes,
             start_timeout=60.0,
             stall_timeout=30.0,
@@ -179,6 +182,54 @@ async def test_a_failing_reward_is_told_and_is_not_a_reward_of_zero(
     assert "nothing here" in told[0].data["traceback"]
 
 
+async def test_failed_completions_are_left_out_and_the_reward_is_reported(
+    start: Start, ledger: Ledger, jobs: JobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "one.py").write_text(
+        "def first(completions):\n    return [float('nan'), *range(len(completions) - 1)]\n"
+    )
+    worker = await start(function=f"{tmp_path / 'one.py'}:first", reward_failure="leave_out", reward_recheck=1.0)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "groups go on without the completion that failed")
+
+    async def reported() -> bool:
+        return any(r.again.equal.groups for r in await jobs.rewards(JOB))
+
+    await until(reported, "groups are scored again, and that is reported")
+    claim = await ledger.claim(await ledger.enlist(), SETTINGS.limits(3000), "mask")
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)
+    assert {tuple(c.reward for c in g.completions) for g in claim.groups} == {(None, 0.0, 1.0)}
+    (counted,) = await jobs.rewards(JOB)
+    assert counted.failures == {"invalid_value": counted.groups}
+    assert (counted.left_out, counted.completions) == (counted.groups, 3 * counted.groups)
+    assert counted.again.equal.total == 2 * counted.again.equal.groups
+    assert counted.again_failures == {"invalid_value": counted.again.equal.groups}
+    entries = [data for _, kind, data in await jobs.metrics(JOB) if kind == "reward"]
+    assert entries[-1]["groups"] == counted.groups
+    (beat,) = await jobs.workers(JOB)
+    assert beat.errors["reward_invalid_value"] == counted.groups
+    assert [e.data["kind"] for _, e in await jobs.events(JOB) if e.data] == ["invalid_value"] * WINDOW
+
+
+async def test_an_evaluation_that_fails_says_so_and_has_no_mean_of_nothing(
+    start: Start, ledger: Ledger, jobs: JobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text(
+        "def bad(sample, item):\n    raise LookupError('nothing here')\n\ndef silent(sample, item):\n    return None\n"
+    )
+    worker = await start(function=f"{tmp_path / 'bad.py'}:bad")
+    result = await worker.evaluate(0)
+    assert (result.reward_mean, result.reward_failed, result.failures) == (None, 4, {"exception": 4})
+    (told,) = [event for _, event in await jobs.events(JOB)]
+    assert told.message == "reward failed in the evaluation of version 0: exception 4, of 4"
+    assert told.data is not None
+    assert "nothing here" in told.data["traceback"]
+    silent = await start("rollout-1", function=f"{tmp_path / 'bad.py'}:silent")
+    result = await silent.evaluate(0)
+    assert (result.reward_mean, result.reward_failed, result.not_applicable) == (None, 0, 4)
+
+
 async def test_what_it_held_is_free_at_once_when_it_stops(start: Start, ledger: Ledger) -> None:
     worker = await start(max_tokens=100, max_context=128)
     run = asyncio.create_task(worker.run())
@@ -213,6 +264,34 @@ async def test_an_evaluation_scores_greedy_completions_of_the_held_out_rows(star
     assert result.versions == (0, 0)
     assert result.reward_failed == 0
     assert result.reward_mean == (await worker.evaluate(0)).reward_mean, "greedy decoding repeats itself"
+
+
+async def test_a_reference_answer_where_the_tokenizer_would_not_cut_is_told_once_and_counted(
+    start: Start, ledger: Ledger, jobs: JobStore
+) -> None:
+    worker = await start(grader={"type": "verifree", "name": "likelihood", "opening": "<answe"})
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)
+    told = [event for _, event in await jobs.events(JOB) if "would not cut" in event.message]
+    assert [event.level for event in told] == ["warn"]
+    (beat,) = await jobs.workers(JOB)
+    assert 1 <= beat.errors["unstable_boundary"] <= WINDOW * SETTINGS.group_size
+
+
+async def test_an_evaluation_measures_what_its_grader_wants(start: Start, ledger: Ledger) -> None:
+    likelihood = await (await start(grader={"type": "verifree", "name": "likelihood"})).evaluate(0)
+    assert likelihood.reward_mean is not None
+    assert 0 < likelihood.reward_mean < 1
+    right = {"type": "function", "name": "right", "function": f"{ADDER / 'reward.py'}:correct"}
+    entropy = await (await start("rollout-1", grader={"type": "entropy", "name": "sure"})).evaluate(0)
+    assert entropy.reward_mean is not None
+    assert entropy.reward_mean < 0
+    verified = {"type": "entropy", "name": "sure", "evaluation": right}
+    by_function = await (await start("rollout-2", grader=verified)).evaluate(0)
+    plain = await (await start("rollout-3")).evaluate(0)
+    assert by_function.reward_mean == plain.reward_mean
 
 
 async def test_weights_that_are_published_again_are_waited_for(

@@ -54,7 +54,7 @@ function drift({ mean_shift: shift, rounds, moves }) {
   const of = "Drift against the first scores";
   if (!shift) return { of, says: "panel not scored again yet", unknown: true };
   const signed = (v) => `${v > 0 ? "+" : ""}${Number(v.toPrecision(2))}`;
-  return { of, says: moves ? "the reward moves" : "none", more: `mean shift ${signed(shift.value)} (${signed(shift.low)} to ${signed(shift.high)}), ${shift.count} completions, round ${rounds}`, bad: moves };
+  return { of, says: moves ? "the reward moves" : "within its error", more: `mean shift ${signed(shift.value)} (${signed(shift.low)} to ${signed(shift.high)}), ${shift.count} completions, round ${rounds}`, bad: moves };
 }
 
 function alike(steps) {
