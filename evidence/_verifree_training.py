@@ -28,9 +28,9 @@ from headrace_rollout.groups import GroupMaker
 from headrace_rollout.prompts import Tokenizer, read_prompts
 from headrace_rollout.reward_watch import WatchedReward
 
-STEPS, EVALUATE_EVERY = 40, 2
+EVALUATE_EVERY = 2
 SETTINGS: dict[str, Any] = {
-    **{"algorithm": "rloo", "batch_size": 16, "group_size": 8, "learning_rate": 1.5e-4, "n_steps": STEPS},
+    **{"algorithm": "rloo", "batch_size": 16, "group_size": 8, "learning_rate": 1.5e-4},
     **{"max_tokens": 40, "max_context": 64, "max_staleness": 0, "reward_recheck": 0.0},
 }
 VERIFIER = {
@@ -54,11 +54,11 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 class Run:
     """One arm, in one thread: synchronous steps."""
 
-    def __init__(self, arm: str, seed: int, model: Path, changes: dict[str, Any] | None = None) -> None:
+    def __init__(self, arm: str, seed: int, model: Path) -> None:
         grader, own = ARMS[arm]
         # Groups are sampled alike in all arms: what `remax` would sample beside, `_without_baseline` makes up for.
-        self._settings = Hyperparameters.model_validate({**SETTINGS, **(changes or {}), "seed": seed})
-        learning = Hyperparameters.model_validate({**SETTINGS, **(changes or {}), **own, "seed": seed})
+        self._settings = Hyperparameters.model_validate({**SETTINGS, "seed": seed})
+        learning = Hyperparameters.model_validate({**SETTINGS, **own, "seed": seed})
         self.trainer = Trainer(Policy(model, learning), algorithm(learning.algorithm), learning)
         self.version = 0
         self._baseline = not own
@@ -77,19 +77,19 @@ class Run:
             spec,
         )
 
-    def step(self) -> dict[str, float]:
-        """Sample a batch, update the policy by it; mean reward, and what the trainer measures."""
-        groups = self.groups(self._settings.batch_size)
-        result = self.trainer.step(groups, self.version)
+    def step(self) -> float:
+        """Sample a batch, update the policy by it; the batch's mean reward."""
+        groups = self.groups()
+        self.trainer.step(groups, self.version)
         self.version += 1
         rewards = [c.reward for g in groups for c in g.completions if c.reward is not None]
-        return {"reward": sum(rewards) / len(rewards), **result.measured.extra}
+        return sum(rewards) / len(rewards)
 
-    def groups(self, count: int) -> list[Group]:
-        """The next ones, by the newest weights."""
+    def groups(self) -> list[Group]:
+        """The next batch, by the newest weights."""
         self._engine.use(self.trainer.policy.model.state_dict(), self.version)
         first = self.version * self._settings.batch_size
-        leases = [Lease(number, "", 1, self.version) for number in range(first, first + count)]
+        leases = [Lease(first + number, "", 1, self.version) for number in range(self._settings.batch_size)]
 
         async def made() -> list[Group]:
             return await asyncio.gather(*(self._maker.make(lease) for lease in leases))
@@ -109,17 +109,25 @@ class Run:
         return sum(right) / len(right)
 
 
-def train(arm: str, seed: int, model: Path, steps: int = STEPS, **changes: Any) -> dict[str, Any]:
-    """The held-out accuracies of one run, every `EVALUATE_EVERY` steps."""
+def train(arm: str, seed: int, model: Path, target: float, steps: int) -> dict[str, Any]:
+    """Held-out accuracies every `EVALUATE_EVERY` steps, until one is at least `target`, or for `steps` steps."""
     torch.set_num_threads(1)
-    run = Run(arm, seed, model, changes)
-    found: dict[str, list[Any]] = {"steps": [0], "accuracies": [run.accuracy()], "rewards": []}
+    run = Run(arm, seed, model)
+    accuracies, rewards = {0: run.accuracy()}, []
     for step in range(1, steps + 1):
-        found["rewards"].append(run.step()["reward"])
+        rewards.append(run.step())
         if step % EVALUATE_EVERY == 0:
-            found["steps"].append(step)
-            found["accuracies"].append(run.accuracy())
-    return {"arm": arm, "seed": seed, **found}
+            accuracies[step] = run.accuracy()
+            if accuracies[step] >= target:
+                break
+    return {
+        "arm": arm,
+        "seed": seed,
+        "steps": list(accuracies),
+        "accuracies": list(accuracies.values()),
+        "rewards": rewards,
+        "reached": step if accuracies[step] >= target else None,
+    }
 
 
 def _without_baseline(group: Group) -> Group:
