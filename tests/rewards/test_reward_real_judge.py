@@ -27,7 +27,7 @@ MODEL = ROOT / "examples" / "adder" / "model"
 """Takes any text, byte by byte; 256 tokens with the answer."""
 KEY = "sk-of-the-judge"
 START_SECONDS, END_SECONDS = 330, 20
-"""An idle machine of two cores needs some 45 s for the start."""
+"""The start costs some 50 s of processor time, on two cores at best."""
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(420)]
 
