@@ -14,8 +14,8 @@ from openai.types.fine_tuning.alpha.grader_run_response import MetadataErrors
 from headrace_core.errors import TimedOut
 from headrace_core.reward_rules import RewardRules
 from headrace_gateway import graders
-from headrace_gateway.graders import Outcome, Trials
-from headrace_gateway.routes.graders import _DETAILS, _FLAGS, _named
+from headrace_gateway.graders import Outcome, Part, Trials, Verdict
+from headrace_gateway.routes.graders import _DETAILS, _FLAGS, _answer, _named
 
 from .conftest import GRADER
 
@@ -127,6 +127,21 @@ def test_every_failure_has_a_name_of_openais(grader: str, kind: str, message: st
     named = _named(grader, Outcome("failure", kind=kind, message=message, traceback="File …"))
     assert {name for name, value in named.items() if value is True} == flags
     assert set(named) <= set(_FLAGS) | set(_DETAILS)
+
+
+def test_a_judge_is_named_and_what_does_not_apply_has_no_reward() -> None:
+    judged = Verdict(
+        ok=True,
+        error=None,
+        grader={"type": "score_model", "model": "judge-1"},
+        outcomes=[Outcome("not_applicable")],
+        seconds=[0.5],
+        parts=[Part("style", "score_model")],
+    )
+    answer = _answer(judged)
+    assert (answer["reward"], answer["sub_rewards"], answer["metadata"]["failure"]) == (None, {}, None)
+    assert (answer["metadata"]["sampled_model_name"], answer["metadata"]["scores"]) == ("judge-1", {})
+    assert not any(answer["metadata"]["errors"].values())
 
 
 async def test_trials_wait_for_a_place_and_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

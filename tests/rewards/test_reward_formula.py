@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headrace_rewards.formula import MAX_CHARACTERS, MAX_DEPTH, Formula, FormulaError, NotComputable
 
@@ -124,3 +127,37 @@ def test_a_wrong_formula_says_what(source: str, message: str) -> None:
 def test_the_longest_and_deepest_formulas_are_computed() -> None:
     assert Formula.parse("-" * (MAX_DEPTH - 1) + "a", NAMES).value(NAMES) == -3.0
     assert Formula.parse("max(" + "1," * (MAX_CHARACTERS // 2 - 3) + "a)", NAMES).value(NAMES) == 3.0
+
+
+PIECES = [
+    "a",
+    "b",
+    "größe",
+    "1",
+    "0",
+    "2.5",
+    "1e308",
+    "9^9",
+    "+",
+    "-",
+    "*",
+    "/",
+    "^",
+    "(",
+    ")",
+    ",",
+    "min(",
+    "log(",
+    " ",
+]
+ODD = ["\n", ".", "'", "[", "]", "{", "}", ":", "=", "_", "\\", "lambda", "if", "or ", "0x", "1j", "\0"]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(PIECES + ODD), max_size=30).map("".join))
+def test_whatever_is_written_has_a_value_or_a_named_error(source: str) -> None:
+    try:
+        value = Formula.parse(source, NAMES).value(NAMES)
+    except (FormulaError, NotComputable):
+        return
+    assert math.isfinite(value)
