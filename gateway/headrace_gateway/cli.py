@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.table import Table
 from headrace_core.errors import HeadraceError
 from headrace_core.settings import Settings
 
-from . import job_file
+from . import job_file, rewards_process
 from .cli_rewards import rewards
 from .client import Client
 from .following import follow
@@ -64,6 +65,8 @@ def serve(
     except ValidationError as error:
         first = error.errors()[0]
         _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    held = asyncio.run(rewards_process.sandbox(settings.reward_sandbox))
+    out.print(f"[dim]sandbox of reward code: {escape(held)}[/]")
     out.print("[dim]starting Redis and Ray …[/]")
     try:
         run(settings, lambda url: out.print(f"Headrace runs at [bold]{url}[/] [dim](Ctrl-C stops it)[/]"))

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from headrace_core.errors import TimedOut, Unavailable
+from headrace_core.reward_rules import SandboxLevel
 
 Answer = TypeVar("Answer")
 
@@ -38,3 +39,9 @@ async def ask(command: str, question: object, answer: type[Answer], *, seconds: 
     except ValueError as error:
         said = err.decode(errors="replace")[-500:]
         raise Unavailable(f"{what} ended with {process.returncode}: {said}") from error
+
+
+async def sandbox(wanted: SandboxLevel) -> str:
+    """At which level this machine holds reward code, and why at no higher one; or that it is refused below `wanted`."""
+    what = "the trial of the sandbox"
+    return await ask("sandbox", wanted, str, seconds=60.0, what=what, param="reward_sandbox")

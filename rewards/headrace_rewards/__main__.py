@@ -1,4 +1,6 @@
-"""`python -m headrace_rewards check | tasks`: see `check`, and `tasks.make_file`. Each imports what it needs alone."""
+"""`python -m headrace_rewards check | tasks | sandbox`: see `main` of `check`, `tasks.make_file`, `sandbox.machine`.
+
+Each imports what it needs alone."""
 
 from __future__ import annotations
 
@@ -15,8 +17,12 @@ def main() -> int:
         from headrace_rewards.tasks import make_file
 
         make_file.main()
+    elif sys.argv[1:] == ["sandbox"]:
+        from headrace_rewards.sandbox import machine
+
+        machine.main()
     else:
-        print("usage: python -m headrace_rewards check|tasks  < request.json", file=sys.stderr)
+        print("usage: python -m headrace_rewards check|tasks|sandbox  < request.json", file=sys.stderr)
         return 2
     return 0
 

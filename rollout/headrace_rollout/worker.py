@@ -34,6 +34,7 @@ from headrace_core.timesplit import TimeSplit
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_rewards.registry import build, validate
+from headrace_rewards.sandbox.machine import assess
 
 from .engines import create
 from .engines.base import EngineConfig, RequestRefused
@@ -112,7 +113,9 @@ class RolloutWorker:
         await self._catch_up()
         await self._ledger.lapse(self._config.worker)  # of a process before this one, if it died
         self._split = TimeSplit("window")
-        return {"engine": self._settings.engine, "seconds": round(time.monotonic() - began, 1), "prompts": len(train)}
+        sandbox = (await assess()).level
+        seconds = round(time.monotonic() - began, 1)
+        return {"engine": self._settings.engine, "seconds": seconds, "prompts": len(train), "sandbox": sandbox}
 
     async def run(self) -> str:
         """Until the ledger is closed or `stop` is called; returns `closed` or `stopped`."""

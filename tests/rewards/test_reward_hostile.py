@@ -79,7 +79,7 @@ ACTS = [
     Act("exhaust.disk", "exception", "No space left", spoils=True),
     Act("exhaust.many_names", "exception", "No space left", spoils=True),
     Act("exhaust.large_file", "exception", "File too large", spoils=True, levels=BOTH),
-    Act("exhaust.open_files", "exception", "Too many open files"),
+    Act("exhaust.open_files", "exception", "Too many open files", spoils=True),
     Act("exhaust.recursion", "exception", "RecursionError"),
     Act("exhaust.stack_of_c", "crashed", "SIGSEGV"),
     Act("endings.exit_now", "crashed", "exited with status 7"),

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from headrace_core.errors import InvalidRequest, Unavailable
 from headrace_core.reward_rules import SANDBOX_LEVELS, SandboxLevel
@@ -110,3 +113,15 @@ async def _try(level: SandboxLevel) -> str | None:
         return f"the trial ended with {outcome}"
     open_still = [name for name, value in outcome.components.items() if value]
     return f"a function could still {', '.join(open_still)}" if open_still else None
+
+
+def main() -> None:
+    """`python -m headrace_rewards sandbox`: the level asked for on stdin (JSON), what is held on stdout, for people."""
+    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=SandboxLevel)
+    machine = asyncio.run(assess())
+    try:
+        machine.require(wanted)
+        said = str(machine)
+    except Unavailable as refused:
+        said = refused.message
+    sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
