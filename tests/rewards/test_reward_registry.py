@@ -17,8 +17,8 @@ CHECK = {"type": "string_check", "name": "n", "input": "{{ item.a }}", "referenc
     ("grader", "param", "message"),
     [
         ("string_check", "grader", "object"),
-        ({}, "grader.type", "known types: string_check, function"),
-        ({**CHECK, "type": "text_similarity"}, "grader.type", "'text_similarity'; known types: string_check, function"),
+        ({}, "grader.type", "known types: string_check, text_similarity"),
+        ({**CHECK, "type": "vibes"}, "grader.type", "'vibes'; known types: string_check, text_similarity"),
         ({**CHECK, "type": ["function"]}, "grader.type", "known types"),
         ({**CHECK, "operation": "equals"}, "grader.operation", "'eq'"),
         ({**CHECK, "input": "{{ item.a"}, "grader.input", "without its"),
