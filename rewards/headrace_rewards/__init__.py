@@ -4,6 +4,7 @@
     registry        a grader in OpenAI's JSON schema -> Reward; one line a type
     string_check    compares two templates; text_similarity says how alike they are
     multi, formula  one number from several graders
+    verifier_free   rewards of what the policy itself measured: a reference answer's likelihood, its own doubts
     functions       a user's Python function, in processes of its own
     python_source   the same of source text, as OpenAI's `python` grader has it
     sandbox         those processes, and what holds them
