@@ -95,12 +95,59 @@ def test_a_text_is_judged_as_math_verify_judges_it(text: str, gold: str) -> None
     assert len(core(text)) <= len(text)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(answer=INTEGERS, other=INTEGERS, shape=st.sampled_from(["{}", r"\boxed{{{}}}", r"so $\boxed{{{}}}$."]))
-def test_integers_are_compared_as_math_verify_compares_them(answer: int, other: int, shape: str) -> None:
+RATIONALS = st.one_of(
+    INTEGERS.map(str),
+    st.builds("{}/{}".format, st.integers(-20, 20), st.integers(1, 20)),
+    st.builds(r"{}\frac{{{}}}{{{}}}".format, st.sampled_from(["", "-"]), st.integers(0, 20), st.integers(1, 20)),
+)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(answer=RATIONALS, gold=RATIONALS, shape=st.sampled_from(["{}", r"\boxed{{{}}}", r"so $\boxed{{{}}}$."]))
+def test_rationals_are_compared_as_math_verify_compares_them(answer: str, gold: str, shape: str) -> None:
     text = shape.format(answer)
-    for gold in (answer, -answer, answer + 1, other):
-        assert judge([text], [str(gold)]) == [plainly(text, str(gold))] == [float(answer == gold)]
+    for reference in (answer, gold):
+        assert judge([text], [reference]) == [plainly(text, reference)]
+
+
+EXPRESSIONS = st.sampled_from(
+    [
+        "9",
+        "9%",
+        "0.3333333",
+        r"\frac{1}{3}",
+        "10^{20}",
+        "10^{20}+1",
+        r"\sqrt{8}",
+        r"2\sqrt{2}",
+        "x^2+2x+1",
+        "(x+1)^2",
+        "y^2+2y+1",
+        "x",
+        r"\sqrt{x^2}",
+        "|x|",
+        r"\sin^2 x+\cos^2 x",
+        "1",
+        r"\infty",
+        r"\frac{1}{0}",
+        "i",
+        "1+i",
+        "f(x)",
+        "x<2",
+        r"\{1,2\}",
+        r"\begin{pmatrix}1 & 2\end{pmatrix}",
+        "5!",
+        "120",
+    ]
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(answer=EXPRESSIONS, gold=EXPRESSIONS)
+def test_expressions_that_differ_at_a_point_are_not_equal_to_math_verify(answer: str, gold: str) -> None:
+    text = rf"\boxed{{{answer}}}"
+    verdict = judge([text], [gold])
+    assert verdict == [plainly(text, gold)]
 
 
 def test_what_a_batch_has_in_common_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +158,9 @@ def test_what_a_batch_has_in_common_is_done_once(monkeypatch: pytest.MonkeyPatch
         return parse(text, parsing_timeout=parsing_timeout)
 
     monkeypatch.setattr("headrace_rewards.judges.maths_judge.parse", counted)
-    texts = [rf"Step {n}, so $\boxed{{\frac{{3}}{{4}}}}$." for n in range(8)] + [r"no: \boxed{\sqrt{2}}"] * 4
-    assert judge(texts, [r"\frac{6}{8}"] * 12) == [1.0] * 8 + [0.0] * 4
-    assert parsed == [r"$\boxed{\frac{3}{4}}$", r"\boxed{\frac{6}{8}}", r"\boxed{\sqrt{2}}"]
+    texts = [rf"Step {n}, so $\boxed{{\sqrt{{3}}}}$." for n in range(8)] + [r"no: \boxed{\sqrt{2}}"] * 4
+    assert judge(texts, [r"\sqrt{3}"] * 12) == [1.0] * 8 + [0.0] * 4
+    assert parsed == [r"$\boxed{\sqrt{3}}$", r"\boxed{\sqrt{3}}", r"\boxed{\sqrt{2}}"]
 
 
 def test_a_box_that_cannot_be_read_is_passed_over() -> None:

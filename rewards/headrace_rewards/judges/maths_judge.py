@@ -1,11 +1,12 @@
 """math-verify's verdict on a batch of completions; work that a batch has in common is done once.
 
 Invariant: each verdict is that of `verify(parse(boxed(gold)), parse(completion))` with math-verify's own settings and
-no time limits. Three ways lead there sooner, and tests hold each to math-verify itself:
+no time limits. Four ways lead there sooner, and tests hold each to math-verify itself:
 
-    gold           is parsed once a batch
-    completion     `core` cuts a text that ends in its one box down to that box; equal cores are parsed once
-    whole numbers  two plain integers are compared as integers
+    gold         is parsed once a batch
+    completion   `core` cuts a text that ends in its one box down to that box; equal cores are judged once
+    rationals    two integers or fractions of integers are compared as numbers
+    wrong ones   two expressions whose values differ at a point are not equal: no algebra is tried on them
 
 math-verify's time limits are signals, which cannot end a long operation on large integers; the host's limit can.
 """
@@ -15,17 +16,30 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from math_verify import parse, verify
+from sympy import Expr, Float, MatrixExpr, Rational, UnevaluatedExpr
+from sympy.core.function import AppliedUndef
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of time limits that are off
 
 _DELIMITERS = ("$", "\\boxed", "\\(", "\\[")
-_INTEGER = r"-?(?:0|[1-9][0-9]{0,14})"
-_GOLD_INTEGER = re.compile(_INTEGER)
-_ANSWER_INTEGER = re.compile(rf"(?P<bare>{_INTEGER})|(?P<dollar>\$?)\\boxed\{{(?P<boxed>{_INTEGER})\}}(?P=dollar)")
+_WHOLE = r"(?:0|[1-9][0-9]{0,14})"
+_RATIONAL = re.compile(
+    rf"(?P<sign>-?)(?:(?P<whole>{_WHOLE})|(?P<top>{_WHOLE})/(?P<bottom>[1-9][0-9]{{0,14}})"
+    rf"|\\frac\{{(?P<over>{_WHOLE})\}}\{{(?P<under>[1-9][0-9]{{0,14}})\}})"
+)
+_BOX = re.compile(r"(?P<dollar>\$?)\\boxed\{(?P<inside>[^{}]*(?:\{[0-9]*\}){0,2})\}(?P=dollar)")
 _FINAL_BOX = re.compile(r"(?P<box>\\boxed\{(?:[^{}$\[\]\\]|\\[a-zA-Z]|\{[^{}$\[\]\\]*\})+\})(?P<dollar>\$?)\.?")
+
+
+_OF_ITS_OWN = (Float, UnevaluatedExpr, MatrixExpr, AppliedUndef)
+_POINT = tuple(Rational(numerator, 7) for numerator in (9, 11, 13, 17, 19, 23))
+"""Values of the first symbols; an expression with more has no value, and is left to math-verify."""
+_DIGITS = 15
+_SURELY = 1e-4
 
 
 def judge(completions: Sequence[str], gold: Sequence[str]) -> list[float | None]:
@@ -79,15 +93,21 @@ class _Batch:
     def _shortest(self, text: str) -> str:
         """The core, unless it cannot be read: math-verify then looks for an answer in the rest of the text."""
         short = core(text)
-        if short == text or _ANSWER_INTEGER.fullmatch(short) or _is_mathematics(self._answer(short)):
+        if short == text or _rational(_unboxed(short)) is not None or _is_mathematics(self._answer(short)):
             return short
         return text
 
     def _judge(self, text: str, gold: str) -> float | None:
-        if _GOLD_INTEGER.fullmatch(gold) and (answer := _ANSWER_INTEGER.fullmatch(text)):
-            return float(int(answer["bare"] or answer["boxed"]) == int(gold))
+        answer, right = _rational(_unboxed(text)), _rational(gold)
+        if answer is not None and right is not None:
+            return float(answer == right)
         reference = self._gold(gold)
-        return None if reference is None else float(verify(reference, self._answer(text), timeout_seconds=None))
+        if reference is None:
+            return None
+        found = self._answer(text)
+        if _is_mathematics(found) and _differ(reference[0], found[0]):
+            return 0.0
+        return float(verify(reference, found, timeout_seconds=None))
 
     def _gold(self, gold: str) -> list[Any] | None:
         if gold not in self._golds:
@@ -104,3 +124,34 @@ class _Batch:
 def _is_mathematics(found: list[Any]) -> bool:
     """Whether `parse` understood what it found; text that it did not understand stays text."""
     return bool(found) and not isinstance(found[0], str)
+
+
+def _unboxed(text: str) -> str:
+    box = _BOX.fullmatch(text)
+    return text if box is None else box["inside"]
+
+
+def _rational(text: str) -> Fraction | None:
+    """The number that the whole text is; `None` where it is more than an integer or a fraction of integers."""
+    read = _RATIONAL.fullmatch(text)
+    if read is None:
+        return None
+    number = Fraction(int(read["whole"] or read["top"] or read["over"]), int(read["bottom"] or read["under"] or 1))
+    return -number if read["sign"] else number
+
+
+def _differ(gold: Any, answer: Any) -> bool:
+    """Whether two expressions certainly have different values; `False` where it is not known.
+
+    What math-verify compares otherwise than by the difference is left to it: relations, sets, lone symbols, decimals
+    (rounded) and percentages (`9%` is 9).
+    """
+    if not all(isinstance(side, Expr) and not side.is_Symbol and not side.has(*_OF_ITS_OWN) for side in (gold, answer)):
+        return False
+    try:
+        difference = gold - answer
+        point = dict(zip(sorted(difference.free_symbols, key=str), _POINT, strict=False))
+        value = difference.subs(point).evalf(_DIGITS)
+        return bool(value.is_Float and value.is_finite and abs(value) > _SURELY)
+    except Exception:  # sympy raises of many kinds where there is no value; math-verify then decides
+        return False
