@@ -1,6 +1,7 @@
 """`python -m headrace_rewards check | tasks | sandbox`: see `main` of `check`, `tasks.make_file`, `sandbox.machine`.
 
-Each imports what it needs alone."""
+Each imports what it needs alone.
+"""
 
 from __future__ import annotations
 

@@ -106,6 +106,26 @@ async def test_limits_hold_and_processor_time_is_granted_anew(level: SandboxLeve
     assert 60 * 4 <= first < second < 60 * 4 + 30
 
 
+async def test_the_guard_counts_where_the_kernel_does_not(tmp_path: Path) -> None:
+    """Of root's processes the kernel counts none; below `filtered` the host is still root where the service is."""
+    source = """
+        import os, time
+        def grade(completion):
+            for _ in range(60):
+                if os.fork() == 0: time.sleep(60)
+            time.sleep(60)
+        """
+    reward = FunctionReward(write(tmp_path, source), limits=Limits(processes=16), level="limits")
+    await reward.start()
+    try:
+        [outcome] = await reward.score([Sample("")])
+    finally:
+        await reward.close()
+    assert isinstance(outcome, Failure)
+    told = "processes and threads ran at once; 16 are allowed" in outcome.traceback
+    assert told if os.getuid() == 0 else outcome.kind in ("crashed", "exception")
+
+
 @CONTAINED
 async def test_it_has_no_rights_that_reading_does_not_take(level: SandboxLevel, tmp_path: Path) -> None:
     spec = write(
@@ -317,6 +337,13 @@ def test_a_lesser_machine_says_so_and_refuses_what_it_cannot_hold(layers: int, h
             assert line == f"{level} Score(value=3.0, components={{}})"
         else:
             assert f"asks for sandbox level '{level}', and this machine holds '{held}'" in line
+
+
+def test_the_level_is_said_to_whoever_asks() -> None:
+    for wanted in SANDBOX_LEVELS:
+        argv = [sys.executable, "-m", "headrace_rewards", "sandbox"]
+        done = subprocess.run(argv, input=json.dumps(wanted), capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(done.stdout) == "isolated"
 
 
 def test_a_host_loads_none_of_the_service() -> None:

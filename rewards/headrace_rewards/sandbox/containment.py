@@ -53,13 +53,13 @@ def enclose(setup: wire.Setup, scratch: Path) -> Cell:
     processes = share if root or isolated else limits.tasks_of(os.getuid()) + share
     owner = (os.getuid(), os.getgid()) if user is None else (user, user)
     init = None
-    if isolated:
-        try:
+    try:
+        if isolated:
             init = namespaces.enter(namespaces.Files(files.readable, scratch, setup.limits.scratch_bytes, owner))
-        except OSError as fault:
-            raise Unheld(f"no namespaces: {fault.strerror}") from None
-    elif user is not None:
-        os.chown(scratch, *owner)
+        elif user is not None:
+            os.chown(scratch, *owner)
+    except OSError as fault:
+        raise Unheld(f"{'no namespaces' if isolated else 'no folder of its own'}: {fault.strerror}") from None
     return Cell(setup, scratch, files, user, processes, init)
 
 

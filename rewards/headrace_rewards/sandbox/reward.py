@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,7 @@ class HostedReward:
 
     def _setup(self, level: SandboxLevel) -> wire.Setup:
         code = self._code
-        hidden = [*self._rules.hidden, *map(str, secrets_of_home(Path.home()))]
+        hidden = [*self._rules.hidden, *map(str, secrets_of_home(Path(os.path.expanduser("~"))))]
         return wire.Setup(
             *(code.path, code.function, code.form, code.timeout, self._limits, level, hidden),
             source=code.source,

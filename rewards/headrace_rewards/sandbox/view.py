@@ -24,8 +24,11 @@ _MOST_ENTRIES = 1_000
 
 
 def secrets_of_home(home: Path) -> list[Path]:
-    """What is hidden even from a function that lies in the home folder itself: entries that begin with a dot."""
-    return sorted(home.glob(".*"))
+    """What is hidden even from a function that lies in the home folder itself: entries that begin with a dot.
+
+    None where `home` is not absolute: the service's user has no home then.
+    """
+    return sorted(home.glob(".*")) if home.is_absolute() else []
 
 
 class View(NamedTuple):

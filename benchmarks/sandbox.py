@@ -1,0 +1,73 @@
+"""What holding a user's code costs: starting and ending its process, and each grading, level by level.
+
+The same trivial `python` grader at every level that the machine holds, in alternating rounds, one process, groups of
+eight, one group at a time. `limits` is the baseline: a process with limits alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+
+from _report import arguments, report
+
+from headrace_core.reward_rules import SANDBOX_LEVELS, SandboxLevel
+from headrace_rewards.protocol import Sample, Score
+from headrace_rewards.python_source import PythonReward, PythonSpec
+from headrace_rewards.sandbox.machine import assess
+
+MOST_EXTRA_START_SECONDS = 0.3
+"""Median start at the strongest level, beyond that of `limits`."""
+LEAST_GRADINGS_A_SECOND = 500
+
+GROUP, GROUPS = 8, 100
+SOURCE = "def grade(sample, item):\n    return float(item['answer'] in sample['output_text'])\n"
+GROUP_OF_SAMPLES = [Sample(f"the answer is {index}", {"answer": "7"}) for index in range(GROUP)]
+
+
+async def round_of(level: SandboxLevel) -> tuple[float, float, float]:
+    """Seconds to start, gradings a second, seconds to close."""
+    reward = PythonReward(PythonSpec(type="python", name="trivial", source=SOURCE), level=level)
+    began = time.perf_counter()
+    await reward.start()
+    started = time.perf_counter()
+    for _ in range(GROUPS):
+        outcomes = await reward.score(GROUP_OF_SAMPLES)
+    scored = time.perf_counter()
+    await reward.close()
+    assert outcomes == [Score(float(index == 7)) for index in range(GROUP)]
+    return started - began, GROUP * GROUPS / (scored - started), time.perf_counter() - scored
+
+
+async def measure(rounds: int) -> dict[str, dict[str, float]]:
+    """The medians of each level."""
+    held = SANDBOX_LEVELS[: SANDBOX_LEVELS.index((await assess()).level) + 1]
+    measured: dict[SandboxLevel, list[tuple[float, float, float]]] = {level: [] for level in held}
+    for _ in range(rounds):
+        for level in held:
+            measured[level].append(await round_of(level))
+    names = ("start_seconds", "gradings_per_second", "close_seconds")
+    return {
+        level: dict(zip(names, map(statistics.median, zip(*rows, strict=True)), strict=True))
+        for level, rows in measured.items()
+    }
+
+
+def main() -> None:
+    """Measure, report, exit with status 1 on a miss."""
+    parser = arguments("sandbox", __doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    options = parser.parse_args()
+    levels = asyncio.run(measure(options.rounds))
+    strongest = list(levels)[-1]
+    extra = levels[strongest]["start_seconds"] - levels["limits"]["start_seconds"]
+    rate = levels[strongest]["gradings_per_second"]
+    passed = extra <= MOST_EXTRA_START_SECONDS and rate >= LEAST_GRADINGS_A_SECOND
+    figures = f"{strongest}: starts {extra * 1e3:+.0f} ms, {rate:.0f} gradings/s"
+    figures += f" (limits: {levels['limits']['gradings_per_second']:.0f})"
+    report("sandbox", passed, figures, {"levels": levels, "rounds": options.rounds}, options)
+
+
+if __name__ == "__main__":
+    main()
