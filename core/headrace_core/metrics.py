@@ -235,6 +235,8 @@ class RewardMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """By the component that counts as the truth: `audit`, or `clean` of a noisy reward."""
     audit_failed: int = 0
     """Completions that could not be audited."""
+    between: dict[str, Tally] = {}
+    """Of two graders of a `multi` grader, as `one / other`: the completions that one finds high and the other low."""
     drift: Pairs = Pairs()
     """The panel, some early completions, against their first scores: the newest round alone, not since the start."""
     drift_rounds: int = 0

@@ -54,6 +54,7 @@ _SERIES: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], st
     "headrace_reward_truth": (_C, "Completions held against a truth.", ("job", "truth", "confusion")),
     "headrace_reward_flip_rate": (_G, "Estimated flip rates.", ("job", "truth", "rate", "bound")),
     "headrace_reward_disagreement": (_G, "Share on which reward and truth disagree.", ("job", "truth", "bound")),
+    "headrace_reward_between": (_G, "Share on which two graders disagree.", ("job", "pair", "bound")),
     "headrace_reward_audit_failed": (_C, "Completions that could not be audited.", ("job",)),
     "headrace_reward_drift": (_G, "Mean shift of the panel against its first scores.", ("job", "bound")),
     "headrace_reward_drift_error": (_G, "Standard error of that shift.", ("job",)),
@@ -174,6 +175,8 @@ def _of_reward(job: str, found: dict[str, Any]) -> Iterator[Sample]:
         for rate in ("p01", "p10"):
             yield from _interval("headrace_reward_flip_rate", (job, truth, rate), flips[rate])
         yield from _interval("headrace_reward_disagreement", (job, truth), flips["disagreement"])
+    for pair, figure in found["between"].items():
+        yield from _interval("headrace_reward_between", (job, pair), figure)
     yield from _interval("headrace_reward_drift", (job,), drift["mean_shift"])
     yield from _known("headrace_reward_drift_error", (job,), drift["standard_error"])
 

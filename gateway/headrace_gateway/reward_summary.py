@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from headrace_core.agreement import Z95, Estimate, mean, share
-from headrace_core.metrics import Flips, Pairs, RewardMetrics
+from headrace_core.metrics import Flips, Pairs, RewardMetrics, Tally
 
 
 def summary(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
@@ -30,7 +30,10 @@ def summary(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
             "failures": _counts(c.again_failures for c in counted),
             "skipped_groups": sum(c.again_skipped for c in counted),
         },
-        "truth": {name: _flips([c.truth.get(name, Flips()) for c in counted]) for name in _truths(counted)},
+        "truth": {
+            name: _flips([c.truth.get(name, Flips()) for c in counted]) for name in _names(c.truth for c in counted)
+        },
+        "between": {pair: _plain(share(_between(counted, pair))) for pair in _names(c.between for c in counted)},
         "audit_failed": sum(c.audit_failed for c in counted),
         "drift": _drift(counted),
     }
@@ -89,8 +92,12 @@ def _drift(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
     }
 
 
-def _truths(counted: Sequence[RewardMetrics]) -> list[str]:
-    return sorted({name for c in counted for name in c.truth})
+def _between(counted: Sequence[RewardMetrics], pair: str) -> Tally:
+    return reduce(add, (c.between.get(pair, Tally()) for c in counted))
+
+
+def _names(every: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({name for names in every for name in names})
 
 
 def _counts(every: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -68,6 +68,10 @@ class MultiSpec(GraderSpec):
         """What any of the graders needs."""
         return frozenset().union(*(grader.needs() for grader in self.graders.values()))
 
+    def opinions(self) -> dict[str, float]:
+        """Of every grader."""
+        return {name: grader.middle() for name, grader in self.graders.items()}
+
 
 class Multi:
     """Starts, asks and closes its graders together."""

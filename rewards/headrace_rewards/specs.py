@@ -30,6 +30,10 @@ class GraderSpec(BaseModel):
         """Components that say what the reward should have been, each with the value from which on it counts as high."""
         return {}
 
+    def opinions(self) -> dict[str, float]:
+        """Components that are each a judgement of the whole completion, with the same value; they may disagree."""
+        return {}
+
 
 def _parsed(value: Any) -> GraderSpec:
     from headrace_rewards.registry import validate  # the registry knows every type, those that hold others too

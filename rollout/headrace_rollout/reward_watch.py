@@ -12,6 +12,7 @@ left out of it, as the job's setting `reward_failure` says; what fails when it i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from msgspec.structs import replace
 from headrace_core.agreement import in_share
 from headrace_core.algorithms import ALGORITHMS
 from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.metrics import Flips, Pairs, RewardMetrics
+from headrace_core.metrics import Flips, Pairs, RewardMetrics, Tally
 from headrace_rewards.audited import AUDIT_FAILED
 from headrace_rewards.protocol import Draw, Failure, NotApplicable, Outcome, Reward, Sample, Score
 from headrace_rewards.specs import GraderSpec
@@ -34,6 +35,8 @@ PANEL = 32
 """Completions, of the first groups, that are scored again for as long as the worker lives."""
 WAITING = 8
 """Groups that wait to be scored again; one more is skipped."""
+MOST_PAIRS = 10
+"""Of the graders of a multi grader, whose disagreement is counted: as many as five graders have."""
 TOLD_FAILURES = 5
 """Reward failures told to the user with their traceback; all are counted."""
 
@@ -50,7 +53,8 @@ class WatchedReward:
     def __init__(self, reward: Reward, spec: GraderSpec, worker: str, settings: Hyperparameters) -> None:
         self._reward = reward
         self._settings = settings
-        self._middle, self._truths = spec.middle(), spec.truths()
+        self._middle, self._truths, self._opinions = spec.middle(), spec.truths(), spec.opinions()
+        self._pairs = list(itertools.combinations(self._opinions, 2))[:MOST_PAIRS]
         now = time.time()
         self._figures = self._taken = RewardMetrics(worker=worker, started=now, time=now)
         self._waiting: asyncio.Queue[_Scored] = asyncio.Queue(WAITING)
@@ -114,6 +118,7 @@ class WatchedReward:
             failures=_added(f.failures, failures),
             left_out=f.left_out + len(failures) * left_out,
             truth={name: self._flips(name, scores) for name in self._truths},
+            between={f"{a} / {b}": self._between(a, b, scores) for a, b in self._pairs},
             audit_failed=f.audit_failed + sum(o.components.get(AUDIT_FAILED) == 1.0 for o in scores),
         )
         self._note_to_tell(samples[0].draw, {o.kind: o for o in reversed(failures)})
@@ -129,6 +134,11 @@ class WatchedReward:
         high = [s.value >= self._middle for s in judged]
         truly = [s.components[name] >= self._truths[name] for s in judged]
         return self._figures.truth.get(name, Flips()).with_group(high, truly)
+
+    def _between(self, one: str, other: str, scores: Sequence[Score]) -> Tally:
+        asked, high = [s.components for s in scores if {one, other} <= s.components.keys()], self._opinions
+        disagree = ((c[one] >= high[one]) != (c[other] >= high[other]) for c in asked)
+        return self._figures.between.get(f"{one} / {other}", Tally()).with_group(disagree)
 
     def _watch(self, scored: _Scored) -> None:
         """Keep it for the panel, and queue it to be scored again if it is its turn."""

@@ -134,7 +134,10 @@ def test_a_job_whose_reward_fails_says_why_and_the_service_goes_on(service: Serv
     error = service.openai.fine_tuning.jobs.retrieve(job_id).error
     assert error is not None
     assert error.code == "too_many_reward_failures"
-    assert any("no such answer" in message for message in service.told(job_id))
+    assert "completions by kind: exception" in error.message
+    assert "LookupError: no such answer" in error.message
+    assert any(m.startswith("reward failed for a completion of group") for m in service.told(job_id))
+    assert service.get(f"/v1/fine_tuning/jobs/{job_id}/reward")["failures"]["exception"] >= 4
     assert service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")["states"]["trained"] == 0
     assert service.get("/healthz")
 

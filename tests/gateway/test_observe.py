@@ -59,6 +59,7 @@ def counted(worker: str, started: float) -> RewardMetrics:
     return RewardMetrics(
         worker=worker, started=started, time=9.0, groups=3, completions=12, failures={"timeout": 1, "exception": 2},
         left_out=1, again=again, again_failures={"crashed": 1}, truth={"audit": flips}, drift=again, drift_rounds=1,
+        between={"a / b": flips.disagree},
     )  # fmt: skip
 
 
@@ -180,6 +181,7 @@ async def test_what_a_reward_does_is_exposed_added_up(http: httpx.AsyncClient) -
         'headrace_reward_again_total{job="ftjob-1"} 8.0',
         'headrace_reward_again_equal_share{bound="value",job="ftjob-1"} 0.75',
         'headrace_reward_flip_rate{bound="value",job="ftjob-1",rate="p01",truth="audit"} 0.5',
+        'headrace_reward_between{bound="value",job="ftjob-1",pair="a / b"} 0.25',
         'headrace_reward_truth_total{confusion="high_but_truly_low",job="ftjob-1",truth="audit"} 2.0',
     ):
         assert line in text

@@ -254,3 +254,15 @@ async def test_an_audit_is_the_truth_where_there_is_one() -> None:
     assert flips.up.total == 2 * flips.up.groups, "two of three wrong answers hold an e"
     assert flips.down.total == 0
     assert figures.audit_failed == 0
+
+
+async def test_graders_that_are_asked_together_may_disagree() -> None:
+    contains = EXACT | {"name": "contains", "reference": "e", "operation": "like"}
+    reward = watched(grader={"type": "multi", "name": "m", "graders": [EXACT, contains], "calculate_output": "exact"})
+    for number in range(5):
+        await reward.score(group(number, "yes", "maybe", "no", "yet"))
+    figures = reward.take()
+    assert figures is not None
+    (pair,) = figures.between
+    assert pair == "exact / contains"
+    assert (figures.between[pair].total, figures.between[pair].count) == (10, 20)

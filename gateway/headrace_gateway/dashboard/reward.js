@@ -13,7 +13,7 @@ export class RewardFigures {
   }
 
   set(found, steps) {
-    const rows = [again(found.scored_again), ...Object.entries(found.truth).flatMap(truth), audit(found), drift(found.drift), alike(steps), failures(found)].filter(Boolean);
+    const rows = [again(found.scored_again), ...Object.entries(found.truth).flatMap(truth), ...Object.entries(found.between).map(between), audit(found), drift(found.drift), alike(steps), failures(found)].filter(Boolean);
     const now = JSON.stringify(rows);
     if (now === this.shown) return;
     this.shown = now;
@@ -44,6 +44,10 @@ function truth([name, { p01, p10, disagreement }]) {
     bad: f !== null && f.low > SURELY_BAD.flips, unknown: f === null,
   });
   return [row(`Low made high (p01), by “${name}”`, p01), row(`High made low (p10), by “${name}”`, p10), row(`Disagrees with “${name}”`, disagreement)];
+}
+
+function between([pair, figure]) {
+  return { of: `Disagree: ${pair}`, figure: figure ?? undefined, says: figure ? percent(figure.value) : "none of both seen yet", more: figure ? range(figure) : "", unknown: figure === null };
 }
 
 function audit({ audit_failed: failed }) {
