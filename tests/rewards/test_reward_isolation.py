@@ -198,6 +198,18 @@ def test_a_view_leaves_out_what_is_hidden(tmp_path: Path) -> None:
     assert Path(sys.prefix) in inside or any(parent in inside for parent in Path(sys.prefix).parents)
 
 
+def test_a_view_of_the_import_path_leaves_out_what_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project that was installed where it is written, with the service's data in it."""
+    for name in ("package", "headrace-data"):
+        (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/:{tmp_path / 'package'}")
+    shown, listed = view.of(None, [tmp_path / "headrace-data"])
+    assert [path for path in shown if path.is_relative_to(tmp_path)] == [tmp_path / "package"]
+    assert listed == [tmp_path]
+    assert Path("/") not in shown
+
+
 _SERVICE = """
 import asyncio, sys
 from headrace_rewards.functions import FunctionReward, FunctionSpec

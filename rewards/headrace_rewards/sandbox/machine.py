@@ -21,7 +21,8 @@ from headrace_rewards.sandbox import wire
 from headrace_rewards.sandbox.limits import Limits
 from headrace_rewards.sandbox.supervisor import Supervisor
 
-_SECONDS = 20.0
+_SECONDS = 60.0
+"""To start, and to answer: too little would be taken for a machine that holds less."""
 
 _TRIES = """
 import os, socket

@@ -41,15 +41,22 @@ class View(NamedTuple):
 
 
 def of(own: Path | None, hidden: Iterable[Path]) -> View:
-    """For a function in the file `own`, or in no file; `hidden` stays out of its folder.
+    """For a function in the file `own`, or in no file.
 
-    Raises `Unheld` for a folder that would have to be opened in too many pieces.
+    `hidden` stays out of its folder, and out of those on the import path: a project that is installed where it is
+    written may have the service's data in it. Raises `Unheld` for a folder that would have to be opened in too many
+    pieces.
     """
-    system = [Path(path) for path in (*_SYSTEM, *(f"/etc/{name}" for name in _OF_ETC))]
-    theirs, listed = ([], []) if own is None else _own_folder(own, {path.resolve() for path in hidden})
-    found = {path for path in (*system, *_interpreter(), *theirs) if path.exists()}
+    secret = {path.resolve() for path in hidden}
+    view = View([Path(path) for path in (*_SYSTEM, *(f"/etc/{name}" for name in _OF_ETC))], [])
+    for folder in _interpreter():
+        if folder != Path("/"):
+            _open(folder, secret, view)
+    if own is not None:
+        _open_own(own, secret, view)
+    found = {path for path in view.readable if path.exists()}
     found |= {path.resolve() for path in found}
-    return View(sorted(path for path in found if found.isdisjoint(path.parents)), listed)
+    return View(sorted(path for path in found if found.isdisjoint(path.parents)), view.listed)
 
 
 def _interpreter() -> Iterator[Path]:
@@ -59,24 +66,28 @@ def _interpreter() -> Iterator[Path]:
     yield from (Path(entry) for entry in (*sys.path, *libraries) if entry.startswith("/"))
 
 
-def _own_folder(file: Path, hidden: set[Path]) -> tuple[list[Path], list[Path]]:
+def _open_own(file: Path, hidden: set[Path], view: View) -> None:
     folder = file.parent.resolve()
     if folder in hidden or folder == Path("/"):
-        return [file], []
-    readable: list[Path] = []
-    listed: list[Path] = []
-    _open(folder, hidden, readable, listed)
-    if folder != file.parent:  # it is named through a symbolic link, and must be found under that name too
-        readable.append(file if listed else file.parent)
-    return readable, listed
-
-
-def _open(folder: Path, hidden: set[Path], readable: list[Path], listed: list[Path]) -> None:
-    if not any(secret.is_relative_to(folder) for secret in hidden):
-        readable.append(folder)
+        view.readable.append(file)
         return
-    listed.append(folder)
-    entries = sorted(folder.iterdir())
+    before = len(view.listed)
+    _open(folder, hidden, view)
+    if folder != file.parent:  # it is named through a symbolic link, and must be found under that name too
+        view.readable.append(file if len(view.listed) > before else file.parent)
+
+
+def _open(folder: Path, hidden: set[Path], view: View) -> None:
+    """Add it to the view: whole, or entry by entry where something hidden lies below it."""
+    real = folder.resolve()
+    if not any(secret.is_relative_to(real) for secret in hidden):
+        view.readable.append(folder)
+        return
+    view.listed.append(folder)
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as fault:
+        raise Unheld(f"{folder} cannot be read: {fault.strerror}") from None
     if len(entries) > _MOST_ENTRIES:
         raise Unheld(f"{folder} has {len(entries)} entries beside those hidden; give the function a folder of its own")
     for entry in entries:
@@ -84,6 +95,6 @@ def _open(folder: Path, hidden: set[Path], readable: list[Path], listed: list[Pa
         if any(target.is_relative_to(secret) for secret in hidden):
             continue
         if target.is_dir() and not entry.is_symlink():
-            _open(entry, hidden, readable, listed)
+            _open(entry, hidden, view)
         elif target.is_file():
-            readable.append(entry)
+            view.readable.append(entry)
