@@ -28,7 +28,7 @@ from headrace_core.concurrency import cancel, first_to_end
 from headrace_core.errors import TimedOut, WeightsDamaged
 from headrace_core.jobs import JobStore
 from headrace_core.ledger import Lease, Ledger, Outcome, Refusal
-from headrace_core.metrics import EvaluationMetrics, UpdateMetrics, WorkerMetrics
+from headrace_core.metrics import EvaluationMetrics, WorkerMetrics
 from headrace_core.redis import connect
 from headrace_core.timesplit import TimeSplit
 from headrace_core.weights import WeightStore
@@ -43,7 +43,8 @@ from .groups import GroupMaker
 from .measuring import Measurer, needs
 from .prompts import Prompt, Tokenizer, read_prompts
 from .reward_watch import WatchedReward
-from .scoring import RewardFailed, by_kind, failure_data
+from .scoring import RewardFailed
+from .telling import Telling
 
 BEAT_SECONDS = 2.0
 STOP_SECONDS = 10.0
@@ -62,6 +63,7 @@ class RolloutWorker:
         self._redis = connect(config.redis_url)
         self._ledger = Ledger(self._redis, config.job_id)
         self._jobs = JobStore(self._redis)
+        self._telling = Telling(self._jobs, config.job_id, config.worker)
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
         self._grader = validate(config.grader)
         self._engine = create(self._settings.engine, self._engine_config())
@@ -144,7 +146,7 @@ class RolloutWorker:
         await cancel(task for _, task in held)
         await self._ledger.release(lease for lease, _ in held)
         await self._beat()
-        await self._report_reward()
+        await self._telling.reward(self._watched)
 
     async def stop(self) -> None:
         """End `run`, which gives its leases back while the engine still lives, then engine and reward. Idempotent."""
@@ -178,13 +180,7 @@ class RolloutWorker:
             step=version,
             at_once=s.max_running,
         )
-        if failures:
-            await self._jobs.tell(
-                self._config.job_id,
-                f"reward failed in the evaluation of version {version}: {by_kind(failures)}, of {len(self._held_out)}",
-                level="warn",
-                data=failure_data(failures[0]),
-            )
+        await self._telling.evaluation_failures(version, failures, len(self._held_out))
         return result
 
     # ── the loops ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -233,7 +229,7 @@ class RolloutWorker:
             for _ in range(REWARD_BEATS):
                 await asyncio.sleep(BEAT_SECONDS)
                 await self._beat()
-            await self._report_reward()
+            await self._telling.reward(self._watched)
 
     async def _stop_loop(self) -> str:
         await self._stopping.wait()
@@ -252,9 +248,9 @@ class RolloutWorker:
             if await self._ledger.commit(lease, group) is Outcome.QUEUED:
                 self._groups += 1
                 self._tokens += group.sampled_tokens
-            await self._tell_failures()
+            await self._telling.failures(self._watched)
         except RewardFailed as error:
-            await self._tell_failures()
+            await self._telling.failures(self._watched)
             await self._ledger.fail(lease, Outcome.REWARD_FAILED, str(error))
         except RequestRefused as error:
             self._errors[error.code] += 1
@@ -270,21 +266,7 @@ class RolloutWorker:
         first = not self._errors["unstable_boundary"]
         self._errors["unstable_boundary"] = self._maker.unstable_boundaries
         if first and self._errors["unstable_boundary"]:
-            await self._jobs.tell(
-                self._config.job_id,
-                "reference answers are put where this tokenizer would not cut the text, so their likelihood says "
-                "little: change the grader's 'opening' or 'reference'",
-                level="warn",
-            )
-
-    async def _tell_failures(self) -> None:
-        for group, failure in self._watched.take_failures():
-            await self._jobs.tell(
-                self._config.job_id,
-                f"reward failed for a completion of group {group}: {failure.kind}: {failure.message}",
-                level="warn",
-                data=failure_data(failure) | {"group": group},
-            )
+            await self._telling.unstable_boundary()
 
     # ── weights and heartbeat ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -297,17 +279,7 @@ class RolloutWorker:
         async with self._updated:
             self._updated.notify_all()
         self._wake.set()
-        await self._jobs.record(
-            self._config.job_id,
-            UpdateMetrics(
-                worker=self._config.worker,
-                time=time.time(),
-                version=report.version,
-                staged_seconds=report.staged_seconds,
-                paused_seconds=report.paused_seconds,
-                requests_in_flight=report.requests_in_flight,
-            ),
-        )
+        await self._telling.update(report)
         self._news.set()  # a newer one may have come meanwhile
 
     async def _newest_weights(self) -> tuple[int, Path | None]:
@@ -353,7 +325,3 @@ class RolloutWorker:
             errors=self._errors | {f"reward_{kind}": count for kind, count in self._watched.failures.items()},
         )
         await self._jobs.beat(self._config.job_id, metrics)
-
-    async def _report_reward(self) -> None:
-        if (counted := self._watched.take()) is not None:
-            await self._jobs.record_reward(self._config.job_id, counted)

@@ -1,0 +1,64 @@
+"""What a rollout worker says beside its work: events for the user, entries of the job's metrics stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from headrace_core.jobs import JobStore
+from headrace_core.metrics import UpdateMetrics
+from headrace_rewards.protocol import Failure
+
+from .engines.base import UpdateReport
+from .reward_watch import WatchedReward
+from .scoring import by_kind, failure_data
+
+
+class Telling:
+    """Of one worker of one job."""
+
+    def __init__(self, jobs: JobStore, job_id: str, worker: str) -> None:
+        self._jobs = jobs
+        self._job_id = job_id
+        self._worker = worker
+
+    async def failures(self, watched: WatchedReward) -> None:
+        """The reward failures that the user should see and has not seen yet."""
+        for group, failure in watched.take_failures():
+            message = f"reward failed for a completion of group {group}: {failure.kind}: {failure.message}"
+            await self._warn(message, failure_data(failure) | {"group": group})
+
+    async def reward(self, watched: WatchedReward) -> None:
+        """What the reward did, if it did something."""
+        if (counted := watched.take()) is not None:
+            await self._jobs.record_reward(self._job_id, counted)
+
+    async def evaluation_failures(self, version: int, failures: Sequence[Failure], samples: int) -> None:
+        """How many samples of an evaluation have no reward, and why the first has none."""
+        if failures:
+            message = f"reward failed in the evaluation of version {version}: {by_kind(failures)}, of {samples}"
+            await self._warn(message, failure_data(failures[0]))
+
+    async def unstable_boundary(self) -> None:
+        """Of the first reference answer that stands where the tokenizer would not cut."""
+        await self._warn(
+            "reference answers are put where this tokenizer would not cut the text, so their likelihood says "
+            "little: change the grader's 'opening' or 'reference'"
+        )
+
+    async def update(self, report: UpdateReport) -> None:
+        """A policy version was applied."""
+        await self._jobs.record(
+            self._job_id,
+            UpdateMetrics(
+                worker=self._worker,
+                time=time.time(),
+                version=report.version,
+                staged_seconds=report.staged_seconds,
+                paused_seconds=report.paused_seconds,
+                requests_in_flight=report.requests_in_flight,
+            ),
+        )
+
+    async def _warn(self, message: str, data: dict[str, object] | None = None) -> None:
+        await self._jobs.tell(self._job_id, message, level="warn", data=data)
