@@ -2,17 +2,20 @@
 
 The real rollout worker with the transformers engine on the shipped adder, the real ledger on a Redis of its own, and
 the reward in its real processes; `max_staleness` 4. The learner is played: it claims every full batch at once, makes it
-the next version and settles, so that generation is what limits. Rounds with either reward alternate; each starts its
-worker anew, warms up, and counts the tokens of committed groups over a window.
+the next version and settles, so that generation is what limits. One worker runs throughout; by the clock, its reward is
+now instant, now slow. After each change it settles; then the tokens of committed groups are counted over a window, and
+the rate of each slow window is held against the instant ones before and after it. The rate is tokens per second of CPU
+time of the worker's process, times the share of the window in which its engine had requests: tokens/s, without what
+other processes take of the machine at that moment. Tokens/s by the clock stand beside it.
 
     instant   an async function of the whole group: 0 or 1 at once
     slow      the same, and each completion takes 2 s; those of a group pass at once
 
 A reward that takes d seconds needs rate × d groups under way in it (Little's law): so many `workers` of the function,
 and a pacing window, (max_staleness + 1) × batch_size groups, that holds them beside those being generated and those
-queued. Here at most 7 groups/s × 2 s stand against 24 workers and a window of 80; `under_way` says how many there were.
+queued. Here up to 15 groups/s × 2 s stand against 48 workers and a window of 80; `under_way` says how many there were.
 
-    python benchmarks/slow_reward.py [--seed N] [--out FILE] [--rounds N]
+    python benchmarks/slow_reward.py [--seed N] [--out FILE] [--pairs N]
 """
 
 from __future__ import annotations
@@ -33,9 +36,12 @@ SHARE_LIMIT = 0.9
 """PASS: with the slow reward, at least this share of the instant one's tokens/s."""
 REWARD_SECONDS = 2.0
 MAX_STALENESS = 4
-WARM_UP_SECONDS = 6.0
-WINDOW_SECONDS = 15.0
-WORKERS = 24
+PHASE_SECONDS = 15
+"""So long the reward is instant, then so long slow; `time.time()` divided by it says which, to all processes alike."""
+SETTLE_SECONDS = 5.0
+"""Of each phase, before its window: more than twice the reward's time."""
+WORKERS = 48
+JOB = "ftjob-slow-reward"
 ADDER = Path(__file__).resolve().parents[1] / "examples" / "adder"
 SETTINGS = {
     "engine": "transformers",
@@ -47,25 +53,28 @@ SETTINGS = {
     "max_context": 128,
     "max_running": 64,
 }
-REWARD = """\
-import asyncio
+REWARD = f"""\
+import asyncio, time
 
 async def correct(completions, answer):
     return await asyncio.gather(*(judged(c, a) for c, a in zip(completions, answer)))
 
 async def judged(completion, answer):
-    await asyncio.sleep({seconds})
+    await asyncio.sleep({REWARD_SECONDS} if time.time() // {PHASE_SECONDS} % 2 else 0)
     return float(completion.partition("<answer>")[2].partition("</answer>")[0].strip() == str(answer))
 """
 
 
 @dataclass(frozen=True)
-class Round:
+class Window:
     reward: str
+    rate: float
+    """Tokens per CPU second × engine_busy."""
     tokens_per_second: float
+    """By the clock."""
     groups_per_second: float
     reward_seconds: float
-    """Mean of what a group of the window waited for its reward."""
+    """Median of what a group of the window waited for its reward."""
     under_way: float
     """Mean of the groups that were leased: being generated, or scored."""
     engine_busy: float
@@ -115,8 +124,8 @@ def copy_model(folder: Path) -> None:
     shutil.copy(ADDER / "model" / "model.safetensors", folder)
 
 
-async def measure(name: str, seconds: float, number: int, seed: int, url: str, root: Path) -> Round:
-    """One round: a worker from its start to its end."""
+async def measure(pairs: int, seed: int, url: str, root: Path) -> list[Window]:
+    """Windows of one worker: instant, slow, instant, …, instant."""
     from headrace_core.hyperparameters import Hyperparameters
     from headrace_core.jobs import JobStore
     from headrace_core.ledger import Ledger
@@ -125,17 +134,15 @@ async def measure(name: str, seconds: float, number: int, seed: int, url: str, r
     from headrace_core.workers import WorkerConfig
     from headrace_rollout.worker import RolloutWorker
 
-    job = f"ftjob-{name}-{number}"
-    code = root / f"{name}.py"
-    code.write_text(REWARD.format(seconds=seconds))
-    settings = Hyperparameters.model_validate(SETTINGS | {"seed": seed + number})
+    code = root / "reward.py"
+    code.write_text(REWARD)
+    settings = Hyperparameters.model_validate(SETTINGS | {"seed": seed})
     redis = connect(url)
-    ledger = Ledger(redis, job)
+    ledger, jobs, store = Ledger(redis, JOB), JobStore(redis), WeightStore(root / "weights", JOB)
     await ledger.open(settings.limits(3000))
-    store = WeightStore(root / "weights", job)
     worker = RolloutWorker(
         WorkerConfig(
-            job_id=job,
+            job_id=JOB,
             worker="rollout-0",
             redis_url=url,
             weights_root=str(root / "weights"),
@@ -145,42 +152,53 @@ async def measure(name: str, seconds: float, number: int, seed: int, url: str, r
             output_dir=str(root),
             rows=3000,
             total_steps=settings.steps(3000),
-            grader={"type": "function", "name": name, "function": f"{code}:correct", "workers": WORKERS},
+            grader={"type": "function", "name": "correct", "function": f"{code}:correct", "workers": WORKERS},
             hyperparameters=settings.model_dump(),
         )
     )
     learner = Learner(ledger, store, settings.limits(3000))
     await worker.start()
     tasks = [asyncio.create_task(worker.run()), asyncio.create_task(learner.run())]
+    found = []
     try:
-        await still_running(tasks, WARM_UP_SECONDS)
-        return await window(name, job, tasks, learner, ledger, JobStore(redis))
+        phase = time.time() // (2 * PHASE_SECONDS) * 2 + 2  # the next whole instant one
+        for number in range(2 * pairs + 1):
+            await still_running(tasks, (phase + number) * PHASE_SECONDS + SETTLE_SECONDS - time.time())
+            end = (phase + number + 1) * PHASE_SECONDS
+            found.append(await window("slow" if number % 2 else "instant", end, tasks, learner, ledger, jobs))
+            rates = f"{found[-1].rate:.0f}, by the clock {found[-1].tokens_per_second:.0f} tokens/s"
+            print(f"  {found[-1].reward}: {rates}", flush=True)
     finally:
         await worker.stop()
         tasks[1].cancel()
         await asyncio.wait(tasks)
         store.remove()
         await redis.aclose()
+    return found
 
 
-async def window(name: str, job: str, tasks, learner: Learner, ledger, jobs) -> Round:  # type: ignore[no-untyped-def]
-    """The figures of WINDOW_SECONDS."""
+async def window(name: str, end: float, tasks, learner: Learner, ledger, jobs) -> Window:  # type: ignore[no-untyped-def]
+    """The figures from now to `end`."""
     learner.forget()
     began, before, beats, leased = time.monotonic(), await ledger.account(), [], []
-    while time.monotonic() - began < WINDOW_SECONDS:
+    cpu = time.process_time()
+    while time.time() < end - 0.25:
         await still_running(tasks, 0.25)
         leased.append((await ledger.account()).states["leased"])
-        beats += await jobs.workers(job)
+        beats += await jobs.workers(JOB)
     after, seconds = await ledger.account(), time.monotonic() - began
     groups = sum(after.states[s] - before.states[s] for s in ("queued", "claimed", "trained"))
+    cpu, sampled = time.process_time() - cpu, after.sampled_tokens - before.sampled_tokens
     tokens, first, last = learner.ages.total(), beats[0], beats[-1]
-    return Round(
+    busy = (last.busy - first.busy) / (last.uptime - first.uptime)
+    return Window(
         reward=name,
-        tokens_per_second=(after.sampled_tokens - before.sampled_tokens) / seconds,
+        rate=sampled / cpu * busy,
+        tokens_per_second=sampled / seconds,
         groups_per_second=groups / seconds,
-        reward_seconds=statistics.fmean(learner.waits),
+        reward_seconds=statistics.median(learner.waits),
         under_way=statistics.fmean(leased),
-        engine_busy=(last.busy - first.busy) / (last.uptime - first.uptime),
+        engine_busy=busy,
         waited_for_learner=(last.waiting["window"] - first.waiting["window"]) / (last.uptime - first.uptime),
         steps=learner.steps,
         mean_age=sum(age * n for age, n in learner.ages.items()) / tokens,
@@ -196,42 +214,46 @@ async def still_running(tasks: list[asyncio.Task[object]], seconds: float) -> No
         raise RuntimeError("the worker or the learner ended early") from task.exception()
 
 
-async def rounds(count: int, seed: int, root: Path) -> list[Round]:
+async def alternate(pairs: int, seed: int, root: Path) -> list[Window]:
     from headrace_gateway.redis_server import RedisServer
 
     server = RedisServer(root / "redis")
     server.start()
-    found = []
     try:
-        for number in range(count):
-            for name, seconds in (("instant", 0.0), ("slow", REWARD_SECONDS)):
-                found.append(await measure(name, seconds, number, seed, server.url, root))
-                print(f"  round {number + 1}, {name}: {found[-1].tokens_per_second:.0f} tokens/s", flush=True)
+        return await measure(pairs, seed, server.url, root)
     finally:
         server.stop()
-    return found
+
+
+def beside(rates: list[float]) -> list[float]:
+    """Of each slow window: its rate over the mean of those before and after it."""
+    return [2 * rates[i] / (rates[i - 1] + rates[i + 1]) for i in range(1, len(rates), 2)]
 
 
 def main() -> None:
     parser = arguments("slow_reward", __doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="headrace-slow-reward-") as root:
-        found = asyncio.run(rounds(options.rounds, options.seed, Path(root)))
-    rates = {n: statistics.median(r.tokens_per_second for r in found if r.reward == n) for n in ("instant", "slow")}
-    share = rates["slow"] / rates["instant"]
-    held = [r for r in found if r.reward == "slow"]
-    passed = share >= SHARE_LIMIT and all(r.failed_groups == 0 and r.reward_seconds >= REWARD_SECONDS for r in held)
+        found = asyncio.run(alternate(options.pairs, options.seed, Path(root)))
+    shares, by_clock = beside([w.rate for w in found]), beside([w.tokens_per_second for w in found])
+    share, slow, instant = statistics.median(shares), found[1::2], found[::2]
+    waited = min(w.reward_seconds for w in slow)
+    passed = share >= SHARE_LIMIT and waited >= REWARD_SECONDS and not any(w.failed_groups for w in found)
     figures = (
-        f"{rates['slow']:.0f} tokens/s with a reward of {REWARD_SECONDS:g} s, {rates['instant']:.0f} with an instant "
-        f"one: {share:.0%} (limit {SHARE_LIMIT:.0%})"
+        f"{statistics.median(w.rate for w in slow):.0f} tokens/s with a reward of {REWARD_SECONDS:g} s, "
+        f"{statistics.median(w.rate for w in instant):.0f} with an instant one: median share {share:.0%}, "
+        f"{min(shares):.0%} to {max(shares):.0%} (limit {SHARE_LIMIT:.0%}); "
+        f"by the clock {statistics.median(by_clock):.0%}"
     )
     result = {
         "share": share,
+        "shares": shares,
+        "shares_by_clock": by_clock,
         "limits": {"share": SHARE_LIMIT},
         "settings": SETTINGS | {"reward_workers": WORKERS},
-        "rounds": [asdict(r) for r in found],
+        "windows": [asdict(r) for r in found],
     }
     report("slow_reward", passed, figures, result, options)
 
