@@ -1,25 +1,26 @@
 """A reward for phrases of reasoning alone, and a reward model corrected by it (arXiv 2505.22653).
 
-After "The Climb Carves Wisdom Deeper Than the Summit": 40 phrases such as "we need to", each counted once, right answer
-or wrong. There, a 7B model comes to 70.2 on MATH-500 by it (75.9 by right answers), then falls. Here on the adder, whose
-two phrases of the 40, "first, " and "we need to", go with the working that is mostly right, by GRPO and the service's
-own graders:
+After "The Climb Carves Wisdom Deeper Than the Summit": 40 phrases such as "we need to", each counted once, right
+answer or wrong. There, a 7B model comes to 70.2 on MATH-500 by it (75.9 by right answers), then falls. Here on the
+adder, whose two phrases of the 40, "first, " and "we need to", go with the working that is mostly right, by GRPO and
+the service's own graders:
 
     phrases       `reasoning_pattern` in both published scalings; nothing says whether an answer is right
     right         `string_check` of the answer, what the phrases are compared with
     reward model  `string_check` with 35 % of its verdicts wrong, each completion's for itself: right in 65 %
     calibrated    the same in `calibrated`, with the published τ = 0.5, α = 0.1, list and scaling
 
-Accuracy is that of greedy completions of held-out rows, which no phrase and no noise touches. Rewarded for phrases, the
-model learns to reason in the better way, then goes on being rewarded whatever it computes; the runs go on past the peak.
+Accuracy is that of greedy completions of held-out rows, which no phrase and no noise touches. Rewarded for phrases,
+the model learns to reason in the better way, then goes on being rewarded whatever it computes; the runs go on past the
+peak.
 
-The settings are the demo's, which a longer service-run trial by this reward had taken to 0.97 at the peak and to 0.76
-after 40 steps, and for the reward model, four completions a prompt. The thresholds were written before the first whole run.
+What the settings were chosen from, seed 0, before the thresholds were written: a job of 40 steps with the demo's
+settings, rewarded for "we need to" alone, evaluated every 10 steps, came to 0.55, 0.90, 0.97, 0.95, 0.76; the reward
+model with four completions a prompt to 0.55, 0.57 and 0.64 after 4, 8 and 12 steps. `calibrated` was not tried.
 
-How far it reaches. The small model has two of the 40 phrases to find, so both scalings order completions alike, and GRPO
-divides their factor of two out again. A calibration of α · 2/40 = 0.005 is next to nothing beside rewards of 0 and 1:
-what it moves is groups whose rewards are all 0, which GRPO's deviation blows up to full size. Without that division
-it would hardly be seen.
+How far it reaches. The small model has two of the 40 phrases to find, so both scalings order completions alike, and
+GRPO divides their factor of two out again. A calibration of α · 2/40 = 0.005 is next to nothing beside rewards of 0 and
+1: what it moves is groups whose rewards are all 0, which GRPO's deviation blows up to full size.
 
     python evidence/reasoning_pattern.py [--seed N] [--out FILE] [--image FILE]
 """
@@ -51,9 +52,9 @@ from headrace_core.hyperparameters import Hyperparameters  # noqa: E402
 
 # Written before the first counted run.
 PEAK_OF_CLEAN = 0.90
-"""The phrases' highest accuracy over that of right answers at the end, mean over seeds, for each scaling."""
+"""The phrases' highest accuracy over that of right answers at the end, means over seeds, for each scaling."""
 CALIBRATED_AHEAD = 0.0
-"""Accuracy of the calibrated reward model less that of the plain one, over all evaluations and seeds: more than this."""
+"""Accuracy of the calibrated reward model less that of the plain one, over evaluations and seeds: more than this."""
 
 WRONG_VERDICTS = 0.35
 EVALUATE_EVERY, LEARNED = 4, 0.97
