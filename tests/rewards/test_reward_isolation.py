@@ -259,7 +259,8 @@ def test_everything_dies_with_the_service(level: SandboxLevel, tmp_path: Path) -
         """,
     )
     argv = [sys.executable, "-c", _SERVICE, spec.function, level]
-    env = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed service leaves its scratch folder
+    (tmp_path / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as service:
         assert service.stdout is not None
         assert service.stdout.readline() == "left\n"
@@ -270,6 +271,7 @@ def test_everything_dies_with_the_service(level: SandboxLevel, tmp_path: Path) -
         service.kill()
         service.wait(timeout=10)
         assert gone(below)
+        assert list((tmp_path / "tmp").iterdir()) == []
 
 
 async def test_a_guard_that_is_killed_takes_its_world_with_it(tmp_path: Path) -> None:

@@ -36,14 +36,15 @@ class Cell:
     processes: int
     """`RLIMIT_NPROC`."""
     init: namespaces.Init | None
+    guard: int
+    """Its process number; below `isolated` the host sees by it whether its guard still lives."""
 
 
 def enclose(setup: wire.Setup, scratch: Path) -> Cell:
     """For a host that is forked next; raises `Unheld` where the machine does not offer the level."""
     if setup.level == "limits":
-        return Cell(
-            setup, scratch, view.View([], []), None, limits.tasks_of(os.getuid()) + setup.limits.processes, None
-        )
+        processes = limits.tasks_of(os.getuid()) + setup.limits.processes
+        return Cell(setup, scratch, view.View([], []), None, processes, None, os.getpid())
     kernel.require_known_architecture()
     hidden = [*map(Path, setup.hidden), scratch]
     files = view.of(Path(setup.path) if setup.source is None else None, hidden)
@@ -60,7 +61,7 @@ def enclose(setup: wire.Setup, scratch: Path) -> Cell:
             os.chown(scratch, *owner)
     except OSError as fault:
         raise Unheld(f"{'no namespaces' if isolated else 'no folder of its own'}: {fault.strerror}") from None
-    return Cell(setup, scratch, files, user, processes, init)
+    return Cell(setup, scratch, files, user, processes, init, os.getpid())
 
 
 def confine(cell: Cell) -> None:
@@ -70,7 +71,7 @@ def confine(cell: Cell) -> None:
     os.chdir(cell.scratch)
     os.umask(0o077)
     if cell.setup.level == "limits":
-        kernel.signal_at_death_of_parent(signal.SIGKILL)
+        _die_with(cell)
         limits.confine(cell.setup.limits, cell.processes)
         return
     try:
@@ -78,13 +79,20 @@ def confine(cell: Cell) -> None:
             kernel.become(cell.user, reading_all=kernel.has_capability(kernel.CAP_DAC_READ_SEARCH))
         else:
             kernel.drop_capabilities()
-        kernel.signal_at_death_of_parent(signal.SIGKILL)
+        _die_with(cell)
         limits.confine(cell.setup.limits, cell.processes)
         kernel.gain_nothing_by_exec()
         _lock_files(cell)
         seccomp.apply()
     except OSError as fault:
         raise Unheld(fault.strerror) from None
+
+
+def _die_with(cell: Cell) -> None:
+    """With the guard; after the change of users, which takes the signal back."""
+    kernel.signal_at_death_of_parent(signal.SIGKILL)
+    if cell.init is None and os.getppid() != cell.guard:  # too late for the signal
+        os._exit(1)
 
 
 def _lock_files(cell: Cell) -> None:

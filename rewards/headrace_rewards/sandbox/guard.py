@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -25,7 +26,8 @@ from headrace_rewards.sandbox import containment, host, kernel, wire
 
 _BUSY_SECONDS, _QUIET_SECONDS = 0.05, 0.2
 """Between two looks at what is used: with processes beside the host, and without."""
-_END_SECONDS = 5.0
+_END_SECONDS, _LOOK_SECONDS = 5.0, 0.005
+"""For the end of all that is left, and between two looks at it."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _WAITED_FOR = (signal.SIGTERM, signal.SIGCHLD)
 
@@ -36,33 +38,43 @@ class Guard:
     def __init__(self, cell: containment.Cell, host_pid: int) -> None:
         self._cell = cell
         self._host = host_pid
+        self._status: int | None = None
 
     def watch(self) -> int:
-        """The wait status of the host; every process below is gone then."""
+        """The wait status of the host; every process below is gone then, and so is the scratch folder."""
+        try:
+            return self._watch()
+        finally:
+            self._end_all()
+            if self._cell.init is None:  # else the folder was a file system of its own
+                shutil.rmtree(self._cell.scratch, ignore_errors=True)
+
+    def _watch(self) -> int:
         period = _QUIET_SECONDS
         while True:
             heard = signal.sigtimedwait(_WAITED_FOR, period)
-            status = self._reap()
-            if status is not None:
-                self._end_all()
-                return status
+            self._reap()
+            if self._status is not None:
+                return self._status
             if heard is not None and heard.si_signo == signal.SIGTERM:
-                return self._end_all()
+                return signal.SIGKILL
             below = self._below()
             fault = self._too_much(below)
             if fault is not None:
-                os.write(2, f"{fault}\n".encode())
-                return self._end_all()
+                with contextlib.suppress(BrokenPipeError):  # the service has just ended
+                    os.write(2, f"{fault}\n".encode())
+                return signal.SIGKILL
             period = _BUSY_SECONDS if len(below) > 1 else _QUIET_SECONDS
 
-    def _reap(self) -> int | None:
-        """The host's wait status, if it has ended."""
-        found = None
-        with contextlib.suppress(ChildProcessError):
+    def _reap(self) -> bool:
+        """Whether any children are left, after those that have ended were reaped; notes how the host ended."""
+        try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
                 if ended[0] == self._host:
-                    found = ended[1]
-        return found
+                    self._status = ended[1]
+        except ChildProcessError:
+            return False
+        return True
 
     def _below(self) -> list[int]:
         """Processes that the host is, and that it started; by their numbers in `/proc`."""
@@ -81,36 +93,23 @@ class Guard:
                 return f"its processes used {used} bytes of memory together; {allowed.memory_bytes} are allowed"
         return None
 
-    def _end_all(self) -> int:
+    def _end_all(self) -> None:
         deadline = time.monotonic() + _END_SECONDS
         if self._cell.init is not None:
-            for pid in (self._cell.init.pid, self._host):
-                _signal(pid, signal.SIGKILL)
-            while self._has_children() and time.monotonic() < deadline:  # process 1 ends when all others have
-                signal.sigtimedwait([signal.SIGCHLD], 0.005)
-            return int(signal.SIGKILL)
+            _signal(self._cell.init.pid, signal.SIGKILL)
+            if self._status is None:
+                _signal(self._host, signal.SIGKILL)
+            while self._reap() and time.monotonic() < deadline:  # process 1 ends when all others have
+                signal.sigtimedwait([signal.SIGCHLD], _LOOK_SECONDS)
+            return
         stopped: set[int] = set()
-        while time.monotonic() < deadline:
-            left = set(_descendants(os.getpid()))
-            if not left:
-                break
+        while (left := set(_descendants(os.getpid()))) and time.monotonic() < deadline:
             # a stopped process forks no more, and still counts among those allowed: nothing escapes between two looks
             for pid in left:
                 _signal(pid, signal.SIGKILL if left <= stopped else signal.SIGSTOP)
             stopped = left
-            signal.sigtimedwait([signal.SIGCHLD], 0.005)
-            self._has_children()
-        return int(signal.SIGKILL)
-
-    @staticmethod
-    def _has_children() -> bool:
-        """Whether there are any, after those that have ended were reaped."""
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0] != 0:
-                pass
-        except ChildProcessError:
-            return False
-        return True
+            signal.sigtimedwait([signal.SIGCHLD], _LOOK_SECONDS)
+            self._reap()
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

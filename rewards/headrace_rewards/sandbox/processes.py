@@ -149,6 +149,8 @@ class HostProcess:
             if not isinstance(reply, wire.Ready):
                 raise await self._dead("bad_output", _OFF_TOPIC)
             self.ready = reply
+            if self._setup.level == "isolated":  # it lives in a file system of its own, which was mounted there
+                self._scratch.rmdir()
         except BaseException:
             self.kill()
             await self.reap()
