@@ -206,9 +206,13 @@ def _completion(
     )
 
 
-def gradient(trainer: Trainer, groups: Sequence[Group]) -> Gradients:
-    """[parameters] of J as the trainer estimates it: its loss is −J / max_tokens."""
-    trainer.step(groups, version=0)
+def gradient(trainer: Trainer, groups: Sequence[Group], version: int = 0) -> Gradients:
+    """[parameters] of J as the trainer estimates it: its loss is −J / max_tokens.
+
+    Where no group teaches anything, as where no answer is right, the trainer computes nothing and this is 0.
+    """
+    trainer.policy.model.zero_grad(set_to_none=True)
+    trainer.step(groups, version)
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainer.policy.model.parameters()]
     return -MAX_TOKENS * torch.cat([g.flatten() for g in found]).numpy()
 

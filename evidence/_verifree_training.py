@@ -56,7 +56,7 @@ class Run:
 
     def __init__(self, arm: str, seed: int, model: Path) -> None:
         grader, own = ARMS[arm]
-        # Groups are sampled alike in all arms: what `remax` would sample beside, `_without_baseline` makes up for.
+        # Groups are sampled alike in all arms: what `remax` would sample beside, `without_baseline` makes up for.
         self._settings = Hyperparameters.model_validate({**SETTINGS, "seed": seed})
         learning = Hyperparameters.model_validate({**SETTINGS, **own, "seed": seed})
         self.trainer = Trainer(Policy(model, learning), algorithm(learning.algorithm), learning)
@@ -79,23 +79,23 @@ class Run:
 
     def step(self) -> float:
         """Sample a batch, update the policy by it; the batch's mean reward."""
-        groups = self.groups()
+        size = self._settings.batch_size
+        groups = self.groups(self.version * size, size)
         self.trainer.step(groups, self.version)
         self.version += 1
         rewards = [c.reward for g in groups for c in g.completions if c.reward is not None]
         return sum(rewards) / len(rewards)
 
-    def groups(self) -> list[Group]:
-        """The next batch, by the newest weights."""
+    def groups(self, first: int, count: int) -> list[Group]:
+        """Of these numbers, by the newest weights."""
         self._engine.use(self.trainer.policy.model.state_dict(), self.version)
-        first = self.version * self._settings.batch_size
-        leases = [Lease(first + number, "", 1, self.version) for number in range(self._settings.batch_size)]
+        leases = [Lease(number, "", 1, self.version) for number in range(first, first + count)]
 
         async def made() -> list[Group]:
             return await asyncio.gather(*(self._maker.make(lease) for lease in leases))
 
         groups = self._engine.drive(made())
-        return groups if self._baseline else [_without_baseline(group) for group in groups]
+        return groups if self._baseline else [without_baseline(group) for group in groups]
 
     def accuracy(self) -> float:
         """Share of held-out problems that greedy completions, written whole, answer right."""
@@ -130,5 +130,6 @@ def train(arm: str, seed: int, model: Path, target: float, steps: int) -> dict[s
     }
 
 
-def _without_baseline(group: Group) -> Group:
+def without_baseline(group: Group) -> Group:
+    """Its greedy completion's reward, what `remax` takes for a baseline, is 0."""
     return replace(group, greedy=replace(group.completions[0], reward=0.0))

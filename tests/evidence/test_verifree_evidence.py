@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_the_exact_gradient_is_that_of_the_objective(enumerated: tuple[Any, exac
     assert (up - down) / (2 * step) == pytest.approx(np.linalg.norm(found), rel=1e-2)
 
 
+def test_a_batch_that_teaches_nothing_has_no_gradient(enumerated: tuple[Any, exact.Enumerated], tmp_path: Path) -> None:
+    """Also after one that does: the trainer leaves what it computed last."""
+    model, table = enumerated
+    model.save_pretrained(tmp_path)
+    trainer = Trainer(Policy(tmp_path), algorithm("rloo"), Hyperparameters.model_validate(exact.ESTIMATOR))
+    group = exact.drawn_group(table, np.random.default_rng(0))
+    assert np.abs(exact.gradient(trainer, [group["verifree"]])).max() > 0
+    wrong = replace(group["verifier"], completions=tuple(replace(c, reward=0.0) for c in group["verifier"].completions))
+    assert not exact.gradient(trainer, [wrong]).any()
+
+
 def test_the_trainers_gradient_of_a_group_is_the_written_one(
     enumerated: tuple[Any, exact.Enumerated], tmp_path: Path
 ) -> None:
@@ -126,7 +138,7 @@ def test_an_engine_in_turns_repeats_itself_and_scores_what_it_samples() -> None:
 
 @pytest.fixture(scope="module")
 def groups() -> dict[str, list[Group]]:
-    return {arm: Run(arm, 0, MODEL).groups() for arm in verifree.ARMS}
+    return {arm: Run(arm, 0, MODEL).groups(0, 16) for arm in verifree.ARMS}
 
 
 def test_arms_see_the_same_prompts_and_only_verifree_appends_answers(groups: dict[str, list[Group]]) -> None:
@@ -157,16 +169,17 @@ def a_result(**changes: Any) -> dict[str, Any]:
             "difference_to_exact_z": {"verifree": -1.0, "verifier": 0.5, "no_answer_term": 30.0},
             "leave_one_out": {"variance_ratio": 0.5, "variance_ratio_90": (0.4, 0.6)},
         },
+        "baseline": [{"ratio_90": (0.9, 1.1)}, {"ratio_90": (1.4, 1.8)}],
         "steps_to_target": {"verifree": [10, 12], "verifier": [20, 16], "no_baseline": [30, 40]},
     } | changes
 
 
 def test_thresholds_are_met_one_by_one() -> None:
     seen = verifree.figures(a_result())
-    assert [met for *_, met in seen] == [True] * 7
-    assert [value for _, _, value, _ in seen] == ["-1.0", "30", "0.300", "1.000", "0.600", "0.61", "3.18"]
+    assert [met for *_, met in seen] == [True] * 8
+    assert [value for _, _, value, _ in seen] == ["-1.0", "30", "0.300", "1.000", "0.600", "0.61", "3.18", "1.40"]
     slower = verifree.figures(a_result(steps_to_target={"verifree": [20], "verifier": [18], "no_baseline": [20]}))
-    assert [met for *_, met in slower] == [True] * 5 + [False] * 2
+    assert [met for *_, met in slower] == [True] * 5 + [False] * 2 + [True]
 
 
 def test_a_run_that_never_reaches_the_target_counts_as_all_its_steps() -> None:
