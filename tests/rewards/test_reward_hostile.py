@@ -292,7 +292,9 @@ def left_behind() -> list[str]:
 @pytest.mark.timeout(200)
 async def test_every_hostile_grader_is_contained(level: SandboxLevel, surroundings: Surroundings) -> None:
     acts = [act for act in ACTS if level in act.levels]
-    lanes = await asyncio.gather(*(run_all(acts[lane::LANES], level, surroundings) for lane in range(LANES)))
+    # without a user of its own, one host's processes count against another's share
+    count = LANES if level == "isolated" or os.getuid() == 0 else 1
+    lanes = await asyncio.gather(*(run_all(acts[lane::count], level, surroundings) for lane in range(count)))
     faults = [fault for lane in lanes for fault in lane]
     assert not faults, "\n".join(faults)
     assert left_behind() == []

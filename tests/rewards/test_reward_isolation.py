@@ -206,7 +206,7 @@ def test_a_view_of_the_import_path_leaves_out_what_is_hidden(tmp_path: Path, mon
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/:{tmp_path / 'package'}")
     shown, listed = view.of(None, [tmp_path / "headrace-data"])
     assert [path for path in shown if path.is_relative_to(tmp_path)] == [tmp_path / "package"]
-    assert listed == [tmp_path]
+    assert tmp_path in listed
     assert Path("/") not in shown
 
 
