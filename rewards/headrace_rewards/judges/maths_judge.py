@@ -23,6 +23,9 @@ from math_verify import parse, verify
 from sympy import Expr, Float, MatrixExpr, Rational, UnevaluatedExpr
 from sympy.core.function import AppliedUndef
 
+from headrace_rewards.judges import two_stages
+
+two_stages.install()
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of time limits that are off
 
 _DELIMITERS = ("$", "\\boxed", "\\(", "\\[")

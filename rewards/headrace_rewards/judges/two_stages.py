@@ -1,0 +1,38 @@
+"""math-verify's LaTeX parser in two stages, as ANTLR recommends: half the time for a formula, and the same trees.
+
+Few inputs need ANTLR's strong prediction (LL). Its weak one (SLL) takes the same decisions, or runs into a syntax
+error; only then is the formula parsed again by the strong one. See Parr, Harwell, Fisher: "Adaptive LL(*) Parsing"
+(OOPSLA 2014), and ANTLR's documentation of `PredictionMode`.
+
+latex2sympy2-extended, which math-verify pins at 1.11.0, has no setting for it, so its parser is wrapped here. This may
+go when it has one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from antlr4.atn.PredictionMode import PredictionMode
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+
+_parse = _Latex2Sympy.parse
+_create_parser = _Latex2Sympy.create_parser
+
+
+def install() -> None:
+    """For the whole process."""
+    _Latex2Sympy.parse = _in_two_stages
+
+
+def _in_two_stages(self: Any, latex: str) -> Any:
+    def weak(text: str) -> Any:
+        parser = _create_parser(self, text)
+        parser._interp.predictionMode = PredictionMode.SLL
+        return parser
+
+    self.create_parser = weak
+    try:
+        return _parse(self, latex)
+    except Exception:  # whatever it is: the strong prediction decides
+        del self.create_parser
+        return _parse(self, latex)
