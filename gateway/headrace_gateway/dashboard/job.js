@@ -166,9 +166,10 @@ class JobView {
     const bound = job.method.reinforcement.hyperparameters.max_staleness;
     const rates = this.#work?.rate[1].filter((v) => v !== null).slice(-8) ?? [];
     const pause = median(this.measured.updates.map((u) => 1000 * u.paused_seconds));
-    const validation = evaluations.at(-1)?.reward_mean, before = evaluations[0]?.reward_mean;
+    const evaluation = evaluations.at(-1), before = evaluations[0]?.reward_mean;
+    const failed = evaluation?.reward_failed ? `${evaluation.reward_failed} of ${evaluation.samples} rewards failed` : null;
     const tiles = [
-      ["Validation reward", number(validation), "", evaluations.length > 1 ? `from ${number(before)} at step ${evaluations[0].step}` : "held-out prompts, greedy"],
+      ["Validation reward", number(evaluation?.reward_mean), "", failed ?? (evaluations.length > 1 ? `from ${number(before)} at step ${evaluations[0].step}` : "held-out prompts, greedy")],
       ["Train reward", number(last?.reward_mean), "", last && last.reward_mean !== null ? `± ${number(last.reward_std)} in step ${last.step}` : "mean of a step"],
       ["Oldest trained token", steps.length ? `${ledger.largest_age}` : "–", ` of ${bound}`, ledger.masked_tokens ? `${count(ledger.masked_tokens)} older tokens masked` : "none had to be masked"],
       ["Generation", rates.length ? count(Math.round(rates.reduce((a, b) => a + b, 0) / rates.length)) : "–", " tokens/s", `${count(ledger.sampled_tokens)} in all`],
