@@ -34,7 +34,7 @@ from headrace_rewards.sandbox.machine import assess
 CORPUS = Path(__file__).parent / "hostile"
 SECRET = "hunter2-of-the-service"
 LEFT_BEHIND = "599.25"
-TIMEOUT = 1.5
+TIMEOUT = 2.0
 LANES = 3
 """Acts at a time: most of them wait for a limit."""
 LIMITS = Limits(
@@ -156,6 +156,7 @@ ACTS = [
     Act("reach.write_outside", 0.0, levels=BOTH),
     Act("reach.write_own_folder", 0.0, levels=BOTH),
     Act("reach.write_the_interpreter", 0.0, levels=BOTH),
+    Act("reach.memory_of_the_kernel", 0.0, levels=BOTH),
     Act("reach.write_the_kernel", 0.0, levels=BOTH),
     Act("reach.devices", 0.0, levels=BOTH),
     Act("network.tcp", 0.0, levels=BOTH),

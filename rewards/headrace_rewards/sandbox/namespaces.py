@@ -20,6 +20,18 @@ from headrace_rewards.sandbox.kernel import Unheld
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+_KERNELS_OWN = (
+    "kallsyms",
+    "kcore",
+    "keys",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "slabinfo",
+    "timer_list",
+    "vmallocinfo",
+)
+"""In /proc: what tells of the kernel's memory, and CAP_DAC_READ_SEARCH would open."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -110,6 +122,9 @@ def _build(files: Files) -> None:
         kernel.mount(f"/dev/{device}", f"{root}/dev/{device}", None, kernel.MS_BIND)
     careful = kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount("proc", empty[Path("/proc")], "proc", careful | kernel.MS_NOEXEC)
+    for name in _KERNELS_OWN:
+        if os.path.exists(f"{root}/proc/{name}"):
+            kernel.mount("/dev/null", f"{root}/proc/{name}", None, kernel.MS_BIND)
     user, group = files.owner
     room = f"mode=700,size={files.room},nr_inodes={files.room >> 14},uid={user},gid={group}"
     for folder in (SHARED_MEMORY, files.scratch):

@@ -71,10 +71,10 @@ def memory(item: Any) -> float:
 
 
 def memory_in_children(item: Any) -> float:
-    """Eight processes of 128 MiB: none is beyond its own limit, all together are."""
+    """Eight processes of 64 MiB: none is beyond its own limit, all together are."""
     for _ in range(8):
         if os.fork() == 0:
-            block = b"x" * (2 * CHUNK)
+            block = b"x" * CHUNK
             time.sleep(60)
             os._exit(len(block) & 1)
     time.sleep(60)

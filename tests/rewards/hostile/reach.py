@@ -110,6 +110,18 @@ def write_the_interpreter(item: Any) -> float:
     )
 
 
+def memory_of_the_kernel(item: Any) -> float:
+    """What only root reads, and whoever reads all files."""
+    found = b""
+    for name in ("kcore", "kpageflags", "slabinfo", "vmallocinfo", "timer_list"):
+        try:
+            with open(f"/proc/{name}", "rb") as file:
+                found += file.read(64)
+        except OSError:
+            continue
+    return float(bool(found))
+
+
 def write_the_kernel(item: Any) -> float:
     return _gained(
         lambda: Path("/proc/sys/kernel/core_pattern").open("w").close(),
