@@ -1,4 +1,5 @@
-# Everything a new machine needs is Python 3.11 and make. `make help` lists what there is.
+# Everything a new machine needs is Python 3.11, make and a C compiler (for pycosat, of reasoning-gym, which is published
+# as source). `make help` lists what there is.
 
 PYTHON ?= python3
 VENV := .venv
