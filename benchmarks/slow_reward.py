@@ -13,7 +13,7 @@ other processes take of the machine at that moment. Tokens/s by the clock stand 
 
 A reward that takes d seconds needs rate × d groups under way in it (Little's law): so many `workers` of the function,
 and a pacing window, (max_staleness + 1) × batch_size groups, that holds them beside those being generated and those
-queued. Here up to 15 groups/s × 2 s stand against 48 workers and a window of 80; `under_way` says how many there were.
+queued. Here some 13 groups/s × 2 s stand against 48 workers and a window of 80; `under_way` says how many there were.
 
     python benchmarks/slow_reward.py [--seed N] [--out FILE] [--pairs N]
 """
@@ -47,7 +47,7 @@ SETTINGS = {
     "engine": "transformers",
     "n_steps": 10_000,
     "batch_size": 16,
-    "group_size": 8,
+    "group_size": 16,
     "max_staleness": MAX_STALENESS,
     "max_tokens": 48,
     "max_context": 128,

@@ -60,7 +60,7 @@ def _course(axes: Axes, result: dict[str, Any], learner: str) -> None:
         axes.plot(longest, np.mean(held, axis=0), color=colour, marker="o", ms=4, lw=2, label=f"p = {flip:g}")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set(title=f"{learner.upper()}, {len(runs)} seeds", xlabel="step", ylabel="held-out accuracy, greedy")
-    axes.legend(frameon=False, loc="lower right" if learner == "grpo" else "best")
+    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.42))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def _courses(axes: Axes, result: dict[str, Any], arms: Mapping[str, tuple[str, s
         # A run that ended early has learned the task: it stays where it was.
         held = [run["accuracies"] + run["accuracies"][-1:] * (len(longest) - len(run["steps"])) for run in runs]
         axes.plot(longest, np.mean(held, axis=0), color=colour, marker="o", ms=4, lw=2, label=label)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right" if len(arms) > 2 else "upper left")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Rewards flipped for whole questions: training goes on, slower by what is left of the gradient (arXiv 2505.22653).
 
-After "The Climb Carves Wisdom Deeper Than the Summit": with chance p, all completions of a question get 1 − r in place
-of their reward r. There, PPO on a 7B model comes to 75.9 on MATH-500 without noise and to 72.0 at p = 0.4; at 0.5, where
-the rewards say nothing, it collapses. Here on the adder, by the service's own graders (`noisy` around `string_check`):
+After "The Climb Carves Wisdom Deeper Than the Summit": with chance p, all completions of a question get 1 − r in
+place of their reward r. There, PPO on a 7B model comes to 75.9 on MATH-500 without noise and to 72.0 at p = 0.4; at
+0.5, where the rewards say nothing, it collapses. Here on the adder, by the service's own graders (`noisy` around
+`string_check`):
 
     slopes     the same completions of the base model, graded by many draws of the noise: what is left of the clean
                gradient, by the advantages of Dr. GRPO, GRPO and PPO; 1 − 2p is expected of all three
@@ -10,8 +11,9 @@ the rewards say nothing, it collapses. Here on the adder, by the service's own g
 
 GRPO's deviation does not hide a question's flip: it is that of r and of 1 − r alike, and the advantages change sign as
 a whole. What it does hide is a constant factor: a single completion's flip makes groups more alike in deviation, and
-what `debias` multiplies rewards by is divided out again; both are in the table, beside the same without deviation. PPO
-divides by the deviation of the batch, which grows with p where most rewards are 0: its slope is that before the division.
+what `debias` multiplies rewards by is divided out again; both are in the table, beside the same without deviation.
+PPO divides by the deviation of the batch, which grows with p where most rewards are 0: its slope is that before the
+division.
 
 What the settings were chosen from, seed 0, before the thresholds were written (accuracy on held-out rows
 of both kinds, 0.55 at the start, and share of right answers in training, 0.23 at the start):
@@ -22,8 +24,9 @@ of both kinds, 0.55 at the start, and share of right answers in training, 0.23 a
     PPO at 0.4, rows with a carry, 2e-4             0.92; 0.71 right in training after 24 steps, still rising
 
 How far it reaches. Rows are those with a carry, where one of the two kinds of working is never right: the reward tells
-them apart, and greedy accuracy starts at 0. A run ends when 97 % are right. Two completions a prompt, more prompts: a flip is for the question, so that many questions average it out.
-At p = 0.5 the policy walks at random, at other learning rates and longer far enough to meet the better working by chance.
+them apart, and greedy accuracy starts at 0. A run ends when 97 % are right. Two completions a prompt, more prompts: a
+flip is for the question, so that many questions average it out. At p = 0.5 the policy walks at random, at other
+learning rates and longer far enough to meet the better working by chance.
 
     python evidence/noisy_rewards.py [--seed N] [--out FILE] [--image FILE]
 """

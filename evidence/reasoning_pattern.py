@@ -87,7 +87,7 @@ def pattern(scaling: str) -> Callable[[int], dict[str, Any]]:
 
 
 ARMS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any], int]] = {
-    "right": (lambda seed: RIGHT, MANY | {"n_steps": 16}, 2),
+    "right": (lambda seed: RIGHT, MANY | {"n_steps": 32}, 2),
     "paper": (pattern("paper"), MANY | {"n_steps": 32}, 2),
     "code": (pattern("code"), MANY | {"n_steps": 32}, 2),
     "model": (reward_model, FEW | {"n_steps": 16}, 3),

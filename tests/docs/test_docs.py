@@ -26,7 +26,7 @@ from headrace_gateway import cli, job_file
 from headrace_gateway.app import create_app
 from headrace_gateway.schemas import Method
 from headrace_rewards.check import check
-from headrace_rewards.registry import GRADERS
+from headrace_rewards.registry import GRADERS, validate
 from paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -296,13 +296,28 @@ def test_python_examples_parse(text: str) -> None:
         ast.parse(text)
 
 
-def test_the_job_submitted_in_the_readme_is_one() -> None:
-    trees = [ast.parse(text) for text in blocks(ROOT / "README.md", "python")]
-    calls = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    (create,) = [c for c in calls if ast.unparse(c.func) == "client.fine_tuning.jobs.create"]
-    written = next(ast.literal_eval(k.value) for k in create.keywords if k.arg == "method")
-    grader = Method.model_validate(written).reinforcement.grader
-    GRADERS[grader["type"]].spec.model_validate(grader)
+def readme_nodes() -> list[ast.AST]:
+    return [node for text in blocks(ROOT / "README.md", "python") for node in ast.walk(ast.parse(text))]
+
+
+def test_the_jobs_submitted_in_the_readme_are_jobs() -> None:
+    calls = [n for n in readme_nodes() if isinstance(n, ast.Call)]
+    creates = [c for c in calls if ast.unparse(c.func) == "client.fine_tuning.jobs.create"]
+    assert len(creates) == 2
+    for create in creates:
+        written = next(ast.literal_eval(k.value) for k in create.keywords if k.arg == "method")
+        validate(Method.model_validate(written).reinforcement.grader)
+
+
+def test_the_graders_and_settings_of_the_readme_are_valid() -> None:
+    given = [(ast.unparse(n.targets[0]), n.value) for n in readme_nodes() if isinstance(n, ast.Assign)]
+    graders = [ast.literal_eval(value) for name, value in given if name == "grader"]
+    settings = [ast.literal_eval(value) for name, value in given if name == "hyperparameters"]
+    assert len(graders) == len(settings) == 2
+    for grader in graders:
+        validate(grader)
+    for chosen in settings:
+        Hyperparameters.model_validate(chosen)
 
 
 async def test_the_reward_of_the_readme_rewards(tmp_path: Path) -> None:

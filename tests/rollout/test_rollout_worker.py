@@ -230,8 +230,10 @@ async def test_an_evaluation_that_fails_says_so_and_has_no_mean_of_nothing(
     assert (result.reward_mean, result.reward_failed, result.not_applicable) == (None, 0, 4)
 
 
-async def test_what_it_held_is_free_at_once_when_it_stops(start: Start, ledger: Ledger) -> None:
-    worker = await start(max_tokens=100, max_context=128)
+async def test_what_it_held_is_free_at_once_when_it_stops(start: Start, ledger: Ledger, tmp_path: Path) -> None:
+    code = tmp_path / "slow.py"
+    code.write_text("import time\n\ndef slow(completions):\n    time.sleep(60)\n")
+    worker = await start(function=f"{code}:slow")
     run = asyncio.create_task(worker.run())
 
     async def holds() -> bool:

@@ -20,8 +20,14 @@ from headrace_rewards.tasks.reference import MAX_ROWS, Reference
 with warnings.catch_warnings():
     # Of cellpylib, which one of the tasks needs; raised when Python first compiles it.
     warnings.simplefilter("ignore", SyntaxWarning)
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as missing:
+        raise InvalidRequest(
+            f"reasoning-gym's tasks cannot be used here ({missing}): install a C compiler, then run `make setup` "
+            "again, or `pip install 'headrace[tasks]'`"
+        ) from missing
 
 TASKS = sorted(set(DATASETS) - {"composite"})
 """Without the task that is made of others: its parts have no names that a query could hold."""
