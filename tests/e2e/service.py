@@ -80,19 +80,27 @@ class Service:
         return answer.json()
 
     def submit(
-        self, grader: dict[str, Any] | None = None, *, model: str = "headrace/tiny-adder", **settings: Any
+        self,
+        grader: dict[str, Any] | None = None,
+        *,
+        model: str = "headrace/tiny-adder",
+        rows: tuple[str, str] | None = None,
+        **settings: Any,
     ) -> str:
-        """An adder job, rewarded for correct answers where no grader is given; returns its id."""
-        train = self.openai.files.create(file=ADDER / "train.jsonl", purpose="fine-tune")
-        held_out = self.openai.files.create(file=ADDER / "validation.jsonl", purpose="fine-tune")
+        """A job, by default of the adder's rows (training and held out) and rewarded for correct answers; its id."""
+        training_file, validation_file = rows or (self.upload("train.jsonl"), self.upload("validation.jsonl"))
         grader = grader or {"type": "function", "name": "correct", "function": f"{ADDER / 'reward.py'}:correct"}
         method: Any = {
             "type": "reinforcement",
             "reinforcement": {"grader": grader, "hyperparameters": SMALL | settings},
         }
         return self.openai.fine_tuning.jobs.create(
-            model=model, training_file=train.id, validation_file=held_out.id, method=method
+            model=model, training_file=training_file, validation_file=validation_file, method=method
         ).id
+
+    def upload(self, name: str) -> str:
+        """A file of the adder's; its id."""
+        return self.openai.files.create(file=ADDER / name, purpose="fine-tune").id
 
     def wait(self, job_id: str, *statuses: str, timeout: float = 240) -> str:
         """Until the job has one of these statuses."""

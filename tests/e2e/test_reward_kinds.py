@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from headrace_rewards.registry import GRADERS
 
 from .reward_server import LABELS, reward_server
 from .service import ADDER, Service
@@ -33,6 +37,9 @@ JUDGED = [{"role": "user", "content": "{{ sample.output_text }}"}]
 PATTERN = {"type": "reasoning_pattern", "name": "pattern"}
 
 KINDS: dict[str, dict[str, Any]] = {
+    "function": CORRECT,
+    "registered": {"type": "registered", "name": "plug-in", "reward": "brevity"},
+    "reasoning_gym": {"type": "reasoning_gym", "name": "sums", "task": "chain_sum"},
     "string_check": EXACT,
     "text_similarity": SIMILAR,
     "python": {"type": "python", "name": "source", "source": SOURCE},
@@ -66,9 +73,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "entropy": {"type": "entropy", "name": "entropy", "evaluation": CORRECT},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
+    "reasoning_gym": {"max_context": 192},
     "verifree": {"algorithm": "rloo"},
     "jepo": {"algorithm": "rloo"},
     "latro": {"algorithm": "rloo", "kl_coefficient": 0.05},
+}
+SUMS = "reasoning_gym:chain_sum?size=40&min_terms=2&max_terms=2&min_digits=1&max_digits=1&seed="
+ROWS = {"reasoning_gym": (f"{SUMS}1", f"{SUMS}2")}
+PLUG_IN = {
+    "acme_rewards.py": "def brevity(completion):\n    return 1 / (1 + len(completion))\n",
+    "acme_rewards-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: acme_rewards\nVersion: 1.0\n",
+    "acme_rewards-1.0.dist-info/entry_points.txt": "[headrace.rewards]\nbrevity = acme_rewards:brevity\n",
 }
 
 
@@ -79,18 +94,33 @@ def asked_at() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def service(asked_at: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def plug_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder on the service's import path with a package installed in it."""
+    folder = tmp_path_factory.mktemp("installed")
+    for name, text in PLUG_IN.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(asked_at: str, plug_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     rules = {"HEADRACE_REWARD_HOSTS": json.dumps([asked_at]), "HEADRACE_JUDGE_URL": f"http://{asked_at}/v1"}
-    service = Service(tmp_path_factory.mktemp("rewards") / "data", rules)
+    installed = {"PYTHONPATH": os.pathsep.join([str(plug_in), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    service = Service(tmp_path_factory.mktemp("rewards") / "data", rules | installed)
     yield service
     assert service.stop() == 0
+
+
+def test_every_kind_is_here() -> None:
+    assert set(KINDS) == set(GRADERS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_trains_on_it(service: Service, asked_at: str, kind: str) -> None:
     grader = json.loads(json.dumps(KINDS[kind]).replace("HOST", asked_at))
     settings = {"n_steps": 1, "eval_samples": 4, "eval_interval": 1} | SETTINGS.get(kind, {})
-    job_id = service.submit(grader, **settings)
+    job_id = service.submit(grader, rows=ROWS.get(kind), **settings)
     service.wait(job_id, "succeeded")
     ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
     assert ledger["balanced"]
