@@ -1,0 +1,31 @@
+"""Who a request is from. Routes that act in somebody's name take `By`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fastapi import Depends, Request
+
+Scope = Literal["user", "admin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The holder of a key."""
+
+    key_id: str
+    name: str
+    scope: Scope
+
+
+LOCAL = Principal("local", "local", "admin")
+"""Whoever reaches a gateway that asks for no keys."""
+
+
+def caller(request: Request) -> Principal:
+    """Whom the request's key belongs to."""
+    return getattr(request.state, "principal", LOCAL)
+
+
+By = Annotated[Principal, Depends(caller)]
