@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDS_COMPILER := $(shell grep '^pycosat==' requirements/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo real test lint format bench evidence clean
+.PHONY: help setup chromium setup-dev demo real test lint format bench evidence clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,15 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
 
 setup: $(VENV)/.runtime ## build the environment alone
 
-setup-dev: $(VENV)/.dev ## the same with what tests, linters and `make real` need
+# Debian's Chromium, which the browser tests drive.
+chromium:
+	@if [ -x /usr/bin/chromium ] && [ -x /usr/bin/chromedriver ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "setup-dev: Chromium, for the browser tests"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium chromium-driver > /dev/null; \
+	else echo "setup-dev: the browser tests need Chromium: sudo apt-get install chromium chromium-driver"; fi
+
+setup-dev: $(VENV)/.dev chromium ## the same with what tests, linters and `make real` need
 
 demo: setup ## watch an RL job run through the whole system: about five minutes
 	$(BIN)/python examples/adder/demo.py
