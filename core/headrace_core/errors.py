@@ -5,7 +5,10 @@
     │   ├── InvalidData           a data file is wrong; names file and line
     │   ├── TooLarge              a body or a file is beyond its limit (HTTP 413)
     │   └── InvalidState          the thing exists, but not in a state that allows this
+    ├── NotAuthenticated          no key, or none that is valid (HTTP 401)
+    ├── Forbidden                 a key that does not reach so far (HTTP 403)
     ├── NotFound                  no such job, file, checkpoint, group (HTTP 404)
+    ├── RateLimited               too many requests; the answer says when to come again (HTTP 429)
     ├── Unavailable               a part that is needed does not answer (HTTP 503)
     │   └── TimedOut              a wait reached its limit; names what it waited for
     ├── WeightsDamaged            a published version is incomplete or fails its checksum
@@ -54,10 +57,28 @@ class InvalidState(InvalidRequest):
     code = "invalid_state"
 
 
+class NotAuthenticated(HeadraceError):
+    """The request carries no key, or none that is valid."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(HeadraceError):
+    """The caller is known, and may not do this."""
+
+    code = "forbidden"
+
+
 class NotFound(HeadraceError):
     """There is no such thing."""
 
     code = "not_found"
+
+
+class RateLimited(HeadraceError):
+    """The caller's requests came faster than they are taken."""
+
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(HeadraceError):

@@ -19,14 +19,26 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, TooLarge, Unavailable
+from headrace_core.errors import (
+    Forbidden,
+    HeadraceError,
+    InvalidRequest,
+    NotAuthenticated,
+    NotFound,
+    RateLimited,
+    TooLarge,
+    Unavailable,
+)
 from headrace_core.hyperparameters import Hyperparameters
 
 log = structlog.get_logger(__name__)
 
 MAX_JSON_BYTES = 4 * 1024 * 1024
 _MULTIPART_OVERHEAD = 64 * 1024
-_STATUS = ((TooLarge, 413), (InvalidRequest, 400), (NotFound, 404), (Unavailable, 503))
+_STATUS = (
+    (TooLarge, 413), (InvalidRequest, 400), (NotAuthenticated, 401), (Forbidden, 403), (NotFound, 404),
+    (RateLimited, 429), (Unavailable, 503),
+)  # fmt: skip
 
 
 def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
@@ -35,8 +47,14 @@ def error_response(status: int, message: str, *, param: str | None = None, code:
     return JSONResponse(
         {"error": {"message": message, "type": kind, "param": param, "code": code}},
         status_code=status,
-        headers={"x-should-retry": "true" if status == 503 else "false"},
+        headers={"x-should-retry": "true" if status in (429, 503) else "false"},
     )
+
+
+def answer_to(error: HeadraceError) -> JSONResponse:
+    """The envelope of one of our own errors."""
+    status = next((s for kind, s in _STATUS if isinstance(error, kind)), 500)
+    return error_response(status, error.message, param=error.param, code=error.code)
 
 
 def install(app: FastAPI, max_upload_bytes: int) -> None:
@@ -44,8 +62,7 @@ def install(app: FastAPI, max_upload_bytes: int) -> None:
 
     async def known(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HeadraceError)
-        status = next((s for kind, s in _STATUS if isinstance(error, kind)), 500)
-        return error_response(status, error.message, param=error.param, code=error.code)
+        return answer_to(error)
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -99,6 +116,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{uuid.uuid4().hex[:24]}"
+        scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
         async def tagged(message: Message) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
+from headrace_core.errors import Forbidden
+
 Scope = Literal["user", "admin"]
 
 
@@ -29,3 +31,10 @@ def caller(request: Request) -> Principal:
 
 
 By = Annotated[Principal, Depends(caller)]
+
+
+def admin(principal: By) -> Principal:
+    """The caller, where he is an admin: `Depends(admin)` on a route that is for admins alone. Raises `Forbidden`."""
+    if principal.scope != "admin":
+        raise Forbidden(f"this needs a key of scope 'admin'; {principal.name!r} has one of scope {principal.scope!r}")
+    return principal
