@@ -71,6 +71,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     suffix: str | None = None
     seed: int = 0
     metadata: dict[str, str] = {}
+    integrations: list[dict[str, Any]] = []
+    """Where the job's measurements are sent as well, as asked for: `{"type": "wandb", "wandb": {…}}`."""
     grader: dict[str, Any] = {}
     hyperparameters: dict[str, Any] = {}
     """Complete: every default filled in."""

@@ -18,6 +18,7 @@ ORGANIZATION = "headrace"
 
 _Key = Annotated[str, StringConstraints(max_length=64)]
 _Value = Annotated[str, StringConstraints(max_length=512)]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class Reinforcement(BaseModel):
@@ -38,6 +39,26 @@ class Method(BaseModel):
     reinforcement: Reinforcement
 
 
+class Wandb(BaseModel):
+    """A run at Weights & Biases; the job's id is its name where none is given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    project: _Name
+    entity: _Name | None = None
+    name: _Name | None = None
+    tags: list[_Name] = Field(default_factory=list, max_length=50)
+
+
+class Integration(BaseModel):
+    """Where a job's measurements are sent as well."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
 class CreateJob(BaseModel):
     """The body of POST /v1/fine_tuning/jobs."""
 
@@ -50,6 +71,7 @@ class CreateJob(BaseModel):
     suffix: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int | None = Field(None, ge=0)
     metadata: dict[_Key, _Value] | None = Field(None, max_length=16)
+    integrations: list[Integration] | None = Field(None, max_length=1)
 
 
 def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any]:
@@ -72,7 +94,7 @@ def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any
         "hyperparameters": {k: settings.get(k) for k in ("n_epochs", "batch_size", "learning_rate_multiplier")},
         "error": None if job.error is None else {k: getattr(job.error, k) for k in ("code", "message", "param")},
         "estimated_finish": None if estimated_finish is None else int(estimated_finish),
-        "integrations": [],
+        "integrations": job.integrations,
         "metadata": job.metadata,
         "method": {"type": "reinforcement", "reinforcement": {"grader": job.grader, "hyperparameters": settings}},
         "suffix": job.suffix,

@@ -69,6 +69,7 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
         suffix=body.suffix,
         seed=settings.seed,
         metadata=body.metadata or {},
+        integrations=[integration.model_dump() for integration in body.integrations or ()],
         grader=body.method.reinforcement.grader,
         hyperparameters=settings.model_dump(),
         rows=len(rows),
