@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import itertools
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,26 @@ async def test_logprobs_are_those_of_the_distribution_sampled_from(
         tokens = sequence(given, sampled)
         expected = next_token_logprobs(subject.weights["first"].model, tokens, temperature, top_p)
         np.testing.assert_allclose(sampled.logprobs, of_tokens(expected, tokens, len(given)), atol=TOLERANCE)
+
+
+async def test_tokens_are_told_as_they_are_sampled(subject: Subject, prompt: Tokens) -> None:
+    await subject.become("first")
+    told: list[tuple[int, float]] = []
+    calls: list[int] = []
+
+    def on_tokens(ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        calls.append(len(ids))
+        told.extend(zip(ids, logprobs, strict=True))
+
+    config = SamplingConfig(max_tokens=60, temperature=0.9, seed=3)
+    sampled, untold = await asyncio.gather(
+        subject.engine.generate(prompt, config, on_tokens), subject.engine.generate(prompt, config)
+    )
+    assert_well_formed(sampled, config)
+    assert [token for token, _ in told] == sampled.token_ids.tolist()
+    np.testing.assert_array_equal(np.float32([logprob for _, logprob in told]), sampled.logprobs)
+    assert len(calls) > 1, "all of it was told at the end"
+    np.testing.assert_array_equal(sampled.token_ids, untold.token_ids, "being told changed what was sampled")
 
 
 async def test_greedy_takes_the_likeliest_token_and_reports_its_untempered_logprob(

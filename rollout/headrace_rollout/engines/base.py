@@ -12,11 +12,13 @@ Invariants, held for every engine by one contract suite (tests/rollout/test_engi
   carries an older one; all log-probabilities of one scoring are of one version, which it carries;
 * entropies and certainties are those of the same distribution;
 * a request that was accepted ends exactly once: with its tokens, or with `EngineFailure`;
+* who asks to be told of a request's tokens as they are sampled is told of each once, in order, before it ends;
 * a new request never reuses a prefix cache that older weights computed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -29,6 +31,10 @@ from headrace_core.errors import HeadraceError
 UpdateMode = Literal["keep_kv", "recompute", "drain"]
 """What becomes of requests in flight at a weight update: they go on with the cache older weights computed (`keep_kv`,
 PipelineRL), have it recomputed by the new weights (`recompute`, AReaL), or finish before the update (`drain`)."""
+
+
+OnTokens = Callable[[Sequence[int], Sequence[float]], None]
+"""Told, in the event loop, of the token ids that a request has sampled since the last call, with log-probabilities."""
 
 
 class EngineFailure(HeadraceError):
@@ -157,7 +163,9 @@ class Engine(Protocol):
         """Load the model and be ready; raises `EngineFailure`, naming the cause, within `start_timeout`."""
         ...
 
-    async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
+    async def generate(
+        self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig, on_tokens: OnTokens | None = None
+    ) -> Sampled:
         """One completion of `prompt` ([P] token ids). Cancelling the task frees its slot."""
         ...
 

@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ import numpy.typing as npt
 from headrace_rollout.engines.base import Sampled, SamplingConfig
 
 IntArray = npt.NDArray[np.int64]
+OnToken = Callable[[int, float], None]
+"""Told of a token id and its log-probability, by the thread that decodes."""
 ADMISSION_SHARE = 8
 ADMISSION_PATIENCE = 8
 
@@ -35,6 +38,7 @@ class Generation:
     prompt: npt.NDArray[np.int32]
     """[P] token ids."""
     sampling: SamplingConfig
+    on_token: OnToken | None = None
     future: Future[Sampled] = field(default_factory=Future)
     uniforms: npt.NDArray[np.float64] | None = None
     """[max_tokens], the request's own random numbers. None: it has no seed, and takes the engine's."""
@@ -134,6 +138,9 @@ class SlotTable:
         self._certainties[indices, positions] = certainties
         self._versions[indices, positions] = version
         self.lengths[rows] += 1
+        for index, request in enumerate(self.requests[rows]):
+            if request.on_token is not None:
+                request.on_token(int(tokens[index]), float(logprobs[index]))
         ended = (self._stops[rows] == tokens[:, None]).any(axis=1) | (self.lengths[rows] == self._limits[rows])
         return indices[ended]
 

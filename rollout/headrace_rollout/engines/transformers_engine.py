@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from headrace_rollout.engines.base import (
     EngineConfig,
     EngineFailure,
+    OnTokens,
     RequestRefused,
     Sampled,
     SamplingConfig,
@@ -34,7 +36,7 @@ from headrace_rollout.engines.base import (
 from headrace_rollout.engines.decode_thread import DecodeThread, Job, Scoring, WeightUpdate
 from headrace_rollout.engines.decoder import Decoder
 from headrace_rollout.engines.policy_model import PolicyModel
-from headrace_rollout.engines.slots import Generation
+from headrace_rollout.engines.slots import Generation, OnToken
 
 T = TypeVar("T")
 DRAIN_SECONDS = 600.0
@@ -75,13 +77,16 @@ class TransformersEngine:
         except TimeoutError as error:
             raise EngineFailure(f"model {self._config.model} was not loaded within {limit:g} s") from error
 
-    async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
+    async def generate(
+        self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig, on_tokens: OnTokens | None = None
+    ) -> Sampled:
         """One completion of `prompt`; raises `RequestRefused` (the request cannot be served) or `EngineFailure`."""
         decoder = self._started()
         _check_sampling(sampling)
         require_measurable(sampling, self._config)
         self._check_tokens(decoder, prompt, len(prompt) + sampling.max_tokens)
-        job = Generation(np.ascontiguousarray(prompt, np.int32), sampling)
+        told = None if on_tokens is None else _in_this_loop(on_tokens)
+        job = Generation(np.ascontiguousarray(prompt, np.int32), sampling, told)
         return await self._ended(job, job.future)
 
     async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
@@ -140,6 +145,17 @@ class TransformersEngine:
         # An id outside the vocabulary would fail the whole batch inside the model.
         if tokens.ndim != 1 or len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= decoder.model.vocab_size:
             raise RequestRefused(f"a request needs token ids in 0 … {decoder.model.vocab_size - 1}, at least one")
+
+
+def _in_this_loop(on_tokens: OnTokens) -> OnToken:
+    """`on_tokens` for another thread: called in the present event loop, ahead of what that thread does next."""
+    loop = asyncio.get_running_loop()
+
+    def told(token: int, logprob: float) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody waits for the request any more
+            loop.call_soon_threadsafe(on_tokens, (token,), (logprob,))
+
+    return told
 
 
 def _check_sampling(sampling: SamplingConfig) -> None:

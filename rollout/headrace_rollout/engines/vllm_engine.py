@@ -40,6 +40,7 @@ from headrace_rollout.engines import vllm_start
 from headrace_rollout.engines.base import (
     EngineConfig,
     EngineFailure,
+    OnTokens,
     RequestRefused,
     Sampled,
     SamplingConfig,
@@ -49,6 +50,7 @@ from headrace_rollout.engines.base import (
     require_measurable,
 )
 from headrace_rollout.engines.busy_clock import BusyClock
+from headrace_rollout.engines.vllm_outputs import columns, per_token, prompt_scores, tell
 from headrace_rollout.engines.vllm_process import VllmProcess
 from headrace_rollout.engines.vllm_weights import slot_request
 from headrace_rollout.engines.vllm_worker import MEASURED_COLUMNS
@@ -103,21 +105,23 @@ class VllmEngine:
             raise EngineFailure(f"vLLM did not start on {self._config.model}: {error}") from error
         self._gate.set()
 
-    async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
+    async def generate(
+        self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig, on_tokens: OnTokens | None = None
+    ) -> Sampled:
         self._require_servable(prompt, sampling.max_tokens, self._config.max_model_len)
         require_measurable(sampling, self._config)
-        final = await self._submit(prompt, self._sampling_params(sampling))
+        final = await self._submit(prompt, self._sampling_params(sampling), on_tokens)
         completion = final.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise EngineFailure(f"vLLM ended a request with reason {completion.finish_reason!r}")
-        columns = np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(len(completion.token_ids), -1).T
+        measured = columns(completion)
         return Sampled(
             token_ids=np.asarray(completion.token_ids, dtype=np.int32),
-            logprobs=columns[0],
-            versions=_per_token(completion.weight_versions, len(completion.token_ids)),
+            logprobs=measured[0],
+            versions=per_token(completion.weight_versions, len(completion.token_ids)),
             finish_reason=completion.finish_reason,
-            entropies=columns[1] if sampling.distribution else None,
-            certainties=columns[2] if sampling.distribution else None,
+            entropies=measured[1] if sampling.distribution else None,
+            certainties=measured[2] if sampling.distribution else None,
         )
 
     async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
@@ -137,7 +141,7 @@ class VllmEngine:
             params = SamplingParams(max_tokens=1, prompt_logprobs=wanted, flat_logprobs=True, detokenize=False)
             final = await self._submit(tokens, params)
             if version == self._version:
-                return Scored(_prompt_scores(final.prompt_logprobs, tokens, start, temperature), version)
+                return Scored(prompt_scores(final.prompt_logprobs, tokens, start, temperature), version)
         raise TimedOut(f"updates cut each of {SCORE_ATTEMPTS} attempts to score a sequence of {len(tokens)} tokens")
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
@@ -193,32 +197,39 @@ class VllmEngine:
         except (VLLMClientError, ValueError) as error:
             raise RequestRefused(str(error)) from error
 
-    async def _submit(self, tokens: npt.NDArray[np.int32], params: Any) -> Any:
+    async def _submit(self, tokens: npt.NDArray[np.int32], params: Any, on_tokens: OnTokens | None = None) -> Any:
         """vLLM's final output for one request; counts as running from here on."""
         process = self._alive()
         self._running += 1
         self._clock.enter()
         try:
-            return await process.call(self._collect(process, tokens, params), "the end of a request", limit=None)
+            collected = self._collect(process, tokens, params, on_tokens)
+            return await process.call(collected, "the end of a request", limit=None)
         finally:
             self._clock.leave()
             self._running -= 1
 
-    async def _collect(self, process: VllmProcess, tokens: npt.NDArray[np.int32], params: Any) -> Any:
+    async def _collect(
+        self, process: VllmProcess, tokens: npt.NDArray[np.int32], params: Any, on_tokens: OnTokens | None
+    ) -> Any:
         from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         await self._gate.wait()
         process.require_alive()
-        params.output_kind = RequestOutputKind.FINAL_ONLY
+        params.output_kind = RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE
         prompt = tokens_input(tokens.tolist(), cache_salt=f"version {self._version}")
         try:
             stream = process.llm.generate(prompt, params, str(next(self._request_ids)), lora_request=self._slot)
-            outputs = [output async for output in stream]
+            told = 0
+            async for output in stream:
+                final = output
+                if on_tokens is not None:
+                    told = tell(on_tokens, output.outputs[0], told)
         except (VLLMClientError, ValueError) as error:
             raise RequestRefused(str(error)) from error
-        return outputs[-1]
+        return final
 
     # --- updates ----------------------------------------------------------------------------------------------
 
@@ -272,29 +283,3 @@ async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
-
-
-def _per_token(spans: Any, length: int) -> npt.NDArray[np.int32]:
-    """vLLM's spans (version, start, end) over output positions, as one version a token ([length])."""
-    versions = np.full(length, -1, dtype=np.int32)
-    for span in spans:
-        versions[span.start : span.end] = int(span.version)
-    if (versions < 0).any():
-        raise EngineFailure(f"vLLM left tokens without a version: {spans}")
-    return versions
-
-
-def _prompt_scores(flat: Any, tokens: npt.NDArray[np.int32], start: int, temperature: float) -> npt.NDArray[np.float32]:
-    """Log-probabilities of tokens[start:] from vLLM's, which are untempered: log p_T ∝ log p / T, normalised anew."""
-    if temperature == 1.0:
-        return np.asarray(flat.logprobs[start - 1 :], dtype=np.float32)
-    scores = np.empty(len(tokens) - start, dtype=np.float32)
-    for row, position in enumerate(range(start, len(tokens))):
-        entries = slice(flat.start_indices[position], flat.end_indices[position])
-        tempered = np.asarray(flat.logprobs[entries], dtype=np.float64) / temperature
-        top = tempered.max()
-        own = flat.token_ids[entries].index(int(tokens[position]))
-        # vLLM lists the prompt's own token first and again among the vocabulary.
-        vocabulary = tempered[1:]
-        scores[row] = tempered[own] - top - np.log(np.exp(vocabulary - top).sum())
-    return scores
