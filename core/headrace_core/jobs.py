@@ -78,6 +78,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Complete: every default filled in."""
     rows: int = 0
     total_steps: int = 0
+    owner: str = "local"
+    """Name of whom it belongs to; fixed, and kept beside the document too, where it is read alone."""
 
     # kept beside the document, because they change
     status: Status = "validating_files"
@@ -132,10 +134,12 @@ def new_id(prefix: str) -> str:
 
 
 class JobStore:
-    """All jobs. Methods raise `NotFound` for a job that does not exist."""
+    """All jobs; with `owner`, `get`, `ids` and `all` know his alone. Methods raise `NotFound` for a job that does not
+    exist."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, owner: str | None = None) -> None:
         self._redis = redis
+        self._owner = owner
         self._transition = redis.register_script(_TRANSITION)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -143,28 +147,35 @@ class JobStore:
     async def create(self, job: Job) -> None:
         """Store a new job; visible at once, whole."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(JobKeys(job.id).job, mapping={"document": _json.encode(job), "status": job.status})
+            pipe.hset(
+                JobKeys(job.id).job, mapping={"document": _json.encode(job), "owner": job.owner, "status": job.status}
+            )
             pipe.zadd(keys.JOBS, {job.id: job.created_at})
             await pipe.execute()
 
     async def get(self, job_id: str) -> Job:
         """The job as it stands now."""
         raw = await answer(self._redis.hgetall(JobKeys(job_id).job))
-        if not raw:
+        if not self._knows(raw):
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
         return _job(raw)
 
+    def _knows(self, raw: dict[bytes, bytes]) -> bool:
+        return bool(raw) and (self._owner is None or raw.get(b"owner") == self._owner.encode())
+
     async def ids(self) -> list[str]:
         """Every job, newest first."""
+        if self._owner is not None:
+            return [job.id for job in await self.all()]
         return [i.decode() for i in await answer(self._redis.zrevrange(keys.JOBS, 0, -1))]
 
     async def all(self) -> list[Job]:
-        """Every job, newest first, in one round trip."""
-        ids = await self.ids()
+        """Every job, newest first, in two round trips."""
+        ids = await answer(self._redis.zrevrange(keys.JOBS, 0, -1))
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
-                pipe.hgetall(JobKeys(job_id).job)
-            return [_job(raw) for raw in await pipe.execute() if raw]
+                pipe.hgetall(JobKeys(job_id.decode()).job)
+            return [_job(raw) for raw in await pipe.execute() if self._knows(raw)]
 
     async def move(self, job_id: str, to: Status) -> None:
         """Change the status. Raises `InvalidState` when the job's present one does not lead there."""

@@ -3,7 +3,7 @@ everything here is a view of Redis or of the data folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -16,12 +16,14 @@ from headrace_core.settings import Settings
 from .controllers import Controllers
 from .files import FileStore
 from .graders import Trials
+from .identity import LOCAL, By, Principal
 from .models import Models
 
 
 @dataclass(frozen=True)
 class Gateway:
-    """The parts behind the routes."""
+    """The parts behind the routes, as the caller sees them: for a caller of scope `user`, `jobs`, `files` and `models`
+    hold his own alone."""
 
     settings: Settings
     redis: Redis
@@ -30,6 +32,8 @@ class Gateway:
     models: Models
     controllers: Controllers
     trials: Trials
+    principal: Principal = LOCAL
+    """In whose name things are made."""
 
     @classmethod
     def over(cls, settings: Settings, redis: Redis, controllers: Controllers) -> Gateway:
@@ -39,14 +43,23 @@ class Gateway:
         trials = Trials(settings.reward_rules)
         return cls(settings, redis, jobs, files, Models(settings, jobs), controllers, trials)
 
+    def seen_by(self, principal: Principal) -> Gateway:
+        """The same parts, in the hands of another."""
+        files = self.files.seen_by(principal)
+        if principal.scope == "admin":
+            return replace(self, principal=principal, files=files)
+        jobs = JobStore(self.redis, principal.name)
+        models = self.models.of(jobs)
+        return replace(self, principal=principal, files=files, jobs=jobs, models=models)
+
     def ledger(self, job_id: str) -> Ledger:
         """The ledger of one job."""
         return Ledger(self.redis, job_id)
 
 
-def _gateway(request: Request) -> Gateway:
+def _gateway(request: Request, principal: By) -> Gateway:
     gateway: Gateway = request.app.state.gateway
-    return gateway
+    return gateway if principal is LOCAL else gateway.seen_by(principal)
 
 
 Here = Annotated[Gateway, Depends(_gateway)]

@@ -19,6 +19,8 @@ from headrace_core.errors import NotFound, TooLarge
 from headrace_core.jobs import new_id
 from headrace_core.redis import answer
 
+from .identity import LOCAL, Principal
+
 
 class StoredFile(msgspec.Struct, frozen=True):
     """One uploaded file."""
@@ -28,15 +30,26 @@ class StoredFile(msgspec.Struct, frozen=True):
     filename: str
     bytes: int
     purpose: str
+    owner: str = LOCAL.name
+
+
+def owner_of(raw: bytes) -> str:
+    """Whose file a stored description is of."""
+    return msgspec.json.decode(raw, type=StoredFile).owner
 
 
 class FileStore:
-    """All uploaded files. Methods raise `NotFound` for a file that does not exist."""
+    """The uploaded files that `principal` may see; what is added is his. Methods raise `NotFound` for any other."""
 
-    def __init__(self, redis: Redis, folder: Path, max_bytes: int) -> None:
+    def __init__(self, redis: Redis, folder: Path, max_bytes: int, principal: Principal = LOCAL) -> None:
         self._redis = redis
         self._folder = folder
         self.max_bytes = max_bytes
+        self._principal = principal
+
+    def seen_by(self, principal: Principal) -> FileStore:
+        """The same store, as another sees it."""
+        return FileStore(self._redis, self._folder, self.max_bytes, principal)
 
     def path(self, file_id: str) -> Path:
         """Where the bytes are."""
@@ -46,24 +59,26 @@ class FileStore:
         """Keep what `source` holds. Raises `TooLarge`."""
         file_id = new_id("file-")
         size = await asyncio.to_thread(self._write, source, file_id)
-        stored = StoredFile(file_id, time.time(), filename, size, purpose)
+        stored = StoredFile(file_id, time.time(), filename, size, purpose, self._principal.name)
         await answer(self._redis.hset(keys.FILES, file_id, msgspec.json.encode(stored)))
         return stored
 
     async def get(self, file_id: str, param: str = "file_id") -> StoredFile:
         """The description of one file."""
         raw = await answer(self._redis.hget(keys.FILES, file_id))
-        if raw is None:
+        stored = None if raw is None else msgspec.json.decode(raw, type=StoredFile)
+        if stored is None or not self._principal.sees(stored.owner):
             raise NotFound(f"no file {file_id!r}", param=param)
-        return msgspec.json.decode(raw, type=StoredFile)
+        return stored
 
     async def all(self) -> list[StoredFile]:
-        """Every file, newest first."""
-        raw = await answer(self._redis.hvals(keys.FILES))
-        return sorted((msgspec.json.decode(f, type=StoredFile) for f in raw), key=lambda f: (-f.created_at, f.id))
+        """Newest first."""
+        stored = [msgspec.json.decode(f, type=StoredFile) for f in await answer(self._redis.hvals(keys.FILES))]
+        return sorted((f for f in stored if self._principal.sees(f.owner)), key=lambda f: (-f.created_at, f.id))
 
     async def remove(self, file_id: str) -> None:
         """Forget a file and delete its bytes."""
+        await self.get(file_id)
         if not await answer(self._redis.hdel(keys.FILES, file_id)):
             raise NotFound(f"no file {file_id!r}", param="file_id")
         self.path(file_id).unlink(missing_ok=True)

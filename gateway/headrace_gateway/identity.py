@@ -14,11 +14,15 @@ Scope = Literal["user", "admin"]
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The holder of a key."""
+    """The holder of a key. Two keys of one name are the same person's: what he owns, he owns by his name."""
 
     key_id: str
     name: str
     scope: Scope
+
+    def sees(self, owner: str) -> bool:
+        """Whether what belongs to `owner` is there for this caller."""
+        return self.scope == "admin" or self.name == owner
 
 
 LOCAL = Principal("local", "local", "admin")

@@ -36,9 +36,16 @@ class Model:
 class Models:
     """Everything that may stand in a job's `model`."""
 
-    def __init__(self, settings: Settings, jobs: JobStore) -> None:
+    def __init__(self, settings: Settings, jobs: JobStore, private: Path | None = None) -> None:
+        """With `private`, a folder below that one is not to be named by its path."""
+        self._settings = settings
         self._folder = settings.models_dir
         self._jobs = jobs
+        self._private = private
+
+    def of(self, jobs: JobStore) -> Models:
+        """The base models, and what those jobs have trained: no path leads to what others have."""
+        return Models(self._settings, jobs, self._settings.data_dir.resolve())
 
     async def all(self) -> list[Model]:
         """Base models first, then trained ones, newest first."""
@@ -48,7 +55,7 @@ class Models:
         """The model of that name, or at that absolute path. Raises `InvalidRequest` that lists the known ones."""
         folder = Path(name)
         if folder.is_absolute():
-            if not _is_model(folder):
+            if not _is_model(folder) or self._is_private(folder):
                 raise InvalidRequest(
                     f"{name} is not a model folder: it holds no config.json", param="model", code="model_not_found"
                 )
@@ -61,6 +68,9 @@ class Models:
                 code="model_not_found",
             )
         return known[name]
+
+    def _is_private(self, folder: Path) -> bool:
+        return self._private is not None and folder.resolve().is_relative_to(self._private)
 
     def _base(self) -> list[Model]:
         found = dict(_SHIPPED)

@@ -2,7 +2,8 @@
 
 OpenAI's client repeats a POST that was not answered in time, without an Idempotency-Key, but with a count of its
 retries. So: an `Idempotency-Key` names a request for a day; without one, an identical body with
-`x-stainless-retry-count` > 0 is the request that came within the last minutes.
+`x-stainless-retry-count` > 0 is the request that came within the last minutes. What two callers send are two requests,
+whatever they name them.
 
     first POST   ── reserves job id ──► checks, creates ──► answers the job      (failed: the reservation is given up)
     its repeat   ── finds the reservation, waits until the job is there ──► answers the same job
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,12 +40,14 @@ class Reservation:
     repeated: bool
 
 
-async def reserve(redis: Redis, headers: Mapping[str, str], body: bytes) -> Reservation:
-    """Whether this request is the first of its kind. Raises `InvalidRequest` for a key used with another body."""
+async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: bytes) -> Reservation:
+    """Whether this request of `caller` is his first of its kind. Raises `InvalidRequest` for a key used with another
+    body."""
     digest = hashlib.sha256(body).hexdigest()
     named = headers.get("idempotency-key")
     retried = headers.get("x-stainless-retry-count", "0") not in ("", "0")
-    key = keys.request(digest if named is None else hashlib.sha256(named.encode()).hexdigest())
+    name = ("body", digest) if named is None else ("key", named)
+    key = keys.request(hashlib.sha256(json.dumps([caller, *name]).encode()).hexdigest())
     mine = f"{new_id('ftjob-')} {digest}"
     seconds = _RETRIES_WITHIN if named is None else _DAY
     may_replace = named is None and not retried
@@ -51,7 +55,7 @@ async def reserve(redis: Redis, headers: Mapping[str, str], body: bytes) -> Rese
         return Reservation(key, mine.split()[0], repeated=False)
     other = await answer(redis.get(key))
     if other is None:  # it expired or was given up between the two commands
-        return await reserve(redis, headers, body)
+        return await reserve(redis, caller, headers, body)
     job_id, other_digest = other.decode().split()
     if other_digest != digest:
         raise InvalidRequest("this Idempotency-Key was used with another body", code="idempotency_key_reused")

@@ -61,6 +61,7 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     settings = _completed(settings, context, longest, len(rows))
     return Job(
         id=job_id,
+        owner=gateway.principal.name,
         created_at=time.time(),
         model=body.model,
         model_path=str(model.path),

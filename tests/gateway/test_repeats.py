@@ -16,8 +16,8 @@ RETRY = {"x-stainless-retry-count": "1"}
 
 async def test_a_retry_waits_for_the_first_request(redis: Redis) -> None:
     jobs = JobStore(redis)
-    first = await repeats.reserve(redis, {}, b"body")
-    retry = await repeats.reserve(redis, RETRY, b"body")
+    first = await repeats.reserve(redis, "me", {}, b"body")
+    retry = await repeats.reserve(redis, "me", RETRY, b"body")
     assert (first.repeated, retry.repeated, retry.job_id) == (False, True, first.job_id)
     waiting = asyncio.create_task(repeats.result(redis, jobs, retry))
     await asyncio.sleep(0)
@@ -29,21 +29,30 @@ async def test_a_retry_waits_for_the_first_request(redis: Redis) -> None:
 
 
 async def test_a_retry_of_a_request_that_failed_is_carried_out(redis: Redis) -> None:
-    first = await repeats.reserve(redis, {}, b"body")
-    retry = await repeats.reserve(redis, RETRY, b"body")
+    first = await repeats.reserve(redis, "me", {}, b"body")
+    retry = await repeats.reserve(redis, "me", RETRY, b"body")
     await repeats.give_up(redis, first)
     assert await repeats.result(redis, JobStore(redis), retry) is None
-    assert not (await repeats.reserve(redis, RETRY, b"body")).repeated
+    assert not (await repeats.reserve(redis, "me", RETRY, b"body")).repeated
 
 
 async def test_of_many_requests_with_one_key_one_creates(redis: Redis) -> None:
-    made = await asyncio.gather(*(repeats.reserve(redis, {"idempotency-key": "k"}, b"body") for _ in range(20)))
+    made = await asyncio.gather(*(repeats.reserve(redis, "me", {"idempotency-key": "k"}, b"body") for _ in range(20)))
     assert sum(not r.repeated for r in made) == 1
     assert len({r.job_id for r in made}) == 1
 
 
 async def test_another_body_is_another_request(redis: Redis) -> None:
-    first = await repeats.reserve(redis, {}, b"one")
-    other = await repeats.reserve(redis, RETRY, b"two")
+    first = await repeats.reserve(redis, "me", {}, b"one")
+    other = await repeats.reserve(redis, "me", RETRY, b"two")
     assert not other.repeated
     assert other.job_id != first.job_id
+
+
+async def test_what_two_callers_send_are_two_requests(redis: Redis) -> None:
+    for headers in ({"idempotency-key": "k"}, RETRY):
+        mine = await repeats.reserve(redis, "me", headers, b"body")
+        theirs = await repeats.reserve(redis, "them", headers, b"body")
+        assert not mine.repeated
+        assert not theirs.repeated
+        assert mine.job_id != theirs.job_id

@@ -25,12 +25,12 @@ _METADATA = re.compile(r"metadata\[(.+)\]")
 async def create(here: Here, request: Request, body: CreateJob) -> dict[str, Any]:
     """Submit a job. What can be known to be wrong is refused now."""
     raw = await request.body()
-    reservation = await repeats.reserve(here.redis, request.headers, raw)
+    reservation = await repeats.reserve(here.redis, here.principal.name, request.headers, raw)
     while reservation.repeated:
         job = await repeats.result(here.redis, here.jobs, reservation)
         if job is not None:
             return await _shown(here, job)
-        reservation = await repeats.reserve(here.redis, request.headers, raw)
+        reservation = await repeats.reserve(here.redis, here.principal.name, request.headers, raw)
     try:
         return await _shown(here, await submit(here, reservation.job_id, body))
     except BaseException:
