@@ -142,10 +142,16 @@ class Hyperparameters(BaseModel):
         0.02, ge=0, le=1, description="Share of the groups scored again, to see whether the reward repeats itself."
     )
 
-    # evaluation and checkpoints
+    # evaluation, checkpoints, and what is kept for reading
     eval_interval: int | None = Field(None, ge=1, description="Steps between evaluations on the validation file.")
     eval_samples: int | None = Field(None, ge=1, description="Validation rows evaluated; all by default.")
     checkpoint_interval: int | None = Field(None, ge=1, description="Steps between checkpoints.")
+    keep_rollouts: int = Field(
+        4, ge=0, le=64, description="Groups of each step whose completions are kept for reading, chosen by their ids."
+    )
+    keep_rollouts_mib: int = Field(
+        32, ge=1, le=4096, description="MiB that they may take in Redis, of all steps together; the oldest go first."
+    )
 
     @model_validator(mode="before")
     @classmethod

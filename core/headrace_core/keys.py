@@ -19,6 +19,8 @@ touch them together), and jobs spread over a cluster.
     headrace:{job}:claimed        zset    group → group
     headrace:{job}:groups         stream  encoded trajectory groups, kept until a checkpoint covers them
     headrace:{job}:steps          hash    policy version → JSON of the step that updated it
+    headrace:{job}:rollouts       stream  groups that steps consumed, kept for reading: entry ids are <step>-<group>
+    headrace:{job}:rollouts_index hash    group → step; how many bytes are kept, and what came last
     headrace:{job}:signals        stream  short: wakes whoever waits for a group, a version, the end
     headrace:{job}:orders:<start> stream  what rank 0 of the learner tells the other ranks of one start (expires)
     headrace:{job}:group:<n>      hash    one group: state, lease token, attempt, versions, history
@@ -96,6 +98,14 @@ class JobKeys:
     @property
     def steps(self) -> str:
         return self.prefix + "steps"
+
+    @property
+    def rollouts(self) -> str:
+        return self.prefix + "rollouts"
+
+    @property
+    def rollouts_index(self) -> str:
+        return self.prefix + "rollouts_index"
 
     @property
     def signals(self) -> str:

@@ -94,10 +94,15 @@ class StepBatch:
     """One step's work."""
 
     table: Table
-    trajectories: tuple[tuple[Trajectory, ...], ...]
-    """By group, those with a reward: what advantages are made of. Their slices are of the completion tokens alone."""
+    samples: tuple[tuple[Sample, ...], ...]
+    """By group, the completions with a reward."""
     minibatches: tuple[MiniBatch, ...]
     counts: AgeCount
+
+    @property
+    def trajectories(self) -> tuple[tuple[Trajectory, ...], ...]:
+        """By group: what advantages are made of. Their slices are of the completion tokens alone."""
+        return tuple(tuple(s.trajectory for s in of_group) for of_group in self.samples)
 
 
 def lay_out(groups: Sequence[Group], version: int, settings: Hyperparameters) -> StepBatch:
@@ -107,7 +112,7 @@ def lay_out(groups: Sequence[Group], version: int, settings: Hyperparameters) ->
     parts = [[s for i in part for s in samples[i]] for part in cut]
     return StepBatch(
         table=_table(parts, settings),
-        trajectories=tuple(tuple(s.trajectory for s in of_group) for of_group in samples),
+        samples=tuple(map(tuple, samples)),
         minibatches=tuple(_minibatches(parts, settings.token_budget)),
         counts=counts,
     )

@@ -39,6 +39,8 @@ class AgeCount:
 class Sample:
     """One completion's part in the gradient; arrays are [n] over its contributing tokens, n may be 0."""
 
+    completion: int
+    """Which of its group's."""
     trajectory: Trajectory
     rows: slice
     """Of the table."""
@@ -98,10 +100,10 @@ def rewards_differ(group: Group) -> bool:
 def teaches(group: Group) -> bool:
     """Whether a group baseline leaves something to learn: by rewards that differ, or by answers that are trained."""
     rewarded = [c for c in group.completions if c.reward is not None]
-    return rewards_differ(group) or any((_trained(c) & (c.roles == Role.REFERENCE)).any() for c in rewarded)
+    return rewards_differ(group) or any((trained(c) & (c.roles == Role.REFERENCE)).any() for c in rewarded)
 
 
-def _trained(completion: Completion) -> npt.NDArray[np.bool_]:
+def trained(completion: Completion) -> npt.NDArray[np.bool_]:
     """[T], True where a token contributes while it is young enough."""
     by_the_policy = (completion.roles == Role.COMPLETION) | (completion.roles == Role.REFERENCE)
     return by_the_policy & (completion.versions != NO_VERSION) & (completion.loss_weights > 0)
@@ -119,35 +121,37 @@ def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeC
     if algorithm_facts(settings.algorithm).wants_greedy and greedy is None:
         return []
     found, silent = [], _is_silent(group, settings)
-    for completion in group.completions:
+    for number, completion in enumerate(group.completions):
         if completion.reward is None:
             continue
-        trained = _trained(completion)
+        wanted = trained(completion)
         young = contributes(completion.versions, version, settings.max_staleness)
         age = ages(completion.versions, version)
-        counts.contributing.update(age[trained & young].tolist())
-        counts.masked.update(age[trained & ~young].tolist())
-        kept = trained & young
+        counts.contributing.update(age[wanted & young].tolist())
+        counts.masked.update(age[wanted & ~young].tolist())
+        kept = wanted & young
         answer = completion.roles[kept] == Role.REFERENCE
         rows, tokens = taken.more(answer)
         trajectory = Trajectory(completion.reward, tokens, greedy)
-        found.append(_sample(group, completion, trajectory, rows, kept, age, silent and not answer.any()))
+        found.append(_sample(group, number, trajectory, rows, kept, age, silent and not answer.any()))
     return found
 
 
 def _sample(
     group: Group,
-    completion: Completion,
+    number: int,
     trajectory: Trajectory,
     rows: slice,
     kept: npt.NDArray[np.bool_],
     age: npt.NDArray[np.int32],
     silent: bool,
 ) -> Sample:
+    completion = group.completions[number]
     behaviour = completion.logprobs[kept]
     if not np.isfinite(behaviour).all():
         raise InvalidData(f"group {group.group_id}: a token of the gradient has no finite log-probability")
     return Sample(
+        completion=number,
         trajectory=trajectory,
         rows=rows,
         ids=np.concatenate([group.prompt_ids, completion.token_ids]),

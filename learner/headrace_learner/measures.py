@@ -48,6 +48,8 @@ class StepLog:
         self._table = table
         self._ranks = ranks
         self._columns: dict[str, Tensor] = {}
+        self.importance_N = np.full(len(table), np.nan)
+        """Once measured: the staleness weight of every row of the table; NaN where nothing was computed."""
 
     def note(self, rows_N: Tensor, **values_N: Tensor) -> None:
         """Note these rows of the table."""
@@ -64,6 +66,7 @@ class StepLog:
         every["behaviour"] = self._table.behaviour_N.double().cpu().numpy()
         answer = self._table.answer_N.cpu().numpy()
         own = noted & ~answer
+        self.importance_N = np.where(noted, every.get("importance", np.nan), np.nan)
         columns = {name: column[own] for name, column in every.items()}
         extra = {name: _mean(column) for name, column in columns.items() if name not in _OWN_PLACE}
         if answer.any():

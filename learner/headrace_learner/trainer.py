@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ from headrace_core.trajectory import Group
 from .advantages import Earned
 from .algorithms import Algorithm
 from .batch import MicroBatch, MiniBatch, StepBatch, Table, lay_out
-from .contribution import AgeCount
+from .contribution import AgeCount, Sample
 from .critic import Critic
 from .descent import Descent
 from .divergence import kl_estimate
@@ -44,6 +46,11 @@ from .ranks import Alone, Ranks, share
 class StepResult:
     """What one step did."""
 
+    samples: tuple[tuple[Sample, ...], ...]
+    """By group, the completions that could contribute; they know their rows of the columns [N]."""
+    advantages_N: npt.NDArray[np.float32]
+    importance_N: npt.NDArray[np.float64]
+    """Staleness weights; NaN where nothing was computed."""
     counts: AgeCount
     measured: Measured
     loss: float
@@ -104,6 +111,9 @@ class Trainer:
         norms = [self._update(m, step, version) for m in minibatches]
         measured = step.log.measure(batch.counts)
         return StepResult(
+            samples=batch.samples,
+            advantages_N=step.advantages_N.float().cpu().numpy(),
+            importance_N=step.log.importance_N,
             counts=batch.counts,
             measured=measured,
             loss=measured.loss / max(1, len(minibatches)),

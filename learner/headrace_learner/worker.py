@@ -9,7 +9,8 @@
 
 Invariants: a step is settled with the name of weights that are already published, so the name in the ledger can always
 be loaded; from the same checkpoint and the same settled steps, a new learner arrives at the same weights, bit for bit;
-the groups of a step are forgotten only when two checkpoints hold it, so that one damaged checkpoint loses nothing.
+the groups of a step are forgotten only when two checkpoints hold it, so that one damaged checkpoint loses nothing;
+what is kept of a step for reading is kept once it is settled, and before a checkpoint holds it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from .measures import summarise
 from .model import Policy
 from .orders import Load, Publish, Save, Train, WriteModel
 from .report import event_data, event_message, step_metrics
+from .rollouts import Keeper
 from .trainer import StepResult, Trainer
 
 BEAT_SECONDS = 2.0
@@ -68,6 +70,7 @@ class LearnerWorker:
         self._jobs = JobStore(self._redis)
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
         self._lead = Lead(config, self._redis)
+        self._keeper = Keeper(self._redis, config.job_id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._split = TimeSplit("start")
@@ -129,6 +132,7 @@ class LearnerWorker:
         except TimeoutError as error:
             raise TimedOut(f"a training step did not end within {self._config.stall_timeout:.0f} s") from error
         await self._lead.close()
+        await self._keeper.close()
         await self._redis.aclose()
 
     # ── start: to where the job is ───────────────────────────────────────────────────────────────────────────────────
@@ -145,8 +149,10 @@ class LearnerWorker:
         again = [step for step in steps if step.version >= self._version]
         for step in again:
             groups = await self._ledger.replay(step)
-            await self._train(groups)
+            result = await self._train(groups)
             self._version = step.version + 1
+            await self._keeper.keep(groups, result, self._version)
+        await self._keeper.written()
         if self._version != term.version:
             raise HeadraceError(
                 f"the ledger is at version {term.version}, but checkpoint and settled steps lead to {self._version}"
@@ -173,6 +179,7 @@ class LearnerWorker:
                 await self._save({})
             await self._finish()
         except _Ended as ended:
+            await self._keeper.written()
             if str(ended) == "stopped" and await self._pausing() and self._saved[-1] != self._version:
                 await self._save({})
             return str(ended)
@@ -192,6 +199,7 @@ class LearnerWorker:
         weights = await self._publish(self._version + 1, self._term.number)
         self._split.switch("settle")
         await self._settle(groups, result, weights)
+        await self._keeper.keep(groups, result, self._version)
         every = self._settings.checkpoint_every(self._config.total_steps)
         if self._version % every == 0 or self._version == self._config.total_steps:
             self._split.switch("checkpoint")
@@ -261,6 +269,7 @@ class LearnerWorker:
     async def _save(self, metrics: dict[str, float]) -> None:
         """Checkpoint, offer it, and let the ledger forget what two checkpoints now hold."""
         version = self._version
+        await self._keeper.written()
         path = await self._lead.together(Save(version), lambda: checkpoint.save(self._trainer, self._output, version))
         await self._announce(path, version, metrics)
         await self._ledger.covered(self._saved[-1])
