@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -10,20 +12,28 @@ from urllib.parse import quote
 
 import httpx
 
-from headrace_core.errors import HeadraceError, InvalidRequest, Unavailable
+from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 
+KEY_VARIABLE = "HEADRACE_API_KEY"
 _UPLOAD_SECONDS = 600.0
 _SUBMIT_SECONDS = 180.0
 _STREAM_SILENCE_SECONDS = 60.0
 """The gateway's streams carry a comment every ten seconds; after this long without any, the connection is dead."""
+_RECONNECT_SECONDS = 60.0
+"""A gateway that restarts is back within this; a stream that broke is taken up where it was."""
 
 
 class Client:
-    """A gateway at `url`. Methods raise `InvalidRequest` with the gateway's own message, or `Unavailable`."""
+    """A gateway at `url`, spoken to with the key of `HEADRACE_API_KEY` where there is one.
 
-    def __init__(self, url: str) -> None:
+    Methods raise `InvalidRequest` or `NotFound` with the gateway's own message, or `Unavailable`.
+    """
+
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
         self._url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self._url, timeout=30.0)
+        key = os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self._url, timeout=timeout, headers=headers)
 
     def __enter__(self) -> Client:
         return self
@@ -44,10 +54,14 @@ class Client:
         """The job that was made."""
         return self._call("POST", "/v1/fine_tuning/jobs", json=body, timeout=_SUBMIT_SECONDS)
 
-    def jobs(self, limit: int) -> list[dict[str, Any]]:
-        """Jobs, newest first."""
-        found: list[dict[str, Any]] = self._call("GET", "/v1/fine_tuning/jobs", params={"limit": limit})["data"]
+    def overview(self, limit: int) -> list[dict[str, Any]]:
+        """Jobs and how far they are, newest first."""
+        found: list[dict[str, Any]] = self.get("/v1/headrace/overview", limit=limit)["data"]
         return found
+
+    def get(self, path: str, **params: Any) -> dict[str, Any]:
+        """The answer of any route."""
+        return self._call("GET", path, params=params)
 
     def job(self, job_id: str, part: str = "", **params: Any) -> dict[str, Any]:
         """A job, or one part of it: `/ledger`, `/events`, …"""
@@ -57,17 +71,51 @@ class Client:
         """The job afterwards."""
         return self._call("POST", f"{_path(job_id)}/{to}")
 
+    def fork(self, job_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The new job."""
+        return self._call("POST", f"{_path(job_id)}/fork", json=body, timeout=_SUBMIT_SECONDS)
+
+    def set(self, job_id: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """The job's settings afterwards."""
+        return self._call("PATCH", f"{_path(job_id)}/settings", json=changes)
+
     def stream(self, job_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, data) of everything a job says and measures, from its beginning to its end."""
+        for kind, data in self._stream(f"{_path(job_id)}/stream"):
+            yield kind, json.loads(data)
+
+    def events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """What a job says, from its beginning to its end."""
+        for _, data in self._stream(f"{_path(job_id)}/events?stream=true"):
+            if data != "[DONE]":
+                yield json.loads(data)
+
+    def _stream(self, path: str) -> Iterator[tuple[str, str]]:
+        """(kind, data) of server-sent events. A connection that breaks is made again after the last one."""
+        last, deadline = "", time.monotonic()  # the first connection has no second try
+        while True:
+            try:
+                for entry, kind, data in self._connected(path, last):
+                    last, deadline = entry, time.monotonic() + _RECONNECT_SECONDS
+                    if kind == "done":
+                        return
+                    yield kind, data
+                    if data == "[DONE]":
+                        return
+            except (httpx.TransportError, Unavailable) as error:
+                if time.monotonic() >= deadline:
+                    raise Unavailable(f"the connection to {self._url} broke: {error}") from error
+                time.sleep(1.0)
+
+    def _connected(self, path: str, last: str) -> Iterator[tuple[str, str, str]]:
         timeout = httpx.Timeout(30.0, read=_STREAM_SILENCE_SECONDS)
-        try:
-            with self._http.stream("GET", f"{_path(job_id)}/stream", timeout=timeout) as response:
-                if response.is_error:
-                    response.read()
-                    _raise(response)
-                yield from _events(response.iter_lines())
-        except httpx.TransportError as error:
-            raise Unavailable(f"the connection to {self._url} broke: {error}") from error
+        headers = {"Last-Event-ID": last} if last else {}
+        with self._http.stream("GET", path, timeout=timeout, headers=headers) as response:
+            if response.is_error:
+                response.read()
+                _raise(response)
+            yield from _events(response.iter_lines(), last)
+        raise Unavailable("it ended before the job did")
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -86,14 +134,17 @@ def _path(job_id: str) -> str:
     return f"/v1/fine_tuning/jobs/{quote(job_id, safe='')}"
 
 
-def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _events(lines: Iterator[str], last: str) -> Iterator[tuple[str, str, str]]:
+    """(id to go on after, kind, data); an entry without an id leaves the id as it was."""
     kind = ""
     for line in lines:
         name, _, value = line.partition(": ")
         if name == "event":
             kind = value
-        elif name == "data" and kind != "done":
-            yield kind, json.loads(value)
+        elif name == "id":
+            last = value
+        elif name == "data":
+            yield last, kind, value
 
 
 def _raise(response: httpx.Response) -> None:
@@ -101,5 +152,9 @@ def _raise(response: httpx.Response) -> None:
         error = response.json()["error"]
     except (ValueError, KeyError) as fault:
         raise Unavailable(f"{response.url} answered {response.status_code} without an explanation") from fault
-    kind: type[HeadraceError] = Unavailable if response.status_code >= 500 else InvalidRequest
+    kind: type[HeadraceError] = InvalidRequest
+    if response.status_code >= 500:
+        kind = Unavailable
+    elif response.status_code == 404:
+        kind = NotFound
     raise kind(error["message"], param=error["param"], code=error["code"])

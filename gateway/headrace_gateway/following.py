@@ -1,46 +1,58 @@
-"""A job in the terminal: what it says, line by line, and one live line below."""
+"""A job in the terminal, live: what it says line by line, and below that a picture of how it goes.
+
+On a terminal the picture is drawn anew as things come; elsewhere each step is a line of its own, at most one a second,
+so that a log of a job of any length stays readable.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.live import Live
+from rich.markup import escape
+
+from .job_picture import Picture, ages_line, number
 
 _STYLE = {"info": "", "warn": "yellow", "error": "bold red"}
+_PLAIN_SECONDS = 1.0
 
 
 def follow(console: Console, entries: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Show entries of `Client.stream` as they come; returns the job as the last one describes it."""
-    job: dict[str, Any] = {}
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        line = progress.add_task("waiting", total=None, note="")
-        for kind, data in entries:
-            if kind == "state":
-                job = data["job"]
-                progress.update(line, description=job["status"], total=job["total_steps"])
-            elif kind == "step":
-                progress.update(line, completed=data["step"], note=_note(data))
-            elif kind == "event" and _worth_a_line(data):
-                console.print(f"[dim]{data['level']:5}[/] {data['message']}", style=_STYLE[data["level"]])
-    return job
+    picture = Picture()
+    if console.is_terminal:
+        with Live(picture, console=console, transient=True, refresh_per_second=4):
+            for kind, data in entries:
+                picture.take(kind, data)
+                if kind == "event":
+                    _tell(console, data)
+    else:
+        _plainly(console, entries, picture)
+    return picture.job
 
 
-def _worth_a_line(event: dict[str, Any]) -> bool:
-    """Steps are on the live line; everything else that a job says stays."""
-    return event["type"] == "message" or "full_valid_mean_reward" in (event["data"] or {})
+def _plainly(console: Console, entries: Iterable[tuple[str, dict[str, Any]]], picture: Picture) -> None:
+    written, shown = 0.0, None
+    for kind, data in entries:
+        picture.take(kind, data)
+        if kind == "event":
+            _tell(console, data)
+        elif picture.step is not shown and (
+            time.monotonic() - written >= _PLAIN_SECONDS or picture.step["step"] == picture.step["total_steps"]
+        ):
+            console.print(escape(_step_line(picture.step)), soft_wrap=True)
+            written, shown = time.monotonic(), picture.step
 
 
-def _note(step: dict[str, Any]) -> str:
-    ages = [int(age) for age, of_age in step["ages"].items() if of_age["tokens"]]
-    reward = "none" if step["reward_mean"] is None else f"{step['reward_mean']:.3f}"
-    return f"reward {reward} · oldest token {max(ages, default=0)}"
+def _step_line(step: dict[str, Any]) -> str:
+    return f"step {step['step']}/{step['total_steps']} · reward {number(step['reward_mean'])} · {ages_line(step)}"
+
+
+def _tell(console: Console, event: dict[str, Any]) -> None:
+    """Steps are in the picture; everything else that a job says stays."""
+    if event["type"] == "message" or "full_valid_mean_reward" in (event["data"] or {}):
+        line = f"[dim]{event['level']:5}[/] {escape(event['message'])}"
+        console.print(line, style=_STYLE[event["level"]], soft_wrap=True)

@@ -1,0 +1,28 @@
+"""What every group of commands shares: where lines go, how the gateway is named, how a command fails."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+LOCAL = "http://127.0.0.1:8000"
+
+Url = Annotated[str, typer.Option(envvar="HEADRACE_URL", help="Address of the gateway.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the gateway answered, as JSON.")]
+
+out = Console()
+err = Console(stderr=True)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """One line on the error stream, and the process ends with `status`."""
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(status)
+
+
+def print_json(value: Any) -> None:
+    """For programs: indented on a terminal and elsewhere, never wrapped."""
+    out.print_json(data=value)
