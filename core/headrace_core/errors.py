@@ -82,9 +82,15 @@ class RateLimited(HeadraceError):
 
 
 class Unavailable(HeadraceError):
-    """A part that is needed does not answer."""
+    """A part that is needed does not answer, or is busy; `retry_after`: seconds until it may no longer be."""
 
     code = "unavailable"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after = retry_after
 
 
 class TimedOut(Unavailable):

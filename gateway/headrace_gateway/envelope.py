@@ -54,7 +54,10 @@ def error_response(status: int, message: str, *, param: str | None = None, code:
 def answer_to(error: HeadraceError) -> JSONResponse:
     """The envelope of one of our own errors."""
     status = next((s for kind, s in _STATUS if isinstance(error, kind)), 500)
-    return error_response(status, error.message, param=error.param, code=error.code)
+    response = error_response(status, error.message, param=error.param, code=error.code)
+    if isinstance(error, Unavailable) and error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
+    return response
 
 
 def install(app: FastAPI, max_upload_bytes: int) -> None:
