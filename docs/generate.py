@@ -232,7 +232,7 @@ def _meaning(name: str) -> str:
 
 def _allowed(model: type[BaseModel], name: str) -> str:
     schema: dict[str, Any] = model.model_json_schema()["properties"][name]
-    options = [o for o in schema.get("anyOf", [schema]) if o.get("type") != "null"]
+    options = [o for o in schema.get("anyOf", [schema]) if o.get("type") != "null" and o.get("const") != "auto"]
     return " or ".join(_one_allowed(option) for option in options)
 
 

@@ -6,7 +6,7 @@ somewhere outside this file, and documented in docs/settings.md; tests hold both
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -14,7 +14,10 @@ from .algorithms import ALGORITHMS, algorithm_facts
 from .errors import InvalidRequest
 from .staleness import Late, Limits
 
-_BASE_LEARNING_RATE = 1e-5
+BASE_LEARNING_RATE = 1e-5
+"""What learning_rate_multiplier scales."""
+
+Whole = Annotated[int, Field(le=10**9)]
 
 LossMean = Literal["token", "sequence", "constant"]
 KlEstimator = Literal["k1", "k2", "k3"]
@@ -24,29 +27,41 @@ Importance = Literal["truncate", "mask", "second_moment", "none"]
 ImportanceLevel = Literal["token", "sequence", "geometric"]
 
 
+def _with_auto(schema: dict[str, Any]) -> None:
+    """Says in the JSON schema what `_auto_means_default` takes."""
+    for name, field in schema["properties"].items():
+        described = {k: field.pop(k) for k in ("title", "description", "default") if k in field}
+        schema["properties"][name] = {"anyOf": [*field.pop("anyOf", [field]), {"const": "auto"}]} | described
+    effort = {"const": "default", "description": "There are no levels of it here: max_tokens bounds it."}
+    schema["properties"]["reasoning_effort"] = effort
+
+
 class Hyperparameters(BaseModel):
     """Cross-checks stand beside the fields; an unknown name is an error, so that a typo is not silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, json_schema_extra=_with_auto)
 
     # what is trained, and how long
     algorithm: str = Field("grpo", description="Preset of advantages and policy loss.")
     batch_size: int = Field(16, ge=1, le=4096, description="Groups a step.")
     group_size: int = Field(8, ge=1, le=256, description="Completions sampled for each prompt.")
-    n_steps: int | None = Field(None, ge=1, description="Steps to train; instead of n_epochs.")
+    compute_multiplier: float | None = Field(
+        None, gt=0, le=10, description="Scales group_size: more completions of each prompt explore more."
+    )
+    n_steps: Whole | None = Field(None, ge=1, description="Steps to train; instead of n_epochs.")
     n_epochs: int | None = Field(None, ge=1, le=50, description="Passes over the training file.")
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of the policy.")
     learning_rate_multiplier: float | None = Field(
         None, gt=0, description="Scales the default learning rate; instead of learning_rate."
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
+    warmup_steps: Whole = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, of matrices only.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
     minibatches: int = Field(
         1, ge=1, le=64, description="Optimizer updates a step; above 1 the clip around the proximal policy is alive."
     )
-    token_budget: int = Field(8192, ge=64, description="Padded tokens of one forward and backward pass.")
-    seed: int = Field(0, ge=0, description="Seeds prompt order, sampling and training.")
+    token_budget: Whole = Field(8192, ge=64, description="Padded tokens of one forward and backward pass.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seeds prompt order, sampling and training.")
 
     # the policy loss
     clip_low: float = Field(0.2, gt=0, description="Lower clip: u ≥ 1 − clip_low, u = π_θ/π_prox.")
@@ -63,7 +78,7 @@ class Hyperparameters(BaseModel):
     filter_groups: bool = Field(
         False, description="Groups whose rewards are all equal are filtered, and others take their place in the step."
     )
-    filter_limit: int = Field(
+    filter_limit: Whole = Field(
         8, ge=1, description="Batches filtered for one step before groups of equal rewards fill it after all."
     )
 
@@ -77,12 +92,14 @@ class Hyperparameters(BaseModel):
     critic_learning_rate: float | None = Field(
         None, gt=0, le=1, description="Peak learning rate of the critic; that of the policy by default."
     )
-    critic_warmup_steps: int = Field(0, ge=0, description="First steps, in which the critic alone is trained.")
+    critic_warmup_steps: Whole = Field(0, ge=0, description="First steps, in which the critic alone is trained.")
 
     # memory
     optimizer: OptimizerName = Field("adamw", description="What turns gradients into updates.")
-    optimizer_rank: int = Field(64, ge=1, description="Rank of the low-rank optimizers.")
-    optimizer_interval: int = Field(200, ge=1, description="Updates between two subspaces of the low-rank optimizers.")
+    optimizer_rank: Whole = Field(64, ge=1, description="Rank of the low-rank optimizers.")
+    optimizer_interval: Whole = Field(
+        200, ge=1, description="Updates between two subspaces of the low-rank optimizers."
+    )
     optimizer_scale: float = Field(0.25, gt=0, description="Scale of a low-rank update beside a full one.")
     lora_rank: int | None = Field(None, ge=1, le=512, description="Train adapters of this rank instead of all weights.")
     lora_alpha: float = Field(16.0, gt=0, description="Adapters are scaled by lora_alpha / lora_rank.")
@@ -92,7 +109,7 @@ class Hyperparameters(BaseModel):
     learner_ranks: int = Field(1, ge=1, le=1024, description="Processes the learner is sharded over, one device each.")
 
     # staleness
-    max_staleness: int = Field(
+    max_staleness: Whole = Field(
         4, ge=0, description="Largest age of a token, in policy versions, that contributes to a gradient."
     )
     late: Late = Field(
@@ -122,8 +139,8 @@ class Hyperparameters(BaseModel):
     rollout_workers: int = Field(1, ge=1, le=256, description="Rollout workers, each with an engine of its own.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
-    max_tokens: int = Field(256, ge=1, description="Longest completion.")
-    max_context: int = Field(2048, ge=8, description="Longest prompt and completion together.")
+    max_tokens: Whole = Field(256, ge=1, description="Longest completion.")
+    max_context: Whole = Field(2048, ge=8, description="Longest prompt and completion together.")
     max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
     kv_cache_gib: float = Field(1.0, gt=0, description="Memory of one engine's KV cache, in GiB.")
     reward_attempts: int = Field(2, ge=1, le=10, description="Tries of a completion whose reward fails.")
@@ -143,9 +160,9 @@ class Hyperparameters(BaseModel):
     )
 
     # evaluation, checkpoints, and what is kept for reading
-    eval_interval: int | None = Field(None, ge=1, description="Steps between evaluations on the validation file.")
-    eval_samples: int | None = Field(None, ge=1, description="Validation rows evaluated; all by default.")
-    checkpoint_interval: int | None = Field(None, ge=1, description="Steps between checkpoints.")
+    eval_interval: Whole | None = Field(None, ge=1, description="Steps between evaluations on the validation file.")
+    eval_samples: Whole | None = Field(None, ge=1, description="Validation rows evaluated; all by default.")
+    checkpoint_interval: Whole | None = Field(None, ge=1, description="Steps between checkpoints.")
     keep_rollouts: int = Field(
         4, ge=0, le=64, description="Groups of each step whose completions are kept for reading, chosen by their ids."
     )
@@ -159,6 +176,8 @@ class Hyperparameters(BaseModel):
         if not isinstance(data, dict):
             return data
         given = {k: v for k, v in data.items() if v != "auto"}
+        if given.pop("reasoning_effort", "default") != "default":
+            raise ValueError("reasoning_effort: there are no levels of it here; bound completions with max_tokens")
         facts = ALGORITHMS.get(str(given.get("algorithm", cls.model_fields["algorithm"].default)))
         if facts is None:
             return given
@@ -208,7 +227,12 @@ class Hyperparameters(BaseModel):
     @property
     def peak_learning_rate(self) -> float:
         """AdamW's peak learning rate."""
-        return self.learning_rate or _BASE_LEARNING_RATE * (self.learning_rate_multiplier or 1.0)
+        return self.learning_rate or BASE_LEARNING_RATE * (self.learning_rate_multiplier or 1.0)
+
+    @property
+    def explored_group_size(self) -> int:
+        """Completions sampled for each prompt."""
+        return max(1, round(self.group_size * (self.compute_multiplier or 1.0)))
 
     def steps(self, rows: int) -> int:
         """Steps of a job over a training file of `rows` rows."""

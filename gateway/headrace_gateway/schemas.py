@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.hyperparameters import BASE_LEARNING_RATE, Hyperparameters
 from headrace_core.jobs import Checkpoint, Event, Job
 
 from .files import StoredFile
@@ -21,6 +21,14 @@ _Value = Annotated[str, StringConstraints(max_length=512)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
+class ResponseFormat(BaseModel):
+    """What completions are sampled as: text is the only form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
 class Reinforcement(BaseModel):
     """`method.reinforcement`: what is rewarded, and how it is trained."""
 
@@ -28,6 +36,14 @@ class Reinforcement(BaseModel):
 
     grader: dict[str, Any]
     hyperparameters: Hyperparameters = Field(default_factory=lambda: Hyperparameters.model_validate({}))
+    response_format: ResponseFormat | None = None
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _is_text(cls, asked: Any) -> Any:
+        if isinstance(asked, dict) and str(asked.get("type")).startswith("json_"):
+            raise ValueError("completions are sampled as plain text: have the reward look at their form")
+        return asked
 
 
 class Method(BaseModel):
@@ -69,7 +85,7 @@ class CreateJob(BaseModel):
     method: Method
     validation_file: str | None = None
     suffix: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, le=2**32 - 1)
     metadata: dict[_Key, _Value] | None = Field(None, max_length=16)
     integrations: list[Integration] | None = Field(None, max_length=1)
 
@@ -91,7 +107,7 @@ def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any
         "result_files": [],
         "seed": job.seed,
         "trained_tokens": job.trained_tokens,
-        "hyperparameters": {k: settings.get(k) for k in ("n_epochs", "batch_size", "learning_rate_multiplier")},
+        "hyperparameters": _of_all_methods(settings),
         "error": None if job.error is None else {k: getattr(job.error, k) for k in ("code", "message", "param")},
         "estimated_finish": None if estimated_finish is None else int(estimated_finish),
         "integrations": job.integrations,
@@ -99,6 +115,16 @@ def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any
         "method": {"type": "reinforcement", "reinforcement": {"grader": job.grader, "hyperparameters": settings}},
         "suffix": job.suffix,
         "total_steps": job.total_steps,
+    }
+
+
+def _of_all_methods(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that OpenAI's jobs of every method have."""
+    rate = settings.get("learning_rate")
+    return {
+        "n_epochs": settings.get("n_epochs"),
+        "batch_size": settings.get("batch_size"),
+        "learning_rate_multiplier": None if rate is None else rate / BASE_LEARNING_RATE,
     }
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import msgspec
+from pydantic import ValidationError
 
 from headrace_core.data import Row, read_rows
 from headrace_core.errors import InvalidRequest, NotFound, Unavailable
@@ -133,10 +134,18 @@ def _completed(settings: Hyperparameters, context: int, longest: int, rows: int)
     asked = "max_tokens" in settings.model_fields_set
     filled = {
         "n_epochs": settings.n_epochs if settings.n_steps is not None else settings.n_epochs or 1,
+        "group_size": settings.explored_group_size,
+        "compute_multiplier": None,
         "learning_rate": settings.peak_learning_rate,
+        "learning_rate_multiplier": None,
         "max_context": context,
         "max_tokens": settings.max_tokens if asked else min(settings.max_tokens, context - longest),
         "eval_interval": settings.evaluation_interval(steps),
         "checkpoint_interval": settings.checkpoint_every(steps),
     }
-    return Hyperparameters.model_validate(settings.model_dump() | filled)
+    try:
+        return Hyperparameters.model_validate(settings.model_dump() | filled)
+    except ValidationError as error:  # each was good by itself
+        problem = error.errors()[0]
+        param = ".".join((_SETTINGS, *map(str, problem["loc"])))
+        raise InvalidRequest(f"{param}: {problem['msg'].removeprefix('Value error, ')}", param=param) from error

@@ -144,3 +144,57 @@ async def test_the_shipped_example_is_accepted(client: AsyncOpenAI, served: Serv
     stored = await served.jobs.get(job.id)
     assert stored.rows == len(read_rows(ADDER / "train.jsonl")[:50])
     assert json.loads(json.dumps(stored.grader))["function"].endswith("reward.py:correct")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"learning_rate_multiplier": 2.0}, {"learning_rate": 2e-5}),
+        ({"compute_multiplier": 2.5}, {"group_size": 20}),
+        ({"compute_multiplier": 0.5, "group_size": 12}, {"group_size": 6}),
+        ({"n_epochs": "auto", "n_steps": "auto", "batch_size": 4}, {"n_epochs": 1, "batch_size": 4}),
+        ({"reasoning_effort": "default", "max_tokens": "auto"}, {"batch_size": 4}),
+        ({"eval_interval": 2, "eval_samples": 3}, {"eval_interval": 2, "eval_samples": 3}),
+        (dict.fromkeys(("batch_size", "learning_rate_multiplier", "compute_multiplier", "eval_interval"), "auto"), {}),
+    ],
+)
+async def test_openais_hyperparameters_mean_something(
+    client: AsyncOpenAI, served: Served, training_file: str, asked: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    job = await client.fine_tuning.jobs.create(**body(training_file, hyperparameters=asked))
+    stored = (await served.jobs.get(job.id)).hyperparameters
+    assert {name: stored[name] for name in expected} == pytest.approx(expected)
+    assert job.hyperparameters.learning_rate_multiplier == pytest.approx(stored["learning_rate"] / 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "message"),
+    [
+        ({"reasoning_effort": "high"}, "", "max_tokens"),
+        ({"compute_multiplier": 11}, ".compute_multiplier", "less than or equal to 10"),
+        ({"compute_multiplier": 10, "group_size": 64}, ".group_size", "less than or equal to 256"),
+        ({"compute_multiplier": 0.01}, "", "group_size must be at least 2"),
+        ({"learning_rate": 1e-5, "learning_rate_multiplier": 1}, "", "not both"),
+        ({"n_steps": 10**30}, ".n_steps", "less than or equal to"),
+    ],
+)
+async def test_what_openais_hyperparameters_cannot_mean(
+    client: AsyncOpenAI, served: Served, training_file: str, asked: dict[str, Any], param: str, message: str
+) -> None:
+    error = await refused(client, served, body(training_file, hyperparameters=asked))
+    assert error.param == SETTINGS + param
+    assert message in error.message
+
+
+@pytest.mark.parametrize("form", ["text", "json_schema"])
+async def test_completions_are_sampled_as_text(
+    client: AsyncOpenAI, served: Served, training_file: str, form: str
+) -> None:
+    asked = body(training_file)
+    asked["method"]["reinforcement"]["response_format"] = {"type": form}
+    if form == "text":
+        await client.fine_tuning.jobs.create(**asked)
+    else:
+        error = await refused(client, served, asked)
+        assert error.param == "method.reinforcement.response_format"
+        assert "reward" in error.message
