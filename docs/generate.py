@@ -88,6 +88,11 @@ charts draw nothing else. `data` has the fields below. What Prometheus scrapes i
 
 Times are Unix seconds, durations are seconds, shares lie between 0 and 1. Ages count policy versions; as JSON keys they
 are text. A step is recorded once, after it is settled; the record of a step whose learner died in between is missing.
+
+Nothing recorded is removed. Entries that come by the step are all kept. `worker` and `reward` come by the clock, each
+with its counts since the worker's start: all of a worker's are kept while there are 2,000 or fewer; later, one is only
+where the last one kept is 1/2,000 of the time since its first ago. After a day of one every two seconds that is one in
+43 s, and some 8,100 entries, not 43,200. The newest is always known: Prometheus and the job's other routes show it.
 """
 
 EVENT_TEXT = """

@@ -1,14 +1,13 @@
 """The job store: what the gateway, the controller and the workers know of a job, in Redis and nowhere else.
 
-Invariants: a job's status only moves along `_NEXT` (compare-and-set in Redis, so a cancel and a finish cannot both
-win); events and metrics are append-only streams with increasing ids.
+Invariant: a job's status only moves along `_NEXT` (compare-and-set in Redis, so a cancel and a finish cannot both win).
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from redis.asyncio import Redis
 
 from . import keys
 from .errors import InvalidState, NotFound
+from .history import EVENTS, MEASURED, Entry, History
 from .keys import JobKeys
 from .metrics import Metrics, RewardMetrics, WorkerMetrics
 from .redis import answer
@@ -87,14 +87,19 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fine_tuned_model: str | None = None
     trained_tokens: int = 0
     error: JobError | None = None
+    pace: tuple[tuple[int, float], ...] = ()
+    """(step, Unix seconds when it was recorded) of the last ones."""
 
 
-_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error")
+_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "pace")
+_WHOLE = 1_000_000
+"""Entries of a kind, more than a job makes."""
 _json = msgspec.json
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something the user is told. `data` of a metrics event follows docs/metrics.md."""
+    """Something the user is told. Its id says its job and its number in the job's history. `data` of a metrics event
+    follows docs/metrics.md."""
 
     id: str
     created_at: float
@@ -102,6 +107,16 @@ class Event(msgspec.Struct, frozen=True):
     message: str
     type: Literal["message", "metrics"] = "message"
     data: dict[str, Any] | None = None
+
+
+def event_id(job_id: str, number: int) -> str:
+    """`ftevent-<job>-<number>`."""
+    return f"ftevent-{job_id.removeprefix('ftjob-')}-{number}"
+
+
+def event_of(job_id: str, entry: Entry) -> Event:
+    """The event that an entry of kind `event` holds."""
+    return msgspec.structs.replace(_json.decode(entry.data, type=Event), id=event_id(job_id, entry.number))
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -141,6 +156,7 @@ class JobStore:
         self._redis = redis
         self._owner = owner
         self._transition = redis.register_script(_TRANSITION)
+        self.history = History(redis)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -220,45 +236,23 @@ class JobStore:
         data: dict[str, Any] | None = None,
     ) -> Event:
         """Append an event."""
-        event = Event(new_id("ftevent-"), time.time(), level, message, type, data)
-        await answer(self._redis.xadd(JobKeys(job_id).events, {"event": _json.encode(event)}))
-        return event
+        event = Event("", time.time(), level, message, type, data)
+        number = await self.history.tell(job_id, _json.encode(event), event.created_at)
+        return msgspec.structs.replace(event, id=event_id(job_id, number))
 
-    async def events(self, job_id: str) -> list[tuple[str, Event]]:
-        """(stream id, event), oldest first."""
-        found = await answer(self._redis.xrange(JobKeys(job_id).events))
-        return [(i.decode(), _json.decode(f[b"event"], type=Event)) for i, f in found]
+    async def events(self, job_id: str) -> list[tuple[int, Event]]:
+        """(number, event) of every event, oldest first."""
+        found = await self.history.after(job_id, 0, _WHOLE, kinds=EVENTS)
+        return [(e.number, event_of(job_id, e)) for e in found]
 
     async def record(self, job_id: str, metrics: Metrics) -> None:
-        """Append to the job's metrics."""
-        await answer(self._redis.xadd(JobKeys(job_id).metrics, {"kind": metrics.kind, "data": _json.encode(metrics)}))
+        """Append to the job's measurements."""
+        await self.history.record(job_id, metrics)
 
-    async def metrics(self, job_id: str, after: str = "-") -> list[tuple[str, str, dict[str, Any]]]:
-        """(stream id, kind, data) after a stream id, oldest first."""
-        start = after if after == "-" else f"({after}"
-        found = await answer(self._redis.xrange(JobKeys(job_id).metrics, min=start))
-        return [(i.decode(), f[b"kind"].decode(), _json.decode(f[b"data"])) for i, f in found]
-
-    async def newest_metrics(self, job_id: str, count: int) -> list[tuple[str, dict[str, Any]]]:
-        """(kind, data) of the last `count` entries, newest first."""
-        found = await answer(self._redis.xrevrange(JobKeys(job_id).metrics, count=count))
-        return [(f[b"kind"].decode(), _json.decode(f[b"data"])) for _, f in found]
-
-    async def follow(
-        self, job_id: str, events_after: str = "0", metrics_after: str = "0", block: float = 5.0
-    ) -> AsyncIterator[tuple[str, str, dict[bytes, bytes]] | None]:
-        """(`events` or `metrics`, stream id, fields) as they come; None each `block` seconds in which nothing came."""
-        k = JobKeys(job_id)
-        last: dict[Any, Any] = {k.events: events_after, k.metrics: metrics_after}
-        while True:
-            found = await answer(self._redis.xread(dict(last), count=500, block=int(block * 1000)))
-            if not found:
-                yield None
-            for stream, entries in found:
-                name = stream.decode()
-                for entry_id, fields in entries:
-                    last[name] = entry_id.decode()
-                    yield name.rsplit(":", 1)[1], last[name], fields
+    async def metrics(self, job_id: str) -> list[tuple[int, str, dict[str, Any]]]:
+        """(number, kind, data) of every measurement, oldest first."""
+        found = await self.history.after(job_id, 0, _WHOLE, kinds=MEASURED)
+        return [(e.number, e.kind, _json.decode(e.data)) for e in found]
 
     # ── checkpoints and workers ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -289,8 +283,12 @@ class JobStore:
 
     async def rewards(self, job_id: str) -> list[RewardMetrics]:
         """The newest of each start of each worker: together, what the reward did in the whole job."""
-        raw = await answer(self._redis.hgetall(JobKeys(job_id).rewards))
-        return [_json.decode(v, type=RewardMetrics) for _, v in sorted(raw.items())]
+        return rewards_of(await answer(self._redis.hgetall(JobKeys(job_id).rewards)))
+
+
+def rewards_of(raw: Mapping[bytes, bytes]) -> list[RewardMetrics]:
+    """The measurements in a job's hash of them."""
+    return [_json.decode(v, type=RewardMetrics) for _, v in sorted(raw.items())]
 
 
 def _job(raw: dict[bytes, bytes]) -> Job:

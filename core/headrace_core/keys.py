@@ -7,9 +7,15 @@ touch them together), and jobs spread over a cluster.
     headrace:files                hash    file id → JSON
     headrace:gateway              string  who reconciles (expires)
     headrace:requests:<digest>    string  job id answered to an identical or same-keyed POST (expires)
-    headrace:{job}:job            hash    document (JSON), status, …
-    headrace:{job}:events         stream  what the user is told
-    headrace:{job}:metrics        stream  one entry a step, an evaluation, a worker sample
+    headrace:{access}:keys        hash    SHA-256 of an API key → JSON
+    headrace:{access}:used        hash    SHA-256 of an API key → when it was last used, to the minute
+    headrace:{access}:session:<digest>  string  SHA-256 of the API key that a browser logged in with (expires)
+    headrace:{access}:paid:<who>  string  until when the requests of a key or an address are paid for (expires)
+    headrace:{access}:audit:<of>  stream  who did what: changes, refusals (bounded)
+    headrace:{job}:job            hash    document (JSON), owner, status, …
+    headrace:{job}:history:<kind> stream  events, steps, evaluations, updates, heartbeats: entry ids are <number>-0
+    headrace:{job}:summary        hash    numbers given so far; of each source the newest entry; sparkline (JSON)
+    headrace:{job}:marks          zset    number of a step's entry → step
     headrace:{job}:checkpoints    hash    step → JSON
     headrace:{job}:workers        hash    worker → JSON heartbeat
     headrace:{job}:rewards        hash    worker and its start → JSON of what the reward did there
@@ -40,6 +46,25 @@ def request(digest: str) -> str:
     return f"headrace:requests:{digest}"
 
 
+_ACCESS = "headrace:{access}:"
+API_KEYS = _ACCESS + "keys"
+API_KEYS_USED = _ACCESS + "used"
+
+
+def session(digest: str) -> str:
+    """The API key behind a browser's session."""
+    return f"{_ACCESS}session:{digest}"
+
+
+def audit(of: str) -> str:
+    """The audit log of `changes` or of `refusals`."""
+    return f"{_ACCESS}audit:{of}"
+
+
+ADMISSION_SCRIPT = [API_KEYS, API_KEYS_USED, session(""), _ACCESS + "paid:"]
+"""KEYS of the script that admits a request."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobKeys:
     """The keys of one job."""
@@ -55,13 +80,16 @@ class JobKeys:
     def job(self) -> str:
         return self.prefix + "job"
 
-    @property
-    def events(self) -> str:
-        return self.prefix + "events"
+    def history(self, kind: str) -> str:
+        return f"{self.prefix}history:{kind}"
 
     @property
-    def metrics(self) -> str:
-        return self.prefix + "metrics"
+    def summary(self) -> str:
+        return self.prefix + "summary"
+
+    @property
+    def marks(self) -> str:
+        return self.prefix + "marks"
 
     @property
     def checkpoints(self) -> str:

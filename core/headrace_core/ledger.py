@@ -28,9 +28,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -169,6 +170,12 @@ class Account:
         return asdict(self) | {"balanced": self.balanced}
 
 
+def account_of(raw: Mapping[bytes, bytes]) -> Account:
+    """The account in a ledger's hash."""
+    counts = {name: int(raw.get(name.encode(), 0)) for name in _COUNTS}
+    return Account(states={s: int(raw.get(s.encode(), 0)) for s in STATES}, **counts)
+
+
 _SCRIPTS = (
     *("admit", "renew", "commit", "fail", "release", "lapse"),
     *("enlist", "window", "claim", "settle", "filter", "covered"),
@@ -177,6 +184,7 @@ _SCRIPTS = (
 _COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")
 
 
+@cache
 def _sources() -> dict[str, str]:
     folder = resources.files(__package__) / "lua"
     prelude = (folder / "prelude.lua").read_text()
@@ -213,9 +221,7 @@ class Ledger:
 
     async def account(self) -> Account:
         """The books, from one atomic read."""
-        raw = {k.decode(): v for k, v in (await answer(self._redis.hgetall(self._keys.ledger))).items()}
-        counts = {name: int(raw.get(name, 0)) for name in _COUNTS}
-        return Account(states={s: int(raw.get(s, 0)) for s in STATES}, **counts)
+        return account_of(await answer(self._redis.hgetall(self._keys.ledger)))
 
     async def newest(self) -> tuple[int, str | None]:
         """The newest policy version, and the weight store's name for it (None: the base model)."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from headrace_core.jobs import Job, JobStore
+import statistics
+from itertools import pairwise
 
-_LATELY = 300
-"""Entries of the metrics stream that are looked at."""
+from headrace_core.jobs import Job
 
 
-async def estimated_finish(jobs: JobStore, job: Job) -> float | None:
-    """Unix seconds; None while the job does not run or has no pace yet."""
-    if job.status != "running":
+def estimated_finish(job: Job) -> float | None:
+    """Unix seconds; None while the job does not run or has no pace yet. A pause between two steps is no pace."""
+    if job.status != "running" or len(job.pace) < 2:
         return None
-    steps = [data for kind, data in await jobs.newest_metrics(job.id, _LATELY) if kind == "step"]
-    if len(steps) < 2:
-        return None
-    newest, oldest = steps[0], steps[-1]
-    if newest["step"] <= oldest["step"]:  # a replaced learner repeats steps
-        return None
-    pace = (newest["time"] - oldest["time"]) / (newest["step"] - oldest["step"])
-    return float(newest["time"] + pace * (job.total_steps - newest["step"]))
+    a_step = statistics.median((t1 - t0) / (s1 - s0) for (s0, t0), (s1, t1) in pairwise(job.pace))
+    newest, then = job.pace[-1]
+    return then + a_step * (job.total_steps - newest)

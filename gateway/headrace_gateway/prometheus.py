@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
-from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import Ledger
+from headrace_core.jobs import Job, JobStore, rewards_of
+from headrace_core.keys import JobKeys
+from headrace_core.ledger import account_of
 
 from .reward_summary import summary
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _AFTER_END = 600.0
-_LATELY = 300
 
 _G, _C = GaugeMetricFamily, CounterMetricFamily
 _SERIES: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, tuple[str, ...]]] = {
@@ -73,17 +74,22 @@ Sample = tuple[str, tuple[str, ...], float]
 
 
 async def exposition(redis: Redis) -> bytes:
-    """The text of one scrape."""
-    jobs = JobStore(redis)
-    everything = await jobs.all()
+    """The text of one scrape: three round trips, for any number of jobs."""
+    everything = await JobStore(redis).all()
     samples: list[Sample] = [
         ("headrace_jobs", (status,), n) for status, n in Counter(j.status for j in everything).items()
     ]
-    for job in everything:
-        if job.finished_at is None or time.time() - job.finished_at < _AFTER_END:
-            samples += _of_ledger(job, (await Ledger(redis, job.id).account()).as_dict())
-            samples += _of_metrics(job, await jobs.newest_metrics(job.id, _LATELY))
-            samples += _of_reward(job.id, summary(await jobs.rewards(job.id)))
+    exposed = [job for job in everything if job.finished_at is None or time.time() - job.finished_at < _AFTER_END]
+    async with redis.pipeline(transaction=False) as pipe:
+        for job in exposed:
+            keys = JobKeys(job.id)
+            for name in (keys.ledger, keys.summary, keys.rewards):
+                pipe.hgetall(name)
+        found = await pipe.execute()
+    for job, books, newest, rewards in zip(exposed, found[::3], found[1::3], found[2::3], strict=True):
+        samples += _of_ledger(job, account_of(books).as_dict())
+        samples += _of_newest(job, newest)
+        samples += _of_reward(job.id, summary(rewards_of(rewards)))
     registry = CollectorRegistry()
     registry.register(_Scrape(samples))
     return generate_latest(registry)
@@ -93,12 +99,14 @@ class _Scrape(Collector):
     """One scrape's samples, by family."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        self._samples = tuple(samples)
+        self._samples: dict[str, list[Sample]] = {name: [] for name in _SERIES}
+        for sample in samples:
+            self._samples[sample[0]].append(sample)
 
     def collect(self) -> Iterator[Metric]:
         for name, (kind, text, labels) in _SERIES.items():
             family = kind(name, text, labels=labels)
-            for _, values, number in (s for s in self._samples if s[0] == name):
+            for _, values, number in self._samples[name]:
                 family.add_metric(values, number)
             yield family
 
@@ -116,14 +124,12 @@ def _of_ledger(job: Job, account: dict[str, Any]) -> Iterator[Sample]:
         yield "headrace_groups", (job.id, state), count
 
 
-def _of_metrics(job: Job, newest_first: list[tuple[str, dict[str, Any]]]) -> Iterator[Sample]:
-    seen = set()
-    for kind, data in newest_first:
-        source = (kind, data.get("worker"))
-        if source in seen or kind not in _MEASURED:
-            continue
-        seen.add(source)
-        yield from _MEASURED[kind](job.id, data)
+def _of_newest(job: Job, newest: Mapping[bytes, bytes]) -> Iterator[Sample]:
+    """Of a job's summary: the newest entry of each source, whose name begins with its kind."""
+    for source, data in newest.items():
+        measured = _MEASURED.get(source.decode().partition(" ")[0])
+        if measured is not None:
+            yield from measured(job.id, msgspec.json.decode(data))
 
 
 def _step(job: str, data: dict[str, Any]) -> Iterator[Sample]:

@@ -52,12 +52,12 @@ EVALUATION = EvaluationMetrics(
 )  # fmt: skip
 
 
-def counted(worker: str, started: float) -> RewardMetrics:
+def counted(worker: str, started: float, time: float) -> RewardMetrics:
     """Three groups; of the four completions scored again one changed, of the four held against a truth one flipped."""
     again = Pairs().with_group([1.0, 0.0], [1.0, 0.0]).with_group([1.0, 0.0], [1.0, 0.5])
     flips = Flips().with_group([True, True, False], [True, False, False]).with_group([True], [True])
     return RewardMetrics(
-        worker=worker, started=started, time=9.0, groups=3, completions=12, failures={"timeout": 1, "exception": 2},
+        worker=worker, started=started, time=time, groups=3, completions=12, failures={"timeout": 1, "exception": 2},
         left_out=1, again=again, again_failures={"crashed": 1}, truth={"audit": flips}, drift=again, drift_rounds=1,
         between={"a / b": flips.disagree},
     )  # fmt: skip
@@ -75,8 +75,8 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     await ledger.fail(leases[0], Outcome.REWARD_FAILED, "no such thing")
     for measured in (step(1), step(2, 0.6), WORKER, UPDATE, EVALUATION):
         await served.jobs.record("ftjob-1", measured)
-    for reward in (counted("rollout-0", 1.0), counted("rollout-0", 1.0), counted("rollout-0", 2.0)):
-        await served.jobs.record_reward("ftjob-1", reward)
+    for started, time in ((1.0, 7.0), (1.0, 8.0), (2.0, 9.0)):
+        await served.jobs.record_reward("ftjob-1", counted("rollout-0", started, time))
     async with httpx.AsyncClient(base_url=served.url, timeout=10) as client:
         yield client
 

@@ -10,22 +10,25 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from headrace_core.jobs import Event
+from headrace_core.history import EVENTS
+from headrace_core.jobs import event_of
 
 from ..context import Gateway, Here
+from ..cursors import event_number, resumed
 from ..schemas import checkpoint_object, event_object, listing, page
-from ..streaming import PING_SECONDS, follow, stream_id
+from ..streaming import PING_SECONDS, follow
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["jobs"])
 
-LastEventId = Annotated[str | None, Header()]
+After = Annotated[str | None, Query(max_length=200)]
+LastEventId = Annotated[str | None, Header(max_length=200)]
 
 
 @router.get("/events", response_model=None)
 async def events(
     here: Here,
     job_id: str,
-    after: str | None = None,
+    after: After = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     stream: bool = False,
     last_event_id: LastEventId = None,
@@ -33,16 +36,15 @@ async def events(
     """Newest first; with `stream=true` oldest first, as server-sent events, until the job has ended."""
     await here.jobs.get(job_id)
     if stream:
-        since = stream_id(last_event_id)
-        return EventSourceResponse(_told(here, job_id, since), ping=PING_SECONDS)
-    told = [event for _, event in reversed(await here.jobs.events(job_id))]
-    found, has_more = page(told, after, limit)
-    return listing([event_object(e) for e in found], has_more)
+        return EventSourceResponse(_told(here, job_id, resumed(job_id, last_event_id)), ping=PING_SECONDS)
+    before = None if after is None else event_number(job_id, after, "after")
+    found = await here.jobs.history.newest(job_id, "event", before, limit + 1)
+    return listing([event_object(event_of(job_id, e)) for e in found[:limit]], len(found) > limit)
 
 
 @router.get("/checkpoints")
 async def checkpoints(
-    here: Here, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 10
+    here: Here, job_id: str, after: After = None, limit: Annotated[int, Query(ge=1, le=100)] = 10
 ) -> dict[str, Any]:
     """Newest first."""
     await here.jobs.get(job_id)
@@ -50,10 +52,10 @@ async def checkpoints(
     return listing([checkpoint_object(job_id, c) for c in found], has_more)
 
 
-async def _told(here: Gateway, job_id: str, since: str) -> AsyncIterator[ServerSentEvent]:
-    async for entry in follow(here.jobs, job_id, events_after=since, metrics_after="$"):
-        if entry is not None and entry.stream == "events":
-            event = msgspec.json.decode(entry.fields[b"event"], type=Event)
+async def _told(here: Gateway, job_id: str, since: int) -> AsyncIterator[ServerSentEvent]:
+    async for entry in follow(here.jobs, job_id, since, EVENTS):
+        if entry is not None:
+            event = event_of(job_id, entry)
             data = msgspec.json.encode(event_object(event)).decode()
-            yield ServerSentEvent(data, event="fine_tuning.job.event", id=entry.id)
+            yield ServerSentEvent(data, event="fine_tuning.job.event", id=event.id)
     yield ServerSentEvent("[DONE]")

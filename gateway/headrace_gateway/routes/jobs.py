@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request
 from headrace_core.jobs import Job
 
 from .. import repeats
-from ..context import Gateway, Here
+from ..context import Here
+from ..identity import made
 from ..progress import estimated_finish
 from ..schemas import CreateJob, job_object, listing, page
 from ..submission import submit
@@ -29,10 +30,12 @@ async def create(here: Here, request: Request, body: CreateJob) -> dict[str, Any
     while reservation.repeated:
         job = await repeats.result(here.redis, here.jobs, reservation)
         if job is not None:
-            return await _shown(here, job)
+            return _shown(job)
         reservation = await repeats.reserve(here.redis, here.principal.name, request.headers, raw)
     try:
-        return await _shown(here, await submit(here, reservation.job_id, body))
+        job = await submit(here, reservation.job_id, body)
+        made(request, job.id)
+        return _shown(job)
     except BaseException:
         await repeats.give_up(here.redis, reservation)
         raise
@@ -44,13 +47,13 @@ async def list_jobs(here: Here, request: Request, after: str | None = None, limi
     wanted = {m[1]: v for k, v in request.query_params.items() if (m := _METADATA.fullmatch(k))}
     jobs = [j for j in await here.jobs.all() if wanted.items() <= j.metadata.items()]
     found, has_more = page(jobs, after, limit)
-    return listing([await _shown(here, job) for job in found], has_more)
+    return listing([_shown(job) for job in found], has_more)
 
 
 @router.get("/{job_id}")
 async def retrieve(here: Here, job_id: str) -> dict[str, Any]:
     """One job."""
-    return await _shown(here, await here.jobs.get(job_id))
+    return _shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/cancel")
@@ -58,14 +61,14 @@ async def cancel(here: Here, job_id: str) -> dict[str, Any]:
     """End a job that has not ended. What it trained so far stays in its checkpoints."""
     await here.jobs.move(job_id, "cancelled")
     await here.controllers.cancel(job_id)
-    return await _shown(here, await here.jobs.get(job_id))
+    return _shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/pause")
 async def pause(here: Here, job_id: str) -> dict[str, Any]:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
     await here.jobs.move(job_id, "paused")
-    return await _shown(here, await here.jobs.get(job_id))
+    return _shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/resume")
@@ -75,8 +78,8 @@ async def resume(here: Here, job_id: str) -> dict[str, Any]:
     job = await here.jobs.get(job_id)
     await here.jobs.tell(job_id, "Resumed")
     await here.controllers.ensure(job)
-    return await _shown(here, job)
+    return _shown(job)
 
 
-async def _shown(here: Gateway, job: Job) -> dict[str, Any]:
-    return job_object(job, await estimated_finish(here.jobs, job))
+def _shown(job: Job) -> dict[str, Any]:
+    return job_object(job, estimated_finish(job))

@@ -7,78 +7,104 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
+from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from headrace_core.jobs import Event
+from headrace_core.history import MEASURED, STEPS
+from headrace_core.jobs import event_of
 
+from ..answers import ready
 from ..context import Gateway, Here
+from ..cursors import entry_number, resumed
+from ..observed import GroupObject, LedgerObject, Measured, MeasurementList, RewardObject, StalenessObject
 from ..progress import estimated_finish
 from ..reward_summary import summary
-from ..schemas import event_object, job_object
-from ..streaming import PING_SECONDS, follow, stream_id
-from .history import LastEventId
+from ..schemas import event_object, job_object, listing
+from ..streaming import PING_SECONDS, follow
+from .history import After, LastEventId
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
 
+_MOST = 2**53 - 1
+"""Largest group or step: JSON's readers count exactly up to here."""
+FromStep = Annotated[int | None, Query(ge=0, le=_MOST)]
 
-@router.get("/ledger")
-async def ledger(here: Here, job_id: str, group: Annotated[int | None, Query(ge=0)] = None) -> dict[str, Any]:
+
+@router.get("/ledger", response_model=LedgerObject | GroupObject)
+async def ledger(here: Here, job_id: str, group: Annotated[int | None, Query(ge=0, le=_MOST)] = None) -> Response:
     """Counts by state, which always add up to `admitted`; with `group`, everything that happened to that group."""
-    await here.jobs.get(job_id)
     if group is not None:
         return await group_history(here, job_id, group)
+    await here.jobs.get(job_id)
     account = await here.ledger(job_id).account()
-    return {"object": "fine_tuning.job.ledger", "fine_tuning_job_id": job_id, **account.as_dict()}
+    return ready({"object": "fine_tuning.job.ledger", "fine_tuning_job_id": job_id, **account.as_dict()})
 
 
-@router.get("/ledger/{group}")
-async def group_history(here: Here, job_id: str, group: int) -> dict[str, Any]:
+@router.get("/ledger/{group}", response_model=GroupObject)
+async def group_history(here: Here, job_id: str, group: Annotated[int, Path(ge=0, le=_MOST)]) -> Response:
     """Every state that one group was in, and when."""
-    history = await here.ledger(job_id).history(group)
-    return {
-        "object": "fine_tuning.job.group",
-        "fine_tuning_job_id": job_id,
-        "group": group,
-        "history": [asdict(t) for t in history],
-    }
+    await here.jobs.get(job_id)
+    history = [asdict(t) for t in await here.ledger(job_id).history(group)]
+    return ready({"object": "fine_tuning.job.group", "fine_tuning_job_id": job_id, "group": group, "history": history})
 
 
-@router.get("/staleness")
-async def staleness(here: Here, job_id: str) -> dict[str, Any]:
-    """The bound, the largest age that entered a gradient, and each step's tokens by age."""
+class _StepAges(msgspec.Struct, frozen=True):
+    step: int
+    time: float
+    ages: msgspec.Raw
+
+
+@router.get("/staleness", response_model=StalenessObject)
+async def staleness(
+    here: Here, job_id: str, from_step: FromStep = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 2000
+) -> Response:
+    """The bound, the largest age that entered a gradient, and each step's tokens by age, oldest step first."""
     job = await here.jobs.get(job_id)
     account = await here.ledger(job_id).account()
-    found = [data for _, kind, data in await here.jobs.metrics(job_id) if kind == "step"]
-    return {
-        "object": "fine_tuning.job.staleness",
-        "fine_tuning_job_id": job_id,
-        "max_staleness": job.hyperparameters["max_staleness"],
-        "late": job.hyperparameters["late"],
-        "largest_age": account.largest_age,
-        "masked_tokens": account.masked_tokens,
-        "dropped_groups": account.states["dropped_stale"],
-        "steps": [{"step": s["step"], "time": s["time"], "ages": s["ages"]} for s in found],
-    }
+    start = 0 if from_step is None else await here.jobs.history.before_step(job_id, from_step)
+    found = await here.jobs.history.after(job_id, start, limit + 1, STEPS)
+    steps = [msgspec.json.decode(e.data, type=_StepAges) for e in found[:limit]]
+    return ready(
+        {
+            "object": "fine_tuning.job.staleness",
+            "fine_tuning_job_id": job_id,
+            "max_staleness": job.hyperparameters["max_staleness"],
+            "late": job.hyperparameters["late"],
+            "largest_age": account.largest_age,
+            "masked_tokens": account.masked_tokens,
+            "dropped_groups": account.states["dropped_stale"],
+            "steps": steps,
+            "has_more": len(found) > limit,
+        }
+    )
 
 
-@router.get("/reward")
-async def reward(here: Here, job_id: str) -> dict[str, Any]:
+@router.get("/reward", response_model=RewardObject)
+async def reward(here: Here, job_id: str) -> Response:
     """How far the reward can be relied on: failures by kind, scored again, held against a truth, its drift."""
     await here.jobs.get(job_id)
     found = summary(await here.jobs.rewards(job_id))
-    return {"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **found}
+    return ready({"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **found})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_model=MeasurementList)
 async def metrics(
-    here: Here, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100_000)] = 10_000
-) -> dict[str, Any]:
-    """What was measured, oldest first, after the id of an earlier answer."""
+    here: Here,
+    job_id: str,
+    after: After = None,
+    from_step: FromStep = None,
+    kind: Measured | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> Response:
+    """What was measured, oldest first: after an entry's id, from a step on, of one kind."""
     await here.jobs.get(job_id)
-    found = await here.jobs.metrics(job_id, "-" if after is None else stream_id(after, "after"))
-    data = [{"id": i, "kind": kind, "data": measured} for i, kind, measured in found[:limit]]
-    return {"object": "list", "data": data, "has_more": len(found) > limit}
+    start = 0 if after is None else entry_number(after, "after")
+    if from_step is not None:
+        start = max(start, await here.jobs.history.before_step(job_id, from_step))
+    found = await here.jobs.history.after(job_id, start, limit + 1, MEASURED if kind is None else (kind,))
+    data = [{"id": str(e.number), "kind": e.kind, "data": msgspec.Raw(e.data)} for e in found[:limit]]
+    return ready(listing(data, len(found) > limit))
 
 
 @router.get("/stream")
@@ -87,25 +113,18 @@ async def stream(here: Here, job_id: str, last_event_id: LastEventId = None) -> 
     says), `step`, `evaluation`, `update`, `worker`, `reward` (measurements), `state` (job, ledger and what the reward
     does, about once a second)."""
     await here.jobs.get(job_id)
-    told, _, measured = (last_event_id or "0/0").partition("/")
-    since = (stream_id(told), stream_id(measured))
-    return EventSourceResponse(_everything(here, job_id, *since), ping=PING_SECONDS)
+    return EventSourceResponse(_everything(here, job_id, resumed(job_id, last_event_id)), ping=PING_SECONDS)
 
 
-async def _everything(here: Gateway, job_id: str, told: str, measured: str) -> AsyncIterator[ServerSentEvent]:
+async def _everything(here: Gateway, job_id: str, number: int) -> AsyncIterator[ServerSentEvent]:
     yield await _state(here, job_id)
-    async for entry in follow(here.jobs, job_id, told, measured):
+    async for entry in follow(here.jobs, job_id, number):
         if entry is None:
             yield await _state(here, job_id)
-        elif entry.stream == "events":
-            told = entry.id
-            event = msgspec.json.decode(entry.fields[b"event"], type=Event)
-            yield _sse("event", event_object(event), f"{told}/{measured}")
+        elif entry.kind == "event":
+            yield _sse("event", event_object(event_of(job_id, entry)), str(entry.number))
         else:
-            measured = entry.id
-            yield ServerSentEvent(
-                entry.fields[b"data"].decode(), event=entry.fields[b"kind"].decode(), id=f"{told}/{measured}"
-            )
+            yield ServerSentEvent(entry.data.decode(), event=entry.kind, id=str(entry.number))
     yield await _state(here, job_id)
     yield ServerSentEvent("[DONE]", event="done")
 
@@ -114,7 +133,7 @@ async def _state(here: Gateway, job_id: str) -> ServerSentEvent:
     job = await here.jobs.get(job_id)
     account = await here.ledger(job_id).account()
     state = {
-        "job": job_object(job, await estimated_finish(here.jobs, job)),
+        "job": job_object(job, estimated_finish(job)),
         "ledger": account.as_dict(),
         "reward": summary(await here.jobs.rewards(job_id)),
     }

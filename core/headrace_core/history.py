@@ -1,0 +1,146 @@
+"""What happened in a job: its events and its measurements, each with a number.
+
+    tell, record ──► append.lua ──┬─► a stream for each kind, append-only     ──► pages, followers
+                                  └─► summary: the newest of each source, sparkline, pace   ──► overview, Prometheus
+
+Invariants: the numbers of a job's entries are 1, 2, 3, … over all kinds, given with the entry in one step, so that
+whoever has read up to a number has missed nothing before it; nothing is ever removed. What a job makes by the step
+(`event`, `step`, `evaluation`, `update`) is kept whole; heartbeats (`worker`, `reward`) come by the clock, and once
+`HEARTBEATS_KEPT` of one source could have been kept, one is only where the last is `1 / HEARTBEATS_KEPT` of the time
+since the first ago. So their count grows with the logarithm of a job's time, and the newest is always in the summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
+from redis.asyncio import Redis
+
+from .keys import JobKeys
+from .metrics import AgeMetrics, Metrics, StepMetrics
+from .redis import answer
+
+Kind = Literal["event", "step", "evaluation", "update", "worker", "reward"]
+KINDS: tuple[Kind, ...] = ("event", "step", "evaluation", "update", "worker", "reward")
+EVENTS, MEASURED, STEPS = KINDS[:1], KINDS[1:], KINDS[1:2]
+HEARTBEATS_KEPT = 2000
+_HEARTBEATS = ("worker", "reward")
+
+
+class Entry(NamedTuple):
+    """One event or measurement."""
+
+    number: int
+    kind: Kind
+    source: str
+    """The kind, and the worker where it is of one: `step`, `update rollout-0`."""
+    data: bytes
+    """JSON."""
+
+
+class Spark(msgspec.Struct, frozen=True):
+    """Sparklines of at most 40 points, each of as many steps as the others; the last may have fewer."""
+
+    mean: list[float] = []
+    """Mean reward of the steps that have one; 0 where `count` is."""
+    count: list[int] = []
+    age: list[float] = []
+    """Largest age of a token that contributed."""
+
+    @property
+    def reward(self) -> list[float]:
+        """The points that have a reward."""
+        return [mean for mean, count in zip(self.mean, self.count, strict=True) if count]
+
+
+@cache
+def _source() -> str:
+    return (resources.files(__package__) / "lua" / "append.lua").read_text()
+
+
+class History:
+    """Every job's history."""
+
+    def __init__(self, redis: Redis, heartbeats_kept: int = HEARTBEATS_KEPT) -> None:
+        self._redis = redis
+        self._kept = heartbeats_kept
+        self._append = redis.register_script(_source())
+
+    async def tell(self, job_id: str, data: bytes, time: float) -> int:
+        """Append an event; returns its number."""
+        return await self._added(job_id, "event", "event", data, time, ("", "", ""))
+
+    async def record(self, job_id: str, metrics: Metrics) -> None:
+        """Append a measurement; of heartbeats, the newest where the last one kept is not long ago."""
+        kind, worker = cast("Kind", metrics.kind), getattr(metrics, "worker", None)
+        marks = _marks(metrics) if isinstance(metrics, StepMetrics) else ("", "", "")
+        source = kind if worker is None else f"{kind} {worker}"
+        await self._added(job_id, kind, source, msgspec.json.encode(metrics), metrics.time, marks)
+
+    async def _added(
+        self, job_id: str, kind: Kind, source: str, data: bytes, time: float, marks: Sequence[int | float | str]
+    ) -> int:
+        k = JobKeys(job_id)
+        kept = self._kept if kind in _HEARTBEATS else ""
+        arguments = [source, data, repr(time), kept, *marks]
+        return int(await self._append(keys=[k.job, k.summary, k.history(kind), k.marks], args=arguments))
+
+    async def after(
+        self,
+        job_id: str,
+        number: int,
+        count: int,
+        kinds: Collection[Kind] = KINDS,
+        block: float | None = None,
+    ) -> list[Entry]:
+        """Entries of these kinds after a number, oldest first; fewer than `count` only where there are no more.
+
+        With `block`, at most so many seconds are waited for the first. There may be more than `count`, by kind.
+        """
+        k = JobKeys(job_id)
+        streams: dict[Any, Any] = {k.history(kind): f"{number}-0" for kind in kinds}
+        milliseconds = None if block is None else max(1, int(block * 1000))
+        found = await answer(self._redis.xread(streams, count=count, block=milliseconds))
+        entries: list[Entry] = []
+        complete_to: int | None = None
+        for stream, of_kind in found:
+            kind = cast("Kind", stream.decode().rsplit(":", 1)[1])
+            entries += (_entry(kind, entry_id, fields) for entry_id, fields in of_kind)
+            if len(of_kind) == count:  # there may be more of this kind before the last of another
+                complete_to = min(complete_to or entries[-1].number, entries[-1].number)
+        entries.sort()
+        return entries if complete_to is None else [e for e in entries if e.number <= complete_to]
+
+    async def newest(self, job_id: str, kind: Kind, before: int | None, count: int) -> list[Entry]:
+        """The last `count` entries of a kind, of those before a number, newest first."""
+        end = "+" if before is None else f"({before}-0"
+        found = await answer(self._redis.xrevrange(JobKeys(job_id).history(kind), max=end, count=count))
+        return [_entry(kind, entry_id, fields) for entry_id, fields in found]
+
+    async def before_step(self, job_id: str, step: int) -> int:
+        """The number after which the entries of this step and later ones are; the last one where there are none yet."""
+        k = JobKeys(job_id)
+        found = await answer(self._redis.zrangebyscore(k.marks, step, "+inf", start=0, num=1))
+        return int(found[0]) - 1 if found else await self.last(job_id)
+
+    async def last(self, job_id: str) -> int:
+        """The newest entry's number; 0 before the first."""
+        return int(await answer(self._redis.hget(JobKeys(job_id).summary, "entries")) or 0)
+
+
+def _entry(kind: Kind, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    return Entry(int(entry_id.partition(b"-")[0]), kind, fields[b"source"].decode(), fields[b"data"])
+
+
+def _marks(step: StepMetrics) -> tuple[int, float | str, int | str]:
+    reward = "" if step.reward_mean is None else step.reward_mean
+    return step.step, reward, largest_age(step.ages)
+
+
+def largest_age(ages: dict[str, AgeMetrics]) -> int | str:
+    """Of a token that contributed to the step; '' where none did."""
+    return max((int(age) for age, of_age in ages.items() if of_age.tokens > of_age.masked), default="")

@@ -1,0 +1,75 @@
+-- One entry of a job's history. KEYS: job, summary, stream of the entry's kind, marks.
+-- ARGV: source, data, time, heartbeats kept ('' for what is kept always), step, reward, age ('' where there is none).
+-- Returns the entry's number, 0 where only the newest is kept. A call sent again is recognised by its data.
+local job, summary, stream, marks = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local source, data, time, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local step, reward, age = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local POINTS, PACE = 40, 32
+
+local function number_of_newest()
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  return newest and tonumber(string.match(newest[1], '^%d+')) or 0
+end
+
+-- A bucket holds `stride` steps: mean reward, how many steps have one, largest age. With POINTS of them full, pairs merge.
+local function halved(spark)
+  local merged = {stride = spark.stride * 2, filled = spark.stride * 2, mean = {}, count = {}, age = {}}
+  for i = 1, POINTS, 2 do
+    local n, m = spark.count[i], spark.count[i + 1]
+    table.insert(merged.count, n + m)
+    table.insert(merged.mean, n + m > 0 and (spark.mean[i] * n + spark.mean[i + 1] * m) / (n + m) or 0)
+    table.insert(merged.age, math.max(spark.age[i], spark.age[i + 1]))
+  end
+  return merged
+end
+
+local function sparked(raw)
+  local spark = raw and cjson.decode(raw) or {stride = 1, filled = 1, mean = {}, count = {}, age = {}}
+  if spark.filled == spark.stride and #spark.age == POINTS then spark = halved(spark) end
+  if spark.filled == spark.stride then
+    spark.filled = 0
+    table.insert(spark.mean, 0)
+    table.insert(spark.count, 0)
+    table.insert(spark.age, 0)
+  end
+  local last = #spark.age
+  spark.filled = spark.filled + 1
+  if reward then
+    spark.count[last] = spark.count[last] + 1
+    spark.mean[last] = spark.mean[last] + (reward - spark.mean[last]) / spark.count[last]
+  end
+  spark.age[last] = math.max(spark.age[last], age or 0)
+  return cjson.encode(spark)
+end
+
+local function paced(raw)
+  local pace = raw and cjson.decode(raw) or {}
+  table.insert(pace, {step, time})
+  if #pace > PACE then table.remove(pace, 1) end
+  return cjson.encode(pace)
+end
+
+if redis.call('HGET', summary, source) == data then return number_of_newest() end
+redis.call('HSET', summary, source, data)
+
+if kept then
+  local first = tonumber(redis.call('HGET', summary, 'first ' .. source) or time)
+  local last = tonumber(redis.call('HGET', summary, 'last ' .. source))
+  if last and time - last < (time - first) / kept then return 0 end
+  redis.call('HSETNX', summary, 'first ' .. source, ARGV[3])
+  redis.call('HSET', summary, 'last ' .. source, ARGV[3])
+end
+
+local number = redis.call('HINCRBY', summary, 'entries', 1)
+redis.call('XADD', stream, number .. '-0', 'source', source, 'data', data)
+if step then
+  local newest = redis.call('ZREVRANGE', marks, 0, 0, 'WITHSCORES')
+  if not newest[2] or step > tonumber(newest[2]) then
+    redis.call('ZADD', marks, step, number)
+    redis.call('HSET', summary, 'spark', sparked(redis.call('HGET', summary, 'spark')))
+    if redis.call('EXISTS', job) == 1 then
+      redis.call('HSET', job, 'pace', paced(redis.call('HGET', job, 'pace')))
+    end
+  end
+end
+return number

@@ -1,0 +1,63 @@
+"""Jobs in short, for a list of many: a page in two round trips, from figures that are kept as they come.
+
+What a job measured is not read here: `headrace_core.history` keeps the newest figures and the sparklines of every job.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from headrace_core.history import Spark
+from headrace_core.jobs import Job
+from headrace_core.keys import JobKeys
+
+from .context import Gateway
+from .progress import estimated_finish
+from .schemas import page
+
+_decode = msgspec.json.decode
+
+
+class _Rewarded(msgspec.Struct, frozen=True):
+    """What is wanted of a step or an evaluation."""
+
+    reward_mean: float | None
+
+
+async def overview(here: Gateway, after: str | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """(jobs in short, newest first, from the one after `after`; whether there are more). Raises `InvalidRequest`."""
+    jobs, has_more = page(await here.jobs.all(), after, limit)
+    async with here.redis.pipeline(transaction=False) as pipe:
+        for job in jobs:
+            keys = JobKeys(job.id)
+            pipe.hmget(keys.ledger, ["version", "largest_age"])
+            pipe.hmget(keys.summary, ["step", "evaluation", "spark"])
+        found = await pipe.execute()
+    return [_short(*of_job) for of_job in zip(jobs, found[::2], found[1::2], strict=True)], has_more
+
+
+def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> dict[str, Any]:
+    version, largest_age = (int(count or 0) for count in books)
+    step, evaluation = (None if raw is None else _decode(raw, type=_Rewarded).reward_mean for raw in newest[:2])
+    spark = Spark() if newest[2] is None else _decode(newest[2], type=Spark)
+    finish = estimated_finish(job)
+    return {
+        "id": job.id,
+        "object": "headrace.overview.job",
+        "status": job.status,
+        "model": job.model,
+        "suffix": job.suffix,
+        "created_at": int(job.created_at),
+        "finished_at": None if job.finished_at is None else int(job.finished_at),
+        "step": version,
+        "total_steps": job.total_steps,
+        "reward_mean": step,
+        "evaluation_reward_mean": evaluation,
+        "max_staleness": job.hyperparameters.get("max_staleness"),
+        "largest_age": largest_age,
+        "spark": {"reward": spark.reward, "age": spark.age},
+        "estimated_finish": None if finish is None else int(finish),
+        "error": job.error,
+    }
