@@ -1,0 +1,81 @@
+"""…/rollouts: the completions that steps consumed, to be read.
+
+A page is walked in Redis group by group, and turned into text and JSON in a thread: the event loop does neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+
+from headrace_core.rollouts import Rollout, RolloutStore
+
+from ..context import Here
+from ..rollout_objects import RolloutList, rollout_list, tokens_in
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
+
+MOST_TOKENS = 100_000
+"""Of one page, which is about 10 MB: it ends after the group that reaches it."""
+
+Number = Annotated[int | None, Query(ge=0, le=10**12)]
+
+
+@router.get("/rollouts", response_model=RolloutList)
+async def rollouts(
+    here: Here,
+    job_id: str,
+    step: Number = None,
+    group: Number = None,
+    after: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}-[0-9]{1,15}$")] = None,
+    limit: Annotated[int, Query(ge=1, le=50)] = 5,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """Groups that were trained, of some steps, of one, or one group; newest first.
+
+    Of each step the job keeps `keep_rollouts` groups, and forgets the oldest beyond `keep_rollouts_mib`. A page may end
+    before `limit`, where its completions are long; `has_more` says so. `after` is the id of a group, kept still or not.
+    """
+    job = await here.jobs.get(job_id)
+    store, newest_first = RolloutStore(here.redis, job_id), order == "desc"
+    cursor = None if after is None else _place(after)
+    if group is not None:
+        kept = await store.of_group(group)
+        wanted = kept is not None and step in (None, kept.step) and _follows(kept, cursor, newest_first)
+        page, has_more = [kept] if kept is not None and wanted else [], False
+    else:
+        page, has_more = await _page(store, cursor, step, newest_first, limit)
+
+    def written() -> str:
+        return rollout_list(job_id, Path(job.model_path), page, has_more).model_dump_json()
+
+    return Response(await asyncio.to_thread(written), media_type="application/json")
+
+
+async def _page(
+    store: RolloutStore, after: tuple[int, int] | None, step: int | None, newest_first: bool, limit: int
+) -> tuple[list[Rollout], bool]:
+    """(at most `limit` groups of about `MOST_TOKENS` tokens, whether more follow)."""
+    page, tokens = list[Rollout](), 0
+    async for rollout in store.walk(after=after, step=step, newest_first=newest_first):
+        if len(page) == limit or tokens >= MOST_TOKENS:
+            return page, True
+        page.append(rollout)
+        tokens += tokens_in(rollout)
+    return page, False
+
+
+def _place(text: str) -> tuple[int, int]:
+    step, group = text.split("-")
+    return int(step), int(group)
+
+
+def _follows(kept: Rollout, cursor: tuple[int, int] | None, newest_first: bool) -> bool:
+    if cursor is None:
+        return True
+    place = (kept.step, kept.group)
+    return place < cursor if newest_first else place > cursor
