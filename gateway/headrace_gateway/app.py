@@ -26,16 +26,17 @@ from headrace_core.redis import answer, connect
 from headrace_core.settings import Settings
 
 from . import envelope
+from .access import Access
 from .context import Gateway
 from .controllers import Controllers, RayControllers
-from .routes import dashboard, files, graders, health, history, jobs, models, observe, rollouts
+from .routes import access, dashboard, files, graders, health, history, jobs, login, models, observe, overview, rollouts
 
 log = structlog.get_logger(__name__)
 
 RECONCILE_SECONDS = 5.0
 _ROUTERS: Sequence[APIRouter] = (
-    files.router, jobs.router, history.router, observe.router, rollouts.router, graders.router, models.router,
-    health.router, dashboard.router,
+    files.router, jobs.router, history.router, observe.router, rollouts.router, overview.router, graders.router,
+    models.router, access.router, health.router, login.router, dashboard.router,
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def create_app(settings: Settings, redis_url: str, controllers: Controllers | No
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/dashboard", dashboard.assets)
+    app.add_middleware(Access, settings=settings)
     envelope.install(app, settings.max_upload_bytes)
     return app
 
