@@ -35,16 +35,16 @@ def follow(console: Console, entries: Iterable[tuple[str, dict[str, Any]]]) -> d
 
 
 def _plainly(console: Console, entries: Iterable[tuple[str, dict[str, Any]]], picture: Picture) -> None:
-    written, shown = 0.0, None
+    written = -_PLAIN_SECONDS
     for kind, data in entries:
         picture.take(kind, data)
         if kind == "event":
             _tell(console, data)
-        elif picture.step is not shown and (
-            time.monotonic() - written >= _PLAIN_SECONDS or picture.step["step"] == picture.step["total_steps"]
-        ):
-            console.print(escape(_step_line(picture.step)), soft_wrap=True)
-            written, shown = time.monotonic(), picture.step
+        elif kind == "step":
+            last = data["step"] == data["total_steps"]
+            if last or time.monotonic() - written >= _PLAIN_SECONDS:
+                console.print(escape(_step_line(data)), soft_wrap=True)
+                written = time.monotonic()
 
 
 def _step_line(step: dict[str, Any]) -> str:
