@@ -31,7 +31,7 @@ ROLLOUT = "headrace_rollout.worker:RolloutWorker"
 
 ROLES = ("headrace_learner", "headrace_rollout")
 """Ray resources by which a cluster's nodes say whose image they run; a cluster that names none runs all everywhere."""
-_TAG = 0.001
+TAG = 0.001
 """So little of a role is asked for that it says where, not how many: cores and GPUs do the counting."""
 
 
@@ -98,8 +98,8 @@ def plan(settings: Hyperparameters, nodes: Sequence[dict[str, float]]) -> Plan:
         of_rank, of_worker = _gpus(nodes, ranks, workers)
         return Plan((_bundle(threads, of_rank),) * ranks + (_bundle(threads, of_worker),) * workers, ranks)
     at_learner, at_rollout = ([node for node in nodes if role in node] for role in ROLES)
-    rank = _bundle(_threads(at_learner, ranks, learner), _gpus(at_learner, ranks, 0)[0]) | {ROLES[0]: _TAG}
-    worker = _bundle(_threads(at_rollout, workers, rollout), _gpus(at_rollout, 0, workers)[1]) | {ROLES[1]: _TAG}
+    rank = _bundle(_threads(at_learner, ranks, learner), _gpus(at_learner, ranks, 0)[0]) | {ROLES[0]: TAG}
+    worker = _bundle(_threads(at_rollout, workers, rollout), _gpus(at_rollout, 0, workers)[1]) | {ROLES[1]: TAG}
     return Plan((rank,) * ranks + (worker,) * workers, ranks)
 
 
@@ -259,7 +259,7 @@ class Placement:
                 resources={role: resources[role] for role in ROLES if role in resources},
                 max_concurrency=64,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, bundle),
-                runtime_env={"env_vars": _environment(self._plan.threads(bundle))},
+                runtime_env={"env_vars": environment(self._plan.threads(bundle))},
             )
             .remote(entry, config)
         )
@@ -273,7 +273,7 @@ async def _resolve(reference: Any) -> Any:
     return await reference
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
     """Thread counts must be set before torch is imported; no worker may look for a model hub."""
     return {
         "OMP_NUM_THREADS": str(threads),
