@@ -3,7 +3,9 @@ are in `hyperparameters`."""
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,6 +21,24 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("headrace-data"), description="Files, checkpoints, trained models, embedded Redis.")
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one.")
+    require_keys: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether requests need an API key; auto: unless the gateway listens on loopback."
+    )
+    host_names: tuple[str, ...] = Field(
+        (),
+        description="Names (a JSON list) by which browsers may ask for a gateway without keys, beside addresses, "
+        "localhost and the machine's own name.",
+    )
+    open_metrics: bool = Field(False, description="Whether /metrics answers without a key where keys are required.")
+    requests_per_minute: int = Field(
+        3000,
+        ge=0,
+        description="Requests that a key, or an address without one, may make a minute; 0: any number. Not counted on "
+        "loopback without keys.",
+    )
+    audit_entries: int = Field(
+        100_000, ge=100, description="About how many changes, and as many refusals, the audit log keeps."
+    )
     redis_url: str | None = Field(
         None, description="A Redis of your own (redis:// or unix://); unset: an embedded one."
     )
@@ -27,6 +47,21 @@ class Settings(BaseSettings):
         None, description="Where policy versions are handed over; must be shared by all workers. Unset: shared memory."
     )
     models_dir: Path | None = Field(None, description="Folder whose subfolders are offered as models by name.")
+    chat_engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="What answers chats; auto: vllm where chat_gpus gives it a GPU, else transformers."
+    )
+    chat_models: int = Field(
+        2, ge=1, le=64, description="Models chatted with at a time; the one idle longest gives way to another."
+    )
+    chat_idle_seconds: float = Field(300.0, gt=0, description="A model that nobody chats with for so long is unloaded.")
+    chat_context: int = Field(
+        4096, ge=16, description="Prompt and completion of a chat, in tokens; less where the model takes less."
+    )
+    chat_kv_cache_gib: float = Field(1.0, gt=0, description="Memory of the KV cache of each such model, in GiB.")
+    chat_threads: int = Field(1, ge=1, description="Threads of each such model on a CPU; it reserves no core.")
+    chat_gpus: float = Field(
+        0.0, ge=0, description="GPUs (or a part of one) each such model reserves; jobs wait for it, and it for them."
+    )
     lease_seconds: float = Field(60.0, gt=0, description="A group not renewed for so long is issued again.")
     start_timeout: float = Field(300.0, gt=0, description="Seconds a worker may take to load its model.")
     stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a wait is an error.")
@@ -42,6 +77,24 @@ class Settings(BaseSettings):
         None, description="Server in OpenAI's protocol that model graders ask, with /v1; unset: they are refused."
     )
     judge_key: SecretStr | None = Field(None, description="Bearer key of that server.")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the gateway is reached from this machine alone."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether a request without an API key is refused."""
+        return self.require_keys == "on" or (self.require_keys == "auto" and not self.on_loopback)
+
+    @property
+    def counted_per_minute(self) -> int:
+        """Requests a minute that a caller may make; 0 where they are not counted."""
+        return self.requests_per_minute if self.keys_required or not self.on_loopback else 0
 
     @property
     def reward_rules(self) -> RewardRules:

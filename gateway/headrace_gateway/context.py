@@ -13,6 +13,8 @@ from headrace_core.jobs import JobStore
 from headrace_core.ledger import Ledger
 from headrace_core.settings import Settings
 
+from .api_keys import KeyStore
+from .audit import Audit
 from .controllers import Controllers
 from .files import FileStore
 from .graders import Trials
@@ -32,6 +34,8 @@ class Gateway:
     models: Models
     controllers: Controllers
     trials: Trials
+    keys: KeyStore
+    audit: Audit
     principal: Principal = LOCAL
     """In whose name things are made."""
 
@@ -41,7 +45,8 @@ class Gateway:
         jobs = JobStore(redis)
         files = FileStore(redis, settings.data_dir / "files", settings.max_upload_bytes)
         trials = Trials(settings.reward_rules)
-        return cls(settings, redis, jobs, files, Models(settings, jobs), controllers, trials)
+        keys, audit = KeyStore(redis), Audit(redis, settings.audit_entries)
+        return cls(settings, redis, jobs, files, Models(settings, jobs), controllers, trials, keys, audit)
 
     def seen_by(self, principal: Principal) -> Gateway:
         """The same parts, in the hands of another."""

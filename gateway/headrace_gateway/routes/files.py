@@ -2,62 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Form, Path, Query, Request, UploadFile
+from fastapi.responses import FileResponse, Response
 
 from headrace_core.errors import InvalidState
 from headrace_core.jobs import ENDED
 
+from .. import result_files
+from ..answers import ready
 from ..context import Gateway, Here
+from ..identity import made
+from ..responses.files import DeletedFile, FileList, FileObject, Purpose, UploadPurpose
 from ..schemas import file_object, listing, page
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-Purpose = Literal["fine-tune", "evals", "user_data", "batch", "assistants", "vision"]
+_BYTES = "application/octet-stream"
+
+FileId = Annotated[str, Path(max_length=200, description="As the upload answered it.")]
 
 
-@router.post("")
-async def upload(here: Here, file: UploadFile, purpose: Annotated[Purpose, Form()]) -> dict[str, Any]:
+@router.post("", response_model=FileObject)
+async def upload(
+    here: Here, request: Request, file: UploadFile, purpose: Annotated[UploadPurpose, Form()]
+) -> Response:
     """Keep a file. Only `fine-tune` files can be trained on."""
     stored = await here.files.add(file.file, file.filename or "upload", purpose)
-    return file_object(stored)
+    made(request, stored.id)
+    return ready(file_object(stored))
 
 
-@router.get("")
+@router.get("", response_model=FileList)
 async def list_files(
     here: Here,
-    after: str | None = None,
+    after: Annotated[str | None, Query(max_length=200, description="Id of the last file of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    order: Literal["asc", "desc"] = "desc",
-    purpose: str | None = None,
-) -> dict[str, Any]:
-    """Uploaded files."""
-    files = [f for f in await here.files.all() if purpose in (None, f.purpose)]
+    order: Annotated[Literal["asc", "desc"], Query(description="By time: `desc` is newest first.")] = "desc",
+    purpose: Purpose | None = None,
+) -> Response:
+    """Files: those that were uploaded, and the results of jobs that have ended."""
+    files = [f for f in await result_files.every(here) if purpose in (None, f.purpose)]
     found, has_more = page(files if order == "desc" else files[::-1], after, limit)
-    return listing([file_object(f) for f in found], has_more)
+    return ready(listing([file_object(f) for f in found], has_more))
 
 
-@router.get("/{file_id}")
-async def retrieve(here: Here, file_id: str) -> dict[str, Any]:
+@router.get("/{file_id}", response_model=FileObject)
+async def retrieve(here: Here, file_id: FileId) -> Response:
     """One file's description."""
-    return file_object(await here.files.get(file_id))
+    return ready(file_object(await result_files.find(here, file_id)))
 
 
-@router.delete("/{file_id}")
-async def delete(here: Here, file_id: str) -> dict[str, Any]:
-    """Forget a file that no unfinished job needs."""
+@router.delete("/{file_id}", response_model=DeletedFile)
+async def delete(here: Here, file_id: FileId) -> Response:
+    """Forget a file that no unfinished job needs. A job's result file is kept with its job."""
+    result_files.check_removable(await result_files.find(here, file_id))
     await _not_in_use(here, file_id)
     await here.files.remove(file_id)
-    return {"id": file_id, "object": "file", "deleted": True}
+    return ready({"id": file_id, "object": "file", "deleted": True})
 
 
-@router.get("/{file_id}/content")
-async def content(here: Here, file_id: str) -> FileResponse:
-    """The bytes."""
-    stored = await here.files.get(file_id)
-    return FileResponse(here.files.path(file_id), media_type="application/octet-stream", filename=stored.filename)
+@router.get("/{file_id}/content", response_class=FileResponse, responses={200: {"content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}})
+async def content(here: Here, file_id: FileId) -> FileResponse:
+    """The bytes, as they were uploaded."""
+    stored = await result_files.find(here, file_id)
+    return FileResponse(here.files.path(file_id), media_type=_BYTES, filename=stored.filename)
 
 
 async def _not_in_use(here: Gateway, file_id: str) -> None:

@@ -1,0 +1,217 @@
+"""The door: every request passes here before any route, and every answer leaves by it.
+
+    request ─► Envelope ─► is it from a page of ours? ─► how often has he come? whose key? whose job? ─► routes
+                                     │ 403                          │ 429 · 401 · 404                       │
+    answer ◄─────────────────── rate-limit headers ◄── what changes, and what is refused, is written down ◄─┘
+
+Invariants, where keys are required: what is not in `Visit.open` is closed without a key, routes that nobody has thought
+of yet too; a job or file of another is answered as one that does not exist, whatever the route; a route finds its
+caller in `request.state.principal`, or fails. Where keys are not required, everybody is `LOCAL`, and a read costs no
+round trip to Redis.
+
+Plain ASGI: a stream passes through as it comes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import socket
+import time
+from urllib.parse import quote
+
+from fastapi.responses import RedirectResponse, Response
+from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace_core.errors import Forbidden, HeadraceError, NotAuthenticated, NotFound, RateLimited, Unavailable
+from headrace_core.settings import Settings
+
+from .admission import Admitted, admit
+from .audit import LONGEST_PATH, Entry
+from .context import Gateway
+from .envelope import answer_to
+from .identity import LOCAL, NOBODY, Principal
+from .visit import Visit
+
+_PARAMS = {"job": "fine_tuning_job_id", "file": "file_id"}
+_REFUSED = (401, 403, 429)
+
+
+class Access:
+    """Middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._required = settings.keys_required
+        self._per_minute = settings.counted_per_minute
+        self._open_metrics = settings.open_metrics
+        names = {"localhost", socket.gethostname().lower(), settings.host.lower()}
+        self._names = names | {name.lower() for name in settings.host_names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no other routes, and one would come in without a key
+            raise RuntimeError(f"{scope['type']} is not served")
+        visit = Visit.of(scope)
+        gateway: Gateway = scope["app"].state.gateway
+        scope["state"]["principal"] = NOBODY
+        try:
+            scope["state"]["principal"] = await self._who(visit, gateway)
+        except RedisError as error:
+            await answer_to(Unavailable(f"Redis does not answer: {error}"))(scope, receive, send)
+            return
+        except HeadraceError as error:
+            await _refusal(visit, error)(scope, receive, _Answer(visit, gateway, scope, send))
+            return
+        if visit.reads and scope["state"]["principal"] is LOCAL and not visit.headers:
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(visit, gateway, scope, send)
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            await answer.failed()
+            raise
+
+    async def _who(self, visit: Visit, gateway: Gateway) -> Principal:
+        """Whose request it is. Raises `Forbidden`, `RateLimited`, `NotAuthenticated`, `NotFound`."""
+        if not self._required:
+            self._by_a_name_of_ours(visit)
+        if not visit.reads:
+            _by_a_page_of_ours(visit)
+        free = not self._required or (visit.path == "/metrics" and self._open_metrics)
+        if not self._per_minute or (visit.open and visit.reads):
+            if free:
+                return LOCAL
+            if visit.open:
+                return NOBODY
+        key, session = (visit.key, "") if b"authorization" in visit.shown else ("", visit.session)
+        admitted = await admit(
+            gateway.redis,
+            key=key if self._required else "",
+            session=session if self._required else "",
+            address=visit.network,
+            per_minute=self._per_minute,
+            about=visit.about if self._required else None,
+        )
+        self._within_limit(visit, admitted)
+        if free:
+            return LOCAL
+        return NOBODY if visit.open else _let_in(visit, admitted, by_cookie=bool(session))
+
+    def _by_a_name_of_ours(self, visit: Visit) -> None:
+        """A page of another host can make its own name lead to this machine (DNS rebinding) and would then be of the
+        same origin: where no key is asked for, the name is. No page can do that to a bare address."""
+        name = visit.host
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        if name in self._names or not name:
+            return
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            raise Forbidden(
+                f"this gateway asks for no keys, and does not know itself by the name {name[:100]!r}: use its address, "
+                "or name it in HEADRACE_HOST_NAMES, or require keys",
+                code="unknown_host",
+            ) from None
+
+    def _within_limit(self, visit: Visit, admitted: Admitted) -> None:
+        if not self._per_minute:
+            return
+        told = {
+            "x-ratelimit-limit-requests": str(self._per_minute),
+            "x-ratelimit-remaining-requests": str(admitted.remaining),
+            "x-ratelimit-reset-requests": f"{admitted.reset:.3f}s",
+        }
+        if not admitted.allowed:
+            told["retry-after"] = str(math.ceil(admitted.retry_after))
+            told["retry-after-ms"] = str(math.ceil(admitted.retry_after * 1000))
+        visit.headers += [(name.encode(), value.encode()) for name, value in told.items()]
+        if not admitted.allowed:
+            raise RateLimited(
+                f"more than {self._per_minute} requests a minute; come again in {admitted.retry_after:.1f} s"
+            )
+
+
+def _by_a_page_of_ours(visit: Visit) -> None:
+    """What another site's page sends in the name of a user who is logged in, or of anybody who reaches this machine."""
+    if (page := visit.foreign_page) is not None:
+        raise Forbidden(
+            f"a page of {page[:100]} may change nothing here; if it is ours, behind a proxy, let the proxy pass on the "
+            "Host header",
+            code="foreign_origin",
+        )
+
+
+def _let_in(visit: Visit, admitted: Admitted, *, by_cookie: bool) -> Principal:
+    """The holder of the key, where he may come so far."""
+    key = admitted.key
+    if key is None:
+        shown = b"authorization" in visit.shown or by_cookie
+        raise NotAuthenticated(
+            "this is no API key of this gateway"
+            if shown
+            else "an API key is needed: send `Authorization: Bearer hr-…`; `headrace keys create` makes one"
+        )
+    if (why := key.why_not(time.time())) is not None:
+        raise NotAuthenticated(why)
+    if by_cookie and not visit.reads and b"origin" not in visit.shown:
+        raise Forbidden("a change by cookie needs an Origin header, as browsers send it", code="foreign_origin")
+    if visit.path == "/metrics" and key.scope != "admin":
+        raise Forbidden("/metrics shows everybody's jobs: it needs a key of scope 'admin'")
+    if visit.about is not None and key.scope != "admin" and admitted.owner != key.name:
+        kind, name = visit.about
+        raise NotFound(f"no {kind} {name!r}", param=_PARAMS[kind])
+    return key.principal
+
+
+def _refusal(visit: Visit, error: HeadraceError) -> Response:
+    if isinstance(error, NotAuthenticated):
+        if visit.is_for_a_page:
+            return RedirectResponse(f"/login?next={quote(visit.path)}", 303)
+        visit.headers.append((b"www-authenticate", b'Bearer realm="headrace"'))
+    return answer_to(error)
+
+
+class _Answer:
+    """`send` of one request: adds the door's headers, and writes down what belongs in the audit log before it goes."""
+
+    def __init__(self, visit: Visit, gateway: Gateway, scope: Scope, send: Send) -> None:
+        self._visit = visit
+        self._gateway = gateway
+        self._state = scope["state"]
+        self._send = send
+        self._started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            message = {**message, "headers": [*message["headers"], *self._visit.headers]}
+            await self._write(message["status"])
+        await self._send(message)
+
+    async def failed(self) -> None:
+        """The route raised what nothing answers."""
+        if not self._started:
+            await self._write(500)
+
+    async def _write(self, status: int) -> None:
+        if not (self._visit.changes or status in _REFUSED):
+            return
+        principal: Principal = self._state["principal"]
+        entry = Entry(
+            time=time.time(),
+            by=principal.name,
+            key_id=principal.key_id,
+            scope=principal.scope,
+            address=self._visit.address,
+            method=self._visit.method,
+            path=self._visit.path[:LONGEST_PATH],
+            made=self._state.get("made"),
+            status=status,
+            request_id=self._state["request_id"],
+        )
+        await self._gateway.audit.write(entry)

@@ -1,0 +1,134 @@
+"""API keys, and the sessions that browsers hold in their place.
+
+Invariants: a key and a session's token are with their holder alone, here are their SHA-256 sums; a key that is revoked
+or has expired ends every session that it began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+
+import msgspec
+from redis.asyncio import Redis
+
+from headrace_core import keys
+from headrace_core.errors import NotAuthenticated, NotFound
+from headrace_core.jobs import new_id
+from headrace_core.redis import answer
+
+from .identity import Principal, Scope
+
+PREFIX = "hr-"
+SESSION_SECONDS = 12 * 3600
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
+"""What a key may be called."""
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a key; times in Unix seconds."""
+
+    id: str
+    name: str
+    """Whose it is: jobs and files belong to names, so that a key can be replaced by another."""
+    scope: Scope
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    last_used_at: float | None = None
+    """To the minute; kept beside the record."""
+
+    @property
+    def principal(self) -> Principal:
+        """Its holder."""
+        return Principal(self.id, self.name, self.scope)
+
+    def why_not(self, now: float) -> str | None:
+        """Why it opens nothing (any more); None where it does."""
+        if self.revoked_at is not None:
+            return "this API key was revoked"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "this API key has expired"
+        return None
+
+
+def digest(secret: str | bytes) -> str:
+    """Under what a key or a token is kept.
+
+    One round of SHA-256 is right here: with 256 random bits there is nothing to guess, whatever a guess costs, and slow
+    sums with salt are for passwords that people choose. Looking up the sum also makes the comparison's time tell
+    nothing: who tries keys does not choose the sums.
+    """
+    return hashlib.sha256(secret if isinstance(secret, bytes) else secret.encode()).hexdigest()
+
+
+class KeyStore:
+    """All keys and sessions, in Redis."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def create(self, name: str, scope: Scope, expires_in: float | None = None) -> tuple[ApiKey, str]:
+        """(what is kept, the key itself, which nobody can show again). `expires_in` in seconds; None: never."""
+        now = time.time()
+        secret = PREFIX + secrets.token_urlsafe(32)
+        expires = None if expires_in is None else now + expires_in
+        key = ApiKey(id=new_id("key_"), name=name, scope=scope, created_at=now, expires_at=expires)
+        await answer(self._redis.hset(keys.API_KEYS, digest(secret), msgspec.json.encode(key)))
+        return key, secret
+
+    async def all(self) -> list[ApiKey]:
+        """Newest first, also those that open nothing any more."""
+        return [key for _, key in await self._records()]
+
+    async def revoke(self, key_id: str) -> ApiKey:
+        """From now on it opens nothing; once revoked, a key stays so. Raises `NotFound`."""
+        for found, key in await self._records():
+            if key.id == key_id:
+                revoked = key if key.revoked_at else msgspec.structs.replace(key, revoked_at=time.time())
+                await answer(self._redis.hset(keys.API_KEYS, found, msgspec.json.encode(revoked)))
+                return revoked
+        raise NotFound(f"no key {key_id!r}", param="key_id")
+
+    async def any_valid(self) -> bool:
+        """Whether somebody can get in."""
+        now = time.time()
+        return any(key.why_not(now) is None for key in await self.all())
+
+    async def open_session(self, secret: str) -> tuple[ApiKey, str]:
+        """(the key, the token of a new session). Raises `NotAuthenticated`."""
+        found = digest(secret)
+        key = await self._valid(found)
+        token = secrets.token_urlsafe(32)
+        await answer(self._redis.set(keys.session(digest(token)), found, ex=SESSION_SECONDS))
+        return key, token
+
+    async def holder(self, token: str) -> ApiKey:
+        """Whose session it is. Raises `NotAuthenticated`."""
+        found = await answer(self._redis.get(keys.session(digest(token))))
+        return await self._valid("" if found is None else found.decode())
+
+    async def close_session(self, token: str) -> None:
+        """Nothing is opened by it any more; a session that is none is no error."""
+        await answer(self._redis.delete(keys.session(digest(token))))
+
+    async def _valid(self, found: str) -> ApiKey:
+        raw = await answer(self._redis.hget(keys.API_KEYS, found))
+        if raw is None:
+            raise NotAuthenticated("this is no API key of this gateway")
+        key = msgspec.json.decode(raw, type=ApiKey)
+        if (why := key.why_not(time.time())) is not None:
+            raise NotAuthenticated(why)
+        return key
+
+    async def _records(self) -> list[tuple[str, ApiKey]]:
+        """(SHA-256 of the key, what is known of it), newest first."""
+        raw = await answer(self._redis.hgetall(keys.API_KEYS))
+        used = await answer(self._redis.hgetall(keys.API_KEYS_USED))
+        found = []
+        for name, record in raw.items():
+            last = float(used[name]) if name in used else None
+            key = msgspec.structs.replace(msgspec.json.decode(record, type=ApiKey), last_used_at=last)
+            found.append((name.decode(), key))
+        return sorted(found, key=lambda item: (-item[1].created_at, item[1].id))

@@ -1,0 +1,73 @@
+"""A real gateway that asks for keys, and clients with and without them. Fixtures: import them into a test module."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from openai import AsyncOpenAI
+from redis.asyncio import Redis
+
+from headrace_core.settings import Settings
+from headrace_gateway.api_keys import KeyStore
+from headrace_gateway.app import create_app
+from headrace_gateway.redis_server import RedisServer
+
+from .conftest import MAX_UPLOAD_BYTES, Controllers
+
+
+@dataclass
+class Keyed:
+    """A running gateway, its app, and one key of each kind."""
+
+    url: str
+    app: FastAPI
+    redis: Redis
+    keys: KeyStore
+    alice: str
+    bob: str
+    admin: str
+
+    def http(self, key: str | None = None, **options: Any) -> httpx.AsyncClient:
+        """A client that shows `key`."""
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, **options)
+
+    def openai(self, key: str) -> AsyncOpenAI:
+        """OpenAI's client with `key`; it repeats nothing."""
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+
+@asynccontextmanager
+async def gateway(settings: Settings, redis: Redis, redis_url: str) -> AsyncIterator[Keyed]:
+    """Served by uvicorn, as `headrace serve` does."""
+    app = create_app(settings, redis_url, Controllers())
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+    keys = KeyStore(redis)
+    made = [(await keys.create(name, scope))[1] for name, scope in MEMBERS]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield Keyed(f"http://127.0.0.1:{listener.getsockname()[1]}", app, redis, keys, *made)
+        finally:
+            server.should_exit = True
+            await asyncio.wait_for(running, timeout=10)
+
+
+MEMBERS: list[Any] = [("alice", "user"), ("bob", "user"), ("root", "admin")]
+
+
+@pytest.fixture
+async def keyed(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Keyed]:
+    settings = Settings(data_dir=tmp_path, max_upload_bytes=MAX_UPLOAD_BYTES, require_keys="on")
+    async with gateway(settings, redis, redis_server.url) as served:
+        yield served
