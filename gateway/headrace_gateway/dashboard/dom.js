@@ -1,12 +1,22 @@
 // Elements from data. Text is always set as text: nothing that a job says can become markup.
 
+export { color } from "./theme.js";
+export { clock, count, duration, ended } from "./format.js";
+
 export function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
+  return filled(document.createElement(tag), attributes, children);
+}
+
+export function svg(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function filled(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== undefined && value !== null && value !== false) element.setAttribute(name, value);
+    else if (value !== undefined && value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -14,24 +24,12 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-export const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-
-export function duration(seconds) {
-  const s = Math.max(0, Math.round(seconds));
-  if (s < 60) return `${s} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
-  return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+// A box of the page: what it shows, and in one line what good looks like.
+export function card(place, title, goodIs, { wide = false, id } = {}) {
+  const box = h("section", { class: `card${wide ? " wide" : ""}`, id }, h("h3", {}, title), h("p", { class: "good-is" }, goodIs));
+  place.append(box);
+  return box;
 }
-
-export function count(n) {
-  if (n < 10_000) return n.toLocaleString("en");
-  const [size, unit] = n < 1e6 ? [1e3, "k"] : n < 1e9 ? [1e6, "M"] : [1e9, "G"];
-  return `${(n / size).toFixed(1)}${unit}`;
-}
-
-export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString([], { hour12: false });
-
-export const ended = (job) => ["succeeded", "failed", "cancelled"].includes(job.status);
 
 export function connection(state, text) {
   const element = document.getElementById("connection");

@@ -1,6 +1,6 @@
 // What the reward does, as the gateway sums it up: shares with their 95 % intervals, its drift, what failed.
 
-import { count, h } from "./dom.js";
+import { count, h } from "../dom.js";
 
 const LATELY = 8; // steps
 const SURELY_BAD = { agree: 0.9, flips: 0.1, equal: 0.9 }; // an interval, or a share, that lies beyond is red

@@ -1,0 +1,77 @@
+// A line of time for each rollout worker: how many versions its weights are behind the learner's.
+
+import { color, h } from "../dom.js";
+import { elapsed } from "../format.js";
+import { Plane } from "./plane.js";
+import { lags } from "../data/lag.js";
+
+const PAD = { left: 86, right: 10, top: 6, bottom: 26 };
+const PIXELS = 3; // of a moment
+const ROW = { most: 26, least: 8, all: 320 };
+
+export class LagTimeline extends Plane {
+  #at = { row: 0, bin: -1 };
+
+  constructor(place) {
+    super(place, { height: 120, nothing: "Once workers run: how far their weights are behind.", label: "Versions behind the learner, by worker and time. Arrow keys read single moments." });
+    this.keys.append(h("span", {}, "versions behind ", ...["0", "1", "2", "bound", "beyond"].map((n, i) => h("span", { class: `lag lag-${i}` }, n))), h("span", {}, h("i", { class: "silent" }), "not heard of"));
+  }
+
+  set(measured, bound, start) {
+    Object.assign(this, { measured, bound, start });
+    this.found = lags(measured, Math.max(20, Math.floor((this.box.clientWidth - PAD.left - PAD.right) / PIXELS)));
+    const { rows } = this.found;
+    this.row = Math.max(ROW.least, Math.min(ROW.most, ROW.all / (rows.length || 1)));
+    this.height = PAD.top + Math.max(80, this.row * rows.length) + PAD.bottom;
+    this.nothing.hidden = rows.length > 0;
+    this.redraw();
+  }
+
+  paint(ctx, width) {
+    if (!this.found?.rows.length) return;
+    const { from, to, rows } = this.found, bins = rows[0].lags.length;
+    this.x = (bin) => PAD.left + (bin / bins) * (width - PAD.left - PAD.right);
+    rows.forEach(({ worker, lags: row }, i) => {
+      const y = PAD.top + i * this.row, high = this.row - (this.row > 12 ? 4 : 1);
+      ctx.fillStyle = color("soft");
+      ctx.textAlign = "right";
+      if (this.row >= 12 || i % 2 === 0) ctx.fillText(worker.length > 13 ? `${worker.slice(0, 12)}…` : worker, PAD.left - 8, y + high / 2);
+      ctx.fillStyle = color("grid");
+      ctx.fillRect(PAD.left, y, width - PAD.left - PAD.right, high);
+      row.forEach((lag, bin) => {
+        if (lag < 0) return;
+        ctx.fillStyle = this.#color(lag);
+        ctx.fillRect(this.x(bin), y, this.x(bin + 1) - this.x(bin) + 0.3, high);
+      });
+    });
+    ctx.fillStyle = color("soft");
+    ctx.textAlign = "center";
+    for (let i = 0; i <= 4; i++) ctx.fillText(elapsed(from - this.start + ((to - from) * i) / 4), Math.min(width - 22, this.x((bins * i) / 4)), this.height - 10);
+  }
+
+  #color(lag) {
+    if (lag > this.bound) return color("bad");
+    if (lag === 0) return color("water", 0.18);
+    return lag >= this.bound ? color("clay") : color("water", 0.4 + (0.6 * lag) / Math.max(1, this.bound));
+  }
+
+  find(x, y) {
+    if (!this.x) return null;
+    const bins = this.found.rows[0].lags.length;
+    return this.#told(Math.floor((y - PAD.top) / this.row), Math.floor(((x - PAD.left) / (this.x(bins) - PAD.left)) * bins));
+  }
+
+  move(dx, dy) {
+    return this.x ? this.#told(this.#at.row - dy, this.#at.bin + dx) : null;
+  }
+
+  #told(row, bin) {
+    const of = this.found.rows[row];
+    if (!of || bin < 0 || bin >= of.lags.length) return null;
+    this.#at = { row, bin };
+    const { from, to } = this.found, lag = of.lags[bin];
+    const when = elapsed(from - this.start + ((bin + 1) * (to - from)) / of.lags.length);
+    const says = lag < 0 ? "not heard of" : lag === 0 ? "has the newest weights" : `${lag} version${lag > 1 ? "s" : ""} behind`;
+    return { x: this.x(bin), y: PAD.top + row * this.row, text: `${of.worker} at ${when} · ${says}` };
+  }
+}

@@ -1,0 +1,46 @@
+// Figures as people read them. Pure.
+
+export function duration(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  if (s < 172_800) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86_400)} d ${Math.floor((s % 86_400) / 3600)} h`;
+}
+
+export function elapsed(seconds) {
+  const s = Math.round(seconds);
+  const hours = Math.floor(s / 3600), minutes = String(Math.floor((s % 3600) / 60)).padStart(hours ? 2 : 1, "0");
+  return `${hours ? `${hours}:` : ""}${minutes}:${String(s % 60).padStart(2, "0")}`;
+}
+
+export function count(n) {
+  if (n < 10_000) return n.toLocaleString("en");
+  const [size, unit] = n < 1e6 ? [1e3, "k"] : n < 1e9 ? [1e6, "M"] : [1e9, "G"];
+  return `${(n / size).toFixed(1)}${unit}`;
+}
+
+export function bytes(n) {
+  if (n < 1024) return `${n} B`;
+  const [size, unit] = n < 1024 ** 2 ? [1024, "KiB"] : n < 1024 ** 3 ? [1024 ** 2, "MiB"] : [1024 ** 3, "GiB"];
+  return `${(n / size).toFixed(1)} ${unit}`;
+}
+
+export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString([], { hour12: false });
+
+export const day = (unix) => new Date(unix * 1000).toLocaleDateString([], { dateStyle: "medium" });
+
+export const percent = (share) => `${Math.round(100 * share)} %`;
+
+// Of something that may be little, yet is not nothing.
+export const finePercent = (share) => (share > 0 && share < 0.1 ? `${(100 * share).toFixed(1)} %` : percent(share));
+
+export const two = (v) => (v === null || v === undefined ? "–" : v.toFixed(Math.abs(v) < 10 ? 2 : 0));
+
+export const whole = (v) => (Number.isInteger(v) ? `${v}` : v.toFixed(Math.abs(v) < 10 ? 2 : 1));
+
+export const ended = (job) => ["succeeded", "failed", "cancelled"].includes(job.status);
+
+export const named = (job) => (job.suffix ? `${job.model} · ${job.suffix}` : job.model);
+
+export const inWords = (status) => status.replace("_", " ");

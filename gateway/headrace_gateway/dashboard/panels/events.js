@@ -1,0 +1,33 @@
+// What the job says, newest first; troubles can be looked at alone.
+
+import { h } from "../dom.js";
+import { clock } from "../format.js";
+
+const MOST = 400;
+const KINDS = { warn: "warn", error: "error-line" };
+
+export class Events {
+  #told = null;
+  #logged = 0;
+
+  constructor(place) {
+    this.alone = h("input", { type: "checkbox", onchange: () => this.log.classList.toggle("troubles", this.alone.checked) });
+    this.log = h("ol", { class: "log", tabindex: "0", "aria-label": "Events" });
+    this.nothing = h("p", { class: "later" }, "What the job says comes here, newest first.");
+    place.append(h("label", { class: "choice" }, this.alone, " warnings and errors alone"), this.nothing, this.log);
+  }
+
+  set(events) {
+    if (events !== this.#told) {
+      this.log.replaceChildren(); // another connection: everything is told anew
+      this.#logged = 0;
+    }
+    this.#told = events;
+    for (const event of events.slice(Math.max(this.#logged, events.length - MOST))) {
+      this.log.prepend(h("li", { class: KINDS[event.level] ?? "" }, h("time", {}, clock(event.created_at)), h("span", {}, event.message)));
+    }
+    this.#logged = events.length;
+    this.nothing.hidden = events.length > 0;
+    while (this.log.children.length > MOST) this.log.lastChild.remove();
+  }
+}

@@ -1,0 +1,68 @@
+// The top of a job's page: which job, how far it is, what can be done with it.
+
+import { jobPath, post } from "../api.js";
+import { confirmed, tell } from "../dialog.js";
+import { h, setText } from "../dom.js";
+import { duration, ended, inWords, named } from "../format.js";
+
+const ACTIONS = [
+  ["pause", "Pause", ["queued", "running"], "Pause this job? It stops after a checkpoint of its last step, and can be resumed.", "Pause it"],
+  ["resume", "Resume", ["paused"], "Resume this job where it was?", "Resume it"],
+  ["cancel", "Cancel", ["validating_files", "queued", "running", "paused"], "Cancel this job for good? Its checkpoints stay.", "Cancel it"],
+];
+
+export class Head {
+  constructor(place, job) {
+    this.id = job.id;
+    const settings = job.method.reinforcement.hyperparameters;
+    this.pill = h("span", { class: "pill" });
+    this.meta = h("div", { class: "meta" });
+    this.fill = h("i");
+    this.bar = h("div", { class: "bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Steps trained" }, this.fill);
+    this.error = h("div", { class: "error", role: "alert", hidden: true });
+    this.buttons = ACTIONS.map(([action, label, when, question, yes]) =>
+      [when, h("button", { type: "button", id: action, class: action === "cancel" ? "danger" : "", onclick: () => this.#do(action, question, yes) }, label)]);
+    place.append(h("div", { class: "head" },
+      h("div", { class: "title" }, h("h1", {}, named(job)), this.pill, h("span", { class: "spacer" }),
+        h("a", { class: "button", href: `/jobs/${encodeURIComponent(job.id)}/completions` }, "Completions"), ...this.buttons.map(([, button]) => button)),
+      h("div", { class: "meta" }, `${job.id} · ${settings.algorithm} · ${settings.batch_size} groups of ${settings.group_size} a step · max staleness ${settings.max_staleness} (${settings.late}) · ${settings.engine}`),
+      forked(job), this.bar, this.meta, this.error));
+  }
+
+  set(state) {
+    const { job, ledger } = this.shown = state;
+    this.pill.className = `pill ${job.status}`;
+    setText(this.pill, inWords(job.status));
+    for (const [when, button] of this.buttons) button.hidden = !when.includes(job.status);
+    this.bar.className = `bar ${job.status}`;
+    const done = Math.min(100, (100 * ledger.version) / (job.total_steps || 1));
+    this.bar.setAttribute("aria-valuenow", Math.round(done));
+    this.fill.style.width = `${done}%`;
+    setText(this.meta, this.#progress(job, ledger));
+    this.error.hidden = !job.error;
+    if (job.error) setText(this.error, job.error.message);
+  }
+
+  #progress(job, ledger) {
+    const now = ended(job) ? job.finished_at : Date.now() / 1000;
+    const parts = [`step ${ledger.version.toLocaleString("en")} of ${job.total_steps.toLocaleString("en")}`, `${duration(now - job.created_at)} ${ended(job) ? "in all" : "since submission"}`];
+    if (job.estimated_finish > now) parts.push(`about ${duration(job.estimated_finish - now)} to go`);
+    if (job.fine_tuned_model) parts.push(job.fine_tuned_model);
+    return parts.join(" · ");
+  }
+
+  async #do(action, question, yes) {
+    if (!await confirmed(question, yes)) return;
+    try {
+      this.set({ ...this.shown, job: await post(`${jobPath(this.id)}/${action}`) });
+    } catch (error) {
+      tell(error.message);
+    }
+  }
+}
+
+function forked(job) {
+  if (!job.forked_from) return null;
+  const { fine_tuning_job_id: id, step_number: step } = job.forked_from;
+  return h("div", { class: "meta" }, "forked from ", h("a", { class: "link", href: `/jobs/${encodeURIComponent(id)}` }, id), ` at step ${step}`);
+}
