@@ -72,7 +72,7 @@ class Audited(BaseModel):
     object: Literal["headrace.audit_entry"] = "headrace.audit_entry"
     id: str
     time: float = Field(description="Unix seconds.")
-    by: str = Field(description="Name of the caller's key; empty where none was valid, `local` where none is asked for.")
+    by: str = Field(description="Name of the caller's key; empty without a valid one, `local` where none is asked for.")
     key_id: str
     scope: str
     address: str
@@ -100,9 +100,7 @@ async def create_key(here: Here, request: Request, body: CreateKey) -> CreatedKe
 
 
 @router.get("/keys", response_model=Keys)
-async def list_keys(
-    here: Here, after: Annotated[str | None, Query(max_length=64)] = None, limit: Limit = 100
-) -> Keys:
+async def list_keys(here: Here, after: Annotated[str | None, Query(max_length=64)] = None, limit: Limit = 100) -> Keys:
     """What is known of every key, newest first, also of those that were revoked or have expired."""
     found, has_more = page(await here.keys.all(), after, limit)
     return Keys(data=[_shown(key) for key in found], has_more=has_more)

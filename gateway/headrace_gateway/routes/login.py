@@ -84,8 +84,8 @@ async def logout(here: Here, request: Request) -> Response:
     return response
 
 
-def _page(name: str, status: int, **shown: str) -> HTMLResponse:
-    text = Template((_FOLDER / f"{name}.html").read_text())
+def _page(file: str, status: int, **shown: str) -> HTMLResponse:
+    text = Template((_FOLDER / f"{file}.html").read_text())
     values = {key: html.escape(value) for key, value in shown.items()}
     style = (_FOLDER / "style.css").read_text()
     return HTMLResponse(text.substitute(values, style=style), status, _HEADERS)
