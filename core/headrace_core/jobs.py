@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -262,8 +262,24 @@ class JobStore:
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Newest first."""
-        raw = await answer(self._redis.hvals(JobKeys(job_id).checkpoints))
-        return sorted((_json.decode(c, type=Checkpoint) for c in raw), key=lambda c: -c.step)
+        return (await self.checkpoints_of([job_id]))[0]
+
+    async def checkpoints_of(self, job_ids: Sequence[str]) -> list[list[Checkpoint]]:
+        """Each job's, newest first, in one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hvals(JobKeys(job_id).checkpoints)
+            found = await pipe.execute() if job_ids else []
+        return [sorted((_json.decode(c, type=Checkpoint) for c in raw), key=lambda c: -c.step) for raw in found]
+
+    async def remove_checkpoint(self, job_id: str, step: int) -> None:
+        """Offer it no more. Without its newest one a job has no `fine_tuned_model` either."""
+        newest = (await self.checkpoints(job_id))[:1]
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(JobKeys(job_id).checkpoints, str(step))
+            if newest and newest[0].step == step:
+                pipe.hdel(JobKeys(job_id).job, "fine_tuned_model")
+            await pipe.execute()
 
     async def beat(self, job_id: str, metrics: WorkerMetrics) -> None:
         """A worker's heartbeat: kept as its newest, and appended to the job's metrics."""

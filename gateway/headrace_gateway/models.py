@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace_core.errors import InvalidRequest
-from headrace_core.jobs import JobStore
+from headrace_core.errors import InvalidRequest, NotFound
+from headrace_core.jobs import Checkpoint, Job, JobStore
 from headrace_core.settings import Settings
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 _SHIPPED = {f"headrace/tiny-{name}": _EXAMPLES / name / "model" for name in ("adder", "longtail")}
+_TRAINED = re.compile(r"ft:.+:headrace:[^:]*:(?P<job>[^:]+?)(:ckpt-step-\d+)?", re.DOTALL)
+"""As `headrace_core.jobs.model_name` makes them."""
+_NEAR, _LONGEST = 3, 200
+"""Names in an error, and how much of the one that was asked for."""
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -51,8 +58,27 @@ class Models:
         """Base models first, then trained ones, newest first."""
         return self._base() + await self._trained()
 
+    async def get(self, name: str) -> Model:
+        """The model of that name, found without looking at others. Raises `NotFound` that says what is near it."""
+        base = {model.name: model for model in self._base()}
+        if name in base:
+            return base[name]
+        trained = await self.trained(name)
+        if trained is None:
+            raise NotFound(await self._unknown(name, base), param="model", code="model_not_found")
+        job, checkpoint = trained
+        return Model(name, checkpoint.model_path, checkpoint.created_at, job.id)
+
+    async def trained(self, name: str) -> tuple[Job, Checkpoint] | None:
+        """What stands behind the name of a trained model; None where there is no such model."""
+        job = await self._job_of(name)
+        if job is None:
+            return None
+        checkpoint = _offered(job, await self._jobs.checkpoints(job.id)).get(name)
+        return None if checkpoint is None else (job, checkpoint)
+
     async def resolve(self, name: str) -> Model:
-        """The model of that name, or at that absolute path. Raises `InvalidRequest` that lists the known ones."""
+        """The model of that name, or at that absolute path. Raises `InvalidRequest` that says what is near it."""
         folder = Path(name)
         if folder.is_absolute():
             if not _is_model(folder) or self._is_private(folder):
@@ -60,14 +86,11 @@ class Models:
                     f"{name} is not a model folder: it holds no config.json", param="model", code="model_not_found"
                 )
             return _model(name, folder, "local")
-        known = {model.name: model for model in await self.all()}
-        if name not in known:
-            raise InvalidRequest(
-                f"no model {name!r}; known: {', '.join(known) or 'none'}, or the absolute path of a model folder",
-                param="model",
-                code="model_not_found",
-            )
-        return known[name]
+        try:
+            return await self.get(name)
+        except NotFound as error:
+            message = f"{error.message}, and an absolute path of a model folder will do"
+            raise InvalidRequest(message, param="model", code="model_not_found") from error
 
     def _is_private(self, folder: Path) -> bool:
         return self._private is not None and folder.resolve().is_relative_to(self._private)
@@ -79,15 +102,37 @@ class Models:
         return [_model(name, path, "headrace") for name, path in found.items() if _is_model(path)]
 
     async def _trained(self) -> list[Model]:
-        found: dict[str, Model] = {}
-        for job in await self._jobs.all():
-            saved = [(c.model, c) for c in await self._jobs.checkpoints(job.id)]
-            if job.fine_tuned_model is not None and saved:
-                saved.insert(0, (job.fine_tuned_model, saved[0][1]))
-            for name, checkpoint in saved:
-                if _is_model(checkpoint.model_path):
-                    found[name] = Model(name, checkpoint.model_path, checkpoint.created_at, job.id)
-        return list(found.values())
+        jobs = await self._jobs.all()
+        saved = await self._jobs.checkpoints_of([job.id for job in jobs])
+        return [
+            Model(name, checkpoint.model_path, checkpoint.created_at, job.id)
+            for job, checkpoints in zip(jobs, saved, strict=True)
+            for name, checkpoint in _offered(job, checkpoints).items()
+        ]
+
+    async def _job_of(self, name: str) -> Job | None:
+        """The job that a trained model's name names."""
+        named = _TRAINED.fullmatch(name)
+        try:
+            return None if named is None else await self._jobs.get(f"ftjob-{named['job']}")
+        except NotFound:
+            return None
+
+    async def _unknown(self, name: str, base: Iterable[str]) -> str:
+        """That there is no such model, and what may have been meant: a base model, or a checkpoint of the same job."""
+        job = await self._job_of(name)
+        others = [] if job is None else list(_offered(job, await self._jobs.checkpoints(job.id)))[:_NEAR]
+        near = others or difflib.get_close_matches(name[:_LONGEST], list(base), n=_NEAR)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"no model {name[:_LONGEST]!r}: {meant}GET /v1/models lists those there are"
+
+
+def _offered(job: Job, checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """One job's models by name: the trained one, which is its newest checkpoint, then its checkpoints, newest first."""
+    named = [(c.model, c) for c in checkpoints]
+    if job.fine_tuned_model is not None and named:
+        named.insert(0, (job.fine_tuned_model, checkpoints[0]))
+    return {name: checkpoint for name, checkpoint in named if _is_model(checkpoint.model_path)}
 
 
 def _is_model(folder: Path) -> bool:
