@@ -25,7 +25,7 @@ from headrace_core.jobs import JobStore
 from headrace_core.redis import answer, connect
 from headrace_core.settings import Settings
 
-from . import envelope
+from . import document, envelope
 from .access import Access
 from .context import Gateway
 from .controllers import Controllers, RayControllers
@@ -57,12 +57,13 @@ def create_app(settings: Settings, redis_url: str, controllers: Controllers | No
                 await reconciling
             await redis.aclose()
 
-    app = FastAPI(title="Headrace", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, generate_unique_id_function=document.operation_id)
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/dashboard", dashboard.assets)
     app.add_middleware(Access, settings=settings)
     envelope.install(app, settings.max_upload_bytes)
+    document.install(app)
     return app
 
 

@@ -57,11 +57,20 @@ class FileStore:
 
     async def add(self, source: BinaryIO, filename: str, purpose: str) -> StoredFile:
         """Keep what `source` holds. Raises `TooLarge`."""
-        file_id = new_id("file-")
+        return await self.keep(new_id("file-"), source, filename, purpose, self._principal.name, time.time())
+
+    async def keep(
+        self, file_id: str, source: BinaryIO, filename: str, purpose: str, owner: str, created_at: float
+    ) -> StoredFile:
+        """The same under a given id; of two that are kept under one, either stays. Raises `TooLarge`."""
         size = await asyncio.to_thread(self._write, source, file_id)
-        stored = StoredFile(file_id, time.time(), filename, size, purpose, self._principal.name)
+        stored = StoredFile(file_id, created_at, filename, size, purpose, owner)
         await answer(self._redis.hset(keys.FILES, file_id, msgspec.json.encode(stored)))
         return stored
+
+    async def has(self, file_id: str) -> bool:
+        """Whether there is such a file, whoever may see it."""
+        return bool(await answer(self._redis.hexists(keys.FILES, file_id)))
 
     async def get(self, file_id: str, param: str = "file_id") -> StoredFile:
         """The description of one file."""
@@ -85,7 +94,7 @@ class FileStore:
 
     def _write(self, source: BinaryIO, file_id: str) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / f".{file_id}.partial"
+        partial = self._folder / f".{new_id(file_id)}.partial"
         try:
             with partial.open("wb") as target:
                 shutil.copyfileobj(source, target, 1024 * 1024)

@@ -13,6 +13,7 @@ from headrace_core.jobs import Checkpoint, Event, Job
 
 from .files import StoredFile
 from .models import Model
+from .result_files import result_files
 
 ORGANIZATION = "headrace"
 
@@ -104,7 +105,7 @@ def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any
         "status": job.status,
         "training_file": job.training_file,
         "validation_file": job.validation_file,
-        "result_files": [],
+        "result_files": result_files(job),
         "seed": job.seed,
         "trained_tokens": job.trained_tokens,
         "hyperparameters": _of_all_methods(settings),

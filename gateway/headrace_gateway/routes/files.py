@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Path, Query, Request, UploadFile
 from fastapi.responses import FileResponse, Response
@@ -20,14 +20,15 @@ from ..schemas import file_object, listing, page
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 _BYTES = "application/octet-stream"
+_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 FileId = Annotated[str, Path(max_length=200, description="As the upload answered it.")]
 
 
 @router.post("", response_model=FileObject)
-async def upload(
-    here: Here, request: Request, file: UploadFile, purpose: Annotated[UploadPurpose, Form()]
-) -> Response:
+async def upload(here: Here, request: Request, file: UploadFile, purpose: Annotated[UploadPurpose, Form()]) -> Response:
     """Keep a file. Only `fine-tune` files can be trained on."""
     stored = await here.files.add(file.file, file.filename or "upload", purpose)
     made(request, stored.id)
@@ -43,7 +44,7 @@ async def list_files(
     purpose: Purpose | None = None,
 ) -> Response:
     """Files: those that were uploaded, and the results of jobs that have ended."""
-    files = [f for f in await result_files.every(here) if purpose in (None, f.purpose)]
+    files = [f for f in await result_files.every(here.files, here.jobs) if purpose in (None, f.purpose)]
     found, has_more = page(files if order == "desc" else files[::-1], after, limit)
     return ready(listing([file_object(f) for f in found], has_more))
 
@@ -51,22 +52,22 @@ async def list_files(
 @router.get("/{file_id}", response_model=FileObject)
 async def retrieve(here: Here, file_id: FileId) -> Response:
     """One file's description."""
-    return ready(file_object(await result_files.find(here, file_id)))
+    return ready(file_object(await result_files.find(here.files, here.jobs, file_id)))
 
 
 @router.delete("/{file_id}", response_model=DeletedFile)
 async def delete(here: Here, file_id: FileId) -> Response:
     """Forget a file that no unfinished job needs. A job's result file is kept with its job."""
-    result_files.check_removable(await result_files.find(here, file_id))
+    result_files.check_removable(await result_files.find(here.files, here.jobs, file_id))
     await _not_in_use(here, file_id)
     await here.files.remove(file_id)
     return ready({"id": file_id, "object": "file", "deleted": True})
 
 
-@router.get("/{file_id}/content", response_class=FileResponse, responses={200: {"content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}})
+@router.get("/{file_id}/content", response_class=FileResponse, responses=_CONTENT)
 async def content(here: Here, file_id: FileId) -> FileResponse:
     """The bytes, as they were uploaded."""
-    stored = await result_files.find(here, file_id)
+    stored = await result_files.find(here.files, here.jobs, file_id)
     return FileResponse(here.files.path(file_id), media_type=_BYTES, filename=stored.filename)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
+from ..answers import ready
 from ..context import Here
 from ..graders import Outcome, Verdict
+from ..responses.graders import GraderRun, ValidatedGrader
 
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"])
 
@@ -42,16 +45,18 @@ class Run(BaseModel):
     item: dict[str, Any] = {}
 
 
-@router.post("/validate")
-async def validate(here: Here, body: Validate) -> dict[str, Any]:
+@router.post("/validate", response_model=ValidatedGrader)
+async def validate(here: Here, body: Validate) -> Response:
     """The grader, complete; 400 where it cannot work."""
-    return {"grader": (await here.trials.verdict(body.grader)).grader}
+    return ready({"grader": (await here.trials.verdict(body.grader)).grader})
 
 
-@router.post("/run")
-async def run(here: Here, body: Run) -> dict[str, Any]:
+@router.post("/run", response_model=GraderRun)
+async def run(here: Here, body: Run) -> Response:
     """What a grader makes of one completion; a failure has no reward, and is named in `metadata.errors`."""
-    return _answer(await here.trials.verdict(body.grader, [{"output_text": body.model_sample, "item": body.item}]))
+    return ready(
+        _answer(await here.trials.verdict(body.grader, [{"output_text": body.model_sample, "item": body.item}]))
+    )
 
 
 def _answer(verdict: Verdict) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from fastapi.responses import Response
 
@@ -12,18 +10,19 @@ from headrace_core.redis import ping
 
 from ..context import Here
 from ..prometheus import CONTENT_TYPE, exposition
+from ..responses.service import Alive, Ready
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
+async def healthz() -> Alive:
     """The process is alive."""
-    return {"status": "ok"}
+    return Alive(status="ok")
 
 
 @router.get("/readyz")
-async def readyz(here: Here) -> dict[str, Any]:
+async def readyz(here: Here) -> Ready:
     """Redis and Ray answer; else 503, and the message says which does not."""
     wrong = []
     for check in (ping(here.redis), here.controllers.ping()):
@@ -33,7 +32,7 @@ async def readyz(here: Here) -> dict[str, Any]:
             wrong.append(error.message)
     if wrong:
         raise Unavailable("; ".join(wrong), code="not_ready")
-    return {"status": "ready"}
+    return Ready(status="ready")
 
 
 @router.get("/metrics")

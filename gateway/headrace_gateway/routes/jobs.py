@@ -6,24 +6,36 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 
 from headrace_core.jobs import Job
 
 from .. import repeats
+from ..answers import ready
 from ..context import Here
 from ..identity import made
 from ..progress import estimated_finish
+from ..responses.jobs import JobList, JobObject
 from ..schemas import CreateJob, job_object, listing, page
 from ..submission import submit
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"])
 
+After = Annotated[str | None, Query(max_length=200, description="Id of the last job of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=100)]
 _METADATA = re.compile(r"metadata\[(.+)\]")
+_BY_METADATA = {
+    "name": "metadata",
+    "in": "query",
+    "description": "As `metadata[k]=v`: only jobs that have all of these.",
+    "style": "deepObject",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
 
 
-@router.post("")
-async def create(here: Here, request: Request, body: CreateJob) -> dict[str, Any]:
+@router.post("", response_model=JobObject)
+async def create(here: Here, request: Request, body: CreateJob) -> Response:
     """Submit a job. What can be known to be wrong is refused now."""
     raw = await request.body()
     reservation = await repeats.reserve(here.redis, here.principal.name, request.headers, raw)
@@ -41,38 +53,38 @@ async def create(here: Here, request: Request, body: CreateJob) -> dict[str, Any
         raise
 
 
-@router.get("")
-async def list_jobs(here: Here, request: Request, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+@router.get("", response_model=JobList, openapi_extra={"parameters": [_BY_METADATA]})
+async def list_jobs(here: Here, request: Request, after: After = None, limit: Limit = 20) -> Response:
     """Jobs, newest first; `metadata[k]=v` keeps those that have it."""
     wanted = {m[1]: v for k, v in request.query_params.items() if (m := _METADATA.fullmatch(k))}
     jobs = [j for j in await here.jobs.all() if wanted.items() <= j.metadata.items()]
     found, has_more = page(jobs, after, limit)
-    return listing([_shown(job) for job in found], has_more)
+    return ready(listing([_object(job) for job in found], has_more))
 
 
-@router.get("/{job_id}")
-async def retrieve(here: Here, job_id: str) -> dict[str, Any]:
+@router.get("/{job_id}", response_model=JobObject)
+async def retrieve(here: Here, job_id: str) -> Response:
     """One job."""
     return _shown(await here.jobs.get(job_id))
 
 
-@router.post("/{job_id}/cancel")
-async def cancel(here: Here, job_id: str) -> dict[str, Any]:
+@router.post("/{job_id}/cancel", response_model=JobObject)
+async def cancel(here: Here, job_id: str) -> Response:
     """End a job that has not ended. What it trained so far stays in its checkpoints."""
     await here.jobs.move(job_id, "cancelled")
     await here.controllers.cancel(job_id)
     return _shown(await here.jobs.get(job_id))
 
 
-@router.post("/{job_id}/pause")
-async def pause(here: Here, job_id: str) -> dict[str, Any]:
+@router.post("/{job_id}/pause", response_model=JobObject)
+async def pause(here: Here, job_id: str) -> Response:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
     await here.jobs.move(job_id, "paused")
     return _shown(await here.jobs.get(job_id))
 
 
-@router.post("/{job_id}/resume")
-async def resume(here: Here, job_id: str) -> dict[str, Any]:
+@router.post("/{job_id}/resume", response_model=JobObject)
+async def resume(here: Here, job_id: str) -> Response:
     """Let a paused job go on where it was."""
     await here.jobs.move(job_id, "queued")
     job = await here.jobs.get(job_id)
@@ -81,5 +93,9 @@ async def resume(here: Here, job_id: str) -> dict[str, Any]:
     return _shown(job)
 
 
-def _shown(job: Job) -> dict[str, Any]:
+def _object(job: Job) -> dict[str, Any]:
     return job_object(job, estimated_finish(job))
+
+
+def _shown(job: Job) -> Response:
+    return ready(_object(job))
