@@ -18,6 +18,7 @@ import ipaddress
 import math
 import socket
 import time
+from typing import Any
 from urllib.parse import quote
 
 from fastapi.responses import RedirectResponse, Response
@@ -57,16 +58,17 @@ class Access:
             raise RuntimeError(f"{scope['type']} is not served")
         visit = Visit.of(scope)
         gateway: Gateway = scope["app"].state.gateway
-        scope["state"]["principal"] = NOBODY
+        state = scope["state"]
+        state["principal"] = NOBODY
         try:
-            scope["state"]["principal"] = await self._who(visit, gateway)
+            await self._admit(visit, gateway, state)
         except RedisError as error:
             await answer_to(Unavailable(f"Redis does not answer: {error}"))(scope, receive, send)
             return
         except HeadraceError as error:
             await _refusal(visit, error)(scope, receive, _Answer(visit, gateway, scope, send))
             return
-        if visit.reads and scope["state"]["principal"] is LOCAL and not visit.headers:
+        if visit.reads and state["principal"] is LOCAL and not visit.headers:
             await self._app(scope, receive, send)
             return
         answer = _Answer(visit, gateway, scope, send)
@@ -76,31 +78,31 @@ class Access:
             await answer.failed()
             raise
 
-    async def _who(self, visit: Visit, gateway: Gateway) -> Principal:
-        """Whose request it is. Raises `Forbidden`, `RateLimited`, `NotAuthenticated`, `NotFound`."""
+    async def _admit(self, visit: Visit, gateway: Gateway, state: dict[str, Any]) -> None:
+        """Find out whose request it is. Raises `Forbidden`, `RateLimited`, `NotAuthenticated`, `NotFound`."""
         if not self._required:
             self._by_a_name_of_ours(visit)
         if not visit.reads:
             _by_a_page_of_ours(visit)
         free = not self._required or (visit.path == "/metrics" and self._open_metrics)
-        if not self._per_minute or (visit.open and visit.reads):
-            if free:
-                return LOCAL
-            if visit.open:
-                return NOBODY
-        key, session = (visit.key, "") if b"authorization" in visit.shown else ("", visit.session)
+        if free:
+            state["principal"] = LOCAL
+        if (visit.open and visit.reads) or (free and not self._per_minute):
+            return
+        session = "" if b"authorization" in visit.shown else visit.session
         admitted = await admit(
             gateway.redis,
-            key=key if self._required else "",
+            key=visit.key if self._required else "",
             session=session if self._required else "",
             address=visit.network,
             per_minute=self._per_minute,
             about=visit.about if self._required else None,
         )
+        if not free and (key := admitted.key) is not None and key.why_not(time.time()) is None:
+            state["principal"] = key.principal
         self._within_limit(visit, admitted)
-        if free:
-            return LOCAL
-        return NOBODY if visit.open else _let_in(visit, admitted, by_cookie=bool(session))
+        if not (free or visit.open):
+            _let_in(visit, admitted, by_cookie=bool(session))
 
     def _by_a_name_of_ours(self, visit: Visit) -> None:
         """A page of another host can make its own name lead to this machine (DNS rebinding) and would then be of the
@@ -146,8 +148,8 @@ def _by_a_page_of_ours(visit: Visit) -> None:
         )
 
 
-def _let_in(visit: Visit, admitted: Admitted, *, by_cookie: bool) -> Principal:
-    """The holder of the key, where he may come so far."""
+def _let_in(visit: Visit, admitted: Admitted, *, by_cookie: bool) -> None:
+    """Whether the key is one, and reaches so far. Raises `NotAuthenticated`, `Forbidden`, `NotFound`."""
     key = admitted.key
     if key is None:
         shown = b"authorization" in visit.shown or by_cookie
@@ -165,7 +167,6 @@ def _let_in(visit: Visit, admitted: Admitted, *, by_cookie: bool) -> Principal:
     if visit.about is not None and key.scope != "admin" and admitted.owner != key.name:
         kind, name = visit.about
         raise NotFound(f"no {kind} {name!r}", param=_PARAMS[kind])
-    return key.principal
 
 
 def _refusal(visit: Visit, error: HeadraceError) -> Response:

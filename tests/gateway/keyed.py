@@ -39,8 +39,10 @@ class Keyed:
 
     def http(self, key: str | None = None, **options: Any) -> httpx.AsyncClient:
         """A client that shows `key`."""
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, **options)
+        client = httpx.AsyncClient(base_url=self.url, **options)
+        if key is not None:
+            client.headers["authorization"] = f"Bearer {key}"
+        return client
 
     def openai(self, key: str) -> AsyncOpenAI:
         """OpenAI's client with `key`; it repeats nothing."""

@@ -1,0 +1,178 @@
+"""How often, and how much: rate limits by key and address, and bodies, whatever their length is said to be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from redis.asyncio import Redis
+
+from headrace_core import keys
+from headrace_core.settings import Settings
+from headrace_gateway.admission import admit
+from headrace_gateway.envelope import MAX_JSON_BYTES
+from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.visit import Visit
+
+from .conftest import MAX_UPLOAD_BYTES, Served, body
+from .keyed import Keyed, gateway
+from .test_envelope import error_of
+
+PER_MINUTE = 6
+
+
+@pytest.fixture
+async def slow(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Keyed]:
+    """A gateway with keys that takes six requests a minute of each."""
+    settings = Settings(data_dir=tmp_path, require_keys="on", requests_per_minute=PER_MINUTE)
+    async with gateway(settings, redis, redis_server.url) as served:
+        yield served
+
+
+async def test_every_answer_says_how_many_more(slow: Keyed) -> None:
+    async with slow.http(slow.alice) as alice, slow.http(slow.bob) as bob:
+        for left in range(PER_MINUTE - 1, -1, -1):
+            answer = await alice.get("/v1/models" if left % 2 else "/v1/files/file-none")
+            assert answer.headers["x-ratelimit-limit-requests"] == "6"
+            assert answer.headers["x-ratelimit-remaining-requests"] == str(left)
+            seconds = float(answer.headers["x-ratelimit-reset-requests"].removesuffix("s"))
+            assert 0 <= 10 * (PER_MINUTE - left) - seconds < 5
+        refused = await alice.get("/v1/models")
+        error = error_of(refused, 429)
+        assert error["code"] == "rate_limit_exceeded"
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        assert refused.headers["x-should-retry"] == "true"
+        assert 5 < int(refused.headers["retry-after"]) <= 10
+        assert abs(int(refused.headers["retry-after-ms"]) / 1000 - int(refused.headers["retry-after"])) <= 1
+        assert (await bob.get("/v1/models")).status_code == 200  # another's bucket
+        assert (await alice.get("/healthz")).status_code == 200  # never counted
+
+
+async def test_openais_client_sees_a_rate_limit(slow: Keyed) -> None:
+    async with slow.openai(slow.alice) as client:
+        for _ in range(PER_MINUTE):
+            await client.models.list()
+        with pytest.raises(openai.RateLimitError) as refused:
+            await client.models.list()
+        assert refused.value.code == "rate_limit_exceeded"
+
+
+async def test_who_tries_keys_is_counted_by_address(slow: Keyed) -> None:
+    async with slow.http() as http:
+        for n in range(PER_MINUTE):
+            error_of(await http.get("/v1/models", headers={"authorization": f"Bearer hr-{n}"}), 401)
+        error_of(await http.get("/v1/models", headers={"authorization": "Bearer hr-x"}), 429)
+        assert (await http.post("/login", data={"key": slow.alice})).status_code == 429
+    async with slow.http(slow.alice) as alice:
+        assert (await alice.get("/v1/models")).status_code == 200
+
+
+async def ask(redis: Redis, per_minute: int, address: str = "a") -> Any:
+    return await admit(redis, key="", session="", address=address, per_minute=per_minute, about=None)
+
+
+async def test_the_bucket_fills_as_time_passes(redis: Redis) -> None:
+    first = [await ask(redis, 60) for _ in range(60)]
+    assert [a.allowed for a in first] == [True] * 60
+    refused = await ask(redis, 60)
+    assert (refused.allowed, refused.remaining) == (False, 0)
+    assert 0 < refused.retry_after <= 1.0
+    [name] = [n async for n in redis.scan_iter("*paid*")]
+    paid = float(await redis.get(name))
+    await redis.set(name, f"{paid - 2.5:.6f}")  # as if two seconds and a half had passed
+    later = [await ask(redis, 60) for _ in range(4)]
+    assert [a.allowed for a in later] in ([True, True, False, False], [True, True, True, False])
+    assert (await ask(redis, 60, "b")).remaining == 59
+
+
+async def test_a_bucket_is_forgotten_when_it_is_full(redis: Redis) -> None:
+    await ask(redis, 6000)
+    [name] = [n async for n in redis.scan_iter("*paid*")]
+    assert 0 < await redis.pttl(name) <= 10
+    assert await redis.exists(keys.API_KEYS_USED) == 0
+
+
+async def test_a_redis_that_forgot_the_script_is_told_again(redis: Redis) -> None:
+    await redis.script_flush()
+    assert (await ask(redis, 60)).allowed
+
+
+async def test_nothing_is_counted_on_loopback_without_keys(served: Served) -> None:
+    async with httpx.AsyncClient(base_url=served.url) as http:
+        answer = await http.get("/v1/models")
+        assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
+    assert Settings().counted_per_minute == 0
+    assert Settings(host="0.0.0.0", require_keys="off").counted_per_minute > 0
+    assert Settings(require_keys="on", requests_per_minute=0).counted_per_minute == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.1.2.3", "10.1.2.3"), ("::ffff:10.1.2.3", "10.1.2.3"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::"), ("", ""), ("testclient", "testclient"),
+    ],
+)  # fmt: skip
+def test_what_is_counted_together(address: str, network: str) -> None:
+    assert Visit("GET", "/", address, {}).network == network
+
+
+# ── bodies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def chunks(size: int, seen: list[int]) -> AsyncIterator[bytes]:
+    """A body without a length, in pieces of 64 KiB."""
+    while sum(seen) < size:
+        seen.append(65_536)
+        yield b"x" * 65_536
+
+
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs", "/v1/fine_tuning/alpha/graders/run", "/v1/headrace/keys"])
+async def test_a_body_without_a_length_is_counted_as_it_comes(served: Served, path: str) -> None:
+    seen: list[int] = []
+    async with httpx.AsyncClient(base_url=served.url) as http:
+        headers = {"content-type": "application/json"}
+        answer = await http.post(path, content=chunks(4 * MAX_JSON_BYTES, seen), headers=headers)
+    assert error_of(answer, 413)["code"] == "too_large"
+
+
+async def test_an_upload_without_a_length_is_counted_as_it_comes(served: Served) -> None:
+    form = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield form
+        async for chunk in chunks(20 * MAX_UPLOAD_BYTES, []):
+            yield chunk
+
+    async with httpx.AsyncClient(base_url=served.url) as http:
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        answer = await http.post("/v1/files", content=endless(), headers=headers)
+        assert error_of(answer, 413)["code"] == "too_large"
+        assert (await http.get("/v1/files")).json()["data"] == []
+    assert not list((served.data_dir / "files").glob("*"))
+
+
+async def test_a_length_that_is_too_large_is_refused_unread(served: Served) -> None:
+    port = int(served.url.rsplit(":", 1)[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: {10**12}\r\n\r\n".encode())  # and no byte of it
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), timeout=10)
+    assert b" 413 " in answer
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_python_source_has_a_limit_of_its_own(served: Served) -> None:
+    source = "def grade(sample, item):\n    return 1.0\n#" + "x" * 256_000
+    grader = {"type": "python", "name": "long", "source": source}
+    async with httpx.AsyncClient(base_url=served.url) as http:
+        error = error_of(await http.post("/v1/fine_tuning/jobs", json=body("file-1", grader=grader)), 400)
+        assert error["param"] == "training_file"  # there is none; the grader itself, then:
+        answer = await http.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": grader}, timeout=60)
+        assert "256000" in error_of(answer, 400)["message"].replace(",", "").replace("_", "")
