@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a wait is an error.")
     max_restarts: int = Field(3, ge=0, description="Restarts of one worker before its job fails.")
     max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
+    exports: tuple[Literal["jsonl", "tensorboard"], ...] = Field(
+        (), description="What else becomes of every job's measurements, a JSON list: files beside its checkpoints."
+    )
     reward_sandbox: SandboxLevel = Field(
         "limits", description="Reward code of users is refused where the machine holds it less well than this."
     )

@@ -13,8 +13,7 @@ from rich.table import Table
 
 from headrace_core.errors import InvalidRequest, NotFound
 
-from .cli_common import LOCAL, AsJson, Url, out, print_json
-from .cli_jobs import JobId
+from .cli_common import LOCAL, AsJson, JobId, Url, out, print_json
 from .client import Client
 from .model_folder import copy
 

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from headrace_core.errors import InvalidRequest
 
-from .cli_common import LOCAL, AsJson, Url, err, fail, out, print_json
+from .cli_common import LOCAL, AsJson, JobId, Url, err, fail, out, print_json
+from .cli_export import export_job
 from .client import Client
 from .following import follow
 from .job_page import page
@@ -23,7 +24,8 @@ jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, steer them, end the
 STATUS_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3}
 """Exit codes of commands that stay until a job has ended."""
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, ftjob-…", show_default=False)]
+_STEPS_SHOWN = 40
+
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Hyperparameters, such as max_staleness=2.")
 ]
@@ -65,7 +67,9 @@ def show(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
         job, ledger = client.job(job_id), client.job(job_id, "/ledger")
         if as_json:
             return print_json(job | {"ledger": ledger})
-        entries = client.job(job_id, "/metrics", limit=100_000)["data"]
+        since = max(1, ledger["version"] - _STEPS_SHOWN + 1)
+        entries = client.job(job_id, "/metrics", kind="evaluation", limit=10_000)["data"]
+        entries += client.job(job_id, "/metrics", from_step=since, limit=10_000)["data"]
         checkpoints = client.job(job_id, "/checkpoints", limit=5)["data"]
         events = client.job(job_id, "/events", limit=8)["data"]
     out.print(page(job, ledger, entries, checkpoints, events))
@@ -156,6 +160,9 @@ def logs(
             else:
                 at = datetime.fromtimestamp(event["created_at"]).time()
                 out.print(f"[dim]{at} {event['level']:5}[/] {escape(event['message'])}", soft_wrap=True)
+
+
+jobs.command("export")(export_job)
 
 
 def watched(client: Client, job_id: str) -> NoReturn:
