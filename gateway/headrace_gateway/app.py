@@ -48,12 +48,13 @@ def create_app(settings: Settings, redis_url: str, controllers: Controllers | No
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect(redis_url)
         runs = controllers or RayControllers(settings, redis_url, JobStore(redis))
-        app.state.gateway = Gateway.over(settings, redis, runs)
+        gateway = app.state.gateway = Gateway.over(settings, redis, runs)
         exports = Exports(settings, redis_url, JobStore(redis))
         reconciling = asyncio.create_task(_reconcile_forever(redis, runs, exports), name="reconcile")
         try:
             yield
         finally:
+            gateway.hub.close()
             reconciling.cancel()
             with suppress(asyncio.CancelledError):
                 await reconciling

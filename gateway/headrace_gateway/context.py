@@ -18,6 +18,7 @@ from .audit import Audit
 from .controllers import Controllers
 from .files import FileStore
 from .graders import Trials
+from .hub import Hub
 from .identity import LOCAL, By, Principal
 from .models import Models
 
@@ -34,6 +35,7 @@ class Gateway:
     models: Models
     controllers: Controllers
     trials: Trials
+    hub: Hub
     keys: KeyStore
     audit: Audit
     principal: Principal = LOCAL
@@ -46,7 +48,8 @@ class Gateway:
         files = FileStore(redis, settings.data_dir / "files", settings.max_upload_bytes)
         trials = Trials(settings.reward_rules)
         keys, audit = KeyStore(redis), Audit(redis, settings.audit_entries)
-        return cls(settings, redis, jobs, files, Models(settings, jobs), controllers, trials, keys, audit)
+        models, hub = Models(settings, jobs), Hub(redis)
+        return cls(settings, redis, jobs, files, models, controllers, trials, hub, keys, audit)
 
     def seen_by(self, principal: Principal) -> Gateway:
         """The same parts, in the hands of another."""

@@ -19,6 +19,8 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import uvicorn
+import uvloop
+from fastapi import FastAPI
 
 from headrace_core.errors import Unavailable
 from headrace_core.jobs import JobStore
@@ -27,6 +29,7 @@ from headrace_core.settings import Settings
 
 from . import data_folder, local_ray
 from .app import create_app
+from .context import Gateway
 from .controllers import RayControllers
 from .redis_server import RedisServer
 
@@ -45,14 +48,14 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         listener = parts.enter_context(_listener(settings.host, settings.port))
         redis_url = settings.redis_url or parts.enter_context(_embedded_redis(settings))
         parts.enter_context(local_ray.connected(_ray_address(settings)))
-        asyncio.run(_run(settings, redis_url, listener, announce))
+        uvloop.run(_run(settings, redis_url, listener, announce))
 
 
 async def _run(settings: Settings, redis_url: str, listener: socket.socket, announce: Callable[[str], None]) -> None:
     redis = connect(redis_url)
     try:
         await ping(redis)
-        server = _Server(settings, redis_url)
+        server = _SignalledServer(create_app(settings, redis_url))
         host, port = listener.getsockname()[:2]
         announce(f"http://{host}:{port}")
         await server.serve(sockets=[listener])
@@ -62,16 +65,31 @@ async def _run(settings: Settings, redis_url: str, listener: socket.socket, anno
         await redis.aclose()
 
 
-class _Server(uvicorn.Server):
-    """Ends at a signal without raising it again, because what comes after it still has to be done."""
+class Server(uvicorn.Server):
+    """Serves an app until `should_exit`; event streams end first, so that nothing has to be waited for."""
 
-    def __init__(self, settings: Settings, redis_url: str) -> None:
-        app = create_app(settings, redis_url)
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
         super().__init__(
             uvicorn.Config(
-                app, log_level="warning", access_log=False, timeout_graceful_shutdown=_STREAMS_END_SECONDS, ws="none"
+                app,
+                http="httptools",
+                ws="none",
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=_STREAMS_END_SECONDS,
             )
         )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No new connections, streams end, requests under way have a few seconds."""
+        gateway: Gateway = self._app.state.gateway
+        gateway.hub.close()
+        await super().shutdown(sockets)
+
+
+class _SignalledServer(Server):
+    """Ends at a signal without raising it again, because what comes after it still has to be done."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,33 +1,61 @@
-"""Streams that follow a job: from any point of its past, on as it goes, to its end.
-
-Invariant: a stream ends after the last entry, never before: the job has ended, and a whole second brought nothing new.
-"""
+"""The answer that carries an event stream. A connection that takes nothing for `STUCK_SECONDS` is cut off."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Collection
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
 
-from headrace_core.history import KINDS, Entry, Kind
-from headrace_core.jobs import ENDED, JobStore
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
 
 PING_SECONDS = 10
-_QUIET_SECONDS = 1.0
-_PAGE = 500
+"""A stream that has nothing to say carries a comment so often."""
+STUCK_SECONDS = 60.0
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""Neither caches nor proxies may hold a stream back."""
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events."}
+}
 
 
-async def follow(
-    jobs: JobStore, job_id: str, number: int, kinds: Collection[Kind] = KINDS
-) -> AsyncIterator[Entry | None]:
-    """Entries as they come; None about once a second, busy or quiet."""
-    paused = time.monotonic()
-    while True:
-        found = await jobs.history.after(job_id, number, _PAGE, kinds, block=_QUIET_SECONDS)
-        for entry in found:
-            number = entry.number
-            yield entry
-        if not found and (await jobs.get(job_id)).status in ENDED:
-            return
-        if time.monotonic() - paused >= _QUIET_SECONDS:
-            yield None
-            paused = time.monotonic()
+class EventStream(Response):
+    """Sends pieces as they come, until they or the client end."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(send), name="event stream")
+        leaving = asyncio.create_task(_left(receive), name="event stream's client")
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.wait((sending, leaving))
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._pieces):
+            async for piece in self._pieces:
+                if not piece:
+                    continue
+                try:
+                    async with asyncio.timeout(STUCK_SECONDS):
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                except TimeoutError:
+                    return  # without the last chunk: the server closes the connection, the client knows it is cut off
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

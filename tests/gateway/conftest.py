@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
@@ -19,7 +18,9 @@ from headrace_core.errors import Unavailable
 from headrace_core.jobs import Job, JobStore
 from headrace_core.settings import Settings
 from headrace_gateway.app import create_app
+from headrace_gateway.hub import Hub
 from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.serve import Server
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder"
 MODEL = "headrace/tiny-adder"
@@ -70,6 +71,8 @@ class Served:
     redis: Redis
     controllers: Controllers
     data_dir: Path
+    server: Server
+    hub: Hub
 
 
 @pytest.fixture
@@ -77,11 +80,15 @@ async def served(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> Asy
     settings = Settings(data_dir=tmp_path, max_upload_bytes=MAX_UPLOAD_BYTES)
     controllers = Controllers()
     app = create_app(settings, redis_server.url, controllers)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+    server = Server(app)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))
         port = listener.getsockname()[1]
-        yield Served(f"http://127.0.0.1:{port}", JobStore(redis), redis, controllers, tmp_path)
+        async with asyncio.timeout(30):
+            while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
+                await asyncio.sleep(0.005)
+        hub: Hub = app.state.gateway.hub
+        yield Served(f"http://127.0.0.1:{port}", JobStore(redis), redis, controllers, tmp_path, server, hub)
         server.should_exit = True
         await asyncio.wait_for(running, timeout=10)
 

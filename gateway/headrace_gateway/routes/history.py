@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
-from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from headrace_core.history import EVENTS
 from headrace_core.jobs import event_of
 
-from ..context import Gateway, Here
+from ..context import Here
 from ..cursors import event_number, resumed
 from ..schemas import checkpoint_object, event_object, listing, page
-from ..streaming import PING_SECONDS, follow
+from ..streaming import EVENT_STREAM, EventStream
+from ..voices import OPENAI
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["jobs"])
 
@@ -24,7 +21,7 @@ After = Annotated[str | None, Query(max_length=200)]
 LastEventId = Annotated[str | None, Header(max_length=200)]
 
 
-@router.get("/events", response_model=None)
+@router.get("/events", response_model=None, responses=EVENT_STREAM)
 async def events(
     here: Here,
     job_id: str,
@@ -36,7 +33,7 @@ async def events(
     """Newest first; with `stream=true` oldest first, as server-sent events, until the job has ended."""
     await here.jobs.get(job_id)
     if stream:
-        return EventSourceResponse(_told(here, job_id, resumed(job_id, last_event_id)), ping=PING_SECONDS)
+        return EventStream(here.hub.listen(job_id, resumed(job_id, last_event_id), OPENAI))
     before = None if after is None else event_number(job_id, after, "after")
     found = await here.jobs.history.newest(job_id, "event", before, limit + 1)
     return listing([event_object(event_of(job_id, e)) for e in found[:limit]], len(found) > limit)
@@ -50,12 +47,3 @@ async def checkpoints(
     await here.jobs.get(job_id)
     found, has_more = page(await here.jobs.checkpoints(job_id), after, limit)
     return listing([checkpoint_object(job_id, c) for c in found], has_more)
-
-
-async def _told(here: Gateway, job_id: str, since: int) -> AsyncIterator[ServerSentEvent]:
-    async for entry in follow(here.jobs, job_id, since, EVENTS):
-        if entry is not None:
-            event = event_of(job_id, entry)
-            data = msgspec.json.encode(event_object(event)).decode()
-            yield ServerSentEvent(data, event="fine_tuning.job.event", id=event.id)
-    yield ServerSentEvent("[DONE]")

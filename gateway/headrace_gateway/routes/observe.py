@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
-from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from headrace_core.history import MEASURED, STEPS
-from headrace_core.jobs import event_of
 
 from ..answers import ready
-from ..context import Gateway, Here
+from ..context import Here
 from ..cursors import entry_number, resumed
 from ..observed import GroupObject, LedgerObject, Measured, MeasurementList, RewardObject, StalenessObject
-from ..progress import estimated_finish
 from ..reward_summary import summary
-from ..schemas import event_object, job_object, listing
-from ..streaming import PING_SECONDS, follow
+from ..schemas import listing
+from ..streaming import EventStream
+from ..voices import EVERYTHING
 from .history import After, LastEventId
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
@@ -107,38 +104,16 @@ async def metrics(
     return ready(listing(data, len(found) > limit))
 
 
-@router.get("/stream")
-async def stream(here: Here, job_id: str, last_event_id: LastEventId = None) -> EventSourceResponse:
+@router.get("/stream", response_model=None, response_class=EventStream, status_code=200)
+async def stream(
+    here: Here,
+    job_id: str,
+    thin: Annotated[int | None, Query(ge=2, le=10_000)] = None,
+    last_event_id: LastEventId = None,
+) -> EventStream:
     """Everything the dashboard shows, from the job's beginning and on as it comes. SSE events: `event` (what the job
     says), `step`, `evaluation`, `update`, `worker`, `reward` (measurements), `state` (job, ledger and what the reward
-    does, about once a second)."""
+    does, when it changes, at most once a second), `done`. With `thin`, of what is past at most so many of each kind and
+    worker, the first and the last among them."""
     await here.jobs.get(job_id)
-    return EventSourceResponse(_everything(here, job_id, resumed(job_id, last_event_id)), ping=PING_SECONDS)
-
-
-async def _everything(here: Gateway, job_id: str, number: int) -> AsyncIterator[ServerSentEvent]:
-    yield await _state(here, job_id)
-    async for entry in follow(here.jobs, job_id, number):
-        if entry is None:
-            yield await _state(here, job_id)
-        elif entry.kind == "event":
-            yield _sse("event", event_object(event_of(job_id, entry)), str(entry.number))
-        else:
-            yield ServerSentEvent(entry.data.decode(), event=entry.kind, id=str(entry.number))
-    yield await _state(here, job_id)
-    yield ServerSentEvent("[DONE]", event="done")
-
-
-async def _state(here: Gateway, job_id: str) -> ServerSentEvent:
-    job = await here.jobs.get(job_id)
-    account = await here.ledger(job_id).account()
-    state = {
-        "job": job_object(job, estimated_finish(job)),
-        "ledger": account.as_dict(),
-        "reward": summary(await here.jobs.rewards(job_id)),
-    }
-    return _sse("state", state, None)
-
-
-def _sse(name: str, data: dict[str, Any], entry_id: str | None) -> ServerSentEvent:
-    return ServerSentEvent(msgspec.json.encode(data).decode(), event=name, id=entry_id)
+    return EventStream(here.hub.listen(job_id, resumed(job_id, last_event_id), EVERYTHING, thin))

@@ -1,0 +1,215 @@
+"""Event streams of jobs: one reader of Redis a job and process, however many listen.
+
+                       ┌───────────── a Follower, while somebody listens ─────────────┐
+    history, XREAD ──► │ batch: encoded once a voice ──► a Listener's few batches     │ ──► one write a listener
+    job, ledger,       │ state: once a second, encoded once, handed out if it changed │
+    rewards ─────────► └──────────────────────────────────────────────────────────────┘
+    history, in pages ──► a listener that joins, or that was too slow, at its own pace
+
+Invariants:
+
+* a listener gets every entry after the number it asked for, once, in order: it takes up batches before it reads the
+  past, of what both hold it sends the past's, and where a batch does not follow what was sent it reads the past again;
+* a slow listener holds a few batches, which it shares with all others, and then falls back to reading the past;
+* a stream ends after the last entry, never before: the job has ended, and a whole second brought nothing new;
+* when the server stops, streams end at once, without the `[DONE]` of a job that ended: clients come back and go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+
+from headrace_core.jobs import ENDED, Job, JobStore
+from headrace_core.ledger import Ledger
+
+from .listener import Batch, Listener, told
+from .progress import estimated_finish
+from .reward_summary import summary
+from .schemas import job_object
+from .streaming import PING_SECONDS
+from .voices import Voice, sse, thinned
+
+log = structlog.get_logger(__name__)
+
+_QUIET_SECONDS = 1.0
+_STATE_SECONDS = 1.0
+_GATHER_SECONDS = 0.2
+"""Entries that come singly do not wake every listener singly."""
+_PAGE = 500
+_PING = b": ping\n\n"
+_STOPPING = b": the server stops\n\n"
+_encode = msgspec.json.Encoder().encode
+_SAID = {"message": "the stream broke; come back with the id of its last event", "type": "server_error"}
+_BROKEN = sse("error", _encode({"error": {**_SAID, "param": None, "code": "stream_broke"}}))
+
+
+class Hub:
+    """All followed jobs of this process."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._followers: dict[str, Follower] = {}
+        self._closed = False
+
+    async def listen(self, job_id: str, number: int, voice: Voice, thin: int | None = None) -> AsyncGenerator[bytes]:
+        """Server-sent events of a job from after `number` on to its end; pieces of any length, each of whole events.
+
+        With `thin`, of what is past at most so many of each source.
+        """
+        if self._closed:
+            yield _STOPPING
+            return
+        follower = self._followers.get(job_id)
+        if follower is None or follower.over:
+            follower = self._followers[job_id] = Follower(self._redis, job_id)
+        listener = follower.joined(voice, number)
+        try:
+            async for piece in follower.pieces(listener, voice, thin):
+                yield piece
+        finally:
+            last = follower.left(listener)
+            if last and self._followers.get(job_id) is follower:
+                del self._followers[job_id]
+
+    @property
+    def followed(self) -> dict[str, int]:
+        """Listeners by job."""
+        return {job_id: follower.listeners for job_id, follower in self._followers.items()}
+
+    def close(self) -> None:
+        """End every stream; none begins afterwards."""
+        self._closed = True
+        for follower in self._followers.values():
+            follower.end(_STOPPING)
+
+
+class Follower:
+    """One job, followed from its first listener's coming to its last one's leaving."""
+
+    def __init__(self, redis: Redis, job_id: str) -> None:
+        self._jobs, self._ledger, self._job_id = JobStore(redis), Ledger(redis, job_id), job_id
+        self._history = self._jobs.history
+        self._listeners: set[Listener] = set()
+        self._state = b""
+        self._position = 0
+        """Everything up to here was handed to the listeners of the time."""
+        self._begun = asyncio.Event()
+        self._task = asyncio.create_task(self._follow_safely(), name=f"follow {job_id}")
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing comes any more."""
+        return self._task.done()
+
+    @property
+    def listeners(self) -> int:
+        return len(self._listeners)
+
+    def joined(self, voice: Voice, number: int) -> Listener:
+        """A new listener, who is handed everything from now on."""
+        listener = Listener(voice, number)
+        listener.state(self._state)
+        self._listeners.add(listener)
+        return listener
+
+    def left(self, listener: Listener) -> bool:
+        """Whether that was the last one; then nothing is followed any more."""
+        self._listeners.discard(listener)
+        if not self._listeners:
+            self._task.cancel()
+        return not self._listeners
+
+    def end(self, last: bytes) -> None:
+        """Let every listener send what it has, and `last`."""
+        for listener in self._listeners:
+            listener.end(last)
+        self._begun.set()
+
+    # ── the job's side ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _follow_safely(self) -> None:
+        """Where it fails, whatever the reason, its listeners are told; their clients come back, to a new follower."""
+        try:
+            await self._follow()
+        except Exception:
+            log.exception("the event streams of a job broke", job=self._job_id, listeners=self.listeners)
+            self.end(_BROKEN)
+
+    async def _follow(self) -> None:
+        self._position = await self._history.last(self._job_id)
+        job = await self._tell_state()
+        self._begun.set()
+        stated = pinged = time.monotonic()
+        while True:
+            found = await self._history.after(self._job_id, self._position, _PAGE, block=_QUIET_SECONDS)
+            if found:
+                batch = Batch(self._job_id, self._position, found)
+                self._position = batch.last
+                for listener in self._listeners:
+                    listener.hand(batch)
+            elif job.status in ENDED:
+                break
+            now = time.monotonic()
+            if now - stated >= _STATE_SECONDS:
+                job, stated = await self._tell_state(), now
+            if now - pinged >= PING_SECONDS:
+                pinged = now
+                for listener in self._listeners:
+                    listener.ping(_PING)
+            if 0 < len(found) < _PAGE:
+                await asyncio.sleep(_GATHER_SECONDS)
+        await self._tell_state()
+        for listener in self._listeners:
+            listener.end(listener.voice.done)
+
+    async def _tell_state(self) -> Job:
+        job = await self._jobs.get(self._job_id)
+        body = {
+            "job": job_object(job, estimated_finish(job)),
+            "ledger": (await self._ledger.account()).as_dict(),
+            "reward": summary(await self._jobs.rewards(self._job_id)),
+        }
+        state = sse("state", _encode(body))
+        if state != self._state:
+            self._state = state
+            for listener in self._listeners:
+                listener.state(state)
+        return job
+
+    # ── a listener's side ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def pieces(self, listener: Listener, voice: Voice, thin: int | None) -> AsyncGenerator[bytes]:
+        """Everything that the listener is to send."""
+        await self._begun.wait()
+        yield listener.newest_state()
+        async for piece in self._past(listener, voice, self._position, thin):
+            yield piece
+        while True:
+            await listener.wait()
+            while (to := listener.missed_to) is not None:
+                async for piece in self._past(listener, voice, to, None):
+                    yield piece
+            ended = listener.ended
+            yield listener.take()
+            if ended:
+                return
+
+    async def _past(self, listener: Listener, voice: Voice, to: int, thin: int | None) -> AsyncGenerator[bytes]:
+        """What was recorded after the listener's number, at least up to `to`."""
+        gathered = []
+        while listener.number < to:
+            found = await self._history.after(self._job_id, listener.number, _PAGE, voice.kinds)
+            complete = len(found) < _PAGE
+            listener.number = max([to] * complete + [e.number for e in found[-1:]])
+            if thin is None:
+                yield told(voice, self._job_id, found)
+            else:
+                gathered += found
+        for start in range(0, len(kept := thinned(gathered, thin or 0)), _PAGE):
+            yield told(voice, self._job_id, kept[start : start + _PAGE])
