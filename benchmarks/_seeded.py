@@ -74,7 +74,7 @@ class Seeded:
     def measurements(self, after: int = 0) -> Iterator[Metrics]:
         """Everything measured from step `after` + 1 on."""
         random_numbers = random.Random(self.number * 1_000_003 + after)
-        if after == 0:
+        if after == 0 and self.steps:
             yield self._evaluation(0)
         for step in range(after + 1, self.steps + 1):
             yield _step(step, self.total, self._time(step), random_numbers)

@@ -1,5 +1,6 @@
 // What stands above every page.
 
+import { h } from "./dom.js";
 import { isDark, onTheme, toggle } from "./theme.js";
 
 export function wireHeader() {
@@ -12,4 +13,11 @@ export function wireHeader() {
   button.addEventListener("click", toggle);
   onTheme(name);
   name();
+  addEventListener("load", () => offerLogout(button), { once: true });
+}
+
+// Where keys are required, /login is a page, which says who is logged in; else it leads on.
+async function offerLogout(button) {
+  const answer = await fetch("/login", { redirect: "manual" }).catch(() => null);
+  if (answer?.ok) button.before(h("a", { class: "meta link", href: "/login" }, "Log out"));
 }

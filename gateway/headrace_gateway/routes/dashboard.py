@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[1] / "dashboard"
 HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
 }
 """Of every page and file of the dashboard. `no-cache`: a browser keeps them, and asks whether they are the same."""
@@ -48,6 +48,12 @@ def page_of(name: str) -> FileResponse:
 async def page(job_id: str | None = None) -> FileResponse:
     """The list of jobs, jobs beside each other, or one job."""
     return page_of("index.html")
+
+
+@router.get("/jobs/{job_id}/completions")
+async def completions(job_id: str) -> FileResponse:
+    """What steps of one job trained on, to be read."""
+    return page_of("completions.html")
 
 
 @router.get("/favicon.ico")

@@ -9,7 +9,8 @@ import { Plane, ticks } from "./plane.js";
 const PAD = { left: 38, right: 10, top: 10, bottom: 26 };
 const NARROWEST = 3; // pixels of a column
 const HATCH = 5; // pixels between two lines
-const shade = (share) => 0.08 + 0.92 * Math.sqrt(share);
+const shade = (share, least) => least + (1 - least) * Math.sqrt(share);
+const LEAST = { trained: 0.08, late: 0.4 }; // so that a single token beyond the bound is seen
 
 export class AgeHeat extends Plane {
   #found = { columns: [], width: 1, top: 0 };
@@ -18,7 +19,7 @@ export class AgeHeat extends Plane {
   constructor(place) {
     super(place, { height: 260, nothing: "After the first step: the ages of its tokens.", label: "Token ages over the steps. Arrow keys read single cells." });
     this.steps = [];
-    this.keys.append(h("span", {}, "share of the step's tokens ", scale()), h("span", {}, h("i", { class: "masked" }), "too old: left out of the gradient"), h("span", {}, h("i", { class: "dashed bound" }), "bound"));
+    this.keys.append(h("span", {}, "share of the step's tokens ", scale()), h("span", {}, h("i", { class: "tick" }), "mean age of what was trained"), h("span", {}, h("i", { class: "masked" }), "too old: left out of the gradient"), h("span", {}, h("i", { class: "dashed bound" }), "bound"));
   }
 
   // `bounds`: [first step, bound]… in order
@@ -40,6 +41,7 @@ export class AgeHeat extends Plane {
     this.y = (age) => height - PAD.bottom - (age / this.rows) * (height - PAD.top - PAD.bottom);
     this.#axes(ctx, width, height);
     for (const column of this.#found.columns) for (const age of column.ages) this.#cell(ctx, column, age);
+    this.#mean(ctx);
     this.#edge(ctx, width);
   }
 
@@ -56,9 +58,19 @@ export class AgeHeat extends Plane {
     const x = this.x(from), wide = this.x(Math.min(to + 1, this.last)) - x, gap = wide > 6 ? 1 : 0;
     const y = this.y(age + 1) + 0.5, high = this.y(age) - this.y(age + 1) - 1;
     const late = masked > tokens / 2;
-    ctx.fillStyle = color(late ? "clay" : "water", shade(share));
+    ctx.fillStyle = late ? color("clay", shade(share, LEAST.late)) : color("water", shade(share, LEAST.trained));
     ctx.fillRect(x, y, wide - gap, high);
     if (late) hatch(ctx, x, y, wide - gap, high);
+  }
+
+  #mean(ctx) {
+    ctx.strokeStyle = color("ink");
+    ctx.lineWidth = 1.5;
+    ctx.beginPath();
+    for (const { from, to, mean } of this.#found.columns) {
+      if (mean !== null) ctx.lineTo(this.x(Math.min(this.last, (from + to + 1) / 2)), this.y(mean + 0.5));
+    }
+    ctx.stroke();
   }
 
   // Stepped where the bound was changed; named where it now is.

@@ -41,7 +41,8 @@ export class LagTimeline extends Plane {
       row.forEach((lag, bin) => {
         if (lag < 0) return;
         ctx.fillStyle = this.#color(lag);
-        ctx.fillRect(this.x(bin), y, this.x(bin + 1) - this.x(bin) + 0.3, high);
+        const x = Math.round(this.x(bin)); // whole pixels: neighbours neither overlap nor leave a gap
+        ctx.fillRect(x, y, Math.round(this.x(bin + 1)) - x, high);
       });
     });
     ctx.fillStyle = color("soft");

@@ -2,7 +2,7 @@
 
 const LATELY = 20; // steps
 
-// Steps gathered in at most `most` columns of equal width: [{ from, to, ages: [{ age, tokens, masked, share }] }]. Where the
+// Steps gathered in at most `most` columns of equal width: [{ from, to, mean, ages: [{ age, tokens, masked, share }] }]. Where the
 // history is thinned, a column is as wide as the gap, so that a picture of it has no holes.
 export function columns(steps, most) {
   if (!steps.length) return { columns: [], width: 1, top: 0 };
@@ -14,7 +14,7 @@ export function columns(steps, most) {
     if (!found.has(at)) found.set(at, []);
     found.get(at).push(step);
   }
-  const made = [...found].map(([at, its]) => ({ from: first + at * width, to: first + (at + 1) * width - 1, ages: together(its) }));
+  const made = [...found].map(([at, its]) => ({ from: first + at * width, to: first + (at + 1) * width - 1, ages: together(its), mean: meanAge(its) }));
   return { columns: made, width, top: Math.max(0, ...made.flatMap((c) => c.ages.map((a) => a.age))) };
 }
 

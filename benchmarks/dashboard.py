@@ -1,0 +1,189 @@
+"""How soon the dashboard is there, with 100 jobs of 2,000 steps each: from going to the address to the last chart.
+
+A real gateway (uvicorn, in a process of its own) over a real Redis, in which `JobStore.record` has stored every step,
+and a real Chromium with an empty cache. Two figures for each of the two pages, both by the browser's Performance API,
+medians over the rounds:
+
+    first paint   first contentful paint
+    drawn         the list's rows and sparklines, or every chart of a job with its whole history, are on the page
+
+One job also has the heartbeats and weight updates of three workers, 14,000 more measurements; it is the one looked at.
+
+    python benchmarks/dashboard.py [--seed N] [--out FILE] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from _report import arguments, report
+from _seeded import Seeded
+
+from headrace_core.jobs import Job
+from headrace_core.redis import connect
+from headrace_core.settings import Settings
+from headrace_gateway.app import create_app
+from headrace_gateway.redis_server import RedisServer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from browser.chromium import Browser, start_chromium
+
+LIMIT_SECONDS = 1.0
+"""PASS: median first contentful paint, and median time until drawn, of both pages."""
+
+JOBS, STEPS = 100, 2000
+SIDE_BY_SIDE = 8
+"""Jobs stored at a time."""
+DRAWN = "performance.getEntriesByName('drawn')[0]?.startTime"
+PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+
+
+class RunsNothing:
+    """Controllers of a gateway that is only looked at."""
+
+    async def ensure(self, job: Job) -> None: ...
+
+    async def cancel(self, job_id: str) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def reconcile(self) -> None: ...
+
+    async def suspend(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One page in one round, in milliseconds."""
+
+    painted: float
+    drawn: float
+
+
+def looked_at() -> Seeded:
+    """The job whose page is opened."""
+    return Seeded(0, STEPS, STEPS + 500, workers=3)
+
+
+async def store(url: str) -> float:
+    """Seconds that it took to store every job."""
+    began = time.perf_counter()
+    waiting = iter([looked_at(), *(Seeded(n, STEPS, STEPS, "succeeded", beats=0) for n in range(1, JOBS))])
+
+    async def storing() -> None:
+        async with connect(url) as redis:
+            for job in waiting:
+                await job.store(redis)
+
+    await asyncio.gather(*(storing() for _ in range(SIDE_BY_SIDE)))
+    return time.perf_counter() - began
+
+
+def serve(url: str, data_dir: str, port: int) -> None:
+    """The gateway alone, until it is interrupted."""
+    app = create_app(Settings(data_dir=Path(data_dir)), url, RunsNothing())
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", ws="none", timeout_graceful_shutdown=1)
+
+
+@contextmanager
+def gateway(url: str, data_dir: Path) -> Iterator[str]:
+    """The address of a gateway in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, __file__, "--serve", url, str(data_dir), str(port)])
+    try:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError("the gateway was not up within 60 s")
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def look(browser: Browser, url: str) -> Seen:
+    """Open a page with an empty cache, and wait until it is drawn."""
+    browser.driver.get("about:blank")
+    browser.driver.execute_cdp_cmd("Network.clearBrowserCache", {})
+    browser.open(url)
+    return Seen(drawn=float(browser.until(DRAWN, timeout=60)), painted=float(browser.until(PAINTED)))
+
+
+def measure(address: str, folder: Path, rounds: int) -> dict[str, list[Seen]]:
+    """Each page in each round, after one that does not count: the browser's own start is not the page's."""
+    pages = {"list": "/", "job": f"/jobs/{looked_at().id}"}
+    found: dict[str, list[Seen]] = {name: [] for name in pages}
+    driver = start_chromium(folder / "profile")
+    try:
+        browser = Browser(driver, folder)
+        look(browser, address)
+        for _ in range(rounds):
+            for name, path in pages.items():
+                found[name].append(look(browser, address + path))
+        browser.close()
+    finally:
+        driver.quit()
+    return found
+
+
+def medians(found: dict[str, list[Seen]]) -> dict[str, dict[str, float]]:
+    """Seconds, by page and figure."""
+    return {
+        name: {
+            "painted": statistics.median(s.painted for s in seen) / 1000,
+            "drawn": statistics.median(s.drawn for s in seen) / 1000,
+        }
+        for name, seen in found.items()
+    }
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        return
+    parser = arguments("dashboard", __doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="times that each page is opened")
+    run(parser.parse_args())
+
+
+def run(options: argparse.Namespace) -> None:
+    """Store, look, report."""
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        (data := Path(folder) / "data").mkdir()
+        server = RedisServer(data)
+        server.start()
+        try:
+            stored = asyncio.run(store(server.url))
+            print(f"{JOBS} jobs of {STEPS} steps stored in {stored:.0f} s", flush=True)
+            with gateway(server.url, data) as address:
+                found = measure(address, Path(folder), options.rounds)
+        finally:
+            server.stop()
+    seconds = medians(found)
+    passed = all(figure <= LIMIT_SECONDS for page in seconds.values() for figure in page.values())
+    figures = ", ".join(f"{n} painted {s['painted']:.2f} s, drawn {s['drawn']:.2f} s" for n, s in seconds.items())
+    result: dict[str, Any] = {"limit_seconds": LIMIT_SECONDS, "jobs": JOBS, "steps": STEPS, "seconds": seconds}
+    result |= {"rounds": {n: [vars(s) for s in seen] for n, seen in found.items()}, "load_before": load}
+    report("dashboard", passed, f"{figures}, limit {LIMIT_SECONDS:.0f} s", result, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+// What a token's colour says. Pure: a tint is a colour of style.css and how much of it, between 0 and 1.
+
+const MOST = 0.62; // of a colour behind text, so that the text stays readable
+const LOWEST = -6; // log-probability that has the whole colour: 1 in 400
+
+const amount = (share) => MOST * Math.min(1, Math.max(0, share));
+
+// Each way to colour: its name, what it shows, what good looks like, the tint of a token (null: not known of it), and
+// the values that its legend names. `scale` is { oldest, cap }: the age and the weight that have the whole colour.
+export const WAYS = {
+  age: {
+    name: "Age",
+    goodIs: "Good: ages rise towards the beginning of long completions, and nothing beyond the bound is trained (struck through).",
+    tint: (token, { oldest }) => (token.age === null ? null : { color: "clay", share: amount(token.age / Math.max(1, oldest)) }),
+    legend: ({ oldest }) => steps(oldest).map((age) => [{ age }, age === 1 ? "1 version" : `${age} versions`]),
+  },
+  weight: {
+    name: "Importance weight",
+    goodIs: "Good: nearly colourless, weights near 1. Strong colours: the policy has moved far from what sampled the token.",
+    tint: ({ weight }, { cap }) => {
+      if (weight === null) return null;
+      const side = Math.log(Math.max(weight, 1e-9)) / Math.log(Math.max(cap, 1.01));
+      return { color: side > 0 ? "clay" : "water", share: amount(Math.sqrt(Math.abs(side))) };
+    },
+    legend: ({ cap }) => [[{ weight: 1 / cap }, `${short(1 / cap)} or less`], [{ weight: 1 / Math.sqrt(cap) }, short(1 / Math.sqrt(cap))], [{ weight: 1 }, "1"],
+      [{ weight: Math.sqrt(cap) }, short(Math.sqrt(cap))], [{ weight: cap }, `${short(cap)} (cap)`]],
+  },
+  logprob: {
+    name: "Log-probability",
+    goodIs: "Good: colour at few tokens, where there was something to decide. Colour everywhere: the policy guesses; none anywhere: it explores no more.",
+    tint: ({ logprob }) => (logprob === null ? null : { color: "violet", share: amount(logprob / LOWEST) }),
+    legend: () => [0, -1, -3, LOWEST].map((logprob) => [{ logprob }, `${short(logprob)} (${chance(logprob)})`]),
+  },
+  plain: {
+    name: "Plain",
+    goodIs: "Good: you would have given the completions the rewards that they have.",
+    tint: () => ({ color: "clay", share: 0 }),
+    legend: () => [],
+  },
+};
+
+export const WHY = {
+  too_old: "older than the bound",
+  zero_weight: "its loss weight is 0",
+  not_sampled: "the environment's: not sampled",
+  no_reward: "its completion has no reward to learn from",
+  greedy: "of the greedy completion, only compared with",
+};
+
+export const chance = (logprob) => {
+  const share = 100 * Math.exp(logprob);
+  return share < 0.1 ? "< 0.1 %" : `${share < 10 ? share.toFixed(1) : Math.round(share)} %`;
+};
+
+export const short = (v) => (v === null || v === undefined ? "–" : Number(v.toFixed(2)).toString().replace("-", "−"));
+
+// At most six ages, from 0 to the oldest.
+function steps(oldest) {
+  const apart = Math.max(1, Math.ceil(oldest / 5));
+  const found = [];
+  for (let age = 0; age < oldest; age += apart) found.push(age);
+  return [...found, oldest];
+}
