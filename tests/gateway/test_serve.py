@@ -79,10 +79,10 @@ def test_starts_refuses_a_second_stops_clean_and_starts_again(tmp_path: Path) ->
         assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
 
         with pytest.raises(InvalidState, match=str(process.pid)):
-            serve(Settings(data_dir=folder, port=0), lambda _: None)
+            serve(Settings(data_dir=folder, port=0), lambda *_: None)
         port = int(url.rsplit(":", 1)[1])
         with pytest.raises(Unavailable, match=f"port {port}"):
-            serve(Settings(data_dir=tmp_path / "other", port=port), lambda _: None)
+            serve(Settings(data_dir=tmp_path / "other", port=port), lambda *_: None)
         assert httpx.get(f"{url}/healthz").status_code == 200
     assert shared_memory() <= memory
     with started(folder) as (url, _):

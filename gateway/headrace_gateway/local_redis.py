@@ -1,0 +1,33 @@
+"""The Redis of this machine's service, for commands that work on it directly: the operator's own, the one that a
+running server started, or, where none runs, one that is started for as long as the command takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from headrace_core.errors import InvalidState
+from headrace_core.settings import Settings
+
+from . import data_folder
+from .redis_server import RedisServer, running
+
+
+@contextmanager
+def reached(settings: Settings) -> Iterator[str]:
+    """Its address. Raises `Unavailable` where it does not start, or a server has not started it yet."""
+    if settings.redis_url is not None:
+        yield settings.redis_url
+        return
+    folder = settings.data_dir.absolute() / "redis"
+    with ExitStack() as parts:
+        try:
+            parts.enter_context(data_folder.held(settings.data_dir))
+        except InvalidState:  # a server runs on it, and has Redis
+            address = running(folder)
+        else:
+            server = RedisServer(folder, settings.start_timeout)
+            parts.callback(server.stop)
+            server.start()
+            address = server.url
+        yield address
