@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 
 from headrace_core.jobs import event_of
 
+from ..answers import ready
 from ..context import Here
 from ..cursors import event_number, resumed
+from ..responses.jobs import CheckpointList, EventList
 from ..schemas import checkpoint_object, event_object, listing, page
 from ..streaming import EVENT_STREAM, EventStream
 from ..voices import OPENAI
@@ -21,7 +23,7 @@ After = Annotated[str | None, Query(max_length=200)]
 LastEventId = Annotated[str | None, Header(max_length=200)]
 
 
-@router.get("/events", response_model=None, responses=EVENT_STREAM)
+@router.get("/events", response_model=EventList, responses=EVENT_STREAM)
 async def events(
     here: Here,
     job_id: str,
@@ -29,21 +31,21 @@ async def events(
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     stream: bool = False,
     last_event_id: LastEventId = None,
-) -> dict[str, Any] | Response:
-    """Newest first; with `stream=true` oldest first, as server-sent events, until the job has ended."""
+) -> Response:
+    """What a job said, newest first; with `stream=true` oldest first, as server-sent events, until the job has ended."""
     await here.jobs.get(job_id)
     if stream:
         return EventStream(here.hub.listen(job_id, resumed(job_id, last_event_id), OPENAI))
     before = None if after is None else event_number(job_id, after, "after")
     found = await here.jobs.history.newest(job_id, "event", before, limit + 1)
-    return listing([event_object(event_of(job_id, e)) for e in found[:limit]], len(found) > limit)
+    return ready(listing([event_object(event_of(job_id, e)) for e in found[:limit]], len(found) > limit))
 
 
-@router.get("/checkpoints")
+@router.get("/checkpoints", response_model=CheckpointList)
 async def checkpoints(
     here: Here, job_id: str, after: After = None, limit: Annotated[int, Query(ge=1, le=100)] = 10
-) -> dict[str, Any]:
-    """Newest first."""
+) -> Response:
+    """What a job saved, newest first."""
     await here.jobs.get(job_id)
     found, has_more = page(await here.jobs.checkpoints(job_id), after, limit)
-    return listing([checkpoint_object(job_id, c) for c in found], has_more)
+    return ready(listing([checkpoint_object(job_id, c) for c in found], has_more))

@@ -114,6 +114,6 @@ async def stream(
     """Everything the dashboard shows, from the job's beginning and on as it comes. SSE events: `event` (what the job
     says), `step`, `evaluation`, `update`, `worker`, `reward` (measurements), `state` (job, ledger and what the reward
     does, when it changes, at most once a second), `done`. With `thin`, of what is past at most so many of each kind and
-    worker, the first and the last among them."""
+    worker, the first and the last among them; an event `live` follows them."""
     await here.jobs.get(job_id)
     return EventStream(here.hub.listen(job_id, resumed(job_id, last_event_id), EVERYTHING, thin))
