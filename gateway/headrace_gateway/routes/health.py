@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 
 from headrace_core.errors import Unavailable
 from headrace_core.redis import ping
@@ -35,7 +35,7 @@ async def readyz(here: Here) -> Ready:
     return Ready(status="ready")
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(here: Here) -> Response:
     """Every job's state, for Prometheus; docs/prometheus.md names the series."""
     return Response(await exposition(here.redis), media_type=CONTENT_TYPE)

@@ -32,7 +32,7 @@ async def events(
     stream: bool = False,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """What a job said, newest first; with `stream=true` oldest first, as server-sent events, until the job has ended."""
+    """What a job said, newest first; with `stream=true` oldest first, as server-sent events, until it has ended."""
     await here.jobs.get(job_id)
     if stream:
         return EventStream(here.hub.listen(job_id, resumed(job_id, last_event_id), OPENAI))
