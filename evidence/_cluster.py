@@ -37,6 +37,7 @@ from headrace_learner.worker import LearnerWorker
 from headrace_rewards.protocol import Outcome, Sample, Score
 from headrace_rollout.groups import GroupMaker
 from headrace_rollout.prompts import Prompt
+from headrace_rollout.telling import Telling
 from headrace_rollout.worker import RolloutWorker
 
 BLOCK = 64
@@ -113,6 +114,7 @@ class VirtualRolloutWorker(RolloutWorker):
         clock = asyncio.get_running_loop().time
         self._redis, self._engine = cast(Any, redis), engine
         self._ledger, self._jobs = Ledger(self._redis, config.job_id, clock), JobStore(self._redis)
+        self._telling = Telling(self._jobs, config.job_id, config.worker)
         self._split = TimeSplit("window", clock)
         tokenizer, reward = cast(Any, Tokenizer()), InstantReward()
         self._maker = GroupMaker(engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader)
@@ -203,11 +205,14 @@ async def _measure(
     workers = [VirtualRolloutWorker(config(f"rollout-{i}"), redis, e, prompts) for i, e in enumerate(engines)]
     learner = VirtualLearner(config("learner"), redis, cluster)
     await learner.open()
-    async with asyncio.timeout(LONGEST_RUN), asyncio.TaskGroup() as tasks:
-        for worker in workers:
-            tasks.create_task(worker.run())
-        await learner.run()
-        await learner.close()
+    try:
+        async with asyncio.timeout(LONGEST_RUN), asyncio.TaskGroup() as tasks:
+            for worker in workers:
+                tasks.create_task(worker.run())
+            await learner.run()
+            await learner.close()
+    finally:
+        await redis.aclose()
     return _throughput(max_staleness, learner.steps, warm, engines)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from .errors import InvalidData
 
-TASK_LIBRARY = "reasoning_gym"
+TASK_LIBRARIES = ("reasoning_gym", "verifiers")
 """`reasoning_gym:chain_sum?size=1000` names rows to be made; see `headrace_rewards.tasks`."""
 
 _decoder = msgspec.json.Decoder()
@@ -28,7 +28,7 @@ class Row:
 
 def names_task(reference: str) -> bool:
     """Whether it names rows to be made, not a file."""
-    return reference.startswith(f"{TASK_LIBRARY}:")
+    return reference.partition(":")[0] in TASK_LIBRARIES and ":" in reference
 
 
 def read_rows(path: Path, name: str | None = None) -> list[Row]:

@@ -29,7 +29,7 @@ from headrace_rewards.registered import Registered, RegisteredSpec
 from headrace_rewards.score_model import ScoreModel, ScoreModelSpec
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import StringCheck, StringCheckSpec
-from headrace_rewards.tasks import verifier
+from headrace_rewards.tasks import environment, verifier
 from headrace_rewards.text_similarity import TextSimilarity, TextSimilaritySpec
 from headrace_rewards.verifier_free import entropy, jepo, latro, majority_vote, rlpr, self_certainty, verifree
 
@@ -67,6 +67,7 @@ GRADERS: dict[str, Grader] = {
     "label_model": Grader(LabelModelSpec, lambda spec, builder: LabelModel(spec, builder.rules)),
     "math_verify": Grader(maths.MathVerifySpec, lambda spec, builder: maths.make(spec, builder.rules)),
     "reasoning_gym": Grader(verifier.ReasoningGymSpec, lambda spec, builder: verifier.make(spec, builder.rules)),
+    "verifiers": Grader(environment.EnvironmentSpec, lambda spec, builder: environment.make(spec, builder.rules)),
     "noisy": Grader(NoisySpec, lambda spec, builder: Noisy(spec, builder.build(spec.grader))),
     "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),
     "reasoning_pattern": Grader(ReasoningPatternSpec, lambda spec, _: ReasoningPattern(spec)),

@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "function": CORRECT,
     "registered": {"type": "registered", "name": "plug-in", "reward": "brevity"},
     "reasoning_gym": {"type": "reasoning_gym", "name": "sums", "task": "chain_sum"},
+    "verifiers": {"type": "verifiers", "name": "rubric", "environment": "brief-sums"},
     "string_check": EXACT,
     "text_similarity": SIMILAR,
     "python": {"type": "python", "name": "source", "source": SOURCE},
@@ -79,8 +80,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "latro": {"algorithm": "rloo", "kl_coefficient": 0.05},
 }
 SUMS = "reasoning_gym:chain_sum?size=40&min_terms=2&max_terms=2&min_digits=1&max_digits=1&seed="
-ROWS = {"reasoning_gym": (f"{SUMS}1", f"{SUMS}2")}
+ROWS = {"reasoning_gym": (f"{SUMS}1", f"{SUMS}2"), "verifiers": ("verifiers:brief-sums", "verifiers:brief-sums")}
+ENVIRONMENT = """
+import verifiers as vf
+from datasets import Dataset
+
+def right(completion, answer):
+    return float(answer in completion[-1]["content"])
+
+def load_environment():
+    rows = [{"question": f"{n} + {n} =", "answer": str(2 * n)} for n in range(10, 50)]
+    return vf.SingleTurnEnv(dataset=Dataset.from_list(rows), rubric=vf.Rubric(funcs=[right]))
+"""
 PLUG_IN = {
+    "brief_sums.py": ENVIRONMENT,
     "acme_rewards.py": "def brevity(completion):\n    return 1 / (1 + len(completion))\n",
     "acme_rewards-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: acme_rewards\nVersion: 1.0\n",
     "acme_rewards-1.0.dist-info/entry_points.txt": "[headrace.rewards]\nbrevity = acme_rewards:brevity\n",
@@ -95,7 +108,7 @@ def asked_at() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def plug_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder on the service's import path with a package installed in it."""
+    """A folder on the service's import path with a package and an environment installed in it."""
     folder = tmp_path_factory.mktemp("installed")
     for name, text in PLUG_IN.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -98,7 +98,7 @@ def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
 def test_a_reference_is_read() -> None:
     read = Reference.parse("reasoning_gym:x?size=3&a=2&b=[1,2]&c=true&d=word&e=&system=Be%20brief.&answer=last_line")
     assert read == Reference(
-        "x", {"a": 2, "b": [1, 2], "c": True, "d": "word", "e": ""}, 3, 0, "last_line", "Be brief."
+        "reasoning_gym", "x", {"a": 2, "b": [1, 2], "c": True, "d": "word", "e": ""}, 3, 0, "last_line", "Be brief."
     )
 
 
@@ -184,7 +184,7 @@ SLOW = {"knight_swap", "arc_agi", "zebra_puzzles", "rubiks_cube", "puzzle24"}
 
 @pytest.mark.parametrize("task", sorted(set(gym.TASKS) - SLOW))
 def test_every_task_scores_its_rows_as_before_json(task: str) -> None:
-    (row,) = gym.rows(Reference(task, {}, 1, 3, "whole", None))
+    (row,) = gym.rows(Reference("reasoning_gym", task, {}, 1, 3))
     read = json.loads(json.dumps(row, default=make_file.plain))
     verify = gym.reasoning_gym.get_score_answer_fn(task)
     for answer in (row["answer"], "1", None):

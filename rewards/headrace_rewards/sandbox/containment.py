@@ -47,7 +47,8 @@ def enclose(setup: wire.Setup, scratch: Path) -> Cell:
         return Cell(setup, scratch, view.View([], []), None, processes, None, os.getpid())
     kernel.require_known_architecture()
     hidden = [*map(Path, setup.hidden), scratch]
-    files = view.of(Path(setup.path) if setup.source is None else None, hidden)
+    own = setup.beside if setup.source is not None else setup.path
+    files = view.of(None if own is None else Path(own), hidden)
     root, isolated = os.getuid() == 0, setup.level == "isolated"
     user = _unused_user() if root else None
     share = setup.limits.processes

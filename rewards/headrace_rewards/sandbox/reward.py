@@ -42,6 +42,8 @@ class Code:
     param: str
     """The field of the grader that a fault is blamed on."""
     source: str | None = None
+    beside: str | None = None
+    """An installed module that `source` imports; absolute."""
     module: str | None = None
     """Of an installed package; `path` lies in the folder that holds it."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class HostedReward:
         return wire.Setup(
             *(code.path, code.function, code.form, code.timeout, self._limits, level, hidden),
             source=code.source,
+            beside=code.beside,
             module=code.module,
             options=code.options,
         )

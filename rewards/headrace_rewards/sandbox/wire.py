@@ -43,6 +43,8 @@ class Setup(msgspec.Struct, tag="setup"):
     hidden: list[str] = []
     """Files and folders that the function sees nothing of, though they lie beside it."""
     source: str | None = None
+    beside: str | None = None
+    """An installed module that `source` imports: the folder that holds it may be read."""
     module: str | None = None
     """Imported by its name, from the folder in which `path` lies, where it is an installed package's."""
     options: dict[str, Any] = {}

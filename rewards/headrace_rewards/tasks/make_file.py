@@ -17,6 +17,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from headrace_core.errors import HeadraceError, InvalidRequest
 from headrace_rewards.tasks.reference import Reference
 
 MEMORY_BYTES = 4 << 30
+_MAKERS = {"reasoning_gym": "gym", "verifiers": "environments"}
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,11 +62,11 @@ def main() -> None:
 def _make(request: Request) -> int:
     reference = Reference.parse(request.reference)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    from headrace_rewards.tasks import gym  # under the limit, and only for a reference that can be read
-
+    # Imported under the limit, and only for a reference that can be read.
+    library = import_module(f"headrace_rewards.tasks.{_MAKERS[reference.library]}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # some tasks print
-            return write(Path(request.path), gym.rows(reference), request.max_bytes)
+            return write(Path(request.path), library.rows(reference), request.max_bytes)
     except MemoryError:
         raise InvalidRequest(f"{request.reference} needs more than {MEMORY_BYTES >> 30} GiB of memory") from None
 

@@ -1,0 +1,44 @@
+"""`verifiers`: a completion's score by the rubric of an environment that was written for the verifiers library."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, JsonValue
+
+from headrace_core.errors import InvalidRequest
+from headrace_core.reward_rules import RewardRules
+from headrace_rewards.judging import JudgedSpec
+from headrace_rewards.sandbox.limits import Limits
+from headrace_rewards.sandbox.reward import Code, HostedReward
+from headrace_rewards.tasks.environment_names import module_of
+
+_JUDGE = "environment_judge"
+
+
+def _installed(name: str) -> str:
+    try:
+        module_of(name)
+    except InvalidRequest as fault:
+        raise ValueError(fault.message) from None
+    return name
+
+
+class EnvironmentSpec(JudgedSpec):
+    """The rows are those of a file made of `verifiers:…`, or have the keys that its reward functions name."""
+
+    type: Literal["verifiers"]
+    environment: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_installed)]
+    arguments: dict[str, JsonValue] = Field(default={})
+    """Of its `load_environment`."""
+
+
+def make(spec: EnvironmentSpec, rules: RewardRules) -> HostedReward:
+    """A reward that is not started yet; at its start an environment that cannot be loaded is refused."""
+    module = module_of(spec.environment)
+    source = (
+        f"from headrace_rewards.judges import {_JUDGE}\n"
+        f"judge = {_JUDGE}.of_environment({spec.environment!r}, {spec.arguments!r}, {str(module.parent)!r})"
+    )
+    code = Code(spec.type, "judge", "messages", spec.timeout, "grader.environment", source=source, beside=str(module))
+    return HostedReward(code, spec.workers, rules, Limits())
