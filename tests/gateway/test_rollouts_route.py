@@ -15,7 +15,7 @@ from gateway.conftest import Served, stored_job
 from gateway.kept_groups import END, MODEL_FOLDER, completion, environment_token, group
 from headrace_core.rollouts import Rollout, RolloutStore
 from headrace_gateway import rollout_objects
-from headrace_gateway.rollout_objects import RolloutList
+from headrace_gateway.responses.rollouts import RolloutList
 from headrace_gateway.routes.rollouts import MOST_TOKENS
 
 JOB = "ftjob-1"

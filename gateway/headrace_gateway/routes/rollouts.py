@@ -15,7 +15,8 @@ from fastapi.responses import Response
 from headrace_core.rollouts import Rollout, RolloutStore
 
 from ..context import Here
-from ..rollout_objects import RolloutList, rollout_list, tokens_in
+from ..responses.rollouts import RolloutList
+from ..rollout_objects import rollout_list, tokens_in
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
 
