@@ -44,6 +44,8 @@ _GATHER_SECONDS = 0.2
 _PAGE = 500
 _PING = b": ping\n\n"
 _STOPPING = b": the server stops\n\n"
+_LIVE = sse("live", b"{}")
+"""Between a thinned past and what comes: whoever wants a picture of the past alone has it."""
 _encode = msgspec.json.Encoder().encode
 _SAID = {"message": "the stream broke; come back with the id of its last event", "type": "server_error"}
 _BROKEN = sse("error", _encode({"error": {**_SAID, "param": None, "code": "stream_broke"}}))
@@ -190,6 +192,8 @@ class Follower:
         yield listener.newest_state()
         async for piece in self._past(listener, voice, self._position, thin):
             yield piece
+        if thin is not None:
+            yield _LIVE
         while True:
             await listener.wait()
             while (to := listener.missed_to) is not None:

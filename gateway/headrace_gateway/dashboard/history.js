@@ -11,7 +11,7 @@ export async function history(id) {
   await get(jobPath(id));
   return new Promise((resolve, reject) => {
     const measured = new Measurements(), source = new EventSource(`${jobPath(id)}/stream?thin=${THIN}`);
-    let states = 0, job = null;
+    let job = null;
     const end = (how, what) => {
       clearTimeout(limit);
       source.close();
@@ -19,12 +19,10 @@ export async function history(id) {
     };
     const limit = setTimeout(() => end(reject, new Error(`The history of ${id} did not come within a minute.`)), QUIET_MS);
     for (const kind of ["step", "evaluation"]) source.addEventListener(kind, (message) => measured.add(kind, JSON.parse(message.data)));
-    source.addEventListener("state", (message) => { // one before the history, one after it
+    source.addEventListener("state", (message) => {
       ({ job } = JSON.parse(message.data));
-      states += 1;
-      if (states === 2) end(resolve, { job, measured });
     });
-    source.addEventListener("done", () => end(resolve, { job, measured }));
+    source.addEventListener("live", () => end(resolve, { job, measured }));
     source.addEventListener("error", () => end(reject, new Error("The gateway went away. Reload the page.")));
   });
 }

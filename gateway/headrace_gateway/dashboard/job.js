@@ -14,7 +14,6 @@ import { Staleness } from "./panels/staleness.js";
 import { Tiles } from "./panels/tiles.js";
 import { Workers } from "./panels/workers.js";
 
-const FIRST_MS = 60; // after the first message: the history comes at once
 const REDRAW_MS = 500;
 const GROUPS = [["learning", "Learning"], ["staleness", "Staleness"], ["flow", "Flow"], ["trust", "Reward"], ["control", "Control"]];
 
@@ -45,7 +44,8 @@ class JobPage {
       this.state = data;
       this.measured.addDepths(Date.now() / 1000, data.ledger.states);
     } else this.measured.add(kind, data);
-    this.#due ??= setTimeout(() => this.#draw(), this.#built ? REDRAW_MS : FIRST_MS);
+    if (kind === "live") this.#draw();
+    else if (this.#built) this.#due ??= setTimeout(() => this.#draw(), REDRAW_MS);
   }
 
   refused(error) {
@@ -54,8 +54,8 @@ class JobPage {
   }
 
   #draw() {
+    clearTimeout(this.#due);
     this.#due = null;
-    if (!this.state) return;
     const first = !this.#built;
     if (first) this.#build(this.state.job);
     const { state, measured, settings } = this, bounds = settings.bounds;

@@ -8,7 +8,7 @@
 import { get, jobPath, Refused } from "./api.js";
 import { connection } from "./dom.js";
 
-const KINDS = ["state", "event", "step", "evaluation", "update", "worker"];
+const KINDS = ["state", "event", "step", "evaluation", "update", "worker", "live"];
 export const THIN = 400; // entries of each kind and worker: more than a chart has pixels for
 const AGAIN_MS = 1000;
 const TOO_MANY = 429;
@@ -19,7 +19,7 @@ export class Live {
   #over = false;
   #leaving = null;
 
-  // `begin()` before the first message of each connection, `on(kind, data)` for each, `refused(error)` when there is no such job
+  // `begin()` before the first message of each connection, `on(kind, data)` for each (`live`: the past is told), `refused(error)` when there is no such job
   constructor(id, { begin, on, refused }) {
     Object.assign(this, { id, begin, on, refused });
     document.addEventListener("visibilitychange", () => this.#seen());
