@@ -27,28 +27,46 @@ from headrace_core.settings import Settings
 
 from . import document, envelope
 from .access import Access
+from .chats import Chats, RayChats
 from .context import Gateway
 from .controllers import Controllers, RayControllers
 from .exporting.supervisor import Exports
-from .routes import access, dashboard, files, graders, health, history, jobs, login, models, observe, overview, rollouts
+from .routes import (
+    access,
+    chat,
+    dashboard,
+    files,
+    graders,
+    health,
+    history,
+    jobs,
+    login,
+    models,
+    observe,
+    overview,
+    rollouts,
+)
 
 log = structlog.get_logger(__name__)
 
 RECONCILE_SECONDS = 5.0
 _ROUTERS: Sequence[APIRouter] = (
     files.router, jobs.router, history.router, observe.router, rollouts.router, overview.router, graders.router,
-    models.router, access.router, health.router, login.router, dashboard.router,
+    chat.router, models.router, access.router, health.router, login.router, dashboard.router,
 )  # fmt: skip
 
 
-def create_app(settings: Settings, redis_url: str, controllers: Controllers | None = None) -> FastAPI:
-    """The app over the Redis at `redis_url`; jobs are run by `controllers` (Ray actors, if not given)."""
+def create_app(
+    settings: Settings, redis_url: str, controllers: Controllers | None = None, chats: Chats | None = None
+) -> FastAPI:
+    """The app over the Redis at `redis_url`; jobs are run by `controllers`, models chat in `chats` (Ray actors, if not
+    given)."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect(redis_url)
         runs = controllers or RayControllers(settings, redis_url, JobStore(redis))
-        gateway = app.state.gateway = Gateway.over(settings, redis, runs)
+        gateway = app.state.gateway = Gateway.over(settings, redis, runs, chats or RayChats(settings, redis))
         exports = Exports(settings, redis_url, JobStore(redis))
         reconciling = asyncio.create_task(_reconcile_forever(redis, runs, exports), name="reconcile")
         try:

@@ -15,6 +15,7 @@ from headrace_core.settings import Settings
 
 from .api_keys import KeyStore
 from .audit import Audit
+from .chats import Chats
 from .controllers import Controllers
 from .files import FileStore
 from .graders import Trials
@@ -34,6 +35,7 @@ class Gateway:
     files: FileStore
     models: Models
     controllers: Controllers
+    chats: Chats
     trials: Trials
     hub: Hub
     keys: KeyStore
@@ -42,14 +44,15 @@ class Gateway:
     """In whose name things are made."""
 
     @classmethod
-    def over(cls, settings: Settings, redis: Redis, controllers: Controllers) -> Gateway:
+    def over(cls, settings: Settings, redis: Redis, controllers: Controllers, chats: Chats) -> Gateway:
         """The parts, all over one Redis."""
         jobs = JobStore(redis)
         files = FileStore(redis, settings.data_dir / "files", settings.max_upload_bytes)
         trials = Trials(settings.reward_rules)
         keys, audit = KeyStore(redis), Audit(redis, settings.audit_entries)
-        models, hub = Models(settings, jobs), Hub(redis)
-        return cls(settings, redis, jobs, files, models, controllers, trials, hub, keys, audit)
+        return cls(
+            settings, redis, jobs, files, Models(settings, jobs), controllers, chats, trials, Hub(redis), keys, audit
+        )
 
     def seen_by(self, principal: Principal) -> Gateway:
         """The same parts, in the hands of another."""

@@ -30,6 +30,7 @@ from headrace_core.settings import Settings
 from . import data_folder, local_ray
 from .api_keys import KeyStore
 from .app import create_app
+from .chats import RayChats
 from .context import Gateway
 from .controllers import RayControllers
 from .redis_server import RedisServer
@@ -53,7 +54,9 @@ def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
         uvloop.run(_run(settings, redis_url, listener, announce))
 
 
-async def _run(settings: Settings, redis_url: str, listener: socket.socket, announce: Callable[[str, bool], None]) -> None:
+async def _run(
+    settings: Settings, redis_url: str, listener: socket.socket, announce: Callable[[str, bool], None]
+) -> None:
     redis = connect(redis_url)
     try:
         await ping(redis)
@@ -62,7 +65,8 @@ async def _run(settings: Settings, redis_url: str, listener: socket.socket, anno
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
         await server.serve(sockets=[listener])
         if _ray_address(settings) is None:  # a cluster of its own goes on without this process
-            await RayControllers(settings, redis_url, JobStore(redis)).suspend()
+            controllers, chats = RayControllers(settings, redis_url, JobStore(redis)), RayChats(settings, redis)
+            await asyncio.gather(controllers.suspend(), chats.stop())
     finally:
         await redis.aclose()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from headrace_core.errors import NotFound
-
 from ..answers import ready
 from ..context import Here
-from ..responses.service import ModelList, ModelObject
+from ..model_removal import remove
+from ..responses.service import DeletedModel, ModelList, ModelObject
 from ..schemas import model_object
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -24,7 +23,11 @@ async def list_models(here: Here) -> Response:
 @router.get("/{name:path}", response_model=ModelObject)
 async def retrieve(here: Here, name: str) -> Response:
     """One model."""
-    for model in await here.models.all():
-        if model.name == name:
-            return ready(model_object(model))
-    raise NotFound(f"no model {name!r}", param="model", code="model_not_found")
+    return ready(model_object(await here.models.get(name)))
+
+
+@router.delete("/{name:path}", response_model=DeletedModel)
+async def delete(here: Here, name: str) -> Response:
+    """Deletes a trained model's checkpoint. Refused while an unfinished job needs it, and for a base model."""
+    await remove(here, name)
+    return ready({"id": name, "object": "model", "deleted": True})

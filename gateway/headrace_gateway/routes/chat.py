@@ -1,0 +1,178 @@
+"""/v1/chat/completions: any base model and any trained one, answered whole or as a stream.
+
+Invariant: a chat whose client has gone is aborted in the model's process, streamed or not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from headrace_core.chat import ChatPart, ChatProgress, ChatToken
+from headrace_core.errors import HeadraceError
+from headrace_core.jobs import new_id
+
+from ..chat_schemas import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    CreateChatCompletion,
+    Delta,
+    Logprobs,
+    TokenLogprob,
+    Usage,
+)
+from ..chats import Chat
+from ..context import Here
+from ..envelope import answer_to
+from ..streaming import EventStream
+
+router = APIRouter(prefix="/v1/chat", tags=["chat"])
+
+_CLIENT_LEFT = 499
+_IMPOSSIBLE = -9999.0
+"""For a log-probability of minus infinity, which JSON cannot say; OpenAI's own number for it."""
+
+
+@router.post(
+    "/completions",
+    response_model=ChatCompletion,
+    responses={
+        200: {
+            "description": "The completion; with `stream` a `ChatCompletionChunk` an event, then `data: [DONE]`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def create(here: Here, body: CreateChatCompletion, request: Request) -> Response:
+    """What a model says next in a conversation. The first request for a model loads it, which takes a while."""
+    model = await here.models.get(body.model)
+    chat = await here.chats.begin(model, body.request())
+    answer = _Answer(body, chat.prompt_tokens)
+    if body.stream:
+        return EventStream(_events(chat, answer, body))
+    try:
+        async for progress in _progress(chat):
+            if await request.is_disconnected():
+                return Response(status_code=_CLIENT_LEFT)
+            answer.add(progress)
+    finally:
+        chat.abort()
+    return Response(answer.whole().model_dump_json(), media_type="application/json")
+
+
+async def _progress(chat: Chat) -> AsyncIterator[ChatProgress]:
+    """Every reading of it, to its end."""
+    while True:
+        progress = await chat.read()
+        yield progress
+        if progress.ended:
+            return
+
+
+async def _events(chat: Chat, answer: _Answer, body: CreateChatCompletion) -> AsyncGenerator[bytes, None]:
+    """The role of every choice, its parts as they come, how it ended; then the usage if it was asked for."""
+    usage = body.stream_options is not None and body.stream_options.include_usage
+
+    def event(chunk: ChatCompletionChunk) -> bytes:
+        return _event(chunk.model_dump_json(exclude=None if usage else {"usage"}))
+
+    try:
+        for index in range(body.n or 1):
+            yield event(answer.chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content=""))))
+        async for progress in _progress(chat):
+            answer.add(progress)
+            if not progress.parts:
+                yield b": still at it\n\n"
+            for part in progress.parts:
+                for choice in answer.choices_of(part):
+                    yield event(answer.chunk(choice))
+        if usage:
+            yield event(answer.chunk(None))
+        yield _event("[DONE]")
+    except HeadraceError as error:  # the status is long sent; the client raises what an event says
+        yield _event(bytes(answer_to(error).body).decode())
+    finally:
+        chat.abort()
+
+
+def _event(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()
+
+
+class _Answer:
+    """One answer as it comes together."""
+
+    def __init__(self, body: CreateChatCompletion, prompt_tokens: int) -> None:
+        self._id = new_id("chatcmpl-")
+        self._created = int(time.time())
+        self._body = body
+        self._prompt_tokens = prompt_tokens
+        self._completion_tokens = 0
+        self._parts: list[list[ChatPart]] = [[] for _ in range(body.n or 1)]
+
+    def add(self, progress: ChatProgress) -> None:
+        """What a reading brought."""
+        self._completion_tokens = progress.completion_tokens
+        for part in progress.parts:
+            self._parts[part.choice].append(part)
+
+    def whole(self) -> ChatCompletion:
+        """After the end."""
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._body.model,
+            choices=[self._choice(index, parts) for index, parts in enumerate(self._parts)],
+            usage=self._usage(),
+        )
+
+    def chunk(self, choice: ChunkChoice | None) -> ChatCompletionChunk:
+        """A part of one choice; without one, the usage."""
+        return ChatCompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._body.model,
+            choices=[] if choice is None else [choice],
+            usage=self._usage() if choice is None else None,
+        )
+
+    def choices_of(self, part: ChatPart) -> list[ChunkChoice]:
+        """A part as it is streamed: its text, if it has any, and apart from it how the choice ended."""
+        found = []
+        if part.text or part.tokens:
+            delta, logprobs = Delta(content=part.text), self._logprobs(part.tokens)
+            found.append(ChunkChoice(index=part.choice, delta=delta, logprobs=logprobs))
+        if part.finish_reason is not None:
+            found.append(ChunkChoice(index=part.choice, delta=Delta(), finish_reason=part.finish_reason))
+        return found
+
+    def _choice(self, index: int, parts: Sequence[ChatPart]) -> Choice:
+        return Choice(
+            index=index,
+            message=AnswerMessage(content="".join(part.text for part in parts)),
+            logprobs=self._logprobs([token for part in parts for token in part.tokens]),
+            finish_reason=next(part.finish_reason for part in parts if part.finish_reason is not None),
+        )
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            total_tokens=self._prompt_tokens + self._completion_tokens,
+        )
+
+    def _logprobs(self, tokens: Sequence[ChatToken]) -> Logprobs | None:
+        return Logprobs(content=[_logprob(token) for token in tokens]) if self._body.logprobs else None
+
+
+def _logprob(token: ChatToken) -> TokenLogprob:
+    whole = "\ufffd" not in token.text
+    logprob = token.logprob if math.isfinite(token.logprob) else _IMPOSSIBLE
+    return TokenLogprob(token=token.text, bytes=list(token.text.encode()) if whole else None, logprob=logprob)

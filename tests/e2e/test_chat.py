@@ -1,0 +1,130 @@
+"""Chats through `headrace serve`: with a base model, with what a job trained, and the processes behind them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from headrace_core.data import read_rows
+
+from .service import ADDER, Service
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+MODEL = "headrace/tiny-adder"
+QUESTION: list[Any] = [{"role": "user", "content": "What is 37 + 56?"}]
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+LIMIT = 120.0
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One that keeps a single model loaded, and not for long."""
+    settings = {"HEADRACE_CHAT_MODELS": "1", "HEADRACE_CHAT_IDLE_SECONDS": "8"}
+    service = Service(tmp_path_factory.mktemp("service") / "data", settings)
+    yield service
+    family = psutil.Process(service.pid).children(recursive=True)
+    assert service.stop() == 0
+    _, left = psutil.wait_procs(family, timeout=10)  # a process that has said good-bye to Ray still has to end
+    assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def actors(service: Service) -> list[psutil.Process]:
+    """The processes that chat, by the name that Ray gives them."""
+    found = []
+    for process in psutil.Process(service.pid).children(recursive=True):
+        try:
+            if "ChatActor" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return found
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def said(service: Service, model: str, messages: list[Any] = QUESTION, **options: Any) -> str:
+    answer = service.openai.chat.completions.create(model=model, messages=messages, temperature=0, **options)
+    return answer.choices[0].message.content or ""
+
+
+def streamed(service: Service, model: str) -> str:
+    stream = service.openai.chat.completions.create(model=model, messages=QUESTION, temperature=0, stream=True)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+
+def test_a_trained_checkpoint_says_what_its_evaluation_heard(service: Service) -> None:
+    job_id = service.submit(n_steps=1, eval_interval=1, eval_samples=16, learning_rate=1e-2)
+    assert said(service, MODEL) == streamed(service, MODEL)  # while the job runs, on all cores of the machine
+    service.wait(job_id, "succeeded")
+    model = service.openai.fine_tuning.jobs.retrieve(job_id).fine_tuned_model
+    (checkpoint,) = service.openai.fine_tuning.jobs.checkpoints.list(job_id).data
+    assert model is not None
+
+    rows = read_rows(ADDER / "validation.jsonl")[:16]
+    answers = [said(service, model, [*row.messages], max_tokens=48) for row in rows]
+    heard = service.metrics(job_id, "evaluation")[-1]
+    correct = sum(ANSWER.findall(a) == [r.item["answer"]] for a, r in zip(answers, rows, strict=True))
+    assert heard["step"] == 1
+    assert heard["reward_mean"] == pytest.approx(correct / len(rows))
+
+    by_step = checkpoint.fine_tuned_model_checkpoint
+    assert said(service, by_step) == streamed(service, by_step) == streamed(service, model)
+    assert said(service, by_step) != said(service, MODEL), "a step at this rate changes what it says"
+
+    folder = Path(service.openai.models.retrieve(model).path)  # type: ignore[attr-defined]
+    assert folder.is_dir()
+    assert service.openai.models.delete(by_step).deleted
+    assert not folder.exists()
+    with pytest.raises(openai.NotFoundError):
+        said(service, model)
+
+
+def test_one_model_gives_way_to_another_and_an_idle_one_ends(service: Service) -> None:
+    said(service, MODEL)
+    (first,) = actors(service)
+    said(service, "headrace/tiny-longtail", [{"role": "user", "content": "1 2 3"}], max_tokens=4)
+    (second,) = actors(service)
+    assert first.pid != second.pid, "the idle one ended for the other"
+    until(lambda: not actors(service), "a model that nobody chats with is unloaded")
+    assert said(service, MODEL), "and loaded again when it is asked for"
+
+
+def test_a_model_whose_process_died_is_loaded_again(service: Service) -> None:
+    before = said(service, MODEL)
+    (process,) = actors(service)
+    process.kill()
+    assert said(service, MODEL) == before
+    (another,) = actors(service)
+    assert another.pid != process.pid
+
+
+def test_a_busy_model_does_not_give_way_until_its_client_leaves(service: Service) -> None:
+    said(service, MODEL)
+    with ExitStack() as streams:
+        for _ in range(6):  # more completions than are decoded at once
+            ask = service.openai.chat.completions.create
+            stream = ask(model=MODEL, messages=QUESTION, n=16, temperature=2.0, stream=True)
+            next(iter(streams.enter_context(stream)))
+        body = {"model": "headrace/tiny-longtail", "messages": QUESTION, "max_tokens": 4}
+        refused = httpx.post(f"{service.address}/v1/chat/completions", json=body, timeout=LIMIT)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "chat_models_busy"
+    assert f"{MODEL} (" in refused.json()["error"]["message"]
+    assert refused.headers["retry-after"]
+    patient = service.openai.with_options(max_retries=5)  # comes again when it is told to
+    patient.chat.completions.create(model="headrace/tiny-longtail", messages=QUESTION, max_tokens=4)
