@@ -35,7 +35,7 @@ SOURCES = [
     p for part in ("core", "rollout", "learner", "rewards", "gateway") for p in sorted((ROOT / part).rglob("*.py"))
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-CLIENT_VARIABLES = {"HEADRACE_URL"}
+CLIENT_VARIABLES = {"HEADRACE_URL", "HEADRACE_API_KEY"}
 """Read by the command line; no setting of the service."""
 
 
