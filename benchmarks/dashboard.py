@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from _report import arguments, report
 from _seeded import Seeded
 
@@ -38,6 +37,7 @@ from headrace_core.redis import connect
 from headrace_core.settings import Settings
 from headrace_gateway.app import create_app
 from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.serve import Server
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -97,7 +97,8 @@ async def store(url: str) -> float:
 def serve(url: str, data_dir: str, port: int) -> None:
     """The gateway alone, until it is interrupted."""
     app = create_app(Settings(data_dir=Path(data_dir)), url, RunsNothing())
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", ws="none", timeout_graceful_shutdown=1)
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        asyncio.run(Server(app).serve(sockets=[listener]))
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-import uvicorn
 from redis.asyncio import Redis
 from selenium import webdriver
 
@@ -24,6 +23,7 @@ from headrace_core.redis import answer, connect
 from headrace_core.settings import Settings
 from headrace_gateway.app import create_app
 from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.serve import Server
 from paths import ROOT
 
 from .chromium import Browser, start_chromium
@@ -47,7 +47,7 @@ class Site:
     def start(self) -> None:
         """Serve until `stop`; on the same port each time."""
         app = create_app(self._settings, self._redis_url, self.controllers)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none"))
+        self._server = Server(app)
         listener = socket.create_server(("127.0.0.1", self._port))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="gateway")
         self._thread.start()
