@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.fine_tuning import FineTuningJobEvent
+from redis.asyncio import Redis
 
-from headrace_core.jobs import Checkpoint, model_name
+from headrace_core.jobs import CHECKPOINT_MODEL, Checkpoint, JobStore, model_name
+from headrace_gateway.document import operations
 
-from .conftest import MODEL, Served, body, rows
+from .conftest import ADDER, GRADER, MODEL, Served, body, rows
+from .test_chat_routes import LocalChats, chats, url  # noqa: F401 (fixtures)
+from .test_observe import EVALUATION, step
 
 
 async def test_the_life_of_a_job(client: AsyncOpenAI, served: Served, training_file: str) -> None:
@@ -130,3 +141,186 @@ async def test_an_idempotency_key_names_a_request(client: AsyncOpenAI, training_
     with pytest.raises(openai.BadRequestError) as other_body:
         await client.fine_tuning.jobs.create(**body(training_file, suffix="other"), extra_headers=key)
     assert other_body.value.code == "idempotency_key_reused"
+
+
+async def ended_job(jobs: JobStore, client: AsyncOpenAI, training_file: str) -> str:
+    """A job that was cancelled after two steps and an evaluation."""
+    job = await client.fine_tuning.jobs.create(**body(training_file))
+    await jobs.move(job.id, "running")
+    for measured in (step(1, 0.25), EVALUATION, step(2, 0.5)):
+        await jobs.record(job.id, measured)
+    await jobs.move(job.id, "cancelled")
+    return job.id
+
+
+async def test_the_results_of_a_job_are_a_file(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    running = await client.fine_tuning.jobs.create(**body(training_file))
+    assert running.result_files == []
+    job_id = await ended_job(served.jobs, client, training_file)
+    (file_id,) = (await client.fine_tuning.jobs.retrieve(job_id)).result_files
+    file = await client.files.retrieve(file_id)
+    content = (await client.files.content(file_id)).content
+    assert (file.purpose, file.filename, file.bytes) == ("fine-tune-results", f"{job_id}-steps.csv", len(content))
+    table = list(csv.DictReader(io.StringIO(content.decode())))
+    assert [row["step"] for row in table] == ["1", "2"]
+    assert [float(row["train_mean_reward"]) for row in table] == [0.25, 0.5]
+    assert [row["full_valid_mean_reward"] for row in table] == ["0.75", ""]
+    assert [row["largest_age"] for row in table] == ["2", "2"]
+    with pytest.raises(openai.BadRequestError, match="belongs to its job"):
+        await client.files.delete(file_id)
+
+
+async def test_results_are_listed_before_anyone_has_asked_for_them(
+    client: AsyncOpenAI, served: Served, training_file: str
+) -> None:
+    job_id = await ended_job(served.jobs, client, training_file)
+    listed = [f.id async for f in client.files.list(purpose="fine-tune-results")]
+    assert listed == (await client.fine_tuning.jobs.retrieve(job_id)).result_files
+    assert [f.id async for f in client.files.list(order="asc")] == [training_file, *listed]
+    with pytest.raises(openai.NotFoundError):
+        await client.files.retrieve("file-results-none")
+
+
+async def test_files_are_paged_in_both_orders(client: AsyncOpenAI) -> None:
+    made = [(await client.files.create(file=(f"{n}", rows(1)), purpose="fine-tune")).id for n in range(5)]
+    other = (await client.files.create(file=("other", rows(1)), purpose="evals")).id
+    for order, expected in (("asc", made), ("desc", made[::-1])):
+        listed = client.files.list(limit=2, order=order, purpose="fine-tune")  # type: ignore[arg-type]
+        assert [file.id async for file in listed] == expected
+    assert (await client.files.list(limit=1, order="desc")).data[0].id == other
+    after = await client.files.list(after=made[1], order="asc", limit=2)
+    assert ([file.id for file in after.data], after.has_more) == (made[2:4], True)
+
+
+async def test_events_and_checkpoints_are_paged_newest_first(
+    client: AsyncOpenAI, served: Served, training_file: str
+) -> None:
+    job = await client.fine_tuning.jobs.create(**body(training_file))
+    for number in range(30):
+        await served.jobs.tell(job.id, str(number))
+        saved = Checkpoint(f"ftckpt_{number}", 2.0, number, f"m{number}", "/none")
+        await served.jobs.add_checkpoint(job.id, saved)
+    numbers = [str(number) for number in reversed(range(30))]
+    page = await client.fine_tuning.jobs.list_events(job.id)
+    assert ([event.message for event in page.data], page.has_more) == (numbers[:20], True)
+    told = [event.message async for event in client.fine_tuning.jobs.list_events(job.id, limit=7)]
+    assert told[:30] == numbers
+    saved = await client.fine_tuning.jobs.checkpoints.list(job.id)
+    assert ([str(c.step_number) for c in saved.data], saved.has_more) == (numbers[:10], True)
+    all_saved = client.fine_tuning.jobs.checkpoints.list(job.id, limit=7)
+    assert [str(c.step_number) async for c in all_saved] == numbers
+
+
+async def test_integrations_stay_with_the_job(client: AsyncOpenAI, served: Served, training_file: str) -> None:
+    wandb: Any = {"project": "carry", "name": "first", "tags": ["a", "b"]}
+    job = await client.fine_tuning.jobs.create(**body(training_file, integrations=[{"type": "wandb", "wandb": wandb}]))
+    assert job.integrations is not None
+    assert job.integrations[0].wandb.model_dump(exclude_none=True) == wandb
+    assert (await served.jobs.get(job.id)).integrations == [{"type": "wandb", "wandb": {"entity": None, **wandb}}]
+    with pytest.raises(openai.BadRequestError) as unknown:
+        await client.fine_tuning.jobs.create(**body(training_file, integrations=[{"type": "comet"}]))
+    assert unknown.value.param == "integrations.0.type"
+
+
+async def test_graders_through_the_client(client: AsyncOpenAI) -> None:
+    """A type that the client does not know comes back under a class that is not its own; `type` is right."""
+    graders = client.fine_tuning.alpha.graders
+    valid = await graders.validate(grader=GRADER)  # type: ignore[arg-type]
+    assert valid.grader is not None
+    assert valid.grader.type == "string_check"
+    ours: Any = {"type": "reasoning_pattern", "name": "form"}
+    assert (await graders.validate(grader=ours)).grader.type == "reasoning_pattern"  # type: ignore[union-attr]
+    run = await graders.run(grader=GRADER, model_sample="93", item={"answer": "93"})  # type: ignore[arg-type]
+    assert (run.reward, run.metadata.name, run.metadata.errors.other_error) == (1.0, "answer", False)
+    with pytest.raises(openai.BadRequestError) as wrong:
+        await graders.validate(grader={"type": "nonsense", "name": "n"})  # type: ignore[arg-type]
+    assert wrong.value.param == "grader.type"
+
+
+# ── the transcript ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+SURFACE = ("files", "jobs", "graders", "models", "chat")
+"""Tags of what OpenAI's client has methods for."""
+OURS = {"jobs_fork"}
+
+
+@pytest.fixture
+async def recorded(url: str) -> AsyncIterator[tuple[AsyncOpenAI, list[httpx.Response]]]:  # noqa: F811
+    """The client over a gateway whose models chat, and every answer that it was given."""
+    answers: list[httpx.Response] = []
+
+    async def record(response: httpx.Response) -> None:
+        answers.append(response)
+
+    http = httpx.AsyncClient(event_hooks={"response": [record]})
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=http) as client:
+        yield client, answers
+
+
+async def test_a_transcript_of_every_method(
+    recorded: tuple[AsyncOpenAI, list[httpx.Response]],
+    url: str,  # noqa: F811
+    redis: Redis,
+    tmp_path: Path,
+) -> None:
+    """One session, from the file to a chat with what was trained: each route of OpenAI's surface answers its method."""
+    client, answers = recorded
+    jobs, store = client.fine_tuning.jobs, JobStore(redis)
+    file = await client.files.create(file=("train.jsonl", rows(8)), purpose="fine-tune")
+    assert (await client.files.retrieve(file.id)).filename == "train.jsonl"
+    assert [f.id async for f in client.files.list()] == [file.id]
+    assert (await client.files.content(file.id)).content == rows(8)
+
+    assert (await client.fine_tuning.alpha.graders.validate(grader=GRADER)).grader is not None  # type: ignore[arg-type]
+    tried = await client.fine_tuning.alpha.graders.run(grader=GRADER, model_sample="9", item={"answer": "93"})  # type: ignore[arg-type]
+    assert tried.reward == 0.0
+
+    job = await jobs.create(**body(file.id, suffix="carry"))
+    assert (await jobs.retrieve(job.id)).status == "queued"
+    assert [j.id async for j in jobs.list()] == [job.id]
+    assert (await jobs.pause(job.id)).status == "paused"
+    assert (await jobs.resume(job.id)).status == "queued"
+    await store.move(job.id, "running")
+    trained = model_name(await store.get(job.id), 1)
+    shutil.copytree(ADDER / "model", tmp_path / "jobs" / job.id / "checkpoints" / "1" / CHECKPOINT_MODEL)
+    folder = str(tmp_path / "jobs" / job.id / "checkpoints" / "1")
+    await store.add_checkpoint(job.id, Checkpoint("ftckpt_1", 2.0, 1, trained, folder))
+    assert [c.fine_tuned_model_checkpoint async for c in jobs.checkpoints.list(job.id)] == [trained]
+    assert (await jobs.cancel(job.id)).status == "cancelled"
+    told = [event.message async for event in jobs.list_events(job.id)]
+    stream = await client.get(
+        f"/fine_tuning/jobs/{job.id}/events?stream=true",
+        cast_to=FineTuningJobEvent,
+        stream=True,
+        stream_cls=AsyncStream[FineTuningJobEvent],
+    )
+    assert [event.message async for event in stream] == told[::-1]
+
+    assert trained in [m.id async for m in client.models.list()]
+    assert (await client.models.retrieve(trained)).owned_by == job.id
+    question: Any = [{"role": "user", "content": "What is 37 + 56?"}]
+    said = await client.chat.completions.create(model=trained, messages=question, temperature=0)
+    pieces = await client.chat.completions.create(model=trained, messages=question, temperature=0, stream=True)
+    spoken = [piece.choices[0].delta.content or "" async for piece in pieces]
+    assert "".join(spoken) == said.choices[0].message.content
+    assert (await client.models.delete(trained)).deleted
+    assert (await client.files.delete(file.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve(trained)
+
+    async with httpx.AsyncClient() as http:
+        document = (await http.get(f"{url}/openapi.json")).json()
+    surface = {
+        (method.upper(), re.sub(r"\{\w+\}", "[^?]+", path)): operation["operationId"]
+        for path, method, operation in operations(document)
+        if operation["tags"][0] in SURFACE and operation["operationId"] not in OURS
+    }
+    asked = {
+        name
+        for (method, path), name in surface.items()
+        for answer in answers
+        if answer.request.method == method and re.fullmatch(path, answer.request.url.path)
+    }
+    assert set(surface.values()) - asked == set()
+    assert all(answer.headers["x-request-id"].startswith("req_") for answer in answers)
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
