@@ -31,6 +31,7 @@ from ..chat_schemas import (
 from ..chats import Chat
 from ..context import Here
 from ..envelope import answer_to
+from ..responses.base import ErrorAnswer
 from ..streaming import EventStream
 
 router = APIRouter(prefix="/v1/chat", tags=["chat"])
@@ -47,7 +48,8 @@ _IMPOSSIBLE = -9999.0
         200: {
             "description": "The completion; with `stream` a `ChatCompletionChunk` an event, then `data: [DONE]`.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        }
+        },
+        404: {"model": ErrorAnswer, "description": "There is no such model."},
     },
 )
 async def create(here: Here, body: CreateChatCompletion, request: Request) -> Response:
