@@ -172,7 +172,8 @@ def _let_in(visit: Visit, admitted: Admitted, *, by_cookie: bool) -> None:
 def _refusal(visit: Visit, error: HeadraceError) -> Response:
     if isinstance(error, NotAuthenticated):
         if visit.is_for_a_page:
-            return RedirectResponse(f"/login?next={quote(visit.path)}", 303)
+            page = f"{visit.path}?{visit.query}" if visit.query else visit.path
+            return RedirectResponse(f"/login?next={quote(page)}", 303)
         visit.headers.append((b"www-authenticate", b'Bearer realm="headrace"'))
     return answer_to(error)
 

@@ -28,6 +28,7 @@ class Visit:
 
     method: str
     path: str
+    query: str
     address: str
     shown: dict[bytes, bytes]
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -37,7 +38,8 @@ class Visit:
         """Of an ASGI request."""
         client = scope.get("client")
         shown = {name: value for name, value in scope["headers"] if name in _WANTED}
-        return cls(scope["method"], scope["path"], "" if client is None else client[0], shown)
+        query = scope["query_string"].decode("latin-1")
+        return cls(scope["method"], scope["path"], query, "" if client is None else client[0], shown)
 
     @property
     def reads(self) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
@@ -21,6 +20,7 @@ from headrace_core.settings import Settings
 from headrace_gateway.api_keys import KeyStore
 from headrace_gateway.app import create_app
 from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.serve import Server
 
 from .conftest import MAX_UPLOAD_BYTES, Controllers
 
@@ -53,11 +53,14 @@ class Keyed:
 async def gateway(settings: Settings, redis: Redis, redis_url: str) -> AsyncIterator[Keyed]:
     """Served by uvicorn, as `headrace serve` does."""
     app = create_app(settings, redis_url, Controllers())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+    server = Server(app)
     keys = KeyStore(redis)
     made = [(await keys.create(name, scope))[1] for name, scope in MEMBERS]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))
+        async with asyncio.timeout(30):
+            while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
+                await asyncio.sleep(0.005)
         try:
             yield Keyed(f"http://127.0.0.1:{listener.getsockname()[1]}", app, redis, keys, *made)
         finally:

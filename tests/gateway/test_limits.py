@@ -119,7 +119,7 @@ async def test_nothing_is_counted_on_loopback_without_keys(served: Served) -> No
     ],
 )  # fmt: skip
 def test_what_is_counted_together(address: str, network: str) -> None:
-    assert Visit("GET", "/", address, {}).network == network
+    assert Visit("GET", "/", "", address, {}).network == network
 
 
 # ── bodies ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,6 +24,10 @@ async def log_in(http: httpx.AsyncClient, key: str, next: str = "/") -> httpx.Re
 
 async def test_from_a_page_to_the_form_and_back(keyed: Keyed) -> None:
     async with keyed.http() as http:
+        compared = await http.get("/compare?jobs=a%2Cb&x=1")
+        assert compared.headers["location"] == "/login?next=/compare%3Fjobs%3Da%252Cb%26x%3D1"
+        form = await http.get(compared.headers["location"])
+        assert 'value="/compare?jobs=a%2Cb&amp;x=1"' in form.text
         sent_away = await http.get("/jobs/ftjob-1")
         assert (sent_away.status_code, sent_away.headers["location"]) == (303, "/login?next=/jobs/ftjob-1")
         form = await http.get(sent_away.headers["location"])
