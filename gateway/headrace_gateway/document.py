@@ -18,9 +18,13 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from headrace_core.metrics import EvaluationMetrics, RewardMetrics, StepMetrics, UpdateMetrics, WorkerMetrics
 
+from .chat_schemas import ChatCompletionChunk
+from .document_events import SCHEMAS, add_events
 from .responses.base import ErrorAnswer
 
 _DESCRIPTION = """\
@@ -60,7 +64,6 @@ _ERRORS = {
     "503": "A part that is needed does not answer; the request may be repeated.",
 }
 _METRICS = (StepMetrics, EvaluationMetrics, UpdateMetrics, WorkerMetrics, RewardMetrics)
-_SCHEMAS = "#/components/schemas/"
 
 
 def operation_id(route: APIRoute) -> str:
@@ -90,9 +93,9 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     components = document["components"]
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
-    components["schemas"] |= _error_schemas() | _metric_schemas()
+    components["schemas"] |= _unnamed_schemas() | _metric_schemas()
     components["schemas"]["MeasurementObject"]["properties"]["data"] = {
-        "anyOf": [{"$ref": _SCHEMAS + metrics.__name__} for metrics in _METRICS]
+        "anyOf": [{"$ref": SCHEMAS + metrics.__name__} for metrics in _METRICS]
     }
     components["headers"] = {
         "RequestId": {"description": "Names the request in the service's log.", "required": True,
@@ -101,6 +104,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, method, operation in operations(document):
         _describe(operation)
+        add_events(operation)
         _add_errors(path, method, operation)
         _add_examples(operation, examples.get(operation["operationId"], {}))
         for response in operation["responses"].values():
@@ -138,7 +142,7 @@ def _add_errors(path: str, method: str, operation: dict[str, Any]) -> None:
         "429": path.startswith("/v1/"),
         "503": path != "/healthz",
     }
-    content = {"application/json": {"schema": {"$ref": _SCHEMAS + ErrorAnswer.__name__}}}
+    content = {"application/json": {"schema": {"$ref": SCHEMAS + ErrorAnswer.__name__}}}
     for status, occurs in found.items():
         if occurs:
             responses.setdefault(status, {"description": _ERRORS[status], "content": content})
@@ -152,14 +156,17 @@ def _add_examples(operation: dict[str, Any], examples: dict[str, Any]) -> None:
         operation["responses"]["200"]["content"][media_type]["example"] = answer
 
 
-def _error_schemas() -> dict[str, Any]:
-    schema = ErrorAnswer.model_json_schema(ref_template=_SCHEMAS + "{model}")
-    return {**schema.pop("$defs"), ErrorAnswer.__name__: schema}
+def _unnamed_schemas() -> dict[str, Any]:
+    """Of the models that no route names."""
+    answers: list[tuple[type[BaseModel], JsonSchemaMode]]
+    answers = [(ErrorAnswer, "serialization"), (ChatCompletionChunk, "serialization")]
+    schemas: dict[str, Any] = models_json_schema(answers, ref_template=SCHEMAS + "{model}")[1]["$defs"]
+    return schemas
 
 
 def _metric_schemas() -> dict[str, Any]:
     """Of the structs that workers write. A figure that is not finite is null in JSON."""
-    _, schemas = msgspec.json.schema_components(_METRICS, ref_template=_SCHEMAS + "{name}")
+    _, schemas = msgspec.json.schema_components(_METRICS, ref_template=SCHEMAS + "{name}")
     for schema in schemas.values():
         for field, figure in schema["properties"].items():
             schema["properties"][field] = _or_null(figure)

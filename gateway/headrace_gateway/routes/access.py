@@ -116,7 +116,7 @@ async def revoke_key(here: Here, key_id: KeyId) -> RevokedKey:
 async def audit(
     here: Here,
     log: Log = "changes",
-    after: Annotated[str | None, Query(pattern=r"^\d{1,19}-\d{1,19}$")] = None,
+    after: Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,18}-[0-9]{1,19}$")] = None,
     limit: Limit = 100,
 ) -> AuditLog:
     """Who did what, newest first: `changes`, or `refusals`, which have a log of their own."""

@@ -32,7 +32,7 @@ async def rollouts(
     job_id: str,
     step: Number = None,
     group: Number = None,
-    after: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}-[0-9]{1,15}$")] = None,
+    after: Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,14}-[0-9]{1,15}$")] = None,
     limit: Annotated[int, Query(ge=1, le=50)] = 5,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
