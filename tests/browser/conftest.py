@@ -36,9 +36,9 @@ _T = TypeVar("_T")
 class Site:
     """A gateway in a thread of its own, so that a test may wait for the browser; over the session's Redis, emptied."""
 
-    def __init__(self, redis_url: str, data_dir: Path) -> None:
+    def __init__(self, redis_url: str, settings: Settings) -> None:
         self._redis_url = redis_url
-        self._settings = Settings(data_dir=data_dir)
+        self._settings = settings
         self.controllers = Controllers()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
@@ -74,7 +74,7 @@ class Site:
 
 @pytest.fixture
 def site(redis_server: RedisServer, tmp_path: Path) -> Iterator[Site]:
-    site = Site(redis_server.url, tmp_path)
+    site = Site(redis_server.url, Settings(data_dir=tmp_path))
     site.redis(lambda redis: answer(redis.flushall()))
     site.start()
     yield site
