@@ -85,7 +85,17 @@ async def test_it_is_paged_newest_first(served: Served) -> None:
         assert not rest.json()["has_more"]
         assert found + [e["made"] for e in rest.json()["data"]] == made[::-1]
         assert {e["by"] for e in rest.json()["data"]} == {"local"}
-        for wrong in ({"after": "x"}, {"after": "1-1-1"}, {"limit": 0}, {"log": "all"}):
+        none = await http.get("/v1/headrace/audit", params={"after": "1-0"})
+        assert none.json() == {"object": "list", "data": [], "has_more": False}
+        for wrong in (
+            {"after": "x"},
+            {"after": "1-1-1"},
+            {"after": "0-0"},
+            {"after": "١-١"},
+            {"after": "9" * 20 + "-1"},
+            {"limit": 0},
+            {"log": "all"},
+        ):
             error_of(await http.get("/v1/headrace/audit", params=wrong), 400)
 
 

@@ -16,7 +16,7 @@ from headrace_core.settings import Settings
 from headrace_gateway import api_keys
 
 from .conftest import Served, body, rows
-from .keyed import Keyed, keyed
+from .keyed import Keyed, gateway, keyed
 from .test_envelope import error_of
 
 __all__ = ["keyed"]
@@ -172,9 +172,15 @@ async def test_no_page_of_another_name_reaches_a_gateway_without_keys(served: Se
 
 
 async def test_metrics_may_be_open(redis: Redis, redis_server: Any, tmp_path: Any) -> None:
-    from .keyed import gateway
-
     settings = Settings(data_dir=tmp_path, require_keys="on", open_metrics=True)
     async with gateway(settings, redis, redis_server.url) as served, served.http() as http:
         assert "headrace_jobs" in (await http.get("/metrics")).text
         error_of(await http.get("/v1/models"), 401)
+
+
+async def test_without_redis_nobody_comes_in(redis: Redis, redis_server: Any, tmp_path: Any) -> None:
+    settings = Settings(data_dir=tmp_path, require_keys="on")
+    async with gateway(settings, redis, f"unix://{tmp_path}/none") as served, served.http(timeout=30) as http:
+        answer = await http.get("/v1/models", headers={"authorization": f"Bearer {served.admin}"})
+        assert "Redis" in error_of(answer, 503)["message"]
+        assert (await http.get("/healthz")).status_code == 200
