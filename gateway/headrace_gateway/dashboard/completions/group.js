@@ -84,9 +84,9 @@ function verdict(completion) {
   const left = masked.filter(Boolean).length;
   const lines = [
     ["advantage", advantage === null ? "none" : `${advantage > 0 ? "+" : ""}${short(advantage)}`],
-    ...Object.entries(components).map(([name, value]) => [name, short(value)]),
-    ["ended by", greedy ? `${finish}, greedy` : finish],
     ["tokens", left ? `${tokens.length}, ${left === tokens.length ? "none" : tokens.length - left} trained` : `${tokens.length}`],
+    ["ended by", greedy ? `${finish}, greedy` : finish],
+    ...Object.entries(components).map(([name, value]) => [name, short(value)]),
   ];
   return h("div", { class: "verdict" },
     h("div", { class: "reward" }, reward === null ? "no reward" : short(reward), reward === null ? null : h("small", {}, " reward")),
