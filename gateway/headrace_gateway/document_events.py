@@ -1,5 +1,5 @@
-"""What the routes that answer server-sent events send, as the OpenAPI document says it: each event has a schema, and its
-`data` is JSON of a schema of its own."""
+"""What the routes that answer server-sent events send, as the OpenAPI document says it: each event has a schema, and
+its `data` is JSON of a schema of its own."""
 
 from __future__ import annotations
 
