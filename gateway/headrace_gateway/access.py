@@ -164,9 +164,10 @@ def _let_in(visit: Visit, admitted: Admitted, *, by_cookie: bool) -> None:
         raise Forbidden("a change by cookie needs an Origin header, as browsers send it", code="foreign_origin")
     if visit.path == "/metrics" and key.scope != "admin":
         raise Forbidden("/metrics shows everybody's jobs: it needs a key of scope 'admin'")
-    if visit.about is not None and key.scope != "admin" and admitted.owner != key.name:
+    if visit.about is not None and not key.principal.sees(admitted.owner or ""):
         kind, name = visit.about
-        raise NotFound(f"no {kind} {name!r}", param=_PARAMS[kind])
+        if kind == "job" or admitted.owner is not None:  # a file that is not there may be made by who asks for it
+            raise NotFound(f"no {kind} {name!r}", param=_PARAMS[kind])
 
 
 def _refusal(visit: Visit, error: HeadraceError) -> Response:

@@ -12,6 +12,7 @@ import openai
 import pytest
 from fastapi.routing import APIRoute
 
+from browser.seeds import Seeded
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Checkpoint, JobStore, model_name
 
@@ -49,6 +50,8 @@ async def of_alice(keyed: Keyed) -> tuple[str, str, str]:
     name = model_name(job, 1)
     await jobs.create(job)
     await jobs.add_checkpoint(job.id, Checkpoint("ftckpt_1", 2.0, 1, name, str(ADDER)))
+    for measured in Seeded(1, steps=4, total=4, beats=0).measurements():
+        await jobs.record(job.id, measured)
     await jobs.move(job.id, "cancelled")
     return job.id, file.id, name
 
@@ -88,6 +91,17 @@ async def test_no_list_shows_anothers(keyed: Keyed, of_alice: tuple[str, str, st
     assert shows[keyed.bob] == 0
     assert shows[keyed.alice] >= 3  # jobs, files, models
     assert shows[keyed.admin] >= shows[keyed.alice]
+
+
+async def test_the_result_of_a_job_is_its_owners(keyed: Keyed, of_alice: tuple[str, str, str]) -> None:
+    async with keyed.openai(keyed.alice) as alice, keyed.openai(keyed.bob) as bob:
+        [result] = (await alice.fine_tuning.jobs.retrieve(of_alice[0])).result_files
+        for _ in range(2):  # before it is made, and after
+            for asked in (bob.files.retrieve(result), bob.files.content(result), bob.files.delete(result)):
+                with pytest.raises(openai.NotFoundError, match="no file"):
+                    await asked
+            assert (await alice.files.content(result)).text.count("\n") >= 5
+        assert [f.id async for f in bob.files.list()] == []
 
 
 async def test_a_model_of_another_cannot_be_named(keyed: Keyed, of_alice: tuple[str, str, str]) -> None:
