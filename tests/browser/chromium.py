@@ -111,7 +111,7 @@ class Browser:
     def close(self) -> None:
         """Leave the page. Raises where it asked another host, or its console complained of what was not expected."""
         self.driver.get("about:blank")
-        complaints = [c for c in self._console() if not any(re.search(e, c) for e in self._expected)]
+        complaints = {c for c in self._console() if not any(re.search(e, c) for e in self._expected)}
         assert not complaints, complaints
         assert self._asked() <= self._hosts, f"asked {self._asked()}, not only {self._hosts}"
 

@@ -21,7 +21,9 @@ DRAWN = "performance.getEntriesByName('drawn').length"
 INKED = """(() => {
   const canvas = [...document.querySelectorAll('section')].find((s) => s.querySelector('h3').innerText === arguments[0])
     .querySelector('canvas');
-  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
   let inked = 0;
   for (let i = 3; i < data.length; i += 4) inked += data[i] > 0;
   return inked;

@@ -26,4 +26,17 @@ function login() {
   location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
 }
 
+let described = null;
+
+// Whether the gateway has this route, as its own description says; asked once.
+export async function offers(route) {
+  described ??= get("/openapi.json");
+  try {
+    return route in (await described).paths;
+  } catch (error) {
+    described = null;
+    throw error;
+  }
+}
+
 export const jobPath = (id) => `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;

@@ -25,6 +25,7 @@ export function showJob(page, id) {
 class JobPage {
   #due = null;
   #built = false;
+  #past = true; // is being told: half of it is not drawn
 
   constructor(page) {
     this.page = page;
@@ -37,6 +38,7 @@ class JobPage {
     const { depths } = this.measured; // nobody tells those again
     this.measured = new Measurements();
     this.measured.depths = depths;
+    this.#past = true;
   }
 
   on(kind, data) {
@@ -44,8 +46,10 @@ class JobPage {
       this.state = data;
       this.measured.addDepths(Date.now() / 1000, data.ledger.states);
     } else this.measured.add(kind, data);
-    if (kind === "live") this.#draw();
-    else if (this.#built) this.#due ??= setTimeout(() => this.#draw(), REDRAW_MS);
+    if (kind === "live") {
+      this.#past = false;
+      this.#draw();
+    } else if (!this.#past) this.#due ??= setTimeout(() => this.#draw(), REDRAW_MS);
   }
 
   refused(error) {
@@ -56,6 +60,7 @@ class JobPage {
   #draw() {
     clearTimeout(this.#due);
     this.#due = null;
+    if (this.#past) return;
     const first = !this.#built;
     if (first) this.#build(this.state.job);
     const { state, measured, settings } = this, bounds = settings.bounds;

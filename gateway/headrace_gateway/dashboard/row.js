@@ -52,9 +52,9 @@ function reward({ reward_mean: train, evaluation_reward_mean: validation, spark:
   return h("div", { class: "cell" }, h("div", { class: "cap" }, "reward ", h("b", {}, says)), spark(line.reward, { kind: "reward", label: `Reward over the steps, now ${says}` }));
 }
 
-function age({ largest_age: largest, max_staleness: bound, spark: line }) {
-  return h("div", { class: "cell" }, h("div", { class: "cap" }, "oldest token ", h("b", {}, largest === null ? "–" : `${largest} of ${bound}`)),
-    spark(line.age, { kind: "age", bound, label: `Age of tokens over the steps, at most ${largest ?? 0}, bound ${bound}` }));
+function age({ step, largest_age: largest, max_staleness: bound, spark: line }) {
+  return h("div", { class: "cell" }, h("div", { class: "cap" }, "oldest token ", h("b", {}, step ? `${largest} of ${bound}` : "–")),
+    spark(line.age, { kind: "age", bound, label: `Age of tokens over the steps, at most ${largest}, bound ${bound}` }));
 }
 
 function times(job) {

@@ -8,7 +8,7 @@ import { onTheme } from "../theme.js";
 const HEIGHT = 210;
 const DASH = [4, 3];
 
-// What a chart draws. `series`: {label, color, width?, dash?, points?, fill?, weak?} in the order of the data; `x`: an
+// What a chart draws. `series`: {label, color, width?, dash?, points?, fill?, weak?, stepped?} in the order of the data; `x`: an
 // abscissa, as below; `format`: a value as text; `range`: of the ordinate; `nothing`: what will come, while there is no data.
 export class Lines {
   constructor(place, options) {
@@ -88,6 +88,7 @@ function drawn(s) {
     dash: s.dash ? DASH : undefined,
     spanGaps: true,
     fill: s.fill ? color(s.color, 0.11) : undefined,
+    paths: s.stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
     points: { show: Boolean(s.points), size: 6, fill: color(s.color) },
   };
 }

@@ -4,7 +4,7 @@ import { h, setText } from "../dom.js";
 import { percent } from "../format.js";
 
 const ROOM_FOR_TEXT = 0.16; // of a bar
-const COLORS = { window: "gold", groups: "violet", weights: "sky", rewards: "rose", reward: "rose", other: "line" };
+const COLORS = { window: "gold", groups: "violet", weights: "sky", rewards: "rose", checkpoint: "rose", publish: "sky", settle: "gold", other: "line" };
 const MEANS = { window: "the learner is behind", groups: "rollout is behind", weights: "new weights", other: "neither busy nor waiting" };
 
 export class Shares {

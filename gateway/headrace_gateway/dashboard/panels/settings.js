@@ -14,9 +14,9 @@ export class Settings {
   constructor(place, job) {
     this.path = `${jobPath(job.id)}/settings`;
     this.first = job.method.reinforcement.hyperparameters;
-    this.box = h("div");
+    this.box = h("div", {}, all(this.first));
     place.append(this.box);
-    this.polled = new Polled(this.path, (found) => this.#take(found), (message) => this.box.replaceChildren(h("p", { class: "later" }, message)));
+    this.polled = new Polled(job.id, "settings", (found) => this.#take(found), (message) => this.box.replaceChildren(h("p", { class: "later" }, message), all(this.inForce)));
   }
 
   get inForce() {
@@ -43,7 +43,7 @@ export class Settings {
     this.box.replaceChildren(
       this.live ? h("div", { class: "changeable" }, changeable.map((name) => h("button", { type: "button", onclick: () => this.#change(name) }, `${name} `, h("b", {}, shown(settings[name]))))) : "",
       changes.length ? table(["when", "who", "setting", "before", "after", "from version"], changes.map((c) => [clock(c.time), c.by, c.name, shown(c.before), shown(c.after), `${c.from_version}`])) : h("p", { class: "later" }, "No setting was changed while the job ran."),
-      h("details", {}, h("summary", {}, "All settings"), h("dl", { class: "settings" }, Object.entries(settings).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, shown(value)))))));
+      all(settings));
   }
 
   async #change(name) {
@@ -56,5 +56,7 @@ export class Settings {
     }
   }
 }
+
+const all = (settings) => h("details", {}, h("summary", {}, "All settings"), h("dl", { class: "settings" }, Object.entries(settings).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, shown(value))))));
 
 const shown = (value) => (value === null ? "none" : typeof value === "object" ? JSON.stringify(value) : `${value}`);

@@ -16,7 +16,7 @@ export class Workers {
     this.path = `${jobPath(id)}/workers`;
     this.box = h("div", {}, h("p", { class: "later" }, "Once the job is placed: its workers."));
     place.append(this.box);
-    this.polled = new Polled(this.path, (found) => this.#found(found.data), (message) => this.box.replaceChildren(h("p", { class: "later" }, message)));
+    this.polled = new Polled(id, "workers", (found) => this.#found(found.data), (message) => this.box.replaceChildren(h("p", { class: "later" }, message)));
   }
 
   set(job) {
