@@ -226,5 +226,5 @@ class _RayChat:
 
 
 def _name(model: Model) -> str:
-    """Of the actor: another one where the name has come to mean another folder."""
-    return PREFIX + hashlib.sha256(f"{model.name}\0{model.path}".encode()).hexdigest()[:32]
+    """Of the actor: of the model's folder, so that all names of one model share it, and none outlives its meaning."""
+    return PREFIX + hashlib.sha256(str(model.path).encode()).hexdigest()[:32]

@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 
 from headrace_core.errors import InvalidRequest, InvalidState
-from headrace_core.jobs import ENDED, Checkpoint, Job, JobStore
+from headrace_core.jobs import ENDED, Job, JobStore
 
 from .context import Gateway
-from .models import Model
 
 
 async def remove(here: Gateway, name: str) -> None:
@@ -33,8 +32,7 @@ async def remove(here: Gateway, name: str) -> None:
     await _check_unneeded(everyone, name, job, folder)
     newest = (await everyone.checkpoints(job.id))[0].step == checkpoint.step
     await everyone.remove_checkpoint(job.id, checkpoint.step)
-    for alias in _names(model, job, checkpoint):
-        await here.chats.end(alias)
+    await here.chats.end(model)
     await asyncio.to_thread(_delete, [folder, own / "model"] if newest else [folder])
 
 
@@ -55,12 +53,6 @@ async def _check_unneeded(everyone: JobStore, name: str, job: Job, folder: Path)
 def _real(path: str | Path) -> Path:
     """Where it is, whatever links lead there."""
     return Path(path).resolve()
-
-
-def _names(model: Model, job: Job, checkpoint: Checkpoint) -> list[Model]:
-    """The model under both names that it may have."""
-    names = {model.name, checkpoint.model} | ({job.fine_tuned_model} if job.fine_tuned_model else set())
-    return [Model(name, model.path, model.created_at, model.owner) for name in sorted(names)]
 
 
 def _delete(folders: list[Path]) -> None:

@@ -69,13 +69,14 @@ def streamed(service: Service, model: str) -> str:
 
 def test_a_trained_checkpoint_says_what_its_evaluation_heard(service: Service) -> None:
     job_id = service.submit(n_steps=1, eval_interval=1, eval_samples=16, learning_rate=1e-3)
-    assert said(service, MODEL) == streamed(service, MODEL)  # while the job runs, on all cores of the machine
+    rows = read_rows(ADDER / "validation.jsonl")[:16]
+    before = [said(service, MODEL, [*row.messages], max_tokens=48) for row in rows]  # while the job has every core
+    assert said(service, MODEL) == streamed(service, MODEL)
     service.wait(job_id, "succeeded")
     model = service.openai.fine_tuning.jobs.retrieve(job_id).fine_tuned_model
     (checkpoint,) = service.openai.fine_tuning.jobs.checkpoints.list(job_id).data
     assert model is not None
 
-    rows = read_rows(ADDER / "validation.jsonl")[:16]
     answers = [said(service, model, [*row.messages], max_tokens=48) for row in rows]
     heard = service.metrics(job_id, "evaluation")[-1]
     given = [[answer.strip() for answer in ANSWER.findall(text)] for text in answers]
@@ -83,7 +84,7 @@ def test_a_trained_checkpoint_says_what_its_evaluation_heard(service: Service) -
     assert heard["step"] == 1
     assert heard["reward_mean"] == pytest.approx(correct / len(rows))
     assert correct > 0, "a model that says nothing right would agree with any other"
-    assert answers != [said(service, MODEL, [*row.messages], max_tokens=48) for row in rows], "a step changes it"
+    assert answers != before, "a step changes what is said"
 
     by_step = checkpoint.fine_tuned_model_checkpoint
     assert said(service, by_step) == streamed(service, by_step) == streamed(service, model)
