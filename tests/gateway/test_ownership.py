@@ -104,6 +104,17 @@ async def test_the_result_of_a_job_is_its_owners(keyed: Keyed, of_alice: tuple[s
         assert [f.id async for f in bob.files.list()] == []
 
 
+async def test_a_file_that_anothers_job_needs_is_not_deleted(keyed: Keyed, of_alice: tuple[str, str, str]) -> None:
+    jobs = JobStore(keyed.redis)
+    await jobs.create(stored_job("ftjob-of-root", owner="root", training_file=of_alice[1]))
+    async with keyed.openai(keyed.alice) as alice:
+        with pytest.raises(openai.BadRequestError, match="a job of another") as refused:
+            await alice.files.delete(of_alice[1])
+        assert "ftjob-of-root" not in refused.value.message
+        await jobs.move("ftjob-of-root", "cancelled")
+        assert (await alice.files.delete(of_alice[1])).deleted
+
+
 async def test_a_model_of_another_cannot_be_named(keyed: Keyed, of_alice: tuple[str, str, str]) -> None:
     async with keyed.openai(keyed.alice) as alice, keyed.openai(keyed.bob) as bob:
         assert (await alice.models.retrieve(of_alice[2])).owned_by == of_alice[0]

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form, Path, Query, Request, UploadFile
 from fastapi.responses import FileResponse, Response
 
 from headrace_core.errors import InvalidState
-from headrace_core.jobs import ENDED
+from headrace_core.jobs import ENDED, JobStore
 
 from .. import result_files
 from ..answers import ready
@@ -72,6 +72,7 @@ async def content(here: Here, file_id: FileId) -> FileResponse:
 
 
 async def _not_in_use(here: Gateway, file_id: str) -> None:
-    for job in await here.jobs.all():
+    for job in await JobStore(here.redis).all():  # an admin's job may use a user's file
         if file_id in (job.training_file, job.validation_file) and job.status not in ENDED:
-            raise InvalidState(f"file {file_id} is used by job {job.id}, which is {job.status}", param="file_id")
+            which = f"job {job.id}" if here.principal.sees(job.owner) else "a job of another"
+            raise InvalidState(f"file {file_id} is used by {which}, which is {job.status}", param="file_id")
