@@ -1,4 +1,4 @@
-"""Writes docs/settings.md and docs/metrics.md from the code that they describe, docs/evidence.md from results.
+"""Writes the pages that say what is in the code (settings, metrics, command line, exporters), and docs/evidence.md.
 
 A test holds them together.
 
@@ -30,7 +30,9 @@ from headrace_gateway import cli
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import cli_page  # noqa: E402
 import evidence_page  # noqa: E402
+import exporters_page  # noqa: E402
 
 SETTINGS_INTRO = """\
 # Settings
@@ -65,8 +67,7 @@ SERVICE_INTRO = """
 ## Of the service
 
 As environment variables, or as options of `headrace serve` where there is one. With none set, everything runs on this
-machine. `RAY_ADDRESS` counts where no address is given here. `headrace train` and `headrace jobs` find the service by
-`--url` or `HEADRACE_URL`.
+machine. `RAY_ADDRESS` counts where no address is given here. What the command line reads is on [cli.md](cli.md).
 """
 
 METRICS_INTRO = """\
@@ -170,7 +171,13 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """File name → text."""
-    return {"settings.md": _settings(), "metrics.md": _metrics(), "evidence.md": evidence_page.page()}
+    return {
+        "settings.md": _settings(),
+        "metrics.md": _metrics(),
+        "cli.md": cli_page.page(),
+        "exporters.md": exporters_page.page(),
+        "evidence.md": evidence_page.page(),
+    }
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ LOCAL = "http://127.0.0.1:8000"
 
 Url = Annotated[str, typer.Option(envvar="HEADRACE_URL", help="Address of the gateway.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, ftjob-…", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what the gateway answered, as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON, for programs.")]
 
 out = Console()
 err = Console(stderr=True)

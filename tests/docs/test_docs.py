@@ -69,7 +69,7 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["settings.md", "metrics.md", "evidence.md"])
+@pytest.mark.parametrize("page", ["settings.md", "metrics.md", "cli.md", "exporters.md", "evidence.md"])
 def test_generated_pages_are_up_to_date(generate: ModuleType, page: str) -> None:
     fresh = generate.pages()[page]
     assert (DOCS / page).read_text() == fresh, "run `.venv/bin/python docs/generate.py`"

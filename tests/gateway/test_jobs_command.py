@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from headrace_core.errors import InvalidRequest, NotFound, WeightsDamaged
-from headrace_core.jobs import Checkpoint, JobError
+from headrace_core.jobs import Checkpoint, JobError, model_name
+from headrace_core.keys import JobKeys
 from headrace_core.ledger import Ledger
 from headrace_core.staleness import Limits
 from headrace_gateway import cli
@@ -46,6 +47,7 @@ async def job(served: Served) -> str:
     await served.jobs.move("ftjob-1", "queued")
     await served.jobs.move("ftjob-1", "running")
     await Ledger(served.redis, "ftjob-1").open(Limits(batch_size=1, max_staleness=2, total_groups=10))
+    await served.redis.hset(JobKeys("ftjob-1").ledger, "version", "2")  # type: ignore[misc]
     for measured in (step(1), step(2, 0.6), EVALUATION):
         await served.jobs.record("ftjob-1", measured)
     await served.jobs.beat("ftjob-1", WORKER)
@@ -141,7 +143,9 @@ async def test_a_fork_is_a_new_job(served: Served, client: AsyncOpenAI, training
     job = (await client.fine_tuning.jobs.create(**body(training_file))).id
     saved = served.data_dir / "jobs" / job / "checkpoints" / "step-00000002"
     copy_model(saved / "model")
-    await served.jobs.add_checkpoint(job, Checkpoint("ftckpt_1", 5.0, 2, f"ft:m:{job}", str(saved), {}))
+    await served.jobs.add_checkpoint(
+        job, Checkpoint("ftckpt_1", 5.0, 2, model_name(await served.jobs.get(job), 2), str(saved), {})
+    )
     made = await headrace(served, "jobs", "fork", job, "max_staleness=1", "--suffix", "mine", "--no-follow")
     assert made.exit_code == 0, (made.output, made.exception)
     [forked] = [j for j in await served.jobs.all() if j.id != job]
@@ -167,7 +171,7 @@ async def test_checkpoints_are_listed_and_exported(served: Served, job: str, tmp
     for number in (2, 4):
         saved = tmp_path / "jobs" / f"step-{number}"
         copy_model(saved / "model")
-        name = f"ft:{job}:ckpt-step-{number}"
+        name = model_name(await served.jobs.get(job), number)
         await served.jobs.add_checkpoint(job, Checkpoint(f"ftckpt_{number}", 5.0, number, name, str(saved), {}))
     listed = await headrace(served, "checkpoints", "list", job)
     assert listed.output.index("ftckpt_4") < listed.output.index("ftckpt_2")
