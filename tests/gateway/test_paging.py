@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from openai import AsyncOpenAI
 
 from headrace_core.history import MEASURED
@@ -35,15 +36,11 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     for number in range(1, STEPS + 1):
         await served.jobs.record(JOB, step(number))
         await served.jobs.tell(JOB, f"Step {number}", type="metrics", data={"step": number})
-        await served.jobs.record(JOB, type(UPDATE)(**{**_fields(UPDATE), "version": number}))
+        await served.jobs.record(JOB, replace(UPDATE, version=number))
         if number % 10 == 0:
-            await served.jobs.beat(JOB, type(WORKER)(**{**_fields(WORKER), "time": float(number)}))
+            await served.jobs.beat(JOB, replace(WORKER, time=float(number)))
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
         yield client
-
-
-def _fields(struct: object) -> dict[str, object]:
-    return {name: getattr(struct, name) for name in struct.__struct_fields__}  # type: ignore[attr-defined]
 
 
 async def all_pages(http: httpx.AsyncClient, path: str, **params: str | int) -> list[dict[str, object]]:
@@ -76,7 +73,9 @@ async def test_measurements_of_a_kind_and_from_a_step_on(http: httpx.AsyncClient
     MeasurementList.model_validate(later)
     nothing = (await http.get(f"{PATH}/metrics", params={"from_step": STEPS + 1})).json()
     assert (nothing["data"], nothing["has_more"], nothing["last_id"]) == ([], False, None)
-    both = (await http.get(f"{PATH}/metrics", params={"from_step": 2, "after": steps[-1]["id"], "kind": "step"})).json()
+    both = (
+        await http.get(f"{PATH}/metrics", params={"from_step": 2, "after": str(steps[-1]["id"]), "kind": "step"})
+    ).json()
     assert both["data"] == []  # whichever is later
 
 
