@@ -80,3 +80,15 @@ def test_a_button_of_the_dashboard_works_by_the_cookie(locked: Site, browser: Br
     )
     assert told == 200
     assert locked.redis(lambda redis: JobStore(redis).get(RUNNING.id)).status == "cancelled"
+
+
+def test_a_session_that_ended_leads_a_page_back_to_the_form(locked: Site, browser: Browser) -> None:
+    _, key = locked.redis(lambda redis: KeyStore(redis).create("ada", "admin"))
+    browser.open(locked.url)
+    browser.type("#key", key)
+    browser.click("button")
+    browser.until_says("No job yet")
+    browser.expects("401")
+    browser.driver.delete_all_cookies()
+    browser.until_says("Log in with your API key")
+    assert browser.js("return location.search") == "?next=%2F"

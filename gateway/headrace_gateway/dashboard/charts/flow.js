@@ -17,7 +17,8 @@ const ENDS = [
 ];
 const ROW = 30; // pixels that a label needs
 const STREAM = 170; // height of all groups together
-const LEFT = 96;
+const LEFT = { wide: 96, narrow: 62 };
+const NARROW = 520;
 const BAR = 10;
 const THINNEST = 2;
 
@@ -52,13 +53,14 @@ export class LedgerFlow {
 }
 
 function picture(ledger, there, width) {
-  const scale = STREAM / ledger.admitted, right = Math.max(LEFT + 60, width - Math.min(300, width * 0.56));
+  const scale = STREAM / ledger.admitted, narrow = width < NARROW;
+  const left = narrow ? LEFT.narrow : LEFT.wide, right = narrow ? left + 44 : width - 300;
   let from = 0, to = 0;
   const parts = there.flatMap(([state, what, color]) => {
     const n = ledger.states[state], high = Math.max(THINNEST, n * scale), room = Math.max(ROW, high + 6);
     const y = to + (room - high) / 2;
     const made = [
-      svg("path", { class: `stream-${color}`, d: ribbon(LEFT + BAR, from, Math.max(THINNEST / 2, n * scale), right, y, high) }),
+      svg("path", { class: `stream-${color}`, d: ribbon(left + BAR, from, Math.max(THINNEST / 2, n * scale), right, y, high) }),
       svg("rect", { class: `fill-${color}`, x: right, y, width: BAR, height: high, rx: 2 }),
       svg("text", { x: right + BAR + 8, y: y + high / 2 - 1, class: "flow-name" }, `${words(state)} ${count(n)}`),
       svg("text", { x: right + BAR + 8, y: y + high / 2 + 13, class: "flow-what" }, `${finePercent(n / ledger.admitted)} · ${what}`),
@@ -69,9 +71,9 @@ function picture(ledger, there, width) {
   });
   const height = Math.max(to, STREAM) + 12;
   return svg("svg", { width, height, viewBox: `0 -6 ${width} ${height}`, role: "img", "aria-label": "Where every group is" },
-    svg("rect", { class: "fill-ink", x: LEFT, y: 0, width: BAR, height: STREAM, rx: 2 }),
-    svg("text", { x: LEFT - 8, y: STREAM / 2 - 2, class: "flow-name end" }, `${count(ledger.admitted)}`),
-    svg("text", { x: LEFT - 8, y: STREAM / 2 + 13, class: "flow-what end" }, "admitted"), ...parts);
+    svg("rect", { class: "fill-ink", x: left, y: 0, width: BAR, height: STREAM, rx: 2 }),
+    svg("text", { x: left - 8, y: STREAM / 2 - 2, class: "flow-name end" }, `${count(ledger.admitted)}`),
+    svg("text", { x: left - 8, y: STREAM / 2 + 13, class: "flow-what end" }, "admitted"), ...parts);
 }
 
 function ribbon(x, y, high, toX, toY, toHigh) {
