@@ -209,7 +209,7 @@ class _Answer:
             time=time.time(),
             by=principal.name,
             key_id=principal.key_id,
-            scope=principal.scope,
+            scope="" if principal is NOBODY else principal.scope,
             address=self._visit.address,
             method=self._visit.method,
             path=self._visit.path[:LONGEST_PATH],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
@@ -45,8 +46,10 @@ def create(
         raise InvalidRequest(f"--name: {name!r} is not a name of letters, digits and . _ @ -, 64 at most")
     seconds = None if expires_in is None else _seconds(expires_in)
     key, secret = _with_keys(data_dir, redis_url, lambda store: store.create(name, scope, seconds))
-    until = "" if key.expires_at is None else f", until {_time(key.expires_at)}"
-    err.print(f"[dim]key {key.id} of {escape(name)}, scope {scope}{until}; keep it, it is not shown again:[/]")
+    until = "" if key.expires_at is None else f", until {_day(key.expires_at)}"
+    err.print(
+        f"[dim]key {key.id} of {escape(name)}, scope {scope}{until}; keep it, it is not shown again:[/]", soft_wrap=True
+    )
     typer.echo(secret)  # alone on standard output, for KEY=$(headrace keys create …)
 
 
@@ -55,11 +58,11 @@ def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     """What is known of every key, newest first."""
     table = Table(box=None)
     table.add_column("key", no_wrap=True, min_width=len("key_") + 24)
-    for name in ("name", "scope", "created", "expires", "last used", "revoked"):
-        table.add_column(name, overflow="fold")
+    table.add_column("name", overflow="fold")
+    for name in ("scope", "expires", "last used", "state"):
+        table.add_column(name, no_wrap=True)
     for key in _with_keys(data_dir, redis_url, KeyStore.all):
-        times = (key.created_at, key.expires_at, key.last_used_at, key.revoked_at)
-        table.add_row(key.id, escape(key.name), key.scope, *("" if t is None else _time(t) for t in times))
+        table.add_row(key.id, escape(key.name), key.scope, _day(key.expires_at), _day(key.last_used_at), _state(key))
     out.print(table)
 
 
@@ -97,5 +100,11 @@ def _seconds(text: str) -> int:
     return seconds
 
 
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(int(seconds)).isoformat(" ")
+def _day(seconds: float | None) -> str:
+    return "never" if seconds is None else datetime.fromtimestamp(seconds).date().isoformat()
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return "[red]revoked[/]"
+    return "[green]valid[/]" if key.why_not(time.time()) is None else "[yellow]expired[/]"

@@ -64,6 +64,7 @@ async def test_what_was_refused(keyed: Keyed) -> None:
             ("", "POST", "/login", 401),
             ("", "GET", "/v1/models", 401),
         ]
+        assert [e["scope"] for e in entries] == ["user", "user", "user", "", ""]
         assert "hr-" not in str(entries)
         assert await log(admin) == []
 

@@ -51,10 +51,11 @@ def test_the_life_of_a_key_where_no_server_runs(folder: Path) -> None:
     assert key_id in listed
     assert "alice" in listed
     assert until in listed
+    assert "valid" in listed
     assert made.stdout.strip() not in listed
     assert "is revoked" in headrace("keys", "revoke", key_id, *at).stdout
     line = next(line for line in headrace("keys", "list", *at).stdout.splitlines() if key_id in line)
-    assert len(re.findall(r"\d{4}-\d\d-\d\d", line)) == 3  # created, expires, revoked
+    assert line.split()[-1] == "revoked"
     with data_folder.held(folder):  # it let the folder go
         pass
 
