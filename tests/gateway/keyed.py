@@ -39,7 +39,7 @@ class Keyed:
 
     def http(self, key: str | None = None, **options: Any) -> httpx.AsyncClient:
         """A client that shows `key`."""
-        client = httpx.AsyncClient(base_url=self.url, **options)
+        client = httpx.AsyncClient(base_url=self.url, **{"timeout": 60, **options})
         if key is not None:
             client.headers["authorization"] = f"Bearer {key}"
         return client
