@@ -19,6 +19,8 @@ _UPLOAD_SECONDS = 600.0
 _SUBMIT_SECONDS = 180.0
 _STREAM_SILENCE_SECONDS = 60.0
 """The gateway's streams carry a comment every ten seconds; after this long without any, the connection is dead."""
+_THINNED = 400
+"""Entries of each kind that are asked for of a job's past: a long job is shown at once."""
 _RECONNECT_SECONDS = 60.0
 """A gateway that restarts is back within this; a stream that broke is taken up where it was."""
 
@@ -80,9 +82,10 @@ class Client:
         return self._call("PATCH", f"{_path(job_id)}/settings", json=changes)
 
     def stream(self, job_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(kind, data) of everything a job says and measures, from its beginning to its end."""
-        for kind, data in self._stream(f"{_path(job_id)}/stream"):
-            yield kind, json.loads(data)
+        """(kind, data) of what a job says and measures, from its beginning to its end; its past is thinned."""
+        for kind, data in self._stream(f"{_path(job_id)}/stream?thin={_THINNED}"):
+            if kind != "live":  # the past ends here; nothing is in it
+                yield kind, json.loads(data)
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
         """What a job says, from its beginning to its end."""
