@@ -44,11 +44,17 @@ _STATUS = (
 def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
     """The envelope. `type` follows the status, as in OpenAI's API."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": _written(message), "type": kind, "param": param and _written(param), "code": code}
     return JSONResponse(
-        {"error": {"message": message, "type": kind, "param": param, "code": code}},
+        {"error": error},
         status_code=status,
         headers={"x-should-retry": "true" if status in (429, 503) else "false"},
     )
+
+
+def _written(text: str) -> str:
+    """What a request said may hold halves of characters, which no answer can."""
+    return text.encode(errors="replace").decode()
 
 
 def answer_to(error: HeadraceError) -> JSONResponse:
@@ -81,7 +87,12 @@ def install(app: FastAPI, max_upload_bytes: int) -> None:
     async def no_redis(_: Request, error: Exception) -> JSONResponse:
         return error_response(503, f"Redis does not answer: {error}", code=Unavailable.code)
 
+    async def not_unicode(_: Request, error: Exception) -> JSONResponse:
+        # JSON's escapes can spell half a character, and Python reads it: it fails where it is to be written down.
+        return error_response(400, "the body's text is not Unicode: a surrogate stands alone", code="invalid_json")
+
     app.add_exception_handler(HeadraceError, known)
+    app.add_exception_handler(UnicodeEncodeError, not_unicode)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(RedisError, no_redis)

@@ -136,7 +136,10 @@ def _offered(job: Job, checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoin
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    try:
+        return (folder / "config.json").is_file()
+    except OSError:  # no name of a file: too long, say
+        return False
 
 
 def _model(name: str, path: Path, owner: str) -> Model:

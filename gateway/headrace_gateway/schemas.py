@@ -19,6 +19,7 @@ ORGANIZATION = "headrace"
 
 _Key = Annotated[str, StringConstraints(max_length=64)]
 _Value = Annotated[str, StringConstraints(max_length=512)]
+_Reference = Annotated[str, StringConstraints(max_length=4096)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
@@ -81,10 +82,10 @@ class CreateJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
-    training_file: str
+    model: _Reference
+    training_file: _Reference
     method: Method
-    validation_file: str | None = None
+    validation_file: _Reference | None = None
     suffix: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int | None = Field(None, ge=0, le=2**32 - 1)
     metadata: dict[_Key, _Value] | None = Field(None, max_length=16)

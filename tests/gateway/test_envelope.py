@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from fastapi import FastAPI
 
 from headrace_gateway import envelope
+from headrace_gateway.document import operations
 
-from .conftest import MAX_UPLOAD_BYTES, Served, body, rows
+from .conftest import MAX_UPLOAD_BYTES, Served, body, rows, stored_job
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -56,6 +58,51 @@ async def test_a_body_that_is_not_json(http: httpx.AsyncClient) -> None:
         "/v1/fine_tuning/jobs", content=b'{"model": ', headers={"content-type": "application/json"}
     )
     assert error_of(response, 400)["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"grader": {"type": "string_check", "name": "\ud800"}, "model_sample": "a"},
+        {"grader": {"type": "string_check", "name": "a"}, "model_sample": "\ud800"},
+        {"grader": {"type": "string_check", "name": "a"}, "model_sample": "a", "item": {"a": "\ud800"}},
+        {"grader": {"type": "string_check", "name": "a"}, "model_sample": "a", "\ud800": 1},
+    ],
+)
+async def test_half_a_character_is_refused(http: httpx.AsyncClient, asked: dict[str, Any]) -> None:
+    content = json.dumps(asked).encode()
+    headers = {"content-type": "application/json"}
+    response = await http.post("/v1/fine_tuning/alpha/graders/run", content=content, headers=headers)
+    error_of(response, 400)
+
+
+@pytest.mark.parametrize("changed", [{"model": "/" + "a" * 300}, {"model": "/\0"}, {"training_file": "\0"}])
+async def test_names_that_no_file_can_have(http: httpx.AsyncClient, changed: dict[str, str]) -> None:
+    error = error_of(await http.post("/v1/fine_tuning/jobs", json=body("file-1") | changed), 400)
+    assert error["param"] == next(iter(changed))
+
+
+async def test_no_route_answers_409(http: httpx.AsyncClient) -> None:
+    """OpenAI's client repeats it by itself."""
+    document = (await http.get("/openapi.json")).json()
+    statuses = {s for _, _, operation in operations(document) for s in operation["responses"]}
+    assert "409" not in statuses
+    assert "400" in statuses
+
+
+async def test_a_stream_has_a_request_id_too(http: httpx.AsyncClient, served: Served) -> None:
+    await served.jobs.create(stored_job())
+    await served.jobs.move("ftjob-1", "cancelled")
+    for path in ("events?stream=true", "stream"):
+        async with http.stream("GET", f"/v1/fine_tuning/jobs/ftjob-1/{path}") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            assert response.headers["x-request-id"].startswith("req_")
+
+
+async def test_a_part_of_an_upload_may_say_that_it_is_bytes(http: httpx.AsyncClient) -> None:
+    part = ("train.jsonl", rows(1), "application/octet-stream")
+    response = await http.post("/v1/files", files={"file": part}, data={"purpose": "fine-tune"})
+    assert response.json()["bytes"] == len(rows(1))
 
 
 async def test_a_missing_field_is_named_by_its_path(http: httpx.AsyncClient) -> None:
