@@ -2,7 +2,7 @@
 
 model = "headrace/tiny-adder"
 training_file = "train.jsonl"             # or a task: "reasoning_gym:chain_sum?size=1000"
-validation_file = "validation.jsonl"      # optional, like suffix, seed and [metadata]
+validation_file = "validation.jsonl"      # optional, like suffix, seed, [metadata], [[integrations]]
 
 [grader]
 type = "function"
@@ -24,7 +24,7 @@ from headrace_core.data import names_task
 from headrace_core.errors import InvalidData
 
 _REQUIRED = ("model", "training_file", "grader")
-_OPTIONAL = ("validation_file", "hyperparameters", "suffix", "seed", "metadata")
+_OPTIONAL = ("validation_file", "hyperparameters", "suffix", "seed", "metadata", "integrations")
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,11 @@ def test_a_wrong_job_file_says_how(job: Path, change: tuple[str, str], message: 
         job_file.read(job)
 
 
+def test_integrations_are_handed_on(job: Path) -> None:
+    job.write_text(JOB + '[[integrations]]\ntype = "wandb"\nwandb = {project = "sums"}\n')
+    assert job_file.read(job).body["integrations"] == [{"type": "wandb", "wandb": {"project": "sums"}}]
+
+
 def test_the_shipped_job_file() -> None:
     told = job_file.read(ADDER / "job.toml")
     assert set(told.uploads) == {"training_file", "validation_file"}
