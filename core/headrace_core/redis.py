@@ -12,6 +12,9 @@ from redis.exceptions import ConnectionError, RedisError
 
 from .errors import Unavailable
 
+_MOST_CONNECTIONS = 4096
+"""Of a process. The client's own 100 is soon reached by waiting calls, and the next one fails, rather than wait."""
+
 
 def connect(url: str) -> Redis:
     """A client for `redis://…` or `unix:///path`. Answers are bytes.
@@ -20,7 +23,14 @@ def connect(url: str) -> Redis:
     a Redis that restarts is waited for. The ledger's scripts count such a call once.
     """
     again = Retry(ExponentialBackoff(cap=1.0, base=0.1), retries=5, supported_errors=(ConnectionError,))
-    return Redis.from_url(url, socket_connect_timeout=5, socket_timeout=30, health_check_interval=15, retry=again)
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=5,
+        socket_timeout=30,
+        health_check_interval=15,
+        retry=again,
+        max_connections=_MOST_CONNECTIONS,
+    )
 
 
 async def ping(redis: Redis) -> None:

@@ -68,7 +68,7 @@ class Gateway:
         return Ledger(self.redis, job_id)
 
 
-def _gateway(request: Request, principal: By) -> Gateway:
+async def _gateway(request: Request, principal: By) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway if principal is LOCAL else gateway.seen_by(principal)
 

@@ -4,7 +4,7 @@
     history, XREAD ──► │ batch: encoded once a voice ──► a Listener's few batches     │ ──► one write a listener
     job, ledger,       │ state: once a second, encoded once, handed out if it changed │
     rewards ─────────► └──────────────────────────────────────────────────────────────┘
-    history, in pages ──► a listener that joins, or that was too slow, at its own pace
+    history, in pages ──► a listener that joins, or that was too slow, at its own pace; a thinned past is made once
 
 Invariants:
 
@@ -20,11 +20,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from typing import NamedTuple
 
 import msgspec
 import structlog
 from redis.asyncio import Redis
 
+from headrace_core.history import Entry
 from headrace_core.jobs import ENDED, Job, JobStore
 from headrace_core.ledger import Ledger
 
@@ -42,6 +44,8 @@ _STATE_SECONDS = 1.0
 _GATHER_SECONDS = 0.2
 """Entries that come singly do not wake every listener singly."""
 _PAGE = 500
+_READERS = 8
+"""Listeners of a job that read its past at once."""
 _PING = b": ping\n\n"
 _STOPPING = b": the server stops\n\n"
 _LIVE = sse("live", b"{}")
@@ -49,6 +53,13 @@ _LIVE = sse("live", b"{}")
 _encode = msgspec.json.Encoder().encode
 _SAID = {"message": "the stream broke; come back with the id of its last event", "type": "server_error"}
 _BROKEN = sse("error", _encode({"error": {**_SAID, "param": None, "code": "stream_broke"}}))
+
+
+class _Past(NamedTuple):
+    """A thinned past, up to a number."""
+
+    to: int
+    told: bytes
 
 
 class Hub:
@@ -101,6 +112,10 @@ class Follower:
         self._state = b""
         self._position = 0
         """Everything up to here was handed to the listeners of the time."""
+        self._pasts: dict[tuple[int, int, int], _Past] = {}
+        """The last one that was made."""
+        self._thinning = asyncio.Lock()
+        self._readers = asyncio.Semaphore(_READERS)
         self._begun = asyncio.Event()
         self._task = asyncio.create_task(self._follow_safely(), name=f"follow {job_id}")
 
@@ -190,30 +205,46 @@ class Follower:
         """Everything that the listener is to send."""
         await self._begun.wait()
         yield listener.newest_state()
-        async for piece in self._past(listener, voice, self._position, thin):
+        if thin is not None and listener.number < self._position:
+            past = await self._thinned(voice, listener.number, thin)
+            listener.number = past.to
+            yield past.told
+        async for piece in self._past(listener, voice, self._position):
             yield piece
-        if thin is not None:
-            yield _LIVE
         while True:
             await listener.wait()
             while (to := listener.missed_to) is not None:
-                async for piece in self._past(listener, voice, to, None):
+                async for piece in self._past(listener, voice, to):
                     yield piece
             ended = listener.ended
             yield listener.take()
             if ended:
                 return
 
-    async def _past(self, listener: Listener, voice: Voice, to: int, thin: int | None) -> AsyncGenerator[bytes]:
+    async def _past(self, listener: Listener, voice: Voice, to: int) -> AsyncGenerator[bytes]:
         """What was recorded after the listener's number, at least up to `to`."""
-        gathered = []
         while listener.number < to:
-            found = await self._history.after(self._job_id, listener.number, _PAGE, voice.kinds)
-            complete = len(found) < _PAGE
-            listener.number = max([to] * complete + [e.number for e in found[-1:]])
-            if thin is None:
-                yield told(voice, self._job_id, found)
-            else:
-                gathered += found
-        for start in range(0, len(kept := thinned(gathered, thin or 0)), _PAGE):
-            yield told(voice, self._job_id, kept[start : start + _PAGE])
+            found, listener.number = await self._page(voice, listener.number, to)
+            yield told(voice, self._job_id, found)
+
+    async def _page(self, voice: Voice, number: int, to: int) -> tuple[list[Entry], int]:
+        """(entries after `number`, the number up to which these are all): at least `to` where there are no more."""
+        async with self._readers:
+            found = await self._history.after(self._job_id, number, _PAGE, voice.kinds)
+        complete = [] if len(found) >= _PAGE else [to]
+        return found, max([*complete, *(e.number for e in found[-1:])])
+
+    async def _thinned(self, voice: Voice, number: int, most: int) -> _Past:
+        """The past after `number`, made once for all who come within `_PAGE` entries."""
+        wanted = (id(voice), number, most)
+        async with self._thinning:
+            past = self._pasts.get(wanted)
+            if past is None or past.to < self._position - _PAGE:
+                entries: list[Entry] = []
+                to = number
+                while to < self._position:
+                    found, to = await self._page(voice, to, self._position)
+                    entries += found
+                past = _Past(to, told(voice, self._job_id, thinned(entries, most)))
+                self._pasts = {wanted: past}
+            return past

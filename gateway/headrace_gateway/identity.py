@@ -32,7 +32,10 @@ NOBODY = Principal("", "", "user")
 """Whoever shows no key where one is asked for: he reaches what is open to all, and owns nothing."""
 
 
-def caller(request: Request) -> Principal:
+# The dependencies are `async` although they wait for nothing: FastAPI would run each in a thread of its pool.
+
+
+async def caller(request: Request) -> Principal:
     """Whom the request's key belongs to. It is never guessed: without the middleware in `access`, this fails."""
     principal: Principal = request.state.principal
     return principal
@@ -46,7 +49,7 @@ def made(request: Request, thing: str) -> None:
 By = Annotated[Principal, Depends(caller)]
 
 
-def admin(principal: By) -> Principal:
+async def admin(principal: By) -> Principal:
     """The caller, where he is an admin: `Depends(admin)` on a route that is for admins alone. Raises `Forbidden`."""
     if principal.scope != "admin":
         raise Forbidden(f"this needs a key of scope 'admin'; {principal.name!r} has one of scope {principal.scope!r}")
