@@ -29,8 +29,8 @@ folder are then `jobs/<job>/exports/jsonl/metrics.jsonl`, an entry a line, as th
 
 In a job file that is `[[integrations]]`, with the same fields. `pip install 'headrace[tensorboard,wandb]'` brings the
 packages. wandb's own variables, in the gateway's environment, say who pays and where it goes: `WANDB_API_KEY`,
-`WANDB_BASE_URL`, or `WANDB_MODE=offline`, which keeps the run in the folder `jobs/<job>/exports/wandb` for `wandb sync`.
-The tests run it offline; nothing of ours was sent to a server.
+`WANDB_BASE_URL`, or `WANDB_MODE=offline`, which keeps the run in the folder `jobs/<job>/exports/wandb` for
+`wandb sync`. The tests run it offline; nothing of ours was sent to a server.
 
 Each is a process of its own beside the gateway, which reads the job's history: it is in nobody's way, and cannot end
 or delay a job. A cursor says how far it is; what dies, or is stopped with the service, goes on there, and nothing is
