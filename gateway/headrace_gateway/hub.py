@@ -25,6 +25,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from headrace_core.history import Entry
 from headrace_core.jobs import ENDED, Job, JobStore
@@ -85,6 +86,9 @@ class Hub:
         try:
             async for piece in follower.pieces(listener, voice, thin):
                 yield piece
+        except RedisError as error:  # while the past was read; the answer has begun, and can no longer be an error
+            log.warning("an event stream broke", job=job_id, error=str(error))
+            yield _BROKEN
         finally:
             last = follower.left(listener)
             if last and self._followers.get(job_id) is follower:
