@@ -148,6 +148,7 @@ PLAIN = {
     },
     "WorkerMetrics": {
         "worker": "Its name within the job.",
+        "state": "A rollout worker may be drained: it then takes no more groups.",
         "time": "Of the heartbeat.",
         "version": "The policy version it samples with, or has trained to.",
         "uptime": "Since the worker was ready.",

@@ -25,8 +25,10 @@ from _simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
 from _virtual_time import InlineRedis, run
 
 from headrace_core.data import Row
+from headrace_core.drains import Drains
 from headrace_core.jobs import JobStore
 from headrace_core.ledger import Ledger
+from headrace_core.live import Live
 from headrace_core.staleness import ages, contributes
 from headrace_core.timesplit import TimeSplit
 from headrace_core.trajectory import Group
@@ -114,6 +116,7 @@ class VirtualRolloutWorker(RolloutWorker):
         clock = asyncio.get_running_loop().time
         self._redis, self._engine = cast(Any, redis), engine
         self._ledger, self._jobs = Ledger(self._redis, config.job_id, clock), JobStore(self._redis)
+        self._live, self._drains = Live(self._redis, config.job_id, self._settings), Drains(self._redis, config.job_id)
         self._telling = Telling(self._jobs, config.job_id, config.worker)
         self._split = TimeSplit("window", clock)
         tokenizer, reward = cast(Any, Tokenizer()), InstantReward()
@@ -140,12 +143,13 @@ class VirtualLearner(LearnerWorker):
         self._clock = asyncio.get_running_loop().time
         self._redis, self._cluster = cast(Any, redis), cluster
         self._ledger, self._jobs = Ledger(self._redis, config.job_id, self._clock), JobStore(self._redis)
+        self._live, self._drains = Live(self._redis, config.job_id, self._settings), Drains(self._redis, config.job_id)
         self._split = TimeSplit("groups", self._clock)
         self.steps: list[Settled] = []
 
     async def open(self) -> None:
         """Begin the job and the term."""
-        await self._ledger.open(self._limits)
+        await self._ledger.open(self._settings.limits(self._config.rows))
         self._term = await self._ledger.enlist()
 
     async def close(self) -> None:

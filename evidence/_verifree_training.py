@@ -92,7 +92,7 @@ class Run:
         leases = [Lease(number, "", 1, self.version) for number in range(first, first + count)]
 
         async def made() -> list[Group]:
-            return await asyncio.gather(*(self._maker.make(lease) for lease in leases))
+            return await asyncio.gather(*(self._maker.make(lease, self._settings.group_size) for lease in leases))
 
         groups = self._engine.drive(made())
         return groups if self._baseline else [without_baseline(group) for group in groups]

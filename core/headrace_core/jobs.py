@@ -57,6 +57,14 @@ class JobError(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
+class ForkedFrom(msgspec.Struct, frozen=True):
+    """The checkpoint whose model a job began with."""
+
+    fine_tuning_job_id: str
+    checkpoint: str
+    step_number: int
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One RL job as it was asked for, and where it stands."""
 
@@ -75,9 +83,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Where the job's measurements are sent as well, as asked for: `{"type": "wandb", "wandb": {…}}`."""
     grader: dict[str, Any] = {}
     hyperparameters: dict[str, Any] = {}
-    """Complete: every default filled in."""
+    """Complete: every default filled in; changes while the job runs are in it."""
     rows: int = 0
     total_steps: int = 0
+    forked_from: ForkedFrom | None = None
     owner: str = "local"
     """Name of whom it belongs to; fixed, and kept beside the document too, where it is read alone."""
 
@@ -92,6 +101,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "pace")
+_LIVE = b"live:"
+"""Fields of the job's hash that hold a changed setting (lua/change.lua)."""
 _WHOLE = 1_000_000
 """Entries of a kind, more than a job makes."""
 _json = msgspec.json
@@ -286,6 +297,13 @@ class JobStore:
         await answer(self._redis.hset(JobKeys(job_id).workers, metrics.worker, _json.encode(metrics)))
         await self.record(job_id, metrics)
 
+    async def starts(self, job_id: str, worker: str, role: str) -> None:
+        """A worker's process is up; its first heartbeat comes when it is ready. No measurement."""
+        metrics = WorkerMetrics(
+            worker=worker, role=role, state="starting", time=time.time(), version=0, uptime=0, busy=0, waiting={}
+        )
+        await answer(self._redis.hset(JobKeys(job_id).workers, worker, _json.encode(metrics)))
+
     async def workers(self, job_id: str) -> list[WorkerMetrics]:
         """The newest heartbeat of each worker."""
         raw = await answer(self._redis.hgetall(JobKeys(job_id).workers))
@@ -314,4 +332,7 @@ def _job(raw: dict[bytes, bytes]) -> Job:
         if value is None:
             continue
         document[name] = value.decode() if name in ("status", "fine_tuned_model") else _json.decode(value)
+    for key, value in raw.items():
+        if key.startswith(_LIVE):
+            document["hyperparameters"][key.removeprefix(_LIVE).decode()] = _json.decode(value)
     return msgspec.convert(document, Job)

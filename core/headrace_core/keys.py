@@ -19,6 +19,9 @@ touch them together), and jobs spread over a cluster.
     headrace:{job}:marks          zset    number of a step's entry → step
     headrace:{job}:checkpoints    hash    step → JSON
     headrace:{job}:workers        hash    worker → JSON heartbeat
+    headrace:{job}:drains         hash    rollout worker that takes no more leases → JSON: since when, until when it may finish
+    headrace:{job}:changes        list    changes of settings while the job runs (JSON), oldest first
+    headrace:{job}:published      list    the last published policy versions (JSON), newest first
     headrace:{job}:rewards        hash    worker and its start → JSON of what the reward did there
     headrace:{job}:ledger         hash    counts, policy version, limits, terms
     headrace:{job}:leases         zset    group → lease expiry
@@ -102,6 +105,18 @@ class JobKeys:
         return self.prefix + "workers"
 
     @property
+    def drains(self) -> str:
+        return self.prefix + "drains"
+
+    @property
+    def changes(self) -> str:
+        return self.prefix + "changes"
+
+    @property
+    def published(self) -> str:
+        return self.prefix + "published"
+
+    @property
     def rewards(self) -> str:
         return self.prefix + "rewards"
 
@@ -152,4 +167,5 @@ class JobKeys:
         """KEYS of every ledger script, in the order that lua/prelude.lua names them."""
         return [
             self.ledger, self.leases, self.queued, self.claimed, self.groups, self.steps, self.signals, self.group(""),
+            self.changes, self.drains, self.job,
         ]  # fmt: skip

@@ -67,7 +67,7 @@ class Outcome(StrEnum):
     CLOSED = "closed"
     """The job has ended."""
     GONE = "gone"
-    """The window changed under the selection; look again."""
+    """The window, or a setting, changed under the selection; look again."""
 
 
 class Refusal(StrEnum):
@@ -77,6 +77,8 @@ class Refusal(StrEnum):
     """The pacing window is full, or the job has all the groups it needs."""
     BEHIND = "behind"
     """The worker's weights are older than the newest policy version: catch up first."""
+    DRAINED = "drained"
+    """The worker is to take no more: it is being drained."""
     CLOSED = "closed"
 
 
@@ -185,10 +187,10 @@ _COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_token
 
 
 @cache
-def _sources() -> dict[str, str]:
+def script_source(name: str) -> str:
+    """A script over a job's ledger; its KEYS are `JobKeys.ledger_scripts`."""
     folder = resources.files(__package__) / "lua"
-    prelude = (folder / "prelude.lua").read_text()
-    return {name: prelude + (folder / f"{name}.lua").read_text() for name in _SCRIPTS}
+    return (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
 
 
 class Ledger:
@@ -198,7 +200,7 @@ class Ledger:
         self._redis = redis
         self._keys = JobKeys(job_id)
         self._clock = clock
-        self._scripts = {name: redis.register_script(source) for name, source in _sources().items()}
+        self._scripts = {name: redis.register_script(script_source(name)) for name in _SCRIPTS}
 
     async def _run(self, script: str, *args: Any) -> Any:
         now = "" if self._clock is None else repr(self._clock())
@@ -207,7 +209,7 @@ class Ledger:
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self, limits: Limits) -> None:
-        """Begin, or continue with these limits (they may change while a job runs)."""
+        """Begin, or continue. `max_staleness` holds until the first change on record (`live`)."""
         if limits.batch_size < 1 or limits.max_staleness < 0 or limits.total_groups < 1:
             raise InvalidRequest(f"batch_size and total_groups must be positive, max_staleness not negative: {limits}")
         async with self._redis.pipeline(transaction=True) as pipe:
@@ -303,15 +305,18 @@ class Ledger:
         version, queued, leased = await self._run("window")
         return Window(int(version), _pending(queued), _pending(leased))
 
-    async def claim(self, term: Term, limits: Limits, late: Late, held: int = 0) -> Claim:
+    async def claim(self, term: Term, limits: Limits, late: Late, held: int = 0, changes: int = 0) -> Claim:
         """Take the next batch by `staleness.select`, if there is one; what `held` claimed groups leave of it.
+
+        GONE where the record of changed settings has more than the `changes` that the caller knows.
 
         FENCED and CLOSED are told even where there is nothing to take: a waiting learner must hear of its end.
         """
         window = await self.window()
         selection = select(window, limits.batch_size, limits.max_staleness, late, held)
         call = secrets.token_hex(8)
-        claimed = await self._run("claim", term.number, call, len(selection.take), *selection.take, *selection.drop)
+        taken = (len(selection.take), *selection.take, *selection.drop)
+        claimed = await self._run("claim", term.number, call, changes, *taken)
         if isinstance(claimed, bytes):
             return Claim(window.version, selection=selection, outcome=Outcome(claimed.decode()))
         return Claim(window.version, tuple(decode(m) for m in claimed), selection)

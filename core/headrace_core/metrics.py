@@ -13,7 +13,7 @@ Times are Unix seconds, durations seconds, shares between 0 and 1. Ages are poli
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -108,6 +108,9 @@ class UpdateMetrics(msgspec.Struct, frozen=True, kw_only=True):
     requests_in_flight: int
 
 
+WorkerState = Literal["starting", "running", "draining", "drained"]
+
+
 class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Where a worker's time went, since its start."""
 
@@ -116,13 +119,14 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     role: str
     """`rollout` or `learner`."""
+    state: WorkerState = "running"
     time: float
     version: int
     uptime: float
     busy: float
     """Seconds of generating, or of training."""
     waiting: dict[str, float]
-    """Seconds by what was waited for: `window` (learner is behind), `groups` (rollout is behind), `weights`, …"""
+    """Seconds by what was waited for: `window` (learner is behind), `groups` (rollout is behind), `drained`, `weights`, …"""
     tokens: int = 0
     """Sampled, or trained, since its start."""
     groups: int = 0

@@ -26,6 +26,7 @@ import ray
 import structlog
 from redis.exceptions import RedisError
 
+from headrace_core.drains import Drains
 from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobError, JobStore, Status, model_name
@@ -62,6 +63,7 @@ class JobController:
         self._redis = connect(redis_url)
         self._jobs = JobStore(self._redis)
         self._ledger = Ledger(self._redis, job_id)
+        self._drains = Drains(self._redis, job_id)
         self._weights_root = settings.weights_dir or default_root()
         self._life: asyncio.Task[None] | None = None
         self._placement: Placement | None = None
@@ -214,19 +216,31 @@ class JobController:
     async def _watch(self, job: Job) -> None:
         """Raises what must end the job: a cancellation, too many failed rewards, no progress."""
         settings = Hyperparameters.model_validate(job.hyperparameters)
-        before, since = None, time.monotonic()
+        before, since, held = None, time.monotonic(), False
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             _check_wanted(await self._jobs.get(self._job_id))
             account = await self._ledger.account()
             await check_rewards(self._jobs, self._job_id, account, settings)
-            if account != before or not self._training():
+            held = await self._all_drained(job, held)
+            if account != before or held or not self._training():
                 before, since = account, time.monotonic()
             elif time.monotonic() - since > self._settings.stall_timeout:
                 raise TimedOut(
                     f"no group changed its state for {self._settings.stall_timeout:.0f} s: {account.states} at policy "
                     f"version {account.version}; workers: {await self._activities()}"
                 )
+
+    async def _all_drained(self, job: Job, before: bool) -> bool:
+        """Whether the job is meant to stand still; the user is told when it begins to and when it ends."""
+        workers = job.hyperparameters["rollout_workers"]
+        now = await self._drains.hold_all(workers)
+        if now and not before:
+            message = "every rollout worker is drained: the job waits until one of them is undrained"
+            await self._jobs.tell(self._job_id, message, level="warn")
+        elif before and not now:
+            await self._jobs.tell(self._job_id, "a rollout worker works again: the job goes on")
+        return now
 
     def _training(self) -> bool:
         return bool(self._workers) and all(worker.ready for worker in self._workers)

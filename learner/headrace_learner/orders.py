@@ -48,6 +48,9 @@ class Train(Order, frozen=True, tag=True):
 
     version: int
     groups: tuple[int, ...]
+    max_staleness: int
+    """In force at this version, as is the next."""
+    learning_rate: float
 
 
 class Publish(Order, frozen=True, tag=True):

@@ -110,8 +110,9 @@ class RankWorker:
         match order:
             case Load(path):
                 return lambda: checkpoint.load(trainer, Path(path))
-            case Train(version, ids):
+            case Train(version, ids, max_staleness, learning_rate):
                 groups = await self._ledger.groups(ids)
+                trainer.adopt(max_staleness, learning_rate)
                 return lambda: trainer.step(groups, version)
             case Publish():
                 return lambda: trainer.policy.write_weights(None)

@@ -10,7 +10,8 @@
 Invariants: a step is settled with the name of weights that are already published, so the name in the ledger can always
 be loaded; from the same checkpoint and the same settled steps, a new learner arrives at the same weights, bit for bit;
 the groups of a step are forgotten only when two checkpoints hold it, so that one damaged checkpoint loses nothing;
-what is kept of a step for reading is kept once it is settled, and before a checkpoint holds it.
+what is kept of a step for reading is kept once it is settled, and before a checkpoint holds it; settings that change
+while the job runs are, of each step, those on record for its version, first time and in a replay.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from typing import Any
 import torch
 
 from headrace_core.concurrency import first_to_end
+from headrace_core.drains import Drains
 from headrace_core.errors import HeadraceError, InvalidState, TimedOut, WeightsDamaged
 from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
+from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.ledger import Claim, Ledger, Outcome, Step, Term
+from headrace_core.live import Live
 from headrace_core.metrics import StepMetrics, WorkerMetrics
+from headrace_core.publications import Publications
 from headrace_core.redis import connect
 from headrace_core.staleness import Selection
 from headrace_core.timesplit import TimeSplit
@@ -63,12 +68,14 @@ class LearnerWorker:
         self._config = config
         self._settings = config.settings
         self._algorithm = algorithm(self._settings.algorithm)
-        self._limits = self._settings.limits(config.rows)
         self._output = Path(config.output_dir)
         self._redis = connect(config.redis_url)
         self._ledger = Ledger(self._redis, config.job_id)
+        self._live = Live(self._redis, config.job_id, self._settings)
+        self._drains = Drains(self._redis, config.job_id)
         self._jobs = JobStore(self._redis)
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
+        self._publications = Publications(self._redis, config.job_id)
         self._lead = Lead(config, self._redis)
         self._keeper = Keeper(self._redis, config.job_id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
@@ -85,6 +92,7 @@ class LearnerWorker:
     async def start(self) -> dict[str, Any]:
         """Enlist, load, replay. Afterwards the policy is that of the ledger's newest version, and published."""
         began = time.monotonic()
+        await self._jobs.starts(self._config.job_id, self._config.worker, "learner")
         self._term = await self._ledger.enlist()
         await self._lead.muster()
         self._trainer = await self._lead.alone(self._load)
@@ -144,6 +152,7 @@ class LearnerWorker:
 
     async def _replay(self, term: Term) -> int:
         """Train the settled steps that the checkpoint does not hold once more, from the groups still kept for that."""
+        await self._live.refresh()
         steps = await self._ledger.steps()
         self._trained_tokens = sum(sum(step.ages.values()) for step in steps)
         again = [step for step in steps if step.version >= self._version]
@@ -231,7 +240,11 @@ class LearnerWorker:
         progress, seen = time.monotonic(), Selection()
         while True:
             self._end_if_stopping()
-            claim = await self._ledger.claim(self._term, self._limits, self._settings.late, held)
+            await self._live.refresh()
+            now = self._in_force
+            claim = await self._ledger.claim(
+                self._term, now.limits(self._config.rows), now.late, held, len(self._live.changes)
+            )
             self._end_if_void(claim.outcome)
             if claim.groups:
                 return claim.groups
@@ -239,19 +252,29 @@ class LearnerWorker:
                 continue
             if claim.selection != seen:
                 progress, seen = time.monotonic(), claim.selection
+            elif await self._drains.hold_all(self._settings.rollout_workers):
+                progress = time.monotonic()  # it is meant to wait
             elif time.monotonic() - progress > self._config.stall_timeout:
                 raise self._stalled(claim)
             self._heard = await self._ledger.signal(self._heard, min(SIGNAL_SECONDS, self._config.stall_timeout))
 
+    @property
+    def _in_force(self) -> Hyperparameters:
+        """The settings of the step to come. From its first claim on they are fixed."""
+        return self._live.at(self._version)
+
     async def _train(self, groups: tuple[Group, ...] | list[Group]) -> StepResult:
-        version = self._version
-        order = Train(version, tuple(g.group_id for g in groups))
+        version, now = self._version, self._in_force
+        order = Train(version, tuple(g.group_id for g in groups), now.max_staleness, now.peak_learning_rate)
+        self._trainer.adopt(order.max_staleness, order.learning_rate)
         return await self._lead.together(order, lambda: self._trainer.step(groups, version))
 
     async def _publish(self, version: int, term: int) -> str:
         """Returns the name under which rollout workers find it."""
         write = self._trainer.policy.write_weights
-        return (await self._lead.together(Publish(), lambda: self._weights.publish(version, term, write))).name
+        done = await self._lead.together(Publish(), lambda: self._weights.publish(version, term, write))
+        await self._publications.add(done)
+        return done.name
 
     async def _settle(self, groups: tuple[Group, ...], result: StepResult, weights: str) -> None:
         step = Step(
@@ -296,7 +319,7 @@ class LearnerWorker:
     async def _tell(self, metrics: StepMetrics) -> None:
         job = self._config.job_id
         await self._jobs.record(job, metrics)
-        data = event_data(metrics, self._settings.max_staleness)
+        data = event_data(metrics, self._live.at(metrics.step - 1).max_staleness)
         await self._jobs.tell(job, event_message(metrics), type="metrics", data=data)
         await self._jobs.update(job, trained_tokens=self._trained_tokens)
 
@@ -316,7 +339,7 @@ class LearnerWorker:
             )
 
     def _stalled(self, claim: Claim) -> TimedOut:
-        selection, size = claim.selection, self._limits.batch_size
+        selection, size = claim.selection, self._settings.batch_size
         if selection.wait_for:
             what = (
                 f"for stragglers, groups {', '.join(map(str, selection.wait_for))}, which the next step must not leave"

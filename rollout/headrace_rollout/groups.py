@@ -52,11 +52,11 @@ class GroupMaker:
         self._greedy = SamplingConfig(settings.max_tokens, temperature=0.0)
         self._wants_greedy = ALGORITHMS[settings.algorithm].wants_greedy
 
-    async def make(self, lease: Lease) -> Group:
-        """The leased group. Raises `RewardFailed` or the engine's errors."""
+    async def make(self, lease: Lease, group_size: int) -> Group:
+        """The leased group, of so many completions. Raises `RewardFailed` or the engine's errors."""
         began = time.monotonic()
         prompt = self._prompts[self._order.row(lease.group_id)]
-        configs = [self._sampling] * self._settings.group_size + [self._greedy] * self._wants_greedy
+        configs = [self._sampling] * group_size + [self._greedy] * self._wants_greedy
         traced = await self._measurer.complete(prompt, configs)
         self.unstable_boundaries += sum(t.unstable is True for t in traced)
         generation_seconds = time.monotonic() - began
@@ -71,7 +71,7 @@ class GroupMaker:
             row=prompt.row,
             admitted_version=lease.version,
             prompt_ids=prompt.token_ids,
-            completions=tuple(completions[: self._settings.group_size]),
+            completions=tuple(completions[:group_size]),
             greedy=completions[-1] if self._wants_greedy else None,
             generation_seconds=generation_seconds,
             reward_seconds=time.monotonic() - began - generation_seconds,

@@ -100,7 +100,8 @@ class WatchedReward:
         if not failures:
             return None
         s, facts = self._settings, ALGORITHMS[self._settings.algorithm]
-        sampled, greedy = outcomes[: s.group_size], outcomes[s.group_size :]
+        size = len(outcomes) - facts.wants_greedy
+        sampled, greedy = outcomes[:size], outcomes[size:]
         enough = sum(isinstance(o, Score) for o in sampled) >= (2 if facts.compares_within_group else 1)
         if s.reward_failure == "leave_out" and enough and not any(isinstance(o, Failure) for o in greedy):
             return None

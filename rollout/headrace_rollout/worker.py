@@ -9,11 +9,13 @@
       renew   every third of a lease's life; a lost lease cancels its task
       beat    every two seconds: where the time went; every few, what the reward did
       check   a share of the groups is scored again, beside the others
+      drain   a drained worker's time is up ──► what it still holds is given back
       broken  ends when a group's task met an error that no group can mend (the engine is gone)
       stop    ends when stop() is called
 
 Invariants: a lease is only taken while the engine samples with the newest policy version known to the ledger; every
-lease taken is committed, failed or given back, unless the process dies, and then it expires.
+lease taken is committed, failed or given back, unless the process dies, and then it expires; a group has the size that
+is on record for its lease's version.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from headrace_core.concurrency import cancel, first_to_end
+from headrace_core.drains import Drains
 from headrace_core.errors import TimedOut, WeightsDamaged
 from headrace_core.jobs import JobStore
 from headrace_core.ledger import Lease, Ledger, Outcome, Refusal
-from headrace_core.metrics import EvaluationMetrics, WorkerMetrics
+from headrace_core.live import Live
+from headrace_core.metrics import EvaluationMetrics, WorkerMetrics, WorkerState
 from headrace_core.redis import connect
 from headrace_core.timesplit import TimeSplit
 from headrace_core.weights import WeightStore
@@ -62,6 +66,8 @@ class RolloutWorker:
         self._settings = config.settings
         self._redis = connect(config.redis_url)
         self._ledger = Ledger(self._redis, config.job_id)
+        self._live = Live(self._redis, config.job_id, self._settings)
+        self._drains = Drains(self._redis, config.job_id)
         self._jobs = JobStore(self._redis)
         self._telling = Telling(self._jobs, config.job_id, config.worker)
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
@@ -72,6 +78,9 @@ class RolloutWorker:
         self._held: dict[int, tuple[Lease, asyncio.Task[None]]] = {}
         self._errors: Counter[str] = Counter()
         self._tokens = self._groups = 0
+        self._refused: Refusal | None = None
+        """Why the last admission gave nothing."""
+        self._told: WorkerState = "starting"
         self._split = TimeSplit("start")
         self._wake, self._news, self._stopping, self._idle = (asyncio.Event() for _ in range(4))
         self._idle.set()
@@ -98,6 +107,7 @@ class RolloutWorker:
     async def start(self) -> dict[str, Any]:
         """Start the engine and the reward, read the data, catch up with the newest policy version."""
         began = time.monotonic()
+        await self._jobs.starts(self._config.job_id, self._config.worker, "rollout")
         self._tokenizer = Tokenizer(Path(self._config.model_path))
         longest = self._settings.max_context - self._settings.max_tokens
         train = read_prompts(Path(self._config.training_file), self._tokenizer, longest)
@@ -112,6 +122,7 @@ class RolloutWorker:
         self._evaluating = Measurer(
             self._engine, self._tokenizer, self._grader, self._settings, self._held_out, evaluating=True
         )
+        await self._live.refresh()
         await self._catch_up()
         await self._ledger.lapse(self._config.worker)  # of a process before this one, if it died
         self._split = TimeSplit("window")
@@ -127,6 +138,7 @@ class RolloutWorker:
             self._follow_loop,
             self._renew_loop,
             self._beat_loop,
+            self._drain_loop,
             self._watched.run,
             self._broken_loop,
             self._stop_loop,
@@ -141,12 +153,15 @@ class RolloutWorker:
                 self._idle.set()
 
     async def _give_back(self) -> None:
+        await self._return_leases()
+        await self._beat()
+        await self._telling.reward(self._watched)
+
+    async def _return_leases(self) -> None:
         """Another worker takes at once what this one held."""
         held = list(self._held.values())
         await cancel(task for _, task in held)
         await self._ledger.release(lease for lease, _ in held)
-        await self._beat()
-        await self._telling.reward(self._watched)
 
     async def stop(self) -> None:
         """End `run`, which gives its leases back while the engine still lives, then engine and reward. Idempotent."""
@@ -197,7 +212,7 @@ class RolloutWorker:
     async def _admit_loop(self) -> str:
         while True:
             self._wake.clear()
-            free = max(self._settings.max_running - self._engine.running, 0) // self._settings.group_size
+            free = max(self._settings.max_running - self._engine.running, 0) // self._live.newest.group_size
             if free > 0 or self._engine.running == 0:
                 admission = await self._ledger.admit(
                     self._config.worker, self._engine.version, 1, self._config.lease_seconds
@@ -206,10 +221,13 @@ class RolloutWorker:
                     task = asyncio.create_task(self._make(lease), name=f"group-{lease.group_id}")
                     self._held[lease.group_id] = (lease, task)
                     self._wake.set()  # one group a turn, so that the window spreads over all workers
-                if admission.refusal is Refusal.CLOSED:
+                self._refused = admission.refusal
+                if self._refused is Refusal.CLOSED:
                     return "closed"
             await asyncio.sleep(0)  # let the new requests reach the engine before its slots are counted again
             self._note_activity()
+            if self._state != self._told:
+                await self._beat()
             await self._wake.wait()
 
     async def _renew_loop(self) -> str:
@@ -231,6 +249,13 @@ class RolloutWorker:
                 await self._beat()
             await self._telling.reward(self._watched)
 
+    async def _drain_loop(self) -> str:
+        while True:
+            await asyncio.sleep(SIGNAL_SECONDS)
+            drain = await self._drains.of(self._config.worker)
+            if drain is not None and self._held and time.time() >= drain.until:
+                await self._return_leases()
+
     async def _stop_loop(self) -> str:
         await self._stopping.wait()
         return "stopped"
@@ -243,7 +268,8 @@ class RolloutWorker:
     async def _make(self, lease: Lease) -> None:
         """Commit or fail one lease. What no group can mend (engine or Redis gone) ends `run`."""
         try:
-            group = await self._maker.make(lease)
+            await self._live.refresh()
+            group = await self._maker.make(lease, self._live.at(lease.version).group_size)
             await self._note_boundaries()
             if await self._ledger.commit(lease, group) is Outcome.QUEUED:
                 self._groups += 1
@@ -300,20 +326,30 @@ class RolloutWorker:
                     raise
             await asyncio.sleep(SIGNAL_SECONDS / 10)
 
+    @property
+    def _state(self) -> WorkerState:
+        if self._refused is not Refusal.DRAINED:
+            return "running"
+        return "draining" if self._held else "drained"
+
     def _note_activity(self) -> None:
         """Who is waited for while the engine is idle: a reward, or the learner (the pacing window is full)."""
         if self._engine.running:
             self._split.switch("busy")
+        elif self._held:
+            self._split.switch("rewards")
         else:
-            self._split.switch("rewards" if self._held else "window")
+            self._split.switch("drained" if self._state == "drained" else "window")
 
     async def _beat(self) -> None:
         self._note_activity()
+        self._told = self._state
         waiting = self._split.seconds()
         waiting.pop("busy", None)
         metrics = WorkerMetrics(
             worker=self._config.worker,
             role="rollout",
+            state=self._told,
             time=time.time(),
             version=self._engine.version,
             uptime=self._split.uptime,

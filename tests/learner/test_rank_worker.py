@@ -101,7 +101,7 @@ async def test_a_learner_whose_ranks_do_not_come_says_which(bench: Callable[...,
 
 
 async def test_orders_are_heard_once_in_order_and_only_of_their_start(redis: Redis) -> None:
-    first, train = Orders(redis, "ftjob-orders", "a"), Train(0, (3, 1, 2))
+    first, train = Orders(redis, "ftjob-orders", "a"), Train(0, (3, 1, 2), 4, 1e-5)
     for order in (train, Present(), End()):
         await first.give(order)
     await Orders(redis, "ftjob-orders", "b").give(End())

@@ -85,7 +85,7 @@ async def make_group(
     spec = validate(described)
     watched = WatchedReward(build(described), spec, "rollout-0", settings)
     maker = GroupMaker(engine, tokenizer, watched, prompts, settings, lambda: None, spec)
-    return decode(encode(await maker.make(Lease(0, "token", 1, 3)))), maker
+    return decode(encode(await maker.make(Lease(0, "token", 1, 3), settings.group_size))), maker
 
 
 def parts(completion: Completion) -> tuple[int, int]:

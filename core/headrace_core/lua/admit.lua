@@ -5,6 +5,7 @@ local worker, held, want = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local seconds, most_lapses = tonumber(ARGV[5]), tonumber(ARGV[6])
 local version = number('version')
 if field('closed') then return { 'closed', version } end
+if redis.call('HEXISTS', DRAINS, worker) == 1 then return { 'drained', version } end
 if held < version then return { 'behind', version } end
 
 local function lease(group)
@@ -38,7 +39,8 @@ for _, group in ipairs(expired) do
 end
 
 local leased, queued, claimed, trained = numbers('leased', 'queued', 'claimed', 'trained')
-local max_staleness, batch_size, total_groups = numbers('max_staleness', 'batch_size', 'total_groups')
+local max_staleness = bound_of(math.huge)
+local batch_size, total_groups = numbers('batch_size', 'total_groups')
 local outstanding = leased + queued + claimed
 local paced = (max_staleness + 1) * batch_size - outstanding
 local left = total_groups - trained - outstanding

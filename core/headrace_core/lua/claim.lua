@@ -1,11 +1,12 @@
--- (time, term, call, how many to take, group…, then groups to drop) → 'fenced', 'closed', 'gone' (a group is no longer
--- queued), or {encoded group…}. `call` names this claim: sent again, it gets the same groups again.
+-- (time, term, call, changes of settings known, how many to take, group…, then groups to drop) → 'fenced', 'closed',
+-- 'gone' (a group is no longer queued, or the settings have changed), or {encoded group…}. `call` names this claim: sent again, it gets the same groups again.
 if field('closed') then return 'closed' end
 if field('term') ~= ARGV[2] then return 'fenced' end
-local call, first, last = ARGV[3], 5, 4 + tonumber(ARGV[4])
+local call, first, last = ARGV[3], 6, 5 + tonumber(ARGV[5])
 local version = number('version')
 
 if field('claim') ~= call then
+  if redis.call('LLEN', CHANGES) ~= tonumber(ARGV[4]) then return 'gone' end
   for i = first, #ARGV do
     if not redis.call('ZSCORE', QUEUED, ARGV[i]) then return 'gone' end
   end

@@ -9,6 +9,7 @@ redis.replicate_commands() -- needed before Redis 7 to write after TIME; a no-op
 
 local LEDGER, LEASES, QUEUED, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUPS, STEPS, SIGNALS, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local CHANGES, DRAINS, JOB = KEYS[9], KEYS[10], KEYS[11]
 
 local function read_clock()
   if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
@@ -25,6 +26,19 @@ local function numbers(...)
   return unpack(found)
 end
 local function signal(what) redis.call('XADD', SIGNALS, 'MAXLEN', '~', 256, '*', 'what', what) end
+
+-- max_staleness of the step that updates `version`: by the newest change that holds for it, else what the job began with.
+local function bound_of(version)
+  local first
+  for i = redis.call('LLEN', CHANGES) - 1, 0, -1 do
+    local change = cjson.decode(redis.call('LINDEX', CHANGES, i))
+    if change.name == 'max_staleness' then
+      if change.from_version <= version then return change.after end
+      first = change.before
+    end
+  end
+  return first or number('max_staleness')
+end
 
 -- Into `to`, with a line of history. `note` says why or by whom.
 local function move(group, to, note)

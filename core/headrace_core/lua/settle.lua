@@ -4,7 +4,7 @@ if field('closed') then return 'closed' end
 if field('term') ~= ARGV[2] then return 'fenced' end
 if field('weights') == ARGV[4] and redis.call('HGET', STEPS, ARGV[3]) == ARGV[7] then return 'settled' end
 if field('version') ~= ARGV[3] then return 'fenced' end
-if tonumber(ARGV[5]) > number('max_staleness') then return 'too_old' end
+if tonumber(ARGV[5]) > bound_of(tonumber(ARGV[3])) then return 'too_old' end
 for i = 8, #ARGV do
   if not redis.call('ZSCORE', CLAIMED, ARGV[i]) then return 'fenced' end
 end
