@@ -92,7 +92,7 @@ async def metrics(
     after: After = None,
     from_step: FromStep = None,
     kind: Measured | None = None,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
 ) -> Response:
     """What was measured, oldest first: after an entry's id, from a step on, of one kind."""
     await here.jobs.get(job_id)
