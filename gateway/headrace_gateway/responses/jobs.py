@@ -57,6 +57,14 @@ class IntegrationObject(Answer):
     wandb: WandbObject
 
 
+class ForkedFromObject(Answer):
+    """Where a forked job began."""
+
+    fine_tuning_job_id: str
+    checkpoint: str = Field(description="Its id.")
+    step_number: int = Field(description="The other job's step after which it was saved.")
+
+
 class JobObject(Answer):
     """A fine-tuning job."""
 
@@ -81,6 +89,7 @@ class JobObject(Answer):
     method: MethodObject
     suffix: str | None
     total_steps: int
+    forked_from: ForkedFromObject | None = Field(None, description="Of a fork: the checkpoint that it began with.")
 
 
 class JobList(Page):
