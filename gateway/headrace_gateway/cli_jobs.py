@@ -25,6 +25,8 @@ STATUS_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3}
 """Exit codes of commands that stay until a job has ended."""
 
 _STEPS_SHOWN = 40
+_WIDE = 140
+"""Columns of a terminal from which on a list has room for trends."""
 
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Hyperparameters, such as max_staleness=2.")
@@ -42,20 +44,23 @@ def list_jobs(
         found = client.overview(limit)
     if as_json:
         return print_json(found)
+    wide = out.width >= _WIDE
     table = Table(box=None)
-    table.add_column("job", no_wrap=True, min_width=len("ftjob-") + 24)  # an id that is cut is of no use
-    for name in ("status", "steps", "reward", "", "age", "model", "created"):
-        table.add_column(name, overflow="fold")
+    for name in ("job", "status", "steps", "reward", "age"):
+        table.add_column(name, no_wrap=True)  # an id that is cut is of no use
+    for name in ("trend", "created") if wide else ():
+        table.add_column(name, no_wrap=True)
+    table.add_column("model", no_wrap=True, overflow="ellipsis")
     for job in found:
+        created = datetime.fromtimestamp(job["created_at"]).strftime("%m-%d %H:%M")
         table.add_row(
             job["id"],
             job["status"],
             f"{job['step']}/{job['total_steps']}",
             number(job["reward_mean"]),
-            spark(job["spark"]["reward"][-12:]),
             f"{job['largest_age']} of {job['max_staleness']}",
+            *((spark(job["spark"]["reward"]), created) if wide else ()),
             escape(job["model"] + (f" {job['suffix']}" if job["suffix"] else "")),
-            datetime.fromtimestamp(job["created_at"]).strftime("%m-%d %H:%M"),
         )
     out.print(table)
 

@@ -48,7 +48,7 @@ def _plainly(console: Console, entries: Iterable[tuple[str, dict[str, Any]]], pi
 
 
 def _step_line(step: dict[str, Any]) -> str:
-    return f"step {step['step']}/{step['total_steps']} · reward {number(step['reward_mean'])} · {ages_line(step)}"
+    return f"step {step['step']}/{step['total_steps']} · reward {number(step['reward_mean'])} · ages {ages_line(step)}"
 
 
 def _tell(console: Console, event: dict[str, Any]) -> None:

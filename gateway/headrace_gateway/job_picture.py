@@ -84,7 +84,7 @@ def ages_line(step: dict[str, Any]) -> str:
     if not whole:
         return "no tokens"
     shares = (f"{age}: {count / whole:.0%}" for age, count in sorted(tokens.items()) if count)
-    return "ages " + ", ".join(shares)
+    return ", ".join(shares)
 
 
 def ledger_line(ledger: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def worker_line(worker: dict[str, Any], newest: int) -> str:
     busy = f"busy {worker['busy'] / spent:.0%}" if spent else "starting"
     waits = max(worker["waiting"], key=worker["waiting"].__getitem__, default=None)
     wait = f", waits most for {waits}" if waits and worker["waiting"][waits] > 0 else ""
-    errors = "".join(f", {count} {kind}" for kind, count in worker["errors"].items())
+    errors = "".join(f", {count} {kind}" for kind, count in worker["errors"].items() if count)
     return f"version {worker['version']}{lag} · {busy}{wait} · {worker['tokens']:,} tokens{errors}"
 
 

@@ -68,7 +68,7 @@ async def test_a_page_shows_what_there_is(served: Served, job: str) -> None:
     page = (await headrace(served, "jobs", "show", job)).output
     for part in (
         "running", "2/10 steps", "string_check exact", "reward     0.600 ▁█ · validation 0.750",
-        "ages 0: 50%, 2: 50% · bound 2, oldest ever trained 0", "admitted 0 = leased 0",
+        "ages       0: 50%, 2: 50% · bound 2, oldest ever trained 0", "admitted 0 = leased 0",
         "rollout-0", "busy 78%, waits most for window", "step 2      ftckpt_1  reward 0.600", "rollout-0 is ready",
     ):  # fmt: skip
         assert part in page, page
@@ -107,7 +107,7 @@ def test_a_terminal_sees_the_picture() -> None:
         "3/10 steps",
         "0:01:",
         "left",
-        "ages 1: 100% · bound 4, oldest ever trained 2",
+        "1: 100% · bound 4, oldest ever trained 2",
         "admitted 3 = leased 3",
     ):
         assert part in drawn
