@@ -215,6 +215,8 @@ class Follower:
             yield past.told
         async for piece in self._past(listener, voice, self._position):
             yield piece
+        if thin is not None:
+            yield _LIVE
         while True:
             await listener.wait()
             while (to := listener.missed_to) is not None:
