@@ -141,7 +141,7 @@ class Seeded:
 
     def _books(self) -> dict[str, int]:
         trained = self.steps * BATCH
-        under_way = {} if self.status in ENDED else {"queued": 21, "leased": 34, "claimed": BATCH}
+        under_way = {} if self.status in ENDED or not self.steps else {"queued": 21, "leased": 34, "claimed": BATCH}
         ended = {"trained": trained, "dropped_stale": trained // 40, "filtered": trained // 25}
         states = dict.fromkeys(STATES, 0) | ended | {"reward_failed": trained // 200} | under_way
         if self.status == "cancelled":

@@ -14,7 +14,7 @@ export class Lines {
   constructor(place, options) {
     this.options = options;
     this.data = null;
-    this.box = h("div", { class: "chart", tabindex: "0", role: "group", "aria-label": options.label ?? place.firstChild?.textContent, onkeydown: (event) => this.#key(event) });
+    this.box = h("div", { class: "chart blank", tabindex: "0", role: "group", "aria-label": options.label ?? place.firstChild?.textContent, onkeydown: (event) => this.#key(event) });
     this.keys = h("div", { class: "keys", "aria-live": "off" });
     this.nothing = h("div", { class: "nothing" }, options.nothing);
     this.box.append(this.nothing);
@@ -31,6 +31,7 @@ export class Lines {
     this.options.series = series;
     this.options.x = x;
     this.nothing.hidden = data[0].length > 0;
+    this.box.classList.toggle("blank", !data[0].length);
     if (same) this.plot.setData(data);
     else this.#build();
     this.#values(null);
