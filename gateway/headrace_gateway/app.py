@@ -34,6 +34,7 @@ from .exporting.supervisor import Exports
 from .routes import (
     access,
     chat,
+    control,
     dashboard,
     files,
     graders,
@@ -51,8 +52,8 @@ log = structlog.get_logger(__name__)
 
 RECONCILE_SECONDS = 5.0
 _ROUTERS: Sequence[APIRouter] = (
-    files.router, jobs.router, history.router, observe.router, rollouts.router, overview.router, graders.router,
-    chat.router, models.router, access.router, health.router, login.router, dashboard.router,
+    files.router, jobs.router, history.router, observe.router, rollouts.router, control.router, overview.router,
+    graders.router, chat.router, models.router, access.router, health.router, login.router, dashboard.router,
 )  # fmt: skip
 
 

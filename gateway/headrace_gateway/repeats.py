@@ -15,15 +15,19 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from fastapi import Request
 from redis.asyncio import Redis
 
 from headrace_core import keys
 from headrace_core.errors import InvalidRequest, NotFound, TimedOut
 from headrace_core.jobs import Job, JobStore, new_id
 from headrace_core.redis import answer
+
+from .context import Gateway
+from .identity import made
 
 _DAY = 86_400
 _RETRIES_WITHIN = 300
@@ -38,6 +42,25 @@ class Reservation:
     key: str
     job_id: str
     repeated: bool
+
+
+async def once(here: Gateway, request: Request, make: Callable[[str], Awaitable[Job]]) -> Job:
+    """The job that `make` makes under the id it is given; of a repeated request, the one that the first made."""
+    content = request.url.path.encode() + b"\n" + await request.body()
+    asked = (here.redis, here.principal.name, request.headers, content)
+    reservation = await reserve(*asked)
+    while reservation.repeated:
+        job = await result(here.redis, here.jobs, reservation)
+        if job is not None:
+            return job
+        reservation = await reserve(*asked)
+    try:
+        job = await make(reservation.job_id)
+    except BaseException:
+        await give_up(here.redis, reservation)
+        raise
+    made(request, job.id)
+    return job
 
 
 async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: bytes) -> Reservation:
@@ -58,7 +81,7 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
         return await reserve(redis, caller, headers, body)
     job_id, other_digest = other.decode().split()
     if other_digest != digest:
-        raise InvalidRequest("this Idempotency-Key was used with another body", code="idempotency_key_reused")
+        raise InvalidRequest("this Idempotency-Key was used with another body or path", code="idempotency_key_reused")
     return Reservation(key, job_id, repeated=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from headrace_core.errors import InvalidRequest
@@ -17,9 +18,9 @@ from .result_files import result_files
 
 ORGANIZATION = "headrace"
 
-_Key = Annotated[str, StringConstraints(max_length=64)]
-_Value = Annotated[str, StringConstraints(max_length=512)]
-_Reference = Annotated[str, StringConstraints(max_length=4096)]
+MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Reference = Annotated[str, StringConstraints(max_length=4096)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
@@ -82,13 +83,13 @@ class CreateJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: _Reference
-    training_file: _Reference
+    model: Reference
+    training_file: Reference
     method: Method
-    validation_file: _Reference | None = None
+    validation_file: Reference | None = None
     suffix: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int | None = Field(None, ge=0, le=2**32 - 1)
-    metadata: dict[_Key, _Value] | None = Field(None, max_length=16)
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
     integrations: list[Integration] | None = Field(None, max_length=1)
 
 
@@ -117,6 +118,7 @@ def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any
         "method": {"type": "reinforcement", "reinforcement": {"grader": job.grader, "hyperparameters": settings}},
         "suffix": job.suffix,
         "total_steps": job.total_steps,
+        "forked_from": None if job.forked_from is None else msgspec.structs.asdict(job.forked_from),
     }
 
 

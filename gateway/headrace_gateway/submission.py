@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from headrace_core.data import Row, read_rows
 from headrace_core.errors import InvalidRequest, NotFound, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Job
+from headrace_core.jobs import ForkedFrom, Job
 
 from .context import Gateway
 from .graders import checked_grader
@@ -24,13 +24,15 @@ from .task_files import TaskFiles
 _SETTINGS = "method.reinforcement.hyperparameters"
 
 
-async def submit(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
+async def submit(gateway: Gateway, job_id: str, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
     """Check everything, store the job, start its controller. Raises `InvalidRequest` before anything is stored."""
     async with TaskFiles(gateway.files, gateway.settings.data_dir) as tasks:
         job = await _checked(gateway, job_id, await _with_files(tasks, body))
-        job = msgspec.structs.replace(job, grader=await checked_grader(job.grader, gateway.settings.reward_rules))
+        grader = await checked_grader(job.grader, gateway.settings.reward_rules)
+        job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
         await gateway.jobs.create(job)
-    await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}")
+    origin = "" if forked_from is None else f", from step {forked_from.step_number} of {forked_from.fine_tuning_job_id}"
+    await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}{origin}")
     await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
     await gateway.jobs.move(job.id, "queued")
     await gateway.jobs.tell(job.id, "Queued")

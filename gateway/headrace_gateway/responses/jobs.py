@@ -89,7 +89,7 @@ class JobObject(Answer):
     method: MethodObject
     suffix: str | None
     total_steps: int
-    forked_from: ForkedFromObject | None = Field(None, description="Of a fork: the checkpoint that it began with.")
+    forked_from: ForkedFromObject | None
 
 
 class JobList(Page):

@@ -13,7 +13,6 @@ from headrace_core.jobs import Job
 from .. import repeats
 from ..answers import ready
 from ..context import Here
-from ..identity import made
 from ..progress import estimated_finish
 from ..responses.jobs import JobList, JobObject
 from ..schemas import CreateJob, job_object, listing, page
@@ -37,20 +36,7 @@ _BY_METADATA = {
 @router.post("", response_model=JobObject)
 async def create(here: Here, request: Request, body: CreateJob) -> Response:
     """Submit a job. What can be known to be wrong is refused now."""
-    raw = await request.body()
-    reservation = await repeats.reserve(here.redis, here.principal.name, request.headers, raw)
-    while reservation.repeated:
-        job = await repeats.result(here.redis, here.jobs, reservation)
-        if job is not None:
-            return _shown(job)
-        reservation = await repeats.reserve(here.redis, here.principal.name, request.headers, raw)
-    try:
-        job = await submit(here, reservation.job_id, body)
-        made(request, job.id)
-        return _shown(job)
-    except BaseException:
-        await repeats.give_up(here.redis, reservation)
-        raise
+    return shown(await repeats.once(here, request, lambda job_id: submit(here, job_id, body)))
 
 
 @router.get("", response_model=JobList, openapi_extra={"parameters": [_BY_METADATA]})
@@ -65,7 +51,7 @@ async def list_jobs(here: Here, request: Request, after: After = None, limit: Li
 @router.get("/{job_id}", response_model=JobObject)
 async def retrieve(here: Here, job_id: str) -> Response:
     """One job."""
-    return _shown(await here.jobs.get(job_id))
+    return shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/cancel", response_model=JobObject)
@@ -73,14 +59,14 @@ async def cancel(here: Here, job_id: str) -> Response:
     """End a job that has not ended. What it trained so far stays in its checkpoints."""
     await here.jobs.move(job_id, "cancelled")
     await here.controllers.cancel(job_id)
-    return _shown(await here.jobs.get(job_id))
+    return shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/pause", response_model=JobObject)
 async def pause(here: Here, job_id: str) -> Response:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
     await here.jobs.move(job_id, "paused")
-    return _shown(await here.jobs.get(job_id))
+    return shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/resume", response_model=JobObject)
@@ -90,12 +76,13 @@ async def resume(here: Here, job_id: str) -> Response:
     job = await here.jobs.get(job_id)
     await here.jobs.tell(job_id, "Resumed")
     await here.controllers.ensure(job)
-    return _shown(job)
+    return shown(job)
 
 
 def _object(job: Job) -> dict[str, Any]:
     return job_object(job, estimated_finish(job))
 
 
-def _shown(job: Job) -> Response:
+def shown(job: Job) -> Response:
+    """The answer that is a job."""
     return ready(_object(job))
