@@ -68,6 +68,7 @@ async def seeded(redis: Redis, data_dir: Path) -> World:
 
 def _job(job_id: str, number: int) -> Job:
     settings = {"n_steps": 10, "batch_size": 4, "max_staleness": 2, "learning_rate": 1e-5}
+    settings |= {"max_context": 256, "max_tokens": 64}  # as a submission of this model would make them
     return Job(
         id=job_id, created_at=100.0 + number, model=MODEL, model_path=str(ADDER / "model"), training_file="file-0",
         suffix="carry", metadata={"team": "arithmetic"}, grader=GRADER, rows=8, total_steps=10,
