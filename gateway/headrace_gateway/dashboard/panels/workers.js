@@ -32,7 +32,7 @@ export class Workers {
 
   #row(w) {
     const errors = Object.entries(w.errors).map(([kind, n]) => `${kind} ${count(n)}`).join(", ");
-    const seen = `${duration(Date.now() / 1000 - w.seen_at)} ago`;
+    const seen = w.seen_at === null ? "–" : `${duration(Date.now() / 1000 - w.seen_at)} ago`;
     return [w.id, h("span", { class: `pill ${w.status}` }, w.status), `${w.version}`, `${w.lag}`, percent(w.busy / (w.uptime || 1)), count(w.running), count(w.tokens), errors || "none", seen, this.#button(w)];
   }
 
