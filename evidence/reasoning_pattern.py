@@ -18,10 +18,10 @@ What the settings were chosen from, seed 0, before the thresholds were written: 
 settings, rewarded for "we need to" alone, evaluated every 10 steps, came to 0.55, 0.90, 0.97, 0.95, 0.76; the reward
 model with four completions a prompt to 0.55, 0.57 and 0.64 after 4, 8 and 12 steps. `calibrated` was not tried.
 
-How far it reaches. The runs by right answers end after 16 steps, still rising; had they come to 100 %, the phrases' peak
-would be 0.963 of it. The small model has two of the 40 phrases to find, so both scalings order completions alike, and
-GRPO divides their factor of two out again. A calibration of α · 2/40 = 0.005 is next to nothing beside rewards of 0 and
-1: what it moves is groups whose rewards are all 0, which GRPO's deviation blows up to full size.
+How far it reaches. The runs by right answers end after 16 steps, still rising; had they come to 100 %, the phrases'
+peak would be 0.963 of it. The small model has two of the 40 phrases to find, so both scalings order completions
+alike, and GRPO divides their factor of two out again. A calibration of α · 2/40 = 0.005 is next to nothing beside
+rewards of 0 and 1: what it moves is groups whose rewards are all 0, which GRPO's deviation blows up to full size.
 
     python evidence/reasoning_pattern.py [--seed N] [--out FILE] [--image FILE]
 """
