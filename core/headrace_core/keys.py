@@ -19,7 +19,7 @@ touch them together), and jobs spread over a cluster.
     headrace:{job}:marks          zset    number of a step's entry → step
     headrace:{job}:checkpoints    hash    step → JSON
     headrace:{job}:workers        hash    worker → JSON heartbeat
-    headrace:{job}:drains         hash    rollout worker that takes no more leases → JSON: since when, until when it may finish
+    headrace:{job}:drains         hash    rollout worker that gets no more leases → JSON: since when, until when
     headrace:{job}:changes        list    changes of settings while the job runs (JSON), oldest first
     headrace:{job}:published      list    the last published policy versions (JSON), newest first
     headrace:{job}:rewards        hash    worker and its start → JSON of what the reward did there

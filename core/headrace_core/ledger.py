@@ -149,6 +149,28 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """The groups in one live state."""
+
+    name: str
+    depth: int
+    since: float | None
+    """When the one that is longest in it came into it, Unix seconds; None where there is none."""
+    version: int | None
+    """The oldest that a token of them has, or can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """Everything under way at one moment."""
+
+    version: int
+    max_staleness: int
+    """The newest: new groups are admitted by it."""
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """The ledger's books at one moment."""
 
@@ -181,7 +203,7 @@ def account_of(raw: Mapping[bytes, bytes]) -> Account:
 _SCRIPTS = (
     *("admit", "renew", "commit", "fail", "release", "lapse"),
     *("enlist", "window", "claim", "settle", "filter", "covered"),
-    "close",
+    *("close", "queues"),
 )
 _COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")
 
@@ -224,6 +246,15 @@ class Ledger:
     async def account(self) -> Account:
         """The books, from one atomic read."""
         return account_of(await answer(self._redis.hgetall(self._keys.ledger)))
+
+    async def queues(self) -> Queues:
+        """How many groups are in each live state, and how old the oldest is."""
+        version, bound, *stages = await self._run("queues")
+        found = [
+            Stage(name.decode(), int(depth), float(since) if since else None, int(oldest) if since else None)
+            for name, depth, since, oldest in stages
+        ]
+        return Queues(int(version), int(bound), tuple(found))
 
     async def newest(self) -> tuple[int, str | None]:
         """The newest policy version, and the weight store's name for it (None: the base model)."""

@@ -4,16 +4,15 @@
     learner  asks the record what holds for version v; claims only while it knows all of the record
     ledger   admits within the newest bound; settles version v by the bound of v
 
-Invariants: a change is in the record before it acts; it holds from a policy version of which no group is claimed yet, so
-a step has one set of settings from its first claim to its settlement, and whoever trains it again finds the same; the
-versions of the record never decrease.
+Invariants: a change is in the record before it acts; it holds from a policy version of which no group is claimed yet,
+so a step has one set of settings from its first claim to its settlement, and whoever trains it again finds the same;
+the versions of the record never decrease.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 from redis.asyncio import Redis

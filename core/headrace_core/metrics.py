@@ -126,7 +126,7 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     busy: float
     """Seconds of generating, or of training."""
     waiting: dict[str, float]
-    """Seconds by what was waited for: `window` (learner is behind), `groups` (rollout is behind), `drained`, `weights`, …"""
+    """Seconds by what was waited for: `window` (learner is behind), `groups` (rollout is behind), `drained`, …"""
     tokens: int = 0
     """Sampled, or trained, since its start."""
     groups: int = 0

@@ -46,14 +46,16 @@ from .routes import (
     observe,
     overview,
     rollouts,
+    running,
 )
 
 log = structlog.get_logger(__name__)
 
 RECONCILE_SECONDS = 5.0
 _ROUTERS: Sequence[APIRouter] = (
-    files.router, jobs.router, history.router, observe.router, rollouts.router, control.router, overview.router,
-    graders.router, chat.router, models.router, access.router, health.router, login.router, dashboard.router,
+    files.router, jobs.router, history.router, observe.router, rollouts.router, control.router, running.router,
+    overview.router, graders.router, chat.router, models.router, access.router, health.router, login.router,
+    dashboard.router,
 )  # fmt: skip
 
 

@@ -28,8 +28,8 @@ import torch
 from headrace_core.concurrency import first_to_end
 from headrace_core.drains import Drains
 from headrace_core.errors import HeadraceError, InvalidState, TimedOut, WeightsDamaged
-from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
 from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
 from headrace_core.ledger import Claim, Ledger, Outcome, Step, Term
 from headrace_core.live import Live
 from headrace_core.metrics import StepMetrics, WorkerMetrics

@@ -1,0 +1,75 @@
+"""What is under way between rollout and learner: groups one way, weights the other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from headrace_core.jobs import Job
+from headrace_core.keys import JobKeys
+from headrace_core.metrics import UpdateMetrics
+from headrace_core.publications import Publications
+from headrace_core.redis import answer
+
+from .context import Gateway
+
+_LATELY = 400
+"""Updates looked back on, of all workers together."""
+_UPDATES = 20
+
+
+async def queues(gateway: Gateway, job: Job) -> dict[str, Any]:
+    """Groups by stage, the pacing window, and what the stream of groups takes."""
+    found = await gateway.ledger(job.id).queues()
+    stream, now = JobKeys(job.id).groups, time.time()
+    return {
+        "object": "fine_tuning.job.queues",
+        "fine_tuning_job_id": job.id,
+        "version": found.version,
+        "stages": [
+            {
+                "stage": stage.name,
+                "depth": stage.depth,
+                "oldest_seconds": None if stage.since is None else max(0.0, now - stage.since),
+                "oldest_versions": None if stage.version is None else found.version - stage.version,
+            }
+            for stage in found.stages
+        ],
+        "window": {
+            "used": sum(stage.depth for stage in found.stages),
+            "limit": (job.hyperparameters["max_staleness"] + 1) * job.hyperparameters["batch_size"],
+        },
+        "stream": int(await answer(gateway.redis.xlen(stream))),
+        "bytes": int(await answer(gateway.redis.memory_usage(stream)) or 0),
+    }
+
+
+async def weights(gateway: Gateway, job: Job) -> dict[str, Any]:
+    """What was published, and how each rollout worker took it."""
+    version, _ = await gateway.ledger(job.id).newest()
+    entries = await gateway.jobs.history.newest(job.id, "update", None, _LATELY)
+    updates = [msgspec.json.decode(entry.data, type=UpdateMetrics) for entry in entries]
+    beats = [beat for beat in await gateway.jobs.workers(job.id) if beat.role == "rollout"]
+    return {
+        "object": "fine_tuning.job.weights",
+        "fine_tuning_job_id": job.id,
+        "version": version,
+        "published": [msgspec.to_builtins(p) for p in await Publications(gateway.redis, job.id).last()],
+        "workers": [
+            {
+                "worker": beat.worker,
+                "version": beat.version,
+                "lag": max(0, version - beat.version),
+                "updates": [_update(u) for u in updates if u.worker == beat.worker][:_UPDATES],
+            }
+            for beat in beats
+        ],
+    }
+
+
+def _update(update: UpdateMetrics) -> dict[str, Any]:
+    told: dict[str, Any] = msgspec.to_builtins(update)
+    del told["worker"]
+    return told

@@ -1,0 +1,65 @@
+"""What can be changed of a job that runs, its settings and its workers, and what is under way in it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from fastapi.responses import Response
+
+from .. import flow, live_settings, worker_states
+from ..answers import ready
+from ..context import Here
+from ..live_settings import ChangeSettings
+from ..responses.control import QueuesObject, SettingsObject, WeightsObject, WorkerList, WorkerObject
+from ..schemas import listing
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["control"])
+
+_DAY = 86_400.0
+Worker = Annotated[str, Path(max_length=100)]
+
+
+@router.get("/settings", response_model=SettingsObject)
+async def settings(here: Here, job_id: str) -> Response:
+    """The settings in force, those that may change while the job runs, and every change so far."""
+    return ready(await live_settings.shown(here, job_id))
+
+
+@router.patch("/settings", response_model=SettingsObject)
+async def change_settings(here: Here, job_id: str, body: ChangeSettings) -> Response:
+    """Change settings of a job that has not ended, from the next policy version on that is not claimed yet."""
+    await live_settings.change(here, job_id, body)
+    return ready(await live_settings.shown(here, job_id))
+
+
+@router.get("/workers", response_model=WorkerList)
+async def workers(here: Here, job_id: str) -> Response:
+    """Every worker of the job, by its last heartbeat."""
+    return ready(listing(await worker_states.workers(here, await here.jobs.get(job_id)), has_more=False))
+
+
+@router.post("/workers/{worker}/drain", response_model=WorkerObject)
+async def drain(
+    here: Here, job_id: str, worker: Worker, timeout: Annotated[float, Query(ge=0, le=_DAY)] = 600.0
+) -> Response:
+    """Give a rollout worker no more groups; those it has after `timeout` seconds go to others. It stays up."""
+    return ready(await worker_states.drain(here, await here.jobs.get(job_id), worker, timeout))
+
+
+@router.post("/workers/{worker}/undrain", response_model=WorkerObject)
+async def undrain(here: Here, job_id: str, worker: Worker) -> Response:
+    """Let a drained worker take groups again."""
+    return ready(await worker_states.undrain(here, await here.jobs.get(job_id), worker))
+
+
+@router.get("/queues", response_model=QueuesObject)
+async def queues(here: Here, job_id: str) -> Response:
+    """Groups under way by stage, how old the oldest are, the pacing window, and the memory that they take."""
+    return ready(await flow.queues(here, await here.jobs.get(job_id)))
+
+
+@router.get("/weights", response_model=WeightsObject)
+async def weights(here: Here, job_id: str) -> Response:
+    """Policy versions that were published, and how each rollout worker took them."""
+    return ready(await flow.weights(here, await here.jobs.get(job_id)))
