@@ -59,6 +59,7 @@ class StepAges(BaseModel):
 
     step: int
     time: float
+    max_staleness: int = Field(description="The bound of this step: it may change while a job runs.")
     ages: dict[str, AgeObject]
 
 

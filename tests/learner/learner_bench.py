@@ -26,7 +26,7 @@ class Bench:
     """One job: its stores, and the configuration of its learner."""
 
     def __init__(self, redis: Redis, url: str, model: Path, folder: Path, name: str, **settings: object) -> None:
-        self.job_id = f"ftjob-{name}"
+        self.job_id, self.redis = f"ftjob-{name}", redis
         self.ledger = Ledger(redis, self.job_id)
         self.jobs = JobStore(redis)
         self.output = folder / name

@@ -14,9 +14,11 @@ from learner_bench import BATCH, STEPS, Bench, learner, train_whole
 from learner_cases import random_group
 from safetensors.torch import load_file
 
+from headrace_core.drains import Drains
 from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.jobs import model_name
 from headrace_core.ledger import Outcome
+from headrace_core.live import Live
 from headrace_learner.worker import LearnerWorker
 
 
@@ -243,3 +245,82 @@ async def test_the_search_for_groups_that_differ_has_an_end(bench: Callable[...,
     assert ended == "finished"
     states = (await job.ledger.account()).states
     assert (states["trained"], states["filtered"]) == (STEPS * BATCH, STEPS * 2 * BATCH)
+
+
+async def change(job: Bench, **values: float) -> int:
+    """Change settings as the gateway does; the version from which they hold."""
+    live = Live(job.redis, job.job_id, job.settings)
+    await live.refresh()
+    made = await live.change(values, "alice")
+    assert made is not None
+    return made[0].from_version
+
+
+async def test_changed_settings_hold_from_their_version_and_a_replay_finds_the_same(
+    bench: Callable[..., Bench],
+) -> None:
+    """The learner dies after a change and before a checkpoint; another job, that had no accident, is its measure."""
+    models, rates = [], []
+    for name in ("calm", "accident"):
+        job = bench(name, checkpoint_interval=4, learning_rate=1e-3, warmup_steps=2)
+        await job.open()
+        worker = LearnerWorker(job.config)
+        await worker.start()
+        running = asyncio.create_task(worker.run())
+        await job.feed(1)
+        assert await change(job, learning_rate=4e-3, max_staleness=0) == 1
+        await job.feed(3)
+        if name == "accident":
+            running.cancel()  # no farewell; no checkpoint yet
+            await asyncio.gather(running, return_exceptions=True)
+            await change(job, learning_rate=2e-3)
+            second = LearnerWorker(job.config)
+            assert (await second.start())["replayed_steps"] == 3
+            running = asyncio.create_task(second.run())
+        else:
+            await change(job, learning_rate=2e-3)
+            second = worker
+        await job.feed(STEPS)
+        assert await running == "finished"
+        await worker.stop()
+        await second.stop()
+        models.append(job.model())
+        steps = [m for _, kind, m in await job.jobs.metrics(job.job_id) if kind == "step"]
+        rates.append([m["learning_rate"] for m in steps])
+        bounds = [e.data["staleness"]["bound"] for _, e in await job.jobs.events(job.job_id) if e.data]
+        assert bounds == [2, *[0] * (len(bounds) - 1)]
+    assert rates[0] == [5e-4, 4e-3, 4e-3, 2e-3, 2e-3, 2e-3]
+    assert rates[1][-3:] == rates[0][-3:]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+async def test_what_is_queued_when_the_bound_shrinks_is_masked_by_the_new_one(bench: Callable[..., Bench]) -> None:
+    job = bench("shrunk", max_staleness=2, n_steps=3)
+    await job.open()
+    await commit_new(job, BATCH + 2)
+    async with learner(job.config) as worker:
+        running = asyncio.create_task(worker.run())
+        await job.next_version(0)  # two groups of version 0 are left
+        assert await change(job, max_staleness=0) == 1
+        await commit_new(job, 2)
+        await job.next_version(1)
+        await worker.stop()
+        assert await running == "stopped"
+    first, second = await job.ledger.steps()
+    assert set(first.ages) == set(second.ages) == {0}
+    assert first.masked_tokens == 0
+    assert second.masked_tokens > 0
+    assert (await job.ledger.account()).largest_age == 0
+
+
+async def test_a_learner_whose_rollout_workers_are_all_drained_waits_without_limit(bench: Callable[..., Bench]) -> None:
+    job, drains = bench("drained"), Drains(bench("drained").redis, "ftjob-drained")
+    await job.open()
+    await drains.ask("rollout-0", seconds=60)
+    async with learner(msgspec.structs.replace(job.config, stall_timeout=0.3)) as worker:
+        running = asyncio.create_task(worker.run())
+        done, _ = await asyncio.wait([running], timeout=1.5)
+        assert not done
+        await drains.release("rollout-0")
+        with pytest.raises(TimedOut, match="for groups: 0 of 4 queued"):
+            await asyncio.wait_for(running, 10)

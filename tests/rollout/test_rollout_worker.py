@@ -12,9 +12,11 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.data import PromptOrder, read_rows
+from headrace_core.drains import Drains
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobStore
 from headrace_core.ledger import Ledger, Outcome, Step
+from headrace_core.live import Live
 from headrace_core.redis import answer
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
@@ -104,10 +106,10 @@ async def queued(ledger: Ledger) -> int:
     return (await ledger.account()).states["queued"]
 
 
-async def train_one_step(ledger: Ledger, store: WeightStore) -> list[Any]:
+async def train_one_step(ledger: Ledger, store: WeightStore, changes: int = 0) -> list[Any]:
     """What a learner does between two versions, without learning."""
     term = await ledger.enlist()
-    claim = await ledger.claim(term, SETTINGS.limits(3000), "mask")
+    claim = await ledger.claim(term, SETTINGS.limits(3000), "mask", changes=changes)
     version = claim.version
     name = store.publish(version + 1, term.number, copy_model).name
     step = Step(version, tuple(g.group_id for g in claim.groups), {0: 1}, 0)
@@ -311,3 +313,70 @@ async def test_weights_that_are_published_again_are_waited_for(
     hidden.rename(store.folder / name)
     worker = await asyncio.wait_for(starting, 60)
     assert (await worker.evaluate(3)).versions == (3, 3)
+
+
+async def state(jobs: JobStore, wanted: str) -> bool:
+    return [beat.state for beat in await jobs.workers(JOB)] == [wanted]
+
+
+async def test_a_drained_worker_finishes_and_takes_no_more_until_it_is_released(
+    start: Start, ledger: Ledger, jobs: JobStore, redis: Redis, tmp_path: Path
+) -> None:
+    worker = await start()
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    drains, store = Drains(redis, JOB), WeightStore(tmp_path / "weights", JOB)
+    await drains.ask("rollout-0", seconds=60)
+    await until(lambda: state(jobs, "drained"), "it says so")
+    await train_one_step(ledger, store)
+    assert (await worker.evaluate(1)).versions == (1, 1), "it stays up, follows the weights, and evaluates"
+    assert (await ledger.account()).admitted == WINDOW
+    await drains.release("rollout-0")
+    await until(lambda: equals(queued(ledger), WINDOW), "it goes on")
+    await until(lambda: state(jobs, "running"), "it says so")
+    await ledger.close("finished")
+    assert await asyncio.wait_for(run, 30) == "closed"
+
+
+async def test_a_drained_worker_whose_time_is_up_gives_back_what_it_holds(
+    start: Start, ledger: Ledger, jobs: JobStore, redis: Redis, tmp_path: Path
+) -> None:
+    code = tmp_path / "slow.py"
+    code.write_text("import time\n\ndef slow(completions):\n    time.sleep(60)\n")
+    await Drains(redis, JOB).ask("rollout-0", seconds=60)
+    worker = await start(function=f"{code}:slow")  # a drain outlives the worker's process
+    run = asyncio.create_task(worker.run())
+    await until(lambda: state(jobs, "drained"), "it takes nothing")
+    assert (await ledger.account()).admitted == 0
+    await Drains(redis, JOB).release("rollout-0")
+    await until(lambda: equals(leased(ledger), WINDOW), "it holds the window")
+    await Drains(redis, JOB).ask("rollout-0", seconds=0)
+    await until(lambda: state(jobs, "drained"), "it holds nothing any more")
+    other = await ledger.admit("rollout-1", 0, 100, 60.0)
+    assert len(other.leases) == WINDOW
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)
+
+
+async def leased(ledger: Ledger) -> int:
+    return (await ledger.account()).states["leased"]
+
+
+async def test_a_changed_group_size_holds_for_groups_leased_from_its_version(
+    start: Start, ledger: Ledger, jobs: JobStore, redis: Redis, tmp_path: Path
+) -> None:
+    worker = await start()
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    live = Live(redis, JOB, SETTINGS)
+    assert await live.change({"group_size": 5}, "alice")
+    await ledger.enlist()
+    store = WeightStore(tmp_path / "weights", JOB)
+    sizes = []
+    for _ in range(3):
+        groups = await train_one_step(ledger, store, changes=1)
+        sizes += [len(g.completions) for g in groups]
+        await until(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
+    assert sizes == [3] * WINDOW + [5, 5]
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)

@@ -14,6 +14,7 @@ from headrace_core.history import MEASURED, STEPS
 from ..answers import ready
 from ..context import Here
 from ..cursors import entry_number, resumed
+from ..live_settings import record
 from ..observed import GroupObject, LedgerObject, Measured, MeasurementList, RewardObject, StalenessObject
 from ..reward_summary import summary
 from ..schemas import listing
@@ -56,12 +57,14 @@ class _StepAges(msgspec.Struct, frozen=True):
 async def staleness(
     here: Here, job_id: str, from_step: FromStep = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 2000
 ) -> Response:
-    """The bound, the largest age that entered a gradient, and each step's tokens by age, oldest step first."""
+    """The bound, the largest age that entered a gradient, and each step by age, with its bound, oldest first."""
     job = await here.jobs.get(job_id)
     account = await here.ledger(job_id).account()
     start = 0 if from_step is None else await here.jobs.history.before_step(job_id, from_step)
     found = await here.jobs.history.after(job_id, start, limit + 1, STEPS)
-    steps = [msgspec.json.decode(e.data, type=_StepAges) for e in found[:limit]]
+    read = [msgspec.json.decode(e.data, type=_StepAges) for e in found[:limit]]
+    live = await record(here, job)
+    steps = [msgspec.structs.asdict(s) | {"max_staleness": live.at(s.step - 1).max_staleness} for s in read]
     return ready(
         {
             "object": "fine_tuning.job.staleness",
