@@ -11,6 +11,7 @@ Not thread-safe but for `stage`: one thread makes the passes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ StagedWeights = list[tuple[torch.Tensor, torch.Tensor]]
 """(parameter, its new value)"""
 PASS_TOKENS = 8192
 """The most tokens, padding included, that one prefill or scoring pass computes: bounds its memory."""
+_LOADING = threading.Lock()
+"""transformers makes models under switches of the whole process: of two that load at once, one stays without weights."""
 
 
 class PolicyModel:
@@ -48,10 +51,11 @@ class PolicyModel:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         register_grouped_attention()
         self._base = BaseModel(config.model)
-        # Typed loosely: the library has no types.
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            config.model, dtype=_dtype(config, self.device), local_files_only=True
-        )
+        with _LOADING:
+            # Typed loosely: the library has no types.
+            self.model: Any = AutoModelForCausalLM.from_pretrained(
+                config.model, dtype=_dtype(config, self.device), local_files_only=True
+            )
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and config.max_model_len > positions:
             raise EngineFailure(
