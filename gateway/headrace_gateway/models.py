@@ -122,9 +122,13 @@ class Models:
         """That there is no such model, and what may have been meant: a base model, or a checkpoint of the same job."""
         job = await self._job_of(name)
         others = [] if job is None else list(_offered(job, await self._jobs.checkpoints(job.id)))[:_NEAR]
-        near = others or difflib.get_close_matches(name[:_LONGEST], list(base), n=_NEAR)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"no model {name[:_LONGEST]!r}: {meant}GET /v1/models lists those there are"
+        known = list(base)
+        near = others or difflib.get_close_matches(name[:_LONGEST], known, n=_NEAR)
+        if near:
+            meant = f"did you mean {' or '.join(near)}? "
+        else:
+            meant = f"a base model is {' or '.join(known[:_NEAR])}; " if known else ""
+        return f"no model {name[:_LONGEST]!r}: {meant}GET /v1/models lists all there are"
 
 
 def _offered(job: Job, checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:

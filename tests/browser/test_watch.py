@@ -27,11 +27,11 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def test_a_job_is_watched_from_submission_to_success(service: Service, browser: Browser) -> None:
     browser.open(service.address)
     browser.until_says("No job yet")
-    job_id = service.submit(n_steps=4)
+    job_id = service.submit(n_steps=8)
     browser.until_says(job_id)
     browser.click(".job .name a")
     browser.until(f"{STATUS} === 'running'", timeout=180)
-    browser.until_says("step 1 of 4", timeout=180)
+    browser.until("/step [1-6] of 8/.test(document.body.innerText)", timeout=180)
     browser.until("document.querySelector('.plane .nothing').hidden")
     first = browser.js(f"return {HEAT}")
     browser.until(f"{STATUS} === 'succeeded'", timeout=240)
@@ -40,11 +40,11 @@ def test_a_job_is_watched_from_submission_to_success(service: Service, browser: 
     text = browser.text()
     ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
     trained, oldest = ledger["states"]["trained"], ledger["largest_age"]
-    for says in ("step 4 of 4", f"trained {trained}", f"{oldest} of 4", "ft:headrace/"):
+    for says in ("step 8 of 8", f"trained {trained}", f"{oldest} of 4", "ft:headrace/"):
         assert says in text
     assert browser.text(".balance").startswith(f"✓ {ledger['admitted']} admitted")
     assert browser.js("return document.querySelectorAll('.split').length") == 2
     browser.screenshot("watched")
     browser.open(service.address)
     browser.until_says("succeeded")
-    assert "step 4 of 4" in browser.text(".job")
+    assert "step 8 of 8" in browser.text(".job")

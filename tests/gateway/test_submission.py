@@ -32,7 +32,9 @@ async def upload(client: AsyncOpenAI, content: bytes, purpose: Any = "fine-tune"
 async def test_an_unknown_model_lists_the_known_ones(client: AsyncOpenAI, served: Served, training_file: str) -> None:
     error = await refused(client, served, body(training_file, model="gpt-nothing"))
     assert (error.param, error.code) == ("model", "model_not_found")
-    assert "headrace/tiny-adder" in error.message
+    assert "a base model is headrace/tiny-adder" in error.message
+    error = await refused(client, served, body(training_file, model="headrace/tiny-ader"))
+    assert "did you mean headrace/tiny-adder" in error.message
 
 
 async def test_a_folder_without_a_model(

@@ -65,12 +65,16 @@ def test_a_row_has_what_the_verifier_needs(files: tuple[Path, Path]) -> None:
 
 def test_seeds_draw_rows_of_their_own() -> None:
     """reasoning-gym itself would give two neighbouring seeds the same rows but one."""
-    seen = [row["question"] for seed in (1, 2) for row in gym.rows(Reference("chain_sum", {}, 50, seed, "whole", None))]
+    seen = [
+        row["question"]
+        for seed in (1, 2)
+        for row in gym.rows(Reference("reasoning_gym", "chain_sum", {}, 50, seed, "whole", None))
+    ]
     assert len(set(seen)) == 100
 
 
 def test_a_system_message_and_another_place_for_the_answer() -> None:
-    (row,) = gym.rows(Reference("chain_sum", {}, 1, 0, "whole", "Be brief."))
+    (row,) = gym.rows(Reference("reasoning_gym", "chain_sum", {}, 1, 0, "whole", "Be brief."))
     assert row["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": row["question"]}]
 
 

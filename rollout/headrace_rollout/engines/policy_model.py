@@ -41,7 +41,7 @@ StagedWeights = list[tuple[torch.Tensor, torch.Tensor]]
 PASS_TOKENS = 8192
 """The most tokens, padding included, that one prefill or scoring pass computes: bounds its memory."""
 _LOADING = threading.Lock()
-"""transformers makes models under switches of the whole process: of two that load at once, one stays without weights."""
+"""transformers loads under switches of the whole process: of two that load at once, one stays without weights."""
 
 
 class PolicyModel:
