@@ -5,12 +5,15 @@
     │   ├── InvalidData           a data file is wrong; names file and line
     │   ├── TooLarge              a body or a file is beyond its limit (HTTP 413)
     │   └── InvalidState          the thing exists, but not in a state that allows this
+    │       └── Damaged           what is kept of it cannot be read; names where it is, and the remedy
     ├── NotAuthenticated          no key, or none that is valid (HTTP 401)
     ├── Forbidden                 a key that does not reach so far (HTTP 403)
     ├── NotFound                  no such job, file, checkpoint, group (HTTP 404)
     ├── RateLimited               too many requests; the answer says when to come again (HTTP 429)
     ├── Unavailable               a part that is needed does not answer (HTTP 503)
-    │   └── TimedOut              a wait reached its limit; names what it waited for
+    │   ├── TimedOut              a wait reached its limit; names what it waited for
+    │   ├── RedisFull             Redis takes no more, and did not for as long as it is waited for
+    │   └── DiskFull              a disk takes no more; names the folder and the bytes that are needed
     ├── WeightsDamaged            a published version is incomplete or fails its checksum
     └── WireError                 bytes that are not a trajectory group of a known version
 
@@ -57,6 +60,15 @@ class InvalidState(InvalidRequest):
     code = "invalid_state"
 
 
+class Damaged(InvalidState):
+    """A record or a file that is read back is not what was written; the message names it, and what to do.
+
+    Of the caller's errors, because his request is answered, and another try would be answered alike.
+    """
+
+    code = "damaged"
+
+
 class NotAuthenticated(HeadraceError):
     """The request carries no key, or none that is valid."""
 
@@ -97,6 +109,19 @@ class TimedOut(Unavailable):
     """A wait reached its limit; the message names what was waited for, and how long."""
 
     code = "timed_out"
+
+
+class RedisFull(Unavailable):
+    """Redis is at its memory limit, and was for as long as it is waited for. A job pauses."""
+
+    code = "redis_full"
+
+
+class DiskFull(Unavailable):
+    """There is no room where something was to be written; the message names the folder and the bytes that are needed. A
+    job pauses."""
+
+    code = "disk_full"
 
 
 class WeightsDamaged(HeadraceError):
