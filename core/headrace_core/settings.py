@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     weights_dir: Path | None = Field(
         None, description="Where policy versions are handed over; must be shared by all workers. Unset: shared memory."
     )
+    snapshots_dir: Path | None = Field(
+        None, description="Memory of each node where the learner keeps its snapshots. Unset: shared memory."
+    )
     models_dir: Path | None = Field(None, description="Folder whose subfolders are offered as models by name.")
     chat_engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="What answers chats; auto: vllm where chat_gpus gives it a GPU, else transformers."

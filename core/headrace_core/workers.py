@@ -27,6 +27,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: str
     weights_root: str
     """Root of the weight store; shared by all workers of the job."""
+    snapshots_root: str = ""
+    """Memory of each node, where the learner keeps snapshots of its state; empty: it takes none."""
     model_path: str
     training_file: str
     validation_file: str | None

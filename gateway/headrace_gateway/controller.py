@@ -26,6 +26,7 @@ import ray
 import structlog
 from redis.exceptions import RedisError
 
+from headrace_core import snapshots
 from headrace_core.drains import Drains
 from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
@@ -65,6 +66,9 @@ class JobController:
         self._ledger = Ledger(self._redis, job_id)
         self._drains = Drains(self._redis, job_id)
         self._weights_root = settings.weights_dir or default_root()
+        self._snapshots_root = settings.snapshots_dir or default_root()
+        self._over = False
+        """The job has ended, or is about to: nobody will go on with it."""
         self._life: asyncio.Task[None] | None = None
         self._placement: Placement | None = None
         self._workers: list[Supervisor] = []
@@ -92,6 +96,7 @@ class JobController:
             await self._jobs.update(self._job_id, fine_tuned_model=model_name(job))
             await self._end("succeeded", f"succeeded: the trained model is {model_name(job)}")
         except Cancelled:
+            self._over = True
             await self._ledger.close("cancelled")
             await self._jobs.tell(self._job_id, "cancelled")
         except Paused:
@@ -167,6 +172,7 @@ class JobController:
             worker=worker,
             redis_url=self._redis_url,
             weights_root=str(self._weights_root),
+            snapshots_root=str(self._snapshots_root),
             model_path=job.model_path,
             training_file=str(data / "files" / job.training_file),
             validation_file=None if job.validation_file is None else str(data / "files" / job.validation_file),
@@ -252,6 +258,7 @@ class JobController:
     # ── end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _end(self, status: Status, message: str, data: dict[str, Any] | None = None) -> None:
+        self._over = True
         try:
             await self._jobs.move(self._job_id, status)
         except InvalidState:  # a cancel won the race
@@ -274,6 +281,8 @@ class JobController:
         if self._placement is not None:
             self._placement.remove()
         WeightStore(self._weights_root, self._job_id).remove()
+        if self._over:
+            snapshots.remove(self._snapshots_root, self._job_id)
 
     async def _until(
         self,
