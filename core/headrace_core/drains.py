@@ -16,6 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from .keys import JobKeys
+from .records import read
 from .redis import answer
 
 
@@ -55,12 +56,12 @@ class Drains:
     async def of(self, worker: str) -> Drain | None:
         """None where it is not being drained."""
         raw = await answer(self._redis.hget(self._keys.drains, worker))
-        return None if raw is None else msgspec.json.decode(raw, type=Drain)
+        return None if raw is None else read(raw, Drain, f"{self._keys.drains} {worker}")
 
     async def all(self) -> dict[str, Drain]:
         """By worker."""
         raw = await answer(self._redis.hgetall(self._keys.drains))
-        return {worker.decode(): msgspec.json.decode(drain, type=Drain) for worker, drain in raw.items()}
+        return {w.decode(): read(drain, Drain, f"{self._keys.drains} {w.decode()}") for w, drain in raw.items()}
 
     async def hold_all(self, workers: int) -> bool:
         """Whether all of a job's rollout workers, so many, are being drained: it is meant to stand still."""

@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from . import keys
-from .errors import InvalidState, NotFound
+from .errors import Damaged, InvalidState, NotFound
 from .history import EVENTS, MEASURED, Entry, History
 from .keys import JobKeys
 from .metrics import Metrics, RewardMetrics, WorkerMetrics
+from .records import UNREADABLE, damaged, name, readable
 from .redis import answer
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -126,8 +128,12 @@ def event_id(job_id: str, number: int) -> str:
 
 
 def event_of(job_id: str, entry: Entry) -> Event:
-    """The event that an entry of kind `event` holds."""
-    return msgspec.structs.replace(_json.decode(entry.data, type=Event), id=event_id(job_id, entry.number))
+    """The event that an entry of kind `event` holds; one that cannot be read says so in its place."""
+    told = event_id(job_id, entry.number)
+    try:
+        return msgspec.structs.replace(_json.decode(entry.data, type=Event), id=told)
+    except UNREADABLE as error:
+        return Event(told, 0.0, "error", f"this entry of the job's history is damaged: {error}")
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -181,11 +187,11 @@ class JobStore:
             await pipe.execute()
 
     async def get(self, job_id: str) -> Job:
-        """The job as it stands now."""
+        """The job as it stands now. Raises `Damaged` where its record cannot be read."""
         raw = await answer(self._redis.hgetall(JobKeys(job_id).job))
         if not self._knows(raw):
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
-        return _job(raw)
+        return _job(job_id, raw)
 
     def _knows(self, raw: dict[bytes, bytes]) -> bool:
         return bool(raw) and (self._owner is None or raw.get(b"owner") == self._owner.encode())
@@ -197,12 +203,31 @@ class JobStore:
         return [i.decode() for i in await answer(self._redis.zrevrange(keys.JOBS, 0, -1))]
 
     async def all(self) -> list[Job]:
-        """Every job, newest first, in two round trips."""
-        ids = await answer(self._redis.zrevrange(keys.JOBS, 0, -1))
+        """Every job that can be read, newest first, in two round trips; the log names the others."""
+        whole, broken = await self.sound_and_damaged()
+        for error in broken.values():
+            name(error)
+        return whole
+
+    async def sound_and_damaged(self) -> tuple[list[Job], dict[str, Damaged]]:
+        """(jobs, newest first; what is wrong with each of the others, by id), in two round trips."""
+        ids = [i.decode(errors="replace") for i in await answer(self._redis.zrevrange(keys.JOBS, 0, -1))]
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
-                pipe.hgetall(JobKeys(job_id.decode()).job)
-            return [_job(raw) for raw in await pipe.execute() if self._knows(raw)]
+                pipe.hgetall(JobKeys(job_id).job)
+            found = await pipe.execute(raise_on_error=False)
+        whole: list[Job] = []
+        broken: dict[str, Damaged] = {}
+        for job_id, raw in zip(ids, found, strict=True):
+            if isinstance(raw, ResponseError):  # something that is no hash is kept under the job's key
+                broken[job_id] = damaged(JobKeys(job_id).job, raw)
+                continue
+            try:
+                if self._knows(raw):
+                    whole.append(_job(job_id, raw))
+            except Damaged as error:
+                broken[job_id] = error
+        return whole, broken
 
     async def move(self, job_id: str, to: Status) -> None:
         """Change the status. Raises `InvalidState` when the job's present one does not lead there."""
@@ -279,9 +304,9 @@ class JobStore:
         """Each job's, newest first, in one round trip."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hvals(JobKeys(job_id).checkpoints)
+                pipe.hgetall(JobKeys(job_id).checkpoints)
             found = await pipe.execute() if job_ids else []
-        return [sorted((_json.decode(c, type=Checkpoint) for c in raw), key=lambda c: -c.step) for raw in found]
+        return [_checkpoints(job_id, raw) for job_id, raw in zip(job_ids, found, strict=True)]
 
     async def remove_checkpoint(self, job_id: str, step: int) -> None:
         """Offer it no more. Without its newest one a job has no `fine_tuned_model` either."""
@@ -307,7 +332,7 @@ class JobStore:
     async def workers(self, job_id: str) -> list[WorkerMetrics]:
         """The newest heartbeat of each worker."""
         raw = await answer(self._redis.hgetall(JobKeys(job_id).workers))
-        return [_json.decode(v, type=WorkerMetrics) for _, v in sorted(raw.items())]
+        return readable(_within(JobKeys(job_id).workers, raw), WorkerMetrics)
 
     async def record_reward(self, job_id: str, metrics: RewardMetrics) -> None:
         """What the reward did in one worker: kept as the newest of its start, and appended to the job's metrics."""
@@ -317,22 +342,36 @@ class JobStore:
 
     async def rewards(self, job_id: str) -> list[RewardMetrics]:
         """The newest of each start of each worker: together, what the reward did in the whole job."""
-        return rewards_of(await answer(self._redis.hgetall(JobKeys(job_id).rewards)))
+        return rewards_of(job_id, await answer(self._redis.hgetall(JobKeys(job_id).rewards)))
 
 
-def rewards_of(raw: Mapping[bytes, bytes]) -> list[RewardMetrics]:
+def rewards_of(job_id: str, raw: Mapping[bytes, bytes]) -> list[RewardMetrics]:
     """The measurements in a job's hash of them."""
-    return [_json.decode(v, type=RewardMetrics) for _, v in sorted(raw.items())]
+    return readable(_within(JobKeys(job_id).rewards, raw), RewardMetrics)
 
 
-def _job(raw: dict[bytes, bytes]) -> Job:
-    document = _json.decode(raw[b"document"])
-    for name in _FIXED:
-        value = raw.get(name.encode())
-        if value is None:
-            continue
-        document[name] = value.decode() if name in ("status", "fine_tuned_model") else _json.decode(value)
-    for key, value in raw.items():
-        if key.startswith(_LIVE):
-            document["hyperparameters"][key.removeprefix(_LIVE).decode()] = _json.decode(value)
-    return msgspec.convert(document, Job)
+def _checkpoints(job_id: str, raw: Mapping[bytes, bytes]) -> list[Checkpoint]:
+    """Newest first."""
+    return sorted(readable(_within(JobKeys(job_id).checkpoints, raw), Checkpoint), key=lambda c: -c.step)
+
+
+def _within(key: str, raw: Mapping[bytes, bytes]) -> list[tuple[str, bytes]]:
+    """(where it is, record) of each field of a hash, by name."""
+    return [(f"{key} {field.decode(errors='replace')}", record) for field, record in sorted(raw.items())]
+
+
+def _job(job_id: str, raw: dict[bytes, bytes]) -> Job:
+    """Raises `Damaged`."""
+    try:
+        document = _json.decode(raw.get(b"document", b""), type=dict[str, Any])
+        for field in _FIXED:
+            value = raw.get(field.encode())
+            if value is not None:
+                document[field] = value.decode() if field in ("status", "fine_tuned_model") else _json.decode(value)
+        live = {k.removeprefix(_LIVE).decode(): _json.decode(v) for k, v in raw.items() if k.startswith(_LIVE)}
+        job = msgspec.convert(document, Job)
+    except UNREADABLE as error:
+        raise damaged(JobKeys(job_id).job, error) from error
+    if job.id != job_id:
+        raise damaged(JobKeys(job_id).job, f"it says that it is job {job.id!r}")
+    return msgspec.structs.replace(job, hyperparameters=job.hyperparameters | live) if live else job

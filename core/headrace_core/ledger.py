@@ -37,8 +37,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from .errors import HeadraceError, InvalidRequest, NotFound
+from .errors import HeadraceError, InvalidRequest, NotFound, WireError
 from .keys import JobKeys
+from .records import read
 from .redis import answer
 from .staleness import Late, Limits, Pending, Selection, Window, select
 from .trajectory import Group, decode, encode
@@ -350,7 +351,8 @@ class Ledger:
         claimed = await self._run("claim", term.number, call, changes, *taken)
         if isinstance(claimed, bytes):
             return Claim(window.version, selection=selection, outcome=Outcome(claimed.decode()))
-        return Claim(window.version, tuple(decode(m) for m in claimed), selection)
+        groups = tuple(map(_group, selection.take, claimed))
+        return Claim(window.version, groups, selection)
 
     async def filter(self, term: Term, groups: Sequence[int], reason: str) -> Outcome:
         """Give up claimed groups that the algorithm has no use for: FILTERED; or FENCED, CLOSED: nothing changed."""
@@ -375,7 +377,7 @@ class Ledger:
         """Records of the settled steps from policy version `start` on, in order."""
         settled = range(start, (await self.newest())[0])
         found = await answer(self._redis.hmget(self._keys.steps, [str(v) for v in settled])) if settled else []
-        return [_step(record) for record in found if record is not None]
+        return [_step(f"{self._keys.steps} {v}", record) for v, record in zip(settled, found, strict=True) if record]
 
     async def replay(self, step: Step) -> list[Group]:
         """The groups of a settled step, in the order they were trained.
@@ -392,18 +394,25 @@ class Ledger:
             found = await answer(self._redis.xrange(self._keys.groups, entry, entry)) if entry else []
             if not found:
                 raise NotFound(f"group {group_id} is kept no longer (job closed, or covered by a checkpoint?)")
-            messages.append(found[0][1][b"data"])
-        return [decode(m) for m in messages]
+            messages.append(_group(group_id, found[0][1][b"data"]))
+        return messages
 
     async def covered(self, version: int) -> int:
         """A checkpoint holds every step before `version`: forget their encoded groups. Returns how many."""
         return int(await self._run("covered", version))
 
 
-def _step(record: bytes) -> Step:
-    raw = json.loads(record)
-    ages = {int(age): tokens for age, tokens in raw["ages"].items()}
-    return Step(raw["version"], tuple(raw["groups"]), ages, raw["masked_tokens"])
+def _step(where: str, record: bytes) -> Step:
+    """Raises `Damaged`."""
+    return read(record, Step, where)
+
+
+def _group(group_id: int, message: bytes) -> Group:
+    """Raises `WireError` that says which."""
+    try:
+        return decode(message)
+    except WireError as error:
+        raise WireError(f"group {group_id} in Redis cannot be read: {error.message}") from error
 
 
 def _pending(flat: list[int]) -> tuple[Pending, ...]:

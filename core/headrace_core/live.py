@@ -22,6 +22,7 @@ from .hyperparameters import Hyperparameters
 from .jobs import ENDED
 from .keys import JobKeys
 from .ledger import script_source
+from .records import read
 from .redis import answer
 
 CHANGEABLE = ("max_staleness", "group_size", "learning_rate")
@@ -54,9 +55,10 @@ class Live:
         """Oldest first."""
 
     async def refresh(self) -> None:
-        """Read on."""
+        """Read on. Raises `Damaged`: without one of them, nobody knows what holds."""
         raw = await answer(self._redis.lrange(self._keys.changes, len(self.changes), -1))
-        self.changes += [msgspec.json.decode(line, type=Change) for line in raw]
+        known = len(self.changes)
+        self.changes += [read(line, Change, f"{self._keys.changes}[{i}]") for i, line in enumerate(raw, start=known)]
 
     def at(self, version: int) -> Hyperparameters:
         """The settings of the step that updates policy `version`."""

@@ -11,6 +11,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from .keys import JobKeys
+from .records import readable
 from .redis import answer
 from .weights import Published
 
@@ -46,4 +47,5 @@ class Publications:
 
     async def last(self) -> list[Publication]:
         """Newest first."""
-        return [msgspec.json.decode(p, type=Publication) for p in await answer(self._redis.lrange(self._key, 0, -1))]
+        raw = await answer(self._redis.lrange(self._key, 0, -1))
+        return readable(((f"{self._key}[{i}]", record) for i, record in enumerate(raw)), Publication)

@@ -30,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 from redis.asyncio import Redis
 
-from .errors import WireError
+from .errors import Damaged
 from .keys import JobKeys
+from .records import UNREADABLE, damaged, name
 from .redis import answer
 from .trajectory import F32, I32, U8
 
@@ -185,21 +186,30 @@ class RolloutStore:
                 return
             place, fields = found[0]
             low, high = (low, f"({place.decode()}") if newest_first else (f"({place.decode()}", high)
-            yield _decoded(fields[b"data"])
+            try:
+                rollout = _decoded(fields[b"data"], self._where(place))
+            except Damaged as error:
+                name(error)
+            else:
+                yield rollout
 
     async def of_group(self, group: int) -> Rollout | None:
         """One group, where it is kept."""
         step = await answer(self._redis.hget(self._index, str(group)))
         place: Any = None if step is None else f"{step.decode()}-{group}"
         found = await answer(self._redis.xrange(self._stream, min=place, max=place)) if place else []
-        return _decoded(found[0][1][b"data"]) if found else None
+        return _decoded(found[0][1][b"data"], self._where(found[0][0])) if found else None
+
+    def _where(self, place: bytes) -> str:
+        return f"{self._stream} {place.decode()}"
 
 
-def _decoded(data: bytes) -> Rollout:
+def _decoded(data: bytes, where: str) -> Rollout:
+    """Raises `Damaged`."""
     try:
         rollout = _decoder.decode(data)
-    except msgspec.DecodeError as error:
-        raise WireError(f"not a kept group: {error}") from error
+    except UNREADABLE as error:
+        raise damaged(where, f"not a kept group: {error}") from error
     if rollout.wire_version != WIRE_VERSION:
-        raise WireError(f"wire version {rollout.wire_version} of a kept group is not {WIRE_VERSION}")
+        raise damaged(where, f"its wire version is {rollout.wire_version}, and this side's {WIRE_VERSION}")
     return rollout

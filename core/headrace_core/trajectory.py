@@ -197,7 +197,7 @@ def decode(message: bytes) -> Group:
             generation_seconds=wire.generation_seconds,
             reward_seconds=wire.reward_seconds,
         )
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise WireError(f"not a trajectory group: {error}") from error
 
 

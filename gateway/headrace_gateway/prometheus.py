@@ -89,7 +89,7 @@ async def exposition(redis: Redis) -> bytes:
     for job, books, newest, rewards in zip(exposed, found[::3], found[1::3], found[2::3], strict=True):
         samples += _of_ledger(job, account_of(books).as_dict())
         samples += _of_newest(job, newest)
-        samples += _of_reward(job.id, summary(rewards_of(rewards)))
+        samples += _of_reward(job.id, summary(rewards_of(job.id, rewards)))
     registry = CollectorRegistry()
     registry.register(_Scrape(samples))
     return generate_latest(registry)

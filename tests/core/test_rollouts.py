@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.errors import WireError
+from headrace_core.errors import Damaged
 from headrace_core.keys import JobKeys
 from headrace_core.redis import answer
 from headrace_core.rollouts import KeptCompletion, Part, Rollout, RolloutStore, chosen, floats, ints, pack, parts_of
@@ -120,7 +120,10 @@ def test_the_choice_is_the_same_each_time_and_every_place_of_a_step_is_as_likely
     assert chosen([5, 6], 0) == []
 
 
-async def test_what_is_no_kept_group_is_named(store: RolloutStore, redis: Redis) -> None:
-    await answer(redis.xadd(JobKeys(JOB).rollouts, {"data": b"\x93\x01"}, id="1-1"))
-    with pytest.raises(WireError, match="not a kept group"):
-        await ids(store)
+async def test_what_is_no_kept_group_is_named_and_passed_over(store: RolloutStore, redis: Redis) -> None:
+    await store.add([rollout(1, 5)], PLENTY)
+    await answer(redis.xadd(JobKeys(JOB).rollouts, {"data": b"\x93\x01"}, id="1-6"))
+    await answer(redis.hset(JobKeys(JOB).rollouts_index, "6", "1"))
+    assert await ids(store) == ["1-5"]
+    with pytest.raises(Damaged, match=r"rollouts 1-6 in Redis cannot be read: not a kept group.*restore"):
+        await store.of_group(6)
