@@ -35,15 +35,18 @@ _NEXT: dict[str, tuple[Status, ...]] = {
     "paused": ("queued", "failed", "cancelled"),
 }
 
-# (new status, its time where it ends the job, name of this call, statuses it may follow…); a call that the client sent
-# twice, because its connection broke before the answer, is carried out once and answered alike.
+# (new status, its time where it ends the job, name of this call, why it pauses by itself or '', statuses it may
+# follow…); a call that the client sent twice, because its connection broke before the answer, is carried out once and
+# answered alike.
 _TRANSITION = """
 local now = redis.call('HGET', KEYS[1], 'status')
 if redis.call('HGET', KEYS[1], 'moved_by') == ARGV[3] then return 'ok' end
-for i = 4, #ARGV do
+for i = 5, #ARGV do
   if ARGV[i] == now then
     redis.call('HSET', KEYS[1], 'status', ARGV[1], 'moved_by', ARGV[3])
+    redis.call('HDEL', KEYS[1], 'paused_by')
     if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'finished_at', ARGV[2]) end
+    if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'paused_by', ARGV[4]) end
     return 'ok'
   end
 end
@@ -57,6 +60,16 @@ class JobError(msgspec.Struct, frozen=True):
     code: str
     message: str
     param: str | None = None
+
+
+class PausedBy(msgspec.Struct, frozen=True):
+    """Why a job paused by itself; a resume goes on from there."""
+
+    code: str
+    """`worker_failed`, `stalled`, `disk_full` or `redis_full`."""
+    message: str
+    time: float
+    """Unix seconds."""
 
 
 class ForkedFrom(msgspec.Struct, frozen=True):
@@ -78,6 +91,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The folder it is."""
     training_file: str
     validation_file: str | None = None
+    fingerprints: dict[str, str] = {}
+    """SHA-256 of both, by id, as they were uploaded."""
     suffix: str | None = None
     seed: int = 0
     metadata: dict[str, str] = {}
@@ -98,11 +113,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fine_tuned_model: str | None = None
     trained_tokens: int = 0
     error: JobError | None = None
+    paused_by: PausedBy | None = None
+    """None where it is not paused, or its user paused it."""
     pace: tuple[tuple[int, float], ...] = ()
     """(step, Unix seconds when it was recorded) of the last ones."""
 
 
-_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "pace")
+_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "paused_by", "pace")
 _LIVE = b"live:"
 """Fields of the job's hash that hold a changed setting (lua/change.lua)."""
 _WHOLE = 1_000_000
@@ -229,12 +246,14 @@ class JobStore:
                 broken[job_id] = error
         return whole, broken
 
-    async def move(self, job_id: str, to: Status) -> None:
-        """Change the status. Raises `InvalidState` when the job's present one does not lead there."""
+    async def move(self, job_id: str, to: Status, paused_by: PausedBy | None = None) -> None:
+        """Change the status; `paused_by` says why, where the job pauses by itself. Raises `InvalidState` when the job's
+        present one does not lead there."""
         allowed = [s for s, following in _NEXT.items() if to in following]
         finished = repr(time.time()) if to in ENDED else ""
+        why = b"" if paused_by is None else _json.encode(paused_by)
         done = await answer(
-            self._transition(keys=[JobKeys(job_id).job], args=[to, finished, uuid.uuid4().hex, *allowed])
+            self._transition(keys=[JobKeys(job_id).job], args=[to, finished, uuid.uuid4().hex, why, *allowed])
         )
         if done is None:
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")

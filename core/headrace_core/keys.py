@@ -22,6 +22,8 @@ touch them together), and jobs spread over a cluster.
     headrace:{job}:drains         hash    rollout worker that gets no more leases → JSON: since when, until when
     headrace:{job}:changes        list    changes of settings while the job runs (JSON), oldest first
     headrace:{job}:published      list    the last published policy versions (JSON), newest first
+    headrace:{job}:mending        hash    act of the watchdog, or restarts of a worker → how often
+    headrace:{job}:controller     string  its controller's pid; there while it beats (expires)
     headrace:{job}:rewards        hash    worker and its start → JSON of what the reward did there
     headrace:{job}:ledger         hash    counts, policy version, limits, terms
     headrace:{job}:leases         zset    group → lease expiry
@@ -115,6 +117,14 @@ class JobKeys:
     @property
     def published(self) -> str:
         return self.prefix + "published"
+
+    @property
+    def mending(self) -> str:
+        return self.prefix + "mending"
+
+    @property
+    def controller(self) -> str:
+        return self.prefix + "controller"
 
     @property
     def rewards(self) -> str:

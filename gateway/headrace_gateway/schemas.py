@@ -112,6 +112,7 @@ def job_object(job: Job, estimated_finish: float | None = None) -> dict[str, Any
         "trained_tokens": job.trained_tokens,
         "hyperparameters": _of_all_methods(settings),
         "error": None if job.error is None else {k: getattr(job.error, k) for k in ("code", "message", "param")},
+        "paused_by": None if job.paused_by is None else msgspec.structs.asdict(job.paused_by),
         "estimated_finish": None if estimated_finish is None else int(estimated_finish),
         "integrations": job.integrations,
         "metadata": job.metadata,

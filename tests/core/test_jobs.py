@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidState, NotFound
-from headrace_core.jobs import ENDED, Checkpoint, Job, JobError, JobStore, Status, new_id
+from headrace_core.jobs import ENDED, Checkpoint, Job, JobError, JobStore, PausedBy, Status, new_id
 from headrace_core.metrics import UpdateMetrics, WorkerMetrics
 
 ALLOWED = {
@@ -65,6 +65,20 @@ async def test_a_job_is_kept_whole_and_changed_in_part(store: JobStore) -> None:
     job = await store.get("ftjob-a")
     assert (job.fine_tuned_model, job.trained_tokens, job.error) == ("ft:adder", 12, error)
     assert job.hyperparameters == {"n_steps": 3}
+
+
+async def test_why_a_job_paused_is_known_until_it_is_resumed(store: JobStore) -> None:
+    await store.create(a_job("ftjob-a", status="running"))
+    why = PausedBy("worker_failed", "the learner died", 5.0)
+    await store.move("ftjob-a", "paused", why)
+    assert (await store.get("ftjob-a")).paused_by == why
+    with pytest.raises(InvalidState, match="paused"):
+        await store.move("ftjob-a", "paused", PausedBy("stalled", "another", 6.0))
+    assert (await store.get("ftjob-a")).paused_by == why
+    await store.move("ftjob-a", "queued")
+    assert (await store.get("ftjob-a")).paused_by is None
+    await store.move("ftjob-a", "paused")
+    assert (await store.get("ftjob-a")).paused_by is None
 
 
 async def test_jobs_are_listed_newest_first(store: JobStore) -> None:

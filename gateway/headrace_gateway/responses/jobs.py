@@ -19,6 +19,14 @@ class JobFailure(Answer):
     param: str | None
 
 
+class PausedByObject(Answer):
+    """Why a job paused by itself."""
+
+    code: Literal["worker_failed", "stalled", "disk_full", "redis_full"]
+    message: str = Field(description="What it could not go on without.")
+    time: float = Field(description="Unix seconds.")
+
+
 class CommonHyperparameters(Answer):
     """Those that OpenAI's jobs of every method have, as they are in force."""
 
@@ -83,6 +91,7 @@ class JobObject(Answer):
     trained_tokens: int
     hyperparameters: CommonHyperparameters
     error: JobFailure | None
+    paused_by: PausedByObject | None = Field(description="Null of a job that its user paused.")
     estimated_finish: int | None = Field(description="Unix seconds; of a running job that has a pace.")
     integrations: list[IntegrationObject]
     metadata: dict[str, str]
