@@ -1,6 +1,7 @@
 """The job store: what the gateway, the controller and the workers know of a job, in Redis and nowhere else.
 
-Invariant: a job's status only moves along `_NEXT` (compare-and-set in Redis, so a cancel and a finish cannot both win).
+Invariants: a job's status only moves along `_NEXT` (compare-and-set in Redis: a cancel and a finish cannot both win);
+a job is at rest only while it has the status for which its controller put it to rest.
 """
 
 from __future__ import annotations
@@ -44,13 +45,20 @@ if redis.call('HGET', KEYS[1], 'moved_by') == ARGV[3] then return 'ok' end
 for i = 5, #ARGV do
   if ARGV[i] == now then
     redis.call('HSET', KEYS[1], 'status', ARGV[1], 'moved_by', ARGV[3])
-    redis.call('HDEL', KEYS[1], 'paused_by')
+    redis.call('HDEL', KEYS[1], 'paused_by', 'at_rest')
     if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'finished_at', ARGV[2]) end
     if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'paused_by', ARGV[4]) end
     return 'ok'
   end
 end
 return now
+"""
+
+# (status) → 1, and the job is at rest; 0 where it has another status by now
+_REST = """
+if redis.call('HGET', KEYS[1], 'status') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'at_rest', 'true')
+return 1
 """
 
 
@@ -117,9 +125,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """None where it is not paused, or its user paused it."""
     pace: tuple[tuple[int, float], ...] = ()
     """(step, Unix seconds when it was recorded) of the last ones."""
+    at_rest: bool = False
+    """Whether it has come to the end, or to the pause, that its status says: nothing of it runs or waits any more."""
 
 
-_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "paused_by", "pace")
+_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "paused_by", "pace", "at_rest")
 _LIVE = b"live:"
 """Fields of the job's hash that hold a changed setting (lua/change.lua)."""
 _WHOLE = 1_000_000
@@ -190,6 +200,7 @@ class JobStore:
         self._redis = redis
         self._owner = owner
         self._transition = redis.register_script(_TRANSITION)
+        self._rest = redis.register_script(_REST)
         self.history = History(redis)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,6 +270,11 @@ class JobStore:
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
         if done != b"ok":
             raise InvalidState(f"job {job_id} is {done.decode()}; it cannot become {to}")
+
+    async def rest(self, job_id: str, status: Status) -> bool:
+        """Note that nothing is left to do for a job that ended or pauses with this status. False: it has another one by
+        now, which asks for something else."""
+        return bool(await answer(self._rest(keys=[JobKeys(job_id).job], args=[status])))
 
     async def update(
         self,

@@ -7,10 +7,13 @@
            all steps trained, last version evaluated ► ledger closed ► succeeded
            an error                                  ► ledger closed ► failed, with the reason
            paused                                    ► checkpoint, workers stopped, nothing closed
+           cancelled, at any moment                  ► ledger closed, workers stopped, the learner's step lost
            suspend                                   ► workers stopped, nothing closed: the next controller goes on
+    at rest ◄── nothing runs, and the status is still the one it ended or paused with; else all over again
 
-Invariants: however it ends, no worker process, no placement and no published weights are left; all it knows is in
-Redis, so that another controller can take over at any moment.
+Invariants: however it ends, no worker process, no placement and no published weights are left, and of a job that ended
+no half-written file; all it knows is in Redis, so that another controller can take over at any moment; a cancel ends
+whatever is under way within `WATCH_SECONDS` + `STOP_SECONDS`, a pause after the learner's step and its checkpoint.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ import structlog
 from redis.exceptions import RedisError
 
 from headrace_core import snapshots
+from headrace_core.concurrency import cancel
 from headrace_core.drains import Drains
 from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Job, JobError, JobStore, Status, model_name
+from headrace_core.jobs import ENDED, Job, JobError, JobStore, Status, model_name
 from headrace_core.ledger import Ledger
 from headrace_core.metrics import EvaluationMetrics
 from headrace_core.redis import connect
@@ -38,11 +42,13 @@ from headrace_core.settings import Settings
 from headrace_core.weights import WeightStore, default_root
 from headrace_core.workers import WorkerConfig
 
+from .partials import remove_partials
 from .placement import ROLLOUT, Placement, Plan, Process, alive_nodes, plan
 from .reward_failures import RewardsFailing, check_rewards
 from .supervisor import STOP_SECONDS, Supervisor
 
 WATCH_SECONDS = 1.0
+START_STOP_SECONDS = 5.0
 LEARNER_NAME = "learner"
 
 
@@ -67,8 +73,6 @@ class JobController:
         self._drains = Drains(self._redis, job_id)
         self._weights_root = settings.weights_dir or default_root()
         self._snapshots_root = settings.snapshots_dir or default_root()
-        self._over = False
-        """The job has ended, or is about to: nobody will go on with it."""
         self._life: asyncio.Task[None] | None = None
         self._placement: Placement | None = None
         self._workers: list[Supervisor] = []
@@ -89,48 +93,76 @@ class JobController:
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _live(self) -> None:
+        """Until the job is at rest: it may be resumed or cancelled while it still pauses."""
         try:
-            job = await self._jobs.get(self._job_id)
-            _check_wanted(job)
-            await self._until([self._work(job)], [self._watch(job)])
-            await self._jobs.update(self._job_id, fine_tuned_model=model_name(job))
-            await self._end("succeeded", f"succeeded: the trained model is {model_name(job)}")
-        except Cancelled:
-            self._over = True
-            await self._ledger.close("cancelled")
-            await self._jobs.tell(self._job_id, "cancelled")
-        except Paused:
-            for worker in self._workers:  # the learner first: what waits for nothing is kept in its checkpoint
-                await worker.stop(self._settings.stall_timeout)
-            await self._jobs.tell(self._job_id, "paused; resume goes on from here")
+            while not await self._jobs.rest(self._job_id, await self._once()):
+                pass
         except asyncio.CancelledError:
             await self._jobs.tell(self._job_id, "the service stops; the job goes on when it starts again")
         except RedisError as error:  # the job cannot even be marked; the gateway starts a controller when Redis is back
             structlog.get_logger().error("controller lost Redis", job=self._job_id, exc_info=error)
-        except Exception as error:
-            await self._fail(error)
+
+    async def _once(self) -> Status:
+        """Run the job until it has ended or pauses; in which status. Nothing of it runs afterwards."""
+        ended: Status | None = None
+        try:
+            ended = await self._ended()
+        except Cancelled:  # it counts at any moment, also while the job pauses or fails
+            await self._ledger.close("cancelled")
+            ended = "cancelled"
         finally:
-            await self._clean_up()
+            await self._clean_up(over=ended in ENDED)
+        return ended
+
+    async def _ended(self) -> Status:
+        job = await self._jobs.get(self._job_id)
+        if job.status in ("succeeded", "failed"):  # the controller before did not come to cleaning up
+            return job.status
+        try:
+            _check_wanted(job)
+            await self._until([self._work(job)], [self._watch(job)])
+            await self._jobs.update(self._job_id, fine_tuned_model=model_name(job))
+            return await self._end("succeeded", f"succeeded: the trained model is {model_name(job)}")
+        except Paused:
+            await self._until([self._pause()], [self._cancellation()])
+            return "paused"
+        except (Cancelled, RedisError):
+            raise
+        except Exception as error:
+            return await self._fail(error)
+
+    async def _pause(self) -> None:
+        """The learner saves the step under way; what the others hold, they give back at once."""
+        await asyncio.gather(*(worker.stop(self._to_pause(worker)) for worker in self._workers))
+        for worker in self._workers:
+            await self._ledger.lapse(worker.name)  # what one held that did not stop in good order
+        await self._jobs.tell(self._job_id, "paused; resume goes on from here")
+
+    def _to_pause(self, worker: Supervisor) -> float:
+        """Seconds it may take to stop. One that still loads its model has nothing to keep."""
+        if not worker.ready:
+            return START_STOP_SECONDS
+        return self._settings.stall_timeout if worker.name == LEARNER_NAME else STOP_SECONDS
+
+    async def _cancellation(self) -> None:
+        """Raises `Cancelled` once the job is."""
+        while True:
+            if (await self._jobs.get(self._job_id)).status == "cancelled":
+                raise Cancelled
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _work(self, job: Job) -> None:
         settings = Hyperparameters.model_validate(job.hyperparameters)
         await self._ledger.open(settings.limits(job.rows))
         await self._reserve(job, settings)
         if job.status != "running":
-            await self._begin()
+            await self._move("running")
         await asyncio.gather(*(worker.start() for worker in self._workers))
         learner, *rollouts = self._workers
         if job.validation_file and not await self._evaluated():
             await self._evaluate(rollouts[0], 0)
         main = [learner.run(), self._evaluations(job, settings, rollouts[0])]
         await self._until(main, [rollout.run() for rollout in rollouts], self._finish)
-
-    async def _begin(self) -> None:
-        try:
-            await self._jobs.move(self._job_id, "running")
-        except InvalidState:  # paused or cancelled a moment ago
-            _check_wanted(await self._jobs.get(self._job_id))
-            raise
 
     async def _finish(self) -> None:
         """All is trained: the rollout workers see the closed ledger and end."""
@@ -257,15 +289,20 @@ class JobController:
 
     # ── end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _end(self, status: Status, message: str, data: dict[str, Any] | None = None) -> None:
-        self._over = True
+    async def _end(self, status: Status, message: str, data: dict[str, Any] | None = None) -> Status:
+        await self._move(status)
+        await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info", data=data)
+        return status
+
+    async def _move(self, status: Status) -> None:
+        """Raises `Cancelled` or `Paused` where the user was faster."""
         try:
             await self._jobs.move(self._job_id, status)
-        except InvalidState:  # a cancel won the race
-            return
-        await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info", data=data)
+        except InvalidState:
+            _check_wanted(await self._jobs.get(self._job_id))
+            raise
 
-    async def _fail(self, error: Exception) -> None:
+    async def _fail(self, error: Exception) -> Status:
         if not isinstance(error, HeadraceError):
             structlog.get_logger().error("job failed", job=self._job_id, exc_info=error)
         code = error.code if isinstance(error, HeadraceError) else "internal_error"
@@ -274,15 +311,20 @@ class JobController:
         await self._ledger.close(code)
         await self._jobs.update(self._job_id, error=JobError(code, message, param))
         data = error.data if isinstance(error, RewardsFailing) else None
-        await self._end("failed", f"failed: {message}", data)
+        return await self._end("failed", f"failed: {message}", data)
 
-    async def _clean_up(self) -> None:
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
-        if self._placement is not None:
-            self._placement.remove()
-        WeightStore(self._weights_root, self._job_id).remove()
-        if self._over:
-            snapshots.remove(self._snapshots_root, self._job_id)
+    async def _clean_up(self, over: bool) -> None:
+        """Nothing of the job runs afterwards. Where it is over, also what a next controller would go on from goes."""
+        try:
+            await asyncio.gather(*(worker.stop() for worker in self._workers))
+        finally:
+            if self._placement is not None:
+                self._placement.remove()
+            self._workers, self._placement = [], None
+            WeightStore(self._weights_root, self._job_id).remove()
+            if over:
+                snapshots.remove(self._snapshots_root, self._job_id)
+                remove_partials(self._settings.data_dir.absolute() / "jobs" / self._job_id)
 
     async def _until(
         self,
@@ -302,8 +344,7 @@ class JobController:
                 await finish()
                 await asyncio.wait_for(asyncio.gather(*others), STOP_SECONDS)
         finally:
-            for task in [*tasks, *others]:
-                task.cancel()
+            await cancel([*tasks, *others])
             await asyncio.gather(*tasks, *others, return_exceptions=True)
 
 

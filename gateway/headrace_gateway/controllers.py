@@ -21,7 +21,8 @@ from .controller import JobController
 from .placement import NAMESPACE
 from .supervisor import STOP_SECONDS
 
-UNDER_WAY = ("queued", "running")
+WITHOUT = ("validating_files",)
+"""Statuses of a job that is not a controller's yet."""
 PING_SECONDS = 5.0
 
 
@@ -33,7 +34,7 @@ class Controllers(Protocol):
         ...
 
     async def cancel(self, job_id: str) -> None:
-        """See to it that a job whose status is `cancelled` ends: its groups, workers and weights."""
+        """See to it that a job whose status is `cancelled` comes to its end: its groups, workers and weights."""
         ...
 
     async def ping(self) -> None:
@@ -41,7 +42,7 @@ class Controllers(Protocol):
         ...
 
     async def reconcile(self) -> None:
-        """Every job under way has a controller."""
+        """Every job that is not at rest has a controller: one under way, and one that has not yet ended as it is to."""
         ...
 
     async def suspend(self) -> None:
@@ -76,13 +77,13 @@ class RayControllers:
     async def reconcile(self) -> None:
         """See `Controllers`."""
         for job in await self._jobs.all():
-            if job.status in UNDER_WAY:
+            if _has_controller(job):
                 await self.ensure(job)
 
     async def suspend(self) -> None:
         """See `Controllers`."""
         jobs = await self._jobs.all()
-        await asyncio.gather(*(_suspend(job.id) for job in jobs if job.status in UNDER_WAY))
+        await asyncio.gather(*(_suspend(job.id) for job in jobs if _has_controller(job)))
 
     def _start(self, job_id: str) -> None:
         actor: Any = (
@@ -99,6 +100,10 @@ class RayControllers:
             .remote(self._settings, self._redis_url, job_id)
         )
         actor.run.remote()  # a controller that runs already returns at once
+
+
+def _has_controller(job: Job) -> bool:
+    return not job.at_rest and job.status not in WITHOUT
 
 
 def _name(job_id: str) -> str:

@@ -120,6 +120,20 @@ async def test_of_a_cancel_and_a_finish_exactly_one_wins(store: JobStore) -> Non
         assert (await store.get(job_id)).status == ends[results.index(None)]
 
 
+async def test_a_job_is_at_rest_in_the_status_that_its_controller_ended_with(store: JobStore) -> None:
+    await store.create(a_job("ftjob-a", status="running"))
+    await store.move("ftjob-a", "paused")
+    assert not await store.rest("ftjob-a", "cancelled")
+    assert not (await store.get("ftjob-a")).at_rest
+    assert await store.rest("ftjob-a", "paused")
+    assert (await store.get("ftjob-a")).at_rest
+    await store.move("ftjob-a", "queued")  # while the controller that paused it may still be ending
+    assert not (await store.get("ftjob-a")).at_rest
+    assert not await store.rest("ftjob-a", "paused")
+    await store.move("ftjob-a", "paused")
+    assert not (await store.get("ftjob-a")).at_rest
+
+
 async def test_events_and_metrics_are_kept_in_order(store: JobStore) -> None:
     told = [await store.tell("ftjob-a", f"message {i}", level="warn", data={"i": i}) for i in range(3)]
     assert [e for _, e in await store.events("ftjob-a")] == told

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from headrace_core.jobs import Job
+from headrace_core.errors import InvalidState
+from headrace_core.jobs import Job, Status
 
 from .. import repeats
 from ..answers import ready
-from ..context import Here
+from ..context import Gateway, Here
 from ..progress import estimated_finish
 from ..responses.jobs import JobList, JobObject
 from ..schemas import CreateJob, job_object, listing, page
@@ -57,7 +58,8 @@ async def retrieve(here: Here, job_id: str) -> Response:
 @router.post("/{job_id}/cancel", response_model=JobObject)
 async def cancel(here: Here, job_id: str) -> Response:
     """End a job that has not ended. What it trained so far stays in its checkpoints."""
-    await here.jobs.move(job_id, "cancelled")
+    if await _asked(here, job_id, "cancelled"):
+        await here.jobs.tell(job_id, "cancelled")
     await here.controllers.cancel(job_id)
     return shown(await here.jobs.get(job_id))
 
@@ -65,18 +67,31 @@ async def cancel(here: Here, job_id: str) -> Response:
 @router.post("/{job_id}/pause", response_model=JobObject)
 async def pause(here: Here, job_id: str) -> Response:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
-    await here.jobs.move(job_id, "paused")
+    if await _asked(here, job_id, "paused"):
+        await here.jobs.tell(job_id, "pausing")
     return shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/resume", response_model=JobObject)
 async def resume(here: Here, job_id: str) -> Response:
     """Let a paused job go on where it was."""
-    await here.jobs.move(job_id, "queued")
+    if await _asked(here, job_id, "queued", "running"):
+        await here.jobs.tell(job_id, "Resumed")
     job = await here.jobs.get(job_id)
-    await here.jobs.tell(job_id, "Resumed")
     await here.controllers.ensure(job)
     return shown(job)
+
+
+async def _asked(here: Gateway, job_id: str, to: Status, *also: Status) -> bool:
+    """Whether the status changed. Asked for twice, by two clients or by one that did not hear the answer, the job is so
+    already, or beyond (`also`), and that is no error. Raises `InvalidState` where it cannot become so."""
+    try:
+        await here.jobs.move(job_id, to)
+    except InvalidState:
+        if (await here.jobs.get(job_id)).status not in (to, *also):
+            raise
+        return False
+    return True
 
 
 def _object(job: Job) -> dict[str, Any]:
