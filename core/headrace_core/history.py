@@ -28,7 +28,12 @@ Kind = Literal["event", "step", "evaluation", "update", "worker", "reward"]
 KINDS: tuple[Kind, ...] = ("event", "step", "evaluation", "update", "worker", "reward")
 EVENTS, MEASURED, STEPS = KINDS[:1], KINDS[1:], KINDS[1:2]
 HEARTBEATS_KEPT = 2000
+EVENTS_SAMPLED = 2000
 _HEARTBEATS = ("worker", "reward")
+_SAMPLED_WHOLE = 2
+"""With no more than so many times the entries that are wanted, all are read."""
+_SOURCES, _FEWEST = 4, 50
+"""A kind with more sources than this is sampled at fewer places, but at no fewer."""
 
 
 class Entry(NamedTuple):
@@ -121,6 +126,37 @@ class History:
         found = await answer(self._redis.xrevrange(JobKeys(job_id).history(kind), max=end, count=count))
         return [_entry(kind, entry_id, fields) for entry_id, fields in found]
 
+    async def sampled(self, job_id: str, number: int, to: int, most: int) -> list[Entry]:
+        """Entries after one number and up to another, oldest first: of each kind all, or where there are far more,
+        about `most` of each source, evenly spread by number, the oldest and the newest of the kind among them.
+
+        Of events, which are told apart by what they say, the oldest `most` and the newest `EVENTS_SAMPLED`.
+
+        Two round trips, and what is read grows with `most` and with the sources, not with the job's length.
+        """
+        k = JobKeys(job_id)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hkeys(k.summary)
+            for kind in KINDS:
+                pipe.xlen(k.history(kind))
+                pipe.xrange(k.history(kind), f"({number}-0", f"{to}-0", count=1)
+                pipe.xrevrange(k.history(kind), f"{to}-0", f"({number}-0", count=1)
+            names, *found = await pipe.execute()
+        places: list[_Place] = []
+        for kind, length, first, last in zip(KINDS, found[::3], found[1::3], found[2::3], strict=True):
+            if first:
+                sources = sum(name.decode().split(" ")[0] == kind for name in names)
+                places += _places(kind, length, _number(first[0][0]), _number(last[0][0]), sources, most)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for place in places:
+                if place.back:
+                    pipe.xrevrange(k.history(place.kind), f"{place.number}-0", f"({number}-0", count=place.many)
+                else:
+                    pipe.xrange(k.history(place.kind), f"{place.number}-0", f"{to}-0", count=place.many)
+            read = await pipe.execute()
+        entries = (_entry(place.kind, *raw) for place, of_place in zip(places, read, strict=True) for raw in of_place)
+        return sorted({entry.number: entry for entry in entries}.values())
+
     async def before_step(self, job_id: str, step: int) -> int:
         """The number after which the entries of this step and later ones are; the last one where there are none yet."""
         k = JobKeys(job_id)
@@ -132,8 +168,33 @@ class History:
         return int(await answer(self._redis.hget(JobKeys(job_id).summary, "entries")) or 0)
 
 
+def _number(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
+
+
 def _entry(kind: Kind, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    return Entry(int(entry_id.partition(b"-")[0]), kind, fields[b"source"].decode(), fields[b"data"])
+    return Entry(_number(entry_id), kind, fields[b"source"].decode(), fields[b"data"])
+
+
+class _Place(NamedTuple):
+    """Where a kind is read: so many entries from a number on, or back from it."""
+
+    kind: Kind
+    number: int
+    many: int
+    back: bool = False
+
+
+def _places(kind: Kind, length: int, first: int, last: int, sources: int, most: int) -> list[_Place]:
+    many = max(min(most, _FEWEST), min(most, most * _SOURCES // sources))
+    enough = EVENTS_SAMPLED if kind == "event" else _SAMPLED_WHOLE * many * sources
+    held = min(length, last - first + 1)
+    if held <= enough:
+        return [_Place(kind, first, held)]
+    if kind == "event":
+        return [_Place(kind, first, most), _Place(kind, last, EVENTS_SAMPLED, back=True)]
+    starts = (first + i * (last - first) // (many - 1) for i in range(many - 1))
+    return [*(_Place(kind, start, sources) for start in starts), _Place(kind, last, sources, back=True)]
 
 
 def _marks(step: StepMetrics) -> tuple[int, float | str, int | str]:

@@ -4,7 +4,8 @@
     history, XREAD ──► │ batch: encoded once a voice ──► a Listener's few batches     │ ──► one write a listener
     job, ledger,       │ state: once a second, encoded once, handed out if it changed │
     rewards ─────────► └──────────────────────────────────────────────────────────────┘
-    history, in pages ──► a listener that joins, or that was too slow, at its own pace; a thinned past is made once
+    history, in pages ──► a listener that joins, or that was too slow, at its own pace
+    history, sampled ──► a thinned past, made once for those who come within a short time
 
 Invariants:
 
@@ -246,11 +247,9 @@ class Follower:
         async with self._thinning:
             past = self._pasts.get(wanted)
             if past is None or past.to < self._position - _PAGE:
-                entries: list[Entry] = []
-                to = number
-                while to < self._position:
-                    found, to = await self._page(voice, to, self._position)
-                    entries += found
-                past = _Past(to, told(voice, self._job_id, thinned(entries, most)))
+                to = self._position
+                async with self._readers:
+                    found = await self._history.sampled(self._job_id, number, to, most)
+                past = _Past(to, told(voice, self._job_id, thinned(found, most)))
                 self._pasts = {wanted: past}
             return past

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +13,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from headrace_core import history as history_module
 from headrace_core.history import EVENTS, KINDS, Entry, History, Spark
 from headrace_core.jobs import Job, JobStore
 from headrace_core.keys import JobKeys
@@ -132,6 +135,53 @@ async def test_heartbeats_thin_out_and_nothing_else_does(redis: Redis) -> None:
     assert [e.source for e in found].count("worker rollout-1") > 50  # sources thin out apart from each other
     newest = await answer(redis.hget(JobKeys(JOB).summary, "worker rollout-0"))
     assert msgspec.json.decode(newest)["time"] == 1998.0
+
+
+async def a_long_job(history: History, steps: int) -> list[Entry]:
+    """Steps, three workers of which one beats seldom, an event for each step; everything that there is of it."""
+    for number in range(1, steps + 1):
+        await history.record(JOB, a_step(number))
+        await history.tell(JOB, b'"%d"' % number, float(number))
+        for worker in ("rollout-0", "rollout-1", "learner")[: 3 if number % 20 == 0 else 2]:
+            await history.record(JOB, a_heartbeat(worker, 2.0 * number))
+    return await everything(history)
+
+
+async def test_a_sample_is_spread_evenly_and_holds_both_ends(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_module, "EVENTS_SAMPLED", 60)
+    whole = await a_long_job(history, 300)
+    found = await history.sampled(JOB, 0, whole[-1].number, 20)
+    assert found == sorted(set(found))
+    assert set(found) <= set(whole)
+    steps = [json.loads(e.data)["step"] for e in found if e.kind == "step"]
+    assert (len(steps), steps[0], steps[-1]) == (20, 1, 300)
+    assert max(b - a for a, b in pairwise(steps)) <= 300 / 19 + 2
+    beats = Counter(e.source for e in found if e.kind == "worker")
+    assert min(beats["worker rollout-0"], beats["worker rollout-1"]) >= 20
+    of_worker = [e for e in whole if e.kind == "worker"]
+    assert {of_worker[0], of_worker[-1]} <= set(found)
+    events = [int(json.loads(e.data)) for e in found if e.kind == "event"]
+    assert events == [*range(1, 21), *range(241, 301)]
+
+
+async def test_a_sample_of_what_is_short_is_all_of_it(history: History) -> None:
+    whole = await a_long_job(history, 30)
+    assert await history.sampled(JOB, 0, whole[-1].number, 20) == whole
+    assert await history.sampled(JOB, whole[9].number, whole[40].number, 20) == whole[10:41]
+    assert await history.sampled(JOB, whole[-1].number, whole[-1].number, 20) == []
+
+
+async def test_what_is_read_for_a_sample_does_not_grow_with_the_job(history: History, redis: Redis) -> None:
+    async def commands(steps: int) -> tuple[int, int]:
+        """(commands that a sample takes, entries that it reads)"""
+        await answer(redis.flushall())
+        last = (await a_long_job(history, steps))[-1].number
+        before = (await redis.info("stats"))["total_commands_processed"]
+        found = await history.sampled(JOB, 0, last, 5)
+        after = (await redis.info("stats"))["total_commands_processed"]
+        return after - before, sum(e.kind != "event" for e in found)
+
+    assert await commands(100) == await commands(200)
 
 
 @pytest.mark.parametrize("steps", [1, 39, 40, 41, 80, 81, 1000])
