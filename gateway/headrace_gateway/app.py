@@ -85,7 +85,6 @@ def create_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, generate_unique_id_function=document.operation_id)
     for router in _ROUTERS:
         app.include_router(router)
-    app.mount("/dashboard", dashboard.assets)
     app.add_middleware(Access, settings=settings)
     envelope.install(app, settings.max_upload_bytes)
     document.install(app)
