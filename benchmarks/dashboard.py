@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from _report import arguments, report
 from _seeded import Seeded
 
@@ -98,7 +99,7 @@ def serve(url: str, data_dir: str, port: int) -> None:
     """The gateway alone, until it is interrupted."""
     app = create_app(Settings(data_dir=Path(data_dir)), url, RunsNothing())
     with socket.create_server(("127.0.0.1", port)) as listener:
-        asyncio.run(Server(app).serve(sockets=[listener]))
+        uvloop.run(Server(app).serve(sockets=[listener]))
 
 
 @contextmanager

@@ -87,6 +87,13 @@ class Server(uvicorn.Server):
             )
         )
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Connections send at once: an answer's head and body are two writes, and by Nagle's rule the second would wait
+        for the first to be acknowledged, 40 ms. uvloop sees to it by itself, asyncio for its own sockets alone."""
+        for listener in sockets or ():
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await super().startup(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No new connections, streams end, requests under way have a few seconds."""
         gateway: Gateway = self._app.state.gateway
