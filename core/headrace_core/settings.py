@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .errors import InvalidRequest
+from .redis_address import redis_address
 from .reward_rules import RewardRules, SandboxLevel
 
 
@@ -40,7 +42,21 @@ class Settings(BaseSettings):
         100_000, ge=100, description="About how many changes, and as many refusals, the audit log keeps."
     )
     redis_url: str | None = Field(
-        None, description="A Redis of your own (redis:// or unix://); unset: an embedded one."
+        None, repr=False, description="A Redis of your own (redis://, rediss:// or unix://); unset: an embedded one."
+    )
+    redis_password: SecretStr | None = Field(None, description="Password of that Redis.")
+    redis_password_file: Path | None = Field(None, description="A file that holds it, as its first line.")
+    redis_ca_file: Path | None = Field(
+        None, description="Certificates (PEM) that a rediss:// server is believed by; unset: those of the machine."
+    )
+    redis_wait: float = Field(
+        120.0, ge=0, description="Seconds for which workers and controllers wait for a Redis that is away or full."
+    )
+    redis_memory: int = Field(
+        0,
+        ge=0,
+        description="Bytes that the embedded Redis may take, and that jobs share; 0: any number, or the maxmemory of a "
+        "Redis of your own.",
     )
     ray_address: str | None = Field(None, description="A Ray cluster of your own; unset: a local one.")
     weights_dir: Path | None = Field(
@@ -67,8 +83,22 @@ class Settings(BaseSettings):
     )
     lease_seconds: float = Field(60.0, gt=0, description="A group not renewed for so long is issued again.")
     start_timeout: float = Field(300.0, gt=0, description="Seconds a worker may take to load its model.")
+    update_timeout: float = Field(
+        240.0,
+        gt=0,
+        description="Seconds a weight update may take in a rollout worker before it is given up for a later.",
+    )
     stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a wait is an error.")
-    max_restarts: int = Field(3, ge=0, description="Restarts of one worker before its job fails.")
+    watchdog_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without progress after which a job says who waits for whom; a worker or a "
+        "controller that is silent for so long is replaced.",
+    )
+    max_restarts: int = Field(3, ge=0, description="Restarts of one worker before its job pauses.")
+    restart_window: float = Field(
+        600.0, gt=0, description="A worker that worked for so many seconds has all its restarts again."
+    )
     max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
     exports: tuple[Literal["jsonl", "tensorboard"], ...] = Field(
         (), description="What else becomes of every job's measurements, a JSON list: files beside its checkpoints."
@@ -83,6 +113,25 @@ class Settings(BaseSettings):
         None, description="Server in OpenAI's protocol that model graders ask, with /v1; unset: they are refused."
     )
     judge_key: SecretStr | None = Field(None, description="Bearer key of that server.")
+
+    @property
+    def redis_address(self) -> str | None:
+        """`redis_url` with the password and the certificates that belong to it. Raises `InvalidRequest`."""
+        if self.redis_url is None:
+            return None
+        return redis_address(self.redis_url, self._password(), self.redis_ca_file)
+
+    def _password(self) -> str | None:
+        if self.redis_password is not None:
+            return self.redis_password.get_secret_value()
+        if self.redis_password_file is None:
+            return None
+        try:
+            return self.redis_password_file.read_text().partition("\n")[0]
+        except OSError as error:
+            raise InvalidRequest(
+                f"the file of Redis' password cannot be read: {error}", param="redis_password_file"
+            ) from error
 
     @property
     def on_loopback(self) -> bool:

@@ -15,6 +15,8 @@ import msgspec
 
 from .hyperparameters import Hyperparameters
 from .metrics import EvaluationMetrics
+from .redis import WAIT_SECONDS
+from .redis_address import masked
 from .reward_rules import RewardRules
 
 
@@ -25,6 +27,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     """Its name within the job: `learner`, `rollout-0`, …"""
     redis_url: str
+    """May hold a password: not for messages."""
+    redis_wait: float = WAIT_SECONDS
+    """Seconds for which a Redis that is away or full is waited for."""
     weights_root: str
     """Root of the weight store; shared by all workers of the job."""
     snapshots_root: str = ""
@@ -32,6 +37,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_path: str
     training_file: str
     validation_file: str | None
+    fingerprints: dict[str, str] = {}
+    """SHA-256 of both, by the name of the file, as they were uploaded."""
     output_dir: str
     """Where the learner writes checkpoints and the trained model."""
     rows: int
@@ -41,12 +48,17 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     hyperparameters: dict[str, Any]
     lease_seconds: float = 60.0
     start_timeout: float = 300.0
+    update_timeout: float = 240.0
     stall_timeout: float = 600.0
     threads: int = 1
     rank: int = 0
     """Of a learner of several processes: 0 talks to the ledger, the others do what it does."""
     ranks_start: str = ""
     """Names one start of all the learner's ranks, so that they find each other and no rank of an earlier start."""
+
+    def __repr__(self) -> str:
+        """Without Redis' password, because it may stand in an error's text."""
+        return f"WorkerConfig(job_id={self.job_id!r}, worker={self.worker!r}, redis_url={masked(self.redis_url)!r})"
 
     @property
     def settings(self) -> Hyperparameters:

@@ -25,7 +25,8 @@ from fastapi.responses import RedirectResponse, Response
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headrace_core.errors import Forbidden, HeadraceError, NotAuthenticated, NotFound, RateLimited, Unavailable
+from headrace_core.errors import Forbidden, HeadraceError, NotAuthenticated, NotFound, RateLimited
+from headrace_core.redis import away
 from headrace_core.settings import Settings
 
 from .admission import Admitted, admit
@@ -63,7 +64,7 @@ class Access:
         try:
             await self._admit(visit, gateway, state)
         except RedisError as error:
-            await answer_to(Unavailable(f"Redis does not answer: {error}"))(scope, receive, send)
+            await answer_to(away(error))(scope, receive, send)
             return
         except HeadraceError as error:
             await _refusal(visit, error)(scope, receive, _Answer(visit, gateway, scope, send))

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from headrace_core import keys
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs import JobStore
-from headrace_core.redis import answer, connect
+from headrace_core.redis import answer, connect_for_requests
 from headrace_core.settings import Settings
 
 from . import document, envelope
@@ -67,8 +67,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        redis = connect(redis_url)
-        runs = controllers or RayControllers(settings, redis_url, JobStore(redis))
+        redis = connect_for_requests(redis_url)
+        runs = controllers or RayControllers(settings, redis_url, redis)
         gateway = app.state.gateway = Gateway.over(settings, redis, runs, chats or RayChats(settings, redis))
         exports = Exports(settings, redis_url, JobStore(redis))
         reconciling = asyncio.create_task(_reconcile_forever(redis, runs, exports), name="reconcile")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.redis_address import masked
 from headrace_core.settings import Settings
 
 LOCAL = "http://127.0.0.1:8000"
@@ -35,6 +36,12 @@ def print_json(value: Any) -> None:
 
 def service_settings(**given: Any) -> Settings:
     """The service's, of the environment where they are not given. Raises `InvalidRequest`."""
+    if (url := given.get("redis_url")) is not None and masked(url) != url:
+        raise InvalidRequest(
+            "a password in an option is shown to every user of this machine by `ps`: put it into a file, and name that "
+            "in HEADRACE_REDIS_PASSWORD_FILE",
+            param="redis_url",
+        )
     try:
         return Settings(**given)
     except ValidationError as errors:

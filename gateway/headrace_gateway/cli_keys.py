@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.redis import connect, ping
+from headrace_core.redis import connect_for_requests, ping
 
 from . import local_redis
 from .api_keys import NAME, ApiKey, KeyStore
@@ -82,7 +82,7 @@ def _with_keys(data_dir: Path | None, redis_url: str | None, act: Callable[[KeyS
     settings = service_settings(**{name: value for name, value in given.items() if value is not None})
 
     async def run(address: str) -> _T:
-        redis = connect(address)
+        redis = connect_for_requests(address)
         try:
             await ping(redis)
             return await act(KeyStore(redis))

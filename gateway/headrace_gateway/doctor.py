@@ -24,6 +24,7 @@ import psutil  # type: ignore[import-untyped]
 import redis
 
 from headrace_core.errors import HeadraceError, InvalidRequest
+from headrace_core.redis_address import masked
 from headrace_core.settings import Settings
 from headrace_core.weights import default_root
 
@@ -129,12 +130,12 @@ def storage(settings: Settings, url: str) -> Iterator[Finding]:
     if settings.redis_url is not None:
         try:
             client = redis.Redis.from_url(
-                settings.redis_url, socket_connect_timeout=_ANSWER_SECONDS, socket_timeout=_ANSWER_SECONDS
+                settings.redis_address or "", socket_connect_timeout=_ANSWER_SECONDS, socket_timeout=_ANSWER_SECONDS
             )
             client.ping()
             client.close()
-        except (redis.RedisError, ValueError) as error:
-            yield Finding("fail", "redis", str(error), "start it, or mend HEADRACE_REDIS_URL")
+        except (redis.RedisError, ValueError, HeadraceError) as error:
+            yield Finding("fail", "redis", masked(str(error)), "start it, or mend HEADRACE_REDIS_URL")
             return
         yield Finding("ok", "redis", "your own answers")
         return

