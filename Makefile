@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDS_COMPILER := $(shell grep '^pycosat==' requirements/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium setup-dev demo real test lint format bench evidence clean
+.PHONY: help setup chromium setup-dev demo real test lint format bench evidence chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench: setup-dev ## all benchmarks; results in benchmarks/results
 
 evidence: setup-dev ## all checks of claims from papers; results in evidence/results
 	$(BIN)/python benchmarks/run_all.py --folder evidence
+
+chaos: setup-dev ## kill the processes of running jobs at random (N=100 SEED=0); results in chaos/results
+	$(BIN)/python chaos/campaign.py --kills $(or $(N),100) --seed $(or $(SEED),0)
 
 clean: ## remove the environment, caches and run folders
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

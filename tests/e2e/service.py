@@ -38,7 +38,7 @@ class Service:
     """One server process on `data_dir`; `environment` is added to that of the tests."""
 
     def __init__(self, data_dir: Path, environment: dict[str, str] | None = None) -> None:
-        self._log = (data_dir.parent / f"{data_dir.name}.log").open("w")
+        self._log = (data_dir.parent / f"{data_dir.name}.log").open("a")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(data_dir)],
             stdout=subprocess.PIPE,
@@ -47,7 +47,12 @@ class Service:
             start_new_session=True,
             env=os.environ | (environment or {}),
         )
-        self.address = self._await_address()
+        try:
+            self.address = self._await_address()
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
         self.openai = OpenAI(base_url=f"{self.address}/v1", api_key="unused", max_retries=0)
 
     @property
@@ -67,11 +72,21 @@ class Service:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         status = self._process.wait(timeout=START_SECONDS)
+        self._let_go()
+        return status
+
+    def ended(self) -> bool:
+        """Whether the server process is gone; what this side held of it is let go then."""
+        if self._process.poll() is None:
+            return False
+        self._let_go()
+        return True
+
+    def _let_go(self) -> None:
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._log.close()
         self.openai.close()
-        return status
 
     def get(self, route: str) -> Any:
         """The JSON answer of one of our own routes."""

@@ -4,60 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-from .service import START_SECONDS, Service
+from .cluster import RayCluster
+from .service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-HOST = "127.0.0.21"
-"""Loopback: Ray replaces 127.0.0.1 by the machine's outward address."""
 
 
 @pytest.fixture
 def three_cores() -> Iterator[dict[str, str]]:
     """Environment for a Ray that counts three cores: two ranks and a rollout worker, whatever this machine has."""
-    temporary = tempfile.mkdtemp(prefix="hr-", dir="/tmp")  # for sockets, whose paths are limited to 107 bytes
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
-    options = [f"--port={port}", f"--temp-dir={temporary}", f"--node-ip-address={HOST}", "--num-cpus=3"]
-    options += ["--include-dashboard=false", f"--object-store-memory={2**27}"]
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
-    head = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options],
-        stdout=subprocess.DEVNULL,
-        env=os.environ | secret | {"RAY_USAGE_STATS_ENABLED": "0"},
-        start_new_session=True,
-    )
+    cluster = RayCluster(3)
     try:
-        _await_port(head, port)
-        yield secret | {"RAY_ADDRESS": f"{HOST}:{port}"}
+        yield cluster.environment
     finally:
-        head.terminate()
-        head.wait(60)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(START_SECONDS):
-        try:
-            socket.create_connection((HOST, port), 1).close()
-            return
-        except OSError:
-            with pytest.raises(subprocess.TimeoutExpired):  # it still runs
-                process.wait(1)
-    raise AssertionError(f"Ray was not up within {START_SECONDS} s")
+        cluster.stop()
 
 
 def test_two_ranks_train_a_job_and_start_again_together(three_cores: dict[str, str], tmp_path: Path) -> None:
