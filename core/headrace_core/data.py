@@ -3,6 +3,7 @@ rewards see. A wrong line is an `InvalidData` that names it."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from .errors import InvalidData
+from .records import UNREADABLE
 
 TASK_LIBRARIES = ("reasoning_gym", "verifiers")
 """`reasoning_gym:chain_sum?size=1000` names rows to be made; see `headrace_rewards.tasks`."""
@@ -31,14 +33,23 @@ def names_task(reference: str) -> bool:
     return reference.partition(":")[0] in TASK_LIBRARIES and ":" in reference
 
 
-def read_rows(path: Path, name: str | None = None) -> list[Row]:
-    """Every row of a file; empty lines are passed over. Raises `InvalidData`."""
+def read_rows(path: Path, name: str | None = None, sha256: str | None = None) -> list[Row]:
+    """Every row of a file; empty lines are passed over. Raises `InvalidData`, also where the bytes are not `sha256`'s.
+
+    A job that went on with other rows than it began with would be another job.
+    """
     name = name or path.name
     rows = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                rows.append(_row(line, f"{name}, line {number}"))
+    try:
+        with path.open("rb") as lines:
+            if sha256 is not None and hashlib.file_digest(lines, "sha256").hexdigest() != sha256:
+                raise InvalidData(f"{name} is not what was uploaded: {path} changed on the disk; upload it again")
+            lines.seek(0)
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    rows.append(_row(line, f"{name}, line {number}"))
+    except OSError as error:
+        raise InvalidData(f"{name} cannot be read: {path}: {error.strerror}; upload it again") from error
     if not rows:
         raise InvalidData(f"{name} holds no rows; write one JSON object with `messages` on each line")
     return rows
@@ -47,7 +58,7 @@ def read_rows(path: Path, name: str | None = None) -> list[Row]:
 def _row(line: bytes, where: str) -> Row:
     try:
         value = _decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidData(f"{where}: not JSON: {error}") from error
     messages = value.get("messages") if isinstance(value, dict) else None
     if not isinstance(messages, list) or not messages:

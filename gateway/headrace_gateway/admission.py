@@ -11,7 +11,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
@@ -19,7 +18,7 @@ from headrace_core import keys
 from headrace_core.keys import JobKeys
 from headrace_core.redis import answer
 
-from .api_keys import ApiKey
+from .api_keys import ApiKey, key_of
 from .files import owner_of
 
 # KEYS: keys.ADMISSION_SCRIPT. ARGV: SHA-256 of a key or "", of a session token or "", address, requests a minute or 0.
@@ -33,11 +32,12 @@ if digest == '' and ARGV[2] ~= '' then digest = redis.call('GET', KEYS[3] .. ARG
 local record = digest ~= '' and redis.call('HGET', KEYS[1], digest) or ''
 local who = 'address:' .. ARGV[3]
 if record ~= '' then
-  local key = cjson.decode(record)
-  if key.revoked_at == cjson.null and (key.expires_at == cjson.null or key.expires_at > now) then
+  local good, key = pcall(cjson.decode, record)
+  good = good and type(key) == 'table' and type(key.id) == 'string' and key.revoked_at == cjson.null
+  if good and (key.expires_at == cjson.null or (tonumber(key.expires_at) or 0) > now) then
     who = key.id
     local used = redis.call('HGET', KEYS[2], digest)
-    if not used or now - tonumber(used) >= 60 then
+    if now - (tonumber(used) or 0) >= 60 then
       redis.call('HSET', KEYS[2], digest, string.format('%d', math.floor(now)))
     end
   end
@@ -82,7 +82,7 @@ async def admit(
         await answer(redis.script_load(_SCRIPT))
         found, owner = await _ask(redis, (key, session, address, per_minute), about)
     record, allowed, remaining, reset, retry = found
-    known = msgspec.json.decode(record, type=ApiKey) if record else None
+    known = key_of(record) if record else None
     return Admitted(known, bool(allowed), remaining, reset / 1000, retry / 1000, owner)
 
 
@@ -100,4 +100,4 @@ async def _ask(redis: Redis, arguments: tuple[Any, ...], about: tuple[Kind, str]
         found, raw = await pipe.execute()
     if raw is None:
         return found, None
-    return found, raw.decode() if kind == "job" else owner_of(raw)
+    return found, raw.decode() if kind == "job" else owner_of(name, raw)

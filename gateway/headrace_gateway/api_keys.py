@@ -14,8 +14,9 @@ import msgspec
 from redis.asyncio import Redis
 
 from headrace_core import keys
-from headrace_core.errors import NotAuthenticated, NotFound
+from headrace_core.errors import Damaged, NotAuthenticated, NotFound
 from headrace_core.jobs import new_id
+from headrace_core.records import name, read
 from headrace_core.redis import answer
 
 from .identity import Principal, Scope
@@ -51,6 +52,15 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
         if self.expires_at is not None and self.expires_at <= now:
             return "this API key has expired"
         return None
+
+
+def key_of(record: bytes) -> ApiKey:
+    """What is kept of a key. Raises `NotAuthenticated` where that cannot be read: such a key opens nothing."""
+    try:
+        return read(record, ApiKey, keys.API_KEYS)
+    except Damaged as error:
+        name(error)
+        raise NotAuthenticated("what is kept of this API key is damaged: ask for another key") from error
 
 
 def digest(secret: str | bytes) -> str:
@@ -117,7 +127,7 @@ class KeyStore:
         raw = await answer(self._redis.hget(keys.API_KEYS, found))
         if raw is None:
             raise NotAuthenticated("this is no API key of this gateway")
-        key = msgspec.json.decode(raw, type=ApiKey)
+        key = key_of(raw)
         if (why := key.why_not(time.time())) is not None:
             raise NotAuthenticated(why)
         return key
@@ -127,8 +137,12 @@ class KeyStore:
         raw = await answer(self._redis.hgetall(keys.API_KEYS))
         used = await answer(self._redis.hgetall(keys.API_KEYS_USED))
         found = []
-        for name, record in raw.items():
-            last = float(used[name]) if name in used else None
-            key = msgspec.structs.replace(msgspec.json.decode(record, type=ApiKey), last_used_at=last)
-            found.append((name.decode(), key))
+        for sum_, record in raw.items():
+            try:
+                last = read(used[sum_], float, keys.API_KEYS_USED) if sum_ in used else None
+                key = read(record, ApiKey, f"{keys.API_KEYS} {sum_.decode(errors='replace')}")
+            except Damaged as error:
+                name(error)
+                continue
+            found.append((sum_.decode(), msgspec.structs.replace(key, last_used_at=last)))
         return sorted(found, key=lambda item: (-item[1].created_at, item[1].id))

@@ -15,6 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from headrace_core import keys
+from headrace_core.records import readable
 from headrace_core.redis import answer
 
 LONGEST_PATH = 512
@@ -59,5 +60,8 @@ class Audit:
         """([(id, entry), …] newest first, older than the one of id `after`; whether there are more)."""
         newest = "+" if after is None else f"({after}"
         found = await answer(self._redis.xrevrange(keys.audit(of), max=newest, count=limit + 1))
-        entries = [(i.decode(), msgspec.json.decode(f[b"entry"], type=Entry)) for i, f in found]
-        return entries[:limit], len(entries) > limit
+        entries: list[tuple[str, Entry]] = []
+        for place, fields in found[:limit]:
+            where = place.decode()
+            entries += ((where, e) for e in readable([(f"{keys.audit(of)} {where}", fields[b"entry"])], Entry))
+        return entries, len(found) > limit

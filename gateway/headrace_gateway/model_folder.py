@@ -6,11 +6,45 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from headrace_core.errors import InvalidRequest, NotFound, WeightsDamaged
+import msgspec
 
+from headrace_core.errors import Damaged, InvalidRequest, NotFound, WeightsDamaged
+
+RESTORE = "restore the model's folder, or name another model"
+_ANOTHER = "export another step"
 _WEIGHTS = "model.safetensors"
 _LENGTH_BYTES = 8
+_MOST_TEXT = 64 * 1024 * 1024
+"""Bytes of a configuration or a header; no good one comes near it."""
+
+
+class _Tensor(msgspec.Struct):
+    """What is wanted of a safetensors header; its `__metadata__` has none of it."""
+
+    data_offsets: tuple[int, int] = (0, 0)
+
+
+def text_of(file: Path) -> str:
+    """A text of a model's folder. Raises `Damaged`."""
+    try:
+        if file.stat().st_size > _MOST_TEXT:
+            raise Damaged(f"{file} is larger than {_MOST_TEXT} bytes: {RESTORE}", param="model")
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Damaged(f"{file} cannot be read: {error}: {RESTORE}", param="model") from error
+
+
+def json_of(file: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder. Raises `Damaged`."""
+    try:
+        told = json.loads(text_of(file))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{file} is not JSON: {error}: {RESTORE}", param="model") from error
+    if not isinstance(told, dict):
+        raise Damaged(f"{file} is no JSON object: {RESTORE}", param="model")
+    return told
 
 
 def copy(source: Path, target: Path) -> int:
@@ -26,7 +60,7 @@ def copy(source: Path, target: Path) -> int:
         )
     partial = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
     try:
-        shutil.copytree(source, partial)
+        shutil.copytree(source, partial, ignore=_links)
         _check(partial)
         partial.rename(target)
     finally:
@@ -39,15 +73,30 @@ def _check(folder: Path) -> None:
     weights = folder / _WEIGHTS
     for file in (folder / "config.json", weights):
         if not file.is_file():
-            raise WeightsDamaged(f"the checkpoint is not complete: it has no {file.name}")
+            raise WeightsDamaged(f"the checkpoint is not complete: it has no {file.name}; {_ANOTHER}")
+    try:
+        json_of(folder / "config.json")
+    except Damaged as error:
+        raise WeightsDamaged(f"the checkpoint is damaged: {error.message}; {_ANOTHER}") from error
     size = weights.stat().st_size
+    try:
+        expected = _expected(weights, size)
+    except (ValueError, RecursionError) as error:
+        raise WeightsDamaged(f"{_WEIGHTS} has no header that can be read; {_ANOTHER}") from error
+    if size != expected:
+        raise WeightsDamaged(f"{_WEIGHTS} has {size} bytes, and its header speaks of {expected}; {_ANOTHER}")
+
+
+def _expected(weights: Path, size: int) -> int:
+    """Bytes of a safetensors file by its own header. Raises `ValueError`, `RecursionError` for one that is none."""
     with weights.open("rb") as content:
         length = int.from_bytes(content.read(_LENGTH_BYTES), "little")
-        try:
-            tensors = json.loads(content.read(min(length, size)))
-        except ValueError as error:
-            raise WeightsDamaged(f"{_WEIGHTS} has no header that can be read") from error
-    tensors.pop("__metadata__", None)
-    expected = _LENGTH_BYTES + length + max((t["data_offsets"][1] for t in tensors.values()), default=0)
-    if size != expected:
-        raise WeightsDamaged(f"{_WEIGHTS} has {size} bytes, and its header speaks of {expected}")
+        if length > min(size, _MOST_TEXT):
+            raise ValueError(f"a header of {length} bytes")
+        tensors = msgspec.json.decode(content.read(length), type=dict[str, _Tensor])
+    return _LENGTH_BYTES + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """A checkpoint has none: what leads out of it is not followed."""
+    return [name for name in names if (Path(folder) / name).is_symlink()]

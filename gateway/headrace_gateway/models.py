@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace_core.errors import InvalidRequest, NotFound
+from headrace_core.errors import Damaged, InvalidRequest, NotFound
 from headrace_core.jobs import Checkpoint, Job, JobStore
 from headrace_core.settings import Settings
+
+from .model_folder import RESTORE, json_of
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 _SHIPPED = {f"headrace/tiny-{name}": _EXAMPLES / name / "model" for name in ("adder", "longtail")}
@@ -34,10 +35,15 @@ class Model:
 
     @property
     def context(self) -> int | None:
-        """Longest sequence in tokens by the model's config.json; None where that does not say."""
-        config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
-        config |= config.get("text_config") or {}
-        return next((int(config[f]) for f in _CONTEXT_FIELDS if config.get(f)), None)
+        """Longest sequence in tokens by the model's config.json; None where that does not say. Raises `Damaged`."""
+        file = self.path / "config.json"
+        config = json_of(file)
+        text = config.get("text_config")
+        config |= text if isinstance(text, dict) else {}
+        found: Any = next((config[f] for f in _CONTEXT_FIELDS if config.get(f)), None)
+        if found is None or (type(found) is int and found > 0):
+            return found
+        raise Damaged(f"{file} gives a context of {found!r:.100}: {RESTORE}", param="model")
 
 
 class Models:

@@ -5,19 +5,20 @@ What a job measured is not read here: `headrace_core.history` keeps the newest f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from headrace_core.history import Spark
 from headrace_core.jobs import Job
 from headrace_core.keys import JobKeys
+from headrace_core.records import readable
 
 from .context import Gateway
 from .progress import estimated_finish
 from .schemas import page
 
-_decode = msgspec.json.decode
+T = TypeVar("T")
 
 
 class _Rewarded(msgspec.Struct, frozen=True):
@@ -38,10 +39,17 @@ async def overview(here: Gateway, after: str | None, limit: int) -> tuple[list[d
     return [_short(*of_job) for of_job in zip(jobs, found[::2], found[1::2], strict=True)], has_more
 
 
+def _newest(where: str, raw: bytes | None, otherwise: T) -> T:
+    """What is kept, where there is something, and it can be read."""
+    found = [] if raw is None else readable([(where, raw)], type(otherwise))
+    return found[0] if found else otherwise
+
+
 def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> dict[str, Any]:
     version, largest_age = (int(count or 0) for count in books)
-    step, evaluation = (None if raw is None else _decode(raw, type=_Rewarded).reward_mean for raw in newest[:2])
-    spark = Spark() if newest[2] is None else _decode(newest[2], type=Spark)
+    where = JobKeys(job.id).summary
+    step, evaluation = (_newest(where, raw, _Rewarded(None)).reward_mean for raw in newest[:2])
+    spark = _newest(where, newest[2], Spark())
     finish = estimated_finish(job)
     return {
         "id": job.id,

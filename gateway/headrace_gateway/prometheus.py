@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -21,6 +21,8 @@ from redis.asyncio import Redis
 from headrace_core.jobs import Job, JobStore, rewards_of
 from headrace_core.keys import JobKeys
 from headrace_core.ledger import account_of
+from headrace_core.metrics import EvaluationMetrics, Metrics, StepMetrics, UpdateMetrics, WorkerMetrics
+from headrace_core.records import readable
 
 from .reward_summary import summary
 
@@ -127,9 +129,10 @@ def _of_ledger(job: Job, account: dict[str, Any]) -> Iterator[Sample]:
 def _of_newest(job: Job, newest: Mapping[bytes, bytes]) -> Iterator[Sample]:
     """Of a job's summary: the newest entry of each source, whose name begins with its kind."""
     for source, data in newest.items():
-        measured = _MEASURED.get(source.decode().partition(" ")[0])
-        if measured is not None:
-            yield from measured(job.id, msgspec.json.decode(data))
+        kind, measured = _MEASURED.get(source.decode(errors="replace").partition(" ")[0], (None, None))
+        if kind is not None and measured is not None:
+            for found in readable([(JobKeys(job.id).summary, data)], kind):
+                yield from measured(job.id, msgspec.to_builtins(found))
 
 
 def _step(job: str, data: dict[str, Any]) -> Iterator[Sample]:
@@ -198,4 +201,9 @@ def _interval(name: str, labels: tuple[str, ...], figure: dict[str, Any] | None)
         yield from _known(name, (*labels, bound), None if figure is None else figure[bound])
 
 
-_MEASURED = {"step": _step, "evaluation": _evaluation, "update": _update, "worker": _worker}
+_MEASURED: dict[str, tuple[type[Metrics], Callable[[str, dict[str, Any]], Iterator[Sample]]]] = {
+    "step": (StepMetrics, _step),
+    "evaluation": (EvaluationMetrics, _evaluation),
+    "update": (UpdateMetrics, _update),
+    "worker": (WorkerMetrics, _worker),
+}

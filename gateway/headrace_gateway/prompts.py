@@ -11,20 +11,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from headrace_core.data import Row
-from headrace_core.errors import InvalidData, InvalidRequest
+from headrace_core.errors import Damaged, InvalidData, InvalidRequest
+
+from .model_folder import RESTORE, json_of, text_of
 
 MOST_CHECKED = 10_000
 """Rows counted at submission; the rest is checked by the rollout worker at its start."""
 
 
 class PromptCounter:
-    """Counts tokens as the engine will see them. Raises `InvalidRequest` for a model without tokenizer.json."""
+    """Counts tokens as the engine will see them. Raises `InvalidRequest` for a model without tokenizer.json, `Damaged`
+    for one whose files cannot be read."""
 
     def __init__(self, model: Path) -> None:
         tokenizer = model / "tokenizer.json"
@@ -32,11 +35,11 @@ class PromptCounter:
             raise InvalidRequest(
                 f"{model} holds no tokenizer.json: save the model's fast tokenizer there", param="model"
             )
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._tokenizer = _tokenizer(tokenizer)
         config = model / "tokenizer_config.json"
-        self._names: dict[str, Any] = json.loads(config.read_text()) if config.is_file() else {}
+        self._names = json_of(config) if config.is_file() else {}
         source = _template_source(model, self._names)
-        self._template = None if source is None else _environment().from_string(source)
+        self._template = None if source is None else _template(model, source)
 
     def count(self, rows: Sequence[Row]) -> list[int]:
         """Tokens of each row's prompt, generation prompt included. Raises `InvalidData` where the template does."""
@@ -74,18 +77,35 @@ def _line_of(path: Path, row: int) -> int:
         return next(number for index, number in enumerate(filled) if index == row)
 
 
-def _template_source(model: Path, config: dict[str, Any]) -> str | None:
+def _tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise Damaged(f"{file} is no tokenizer: {error}: {RESTORE}", param="model") from error
+
+
+def _template(model: Path, source: Any) -> Template:
+    if not isinstance(source, str):
+        raise Damaged(f"the chat template of {model} is no text: {RESTORE}", param="model")
+    try:
+        return _environment().from_string(source)
+    except (TemplateError, RecursionError) as error:
+        raise Damaged(f"the chat template of {model} is none: {error}: {RESTORE}", param="model") from error
+
+
+def _template_source(model: Path, config: dict[str, Any]) -> Any:
     file = model / "chat_template.jinja"
     if file.is_file():
-        return file.read_text()
+        return text_of(file)
     source = config.get("chat_template")
     if isinstance(source, list):  # several named templates
-        source = next((t["template"] for t in source if t["name"] == "default"), None)
+        named = [t for t in source if isinstance(t, dict)]
+        source = next((t.get("template") for t in named if t.get("name") == "default"), None)
     return source
 
 
 def _content(token: Any) -> str:
-    return str(token["content"]) if isinstance(token, dict) else str(token)
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

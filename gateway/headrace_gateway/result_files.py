@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from headrace_core.errors import InvalidState
-from headrace_core.history import Kind
+from headrace_core.history import Entry, Kind
 from headrace_core.jobs import ENDED, Job, JobStore
-from headrace_core.metrics import StepMetrics
+from headrace_core.keys import JobKeys
+from headrace_core.metrics import EvaluationMetrics, StepMetrics
+from headrace_core.records import readable
 
 from .files import FileStore, StoredFile
 
@@ -67,12 +70,20 @@ async def _make(files: FileStore, jobs: JobStore, job: Job, file_id: str) -> Non
     while found := await jobs.history.after(job.id, number, _PAGE, _MEASURED):
         number = found[-1].number
         for entry in found:
-            data = msgspec.json.decode(entry.data)
-            row = rows.setdefault(data["step"], {"step": data["step"]})
-            row |= _of_step(data) if entry.kind == "step" else {"full_valid_mean_reward": data["reward_mean"]}
+            for figures in _figures(job, entry):
+                rows.setdefault(figures["step"], {}).update(figures)
     text = await asyncio.to_thread(_written, [rows[step] for step in sorted(rows)])
     name = f"{job.id}-steps.csv"
     await files.keep(file_id, io.BytesIO(text), name, PURPOSE, job.owner, job.finished_at or job.created_at)
+
+
+def _figures(job: Job, entry: Entry) -> Iterator[dict[str, Any]]:
+    """The entry's part of its row; nothing of one that cannot be read."""
+    raw = [(JobKeys(job.id).history(entry.kind), entry.data)]
+    if entry.kind == "step":
+        yield from (_of_step(msgspec.to_builtins(step)) for step in readable(raw, StepMetrics))
+    for e in readable(raw, EvaluationMetrics) if entry.kind == "evaluation" else ():
+        yield {"step": e.step, "full_valid_mean_reward": e.reward_mean}
 
 
 def _of_step(data: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ForkedFrom, Job
 
 from .context import Gateway
+from .files import StoredFile
 from .graders import checked_grader
 from .models import Model
 from .prompts import longest_prompt
@@ -70,6 +71,7 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
         model_path=str(model.path),
         training_file=body.training_file,
         validation_file=body.validation_file,
+        fingerprints={f.id: f.sha256 for _, f, _ in filter(None, (training, validation)) if f.sha256 is not None},
         suffix=body.suffix,
         seed=settings.seed,
         metadata=body.metadata or {},
@@ -101,8 +103,8 @@ def _context(settings: Hyperparameters, model: Model) -> int:
     return most
 
 
-async def _file(gateway: Gateway, file_id: str, param: str) -> tuple[Path, str, str]:
-    """(bytes, name for messages, param)."""
+async def _file(gateway: Gateway, file_id: str, param: str) -> tuple[Path, StoredFile, str]:
+    """(bytes, what is kept of them, param)."""
     try:
         stored = await gateway.files.get(file_id)
     except NotFound as error:
@@ -110,21 +112,22 @@ async def _file(gateway: Gateway, file_id: str, param: str) -> tuple[Path, str, 
     if stored.purpose != "fine-tune":
         message = f"{param}: {file_id} was uploaded for {stored.purpose!r}; upload it with the purpose 'fine-tune'"
         raise InvalidRequest(message, param=param, code="wrong_purpose")
-    return gateway.files.path(file_id), stored.filename, param
+    return gateway.files.path(file_id), stored, param
 
 
 async def _measured(
-    file: tuple[Path, str, str], model: Model, context: int, settings: Hyperparameters
+    file: tuple[Path, StoredFile, str], model: Model, context: int, settings: Hyperparameters
 ) -> tuple[list[Row], int]:
     """(rows, tokens of the longest prompt)."""
-    path, name, param = file
+    path, stored, param = file
+    name = stored.filename
     # A completion length that nobody asked for gives way to long prompts; one token must be left.
     completion = settings.max_tokens if "max_tokens" in settings.model_fields_set else 1
     if completion >= context:
         message = f"max_tokens is {completion}, and the context {context}: no room for a prompt"
         raise InvalidRequest(message, param=f"{_SETTINGS}.max_tokens")
     try:
-        rows = await asyncio.to_thread(read_rows, path, name)
+        rows = await asyncio.to_thread(read_rows, path, name, stored.sha256)
         return rows, await asyncio.to_thread(longest_prompt, model.path, path, rows, name, context - completion)
     except InvalidRequest as error:
         raise type(error)(error.message, param=error.param or param, code=error.code) from error

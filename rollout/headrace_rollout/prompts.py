@@ -55,10 +55,11 @@ class Tokenizer:
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
 
 
-def read_prompts(path: Path, tokenizer: Tokenizer, longest: int) -> list[Prompt]:
-    """Every row of a file as a prompt. Raises `InvalidData` for a row of more than `longest` tokens."""
+def read_prompts(path: Path, tokenizer: Tokenizer, longest: int, sha256: str | None = None) -> list[Prompt]:
+    """Every row of a file as a prompt. Raises `InvalidData` for a row of more than `longest` tokens, and as
+    `read_rows` does."""
     prompts = []
-    for number, row in enumerate(read_rows(path)):
+    for number, row in enumerate(read_rows(path, sha256=sha256)):
         ids = tokenizer.prompt(row.messages)
         if len(ids) > longest:
             raise InvalidData(

@@ -64,7 +64,7 @@ class RolloutWorker:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._settings = config.settings
-        self._redis = connect(config.redis_url)
+        self._redis = connect(config.redis_url, config.redis_wait)
         self._ledger = Ledger(self._redis, config.job_id)
         self._live = Live(self._redis, config.job_id, self._settings)
         self._drains = Drains(self._redis, config.job_id)
@@ -110,10 +110,10 @@ class RolloutWorker:
         await self._jobs.starts(self._config.job_id, self._config.worker, "rollout")
         self._tokenizer = Tokenizer(Path(self._config.model_path))
         longest = self._settings.max_context - self._settings.max_tokens
-        train = read_prompts(Path(self._config.training_file), self._tokenizer, longest)
+        train = self._prompts(self._config.training_file, longest)
         self._held_out: list[Prompt] = []
         if self._config.validation_file is not None:
-            held_out = read_prompts(Path(self._config.validation_file), self._tokenizer, longest)
+            held_out = self._prompts(self._config.validation_file, longest)
             self._held_out = held_out[: self._settings.eval_samples]
         await asyncio.gather(self._engine.start(), self._reward.start())
         self._maker = GroupMaker(
@@ -129,6 +129,10 @@ class RolloutWorker:
         sandbox = (await assess()).level
         seconds = round(time.monotonic() - began, 1)
         return {"engine": self._settings.engine, "seconds": seconds, "prompts": len(train), "sandbox": sandbox}
+
+    def _prompts(self, file: str, longest: int) -> list[Prompt]:
+        path = Path(file)
+        return read_prompts(path, self._tokenizer, longest, self._config.fingerprints.get(path.name))
 
     async def run(self) -> str:
         """Until the ledger is closed or `stop` is called; returns `closed` or `stopped`."""

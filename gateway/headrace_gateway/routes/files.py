@@ -68,7 +68,7 @@ async def delete(here: Here, file_id: FileId) -> Response:
 async def content(here: Here, file_id: FileId) -> FileResponse:
     """The bytes, as they were uploaded."""
     stored = await result_files.find(here.files, here.jobs, file_id)
-    return FileResponse(here.files.path(file_id), media_type=_BYTES, filename=stored.filename)
+    return FileResponse(here.files.whole(stored), media_type=_BYTES, filename=stored.filename)
 
 
 async def _not_in_use(here: Gateway, file_id: str) -> None:
