@@ -163,6 +163,9 @@ class Hyperparameters(BaseModel):
     eval_interval: Whole | None = Field(None, ge=1, description="Steps between evaluations on the validation file.")
     eval_samples: Whole | None = Field(None, ge=1, description="Validation rows evaluated; all by default.")
     checkpoint_interval: Whole | None = Field(None, ge=1, description="Steps between checkpoints.")
+    snapshot_every: Whole = Field(
+        1, ge=0, description="Steps between snapshots of the learner's state in memory; 0 takes none."
+    )
     keep_rollouts: int = Field(
         4, ge=0, le=64, description="Groups of each step whose completions are kept for reading, chosen by their ids."
     )

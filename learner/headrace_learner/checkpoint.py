@@ -5,8 +5,10 @@
         model/…          the same weights as a model folder that loads anywhere
         manifest.json    written last: names every file with its size and CRC-32
 
-Invariants: the folder has `.partial` after its name until its manifest is written, so a folder without it is complete;
-a checkpoint whose files are not those of its manifest is never loaded, only named.
+Invariants: the folder has `.partial` after its name until all of it is on the disk, so a folder without it is complete,
+also after a loss of power; a checkpoint whose files are not those of its manifest is never loaded, only named; one that
+is newer than the ledger, which lost the steps to it, is put aside (`.ahead`), so that it is never taken for the other
+steps that take their place.
 
 A trainer of several ranks saves and loads as one: each rank calls, each writes and reads its own shards in the folder,
 which they share; rank 0 makes the folder, writes the model and, when all is there, the manifest. How many ranks there
@@ -18,8 +20,8 @@ else is one; the folder must be writable by the service alone, as the whole data
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -27,8 +29,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
@@ -43,18 +46,25 @@ from headrace_core.jobs import CHECKPOINT_MODEL
 from .trainer import Trainer
 
 MANIFEST = "manifest.json"
-PARTIAL = ".partial"
+PARTIAL, AHEAD = ".partial", ".ahead"
+_NAME = re.compile(r"step-(\d{8,})")
 _READ = 1 << 20
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    version: Annotated[int, msgspec.Meta(ge=0)]
+    files: Annotated[dict[str, tuple[int, int]], msgspec.Meta(min_length=1)]
+    """By path within the folder: size in bytes, CRC-32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The newest complete checkpoint, if there is one, and the newer ones that are damaged, each with what is wrong."""
+    """The newest complete checkpoint, if there is one, and the newer ones, each with what is wrong."""
 
     path: Path | None
     version: int
     """The policy version that it holds; 0, the base model, without one."""
-    damaged: tuple[str, ...]
+    passed_over: tuple[str, ...]
 
 
 def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
@@ -63,8 +73,7 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
     partial = final.with_name(final.name + PARTIAL)
     first = trainer.ranks.index == 0
     if first:
-        for old in (partial, final):
-            shutil.rmtree(old, ignore_errors=True)
+        _clear(partial)
         partial.mkdir(parents=True)
     trainer.ranks.barrier()
     with _one_process_is_fine():
@@ -72,14 +81,18 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
     trainer.policy.write_model(partial / CHECKPOINT_MODEL if first else None)
     if first:  # every rank's shards are there: `dcp.save` returns when all have written
         _complete(partial, version)
+        _clear(final)
         partial.rename(final)
+        _sync(final.parent)
     trainer.ranks.barrier()
     return final
 
 
 def _complete(partial: Path, version: int) -> None:
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
-    _write_through(partial / MANIFEST, json.dumps({"version": version, "files": files}))
+    (partial / MANIFEST).write_bytes(msgspec.json.encode(_Manifest(version, files)))
+    for path in (*partial.rglob("*"), partial):
+        _sync(path)
 
 
 @contextmanager
@@ -90,17 +103,36 @@ def _one_process_is_fine() -> Iterator[None]:
         yield
 
 
-def newest(output_dir: Path) -> Found:
-    """Look from the newest back to the first that is whole; changes nothing."""
-    damaged: list[str] = []
-    for path in sorted((output_dir / "checkpoints").glob("step-*"), reverse=True):
-        if path.name.endswith(PARTIAL):
-            continue
-        wrong = _what_is_wrong(path)
+def newest(output_dir: Path, ledger: int) -> Found:
+    """Look from the newest back to the first that is whole and not newer than the ledger's policy version.
+
+    Those that are newer are put aside.
+    """
+    named = [(path, _NAME.fullmatch(path.name)) for path in (output_dir / "checkpoints").glob("step-*")]
+    passed_over: list[str] = []
+    for version, path in sorted(((int(name[1]), path) for path, name in named if name), reverse=True):
+        if version > ledger:
+            _put_aside(path)
+            wrong: str | None = f"the ledger has lost the steps to it, and is at version {ledger}; put aside as {AHEAD}"
+        else:
+            wrong = _what_is_wrong(path, version)
         if wrong is None:
-            return Found(path, json.loads((path / MANIFEST).read_text())["version"], tuple(damaged))
-        damaged.append(f"{path.name}: {wrong}")
-    return Found(None, 0, tuple(damaged))
+            return Found(path, version, tuple(passed_over))
+        passed_over.append(f"{path.name}: {wrong}")
+    return Found(None, 0, tuple(passed_over))
+
+
+def _put_aside(path: Path) -> None:
+    aside = path.with_name(path.name + AHEAD)
+    _clear(aside)
+    path.rename(aside)
+    _sync(path.parent)
+
+
+def _clear(folder: Path) -> None:
+    """Raises `OSError` where it cannot be removed: what is written next must not be mixed with it."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def load(trainer: Trainer, path: Path) -> None:
@@ -131,29 +163,36 @@ def _state(trainer: Trainer) -> dict[str, Any]:
     return models | {"random": {"cpu": torch.get_rng_state()}}
 
 
-def _what_is_wrong(path: Path) -> str | None:
+def _what_is_wrong(path: Path, version: int) -> str | None:
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        for name, expected in manifest["files"].items():
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_Manifest)
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        return f"its {MANIFEST} cannot be read: {error}"
+    if manifest.version != version:
+        return f"its {MANIFEST} is of version {manifest.version}"
+    for name, expected in manifest.files.items():
+        try:
             if _fingerprint(path / name) != expected:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 
-def _fingerprint(file: Path) -> list[int]:
-    """[size in bytes, CRC-32]."""
+def _fingerprint(file: Path) -> tuple[int, int]:
+    """(size in bytes, CRC-32)."""
     size = crc = 0
     with file.open("rb") as content:
         while part := content.read(_READ):
             size += len(part)
             crc = zlib.crc32(part, crc)
-    return [size, crc]
+    return size, crc
 
 
-def _write_through(file: Path, text: str) -> None:
-    with file.open("w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
+def _sync(path: Path) -> None:
+    """Onto the disk: a file's content, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -29,6 +29,8 @@ class Descent:
         self.model = model
         self.optimizer = OPTIMIZERS[settings.optimizer](model, settings)
         self._max_norm = settings.max_grad_norm
+        self.before_update: Callable[[], None] | None = None
+        """Called when the gradients are there, and the weights are about to change."""
 
     def set_rate(self, learning_rate: float) -> None:
         """Of the next updates."""
@@ -47,5 +49,7 @@ class Descent:
         norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
         if not math.isfinite(norm):
             raise Diverged(f"the gradient's norm is {norm}: lower learning_rate or max_staleness, or cap rewards")
+        if self.before_update is not None:
+            self.before_update()
         self.optimizer.step()
         return norm

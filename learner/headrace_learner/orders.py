@@ -43,6 +43,19 @@ class Load(Order, frozen=True, tag=True):
     path: str
 
 
+class Restore(Order, frozen=True, tag=True):
+    """Go back to the newest snapshot of a version in [least, most]."""
+
+    least: int
+    most: int
+
+
+class Snapshot(Order, frozen=True, tag=True):
+    """Take a snapshot of a policy version, which is settled."""
+
+    version: int
+
+
 class Train(Order, frozen=True, tag=True):
     """Update a policy version by these groups, in this order; the ledger has them."""
 
@@ -75,7 +88,9 @@ class End(Order, frozen=True, tag=True):
     """No more orders."""
 
 
-_decoder = msgspec.msgpack.Decoder(Meet | Load | Train | Publish | Save | WriteModel | Present | End)
+_decoder = msgspec.msgpack.Decoder(
+    Meet | Load | Restore | Snapshot | Train | Publish | Save | WriteModel | Present | End
+)
 
 
 class Orders:

@@ -28,8 +28,9 @@ from headrace_core.workers import WorkerConfig
 from . import checkpoint
 from .algorithms import algorithm
 from .model import Policy
-from .orders import End, Load, Meet, Order, Orders, Publish, Save, Train, WriteModel
+from .orders import End, Load, Meet, Order, Orders, Publish, Restore, Save, Snapshot, Train, WriteModel
 from .sharding import Sharded, join, meet, own_address
+from .snapshot import Snapshots, taken_by
 from .torch_thread import torch_thread
 from .trainer import Trainer
 
@@ -41,11 +42,12 @@ class RankWorker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self._redis = connect(config.redis_url)
+        self._redis = connect(config.redis_url, config.redis_wait)
         self._ledger = Ledger(self._redis, config.job_id)
         self._orders = Orders(self._redis, config.job_id, config.ranks_start)
         self._thread = torch_thread(config.threads)
         self._ranks: Sharded | None = None
+        self._snapshots: Snapshots | None = None
         self._obeying: asyncio.Task[str] | None = None
 
     async def start(self) -> dict[str, Any]:
@@ -90,7 +92,9 @@ class RankWorker:
         settings = self._config.settings
         torch.manual_seed(settings.seed)
         policy = Policy(Path(self._config.model_path), settings)
-        return Trainer(policy, algorithm(settings.algorithm), settings, ranks)
+        trainer = Trainer(policy, algorithm(settings.algorithm), settings, ranks)
+        self._snapshots = taken_by(trainer, self._config)
+        return trainer
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -100,6 +104,8 @@ class RankWorker:
                 work = await self._work(order, trainer)
                 with ranks.together():
                     await self._in_thread(work)
+            if self._snapshots is not None:
+                await asyncio.to_thread(self._snapshots.close)
         except BaseException:
             ranks.close()
             raise
@@ -114,6 +120,12 @@ class RankWorker:
                 groups = await self._ledger.groups(ids)
                 trainer.adopt(max_staleness, learning_rate)
                 return lambda: trainer.step(groups, version)
+            case Restore(least, most) if self._snapshots is not None:
+                snapshots = self._snapshots
+                return lambda: snapshots.restore(least, most)
+            case Snapshot(version) if self._snapshots is not None:
+                snapshots = self._snapshots
+                return lambda: snapshots.begin(version)
             case Publish():
                 return lambda: trainer.policy.write_weights(None)
             case Save(version):

@@ -37,6 +37,13 @@ class Ranks(Protocol):
         """Returns when every rank has called it."""
         ...
 
+    def exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """Give `sent[r]`, uint8, to rank r; returns what each rank gave to this one, of `sizes` bytes.
+
+        Every rank calls it, in the same order, and from one thread of its own: beside the other collectives.
+        """
+        ...
+
     def together(self) -> AbstractContextManager[None]:
         """Around what all ranks do: what it raises where one of them was lost names that."""
         ...
@@ -61,6 +68,10 @@ class Alone:
 
     def barrier(self) -> None:
         """Nobody to wait for."""
+
+    def exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """With itself."""
+        return list(sent)
 
     @contextmanager
     def together(self) -> Iterator[None]:

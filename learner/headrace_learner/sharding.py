@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from urllib.parse import urlsplit
@@ -120,6 +120,8 @@ class Sharded:
     def __init__(self, index: int, size: int, device: torch.device) -> None:
         self.index, self.size = index, size
         self._mesh = init_device_mesh(device.type, (size,))
+        self._beside = dist.new_group(backend="gloo")
+        """For what runs beside training: collectives of one group must not cross."""
 
     def sum(self, column: Tensor) -> Tensor:
         """Over all ranks, in place."""
@@ -129,6 +131,13 @@ class Sharded:
     def barrier(self) -> None:
         """Returns when all ranks have called it."""
         dist.barrier()
+
+    def exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """See `Ranks`."""
+        given = torch.cat(list(sent))
+        received = torch.empty(sum(sizes), dtype=torch.uint8)
+        dist.all_to_all_single(received, given, list(sizes), [len(part) for part in sent], group=self._beside)
+        return list(received.split(list(sizes)))
 
     def shard(self, net: nn.Module) -> None:
         """Keep one shard of `net`'s parameters here: each transformer layer's, and the rest's together.

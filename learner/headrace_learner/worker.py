@@ -1,17 +1,17 @@
 """The learner: claims groups, trains on them, publishes the policy they make, settles the step.
 
-    start   enlist (the learner before is fenced out) ─► newest checkpoint ─► replay what was settled since
-    run     ┌─► claim ─► train ─► publish ─► settle ─► checkpoint, when due ─► tell ─┐      beat, every two seconds
-            │     ▲        one thread, for all of torch                              │
-            │     └ waits on the ledger's signals                                    │
-            └────────────────────────────────────────────────────────────────────────┘
+    start   enlist (the learner before is fenced out) ─► newest snapshot or checkpoint ─► replay what was settled since
+    run     ┌─► claim ─► train ─► publish ─► settle ─► snapshot, checkpoint, when due ─► tell ─┐    beat, every
+            │     ▲        one thread, for all of torch     └ copied beside what follows       │    two seconds
+            │     └ waits on the ledger's signals                                              │
+            └──────────────────────────────────────────────────────────────────────────────────┘
     stop    ends `run` between two of these stages; of a job that pauses, after a checkpoint
 
 Invariants: a step is settled with the name of weights that are already published, so the name in the ledger can always
-be loaded; from the same checkpoint and the same settled steps, a new learner arrives at the same weights, bit for bit;
-the groups of a step are forgotten only when two checkpoints hold it, so that one damaged checkpoint loses nothing;
-what is kept of a step for reading is kept once it is settled, and before a checkpoint holds it; settings that change
-while the job runs are, of each step, those on record for its version, first time and in a replay.
+be loaded; from the same snapshot or checkpoint and the same settled steps, a new learner arrives at the same weights,
+bit for bit; the groups of a step are forgotten only when two checkpoints hold it, so that one damaged checkpoint loses
+nothing; what is kept of a step for reading is kept once it is settled, and before a checkpoint holds it; settings that
+change while the job runs are, of each step, those on record for its version, first time and in a replay.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import asyncio
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ import torch
 
 from headrace_core.concurrency import first_to_end
 from headrace_core.drains import Drains
-from headrace_core.errors import HeadraceError, InvalidState, TimedOut, WeightsDamaged
+from headrace_core.errors import Damaged, InvalidState, NotFound, TimedOut, WeightsDamaged
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
-from headrace_core.ledger import Claim, Ledger, Outcome, Step, Term
+from headrace_core.ledger import Claim, Ledger, Outcome, Step
 from headrace_core.live import Live
 from headrace_core.metrics import StepMetrics, WorkerMetrics
 from headrace_core.publications import Publications
@@ -47,9 +48,10 @@ from .contribution import teaches
 from .lead import Lead
 from .measures import summarise
 from .model import Policy
-from .orders import Load, Publish, Save, Train, WriteModel
+from .orders import Load, Publish, Restore, Save, Snapshot, Train, WriteModel
 from .report import event_data, event_message, step_metrics
 from .rollouts import Keeper
+from .snapshot import Snapshots, taken_by
 from .trainer import StepResult, Trainer
 
 BEAT_SECONDS = 2.0
@@ -69,7 +71,7 @@ class LearnerWorker:
         self._settings = config.settings
         self._algorithm = algorithm(self._settings.algorithm)
         self._output = Path(config.output_dir)
-        self._redis = connect(config.redis_url)
+        self._redis = connect(config.redis_url, config.redis_wait)
         self._ledger = Ledger(self._redis, config.job_id)
         self._live = Live(self._redis, config.job_id, self._settings)
         self._drains = Drains(self._redis, config.job_id)
@@ -82,6 +84,9 @@ class LearnerWorker:
         self._idle.set()
         self._split = TimeSplit("start")
         self._heard = "0"
+        self._snapshots: Snapshots | None = None
+        self._waited = 0.0
+        """Seconds for which steps before this one waited for snapshots."""
         self._version = 0
         self._saved = [0]
         """Policy versions that checkpoints of this job hold, oldest first; 0 is the base model."""
@@ -95,17 +100,16 @@ class LearnerWorker:
         await self._jobs.starts(self._config.job_id, self._config.worker, "learner")
         self._term = await self._ledger.enlist()
         await self._lead.muster()
-        self._trainer = await self._lead.alone(self._load)
-        found = await self._lead.alone(lambda: checkpoint.newest(self._output))
-        for damage in found.damaged:
-            await self._jobs.tell(self._config.job_id, f"checkpoint passed over, damaged: {damage}", level="warn")
+        newest = self._term.version
+        _, found = await asyncio.gather(
+            self._lead.alone(self._load), asyncio.to_thread(checkpoint.newest, self._output, newest)
+        )
+        await self._tell_of("checkpoint passed over", found.passed_over)
         if found.path is not None:
-            path = found.path
-            await self._lead.together(Load(str(path)), lambda: checkpoint.load(self._trainer, path))
             self._saved.append(found.version)
-            await self._announce(path, found.version, {})
-        self._version = found.version
-        replayed = await self._replay(self._term)
+            await self._announce(found.path, found.version, {})
+        source = await self._go_back(found, newest)
+        replayed = await self._replay(found)
         await self._publish_again()
         self._split = TimeSplit("groups")
         return {
@@ -114,6 +118,7 @@ class LearnerWorker:
             "threads": self._config.threads,
             "version": self._version,
             "checkpoint": found.version,
+            "from": source,
             "replayed_steps": replayed,
             "seconds": round(time.monotonic() - began, 2),
         }
@@ -127,6 +132,7 @@ class LearnerWorker:
         tasks = [asyncio.create_task(self._work(), name="work"), asyncio.create_task(self._beat_loop(), name="beat")]
         try:
             ended = await first_to_end(tasks)
+            await self._end_snapshots()
             await self._lead.dismiss()
             return ended
         finally:
@@ -139,34 +145,66 @@ class LearnerWorker:
             await asyncio.wait_for(self._idle.wait(), self._config.stall_timeout)
         except TimeoutError as error:
             raise TimedOut(f"a training step did not end within {self._config.stall_timeout:.0f} s") from error
+        await self._end_snapshots()
         await self._lead.close()
         await self._keeper.close()
         await self._redis.aclose()
 
     # ── start: to where the job is ───────────────────────────────────────────────────────────────────────────────────
 
-    def _load(self) -> Trainer:
+    def _load(self) -> None:
         torch.manual_seed(self._settings.seed)
         policy = Policy(Path(self._config.model_path), self._settings)
-        return Trainer(policy, self._algorithm, self._settings, self._lead.ranks)
+        self._trainer = Trainer(policy, self._algorithm, self._settings, self._lead.ranks)
+        self._snapshots = taken_by(self._trainer, self._config)
 
-    async def _replay(self, term: Term) -> int:
-        """Train the settled steps that the checkpoint does not hold once more, from the groups still kept for that."""
+    async def _go_back(self, found: checkpoint.Found, newest: int) -> str:
+        """To the newest state that is kept, a snapshot's or a checkpoint's; returns whose, in words."""
+        if (snapshots := self._snapshots) is not None:
+            order = Restore(found.version, newest)
+            restored = await self._lead.together(order, lambda: snapshots.restore(order.least, order.most))
+            await self._tell_of("snapshot passed over", restored.passed_over)
+            if restored.version is not None:
+                self._version = restored.version
+                return f"snapshot at version {restored.version}"
+        self._version = found.version
+        if (path := found.path) is None:
+            return "the base model"
+        await self._lead.together(Load(str(path)), lambda: checkpoint.load(self._trainer, path))
+        return f"checkpoint at version {found.version}"
+
+    async def _replay(self, found: checkpoint.Found) -> int:
+        """Train the settled steps that the state does not hold once more, from the groups still kept for that."""
         await self._live.refresh()
         steps = await self._ledger.steps()
         self._trained_tokens = sum(sum(step.ages.values()) for step in steps)
         again = [step for step in steps if step.version >= self._version]
         for step in again:
-            groups = await self._ledger.replay(step)
+            groups = await self._kept(step, found)
             result = await self._train(groups)
             self._version = step.version + 1
             await self._keeper.keep(groups, result, self._version)
         await self._keeper.written()
-        if self._version != term.version:
-            raise HeadraceError(
-                f"the ledger is at version {term.version}, but checkpoint and settled steps lead to {self._version}"
-            )
+        if self._version != self._term.version:
+            raise Damaged(f"the ledger is at version {self._term.version}, but its steps lead to {self._version} only")
+        if again:
+            await self._snapshot()
         return len(again)
+
+    async def _kept(self, step: Step, found: checkpoint.Found) -> list[Group]:
+        try:
+            return await self._ledger.replay(step)
+        except NotFound as error:
+            passed_over = "; ".join(found.passed_over) or "none"
+            raise Damaged(
+                f"the state at version {self._term.version} cannot be made again: the newest that is whole is version "
+                f"{self._version}, and the ledger keeps the groups of step {step.version} no longer; checkpoints "
+                f"passed over: {passed_over}. Fork a new job from a checkpoint"
+            ) from error
+
+    async def _tell_of(self, what: str, which: Iterable[str]) -> None:
+        for one in which:
+            await self._jobs.tell(self._config.job_id, f"{what}: {one}", level="warn")
 
     async def _publish_again(self) -> None:
         """The weights that the ledger names may be gone with the machine's memory; what it names must exist."""
@@ -208,6 +246,9 @@ class LearnerWorker:
         weights = await self._publish(self._version + 1, self._term.number)
         self._split.switch("settle")
         await self._settle(groups, result, weights)
+        self._split.switch("snapshot")
+        if self._version % max(1, self._settings.snapshot_every) == 0:
+            await self._snapshot()
         await self._keeper.keep(groups, result, self._version)
         every = self._settings.checkpoint_every(self._config.total_steps)
         if self._version % every == 0 or self._version == self._config.total_steps:
@@ -298,6 +339,20 @@ class LearnerWorker:
         await self._ledger.covered(self._saved[-1])
         self._saved.append(version)
 
+    async def _snapshot(self) -> None:
+        """Of a settled step. Without memory for it the job goes on with checkpoints alone, and says so once."""
+        if (snapshots := self._snapshots) is None:
+            return
+        order = Snapshot(self._version)
+        lacking = await self._lead.together(order, lambda: snapshots.begin(order.version))
+        if lacking is not None:
+            self._snapshots = None
+            await self._tell_of("no snapshots are taken, only checkpoints", [lacking])
+
+    async def _end_snapshots(self) -> None:
+        if self._snapshots is not None:
+            await asyncio.to_thread(self._snapshots.close)
+
     async def _announce(self, path: Path, version: int, metrics: dict[str, float]) -> None:
         """Once: the learner before may have died between writing a checkpoint and offering it."""
         if any(c.step == version for c in await self._jobs.checkpoints(self._config.job_id)):
@@ -356,8 +411,12 @@ class LearnerWorker:
     def _seconds(self, before: dict[str, float], result: StepResult) -> dict[str, float]:
         """Of one step, by stage."""
         spent = {k: v - before.get(k, 0.0) for k, v in self._split.seconds().items()}
-        stages = {stage: spent.get(stage, 0.0) for stage in ("publish", "settle", "checkpoint")}
-        return {"wait": spent["groups"], "batch": result.batch_seconds, "train": result.train_seconds} | stages
+        stages = {stage: spent.get(stage, 0.0) for stage in ("publish", "settle", "snapshot", "checkpoint")}
+        waited = 0.0 if self._snapshots is None else self._snapshots.stalled
+        stalled, self._waited = waited - self._waited, waited
+        stages["snapshot"] += stalled
+        train = result.train_seconds - stalled
+        return {"wait": spent["groups"], "batch": result.batch_seconds, "train": train} | stages
 
     async def _beat_loop(self) -> str:
         while True:

@@ -37,6 +37,7 @@ class Bench:
             worker="learner",
             redis_url=url,
             weights_root=str(folder / "weights"),
+            snapshots_root=str(folder),
             model_path=str(model),
             training_file="unused",
             validation_file=None,

@@ -60,7 +60,7 @@ def test_saving_changes_nothing(make_trainer: Make, tmp_path: Path) -> None:
 
 
 def test_without_any_there_is_none(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) == checkpoint.Found(None, 0, ())
+    assert checkpoint.newest(tmp_path, 99) == checkpoint.Found(None, 0, ())
 
 
 def test_the_newest_whole_one_is_found(make_trainer: Make, tmp_path: Path) -> None:
@@ -72,10 +72,10 @@ def test_the_newest_whole_one_is_found(make_trainer: Make, tmp_path: Path) -> No
     damaged = bytearray(weights.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     weights.write_bytes(damaged)
-    found = checkpoint.newest(tmp_path)
+    found = checkpoint.newest(tmp_path, 99)
     assert (found.path, found.version) == (first, 9)
-    assert [text.split(":")[0] for text in found.damaged] == ["step-00000011", "step-00000010"]
-    assert f"state/{weights.name} is not what was written" in found.damaged[1]
+    assert [text.split(":")[0] for text in found.passed_over] == ["step-00000011", "step-00000010"]
+    assert f"state/{weights.name} is not what was written" in found.passed_over[1]
 
 
 def test_a_save_that_fails_leaves_no_checkpoint(
@@ -90,4 +90,4 @@ def test_a_save_that_fails_leaves_no_checkpoint(
     monkeypatch.setattr(trainer.policy, "write_model", full)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(trainer, tmp_path, 2)
-    assert checkpoint.newest(tmp_path).path == kept
+    assert checkpoint.newest(tmp_path, 99).path == kept

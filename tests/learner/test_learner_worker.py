@@ -34,7 +34,7 @@ async def test_a_job_is_trained_step_by_step(bench: Callable[..., Bench]) -> Non
     assert stored.trained_tokens == sum(sum(s.ages.values()) for s in steps) > 0
     metrics = [m for _, kind, m in await job.jobs.metrics(job.job_id) if kind == "step"]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
-    assert set(metrics[0]["seconds"]) == {"wait", "batch", "train", "publish", "settle", "checkpoint"}
+    assert set(metrics[0]["seconds"]) == {"wait", "batch", "train", "publish", "settle", "snapshot", "checkpoint"}
     events = [e for _, e in await job.jobs.events(job.job_id) if e.type == "metrics"]
     assert events[0].message == f"Step 1/6, train mean reward={metrics[0]['reward_mean']:.2f}"
     assert events[0].data is not None
@@ -50,10 +50,10 @@ async def test_a_job_is_trained_step_by_step(bench: Callable[..., Bench]) -> Non
 
 
 async def test_a_learner_that_died_is_replaced_bit_identically(bench: Callable[..., Bench]) -> None:
-    whole = bench("undisturbed", checkpoint_interval=2, minibatches=2)
+    whole = bench("undisturbed", checkpoint_interval=2, minibatches=2, snapshot_every=0)
     await train_whole(whole)
 
-    job = bench("disturbed", checkpoint_interval=2, minibatches=2)
+    job = bench("disturbed", checkpoint_interval=2, minibatches=2, snapshot_every=0)
     await job.open()
     first = LearnerWorker(job.config)
     await first.start()
@@ -83,7 +83,7 @@ async def test_a_damaged_checkpoint_is_named_and_the_one_before_still_leads_to_t
 ) -> None:
     whole = bench("sound", checkpoint_interval=2)
     await train_whole(whole)
-    job = bench("damaged", checkpoint_interval=2)
+    job = bench("damaged", checkpoint_interval=2, snapshot_every=0)
     await job.open()
     async with learner(job.config) as first:
         running = asyncio.create_task(first.run())
@@ -262,7 +262,7 @@ async def test_changed_settings_hold_from_their_version_and_a_replay_finds_the_s
     """The learner dies after a change and before a checkpoint; another job, that had no accident, is its measure."""
     models, rates = [], []
     for name in ("calm", "accident"):
-        job = bench(name, checkpoint_interval=4, learning_rate=1e-3, warmup_steps=2)
+        job = bench(name, checkpoint_interval=4, learning_rate=1e-3, warmup_steps=2, snapshot_every=0)
         await job.open()
         worker = LearnerWorker(job.config)
         await worker.start()

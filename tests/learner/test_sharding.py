@@ -116,7 +116,7 @@ def test_what_one_saved_two_read_and_the_other_way_round(runs: Runs, name: str) 
     expected, found = state(one), state(back)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[tensor], found[tensor]) for tensor in expected)
-    assert checkpoint.newest(runs.folder / name).damaged == ()
+    assert checkpoint.newest(runs.folder / name, STEPS).passed_over == ()
 
 
 @pytest.mark.parametrize("name", ["gspo", "lora"])
