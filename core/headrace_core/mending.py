@@ -11,9 +11,9 @@ from .keys import JobKeys
 from .redis import answer
 
 Act = Literal["reissue", "restart", "abort_update", "place_again", "replace_controller"]
-"""A silent worker's leases were issued again; a worker that was silent, or that others waited for, was ended and started
-again; a weight update was given up and generation went on; workers were placed anew after their place was lost; a
-controller that did not beat was replaced."""
+"""A silent worker's leases were issued again; a worker that was silent, or that others waited for, was started again; a
+weight update was given up and generation went on; workers were placed anew after their place was lost; a controller
+that did not beat was replaced."""
 _RESTARTS = "restarts "
 """And a worker's name: its field."""
 

@@ -265,7 +265,7 @@ class JobController:
         return await self._end("failed", f"failed: {message}", data)
 
     async def _clean_up(self, over: bool, replaced: bool) -> None:
-        """Nothing of the job runs afterwards. Where it is over, also what a next controller would go on from goes; where
+        """Nothing of the job runs afterwards. Where it is over, what a next controller would go on from goes too; where
         it is another's, what that one needs stays."""
         try:
             await self._crew.leave()

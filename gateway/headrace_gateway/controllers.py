@@ -1,29 +1,44 @@
-"""The gateway's side of the controllers: one named, detached Ray actor for each job that is under way.
+"""The gateway's side of the controllers: one named, detached Ray actor for each job that is not at rest.
 
-The gateway holds no state of its own. `reconcile` compares the jobs in Redis with the actors in Ray and starts what
-should run and does not: after a restart of the gateway, and after the death of a controller.
+    reconcile, every five seconds:  jobs in Redis ─┬─ not at rest, no actor ────────► start
+                                    actors in Ray ─┴─ no beat in several looks ─────► kill
+
+After a restart of the gateway, and after the death of a controller, what should run and does not is started; one that
+is stopped or hangs is replaced. Every call of Ray has a limit.
+
+Invariant: what one job's controller raises does not keep another job's from being started.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import ray
 import structlog
 from ray.exceptions import RayError
+from ray.util import list_named_actors
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from headrace_core.errors import Unavailable
+from headrace_core.errors import HeadraceError, Unavailable
 from headrace_core.jobs import Job, JobStore
+from headrace_core.mending import Mending
 from headrace_core.settings import Settings
 
 from .controller import JobController
+from .controller_beats import ControllerBeats
 from .placement import NAMESPACE
 from .supervisor import STOP_SECONDS
 
 WITHOUT = ("validating_files",)
 """Statuses of a job that is not a controller's yet."""
 PING_SECONDS = 5.0
+RAY_SECONDS = 30.0
+MISSED_LOOKS = 3
+PREFIX = "controller-"
+T = TypeVar("T")
 
 
 class Controllers(Protocol):
@@ -53,39 +68,73 @@ class Controllers(Protocol):
 class RayControllers:
     """Controllers as actors of the Ray cluster this process is connected to."""
 
-    def __init__(self, settings: Settings, redis_url: str, jobs: JobStore) -> None:
+    def __init__(self, settings: Settings, redis_url: str, redis: Redis) -> None:
         self._settings = settings
         self._redis_url = redis_url
-        self._jobs = jobs
+        self._redis = redis
+        self._jobs = JobStore(redis)
+        self._beats = ControllerBeats(redis, settings)
+        self._missed: dict[str, int] = {}
+        """Looks in a row in which a controller had no beat."""
 
     async def ensure(self, job: Job) -> None:
         """See `Controllers`."""
-        await asyncio.to_thread(self._start, job.id)
+        await self._start(job.id)
 
     async def cancel(self, job_id: str) -> None:
         """See `Controllers`. A controller that runs sees the status by itself; a dead one is replaced."""
-        await asyncio.to_thread(self._start, job_id)
+        await self._start(job_id)
 
     async def ping(self) -> None:
         """See `Controllers`."""
-        try:
-            async with asyncio.timeout(PING_SECONDS):
-                await asyncio.to_thread(ray.nodes)
-        except (RayError, RuntimeError, TimeoutError) as error:
-            raise Unavailable(f"Ray does not answer: {error}") from error
+        await _ask(ray.nodes, seconds=PING_SECONDS)
 
     async def reconcile(self) -> None:
-        """See `Controllers`."""
+        """See `Controllers`. Raises the last error of any job, after it has seen to all."""
+        there = await _living()
+        failed: Exception | None = None
         for job in await self._jobs.all():
-            if _has_controller(job):
-                await self.ensure(job)
+            if _has_controller(job) and job.id not in there:
+                try:
+                    await self._start(job.id)
+                except (HeadraceError, RedisError) as error:
+                    failed = error
+        for job_id in await self._hanging(there):
+            await self._replace(job_id)
+        if failed is not None:
+            raise failed
 
     async def suspend(self) -> None:
         """See `Controllers`."""
-        jobs = await self._jobs.all()
-        await asyncio.gather(*(_suspend(job.id) for job in jobs if _has_controller(job)))
+        await asyncio.gather(*(_suspend(job_id) for job_id in await _living()))
 
-    def _start(self, job_id: str) -> None:
+    async def _hanging(self, there: Sequence[str]) -> list[str]:
+        """Controllers that had no beat in several looks: one of them may have fallen just between two beats, or before
+        the first one after Redis was away."""
+        missing = await self._beats.missing(there)
+        self._missed = {job_id: self._missed.get(job_id, 0) + 1 for job_id in missing}
+        return [job_id for job_id, looks in self._missed.items() if looks >= MISSED_LOOKS]
+
+    async def _replace(self, job_id: str) -> None:
+        """Of any job: what is to be done for it, the next controller does, which a next look starts."""
+        silent = self._settings.watchdog_seconds
+        waits = [{"who": "gateway", "for": "a beat of the job's controller", "seconds": silent}]
+        await self._jobs.tell(
+            job_id,
+            f"the job's controller did not beat for {silent:.0f} s and is replaced",
+            level="warn",
+            data={"waits": waits, "act": "replace_controller"},
+        )
+        await Mending(self._redis, job_id).acted("replace_controller")
+        ray.kill(await _ask(ray.get_actor, _name(job_id), NAMESPACE))
+        del self._missed[job_id]
+
+    async def _start(self, job_id: str) -> None:
+        """Start the job's controller, unless there is one."""
+        await self._beats.starts(job_id)
+        await _ask(self._started, job_id)
+
+    def _started(self, job_id: str) -> None:
         actor: Any = (
             ray.remote(JobController)
             .options(
@@ -107,13 +156,29 @@ def _has_controller(job: Job) -> bool:
 
 
 def _name(job_id: str) -> str:
-    return f"controller-{job_id}"
+    return PREFIX + job_id
+
+
+async def _ask(call: Callable[..., T], *arguments: Any, seconds: float = RAY_SECONDS) -> T:
+    """What Ray answers. Raises `Unavailable`."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.to_thread(call, *arguments)
+    except (RayError, RuntimeError, ValueError, TimeoutError) as error:
+        raise Unavailable(f"Ray does not answer: {error or f'not within {seconds:.0f} s'}") from error
+
+
+async def _living() -> list[str]:
+    """Jobs that have a controller, whatever it does."""
+    found = await _ask(lambda: list_named_actors(all_namespaces=True))
+    names = [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
+    return [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
 
 
 async def _suspend(job_id: str) -> None:
     try:
-        actor: Any = await asyncio.to_thread(ray.get_actor, _name(job_id), NAMESPACE)
-    except ValueError:  # it has none
+        actor: Any = await _ask(ray.get_actor, _name(job_id), NAMESPACE)
+    except Unavailable:  # it has none any more
         return
     try:
         async with asyncio.timeout(3 * STOP_SECONDS):

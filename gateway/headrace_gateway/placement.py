@@ -1,4 +1,4 @@
-"""Where Ray puts a job's workers, and how the controller speaks to them.
+"""Where Ray puts a job's workers, and how it starts them there.
 
 The worker classes are named here as text and imported in the worker's own process only: the gateway and the controller
 load neither torch nor vLLM.
@@ -12,17 +12,19 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from headrace_core.errors import InvalidRequest
+from headrace_core.errors import InvalidRequest, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.metrics import EvaluationMetrics
 from headrace_core.workers import WorkerConfig
+
+from .processes import OneProcess, Process, RankProcesses
 
 NAMESPACE = "headrace"
 LEARNER = "headrace_learner.worker:LearnerWorker"
@@ -33,6 +35,10 @@ ROLES = ("headrace_learner", "headrace_rollout")
 """Ray resources by which a cluster's nodes say whose image they run; a cluster that names none runs all everywhere."""
 TAG = 0.001
 """So little of a role is asked for that it says where, not how many: cores and GPUs do the counting."""
+
+
+PLACE_SECONDS, PLACE_LOOK_SECONDS = 10.0, 2.0
+"""How long Ray may take to reserve a lost node's bundles elsewhere; how often it is asked."""
 
 
 class WorkerActor:
@@ -54,6 +60,9 @@ class WorkerActor:
     async def stop(self) -> None:
         """See `headrace_core.workers.Worker`."""
         await self._worker.stop()
+
+    async def ping(self) -> None:
+        """Answers, whatever else goes on."""
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
         """See `headrace_core.workers.EvaluatingWorker`."""
@@ -144,97 +153,36 @@ def _part(gpus: float, processes: int) -> float:
     return 1.0 if gpus >= processes else int(100 * gpus / processes) / 100
 
 
-class Process(Protocol):
-    """A worker that was launched, seen by its supervisor."""
+class PlaceLost(Unavailable):
+    """A node was lost with resources of the job, and Ray did not find others like them in time."""
 
-    async def start(self) -> dict[str, Any]:
-        """See `headrace_core.workers.Worker`, like the next two."""
-        ...
-
-    async def run(self) -> str: ...
-
-    async def stop(self) -> None: ...
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """Whatever else it can be asked."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once."""
-        ...
-
-
-class OneProcess:
-    """A worker in one process, by its Ray actor."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    async def start(self) -> dict[str, Any]:
-        """See `Process`."""
-        facts: dict[str, Any] = await self._actor.start.remote()
-        return facts
-
-    async def run(self) -> str:
-        """See `Process`."""
-        return str(await self._actor.run.remote())
-
-    async def stop(self) -> None:
-        """See `Process`."""
-        await self._actor.stop.remote()
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """See `Process`."""
-        return await getattr(self._actor, method).remote(*arguments)
-
-    def kill(self) -> None:
-        """See `Process`."""
-        ray.kill(self._actor)
-
-
-class RankProcesses:
-    """All ranks of a learner as one worker: what fails in one of them has failed, and the next start is of all.
-
-    A rank alone could not come back: its shards are in step with those of the others.
-    """
-
-    def __init__(self, ranks: Sequence[Process]) -> None:
-        self._ranks = ranks
-
-    async def start(self) -> dict[str, Any]:
-        """Rank 0's facts, and where the others are."""
-        first, *others = await asyncio.gather(*(rank.start() for rank in self._ranks))
-        return first | {f"rank {i}": f"pid {facts['pid']}" for i, facts in enumerate(others, 1)}
-
-    async def run(self) -> str:
-        """Rank 0's answer; the others end when it does."""
-        return (await asyncio.gather(*(rank.run() for rank in self._ranks)))[0]
-
-    async def stop(self) -> None:
-        """See `Process`."""
-        await asyncio.gather(*(rank.stop() for rank in self._ranks))
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """Asked of rank 0."""
-        return await self._ranks[0].call(method, *arguments)
-
-    def kill(self) -> None:
-        """See `Process`."""
-        for rank in self._ranks:
-            rank.kill()
+    code = "place_lost"
 
 
 class Placement:
-    """A job's reserved resources; worker processes are started in its bundles."""
+    """A job's reserved resources; worker processes are started in its bundles.
+
+    Ray reserves the bundles of a lost node on another by itself, where one has room for them as they are.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._group: PlacementGroup = placement_group([dict(b) for b in plan.bundles], strategy="PACK")
+        self._reserved = asyncio.ensure_future(_resolve(self._group.ready()))
 
     async def ready(self, timeout: float) -> bool:
         """Whether all resources are reserved, within `timeout` seconds."""
-        done, _ = await asyncio.wait([asyncio.ensure_future(_resolve(self._group.ready()))], timeout=timeout)
+        done, _ = await asyncio.wait([self._reserved], timeout=timeout)
         return bool(done)
+
+    async def hold(self) -> None:
+        """Raises `PlaceLost`, once some of the resources have been gone for `PLACE_SECONDS`; never returns."""
+        gone = 0.0
+        while gone < PLACE_SECONDS:
+            await asyncio.sleep(PLACE_LOOK_SECONDS)
+            table = await asyncio.wait_for(asyncio.to_thread(placement_group_table, self._group), PLACE_SECONDS)
+            gone = 0.0 if table["state"] == "CREATED" else gone + PLACE_LOOK_SECONDS
+        raise PlaceLost(f"the place of its workers was lost with a node, and no other node has {self._plan} like it")
 
     def start_learner(self, config: WorkerConfig) -> Process:
         """All ranks of it, under a name of this start, so that none meets a rank of an earlier one."""
@@ -266,6 +214,7 @@ class Placement:
 
     def remove(self) -> None:
         """Give the resources back; worker processes still in it are ended by Ray."""
+        self._reserved.cancel()
         remove_placement_group(self._group)
 
 

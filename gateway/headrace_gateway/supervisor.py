@@ -1,49 +1,72 @@
-"""Keeps one worker of a job alive: starts it, runs it, and starts it again when its process dies.
+"""Keeps one worker of a job alive: starts it, runs it, and starts it again when its process dies or is ended.
 
     start ──► ready ──► run ──► returns: done
       ▲                  │
-      └── backoff ◄── died or failed, at most `max_restarts` times, then `GaveUp` with the reason
+      └── delay ◄── died, failed, or ended by the watchdog; after the last restart `GaveUp` with the reason
 
-A fault of the user's (`InvalidRequest`: the data, the reward) is not mended by another try, and is raised as it is.
+A fault of the user's (`InvalidRequest`: the data, the reward) is not mended by another try, and is raised as it is; a
+full disk or a full Redis is not either, and pauses the job.
+
+Invariant: before a process is started, the one before it is told to end or killed; a kill reaches a stopped one too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+import structlog
+from ray.exceptions import RayError, RayTaskError
 
+from headrace_core.concurrency import cancel
 from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.jobs import JobStore
+from headrace_core.mending import Mending
 from headrace_core.workers import WorkerConfig
 
-from .placement import Process
+from .pausing import SHORT, CannotGoOn, GaveUp, cannot_go_on
+from .processes import Process
+from .restarts import Restarts
+from .silence import Pulse
 
-BACKOFF_SECONDS = 1.0
 STOP_SECONDS = 20.0
+CLOSE_SECONDS = 10.0
+"""For a worker that failed to end what it started: an engine, reward processes."""
+LOOK_SECONDS = 1.0
+Result = TypeVar("Result")
 
 
-class GaveUp(HeadraceError):
-    """A worker failed more often than it may be restarted; the message ends with the last reason."""
+class Ended(HeadraceError):
+    """A worker's process was ended from here, because it was of no use any more; the message says why."""
 
-    code = "worker_failed"
+    code = "worker_ended"
 
 
 class Supervisor:
     """One worker. `launch` starts a new process for it: of a learner of several ranks, all of them."""
 
     def __init__(
-        self, config: WorkerConfig, launch: Callable[[WorkerConfig], Process], jobs: JobStore, max_restarts: int
+        self,
+        config: WorkerConfig,
+        launch: Callable[[WorkerConfig], Process],
+        jobs: JobStore,
+        mending: Mending,
+        restarts: Restarts,
     ) -> None:
         self._config = config
         self._launch = launch
         self._jobs = jobs
-        self._restarts_left = max_restarts
+        self._mending = mending
+        self._restarts = restarts
         self._process: Process | None = None
+        self._pulse: Pulse | None = None
+        self._end: asyncio.Future[str] | None = None
+        """Of the present process: set where it is ended from here, with the reason."""
         self._ready = asyncio.Event()
-        self._supervised = False
+        self._ready_at = 0.0
+        self._supervised = self._done = False
 
     @property
     def name(self) -> str:
@@ -55,8 +78,22 @@ class Supervisor:
         """Whether its process is up and has its model."""
         return self._ready.is_set()
 
+    @property
+    def working(self) -> bool:
+        """Whether it is ready and its `run` is under way."""
+        return self.ready and self._supervised and not self._done
+
+    def silent(self) -> float:
+        """Seconds for which its process, once ready, has not answered; 0 of one that is not, or is done."""
+        return 0.0 if self._pulse is None or not self.ready or self._done else self._pulse.silent()
+
+    def end(self, reason: str) -> None:
+        """End its process, at once, and start it again."""
+        if self._end is not None and not self._end.done():
+            self._end.set_result(reason)
+
     async def start(self) -> None:
-        """Returns when the worker is ready. Raises `InvalidRequest`, or `GaveUp` after the last restart."""
+        """Returns when the worker is ready. Raises `InvalidRequest`, or `CannotGoOn` after the last restart."""
         while not self._ready.is_set():
             try:
                 await self._start_once()
@@ -69,39 +106,60 @@ class Supervisor:
         while True:
             await self.start()
             try:
-                return await self._running().run()
-            except RayError as error:
+                answer = await self._unless_ended(self._running().run())
+            except (RayError, Ended) as error:
                 await self._died(error)
+            else:
+                self._done = True
+                return answer
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Ask the worker something, after `start`; asked again of its successor if it dies meanwhile.
+        """Ask the worker something, after `start`; asked again of its successor if it dies or fails meanwhile.
 
         `run` starts the successor where it is under way, else this does: a wait for what nobody starts would not end.
         """
         while True:
             await self._ready.wait()
             try:
-                return await self._running().call(method, *arguments)
-            except RayActorError as error:
-                if self._supervised:
-                    await asyncio.sleep(BACKOFF_SECONDS)
-                else:
+                return await self._unless_ended(self._running().call(method, *arguments))
+            except (RayError, Ended) as error:
+                if isinstance(cause := _cause(error), InvalidRequest):
+                    raise cause from error
+                if not self._supervised:
                     await self._died(error)
                     await self.start()
-            except RayTaskError as error:
-                raise _cause(error) from error
+                    continue
+                if isinstance(error, RayTaskError):  # `run` cannot know what failed beside it
+                    self.end(_reason(cause))
+                await asyncio.sleep(LOOK_SECONDS)
 
-    async def stop(self, limit: float = STOP_SECONDS) -> None:
-        """Let the worker end in good order, for `limit` seconds, then end its process. Idempotent."""
+    async def stop(self, limit: float = STOP_SECONDS, patience: float | None = None) -> None:
+        """Let the worker end in good order, then end its process. Idempotent.
+
+        It has `limit` seconds; only `patience`, where that is given, as soon as it does not answer at all.
+        """
         process, self._process = self._process, None
         self._ready.clear()
         if process is None:
             return
+        stopping = asyncio.ensure_future(process.stop())
         try:
-            await asyncio.wait_for(process.stop(), limit)
+            await self._awaited(stopping, limit, patience or limit)
         except (RayError, TimeoutError) as error:
             await self._tell(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
-        process.kill()
+        finally:
+            await cancel([stopping])
+            self._let_go(process)
+
+    async def _awaited(self, stopping: asyncio.Future[None], limit: float, patience: float) -> None:
+        until = time.monotonic() + limit
+        while not stopping.done():
+            if time.monotonic() > until:
+                raise TimeoutError(f"it was not done within {limit:.0f} s")
+            if self._pulse is not None and self._pulse.silent() > patience:
+                raise TimeoutError(f"it did not answer for {patience:.0f} s")
+            await asyncio.wait([stopping], timeout=LOOK_SECONDS)
+        stopping.result()
 
     def _running(self) -> Process:
         if self._process is None:
@@ -110,30 +168,74 @@ class Supervisor:
 
     async def _start_once(self) -> None:
         process = self._process = self._launch(self._config)
+        self._end = asyncio.get_running_loop().create_future()
         limit = self._config.start_timeout + 60.0  # the worker's own limit names the cause: let it speak first
         try:
-            facts = await asyncio.wait_for(process.start(), limit)
+            facts = await asyncio.wait_for(self._unless_ended(process.start()), limit)
         except TimeoutError as error:
             raise TimedOut(f"{self.name} was not ready within {limit:.0f} s") from error
+        self._pulse = Pulse(process.ping)
+        self._ready_at = time.monotonic()
         self._ready.set()
         await self._tell(f"{self.name} is ready: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
 
-    async def _died(self, error: Exception) -> None:
-        self._ready.clear()
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        cause = _cause(error)
-        if isinstance(cause, InvalidRequest):
-            raise cause
-        if self._restarts_left == 0:
-            raise GaveUp(f"{self.name} failed and has used up its restarts: {_reason(cause)}") from error
-        self._restarts_left -= 1
-        await self._tell(f"{self.name} failed and is started again: {_reason(cause)}", "warn")
-        await asyncio.sleep(BACKOFF_SECONDS)
+    async def _unless_ended(self, work: Awaitable[Result]) -> Result:
+        """What the process answers. Raises `Ended` where it is ended from here: a stopped one tells nobody."""
+        assert self._end is not None
+        task, end = asyncio.ensure_future(work), self._end
+        try:
+            either: set[asyncio.Future[Any]] = {task, end}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if end.done():
+                raise Ended(end.result())
+            return task.result()
+        finally:
+            await cancel([task])
 
-    async def _tell(self, message: str, level: Any = "info") -> None:
-        await self._jobs.tell(self._config.job_id, message, level=level)
+    async def _died(self, error: Exception) -> None:
+        """Make way for the next process, and wait until it is due. Raises what no restart mends."""
+        worked = time.monotonic() - self._ready_at if self._ready.is_set() else 0.0
+        self._ready.clear()
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                if isinstance(error, RayTaskError):
+                    await self._close(process)
+            finally:
+                self._let_go(process)
+        cause = _cause(error)
+        if isinstance(cause, SHORT):
+            raise cannot_go_on(cause, self.name) from error
+        if isinstance(cause, InvalidRequest | CannotGoOn):
+            raise cause
+        reason = _reason(cause)
+        restart = self._restarts.next(worked)
+        if restart is None:
+            raise GaveUp(f"{self.name} failed and has used up its restarts: {reason}", self.name) from error
+        await self._tell(
+            f"{self.name} failed and is started again in {restart.delay:g} s, try {restart.number} of {restart.of}: "
+            f"{reason}",
+            "warn",
+            {"worker": self.name, "cause": reason, "restart": restart.number, "of": restart.of, "delay": restart.delay},
+        )
+        await self._mending.restarted(self.name)
+        await asyncio.sleep(restart.delay)
+
+    async def _close(self, process: Process) -> None:
+        """Of a worker that failed but lives: no process that it started is left."""
+        try:
+            await asyncio.wait_for(process.stop(), CLOSE_SECONDS)
+        except (RayError, TimeoutError) as error:
+            structlog.get_logger().warning("worker did not close and is killed", worker=self.name, error=_reason(error))
+
+    def _let_go(self, process: Process) -> None:
+        if self._pulse is not None:
+            self._pulse.stop()
+            self._pulse = None
+        process.kill()
+
+    async def _tell(self, message: str, level: Any = "info", data: dict[str, Any] | None = None) -> None:
+        await self._jobs.tell(self._config.job_id, message, level=level, data=data)
 
 
 def _cause(error: Exception) -> Exception:
@@ -144,4 +246,6 @@ def _cause(error: Exception) -> Exception:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Ended):
+        return text
     return f"{type(error).__name__}: {text[:600]}"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import ray
 from redis.asyncio import Redis
 
 from headrace_core.jobs import JobStore
+from headrace_core.mending import Mending
 from headrace_core.workers import WorkerConfig
 from headrace_gateway.local_ray import connected
-from headrace_gateway.placement import OneProcess, RankProcesses
-from headrace_gateway.supervisor import GaveUp, Supervisor
+from headrace_gateway.pausing import GaveUp
+from headrace_gateway.processes import OneProcess, Process, RankProcesses
+from headrace_gateway.restarts import Restarts
+from headrace_gateway.supervisor import Supervisor
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -22,6 +29,18 @@ CONFIG = WorkerConfig(
     job_id="ftjob-supervised", worker="rollout-0", redis_url="", weights_root="", model_path="", training_file="",
     validation_file=None, output_dir="", rows=1, total_steps=1, grader={}, hyperparameters={},
 )  # fmt: skip
+
+
+def supervisor_of(redis: Redis, launch: Callable[[WorkerConfig], Process], max_restarts: int) -> Supervisor:
+    restarts = Restarts(max_restarts, window=600.0)
+    return Supervisor(CONFIG, launch, JobStore(redis), Mending(redis, CONFIG.job_id), restarts)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Within a minute."""
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.1)
 
 
 def mortal_class() -> type:
@@ -55,9 +74,7 @@ async def test_a_worker_that_dies_before_it_runs_is_started_again_up_to_a_limit(
         def supervisor(deaths: int) -> Supervisor:
             mortal = ray.remote(mortal_class()).options(num_cpus=0)
             file = str(tmp_path / str(deaths))
-            return Supervisor(
-                CONFIG, lambda _: OneProcess(mortal.remote(deaths, file)), JobStore(redis), max_restarts=2
-            )
+            return supervisor_of(redis, lambda _: OneProcess(mortal.remote(deaths, file)), max_restarts=2)
 
         mended = supervisor(deaths=2)
         await mended.start()
@@ -68,8 +85,14 @@ async def test_a_worker_that_dies_before_it_runs_is_started_again_up_to_a_limit(
         await lost.start()
         with pytest.raises(GaveUp, match="used up its restarts"):
             await lost.call("evaluate", 7)
-        told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
-        assert sum("failed and is started again" in message for message in told) == 4
+        told = [event for _, event in await JobStore(redis).events(CONFIG.job_id)]
+        assert sum("failed and is started again" in event.message for event in told) == 4
+        said = [event.data for event in told if event.level == "warn" and event.data is not None]
+        assert [(s["worker"], s["restart"], s["of"], s["delay"]) for s in said] == [
+            ("rollout-0", 1, 2, 1.0), ("rollout-0", 2, 2, 2.0)
+        ] * 2  # fmt: skip
+        assert all("died" in s["cause"] for s in said)
+        assert await Mending(redis, CONFIG.job_id).counts() == ({}, {"rollout-0": 4})
 
 
 def rank_class() -> type:
@@ -103,10 +126,60 @@ async def test_when_one_rank_of_a_learner_dies_all_are_started_again(redis: Redi
         launch = lambda _: RankProcesses(  # noqa: E731
             [OneProcess(rank.remote(number, str(tmp_path), number == 1)) for number in range(2)]
         )
-        learner = Supervisor(CONFIG, launch, JobStore(redis), max_restarts=1)
+        learner = supervisor_of(redis, launch, max_restarts=1)
         assert await learner.run() == "rank 0 ended"
         await learner.stop()
     assert [(tmp_path / f"rank-{number}").read_text() for number in range(2)] == ["xx", "xx"]
     told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
     assert sum("failed and is started again" in message for message in told) == 1
     assert all("rank 1 pid" in message for message in told if "is ready" in message)
+
+
+def silent_class() -> type:
+    """Made in a function, as `mortal_class`."""
+
+    class Silent:
+        """A worker that runs until it is ended, once; its second process returns."""
+
+        def __init__(self, file: str) -> None:
+            self._file = Path(file)
+
+        async def start(self) -> dict[str, Any]:
+            with self._file.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return {}
+
+        async def run(self) -> str:
+            while len(self._file.read_text().split()) == 1:  # noqa: ASYNC110 (another process writes it)
+                await asyncio.sleep(0.1)
+            return "done"
+
+        async def ping(self) -> None:
+            """Answers."""
+
+        async def stop(self) -> None:
+            """Nothing to let go of."""
+
+    return Silent
+
+
+async def test_a_stopped_process_is_silent_and_once_ended_is_killed_and_started_again(
+    redis: Redis, tmp_path: Path
+) -> None:
+    with connected(None):
+        silent, pids = ray.remote(silent_class()).options(num_cpus=1), tmp_path / "pids"
+        worker = supervisor_of(redis, lambda _: OneProcess(silent.remote(str(pids))), max_restarts=1)
+        running = asyncio.create_task(worker.run())
+        await until(lambda: worker.ready and worker.silent() == 0.0)
+        pid = int(pids.read_text())
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: worker.silent() >= 1.0)
+        worker.end("it did not answer for 1 s")
+        assert await asyncio.wait_for(running, 60) == "done"
+        await until(lambda: not psutil.pid_exists(pid))
+        assert worker.silent() == 0.0
+        await worker.stop()
+    told = [event.data for _, event in await JobStore(redis).events(CONFIG.job_id) if event.level == "warn"]
+    assert told == [
+        {"worker": "rollout-0", "cause": "it did not answer for 1 s", "restart": 1, "of": 1, "delay": 1.0},
+    ]
