@@ -18,7 +18,8 @@ Invariants, at any moment and across any crash:
   commit under the old token is refused (`Outcome.FENCED`: a lost race, not an error);
 * one learner term at a time may claim and settle; a step's groups, its record and the new policy version become true
   together;
-* an encoded group stays in the stream until a checkpoint covers the step that trained it (design, section 4).
+* an encoded group stays in the stream until a checkpoint covers the step that trained it (design, section 4);
+* where the job has a share of Redis' memory, no group beyond it is admitted, but for those that the next step lacks.
 
 Each transition is one Lua script (lua/*.lua), atomic in Redis. Times are Redis's own unless a clock is given. A call
 may arrive twice (the client sends it again when its connection broke before the answer): the books count it once.
@@ -78,6 +79,8 @@ class Refusal(StrEnum):
     """The pacing window is full, or the job has all the groups it needs."""
     BEHIND = "behind"
     """The worker's weights are older than the newest policy version: catch up first."""
+    MEMORY = "memory"
+    """The job's groups take all of its share of Redis' memory, and the next step lacks none."""
     DRAINED = "drained"
     """The worker is to take no more: it is being drained."""
     CLOSED = "closed"
@@ -159,6 +162,8 @@ class Stage:
     """When the one that is longest in it came into it, Unix seconds; None where there is none."""
     version: int | None
     """The oldest that a token of them has, or can have."""
+    bytes: int
+    """Of the encoded groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,12 @@ class Queues:
     version: int
     max_staleness: int
     """The newest: new groups are admitted by it."""
+    bytes: int
+    """Of all encoded groups that are kept: queued, claimed, and trained on but not covered by two checkpoints."""
+    share: int
+    """How many they may be; 0: any number."""
+    held_back: int
+    """Admissions that gave no group, although the window had room, for want of memory."""
     stages: tuple[Stage, ...]
 
 
@@ -250,12 +261,21 @@ class Ledger:
 
     async def queues(self) -> Queues:
         """How many groups are in each live state, and how old the oldest is."""
-        version, bound, *stages = await self._run("queues")
+        version, bound, held, share, held_back, *stages = await self._run("queues")
         found = [
-            Stage(name.decode(), int(depth), float(since) if since else None, int(oldest) if since else None)
-            for name, depth, since, oldest in stages
+            Stage(name.decode(), int(depth), float(since) if since else None, int(oldest) if since else None, int(size))
+            for name, depth, since, oldest, size in stages
         ]
-        return Queues(int(version), int(bound), tuple(found))
+        return Queues(int(version), int(bound), int(held), int(share), int(held_back), tuple(found))
+
+    async def allot(self, share: int) -> None:
+        """How many bytes of Redis the job's encoded groups may take from now on; 0: any number."""
+        await answer(self._redis.hset(self._keys.ledger, "share", str(share)))
+
+    async def crowded(self) -> bool:
+        """Whether groups kept for a replay alone take so much of the job's share that a checkpoint is due early."""
+        share, held = await answer(self._redis.hmget(self._keys.ledger, ["share", "bytes"]))
+        return 0 < int(share or 0) < 2 * int(held or 0)
 
     async def newest(self) -> tuple[int, str | None]:
         """The newest policy version, and the weight store's name for it (None: the base model)."""

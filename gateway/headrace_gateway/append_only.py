@@ -1,6 +1,6 @@
 """Redis' append-only file, read as far as it is whole: to say where damage begins, and what would mend it.
 
-    *3\\r\\n  $3\\r\\nSET\\r\\n  $1\\r\\na\\r\\n  $1\\r\\nb\\r\\n      one command after the other, each of counted parts
+    *3\\r\\n  $3\\r\\nSET\\r\\n  $1\\r\\na\\r\\n  $1\\r\\nb\\r\\n      one command after the other, of counted parts
 
 After a rewrite the file begins with a snapshot in another format, whose end only Redis finds: then no place is named.
 """

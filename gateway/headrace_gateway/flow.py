@@ -11,6 +11,7 @@ from headrace_core.jobs import Job
 from headrace_core.keys import JobKeys
 from headrace_core.metrics import UpdateMetrics
 from headrace_core.publications import Publications
+from headrace_core.records import readable
 from headrace_core.redis import answer
 
 from .context import Gateway
@@ -23,6 +24,7 @@ _UPDATES = 20
 async def queues(gateway: Gateway, job: Job) -> dict[str, Any]:
     """Groups by stage, the pacing window, and what the stream of groups takes."""
     found = await gateway.ledger(job.id).queues()
+    held = {stage.name: stage.bytes for stage in found.stages}
     stream, now = JobKeys(job.id).groups, time.time()
     return {
         "object": "fine_tuning.job.queues",
@@ -41,6 +43,14 @@ async def queues(gateway: Gateway, job: Job) -> dict[str, Any]:
             "used": sum(stage.depth for stage in found.stages),
             "limit": (job.hyperparameters["max_staleness"] + 1) * job.hyperparameters["batch_size"],
         },
+        "memory": {
+            "groups": found.bytes,
+            "queued": held["queued"],
+            "claimed": held["claimed"],
+            "kept": found.bytes - held["queued"] - held["claimed"],
+            "share": found.share or None,
+            "held_back": found.held_back,
+        },
         "stream": int(await answer(gateway.redis.xlen(stream))),
         "bytes": int(await answer(gateway.redis.memory_usage(stream)) or 0),
     }
@@ -50,7 +60,7 @@ async def weights(gateway: Gateway, job: Job) -> dict[str, Any]:
     """What was published, and how each rollout worker took it."""
     version, _ = await gateway.ledger(job.id).newest()
     entries = await gateway.jobs.history.newest(job.id, "update", None, _LATELY)
-    updates = [msgspec.json.decode(entry.data, type=UpdateMetrics) for entry in entries]
+    updates = readable(((JobKeys(job.id).history("update"), entry.data) for entry in entries), UpdateMetrics)
     beats = [beat for beat in await gateway.jobs.workers(job.id) if beat.role == "rollout"]
     return {
         "object": "fine_tuning.job.weights",

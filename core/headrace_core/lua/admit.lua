@@ -5,6 +5,7 @@ local worker, held, want = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local seconds, most_lapses = tonumber(ARGV[5]), tonumber(ARGV[6])
 local version = number('version')
 if field('closed') then return { 'closed', version } end
+forgive_silence(seconds)
 if redis.call('HEXISTS', DRAINS, worker) == 1 then return { 'drained', version } end
 if held < version then return { 'behind', version } end
 
@@ -21,6 +22,16 @@ end
 local function lapsed_for_good(group)
   if redis.call('HGET', GROUP .. group, 'token') == '' then return false end
   return redis.call('HINCRBY', GROUP .. group, 'lapses', 1) >= most_lapses
+end
+
+-- How many new groups the job's share of Redis' memory takes; those being generated count as large as the mean. What the
+-- next step lacks is always let in, because no memory comes free without a step.
+local function room_in_memory(outstanding, leased, batch_size)
+  local share, held, sent, sent_bytes = numbers('share', 'bytes', 'sent', 'sent_bytes')
+  if share == 0 then return math.huge end
+  local mean, needed = sent_bytes / math.max(sent, 1), batch_size - outstanding
+  if mean == 0 then return needed end
+  return math.max(needed, math.floor((share - held) / mean - leased))
 end
 
 local answer = { '', version }
@@ -44,9 +55,11 @@ local batch_size, total_groups = numbers('batch_size', 'total_groups')
 local outstanding = leased + queued + claimed
 local paced = (max_staleness + 1) * batch_size - outstanding
 local left = total_groups - trained - outstanding
-local room = math.min(paced, left, want - (#answer - 2))
+local wanted = math.min(paced, left, want - (#answer - 2))
+local room = math.min(wanted, room_in_memory(outstanding, leased, batch_size))
 for _ = 1, room do
   answer[#answer + 1] = lease(redis.call('HINCRBY', LEDGER, 'admitted', 1) - 1)
 end
-if #answer == 2 then answer[1] = 'full' end
+if wanted > 0 and room <= 0 then redis.call('HINCRBY', LEDGER, 'held_back', 1) end
+if #answer == 2 then answer[1] = wanted > 0 and 'memory' or 'full' end
 return answer

@@ -11,5 +11,6 @@ for _, set in ipairs({ LEASES, QUEUED, CLAIMED }) do
 end
 redis.call('HSETNX', LEDGER, 'closed', ARGV[2])
 redis.call('DEL', GROUPS)
+redis.call('HSET', LEDGER, 'bytes', 0)
 signal('closed')
 return cancelled

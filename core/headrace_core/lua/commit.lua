@@ -9,7 +9,12 @@ end
 local entry = redis.call('XADD', GROUPS, '*', 'group', group, 'data', ARGV[6])
 redis.call('ZREM', LEASES, group)
 redis.call('ZADD', QUEUED, group, group)
-redis.call('HSET', GROUP .. group, 'entry', entry, 'version', ARGV[4], 'token', '', 'committed', token)
+redis.call(
+  'HSET', GROUP .. group, 'entry', entry, 'size', #ARGV[6], 'version', ARGV[4], 'token', '', 'committed', token
+)
+redis.call('HINCRBY', LEDGER, 'bytes', #ARGV[6])
+redis.call('HINCRBY', LEDGER, 'sent_bytes', #ARGV[6])
+redis.call('HINCRBY', LEDGER, 'sent', 1)
 redis.call('HINCRBY', LEDGER, 'sampled_tokens', ARGV[5])
 move(group, 'queued', ARGV[5] .. ' tokens')
 signal('queued')

@@ -52,11 +52,28 @@ end
 
 -- Forget the encoded group; nobody will train on it (again).
 local function forget(group)
-  local entry = redis.call('HGET', GROUP .. group, 'entry')
-  if entry then
-    redis.call('XDEL', GROUPS, entry)
-    redis.call('HDEL', GROUP .. group, 'entry')
+  local found = redis.call('HMGET', GROUP .. group, 'entry', 'size')
+  if found[1] then
+    redis.call('XDEL', GROUPS, found[1])
+    redis.call('HDEL', GROUP .. group, 'entry', 'size')
+    redis.call('HINCRBY', LEDGER, 'bytes', -tonumber(found[2] or '0'))
   end
+end
+
+-- While nobody reached Redis, because it was away or stood still, nobody could prolong a lease: such a time takes nothing
+-- off any. Of a virtual clock the server's own standstill is no part. `seconds`: the life of a lease; workers speak at
+-- least every third of it.
+local function forgive_silence(seconds)
+  if ARGV[1] ~= '' then return end
+  local heard = number('heard')
+  local silence = NOW - heard
+  if heard > 0 and silence > seconds / 2 then
+    local held = redis.call('ZRANGEBYSCORE', LEASES, '(' .. string.format('%.6f', heard), '+inf', 'WITHSCORES')
+    for i = 1, #held, 2 do
+      redis.call('ZADD', LEASES, tonumber(held[i + 1]) + silence, held[i])
+    end
+  end
+  redis.call('HSET', LEDGER, 'heard', string.format('%.6f', NOW))
 end
 
 -- The group is to be leased again at once; whoever holds it now is fenced out, because no token equals ''. Its tokens

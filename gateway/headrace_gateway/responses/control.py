@@ -70,6 +70,17 @@ class WindowObject(Answer):
     limit: int
 
 
+class MemoryObject(Answer):
+    """Bytes of encoded groups in Redis."""
+
+    groups: int = Field(description="All that are kept.")
+    queued: int
+    claimed: int
+    kept: int = Field(description="Trained on, and kept for a replay until two checkpoints hold the step.")
+    share: int | None = Field(description="How many there may be; null: any number.")
+    held_back: int = Field(description="Admissions that gave no group, although the window had room, for want of it.")
+
+
 class QueuesObject(Answer):
     """What waits between rollout and learner."""
 
@@ -78,6 +89,7 @@ class QueuesObject(Answer):
     version: int
     stages: list[StageObject]
     window: WindowObject
+    memory: MemoryObject
     stream: int = Field(description="Encoded groups kept: those queued, and those that no two checkpoints hold yet.")
     bytes: int = Field(description="Memory that they take in Redis.")
 
