@@ -4,10 +4,13 @@
                                   └─► summary: the newest of each source, sparkline, pace   ──► overview, Prometheus
 
 Invariants: the numbers of a job's entries are 1, 2, 3, … over all kinds, given with the entry in one step, so that
-whoever has read up to a number has missed nothing before it; nothing is ever removed. What a job makes by the step
-(`event`, `step`, `evaluation`, `update`) is kept whole; heartbeats (`worker`, `reward`) come by the clock, and once
+whoever has read up to a number has missed nothing before it. Heartbeats (`worker`, `reward`) come by the clock; once
 `HEARTBEATS_KEPT` of one source could have been kept, one is only where the last is `1 / HEARTBEATS_KEPT` of the time
 since the first ago. So their count grows with the logarithm of a job's time, and the newest is always in the summary.
+
+Each kind has `BYTES_KEPT` bytes. Until they are full everything is kept; then, of the older three quarters, every
+second entry is left out and counted (`left_out`), never the first, and again when they are full again. So the newest
+quarter is whole, and the past the coarser the older it is.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ KINDS: tuple[Kind, ...] = ("event", "step", "evaluation", "update", "worker", "r
 EVENTS, MEASURED, STEPS = KINDS[:1], KINDS[1:], KINDS[1:2]
 HEARTBEATS_KEPT = 2000
 EVENTS_SAMPLED = 2000
+BYTES_KEPT = 16 * 1024 * 1024
+"""Of one kind, data and sources: some ten thousand steps. When they are full, Redis writes them anew, in about 0.1 s."""
 _HEARTBEATS = ("worker", "reward")
 _SAMPLED_WHOLE = 2
 """With no more than so many times the entries that are wanted, all are read."""
@@ -70,9 +75,10 @@ def _source() -> str:
 class History:
     """Every job's history."""
 
-    def __init__(self, redis: Redis, heartbeats_kept: int = HEARTBEATS_KEPT) -> None:
+    def __init__(self, redis: Redis, heartbeats_kept: int = HEARTBEATS_KEPT, bytes_kept: int = BYTES_KEPT) -> None:
         self._redis = redis
         self._kept = heartbeats_kept
+        self._bytes = bytes_kept
         self._append = redis.register_script(_source())
 
     async def tell(self, job_id: str, data: bytes, time: float) -> int:
@@ -91,8 +97,9 @@ class History:
     ) -> int:
         k = JobKeys(job_id)
         kept = self._kept if kind in _HEARTBEATS else ""
-        arguments = [source, data, repr(time), kept, *marks]
-        return int(await self._append(keys=[k.job, k.summary, k.history(kind), k.marks], args=arguments))
+        arguments = [source, data, repr(time), kept, self._bytes, *marks]
+        keys = [k.job, k.summary, k.history(kind), k.marks, k.thinned]
+        return int(await self._append(keys=keys, args=arguments))
 
     async def after(
         self,
@@ -162,6 +169,11 @@ class History:
         k = JobKeys(job_id)
         found = await answer(self._redis.zrangebyscore(k.marks, step, "+inf", start=0, num=1))
         return int(found[0]) - 1 if found else await self.last(job_id)
+
+    async def left_out(self, job_id: str) -> dict[Kind, int]:
+        """How many entries of each kind are no longer there; no more would have fitted."""
+        found = await answer(self._redis.hmget(JobKeys(job_id).summary, [f"left out {kind}" for kind in KINDS]))
+        return {kind: int(count or 0) for kind, count in zip(KINDS, found, strict=True)}
 
     async def last(self, job_id: str) -> int:
         """The newest entry's number; 0 before the first."""

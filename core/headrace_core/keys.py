@@ -15,7 +15,9 @@ touch them together), and jobs spread over a cluster.
     headrace:{access}:audit:<of>  stream  who did what: changes, refusals (bounded)
     headrace:{job}:job            hash    document (JSON), owner, status, …
     headrace:{job}:history:<kind> stream  events, steps, evaluations, updates, heartbeats: entry ids are <number>-0
-    headrace:{job}:summary        hash    numbers given so far; of each source the newest entry; sparkline (JSON)
+    headrace:{job}:thinned        stream  while a script runs: what a history becomes that grew too large
+    headrace:{job}:summary        hash    numbers given so far; of each source the newest entry; sparkline (JSON);
+                                          of each kind its bytes, and how many entries were left out
     headrace:{job}:marks          zset    number of a step's entry → step
     headrace:{job}:checkpoints    hash    step → JSON
     headrace:{job}:workers        hash    worker → JSON heartbeat
@@ -89,6 +91,10 @@ class JobKeys:
 
     def history(self, kind: str) -> str:
         return f"{self.prefix}history:{kind}"
+
+    @property
+    def thinned(self) -> str:
+        return self.prefix + "thinned"
 
     @property
     def summary(self) -> str:

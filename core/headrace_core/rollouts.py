@@ -40,7 +40,8 @@ WIRE_VERSION = 1
 MOST_COMPLETIONS = 32
 """Of one group: the first ones. They were sampled alike, so that the first are as good as any."""
 
-# (limit in bytes, then step, group, record…) → how many were new
+# (limit in bytes, then step, group, record…) → how many were new. Where Redis' memory is shared out (KEYS[3], the
+# ledger), they may take a quarter of what the job's encoded groups may.
 _ADD = """
 local step, group = unpack(redis.call('HMGET', KEYS[2], 'last_step', 'last_group'))
 step, group = tonumber(step or 0), tonumber(group or -1)
@@ -53,7 +54,9 @@ for i = 2, #ARGV, 3 do
     bytes, step, group, new = bytes + #ARGV[i + 2], s, g, new + 1
   end
 end
-while bytes > tonumber(ARGV[1]) do
+local share, most = tonumber(redis.call('HGET', KEYS[3], 'share') or 0), tonumber(ARGV[1])
+if share > 0 then most = math.min(most, share / 4) end
+while bytes > most do
   local id, fields = unpack(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1])
   redis.call('XDEL', KEYS[1], id)
   redis.call('HDEL', KEYS[2], string.match(id, '-(%d+)$'))
@@ -159,13 +162,13 @@ class RolloutStore:
     def __init__(self, redis: Redis, job_id: str) -> None:
         keys = JobKeys(job_id)
         self._redis = redis
-        self._stream, self._index = keys.rollouts, keys.rollouts_index
+        self._stream, self._index, self._ledger = keys.rollouts, keys.rollouts_index, keys.ledger
         self._script = redis.register_script(_ADD)
 
     async def add(self, rollouts: Sequence[Rollout], most_bytes: int) -> int:
         """Keep these groups of one step, ascending, within `most_bytes` of all; returns how many were not there yet."""
         flat = [x for r in rollouts for x in (r.step, r.group, msgspec.msgpack.encode(r))]
-        return int(await answer(self._script(keys=[self._stream, self._index], args=[most_bytes, *flat])))
+        return int(await answer(self._script(keys=[self._stream, self._index, self._ledger], args=[most_bytes, *flat])))
 
     async def walk(
         self, *, after: tuple[int, int] | None = None, step: int | None = None, newest_first: bool = True

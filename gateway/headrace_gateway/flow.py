@@ -50,6 +50,7 @@ async def queues(gateway: Gateway, job: Job) -> dict[str, Any]:
             "kept": found.bytes - held["queued"] - held["claimed"],
             "share": found.share or None,
             "held_back": found.held_back,
+            "left_out": await gateway.jobs.history.left_out(job.id),
         },
         "stream": int(await answer(gateway.redis.xlen(stream))),
         "bytes": int(await answer(gateway.redis.memory_usage(stream)) or 0),

@@ -215,3 +215,33 @@ async def test_a_job_knows_its_pace(redis: Redis) -> None:
 
 def test_every_kind_of_measurement_has_a_stream() -> None:
     assert {"event", *(m.kind for m in (StepMetrics, UpdateMetrics, WorkerMetrics))} <= set(KINDS)
+
+
+@pytest.mark.parametrize("size", [40, 4000])
+async def test_a_long_history_keeps_within_its_bytes_and_counts_what_it_left_out(redis: Redis, size: int) -> None:
+    most = 100 * size
+    history = History(redis, bytes_kept=most)
+    for number in range(1000):
+        await history.tell(JOB, msgspec.json.encode(f"{number} ".ljust(size - 7)), float(number))
+    found = await everything(history)
+    numbers = [e.number for e in found]
+    assert sum(len(e.source) + len(e.data) for e in found) <= most
+    assert await answer(redis.memory_usage(JobKeys(JOB).history("event"), samples=0)) < 2 * most + 20_000
+    assert numbers[0] == 1, "the first is gone"
+    assert numbers[-25:] == list(range(976, 1001)), "the newest are not all there"
+    assert (await history.left_out(JOB))["event"] == 1000 - len(found)
+    gaps = [b - a for a, b in pairwise(numbers)]
+    assert gaps == sorted(gaps, reverse=True), "the past is not the coarser the older it is"
+    assert await history.last(JOB) == 1000
+
+
+async def test_a_step_that_was_left_out_leads_to_the_next_that_is_there(redis: Redis) -> None:
+    history = History(redis, bytes_kept=20_000)
+    for number in range(1, 200):
+        await history.record(JOB, a_step(number))
+    kept = [msgspec.json.decode(e.data)["step"] for e in await everything(history)]
+    assert len(kept) < 199
+    for step in (1, 2, 50, 150, 199):
+        place = await history.before_step(JOB, step)
+        after = await history.after(JOB, place, 1)
+        assert msgspec.json.decode(after[0].data)["step"] == min(s for s in kept if s >= step)

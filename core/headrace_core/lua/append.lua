@@ -1,10 +1,13 @@
--- One entry of a job's history. KEYS: job, summary, stream of the entry's kind, marks.
--- ARGV: source, data, time, heartbeats kept ('' for what is kept always), step, reward, age ('' where there is none).
+-- One entry of a job's history. KEYS: job, summary, stream of the entry's kind, marks, what a thinned stream is made as.
+-- ARGV: source, data, time, heartbeats kept ('' for what is kept always), bytes kept, step, reward, age ('' where there is
+-- none).
 -- Returns the entry's number, 0 where only the newest is kept. A call sent again is recognised by its data.
-local job, summary, stream, marks = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local job, summary, stream, marks, thinned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local source, data, time, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local step, reward, age = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local POINTS, PACE = 40, 32
+local most = tonumber(ARGV[5])
+local step, reward, age = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local POINTS, PACE, PAGE = 40, 32, 500
+local kind = string.match(stream, '%w+$')
 
 local function number_of_newest()
   local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
@@ -49,6 +52,29 @@ local function paced(raw)
   return cjson.encode(pace)
 end
 
+-- Of the older three quarters of the stream every second entry is left out, never the first. A new stream is written,
+-- because a stream makes memory free by whole blocks only.
+local function thin()
+  local count, at, seen, bytes, after = redis.call('XLEN', stream), 0, nil, 0, '-'
+  redis.call('DEL', thinned)
+  repeat
+    seen = redis.call('XRANGE', stream, after, '+', 'COUNT', PAGE)
+    for _, entry in ipairs(seen) do
+      if at % 2 == 0 or at >= 0.75 * count then
+        redis.call('XADD', thinned, entry[1], unpack(entry[2]))
+        bytes = bytes + #entry[2][2] + #entry[2][4]
+      else
+        redis.call('HINCRBY', summary, 'left out ' .. kind, 1)
+        if kind == 'step' then redis.call('ZREM', marks, string.match(entry[1], '^%d+')) end
+      end
+      at, after = at + 1, '(' .. entry[1]
+    end
+  until #seen < PAGE
+  redis.call('RENAME', thinned, stream)
+  redis.call('HSET', summary, 'bytes ' .. kind, bytes)
+end
+
+redis.call('HDEL', summary, '') -- at its memory limit Redis refuses a first write that takes memory: this takes none
 if redis.call('HGET', summary, source) == data then return number_of_newest() end
 redis.call('HSET', summary, source, data)
 
@@ -62,6 +88,7 @@ end
 
 local number = redis.call('HINCRBY', summary, 'entries', 1)
 redis.call('XADD', stream, number .. '-0', 'source', source, 'data', data)
+if redis.call('HINCRBY', summary, 'bytes ' .. kind, #source + #data) > most then thin() end
 if step then
   local newest = redis.call('ZREVRANGE', marks, 0, 0, 'WITHSCORES')
   if not newest[2] or step > tonumber(newest[2]) then

@@ -1,11 +1,18 @@
 -- (time, group, token, oldest token's version, tokens, encoded group) → 'queued' or 'fenced'
--- An expired lease that nobody took over still commits: the work is good.
+-- An expired lease that nobody took over still commits: the work is good. The last twentieth of Redis' memory is kept for
+-- what ends jobs or pauses them: a group that would take of it is refused as Redis itself refuses, and sent again.
 local group, token = ARGV[2], ARGV[3]
+local function full(bytes)
+  local memory = redis.call('INFO', 'memory')
+  local used, most = string.match(memory, 'used_memory:(%d+)'), string.match(memory, 'maxmemory:(%d+)')
+  return tonumber(most) > 0 and tonumber(used) + bytes > 0.95 * tonumber(most)
+end
 if not holds(group, token) then
   if redis.call('HGET', GROUP .. group, 'committed') == token then return 'queued' end
   redis.call('HINCRBY', LEDGER, 'fenced', 1)
   return 'fenced'
 end
+if full(#ARGV[6]) then return redis.error_reply('OOM the memory kept for groups is used up') end
 local entry = redis.call('XADD', GROUPS, '*', 'group', group, 'data', ARGV[6])
 redis.call('ZREM', LEASES, group)
 redis.call('ZADD', QUEUED, group, group)

@@ -7,6 +7,10 @@
 -- settle and filter answer the second the same, and change nothing; a doubled admit leaves leases that expire.
 redis.replicate_commands() -- needed before Redis 7 to write after TIME; a no-op since
 
+-- At its memory limit Redis refuses a script's first write, unless it takes no memory: what follows passes. All scripts
+-- do, because what they write is small, or makes memory free; a group that is large is refused by commit itself.
+redis.call('HDEL', KEYS[1], '')
+
 local LEDGER, LEASES, QUEUED, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUPS, STEPS, SIGNALS, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local CHANGES, DRAINS, JOB = KEYS[9], KEYS[10], KEYS[11]

@@ -79,6 +79,7 @@ class MemoryObject(Answer):
     kept: int = Field(description="Trained on, and kept for a replay until two checkpoints hold the step.")
     share: int | None = Field(description="How many there may be; null: any number.")
     held_back: int = Field(description="Admissions that gave no group, although the window had room, for want of it.")
+    left_out: dict[str, int] = Field(description="Entries of the job's history that are no longer kept, by kind.")
 
 
 class QueuesObject(Answer):
