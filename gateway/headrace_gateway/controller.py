@@ -44,6 +44,7 @@ from headrace_core.weights import WeightStore, default_root
 from .controller_beats import ControllerBeats
 from .crew import Crew
 from .evaluations import Evaluations
+from .memory import MemoryShare
 from .partials import remove_partials
 from .pausing import SHORT, CannotGoOn, cannot_go_on
 from .placement import PlaceLost
@@ -81,6 +82,7 @@ class JobController:
         self._ledger = Ledger(self._redis, job_id)
         self._drains = Drains(self._redis, job_id)
         self._mending = Mending(self._redis, job_id)
+        self._memory = MemoryShare(self._redis, self._jobs, settings, job_id)
         self._weights_root = settings.weights_dir or default_root()
         self._snapshots_root = settings.snapshots_dir or default_root()
         self._crew = Crew(settings, redis_url, self._jobs, self._mending, self._weights_root, self._snapshots_root)
@@ -137,7 +139,7 @@ class JobController:
             return job.status
         try:
             _check_wanted(job)
-            await until([self._work(job)], [self._watch(job)])
+            await until([self._work(job)], [self._watch(job), self._memory.keep_allotted()])
             await self._jobs.update(self._job_id, fine_tuned_model=model_name(job))
             return await self._end("succeeded", f"succeeded: the trained model is {model_name(job)}")
         except Paused:
