@@ -26,14 +26,13 @@ from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace_core.errors import Forbidden, HeadraceError, NotAuthenticated, NotFound, RateLimited
-from headrace_core.redis import away
 from headrace_core.settings import Settings
 
 from .admission import Admitted, admit
 from .audit import LONGEST_PATH, Entry
 from .context import Gateway
-from .envelope import answer_to
-from .identity import LOCAL, NOBODY, Principal
+from .envelope import answer_to, redis_trouble
+from .identity import LOCAL, NOBODY, OpenedBy, Principal
 from .visit import Visit
 
 _PARAMS = {"job": "fine_tuning_job_id", "file": "file_id"}
@@ -64,7 +63,7 @@ class Access:
         try:
             await self._admit(visit, gateway, state)
         except RedisError as error:
-            await answer_to(away(error))(scope, receive, send)
+            await answer_to(redis_trouble(error))(scope, receive, send)
             return
         except HeadraceError as error:
             await _refusal(visit, error)(scope, receive, _Answer(visit, gateway, scope, send))
@@ -101,6 +100,7 @@ class Access:
         )
         if not free and (key := admitted.key) is not None and key.why_not(time.time()) is None:
             state["principal"] = key.principal
+            state["opened_by"] = OpenedBy(visit.key, session)
         self._within_limit(visit, admitted)
         if not (free or visit.open):
             _let_in(visit, admitted, by_cookie=bool(session))

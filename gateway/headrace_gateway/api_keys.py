@@ -19,7 +19,7 @@ from headrace_core.jobs import new_id
 from headrace_core.records import name, read
 from headrace_core.redis import answer
 
-from .identity import Principal, Scope
+from .identity import OpenedBy, Principal, Scope
 
 PREFIX = "hr-"
 SESSION_SECONDS = 12 * 3600
@@ -122,6 +122,16 @@ class KeyStore:
     async def close_session(self, token: str) -> None:
         """Nothing is opened by it any more; a session that is none is no error."""
         await answer(self._redis.delete(keys.session(digest(token))))
+
+    async def check(self, shown: OpenedBy) -> None:
+        """Whether what let a request in would still do. Raises `NotAuthenticated`."""
+        found = shown.key
+        if shown.session:
+            begun = await answer(self._redis.get(keys.session(shown.session)))
+            if begun is None:
+                raise NotAuthenticated("this session has ended")
+            found = begun.decode()
+        await self._valid(found)
 
     async def _valid(self, found: str) -> ApiKey:
         raw = await answer(self._redis.hget(keys.API_KEYS, found))

@@ -14,7 +14,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +30,7 @@ from headrace_core.errors import (
     Unavailable,
 )
 from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.redis import away
+from headrace_core.redis import away, passing
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +67,14 @@ def answer_to(error: HeadraceError) -> JSONResponse:
     return response
 
 
+def redis_trouble(error: RedisError) -> Unavailable:
+    """What a caller is told where Redis cannot be reached, or says that it will answer later. Raises any other error as
+    it is: a wrong command, or data that is not what it should be, is no trouble that passes."""
+    if isinstance(error, ConnectionError | TimeoutError) or passing(error):
+        return away(error)
+    raise error
+
+
 def install(app: FastAPI, max_upload_bytes: int) -> None:
     """Handlers for every error, and the middleware around all routes."""
 
@@ -86,7 +94,8 @@ def install(app: FastAPI, max_upload_bytes: int) -> None:
         return error_response(400, message, param=param, code=code)
 
     async def no_redis(_: Request, error: Exception) -> JSONResponse:
-        return answer_to(away(error))
+        assert isinstance(error, RedisError)
+        return answer_to(redis_trouble(error))
 
     async def not_unicode(_: Request, error: Exception) -> JSONResponse:
         # JSON's escapes can spell half a character, and Python reads it: it fails where it is to be written down.

@@ -25,6 +25,14 @@ class Principal:
         return self.scope == "admin" or self.name == owner
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedBy:
+    """What a request showed, as SHA-256 sums: a key, or the token of a session."""
+
+    key: str
+    session: str
+
+
 LOCAL = Principal("local", "local", "admin")
 """Whoever reaches a gateway that asks for no keys."""
 

@@ -42,7 +42,7 @@ def read(path: Path) -> JobFile:
         told = tomllib.loads(path.read_text())
     except OSError as error:
         raise InvalidData(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidData(f"{path}: not TOML: {error}") from error
     for name in told:
         if name not in _REQUIRED + _OPTIONAL:
@@ -53,7 +53,10 @@ def read(path: Path) -> JobFile:
             raise InvalidData(f"{path}: needs {name!r}", param=name)
     folder = path.absolute().parent
     grader, hyperparameters = with_absolute_paths(told.pop("grader"), folder), told.pop("hyperparameters", {})
-    files = [name for name in ("training_file", "validation_file") if name in told and not names_task(str(told[name]))]
+    for name in ("training_file", "validation_file"):
+        if not isinstance(told.get(name, ""), str):
+            raise InvalidData(f"{path}: {name}: a text is needed, not {told[name]!r:.100}", param=name)
+    files = [name for name in ("training_file", "validation_file") if name in told and not names_task(told[name])]
     uploads: dict[str, Path] = {name: folder / told.pop(name) for name in files}
     for name, upload in uploads.items():
         if not upload.is_file():

@@ -53,7 +53,7 @@ class PromptCounter:
         special = {k: _content(v) for k, v in self._names.items() if k.endswith("_token") and v is not None}
         try:
             return self._template.render(messages=row.messages, add_generation_prompt=True, **special)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it may fail in any way
             raise InvalidData(f"the model's chat template refuses the messages: {error}", param="messages") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import time
 from typing import Any
@@ -12,10 +14,11 @@ import pytest
 from fastapi.routing import APIRoute
 from redis.asyncio import Redis
 
+from headrace_core.jobs import JobStore
 from headrace_core.settings import Settings
-from headrace_gateway import api_keys
+from headrace_gateway import api_keys, streaming
 
-from .conftest import Served, body, rows
+from .conftest import Served, body, rows, stored_job
 from .keyed import Keyed, gateway, keyed
 from .test_envelope import error_of
 
@@ -184,3 +187,29 @@ async def test_without_redis_nobody_comes_in(redis: Redis, redis_server: Any, tm
         answer = await http.get("/v1/models", headers={"authorization": f"Bearer {served.admin}"})
         assert "Redis" in error_of(answer, 503)["message"]
         assert (await http.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired", "logged out"])
+async def test_an_open_stream_ends_soon_after_its_key(
+    keyed: Keyed, redis: Redis, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(streaming, "CHECK_SECONDS", 0.05)
+    await JobStore(redis).create(stored_job("ftjob-1", owner="carol", status="running"))
+    key, secret = await keyed.keys.create("carol", "user", 1.0 if how == "expired" else None)
+    _, token = await keyed.keys.open_session(secret)
+    shown = {"cookie": f"headrace_session={token}"} if how == "logged out" else {"authorization": f"Bearer {secret}"}
+    async with (
+        asyncio.timeout(20),
+        keyed.http() as http,
+        http.stream("GET", "/v1/fine_tuning/jobs/ftjob-1/stream", headers=shown) as answer,
+    ):
+        lines = answer.aiter_lines()
+        assert await anext(lines) == "event: state"
+        if how == "revoked":
+            await keyed.keys.revoke(key.id)
+        elif how == "logged out":
+            await keyed.keys.close_session(token)
+        rest = [line async for line in lines]
+    assert rest[-3] == "event: error"
+    error = json.loads(rest[-2].removeprefix("data: "))["error"]
+    assert (error["code"], "ended" in error["message"] or how in error["message"]) == ("invalid_api_key", True)

@@ -22,6 +22,7 @@ import msgspec
 from headrace_core.errors import InvalidState
 from headrace_core.history import MEASURED
 from headrace_core.jobs import ENDED, JobStore
+from headrace_core.records import UNREADABLE
 
 from ..client import Client
 from .series import point
@@ -126,9 +127,12 @@ def read_cursor(folder: Path) -> Cursor:
     """How far the folder is; at the beginning where it is empty, or holds less than its cursor says."""
     try:
         cursor = msgspec.json.decode((folder / _CURSOR).read_bytes(), type=Cursor)
-    except (FileNotFoundError, msgspec.DecodeError):  # the latter where the machine lost its power
+    except (FileNotFoundError, *UNREADABLE):  # the latter where the machine lost its power
         return Cursor()
-    whole = cursor.size == 0 or any(f.stat().st_size >= cursor.size for f in folder.iterdir() if f.is_file())
+    if min(cursor.number, cursor.step, cursor.size) < 0:
+        return Cursor()
+    sinks = (f for f in folder.iterdir() if f.is_file() and f.name not in (_CURSOR, _LOCK))
+    whole = cursor.size == 0 or any(f.stat().st_size >= cursor.size for f in sinks)
     return cursor if whole else Cursor()
 
 
