@@ -28,7 +28,7 @@ from typing import Any
 
 from headrace_core.concurrency import cancel, first_to_end
 from headrace_core.drains import Drains
-from headrace_core.errors import TimedOut, WeightsDamaged
+from headrace_core.errors import InvalidState, TimedOut, WeightsDamaged
 from headrace_core.jobs import JobStore
 from headrace_core.ledger import Lease, Ledger, Outcome, Refusal
 from headrace_core.live import Live
@@ -84,6 +84,8 @@ class RolloutWorker:
         self._split = TimeSplit("start")
         self._wake, self._news, self._stopping, self._idle = (asyncio.Event() for _ in range(4))
         self._idle.set()
+        self._starting: asyncio.Task[dict[str, Any]] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._updated = asyncio.Condition()
         self._broken: asyncio.Queue[BaseException] = asyncio.Queue()
 
@@ -105,7 +107,19 @@ class RolloutWorker:
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self) -> dict[str, Any]:
-        """Start the engine and the reward, read the data, catch up with the newest policy version."""
+        """Start the engine and the reward, read the data, catch up with the newest policy version.
+
+        Raises `InvalidState` where `stop` is called meanwhile.
+        """
+        self._starting = asyncio.create_task(self._start(), name="start")
+        try:
+            return await self._starting
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise
+            raise InvalidState(f"{self._config.worker} was stopped while it started") from None
+
+    async def _start(self) -> dict[str, Any]:
         began = time.monotonic()
         await self._jobs.starts(self._config.job_id, self._config.worker, "rollout")
         self._tokenizer = Tokenizer(Path(self._config.model_path))
@@ -168,9 +182,20 @@ class RolloutWorker:
         await self._ledger.release(lease for lease, _ in held)
 
     async def stop(self) -> None:
-        """End `run`, which gives its leases back while the engine still lives, then engine and reward. Idempotent."""
+        """End `run`, which gives its leases back while the engine still lives, then engine and reward. Idempotent.
+
+        A start under way is given up: by that, too, no process is left of its engine.
+        """
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end(), name="end")
+        await asyncio.shield(self._ending)  # of a job cancelled while it pauses, it is asked for twice at once
+
+    async def _end(self) -> None:
         self._stopping.set()
         try:
+            if self._starting is not None and not self._starting.done():
+                self._starting.cancel()
+                await asyncio.wait([self._starting], timeout=STOP_SECONDS)
             await asyncio.wait_for(self._idle.wait(), STOP_SECONDS)
         except TimeoutError as error:
             raise TimedOut(f"{self._config.worker} did not give its leases back in {STOP_SECONDS:.0f} s") from error

@@ -115,8 +115,8 @@ async def test_a_step_whose_pause_was_taken_back_is_trained_again_to_the_same_we
     await train_whole(whole)
     job, door = bench("crossed", checkpoint_interval=2), Door(monkeypatch)
     await job.open()
-    for status in ("queued", "running"):
-        await job.jobs.move(job.job_id, status)  # type: ignore[arg-type]
+    await job.jobs.move(job.job_id, "queued")
+    await job.jobs.move(job.job_id, "running")
     first = LearnerWorker(job.config)
     await first.start()
     door.shut("Train")

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from redis.asyncio import Redis
 
 from headrace_core.data import PromptOrder, read_rows
 from headrace_core.drains import Drains
+from headrace_core.errors import InvalidState
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobStore
 from headrace_core.ledger import Ledger, Outcome, Step
@@ -67,6 +69,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         name: str = "rollout-0",
         function: str = f"{ADDER / 'reward.py'}:correct",
         grader: dict[str, Any] | None = None,
+        ready: bool = True,
         **changes: Any,
     ) -> RolloutWorker:
         config = WorkerConfig(
@@ -87,7 +90,8 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         )
         worker = RolloutWorker(config)
         started.append(worker)
-        await worker.start()
+        if ready:
+            await worker.start()
         return worker
 
     yield start
@@ -380,3 +384,23 @@ async def test_a_changed_group_size_holds_for_groups_leased_from_its_version(
     assert sizes == [3] * WINDOW + [5, 5]
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)
+
+
+async def test_a_worker_that_is_stopped_while_it_starts_gives_up_and_leaves_no_process(
+    start: Start, ledger: Ledger, tmp_path: Path
+) -> None:
+    reward = tmp_path / "slow.py"
+    reward.write_text("import time\ntime.sleep(50)\n\ndef slow(sample, item):\n    return 1.0\n")
+    before = set(psutil.Process().children(recursive=True))
+    worker = await start(function=f"{reward}:slow", ready=False)
+    starting = asyncio.create_task(worker.start())
+
+    async def importing() -> bool:
+        return len(set(psutil.Process().children(recursive=True)) - before) > 0
+
+    await until(importing, "the reward's process is up")
+    await asyncio.wait_for(worker.stop(), 10)
+    with pytest.raises(InvalidState, match="rollout-0 was stopped while it started"):
+        await starting
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert (await ledger.account()).admitted == 0

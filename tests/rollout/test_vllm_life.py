@@ -67,3 +67,15 @@ async def test_a_start_past_its_limit_fails_and_leaves_no_process(weights: dict[
     with pytest.raises(EngineFailure, match="not ready within 1 s"):
         await engine.start()
     assert descendants() <= before
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process(weights: dict[str, Weights]) -> None:
+    before = descendants()
+    starting = asyncio.create_task(VllmEngine(engine_config(weights)).start())
+    async with asyncio.timeout(LIMIT):
+        while not descendants() - before:  # noqa: ASYNC110 (a process of another library appears)
+            await asyncio.sleep(0.05)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(starting, LIMIT)
+    assert descendants() <= before

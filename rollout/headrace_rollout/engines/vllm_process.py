@@ -139,18 +139,32 @@ class VllmProcess:
 
 
 async def _bring_up(config: EngineConfig, before: set[Any]) -> Any:
-    """A started AsyncLLM; raises TimeoutError after `start_timeout`, having ended the processes of the attempt."""
+    """A started AsyncLLM; raises TimeoutError after `start_timeout`. Then, and where it is cancelled, the processes of
+    the attempt have been ended."""
     attempt = asyncio.create_task(asyncio.to_thread(vllm_start.start_engine, config))
-    done, _ = await asyncio.wait({attempt}, timeout=config.start_timeout)
+    try:
+        done, _ = await asyncio.wait({attempt}, timeout=config.start_timeout)
+    except asyncio.CancelledError:
+        await _give_up(attempt, before)
+        raise
     if done:
         return attempt.result()
+    await _give_up(attempt, before)
+    raise TimeoutError(f"not ready within {config.start_timeout:.0f} s")
+
+
+async def _give_up(attempt: asyncio.Task[Any], before: set[Any]) -> None:
+    """End the processes of an attempt, and the memory that they share, until it fails for want of them."""
     attempt.add_done_callback(_discard)
-    # Without its process the attempt fails; one that still reads its configuration has yet to start it.
+    # One that still reads its configuration has yet to start its process.
     deadline = time.monotonic() + CALL_LIMIT
     while not attempt.done() and time.monotonic() < deadline:
-        await asyncio.to_thread(vllm_start.end_processes, vllm_start.engine_processes() - before, 0.0)
+        processes = vllm_start.engine_processes() - before
+        segments = vllm_start.shared_segments(processes)
+        await asyncio.to_thread(vllm_start.end_processes, processes, 0.0)
+        for segment in segments:
+            segment.unlink(missing_ok=True)
         await asyncio.wait({attempt}, timeout=WATCH_INTERVAL)
-    raise TimeoutError(f"not ready within {config.start_timeout:.0f} s")
 
 
 def _discard(attempt: asyncio.Task[Any]) -> None:
