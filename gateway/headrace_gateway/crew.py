@@ -29,7 +29,6 @@ from .supervisor import STOP_SECONDS, Supervisor
 from .waits import LEARNER
 
 LOOK_SECONDS = 1.0
-START_STOP_SECONDS = 5.0
 
 
 class Crew:
@@ -79,9 +78,7 @@ class Crew:
         await asyncio.gather(*(worker.stop(self._to_stop(worker), patience) for worker in self.workers))
 
     def _to_stop(self, worker: Supervisor) -> float:
-        """Seconds it may take. One that still loads its model has nothing to keep."""
-        if not worker.ready:
-            return START_STOP_SECONDS
+        """Seconds it may take."""
         return self._settings.stall_timeout if worker.name == LEARNER else STOP_SECONDS
 
     async def leave(self) -> None:

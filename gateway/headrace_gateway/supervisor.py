@@ -32,6 +32,7 @@ from .restarts import Restarts
 from .silence import Pulse
 
 STOP_SECONDS = 20.0
+START_STOP_SECONDS = 5.0
 CLOSE_SECONDS = 10.0
 """For a worker that failed to end what it started: an engine, reward processes."""
 LOOK_SECONDS = 1.0
@@ -134,22 +135,25 @@ class Supervisor:
                 await asyncio.sleep(LOOK_SECONDS)
 
     async def stop(self, limit: float = STOP_SECONDS, patience: float | None = None) -> None:
-        """Let the worker end in good order, then end its process. Idempotent.
+        """Let the worker end in good order, then end its process. Idempotent; where cancelled, the next call goes on.
 
-        It has `limit` seconds; only `patience`, where that is given, as soon as it does not answer at all.
+        It has `limit` seconds; only `patience`, where that is given, as soon as it does not answer at all. One that
+        loads its model, or was told to stop before, has `START_STOP_SECONDS`, and nobody is told that it was ended.
         """
-        process, self._process = self._process, None
+        process, ready = self._process, self.ready
         self._ready.clear()
         if process is None:
             return
         stopping = asyncio.ensure_future(process.stop())
         try:
-            await self._awaited(stopping, limit, patience or limit)
+            await self._awaited(stopping, limit if ready else START_STOP_SECONDS, patience or limit)
         except (RayError, TimeoutError) as error:
-            await self._tell(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
+            if ready:
+                await self._tell(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
         finally:
             await cancel([stopping])
-            self._let_go(process)
+        self._process = None
+        self._let_go(process)
 
     async def _awaited(self, stopping: asyncio.Future[None], limit: float, patience: float) -> None:
         until = time.monotonic() + limit
