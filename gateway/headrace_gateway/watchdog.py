@@ -13,7 +13,8 @@ Invariant: progress is what cannot be had twice: a group that arrives or ends, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -32,11 +33,20 @@ from .waits import Wait, Waits
 class Watchdog:
     """Of one job; `look` is called about once a second."""
 
-    def __init__(self, settings: Settings, job: Job, jobs: JobStore, ledger: Ledger, mending: Mending) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        job: Job,
+        jobs: JobStore,
+        ledger: Ledger,
+        mending: Mending,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._soon, self._late = settings.watchdog_seconds, settings.stall_timeout / 2
         self._job, self._jobs, self._ledger, self._mending = job, jobs, ledger, mending
         self._waits = Waits()
-        self._still = Stillness()
+        self._still = Stillness(clock)
+        self._progress: tuple[int, int, int] | None = None
         self._told = self._acted = False
         """Since the last progress."""
         self._reissued: set[str] = set()
@@ -68,10 +78,10 @@ class Watchdog:
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _look_at_job(self, workers: Sequence[Supervisor], account: Account, held: bool) -> None:
-        before = self._still.seconds
-        still = self._still.look(progress(account))
-        if still == 0.0 and before > 0.0:
+        before, self._progress = self._progress, progress(account)
+        if self._progress != before:
             self._told = self._acted = False
+        still = self._still.look(self._progress)
         working = bool(workers) and all(worker.working for worker in workers)
         if held or not working or account.version >= self._job.total_steps:
             self._still.begin()

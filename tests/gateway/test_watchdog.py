@@ -1,0 +1,141 @@
+"""The watchdog on a real ledger and job store; the tests play workers, and its look is called as often as it takes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from redis.asyncio import Redis
+
+from headrace_core.jobs import JobStore
+from headrace_core.ledger import Ledger, Outcome
+from headrace_core.mending import Mending
+from headrace_core.metrics import WorkerMetrics
+from headrace_core.settings import Settings
+from headrace_core.staleness import Limits
+from headrace_gateway.pausing import Stalled
+from headrace_gateway.supervisor import Supervisor
+from headrace_gateway.watchdog import Watchdog
+
+from .conftest import stored_job
+
+SOON, LATE = 6.0, 20.0
+JOB = stored_job(status="running", total_steps=10)
+
+
+class Worker:
+    """A twin of a supervised worker: says what it is told to, and notes why it was ended."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.ready, self.working = name, True, True
+        self.silence = 0.0
+        self.ends: list[str] = []
+
+    def silent(self) -> float:
+        return self.silence
+
+    def end(self, reason: str) -> None:
+        self.ends.append(reason)
+
+
+class Job:
+    """A watchdog over two workers, and a clock."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.jobs, self.ledger, self.mending = JobStore(redis), Ledger(redis, JOB.id), Mending(redis, JOB.id)
+        self.learner, self.rollout = Worker("learner"), Worker("rollout-0")
+        self.now = 1000.0
+        settings = Settings(watchdog_seconds=SOON, stall_timeout=2 * LATE)
+        self.dog = Watchdog(settings, JOB, self.jobs, self.ledger, self.mending, lambda: self.now)
+
+    async def looks(self, seconds: int, held: bool = False, **doing: str) -> None:
+        """One a second; `doing`: what each worker waits for."""
+        doing = doing or {"learner": "groups", "rollout_0": "rewards"}
+        for _ in range(seconds):
+            self.now += 1.0
+            for worker, what in doing.items():
+                name = worker.replace("_", "-")
+                await self.jobs.beat(JOB.id, a_beat(name, self.now, what))
+            workers = cast("list[Supervisor]", [self.learner, self.rollout])
+            await self.dog.look(workers, await self.ledger.account(), held)
+
+    async def told(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(e.message, e.data or {}) for _, e in await self.jobs.events(JOB.id) if e.level == "warn"]
+
+    async def acts(self) -> dict[str, int]:
+        return (await self.mending.counts())[0]
+
+
+def a_beat(worker: str, now: float, what: str) -> WorkerMetrics:
+    role = "learner" if worker == "learner" else "rollout"
+    return WorkerMetrics(worker=worker, role=role, time=now, version=0, uptime=now, busy=0.0, waiting={what: now})
+
+
+@pytest.fixture
+async def job(redis: Redis) -> Job:
+    job = Job(redis)
+    await job.jobs.create(JOB)
+    await job.ledger.open(Limits(max_staleness=1, batch_size=4, total_groups=40))
+    return job
+
+
+async def test_a_silent_worker_s_leases_are_issued_again_and_then_it_is_ended(job: Job) -> None:
+    await job.ledger.admit("rollout-0", 0, 3, 60.0)
+    job.rollout.silence = SOON / 2
+    await job.looks(2)
+    assert await job.acts() == {"reissue": 1}
+    again = await job.ledger.admit("rollout-1", 0, 3, 60.0)
+    assert [(lease.group_id, lease.attempt) for lease in again.leases] == [(0, 2), (1, 2), (2, 2)]
+    job.rollout.silence = SOON
+    await job.looks(1)
+    assert job.rollout.ends == ["its process did not answer for 6 s"]
+    assert job.learner.ends == []
+    assert await job.acts() == {"reissue": 1, "restart": 1}
+    (reissued, data), (ended, _) = await job.told()
+    assert "3 of its leases are issued again" in reissued
+    assert ended.startswith("rollout-0 is ended")
+    assert data["act"] == "reissue"
+    assert {w["who"]: w["for"] for w in data["waits"]}["rollout-0"] == "an answer of its process"
+
+
+async def test_a_worker_that_answers_again_is_let_be(job: Job) -> None:
+    for _ in range(2):
+        job.rollout.silence = SOON / 2
+        await job.looks(1)
+        job.rollout.silence = 0.0
+        await job.looks(1)
+    assert await job.acts() == {"reissue": 2}
+    assert job.rollout.ends == []
+
+
+async def test_no_progress_is_told_then_acted_on_and_then_pauses_the_job(job: Job) -> None:
+    await job.looks(int(SOON) + 1)
+    ((message, data),) = await job.told()
+    assert message.startswith("no progress for 6 s at version 0: learner waits for groups of rollout-0")
+    assert [(w["who"], w["for"]) for w in data["waits"]] == [
+        ("learner", "groups of rollout-0"), ("rollout-0", "its reward")
+    ]  # fmt: skip
+    await job.looks(int(LATE - SOON))
+    assert (len(job.rollout.ends), len(job.learner.ends)) == (1, 0)
+    assert await job.acts() == {"restart": 1}
+    with pytest.raises(Stalled, match="rollout-0 waits for its reward") as stalled:
+        await job.looks(int(LATE) + 1)
+    assert (stalled.value.code, stalled.value.who) == ("stalled", "job")
+
+
+async def test_a_lease_or_a_restart_is_no_progress_and_an_arrival_is(job: Job) -> None:
+    await job.looks(int(SOON) - 1)
+    (lease,) = (await job.ledger.admit("rollout-0", 0, 1, 60.0)).leases
+    await job.looks(2)
+    assert len(await job.told()) == 1
+    await job.ledger.fail(lease, Outcome.REWARD_FAILED, "it was of no use")
+    await job.looks(int(SOON) + 1)
+    assert len(await job.told()) == 2
+    assert job.rollout.ends == []
+
+
+async def test_a_job_that_is_meant_to_stand_still_does(job: Job) -> None:
+    await job.looks(int(2 * LATE), held=True)
+    job.learner.working = False  # it starts, within a limit of its own
+    await job.looks(int(2 * LATE))
+    assert await job.told() == []
