@@ -23,7 +23,7 @@ from e2e.service import Service  # noqa: E402
 from headrace_gateway.redis_server import RedisServer  # noqa: E402
 
 NODE_HOST = "127.0.0.22"
-START_AGAIN_SECONDS = 120.0
+START_AGAIN_SECONDS = 300.0
 """A gateway that finds no Redis or no Ray ends with an error, and is started again for so long."""
 
 
@@ -76,7 +76,7 @@ class Embedded:
 class Cluster:
     """Redis and Ray are the operator's. Two of a job's three processes are on the node that may die."""
 
-    kinds: tuple[str, ...] = ("rank", "node", "gateway", "redis", "controller")
+    kinds: tuple[str, ...] = ("rank", "node", "gateway", "redis", "controller", "rollout", "reward")
     ranks = 2
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:

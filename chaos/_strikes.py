@@ -13,8 +13,8 @@ import psutil
 
 STOPPED = 0.25
 """Share of the strikes that stop a process (SIGSTOP, later SIGCONT) rather than kill it."""
-SHORT, LONG = (0.5, 4.0), (12.0, 18.0)
-"""Seconds that one is stopped; a long stop outlasts leases and the time after which a worker counts as lost."""
+SHORT, LONG = (0.5, 4.0), (12.0, 26.0)
+"""Seconds that one is stopped; a long stop outlasts leases, and often the watchdog's patience."""
 LONG_SHARE = 0.25
 HURRIED = 0.3
 """Share of the strikes after which the next comes at once, while the system still recovers."""

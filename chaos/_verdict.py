@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 from _processes import Family, described
 from _watcher import Watcher
 
@@ -19,6 +20,8 @@ TERMINAL = {
     "cancelled",
 }
 SHARED_MEMORY = Path("/dev/shm")
+ENDING_SECONDS = 10.0
+"""What was told to end may still be on its way out."""
 
 
 def of_job(watcher: Watcher, steps: int, batch_size: int) -> list[str]:
@@ -33,10 +36,16 @@ def of_job(watcher: Watcher, steps: int, batch_size: int) -> list[str]:
         broken.append(f"the books do not balance: {ledger}")
     measured = watcher.answer("/metrics?kind=step&limit=10000")["data"]
     told = [entry["data"]["step"] for entry in measured]
-    if told != list(range(1, ledger["version"] + 1)):
+    if told != sorted(set(told)):
         broken.append(f"steps were told as {told}")
     broken += _of_groups(watcher, ledger)
     return [f"{job['id']}: {promise}" for promise in broken]
+
+
+def untold(watcher: Watcher) -> list[int]:
+    """Steps of the watcher's job that were trained, but whose measurement died with the learner that had made it."""
+    told = {entry["data"]["step"] for entry in watcher.answer("/metrics?kind=step&limit=10000")["data"]}
+    return sorted(set(range(1, watcher.answer("/ledger")["version"] + 1)) - told)
 
 
 def _of_groups(watcher: Watcher, ledger: dict[str, Any]) -> list[str]:
@@ -57,6 +66,7 @@ def _of_groups(watcher: Watcher, ledger: dict[str, Any]) -> list[str]:
 
 def of_machine(family: Family, jobs: list[str]) -> list[str]:
     """What is left once the service was stopped; empty where nothing is."""
+    psutil.wait_procs(family.left(), ENDING_SECONDS)
     left = [f"process {p.pid} is left: {described(p)[:200]}" for p in family.left()]
     for folder, names, files in os.walk(SHARED_MEMORY):
         found = [name for name in (*names, *files) if any(job in name for job in jobs)]

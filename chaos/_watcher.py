@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -34,6 +35,8 @@ class Watcher:
         self._job: str | None = None
         self._bound = 0
         self.version = -1
+        self.moved: list[float] = []
+        """When the version was seen to have moved, by the monotonic clock."""
         self.status = ""
         self.ready: dict[int, str] = {}
         self.broken: list[str] = []
@@ -57,6 +60,11 @@ class Watcher:
     def ended(self) -> bool:
         """Whether the job was seen to have ended."""
         return self.status in ENDED
+
+    def stood_still(self, since: float) -> float:
+        """The longest time between two settled steps, in seconds, that began or ended after `since`."""
+        instants = [since, *(t for t in self.moved if t > since)]
+        return max((b - a for a, b in pairwise(instants)), default=0.0)
 
     def answer(self, route: str, limit: float = 120.0) -> Any:
         """The JSON of one of the job's routes. Raises `AssertionError` where the service does not answer for `limit`
@@ -115,6 +123,8 @@ class Watcher:
             self._note(f"a token of age {ledger['largest_age']} was trained, the bound is {self._bound}")
         if not ledger["balanced"]:
             self._note(f"the books do not balance: {ledger}")
+        if ledger["version"] > self.version:
+            self.moved.append(time.monotonic())
         self.version = ledger["version"]
 
     def _read_events(self, events: dict[str, Any]) -> None:

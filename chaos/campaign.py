@@ -41,14 +41,16 @@ from _arrangements import Arrangement, Cluster, Embedded  # noqa: E402
 from _processes import MARK, Family, kind_of  # noqa: E402
 from _report import arguments, report  # noqa: E402
 from _strikes import Strike, plan, strike  # noqa: E402
-from _verdict import of_job, of_machine  # noqa: E402
+from _verdict import of_job, of_machine, untold  # noqa: E402
 from _watcher import Watcher  # noqa: E402
 
 # Written before the first counted run.
 OF_EACH_KIND = 10
 """Strikes of a campaign of a hundred and more; of a smaller one, one of each kind."""
 GOES_ON_SECONDS = 300.0
-"""From a strike to the next settled step: on a machine that others load, too."""
+"""From a strike until `AFTERWARDS` steps were settled: on a machine that others load, too."""
+AFTERWARDS = 3
+"""More than were under way in the learner and on their way to who looks."""
 APPEARS_SECONDS = 120.0
 """A process of every kind is there within so long."""
 ENDS_SECONDS = 600.0
@@ -72,8 +74,14 @@ SETTINGS: dict[str, Any] = {
     "eval_interval": 20,
     "max_reward_failures": 1.0,
 }
-ENVIRONMENT = {"HEADRACE_MAX_RESTARTS": "1000", "HEADRACE_LEASE_SECONDS": "10"}
-"""A campaign is a crash loop of its own making, and its leases are to run out while a worker is stopped."""
+ENVIRONMENT = {
+    "HEADRACE_MAX_RESTARTS": "1000",
+    "HEADRACE_RESTART_WINDOW": "5",
+    "HEADRACE_LEASE_SECONDS": "10",
+    "HEADRACE_WATCHDOG_SECONDS": "20",
+    "HEADRACE_STALL_TIMEOUT": "400",
+}
+"""A campaign is a crash loop of its own making. Some stops outlast the leases, some the watchdog's patience, too."""
 ARRANGEMENTS: dict[str, type[Embedded] | type[Cluster]] = {"embedded": Embedded, "cluster": Cluster}
 
 
@@ -93,8 +101,8 @@ class Hit:
     version: int
     restarted: list[str]
     """What the operator started again."""
-    goes_on: float | None
-    """Seconds until the next step was settled; None: the next strike was not to wait for it."""
+    stood_still: float | None
+    """Longest time in seconds without a settled step, from then on; None: the next strike was not to wait for any."""
 
 
 class Round:
@@ -109,6 +117,8 @@ class Round:
         self.jobs: list[str] = []
         self.hits: list[Hit] = []
         self.broken: list[str] = []
+        self.untold = 0
+        """Steps whose measurement was lost."""
 
     def run(self, strikes: list[Strike]) -> None:
         """All of them, then the last job to its end. What broke is in `broken`."""
@@ -118,7 +128,7 @@ class Round:
                 for number, planned in enumerate(strikes, 1):
                     hit = self._carry_out(planned)
                     self.hits.append(hit)
-                    after = "" if hit.goes_on is None else f", goes on after {hit.goes_on:.1f} s"
+                    after = "" if hit.stood_still is None else f", stood still for {hit.stood_still:.1f} s"
                     print(
                         f"{hit.at:7.1f} s  {number}/{len(strikes)}  {hit.kind:<10} {hit.how}, pid {hit.pid}, version "
                         f"{hit.version}{after}",
@@ -138,12 +148,13 @@ class Round:
         if not strike(victim, planned.stopped):
             return self._carry_out(planned)  # it ended by itself in between
         restarted = self._arrangement.tend()
-        goes_on = None
+        stood = None
         if not planned.hurried:
-            what = f"no step was settled after {planned.name} of {planned.kind}, pid {victim.pid}"
-            self._until(lambda: self.watcher.version > before or self.watcher.ended, GOES_ON_SECONDS, what)
-            goes_on = time.monotonic() - at
-        return Hit(at - self._began, planned.kind, planned.name, victim.pid, before, restarted, goes_on)
+            what = f"no {AFTERWARDS} steps were settled after {planned.name} of {planned.kind}, pid {victim.pid}"
+            going = before + AFTERWARDS
+            self._until(lambda: self.watcher.version >= going or self.watcher.ended, GOES_ON_SECONDS, what)
+            stood = self.watcher.stood_still(at)
+        return Hit(at - self._began, planned.kind, planned.name, victim.pid, before, restarted, stood)
 
     def _find(self, planned: Strike) -> psutil.Process:
         """A process of its kind, waited for; of a worker that starts, one that another strike makes start."""
@@ -188,6 +199,7 @@ class Round:
         self._arrangement.tend()
         found = of_job(self.watcher, STEPS, BATCH)
         self.broken += found
+        self.untold += len(untold(self.watcher))
         print(f"            {self.jobs[-1]} {self.watcher.status}", *found, sep="\n  broken: ", flush=True)
 
     def _until(self, done: Callable[[], bool], limit: float, what: str) -> None:
@@ -246,16 +258,16 @@ def campaign(shared: dict[str, list[Strike]], engine: str, folder: Path) -> tupl
 
 
 def summary(hits: list[Hit]) -> dict[str, dict[str, Any]]:
-    """By kind: how many, and how long until the next step was settled."""
+    """By kind: how many, and for how long in seconds no step was settled then."""
     kinds: dict[str, dict[str, Any]] = {}
     for kind in sorted({hit.kind for hit in hits}):
         of_kind = [hit for hit in hits if hit.kind == kind]
-        waited = [hit.goes_on for hit in of_kind if hit.goes_on is not None]
+        waited = [hit.stood_still for hit in of_kind if hit.stood_still is not None]
         kinds[kind] = {
             "strikes": len(of_kind),
             "killed": sum(hit.how == "SIGKILL" for hit in of_kind),
-            "goes_on_median": round(statistics.median(waited), 2) if waited else None,
-            "goes_on_longest": round(max(waited), 2) if waited else None,
+            "stood_still_median": round(statistics.median(waited), 2) if waited else None,
+            "stood_still_longest": round(max(waited), 2) if waited else None,
         }
     return kinds
 
@@ -289,7 +301,17 @@ def main() -> None:
         print(f"broken: {promise}")
     by_kind = ", ".join(f"{kind} {facts['strikes']}" for kind, facts in kinds.items())
     figures = f"{len(hits)} kills ({by_kind}), {len(jobs)} jobs, {time.monotonic() - began:.0f} s, {len(broken)} broken"
-    result = {"kinds": kinds, "jobs": jobs, "broken": broken, "hits": [asdict(hit) for hit in hits]}
+    result = {
+        "kinds": kinds,
+        "jobs": jobs,
+        "broken": broken,
+        "untold_steps": sum(each.untold for each in rounds),
+        "unanswered_looks": [
+            sum(each.watcher.unanswered for each in rounds),
+            sum(each.watcher.looks for each in rounds),
+        ],
+        "hits": [asdict(hit) for hit in hits],
+    }
     if passed:
         shutil.rmtree(folder)
     else:

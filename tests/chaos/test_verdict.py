@@ -102,5 +102,6 @@ def test_what_outlives_its_parent_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     parent.wait()
     assert [process.pid for process in family.left()] == [orphan]
     assert kind_of(family.left()[0], {}) is None
+    monkeypatch.setattr("_verdict.ENDING_SECONDS", 0.01)
     assert str(orphan) in of_machine(family, [])[0]
     parent.communicate()  # closes its standard input, at which the orphan ends
