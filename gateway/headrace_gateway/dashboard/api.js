@@ -17,26 +17,20 @@ async function ask(method, path, body) {
   if (body !== undefined) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json" } });
   const response = await fetch(path, options);
   if (response.status === 401) login();
-  const answered = response.headers.get("content-type")?.includes("json") ? await response.json() : null;
-  if (!response.ok) throw new Refused(response.status, answered?.error?.message ?? `the gateway answered ${response.status}`);
-  return answered;
+  if (!response.ok) throw await refused(response);
+  return isJson(response) ? response.json() : null;
 }
 
-function login() {
+// What the gateway says where it does not do what it was asked.
+export async function refused(response) {
+  const said = isJson(response) ? await response.json() : null;
+  return new Refused(response.status, said?.error?.message ?? `the gateway answered ${response.status}`);
+}
+
+const isJson = (response) => response.headers.get("content-type")?.includes("json");
+
+export function login() {
   location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
-}
-
-let described = null;
-
-// Whether the gateway has this route, as its own description says; asked once.
-export async function offers(route) {
-  described ??= get("/openapi.json");
-  try {
-    return route in (await described).paths;
-  } catch (error) {
-    described = null;
-    throw error;
-  }
 }
 
 export const jobPath = (id) => `/v1/fine_tuning/jobs/${encodeURIComponent(id)}`;

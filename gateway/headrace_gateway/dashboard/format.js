@@ -1,5 +1,8 @@
 // Figures as people read them. Pure.
 
+const number = new Intl.NumberFormat("en");
+const time = new Intl.DateTimeFormat([], { timeStyle: "medium", hourCycle: "h23" });
+
 export function duration(seconds) {
   const s = Math.max(0, Math.round(seconds));
   if (s < 60) return `${s} s`;
@@ -15,7 +18,7 @@ export function elapsed(seconds) {
 }
 
 export function count(n) {
-  if (n < 10_000) return n.toLocaleString("en");
+  if (n < 10_000) return number.format(n);
   const [size, unit] = n < 1e6 ? [1e3, "k"] : n < 1e9 ? [1e6, "M"] : [1e9, "G"];
   return `${(n / size).toFixed(1)}${unit}`;
 }
@@ -26,7 +29,7 @@ export function bytes(n) {
   return `${(n / size).toFixed(1)} ${unit}`;
 }
 
-export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString([], { hour12: false });
+export const clock = (unix) => time.format(unix * 1000);
 
 export const day = (unix) => new Date(unix * 1000).toLocaleDateString([], { dateStyle: "medium" });
 

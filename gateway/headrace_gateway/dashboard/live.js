@@ -1,21 +1,20 @@
 // A job's event stream, kept: when the gateway goes away it is asked again until it answers, and the page says so. A page
 // that nobody sees lets its stream go, because a browser opens six connections to a host at most.
 //
-//     open ──message──► on(kind, data) …  ──► "done": the job has ended
-//       ▲                    │ error, or hidden for HIDDEN_MS
+//     open ──pieces──► on(kind, data) …  ──► "done": the job has ended
+//       ▲                    │ it breaks or ends before, or hidden for HIDDEN_MS
 //       └── AGAIN_MS later, or seen again: `begin()` is called, and everything is told anew
 
-import { get, jobPath, Refused } from "./api.js";
+import { Refused } from "./api.js";
 import { connection } from "./dom.js";
+import { Away, streamed } from "./stream.js";
 
-const KINDS = ["state", "event", "step", "evaluation", "update", "worker", "live"];
-export const THIN = 400; // entries of each kind and worker: more than a chart has pixels for
 const AGAIN_MS = 1000;
 const TOO_MANY = 429;
 const HIDDEN_MS = 60_000;
 
 export class Live {
-  #source = null;
+  #stream = null;
   #over = false;
   #leaving = null;
 
@@ -23,53 +22,50 @@ export class Live {
   constructor(id, { begin, on, refused }) {
     Object.assign(this, { id, begin, on, refused });
     document.addEventListener("visibilitychange", () => this.#seen());
-    this.#open();
+    this.#follow();
   }
 
-  #open() {
-    const source = new EventSource(`${jobPath(this.id)}/stream?thin=${THIN}`);
-    this.#source = source;
-    let begun = false;
-    for (const kind of KINDS) {
-      source.addEventListener(kind, (message) => {
-        if (!begun) this.begin();
-        begun = true;
-        this.on(kind, JSON.parse(message.data));
-      });
+  async #follow() {
+    const stream = this.#stream = streamed(this.id);
+    try {
+      if (await this.#told(stream.pieces)) return this.#done();
+    } catch (error) {
+      if (error instanceof Refused && error.status < 500 && error.status !== TOO_MANY) return this.refused(error);
+      if (!(error instanceof Refused || error instanceof Away)) throw error;
     }
-    source.addEventListener("open", () => connection("live", "live"));
-    source.addEventListener("done", () => this.#done());
-    source.addEventListener("error", () => this.#lost());
+    if (this.#stream !== stream) return; // let go while nobody sees the page
+    this.#stream = null;
+    connection("lost", "the gateway does not answer; trying again …");
+    setTimeout(() => this.#stream ?? this.#follow(), AGAIN_MS);
+  }
+
+  // Whether it was told to its end.
+  async #told(pieces) {
+    let begun = false;
+    for await (const messages of pieces) {
+      if (!begun) this.begin();
+      if (!begun) connection("live", "live");
+      begun = true;
+      for (const [kind, data] of messages) {
+        if (kind === "done") return true;
+        this.on(kind, data);
+      }
+    }
+    return false;
   }
 
   #done() {
     this.#over = true;
-    this.#source.close();
     connection("", "ended");
-  }
-
-  async #lost() {
-    this.#close();
-    connection("lost", "the gateway does not answer; trying again …");
-    try {
-      await get(jobPath(this.id));
-    } catch (error) {
-      if (error instanceof Refused && error.status < 500 && error.status !== TOO_MANY) return this.refused(error);
-    }
-    setTimeout(() => this.#source ?? this.#open(), AGAIN_MS);
-  }
-
-  #close() {
-    this.#source?.close();
-    this.#source = null;
   }
 
   #seen() {
     clearTimeout(this.#leaving);
     if (this.#over) return;
-    if (!document.hidden) return this.#source ?? this.#open();
+    if (!document.hidden) return this.#stream ?? this.#follow();
     this.#leaving = setTimeout(() => {
-      this.#close();
+      this.#stream?.stop();
+      this.#stream = null;
       connection("", "paused while hidden");
     }, HIDDEN_MS);
   }

@@ -1,6 +1,6 @@
 // Something of a job that no stream tells: asked for every few seconds while somebody looks and the job goes on.
 
-import { get, jobPath, offers } from "./api.js";
+import { get, jobPath } from "./api.js";
 
 const EVERY_MS = 4000;
 
@@ -9,9 +9,9 @@ export class Polled {
   #ended = false;
 
   // `what`: the last part of the route; `found(answer)` for each answer, `failed(message)` for none: both are followed by
-  // another try, except where the gateway has no such route
+  // another try
   constructor(id, what, found, failed) {
-    Object.assign(this, { path: `${jobPath(id)}/${what}`, what, found, failed });
+    Object.assign(this, { path: `${jobPath(id)}/${what}`, found, failed });
     this.ask();
   }
 
@@ -25,7 +25,6 @@ export class Polled {
   async ask() {
     clearTimeout(this.#timer);
     try {
-      if (!await offers(`/v1/fine_tuning/jobs/{job_id}/${this.what}`)) return this.failed(`This gateway does not tell of a job's ${this.what}.`);
       if (!document.hidden) this.found(await get(this.path));
     } catch (error) {
       this.failed(error.message);

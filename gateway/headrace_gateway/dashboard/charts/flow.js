@@ -29,7 +29,8 @@ export class LedgerFlow {
     this.box = h("div", { class: "chart" });
     this.balance = h("p", { class: "balance" });
     place.append(this.box, this.balance);
-    new ResizeObserver(() => this.#draw()).observe(this.box);
+    this.width = 0; // until it is laid out
+    new ResizeObserver(([{ contentRect }]) => this.#resized(contentRect.width)).observe(this.box);
   }
 
   set(ledger) {
@@ -40,8 +41,14 @@ export class LedgerFlow {
     this.#draw();
   }
 
+  #resized(width) {
+    if (width === this.width) return;
+    this.width = width;
+    this.#draw();
+  }
+
   #draw() {
-    const { ledger } = this, width = this.box.clientWidth;
+    const { ledger, width } = this;
     if (!ledger || !width) return;
     const there = ENDS.filter(([state]) => ledger.states[state] > 0), none = ENDS.filter(([state]) => !ledger.states[state]);
     this.balance.className = `balance${ledger.balanced ? "" : " broken"}`;

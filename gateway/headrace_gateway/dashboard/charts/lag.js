@@ -19,12 +19,16 @@ export class LagTimeline extends Plane {
 
   set(measured, bound, start) {
     Object.assign(this, { measured, bound, start });
-    this.found = lags(measured, Math.max(20, Math.floor((this.box.clientWidth - PAD.left - PAD.right) / PIXELS)));
+    this.redraw();
+  }
+
+  prepare(width) {
+    if (!this.measured) return;
+    this.found = lags(this.measured, Math.max(20, Math.floor((width - PAD.left - PAD.right) / PIXELS)));
     const { rows } = this.found;
     this.row = Math.max(ROW.least, Math.min(ROW.most, ROW.all / (rows.length || 1)));
     this.height = PAD.top + Math.max(80, this.row * rows.length) + PAD.bottom;
     this.nothing.hidden = rows.length > 0;
-    this.redraw();
   }
 
   paint(ctx, width) {

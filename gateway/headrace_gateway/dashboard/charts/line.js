@@ -19,9 +19,9 @@ export class Lines {
     this.nothing = h("div", { class: "nothing" }, options.nothing);
     this.box.append(this.nothing);
     place.append(this.box, this.keys);
-    new ResizeObserver(() => this.plot?.setSize(this.#size())).observe(this.box);
+    this.width = 0; // until it is laid out
+    new ResizeObserver(([{ contentRect }]) => this.#resized(contentRect.width)).observe(this.box);
     onTheme(() => this.#build());
-    this.#build();
   }
 
   // `series` and `x`: where they are others than before
@@ -32,17 +32,27 @@ export class Lines {
     this.options.x = x;
     this.nothing.hidden = data[0].length > 0;
     this.box.classList.toggle("blank", !data[0].length);
-    if (same) this.plot.setData(data);
+    if (same && this.plot) this.plot.setData(data);
     else this.#build();
     this.#values(null);
   }
 
-  #size() {
-    return { width: Math.max(160, this.box.clientWidth), height: HEIGHT };
+  #resized(width) {
+    if (width === this.width) return;
+    this.width = width;
+    if (this.plot && width) this.plot.setSize(this.#size());
+    else this.#build();
   }
 
+  #size() {
+    return { width: Math.max(160, this.width), height: HEIGHT };
+  }
+
+  // Nothing before there is something to draw, and a place to draw it in.
   #build() {
     this.plot?.destroy();
+    this.plot = null;
+    if (!this.width || !this.data?.[0].length) return;
     const { series, x, format, range } = this.options;
     const axis = { stroke: color("soft"), grid: { stroke: color("grid"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
     this.plot = new uPlot({
@@ -57,13 +67,12 @@ export class Lines {
       ],
       series: [{}, ...series.map(drawn)],
       hooks: { setCursor: [(plot) => this.#values(plot.cursor.idx ?? null)] },
-    }, this.data ?? [[], ...series.map(() => [])], this.box);
-    this.#values(null);
+    }, this.data, this.box);
   }
 
   #key(event) {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!move || !this.data?.[0].length) return;
+    if (!move || !this.plot) return;
     event.preventDefault();
     const x = this.data[0], at = this.plot.cursor.idx ?? (move > 0 ? -1 : x.length);
     const next = Math.min(x.length - 1, Math.max(0, at + move));

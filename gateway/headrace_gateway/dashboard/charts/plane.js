@@ -1,6 +1,6 @@
 // A canvas that redraws itself: sharp on every screen, as wide as its place, in the page's colours, with a tip of what is
-// pointed at, by mouse, finger or arrow keys. What is drawn is a subclass's: `paint(ctx, width, height)`, and `find(x, y)`
-// and `move(dx, dy)`, which return { x, y, text } or null.
+// pointed at, by mouse, finger or arrow keys. What is drawn is a subclass's: `paint(ctx, width, height)`, `prepare(width)`
+// before it, which may set the height, and `find(x, y)` and `move(dx, dy)`, which return { x, y, text } or null.
 
 import { h, setText } from "../dom.js";
 import { onTheme } from "../theme.js";
@@ -18,13 +18,21 @@ export class Plane {
     this.canvas.addEventListener("pointerleave", () => this.#show(null));
     this.canvas.addEventListener("blur", () => this.#show(null));
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
-    new ResizeObserver(() => this.redraw()).observe(this.box);
+    this.width = 0; // until it is laid out: to ask before would have the browser lay out the page for each chart anew
+    new ResizeObserver(([{ contentRect }]) => this.#resized(contentRect.width)).observe(this.box);
     onTheme(() => this.redraw());
   }
 
+  #resized(width) {
+    if (width === this.width) return; // its height changed
+    this.width = width;
+    this.redraw();
+  }
+
   redraw() {
-    const width = this.box.clientWidth;
+    const { width } = this;
     if (!width) return;
+    this.prepare(width);
     this.canvas.width = width * devicePixelRatio;
     this.canvas.height = this.height * devicePixelRatio;
     this.canvas.style.height = `${this.height}px`;
@@ -34,6 +42,8 @@ export class Plane {
     ctx.textBaseline = "middle";
     this.paint(ctx, width, this.height);
   }
+
+  prepare() {}
 
   #key(event) {
     const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key] ?? [0, 0];

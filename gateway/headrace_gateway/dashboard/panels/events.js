@@ -3,8 +3,10 @@
 import { h } from "../dom.js";
 import { clock } from "../format.js";
 
-const MOST = 400;
+const MOST = 300;
 const KINDS = { warn: "warn", error: "error-line" };
+
+const line = (event) => h("li", { class: KINDS[event.level] ?? "" }, h("time", {}, clock(event.created_at)), h("span", {}, event.message));
 
 export class Events {
   #told = null;
@@ -23,9 +25,7 @@ export class Events {
       this.#logged = 0;
     }
     this.#told = events;
-    for (const event of events.slice(Math.max(this.#logged, events.length - MOST))) {
-      this.log.prepend(h("li", { class: KINDS[event.level] ?? "" }, h("time", {}, clock(event.created_at)), h("span", {}, event.message)));
-    }
+    this.log.prepend(...events.slice(Math.max(this.#logged, events.length - MOST)).reverse().map(line));
     this.#logged = events.length;
     this.nothing.hidden = events.length > 0;
     while (this.log.children.length > MOST) this.log.lastChild.remove();
