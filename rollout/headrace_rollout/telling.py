@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from headrace_core.jobs import JobStore
+from headrace_core.mending import Mending
 from headrace_core.metrics import UpdateMetrics
 from headrace_rewards.protocol import Failure
 
@@ -17,8 +19,9 @@ from .scoring import by_kind, failure_data
 class Telling:
     """Of one worker of one job."""
 
-    def __init__(self, jobs: JobStore, job_id: str, worker: str) -> None:
+    def __init__(self, jobs: JobStore, mending: Mending, job_id: str, worker: str) -> None:
         self._jobs = jobs
+        self._mending = mending
         self._job_id = job_id
         self._worker = worker
 
@@ -60,5 +63,15 @@ class Telling:
             ),
         )
 
-    async def _warn(self, message: str, data: dict[str, object] | None = None) -> None:
+    async def update_given_up(self, version: int, present: int, seconds: float, error: Exception) -> None:
+        """Generation goes on with the present version, and the newest one is tried again."""
+        waits = [{"who": self._worker, "for": f"weights of version {version}", "seconds": round(seconds, 1)}]
+        await self._warn(
+            f"{self._worker} gave up the update to version {version} after {seconds:.1f} s and goes on with version "
+            f"{present}: {error}",
+            {"waits": waits, "act": "abort_update"},
+        )
+        await self._mending.acted("abort_update")
+
+    async def _warn(self, message: str, data: dict[str, Any] | None = None) -> None:
         await self._jobs.tell(self._job_id, message, level="warn", data=data)

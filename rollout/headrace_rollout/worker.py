@@ -10,6 +10,7 @@
       beat    every two seconds: where the time went; every few, what the reward did
       check   a share of the groups is scored again, beside the others
       drain   a drained worker's time is up ──► what it still holds is given back
+      probe   does the engine still answer? an engine that hangs ends the worker
       broken  ends when a group's task met an error that no group can mend (the engine is gone)
       stop    ends when stop() is called
 
@@ -28,10 +29,11 @@ from typing import Any
 
 from headrace_core.concurrency import cancel, first_to_end
 from headrace_core.drains import Drains
-from headrace_core.errors import InvalidState, TimedOut, WeightsDamaged
+from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.jobs import JobStore
 from headrace_core.ledger import Lease, Ledger, Outcome, Refusal
 from headrace_core.live import Live
+from headrace_core.mending import Mending
 from headrace_core.metrics import EvaluationMetrics, WorkerMetrics, WorkerState
 from headrace_core.redis import connect
 from headrace_core.timesplit import TimeSplit
@@ -43,6 +45,7 @@ from headrace_rewards.sandbox.machine import assess
 from .engines import create
 from .engines.base import EngineConfig, RequestRefused
 from .evaluation import evaluate
+from .following import Followed, Follower
 from .groups import GroupMaker
 from .measuring import Measurer, needs
 from .prompts import Prompt, Tokenizer, read_prompts
@@ -52,6 +55,8 @@ from .telling import Telling
 
 BEAT_SECONDS = 2.0
 STOP_SECONDS = 10.0
+PROBE_SECONDS, PROBE_LIMIT = 10.0, 60.0
+"""How often the engine is asked whether it still works; its longest regular answer waits for one step to end."""
 REWARD_BEATS = 2
 """Heartbeats between two reports of what the reward did."""
 SIGNAL_SECONDS = 1.0
@@ -69,11 +74,12 @@ class RolloutWorker:
         self._live = Live(self._redis, config.job_id, self._settings)
         self._drains = Drains(self._redis, config.job_id)
         self._jobs = JobStore(self._redis)
-        self._telling = Telling(self._jobs, config.job_id, config.worker)
-        self._weights = WeightStore(Path(config.weights_root), config.job_id)
+        self._telling = Telling(self._jobs, Mending(self._redis, config.job_id), config.job_id, config.worker)
         self._grader = validate(config.grader)
         self._engine = create(self._settings.engine, self._engine_config())
         self._reward = build(config.grader, config.reward_rules)
+        weights = WeightStore(Path(config.weights_root), config.job_id)
+        self._follower = Follower(self._engine, self._ledger, weights, self._telling, config.start_timeout)
         self._watched = WatchedReward(self._reward, self._grader, config.worker, self._settings)
         self._held: dict[int, tuple[Lease, asyncio.Task[None]]] = {}
         self._errors: Counter[str] = Counter()
@@ -102,6 +108,7 @@ class RolloutWorker:
             lora_rank=s.lora_rank,
             distributions=any("distribution" in needs(self._grader, evaluating) for evaluating in (False, True)),
             start_timeout=self._config.start_timeout,
+            update_timeout=self._config.update_timeout,
         )
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,7 +144,8 @@ class RolloutWorker:
             self._engine, self._tokenizer, self._grader, self._settings, self._held_out, evaluating=True
         )
         await self._live.refresh()
-        await self._catch_up()
+        while not await self._catch_up():
+            pass  # a few times in a row, then it raises
         await self._ledger.lapse(self._config.worker)  # of a process before this one, if it died
         self._split = TimeSplit("window")
         sandbox = (await assess()).level
@@ -158,6 +166,7 @@ class RolloutWorker:
             self._beat_loop,
             self._drain_loop,
             self._watched.run,
+            self._probe_loop,
             self._broken_loop,
             self._stop_loop,
         )
@@ -215,7 +224,7 @@ class RolloutWorker:
                 f"it has {self._engine.version}"
             ) from error
         s = self._settings
-        result, failures = await evaluate(
+        evaluating = evaluate(
             self._evaluating,
             self._tokenizer,
             self._reward,
@@ -224,6 +233,10 @@ class RolloutWorker:
             step=version,
             at_once=s.max_running,
         )
+        # The evaluation of the base model comes before `run`, which else probes the engine.
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(evaluating), asyncio.create_task(self._probe_loop())]
+        result: EvaluationMetrics
+        result, failures = await first_to_end(tasks)
         await self._telling.evaluation_failures(version, failures, len(self._held_out))
         return result
 
@@ -285,6 +298,11 @@ class RolloutWorker:
             if drain is not None and self._held and time.time() >= drain.until:
                 await self._return_leases()
 
+    async def _probe_loop(self) -> str:
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            await self._engine.probe(PROBE_LIMIT)
+
     async def _stop_loop(self) -> str:
         await self._stopping.wait()
         return "stopped"
@@ -325,35 +343,16 @@ class RolloutWorker:
 
     # ── weights and heartbeat ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _catch_up(self) -> None:
-        """Apply the newest policy version, unless the engine has it."""
-        version, path = await self._newest_weights()
-        if path is None or version <= self._engine.version:
-            return
-        report = await self._engine.update(version, path)
-        async with self._updated:
-            self._updated.notify_all()
-        self._wake.set()
-        await self._telling.update(report)
-        self._news.set()  # a newer one may have come meanwhile
-
-    async def _newest_weights(self) -> tuple[int, Path | None]:
-        """The newest version and its folder (None: the base model's).
-
-        The folder may be gone: replaced by a newer version, or lost with the machine's memory; then the learner, which
-        starts beside this worker, publishes it again. Raises `WeightsDamaged` where it does not within the start limit.
-        """
-        deadline = time.monotonic() + self._config.start_timeout
-        while True:
-            version, name = await self._ledger.newest()
-            if name is None or version <= self._engine.version:
-                return version, None
-            try:
-                return version, self._weights.open(name)
-            except WeightsDamaged:
-                if time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(SIGNAL_SECONDS / 10)
+    async def _catch_up(self) -> bool:
+        """Apply the newest policy version. False: it was given up, and is to be tried again."""
+        done = await self._follower.catch_up()
+        if done is Followed.APPLIED:
+            async with self._updated:
+                self._updated.notify_all()
+            self._wake.set()
+        if done is not Followed.CURRENT:
+            self._news.set()  # a newer one may have come meanwhile
+        return done is not Followed.GIVEN_UP
 
     @property
     def _state(self) -> WorkerState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobStore
 from headrace_core.ledger import Ledger, Outcome, Step
 from headrace_core.live import Live
+from headrace_core.mending import Mending
 from headrace_core.redis import answer
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_gateway.redis_server import RedisServer
+from headrace_rollout.engines.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.worker import RolloutWorker
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder"
@@ -69,6 +72,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         name: str = "rollout-0",
         function: str = f"{ADDER / 'reward.py'}:correct",
         grader: dict[str, Any] | None = None,
+        update_timeout: float = 240.0,
         ready: bool = True,
         **changes: Any,
     ) -> RolloutWorker:
@@ -86,6 +90,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
             grader=grader or {"type": "function", "name": "reward", "function": function},
             hyperparameters=SETTINGS.model_dump() | changes,
             start_timeout=60.0,
+            update_timeout=update_timeout,
             stall_timeout=30.0,
         )
         worker = RolloutWorker(config)
@@ -110,12 +115,14 @@ async def queued(ledger: Ledger) -> int:
     return (await ledger.account()).states["queued"]
 
 
-async def train_one_step(ledger: Ledger, store: WeightStore, changes: int = 0) -> list[Any]:
+async def train_one_step(
+    ledger: Ledger, store: WeightStore, changes: int = 0, write: Callable[[Path], Any] | None = None
+) -> list[Any]:
     """What a learner does between two versions, without learning."""
     term = await ledger.enlist()
     claim = await ledger.claim(term, SETTINGS.limits(3000), "mask", changes=changes)
     version = claim.version
-    name = store.publish(version + 1, term.number, copy_model).name
+    name = store.publish(version + 1, term.number, write or copy_model).name
     step = Step(version, tuple(g.group_id for g in claim.groups), {0: 1}, 0)
     assert await ledger.settle(term, step, name) is Outcome.SETTLED
     return list(claim.groups)
@@ -321,6 +328,52 @@ async def test_weights_that_are_published_again_are_waited_for(
 
 async def state(jobs: JobStore, wanted: str) -> bool:
     return [beat.state for beat in await jobs.workers(JOB)] == [wanted]
+
+
+@pytest.mark.parametrize("fault", ["hangs", "damaged"])
+async def test_an_update_that_cannot_be_had_is_given_up_and_a_later_one_is_applied(
+    fault: str, start: Start, ledger: Ledger, jobs: JobStore, redis: Redis, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Of a worker that just started, as one that returns does: it takes no work before it has the newest version."""
+    store, read, release = WeightStore(tmp_path / "weights", JOB), PolicyModel.stage, threading.Event()
+
+    def stage(model: PolicyModel, folder: Path) -> StagedWeights:
+        if folder.name.startswith("v00000001"):
+            release.wait(60)  # as on a file system that does not answer
+        return read(model, folder)
+
+    worker = await start(update_timeout=1.0)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    if fault == "hangs":
+        monkeypatch.setattr(PolicyModel, "stage", stage)
+        await train_one_step(ledger, store)
+    else:
+        await train_one_step(ledger, store, write=lambda folder: (folder / "model.safetensors").write_bytes(b"cut"))
+    await until(lambda: gave_up(jobs), "the update is given up")
+    assert (await jobs.workers(JOB))[0].version == 0
+    assert (await ledger.account()).admitted == WINDOW
+    await train_one_step(ledger, store)
+    await until(lambda: equals(version_of(jobs), 2), "the next version is applied")
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full again")
+    release.set()
+    assert (await Mending(redis, JOB).counts())[0]["abort_update"] >= 1
+    (event, *_) = [e for _, e in await jobs.events(JOB) if "gave up the update" in e.message]
+    assert event.data is not None
+    (wait,) = event.data["waits"]
+    assert (event.data["act"], wait["who"], wait["for"]) == ("abort_update", "rollout-0", "weights of version 1")
+    assert (wait["seconds"] >= 1.0) == (fault == "hangs")
+    await ledger.close("finished")
+    assert await asyncio.wait_for(run, 60) == "closed"
+
+
+async def gave_up(jobs: JobStore) -> bool:
+    return any("gave up the update to version 1" in event.message for _, event in await jobs.events(JOB))
+
+
+async def version_of(jobs: JobStore) -> int:
+    beats = await jobs.workers(JOB)
+    return beats[0].version if beats else -1
 
 
 async def test_a_drained_worker_finishes_and_takes_no_more_until_it_is_released(

@@ -15,9 +15,9 @@ import torch
 from tiny_model import VOCABULARY, save, tiny_model
 
 from headrace_core.errors import TimedOut, WeightsDamaged
-from headrace_rollout.engines import transformers_engine
 from headrace_rollout.engines.base import EngineConfig, EngineFailure, RequestRefused, SamplingConfig
 from headrace_rollout.engines.decode_thread import WeightUpdate
+from headrace_rollout.engines.decoder import Decoder
 from headrace_rollout.engines.transformers_engine import TransformersEngine
 
 PROMPT = np.array([3, 4, 5], np.int32)
@@ -136,16 +136,30 @@ async def test_damaged_weights_leave_the_engine_on_the_version_it_has(
     assert (await engine.generate(PROMPT, SamplingConfig(4))).versions.tolist() == [0] * 4
 
 
-async def test_a_drain_that_takes_too_long_is_given_up(
-    engine: TransformersEngine, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transformers_engine, "DRAIN_SECONDS", 0.05)
+async def test_a_drain_that_takes_too_long_is_given_up(folder: Path) -> None:
+    engine = TransformersEngine(EngineConfig(folder, max_model_len=65_000, max_running=8, update_timeout=2.0))
+    await engine.start()
     (task,) = await in_flight(engine, 1)
     with pytest.raises(TimedOut, match="version 1 is not applied: 1 requests did not drain"):
         await engine.update(1, folder, "drain")
     assert engine.version == 0
     report = await engine.update(2, folder, "keep_kv")
     assert (report.version, report.requests_in_flight, engine.version) == (2, 1, 2)
+    task.cancel()
+    await engine.close()
+
+
+async def test_a_decode_thread_that_hangs_is_found_by_a_probe(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.probe(10.0)
+    release = threading.Event()
+    monkeypatch.setattr(Decoder, "step", lambda _: release.wait(LIMIT))
+    (task,) = await in_flight(engine, 1)
+    with pytest.raises(EngineFailure, match="the decode thread's next turn"):
+        await engine.probe(0.2)
+    release.set()
+    await engine.probe(10.0)
     task.cancel()
 
 

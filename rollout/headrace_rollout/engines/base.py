@@ -76,6 +76,8 @@ class EngineConfig:
     """Requests may ask for `SamplingConfig.distribution`. vLLM then uses its first model runner on a GPU too."""
     start_timeout: float = 300.0
     """Seconds until a start that has not finished is an `EngineFailure`."""
+    update_timeout: float = 240.0
+    """Seconds until weights that are not prepared, or requests that have not drained, end an update with `TimedOut`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +178,13 @@ class Engine(Protocol):
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
         """Apply a folder of weights (safetensors, Hugging Face names) as `version`; `mode` overrides the default.
 
-        The folder may hold a LoRA adapter in PEFT's format instead: of the model the engine was started with.
+        The folder may hold a LoRA adapter in PEFT's format instead: of the model the engine was started with. Raises
+        `WeightsDamaged`, or `TimedOut` within its limits: the engine goes on with the weights it has.
         """
+        ...
+
+    async def probe(self, limit: float) -> None:
+        """Returns when what computes has answered, between two steps; raises `EngineFailure` after `limit` seconds."""
         ...
 
     async def close(self) -> None:

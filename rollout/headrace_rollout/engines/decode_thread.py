@@ -60,7 +60,14 @@ class WeightUpdate:
     future: Future[tuple[float, int]] = field(default_factory=Future)
 
 
-Job: TypeAlias = Generation | Scoring | WeightUpdate
+@dataclass(slots=True, eq=False)
+class Probe:
+    """Whether the thread still takes its turns is asked; `future` is set in the next one."""
+
+    future: Future[None] = field(default_factory=Future)
+
+
+Job: TypeAlias = Generation | Scoring | WeightUpdate | Probe
 
 
 class DecodeThread:
@@ -87,7 +94,7 @@ class DecodeThread:
     def in_flight(self) -> int:
         """Generations and scorings submitted and not yet ended."""
         with self._changed:
-            return sum(not isinstance(job, WeightUpdate) for job in self._open)
+            return sum(not isinstance(job, WeightUpdate | Probe) for job in self._open)
 
     def start(self) -> None:
         """Begin to load; `ready` tells the outcome."""
@@ -108,7 +115,7 @@ class DecodeThread:
             self._open.add(job)
             self._inbox.append(job)
             self._changed.notify()
-        if not isinstance(job, WeightUpdate):
+        if not isinstance(job, WeightUpdate | Probe):
             self.busy.enter()
         job.future.add_done_callback(lambda _: self._forget(job))
 
@@ -173,6 +180,8 @@ class DecodeThread:
             decoder.accept(job)
         elif isinstance(job, Scoring):
             self._scorings.append(job)
+        elif isinstance(job, Probe):
+            job.future.set_result(None)
         else:
             self._update = job
 
@@ -213,7 +222,7 @@ class DecodeThread:
     def _forget(self, job: Job) -> None:
         with self._changed:
             self._open.discard(job)
-        if not isinstance(job, WeightUpdate):
+        if not isinstance(job, WeightUpdate | Probe):
             self.busy.leave()
 
     def _end(self, reason: str, cause: BaseException | None = None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from headrace_core.errors import TimedOut
 from headrace_rollout.engines.base import (
     EngineConfig,
     EngineFailure,
@@ -33,14 +35,14 @@ from headrace_rollout.engines.base import (
     UpdateReport,
     require_measurable,
 )
-from headrace_rollout.engines.decode_thread import DecodeThread, Job, Scoring, WeightUpdate
+from headrace_rollout.engines.decode_thread import DecodeThread, Job, Probe, Scoring, WeightUpdate
 from headrace_rollout.engines.decoder import Decoder
 from headrace_rollout.engines.policy_model import PolicyModel
 from headrace_rollout.engines.slots import Generation, OnToken
 
 T = TypeVar("T")
-DRAIN_SECONDS = 600.0
-"""A `drain` update waits so long for the requests in flight, then fails with `TimedOut`."""
+TURN_SECONDS = 60.0
+"""The decode thread takes what it is given between two steps, each of which is far shorter."""
 CLOSE_SECONDS = 30.0
 
 
@@ -107,13 +109,24 @@ class TransformersEngine:
         async with self._updating:
             decoder = self._started()
             began = time.perf_counter()
-            staged = await asyncio.to_thread(decoder.model.stage, weights)
+            limit = self._config.update_timeout
+            staged = await _within(limit, f"{weights} to be read", asyncio.to_thread(decoder.model.stage, weights))
             staged_seconds = time.perf_counter() - began
-            job = WeightUpdate(version, staged, mode or self._config.update_mode, time.monotonic() + DRAIN_SECONDS)
-            paused_seconds, in_flight = await self._ended(job, job.future)
+            job = WeightUpdate(version, staged, mode or self._config.update_mode, time.monotonic() + limit)
+            what = f"the decode thread to take version {version}"
+            paused_seconds, in_flight = await _within(limit + TURN_SECONDS, what, self._ended(job, job.future))
             # The weights replaced. Freeing 540 MB took 80 ms of the pause, so it is done here, as steps go on.
             await asyncio.to_thread(staged.clear)
         return UpdateReport(version, staged_seconds, paused_seconds, in_flight)
+
+    async def probe(self, limit: float) -> None:
+        """Returns when the decode thread has taken its next turn; raises `EngineFailure` after `limit` seconds."""
+        self._started()
+        job = Probe()
+        try:
+            await _within(limit, "the decode thread's next turn", self._ended(job, job.future))
+        except TimedOut as error:
+            raise EngineFailure(str(error)) from error
 
     async def close(self) -> None:
         """Stop the decode thread; requests in flight fail with `EngineFailure`. Idempotent."""
@@ -145,6 +158,14 @@ class TransformersEngine:
         # An id outside the vocabulary would fail the whole batch inside the model.
         if tokens.ndim != 1 or len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= decoder.model.vocab_size:
             raise RequestRefused(f"a request needs token ids in 0 … {decoder.model.vocab_size - 1}, at least one")
+
+
+async def _within(limit: float, what: str, work: Awaitable[T]) -> T:
+    """`work`'s result. Raises `TimedOut`, naming `what` was waited for."""
+    try:
+        return await asyncio.wait_for(work, limit)
+    except TimeoutError as error:
+        raise TimedOut(f"waited {limit:g} s for {what}") from error
 
 
 def _in_this_loop(on_tokens: OnTokens) -> OnToken:

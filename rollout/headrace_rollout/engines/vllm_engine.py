@@ -57,8 +57,6 @@ from headrace_rollout.engines.vllm_worker import MEASURED_COLUMNS
 
 Result = TypeVar("Result")
 
-STAGE_LIMIT = 600.0
-"""Seconds the reading and preparing of one version may take."""
 SCORE_ATTEMPTS = 5
 """Scorings of one sequence until none of them was cut by an update."""
 
@@ -157,6 +155,9 @@ class VllmEngine:
                 self._gate.set()
         return UpdateReport(version, staged, paused, in_flight)
 
+    async def probe(self, limit: float) -> None:
+        await self._alive().probe(limit)
+
     async def close(self) -> None:
         if self._process is not None:
             await self._process.close()
@@ -236,7 +237,8 @@ class VllmEngine:
     async def _stage(self, process: VllmProcess, weights: Path) -> float:
         """Seconds it took to prepare `weights` in the worker, while generation went on."""
         await process.on_workers("headrace_stage", str(weights))
-        deadline = time.monotonic() + STAGE_LIMIT
+        limit = self._config.update_timeout
+        deadline = time.monotonic() + limit
         pause = 0.005
         while time.monotonic() < deadline:
             states = await process.on_workers("headrace_stage_state")
@@ -247,7 +249,7 @@ class VllmEngine:
                 return max(float(seconds) for _, seconds in states)
             await asyncio.sleep(pause)
             pause = min(0.1, pause * 1.5)
-        raise TimedOut(f"the weights in {weights} were not staged within {STAGE_LIMIT:.0f} s")
+        raise TimedOut(f"the weights in {weights} were not staged within {limit:g} s")
 
     async def _commit(self, process: VllmProcess, version: int, mode: UpdateMode) -> float:
         """Switch to the staged weights; returns the seconds no step could run."""

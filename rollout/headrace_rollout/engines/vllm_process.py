@@ -24,7 +24,6 @@ Result = TypeVar("Result")
 
 CALL_LIMIT = 60.0
 """Seconds a call may take; the longest regular wait is for one step to end."""
-DRAIN_LIMIT = 600.0
 CLOSE_GRACE = 10.0
 WATCH_INTERVAL = 0.2
 """Seconds between two looks at vLLM's process."""
@@ -34,11 +33,12 @@ DIED = "vLLM's engine process died; its log names the cause"
 class VllmProcess:
     """See the module docstring. Made by `start`; one event loop's."""
 
-    def __init__(self, llm: Any, processes: set[Any]) -> None:
+    def __init__(self, llm: Any, processes: set[Any], drain_limit: float) -> None:
         self.llm = llm
         self._processes = processes
         self._segments = vllm_start.shared_segments(processes)
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._drain_limit = drain_limit
         self._watcher = asyncio.create_task(self._watch(), name="vllm-watch")
 
     @classmethod
@@ -46,7 +46,7 @@ class VllmProcess:
         """vLLM with its model loaded; raises TimeoutError after `start_timeout`, or what vLLM raised."""
         before = vllm_start.engine_processes()
         llm = await _bring_up(config, before)
-        return cls(llm, vllm_start.engine_processes() - before)
+        return cls(llm, vllm_start.engine_processes() - before, config.update_timeout)
 
     def require_alive(self) -> None:
         if self._ended.done():
@@ -98,7 +98,7 @@ class VllmProcess:
         model; hence its parts, from the engine client.
         """
         core = self.llm.engine_core
-        mode, limit = ("wait", DRAIN_LIMIT) if drain else ("keep", CALL_LIMIT)
+        mode, limit = ("wait", self._drain_limit) if drain else ("keep", CALL_LIMIT)
         try:
             await self.call(core.pause_scheduler_async(mode=mode, clear_cache=False), f"a pause ({mode})", limit)
             yield
@@ -106,8 +106,23 @@ class VllmProcess:
         except BaseException:
             # An engine left paused would hang every request; one that has ended is past help.
             if not self._ended.done():
-                await self.call(core.resume_scheduler_async(), "the end of a pause")
+                await self._resume_or_end()
             raise
+
+    async def _resume_or_end(self) -> None:
+        try:
+            await self.call(self.llm.engine_core.resume_scheduler_async(), "the end of a pause")
+        except TimedOut as error:
+            self.end(f"after an update that was given up, generation did not go on: {error}")
+            raise EngineFailure(self._ended.result()) from error
+
+    async def probe(self, limit: float) -> None:
+        """Returns when the workers have answered; raises `EngineFailure`, now and from now on, where they do not."""
+        try:
+            await self.call(self.llm.collective_rpc("headrace_stage_state"), "whether it still works", limit)
+        except TimedOut as error:
+            self.end(str(error))
+            raise EngineFailure(str(error)) from error
 
     async def close(self) -> None:
         """Fail who waits, and leave no process and no shared memory. Idempotent."""

@@ -1,0 +1,83 @@
+"""Keeps an engine's weights the newest that the ledger names.
+
+    newest version ──► its folder, once it is there ──► engine.update ─┬─► applied
+                                                                       └─► too slow, or damaged: given up, told, and the
+                                                                           newest is tried again, `ATTEMPTS` in a row
+
+Invariant: after an update that was given up, the engine goes on with the version it has, and says which that is; leases
+are given to those with the newest version alone, so a worker that cannot follow takes no work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import StrEnum
+from pathlib import Path
+
+from headrace_core.errors import TimedOut, WeightsDamaged
+from headrace_core.ledger import Ledger
+from headrace_core.weights import WeightStore
+
+from .engines.base import Engine
+from .telling import Telling
+
+ATTEMPTS = 3
+LOOK_SECONDS, AGAIN_SECONDS = 0.1, 1.0
+
+
+class Followed(StrEnum):
+    """How an attempt to catch up ended."""
+
+    CURRENT = "current"
+    APPLIED = "applied"
+    GIVEN_UP = "given_up"
+
+
+class Follower:
+    """Of one engine. `start_timeout`: seconds for which weights that the ledger names may be lacking."""
+
+    def __init__(
+        self, engine: Engine, ledger: Ledger, weights: WeightStore, telling: Telling, start_timeout: float
+    ) -> None:
+        self._engine, self._ledger, self._weights = engine, ledger, weights
+        self._telling = telling
+        self._start_timeout = start_timeout
+        self._given_up = 0
+
+    async def catch_up(self) -> Followed:
+        """Apply the newest policy version, unless the engine has it. Raises the fault of the last of `ATTEMPTS`."""
+        version, path = await self._newest()
+        if path is None or version <= self._engine.version:
+            return Followed.CURRENT
+        began = time.monotonic()
+        try:
+            report = await self._engine.update(version, path)
+        except (TimedOut, WeightsDamaged) as error:  # damaged: maybe a newer one took its place while it was read
+            self._given_up += 1
+            if self._given_up == ATTEMPTS:
+                raise
+            await self._telling.update_given_up(version, self._engine.version, time.monotonic() - began, error)
+            await asyncio.sleep(AGAIN_SECONDS)
+            return Followed.GIVEN_UP
+        self._given_up = 0
+        await self._telling.update(report)
+        return Followed.APPLIED
+
+    async def _newest(self) -> tuple[int, Path | None]:
+        """The newest version and its folder (None: the base model's).
+
+        The folder may be gone: replaced by a newer version, or lost with the machine's memory; then the learner, which
+        starts beside this worker, publishes it again. Raises `WeightsDamaged` where it does not within the start limit.
+        """
+        deadline = time.monotonic() + self._start_timeout
+        while True:
+            version, name = await self._ledger.newest()
+            if name is None or version <= self._engine.version:
+                return version, None
+            try:
+                return version, self._weights.open(name)
+            except WeightsDamaged:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(LOOK_SECONDS)
