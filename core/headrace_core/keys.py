@@ -6,6 +6,7 @@ touch them together), and jobs spread over a cluster.
     headrace:jobs                 zset    job id → creation time
     headrace:files                hash    file id → JSON
     headrace:gateway              string  who reconciles (expires)
+    headrace:written_through      string  who lets Redis write its file through (a lock, expires)
     headrace:chats                string  which gateway starts a model to chat with (a lock, expires)
     headrace:requests:<digest>    string  job id answered to an identical or same-keyed POST (expires)
     headrace:{access}:keys        hash    SHA-256 of an API key → JSON
@@ -48,6 +49,7 @@ JOBS = "headrace:jobs"
 FILES = "headrace:files"
 GATEWAY = "headrace:gateway"
 CHATS = "headrace:chats"
+WRITTEN_THROUGH = "headrace:written_through"
 
 
 def request(digest: str) -> str:

@@ -6,8 +6,9 @@
                                       then the folder gets its name (one rename)
 
 Invariants: a folder with a version's name is complete; the ledger alone says which version is current (the name of its
-folder is settled together with the step that made it); the newest `keep` versions are kept. What a killed learner left
-half-written, the next term's first publication removes.
+folder is settled together with the step that made it); the newest `keep` versions are kept; other users of the machine
+can neither read a version nor plant one. What a killed learner left half-written, the next term's first publication
+removes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from . import private
+from .disk import room_for
 from .errors import WeightsDamaged
+from .records import UNREADABLE
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"v(\d{8,})-t(\d+)")
@@ -46,6 +53,12 @@ def default_root() -> Path:
     return base / f"headrace-{os.getuid()}"
 
 
+class _Manifest(msgspec.Struct, frozen=True):
+    version: int
+    files: dict[str, int]
+    """Bytes by name."""
+
+
 class WeightStore:
     """The versions of one job under `root`."""
 
@@ -56,12 +69,26 @@ class WeightStore:
     def publish(self, version: int, term: int, write: Callable[[Path], None]) -> Published:
         """Let `write` fill a folder, then give it the version's name. Older versions beyond `keep` are removed.
 
-        What `write` raises is raised, and nothing of it stays.
+        What `write` raises is raised, and nothing of it stays; `DiskFull` where there is no room.
         """
         began = time.monotonic()
         name = f"v{version:08d}-t{term}"
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.folder.parent == default_root():  # a root that was named is its operator's
+            private.make(self.folder.parent)
+        private.make(self.folder)
         self._clear_partials(term)
+        with room_for(self.folder, self._needed()):
+            return self._published(version, name, term, write, began)
+
+    def _needed(self) -> int:
+        """Bytes of the newest version; 0 before the first."""
+        newest = self.versions()[-1:]
+        try:
+            return sum(f.stat().st_size for name in newest for f in (self.folder / name).iterdir())
+        except FileNotFoundError:
+            return 0  # a lost race: a fenced learner, not yet stopped, removed it
+
+    def _published(self, version: int, name: str, term: int, write: Callable[[Path], None], began: float) -> Published:
         partial = Path(tempfile.mkdtemp(prefix=f".partial-t{term}-", dir=self.folder))
         try:
             write(partial)
@@ -79,19 +106,22 @@ class WeightStore:
 
     def open(self, name: str) -> Path:
         """The folder of a published version, checked against its manifest. Raises `WeightsDamaged`."""
-        path = self.folder / name
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            found = {f: (path / f).stat().st_size for f in manifest["files"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            version, _ = _order(name)
+            path = self.folder / name
+            private.check(self.folder, path)
+            manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_Manifest)
+            found = {f: _size(path, f) for f in manifest.files}
+        except (OSError, ValueError, *UNREADABLE) as error:
             raise WeightsDamaged(f"weights {name} are not complete: {error}") from error
-        if found != manifest["files"]:
-            raise WeightsDamaged(f"weights {name}: file sizes {found} are not those published, {manifest['files']}")
+        if found != manifest.files or manifest.version != version:
+            raise WeightsDamaged(f"weights {name}: file sizes {found} are not those published, {manifest}")
         return path
 
     def versions(self) -> list[str]:
         """Names of the complete versions, oldest first; of one version, the earlier term first."""
-        return sorted((p.parent.name for p in self.folder.glob(f"v*/{MANIFEST}")), key=_order)
+        names = (p.parent.name for p in self.folder.glob(f"v*/{MANIFEST}"))
+        return sorted((name for name in names if _NAME.fullmatch(name)), key=_order)
 
     def remove(self) -> None:
         """Delete every version of this job."""
@@ -119,6 +149,16 @@ class WeightStore:
             pass  # a lost race: a fenced learner, not yet stopped, removed it first
         finally:
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _size(folder: Path, name: str) -> int:
+    """Of a plain file in the folder itself. Raises `ValueError` for anything else that bears a name."""
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is not the name of a file in it")
+    found = (folder / name).lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{name} is no plain file")
+    return found.st_size
 
 
 def _order(name: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ which they share; rank 0 makes the folder, writes the model and, when all is the
 were when it was saved does not matter to those that load it.
 
 Trust: torch.distributed.checkpoint keeps its index (`.metadata`) as a pickle. Only tensors are put into it, so nothing
-else is one; the folder must be writable by the service alone, as the whole data folder must.
+else is one; a checkpoint that another user of the machine may have written is not loaded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from headrace_core import private
+from headrace_core.disk import room_for
+from headrace_core.errors import DiskFull
 from headrace_core.jobs import CHECKPOINT_MODEL
+from headrace_core.records import UNREADABLE
 
 from .trainer import Trainer
 
@@ -68,7 +72,10 @@ class Found:
 
 
 def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
-    """Write the state after `version` steps; returns the checkpoint's folder. One that is there already is replaced."""
+    """Write the state after `version` steps; returns the checkpoint's folder. One that is there already is replaced.
+
+    Raises `DiskFull` where there is no room for it, and leaves nothing of it.
+    """
     final = output_dir / "checkpoints" / f"step-{version:08d}"
     partial = final.with_name(final.name + PARTIAL)
     first = trainer.ranks.index == 0
@@ -76,16 +83,37 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
         _clear(partial)
         partial.mkdir(parents=True)
     trainer.ranks.barrier()
-    with _one_process_is_fine():
-        dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=trainer.ranks.size == 1)
-    trainer.policy.write_model(partial / CHECKPOINT_MODEL if first else None)
-    if first:  # every rank's shards are there: `dcp.save` returns when all have written
-        _complete(partial, version)
+    try:
+        with room_for(partial, _bytes(trainer) if first else 0):
+            _write(trainer, partial, first)
+            if first:  # every rank's shards are there: `dcp.save` returns when all have written
+                _complete(partial, version)
+    except DiskFull:
+        if first:
+            shutil.rmtree(partial)
+        raise
+    if first:
         _clear(final)
         partial.rename(final)
         _sync(final.parent)
     trainer.ranks.barrier()
     return final
+
+
+def _write(trainer: Trainer, partial: Path, first: bool) -> None:
+    with _one_process_is_fine():
+        dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=trainer.ranks.size == 1)
+    trainer.policy.write_model(partial / CHECKPOINT_MODEL if first else None)
+
+
+def _bytes(trainer: Trainer) -> int:
+    """What a checkpoint needs at least: weights, and what the optimizer keeps of them by now."""
+    size = 0
+    for descent in trainer.descents.values():
+        weights = sum(p.numel() * p.element_size() for p in descent.model.parameters())
+        kept = (v for state in descent.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
+        size += weights + sum(v.numel() * v.element_size() for v in kept)
+    return size
 
 
 def _complete(partial: Path, version: int) -> None:
@@ -164,9 +192,14 @@ def _state(trainer: Trainer) -> dict[str, Any]:
 
 
 def _what_is_wrong(path: Path, version: int) -> str | None:
+    index = path / "state" / ".metadata"
+    try:
+        private.check(*(p for p in (path.parent, path, index.parent, index) if p.exists()))
+    except PermissionError as error:
+        return str(error)
     try:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_Manifest)
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         return f"its {MANIFEST} cannot be read: {error}"
     if manifest.version != version:
         return f"its {MANIFEST} is of version {manifest.version}"

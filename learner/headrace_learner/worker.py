@@ -20,7 +20,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
 from headrace_core.ledger import Claim, Ledger, Outcome, Step
 from headrace_core.live import Live
-from headrace_core.metrics import StepMetrics, WorkerMetrics
+from headrace_core.metrics import WorkerMetrics
 from headrace_core.publications import Publications
 from headrace_core.redis import connect
 from headrace_core.staleness import Selection
@@ -51,6 +51,7 @@ from .model import Policy
 from .orders import Load, Publish, Restore, Save, Snapshot, Train, WriteModel
 from .report import event_data, event_message, step_metrics
 from .rollouts import Keeper
+from .room import Room
 from .snapshot import Snapshots, taken_by
 from .trainer import StepResult, Trainer
 
@@ -79,6 +80,7 @@ class LearnerWorker:
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
         self._publications = Publications(self._redis, config.job_id)
         self._lead = Lead(config, self._redis)
+        self._room = Room(self._lead, self._redis, self._jobs, config)
         self._keeper = Keeper(self._redis, config.job_id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -104,12 +106,15 @@ class LearnerWorker:
         _, found = await asyncio.gather(
             self._lead.alone(self._load), asyncio.to_thread(checkpoint.newest, self._output, newest)
         )
+        loaded = time.monotonic()
         await self._tell_of("checkpoint passed over", found.passed_over)
         if found.path is not None:
             self._saved.append(found.version)
             await self._announce(found.path, found.version, {})
         source = await self._go_back(found, newest)
+        gone_back = time.monotonic()
         replayed = await self._replay(found)
+        caught_up = time.monotonic()
         await self._publish_again()
         self._split = TimeSplit("groups")
         return {
@@ -120,6 +125,9 @@ class LearnerWorker:
             "checkpoint": found.version,
             "from": source,
             "replayed_steps": replayed,
+            "model_seconds": round(loaded - began, 2),
+            "state_seconds": round(gone_back - loaded, 2),
+            "replay_seconds": round(caught_up - gone_back, 2),
             "seconds": round(time.monotonic() - began, 2),
         }
 
@@ -179,11 +187,15 @@ class LearnerWorker:
         steps = await self._ledger.steps()
         self._trained_tokens = sum(sum(step.ages.values()) for step in steps)
         again = [step for step in steps if step.version >= self._version]
+        told = await self._jobs.history.last_step(self._config.job_id)
         for step in again:
+            before = self._split.seconds()
             groups = await self._kept(step, found)
             result = await self._train(groups)
             self._version = step.version + 1
             await self._keeper.keep(groups, result, self._version)
+            if self._version > told:  # the learner before died between its settlement and its measurement
+                await self._tell_step(groups, result, before)
         await self._keeper.written()
         if self._version != self._term.version:
             raise Damaged(f"the ledger is at version {self._term.version}, but its steps lead to {self._version} only")
@@ -251,14 +263,12 @@ class LearnerWorker:
             await self._snapshot()
         await self._keeper.keep(groups, result, self._version)
         every = self._settings.checkpoint_every(self._config.total_steps)
-        if self._version % every == 0 or self._version == self._config.total_steps:
+        if self._version % every == 0 or self._version == self._config.total_steps or await self._ledger.crowded():
             self._split.switch("checkpoint")
             reward = summarise(groups).reward_mean
             await self._save({} if reward is None else {"train_mean_reward": reward})
         self._split.switch("groups")
-        await self._tell(
-            step_metrics(groups, result, self._version, self._config.total_steps, self._seconds(before, result))
-        )
+        await self._tell_step(groups, result, before)
 
     async def _next_batch(self) -> tuple[Group, ...]:
         """A full batch in admission order; with `filter_groups`, others take the place of groups of equal rewards.
@@ -313,7 +323,7 @@ class LearnerWorker:
     async def _publish(self, version: int, term: int) -> str:
         """Returns the name under which rollout workers find it."""
         write = self._trainer.policy.write_weights
-        done = await self._lead.together(Publish(), lambda: self._weights.publish(version, term, write))
+        done = await self._room.to_write(Publish(), lambda: self._weights.publish(version, term, write))
         await self._publications.add(done)
         return done.name
 
@@ -334,7 +344,7 @@ class LearnerWorker:
         """Checkpoint, offer it, and let the ledger forget what two checkpoints now hold."""
         version = self._version
         await self._keeper.written()
-        path = await self._lead.together(Save(version), lambda: checkpoint.save(self._trainer, self._output, version))
+        path = await self._room.to_save(Save(version), lambda: checkpoint.save(self._trainer, self._output, version))
         await self._announce(path, version, metrics)
         await self._ledger.covered(self._saved[-1])
         self._saved.append(version)
@@ -371,8 +381,10 @@ class LearnerWorker:
         os.rename(partial, final)
         await self._ledger.covered(self._version)
 
-    async def _tell(self, metrics: StepMetrics) -> None:
-        job = self._config.job_id
+    async def _tell_step(self, groups: Sequence[Group], result: StepResult, before: dict[str, float]) -> None:
+        """Of the step that made the present version, and of the time since `before`."""
+        job, seconds = self._config.job_id, self._seconds(before, result)
+        metrics = step_metrics(groups, result, self._version, self._config.total_steps, seconds)
         await self._jobs.record(job, metrics)
         data = event_data(metrics, self._live.at(metrics.step - 1).max_staleness)
         await self._jobs.tell(job, event_message(metrics), type="metrics", data=data)
@@ -416,7 +428,7 @@ class LearnerWorker:
         stalled, self._waited = waited - self._waited, waited
         stages["snapshot"] += stalled
         train = result.train_seconds - stalled
-        return {"wait": spent["groups"], "batch": result.batch_seconds, "train": train} | stages
+        return {"wait": spent.get("groups", 0.0), "batch": result.batch_seconds, "train": train} | stages
 
     async def _beat_loop(self) -> str:
         while True:
