@@ -38,14 +38,14 @@ _NEXT: dict[str, tuple[Status, ...]] = {
 
 # (new status, its time where it ends the job, name of this call, why it pauses by itself or '', statuses it may
 # follow…); a call that the client sent twice, because its connection broke before the answer, is carried out once and
-# answered alike.
+# answered alike. A removal comes first: after it, Redis takes the rest at its memory limit too (lua/prelude.lua).
 _TRANSITION = """
 local now = redis.call('HGET', KEYS[1], 'status')
 if redis.call('HGET', KEYS[1], 'moved_by') == ARGV[3] then return 'ok' end
 for i = 5, #ARGV do
   if ARGV[i] == now then
-    redis.call('HSET', KEYS[1], 'status', ARGV[1], 'moved_by', ARGV[3])
     redis.call('HDEL', KEYS[1], 'paused_by', 'at_rest')
+    redis.call('HSET', KEYS[1], 'status', ARGV[1], 'moved_by', ARGV[3])
     if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'finished_at', ARGV[2]) end
     if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'paused_by', ARGV[4]) end
     return 'ok'
@@ -57,6 +57,7 @@ return now
 # (status) → 1, and the job is at rest; 0 where it has another status by now
 _REST = """
 if redis.call('HGET', KEYS[1], 'status') ~= ARGV[1] then return 0 end
+redis.call('HDEL', KEYS[1], 'at_rest')
 redis.call('HSET', KEYS[1], 'at_rest', 'true')
 return 1
 """
@@ -206,11 +207,11 @@ class JobStore:
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def create(self, job: Job) -> None:
-        """Store a new job; visible at once, whole."""
+        """Store a new job; visible at once, whole. Sent twice, the second leaves the status that it has by then."""
+        key = JobKeys(job.id).job
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(
-                JobKeys(job.id).job, mapping={"document": _json.encode(job), "owner": job.owner, "status": job.status}
-            )
+            pipe.hset(key, mapping={"document": _json.encode(job), "owner": job.owner})
+            pipe.hsetnx(key, "status", job.status)
             pipe.zadd(keys.JOBS, {job.id: job.created_at})
             await pipe.execute()
 

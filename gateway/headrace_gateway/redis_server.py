@@ -96,6 +96,8 @@ class RedisServer:
     def launch(self) -> None:
         """Start the process, again on the same socket and file if there was one. To be called from the thread that
         lives longest: with it the server ends."""
+        if self._process is not None:
+            self._process.wait(self._timeout)
         log = self._folder / _LOG
         self._log_from = log.stat().st_size if log.exists() else 0
         options = {
