@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from headrace_core.jobs import Job, JobStore, rewards_of
 from headrace_core.keys import JobKeys
 from headrace_core.ledger import account_of
+from headrace_core.mending import counts_of
 from headrace_core.metrics import EvaluationMetrics, Metrics, StepMetrics, UpdateMetrics, WorkerMetrics
 from headrace_core.records import readable
 
@@ -69,6 +70,8 @@ _SERIES: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], st
     "headrace_worker_tokens": (_C, "Tokens sampled or trained.", ("job", "worker")),
     "headrace_worker_errors": (_C, "Errors.", ("job", "worker", "reason")),
     "headrace_worker_requests": (_G, "Requests in flight.", ("job", "worker")),
+    "headrace_worker_restarts": (_C, "Restarts, whatever their cause.", ("job", "worker")),
+    "headrace_watchdog_acts": (_C, "Acts of whoever noticed a standstill.", ("job", "act")),
     "headrace_update_paused_seconds": (_G, "Pause of generation at the last weight update.", ("job", "worker")),
 }
 
@@ -85,13 +88,15 @@ async def exposition(redis: Redis) -> bytes:
     async with redis.pipeline(transaction=False) as pipe:
         for job in exposed:
             keys = JobKeys(job.id)
-            for name in (keys.ledger, keys.summary, keys.rewards):
+            for name in (keys.ledger, keys.summary, keys.rewards, keys.mending):
                 pipe.hgetall(name)
         found = await pipe.execute()
-    for job, books, newest, rewards in zip(exposed, found[::3], found[1::3], found[2::3], strict=True):
+    for job, *of_job in zip(exposed, *(found[i::4] for i in range(4)), strict=True):
+        books, newest, rewards, mending = of_job
         samples += _of_ledger(job, account_of(books).as_dict())
         samples += _of_newest(job, newest)
         samples += _of_reward(job.id, summary(rewards_of(job.id, rewards)))
+        samples += _of_mending(job.id, *counts_of(mending))
     registry = CollectorRegistry()
     registry.register(_Scrape(samples))
     return generate_latest(registry)
@@ -188,6 +193,13 @@ def _of_reward(job: str, found: dict[str, Any]) -> Iterator[Sample]:
         yield from _interval("headrace_reward_between", (job, pair), figure)
     yield from _interval("headrace_reward_drift", (job,), drift["mean_shift"])
     yield from _known("headrace_reward_drift_error", (job,), drift["standard_error"])
+
+
+def _of_mending(job: str, acts: Mapping[str, int], restarts: Mapping[str, int]) -> Iterator[Sample]:
+    for act, count in acts.items():
+        yield "headrace_watchdog_acts", (job, act), count
+    for worker, count in restarts.items():
+        yield "headrace_worker_restarts", (job, worker), count
 
 
 def _known(name: str, labels: tuple[str, ...], value: float | None) -> Iterator[Sample]:

@@ -1,11 +1,16 @@
-"""A worker that dies is noticed, named and replaced; its groups are taken up again."""
+"""What dies, or is stopped, is noticed, named and replaced; what cannot go on pauses, and goes on when resumed."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
 
+import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from .service import Service
@@ -31,3 +36,62 @@ def test_a_killed_worker_is_replaced_and_no_group_is_lost(service: Service, work
     assert ledger["states"]["trained"] == 12 * 4
     assert ledger["largest_age"] <= 4
     assert sorted(s["step"] for s in service.metrics(job_id, "step")) == list(range(1, 13))
+
+
+def until(holds: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s until {what}"
+        time.sleep(0.2)
+
+
+def says(service: Service, job_id: str, words: str) -> Callable[[], bool]:
+    return lambda: any(words in message for message in service.told(job_id))
+
+
+def controller_pid(service: Service) -> int:
+    (pid,) = [
+        p.pid for p in psutil.Process(service.pid).children(recursive=True) if "JobController" in " ".join(p.cmdline())
+    ]
+    return int(pid)
+
+
+def test_a_stopped_worker_and_a_stopped_controller_are_replaced(tmp_path: Path) -> None:
+    service = Service(tmp_path / "data", {"HEADRACE_WATCHDOG_SECONDS": "8", "HEADRACE_MAX_RESTARTS": "10"})
+    job_id = service.submit(n_steps=60, checkpoint_interval=10)
+    service.wait_for_step(job_id, 2)
+    stopped = [pid_of(service, job_id, "rollout-0")]
+    os.kill(stopped[0], signal.SIGSTOP)
+    until(says(service, job_id, "rollout-0 is ended: its process did not answer"), "the worker's silence is told")
+    service.wait_for_step(job_id, service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")["version"] + 2)
+    stopped.append(controller_pid(service))
+    os.kill(stopped[1], signal.SIGSTOP)
+    until(says(service, job_id, "the job's controller did not beat"), "the controller's silence is told")
+    service.wait(job_id, "succeeded")
+    until(lambda: not any(psutil.pid_exists(pid) for pid in stopped), "the stopped processes are gone", 30)
+    ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
+    assert ledger["balanced"]
+    assert ledger["states"]["trained"] == 60 * 4
+    metrics = httpx.get(service.address + "/metrics").text
+    for act in ("reissue", "restart", "replace_controller"):
+        assert f'headrace_watchdog_acts_total{{act="{act}",job="{job_id}"}}' in metrics
+    assert service.stop() == 0
+
+
+def test_a_job_whose_worker_may_not_be_restarted_pauses_and_goes_on_when_resumed(tmp_path: Path) -> None:
+    service = Service(tmp_path / "data", {"HEADRACE_MAX_RESTARTS": "0"})
+    job_id = service.submit(n_steps=12, checkpoint_interval=3)
+    service.wait_for_step(job_id, 4)
+    os.kill(pid_of(service, job_id, "learner"), signal.SIGKILL)
+    service.wait(job_id, "paused")
+    why = service.get(f"/v1/fine_tuning/jobs/{job_id}")["paused_by"]
+    assert why["code"] == "worker_failed"
+    assert "learner failed and has used up its restarts" in why["message"]
+    until(says(service, job_id, "resume goes on from here"), "it has paused")
+    httpx.post(f"{service.address}/v1/fine_tuning/jobs/{job_id}/resume", timeout=30).raise_for_status()
+    service.wait(job_id, "succeeded")
+    assert service.get(f"/v1/fine_tuning/jobs/{job_id}")["paused_by"] is None
+    ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
+    assert ledger["balanced"]
+    assert ledger["states"]["trained"] == 12 * 4
+    assert service.stop() == 0

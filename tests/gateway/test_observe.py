@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace_core.ledger import Ledger, Outcome
+from headrace_core.mending import Mending
 from headrace_core.metrics import (
     AgeMetrics,
     EvaluationMetrics,
@@ -77,6 +78,10 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
         await served.jobs.record("ftjob-1", measured)
     for started, time in ((1.0, 7.0), (1.0, 8.0), (2.0, 9.0)):
         await served.jobs.record_reward("ftjob-1", counted("rollout-0", started, time))
+    mending = Mending(served.redis, "ftjob-1")
+    await mending.acted("reissue")
+    for _ in range(2):
+        await mending.restarted("rollout-0")
     async with httpx.AsyncClient(base_url=served.url, timeout=10) as client:
         yield client
 
@@ -171,6 +176,8 @@ async def test_prometheus_series_are_those_documented(http: httpx.AsyncClient) -
     assert series["headrace_groups_admitted_total", ("job",)] == 3
     assert series["headrace_worker_waiting_seconds_total", ("job", "reason", "worker")] == 2.0
     assert series["headrace_evaluation_reward_failures", ("job", "kind")] == 1
+    assert series["headrace_worker_restarts_total", ("job", "worker")] == 2
+    assert series["headrace_watchdog_acts_total", ("act", "job")] == 1
 
 
 async def test_what_a_reward_does_is_exposed_added_up(http: httpx.AsyncClient) -> None:
