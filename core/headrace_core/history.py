@@ -170,6 +170,11 @@ class History:
         found = await answer(self._redis.zrangebyscore(k.marks, step, "+inf", start=0, num=1))
         return int(found[0]) - 1 if found else await self.last(job_id)
 
+    async def last_step(self, job_id: str) -> int:
+        """The newest step that was measured; 0 before the first."""
+        found = await answer(self._redis.zrange(JobKeys(job_id).marks, -1, -1, withscores=True))
+        return int(found[0][1]) if found else 0
+
     async def left_out(self, job_id: str) -> dict[Kind, int]:
         """How many entries of each kind are no longer there; no more would have fitted."""
         found = await answer(self._redis.hmget(JobKeys(job_id).summary, [f"left out {kind}" for kind in KINDS]))
