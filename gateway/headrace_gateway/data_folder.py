@@ -1,4 +1,7 @@
-"""One server a data folder: a lock that the system gives back when its holder dies, however it dies."""
+"""One server a data folder: a lock that the system gives back when its holder dies, however it dies.
+
+Invariant: of what the service keeps there, no other user of the machine can read or change anything.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from pathlib import Path
 from headrace_core.errors import InvalidState
 
 _LOCK = "headrace.lock"
+_OURS = ("files", "jobs", "redis")
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Make the folder, and hold it. Raises `InvalidState`, naming the process that has it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in _OURS:
+        _for_us_alone(folder / name)
     with (folder / _LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,3 +36,16 @@ def held(folder: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _for_us_alone(folder: Path) -> None:
+    """Also where it was made with other rights. Raises `InvalidState` where it is another user's."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    if folder.stat().st_mode & 0o077:
+        try:
+            folder.chmod(0o700)
+        except PermissionError as error:
+            raise InvalidState(
+                f"{folder} can be read by others, and is not this user's: make it so (chown), or choose another folder "
+                "with --data-dir"
+            ) from error

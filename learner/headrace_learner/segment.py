@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace_core import private
+
 WORD = 8
 """Bytes are a multiple of it."""
 _PAGE = 4096
@@ -51,10 +53,11 @@ class Segment:
         Raises `OSError` where there is no room.
         """
         self.path, self._size = path, size
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private.make(path.parent)  # shared memory is everybody's
         if not path.exists() or path.stat().st_size != _PAGE + size:
             path.unlink(missing_ok=True)
             _reserve(path, _PAGE + size)
+        private.check(path)
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _PAGE + size)
         self.content: Tensor = torch.frombuffer(self._map, dtype=torch.uint8, offset=_PAGE, count=size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from damage import damages
 from headrace_core.errors import WeightsDamaged
 from headrace_core.weights import MANIFEST, WeightStore, default_root
 
@@ -85,11 +87,47 @@ def test_a_version_published_again_replaces_itself(store: WeightStore) -> None:
     assert (store.open("v00000007-t1") / "model.safetensors").read_text() == "second"
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]", "{}", '{"files": {"gone.bin": 3}}', '{"files": null}'])
-def test_a_damaged_manifest_is_said_to_be(store: WeightStore, manifest: str) -> None:
+def test_a_damaged_manifest_is_said_to_be(store: WeightStore) -> None:
     published = store.publish(1, 1, writing("abc"))
-    (published.path / MANIFEST).write_text(manifest)
-    with pytest.raises(WeightsDamaged, match="v00000001-t1"):
+    whole = (published.path / MANIFEST).read_bytes()
+    for what, raw in [*damages(whole), ("a file that is gone", whole.replace(b"config", b"confih"))]:
+        (published.path / MANIFEST).write_bytes(raw)
+        try:
+            assert store.open(published.name) == published.path, what
+        except WeightsDamaged as error:
+            assert "v00000001-t1" in error.message, what  # noqa: PT017
+        else:  # a flipped bit in the name of a field that nobody needs, say
+            assert b"config.json" in raw, what
+
+
+@pytest.mark.parametrize("name", ["../ftjob-b/v00000001-t1", "/etc", "v1-t1/../..", ".", "", "v00000001-t1/", "v\0"])
+def test_no_name_leads_out_of_the_store(store: WeightStore, name: str) -> None:
+    store.publish(1, 1, writing("abc"))
+    with pytest.raises(WeightsDamaged, match="is not the name of a published version"):
+        store.open(name)
+
+
+@pytest.mark.parametrize("named", ["../v00000001-t1/config.json", "/etc/passwd", "sub/x", "..", "link"])
+def test_a_manifest_names_plain_files_of_its_folder_alone(store: WeightStore, named: str) -> None:
+    published = store.publish(1, 1, writing("abc"))
+    (published.path / "link").symlink_to("/etc/passwd")
+    size = os.stat("/etc/passwd").st_size
+    (published.path / MANIFEST).write_text(json.dumps({"version": 1, "files": {named: size}}))
+    with pytest.raises(WeightsDamaged, match=r"not the name of a file in it|no plain file"):
+        store.open(published.name)
+
+
+@pytest.mark.parametrize("level", ["job", "version"])
+@pytest.mark.parametrize("how", ["group may write", "all may write", "a link"])
+def test_what_another_user_may_have_planted_is_not_opened(store: WeightStore, level: str, how: str) -> None:
+    published = store.publish(1, 1, writing("abc"))
+    folder = store.folder if level == "job" else published.path
+    if how == "a link":
+        folder.rename(folder.with_name("elsewhere"))
+        folder.symlink_to(folder.with_name("elsewhere"))
+    else:
+        folder.chmod(0o770 if how == "group may write" else 0o707)
+    with pytest.raises(WeightsDamaged, match=r"is a link|can be written to by other users"):
         store.open(published.name)
 
 

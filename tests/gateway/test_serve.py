@@ -90,6 +90,17 @@ def test_starts_refuses_a_second_stops_clean_and_starts_again(tmp_path: Path) ->
         assert httpx.get(f"{url}/v1/files/{file_id}/content").content == rows(2)
 
 
+def test_what_is_kept_in_the_data_folder_is_for_its_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        with data_folder.held(tmp_path / "new"), data_folder.held(tmp_path):
+            made = [tmp_path / "new", *(tmp_path / name for name in ("files", "jobs", "redis"))]
+            assert [oct(folder.stat().st_mode & 0o777) for folder in made] == ["0o700"] * 4
+    finally:
+        os.umask(before)
+
+
 def test_a_data_folder_is_free_again_when_its_holder_ends(tmp_path: Path) -> None:
     for _ in range(2):
         with data_folder.held(tmp_path):

@@ -12,6 +12,7 @@ from engine_cases import ADAPTER_RANK, Weights, cut_short
 from safetensors.torch import load_file, save_file
 from tiny_model import save, tiny_model
 
+from damage import damages
 from headrace_core.errors import WeightsDamaged
 from headrace_rollout.engines.weight_files import CONFIG, BaseModel, is_adapter
 
@@ -89,6 +90,45 @@ def test_more_than_plain_lora_is_refused(
 ) -> None:
     with pytest.raises(WeightsDamaged, match=next(iter(setting))):
         list(base.read(rewritten(adapter, tmp_path / "other", **setting)))
+
+
+def test_an_adapter_that_is_damaged_anywhere_is_an_adapter_or_refused(
+    base: BaseModel, adapter: Path, tmp_path: Path
+) -> None:
+    """A flipped bit within the numbers is not seen here: what is published is held by its size."""
+    torn, refused = rewritten(adapter, tmp_path / "torn"), 0
+    for name in (CONFIG, "adapter_model.safetensors"):
+        whole = (torn / name).read_bytes()
+        head = len(whole) if name == CONFIG else 8 + int.from_bytes(whole[:8], "little")
+        for what, raw in damages(whole[:head], seed=len(name)):
+            (torn / name).write_bytes(raw + whole[head:])
+            try:
+                assert len(list(base.read(torn))) == len(base.names), what
+            except WeightsDamaged as error:
+                assert str(torn) in error.message, what  # noqa: PT017
+                refused += 1
+        (torn / name).write_bytes(whole)
+    assert refused > 40
+
+
+@pytest.mark.parametrize(
+    "settings", [{"r": 0}, {"r": -1, "use_rslora": True}, {"r": "8"}, {"lora_alpha": 1e999}, {"lora_alpha": [1]}]
+)
+def test_an_adapter_whose_scale_is_none_is_refused(
+    base: BaseModel, adapter: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    with pytest.raises(WeightsDamaged, match=r"adapter_config\.json cannot be read"):
+        list(base.read(rewritten(adapter, tmp_path / "other", **settings)))
+
+
+def test_factors_that_do_not_fit_are_refused(base: BaseModel, adapter: Path, tmp_path: Path) -> None:
+    factors = load_file(adapter / "adapter_model.safetensors")
+    for number, (name, factor) in enumerate(sorted(factors.items())[:2]):
+        for shape in ((factor.numel(),), (1, factor.numel()), (factor.shape[1], factor.shape[0])):
+            other = rewritten(adapter, tmp_path / f"{number}-{len(shape)}-{shape[0]}")
+            save_file(factors | {name: factor.reshape(shape)}, other / "adapter_model.safetensors")
+            with pytest.raises(WeightsDamaged, match=r"do not fit each other|does not fit"):
+                list(base.read(other))
 
 
 def test_what_is_damaged_or_of_another_model_is_refused(

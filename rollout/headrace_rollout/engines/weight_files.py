@@ -69,6 +69,8 @@ class Adapter:
         with _readable(folder / CONFIG):
             config = json.loads((folder / CONFIG).read_text())
             self._scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+            if not math.isfinite(self._scale):
+                raise ValueError(f"its scale is {self._scale}")
         beyond = [setting for setting in _CHANGE_THE_FORMULA if config.get(setting)]
         if beyond:
             raise WeightsDamaged(f"the adapter in {folder} is no plain LoRA: {', '.join(beyond)}")
@@ -79,6 +81,8 @@ class Adapter:
             if not all(name in factors for name in ours):
                 raise WeightsDamaged(f"the adapter in {folder} lacks a factor of {layer}")
             a, b = (factors[name] for name in ours)
+            if a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
+                raise WeightsDamaged(f"the adapter in {folder} has factors of {layer} that do not fit each other")
             self._factors[layer.removeprefix(_PREFIX) + ".weight"] = (a, b)
 
     @property
@@ -126,5 +130,5 @@ def _readable(file: Path) -> Iterator[Any]:
     """Errors of a file that is cut short, or gone, as `WeightsDamaged`."""
     try:
         yield
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise WeightsDamaged(f"{file} cannot be read: {error}") from error
