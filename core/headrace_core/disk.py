@@ -20,8 +20,8 @@ _SAID = "No space left on device"
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises `DiskFull` where fewer than `needed` bytes are free for `folder`, which exists."""
-    if shutil.disk_usage(folder).free < needed:
+    """Raises `DiskFull` where fewer than `needed` bytes are free for `folder`, or for where it will be made."""
+    if _free(folder) < needed:
         raise _full(folder, needed)
 
 
@@ -48,7 +48,12 @@ def _is_of_a_full_disk(error: BaseException) -> bool:
     return False
 
 
+def _free(folder: Path) -> int:
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(there).free
+
+
 def _full(folder: Path, needed: int) -> DiskFull:
-    free = shutil.disk_usage(folder).free
+    free = _free(folder)
     what = f"{needed:,} bytes are needed" if needed else "more is needed"
     return DiskFull(f"no room in {folder}: {what}, {free:,} are free")

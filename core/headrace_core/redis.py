@@ -51,6 +51,7 @@ _MOST_CONNECTIONS = 4096
 _PASSING = re.compile(r"(?:^|: -)(LOADING|READONLY|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|OOM)\b")
 """Answers of a server that will take the command later: it starts, changes its role, runs a script, is full. Before
 Redis 7, those to a command within a script stand in the middle of the text."""
+_LASTING = (AuthenticationError, AuthorizationError, MaxConnectionsError, ssl.SSLCertVerificationError)
 _Answer = TypeVar("_Answer")
 _until: ContextVar[float | None] = ContextVar("until", default=None)
 """When the command that is being sent is given up: connecting for it has no time of its own."""
@@ -146,11 +147,10 @@ async def _pause(error: Exception, failures: int, until: float, wait: float) -> 
 
 def passing(error: Exception) -> bool:
     """Whether the same command may be answered later: not a wrong password, certificate or command."""
-    if isinstance(error, AuthenticationError | AuthorizationError | MaxConnectionsError):
+    wrapped = error.__cause__ or error.__context__  # redis-py makes what it meets while it connects a ConnectionError
+    if isinstance(error, _LASTING) or isinstance(wrapped, _LASTING):
         return False
-    if isinstance(error, ConnectionError | TimeoutError | OSError):
-        return not isinstance(error.__context__, ssl.SSLCertVerificationError)
-    return _refusal(error) is not None
+    return isinstance(error, ConnectionError | TimeoutError | OSError) or _refusal(error) is not None
 
 
 def _refusal(error: Exception) -> str | None:

@@ -17,6 +17,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from headrace_core import keys
+from headrace_core.disk import room_for
 from headrace_core.errors import Damaged, NotFound, TooLarge
 from headrace_core.jobs import new_id
 from headrace_core.records import read, readable
@@ -112,12 +113,12 @@ class FileStore:
         self.path(file_id).unlink(missing_ok=True)
 
     def _write(self, source: BinaryIO, file_id: str) -> tuple[int, str]:
-        """(bytes, their SHA-256)."""
+        """(bytes, their SHA-256). Raises `TooLarge`, `DiskFull`, and keeps nothing then."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = self._folder / f".{new_id(file_id)}.partial"
         told = hashlib.sha256()
         try:
-            with open(partial, "xb", opener=_for_us_alone) as target:
+            with room_for(self._folder), open(partial, "xb", opener=_for_us_alone) as target:
                 while part := source.read(_PART):
                     told.update(part)
                     target.write(part)

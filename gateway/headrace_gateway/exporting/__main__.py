@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace_core.disk import room_for
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs import JobStore
 from headrace_core.redis import connect
@@ -30,7 +31,8 @@ async def run(errand: Errand) -> None:
         found = await jobs.get(errand.job_id)
         job = {name: getattr(found, name) for name in ("id", "created_at", "model", "hyperparameters")}
         source = FromRedis(jobs, errand.job_id)
-        await export(source, errand.target, Path(errand.folder), job, errand.options, follow=True, stop=stop)
+        with room_for(Path(errand.folder)):
+            await export(source, errand.target, Path(errand.folder), job, errand.options, follow=True, stop=stop)
     finally:
         await redis.aclose()
 
