@@ -53,10 +53,11 @@ real: setup-dev ## SmolLM2-135M-Instruct on reasoning-gym tasks (not in CI: long
 test: setup-dev lint ## linters, types and all tests: real Redis, real Ray, real vLLM
 	$(BIN)/python -m pytest
 
-lint: setup-dev ## ruff and mypy
+lint: setup-dev ## ruff, mypy, and what is known of the requirements' vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python requirements/audit.py
 
 format: setup-dev ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
