@@ -70,7 +70,7 @@ def _submission(parent: Job, checkpoint: Checkpoint, body: ForkJob) -> CreateJob
     """The request that a user would make for the same job."""
     method = Reinforcement(
         grader=parent.grader if body.grader is None else body.grader,
-        hyperparameters=_changed(parent.hyperparameters, body.hyperparameters),
+        hyperparameters=_changed(parent, body.hyperparameters),
     )
     given = "validation_file" in body.model_fields_set
     return CreateJob(
@@ -85,10 +85,11 @@ def _submission(parent: Job, checkpoint: Checkpoint, body: ForkJob) -> CreateJob
     )
 
 
-def _changed(settings: dict[str, Any], changes: dict[str, Any]) -> Hyperparameters:
+def _changed(parent: Job, changes: dict[str, Any]) -> Hyperparameters:
     """The parent's complete settings with `changes`; what a change takes the place of gives way to it."""
+    settings = parent.hyperparameters
     replaced = {name for names in _INSTEAD if names & changes.keys() for name in names}
-    replaced |= _defaults_that_go(settings, changes)
+    replaced |= _defaults_that_go(settings, changes) | _intervals_that_go(parent)
     kept = {name: value for name, value in settings.items() if name not in replaced}
     try:
         return Hyperparameters.model_validate(kept | changes)
@@ -106,6 +107,13 @@ def _defaults_that_go(settings: dict[str, Any], changes: dict[str, Any]) -> set[
     general = {name: field.default for name, field in Hyperparameters.model_fields.items()}
     before = general | dict(old.defaults)
     return {name for name in {*old.defaults, *new.defaults} if settings.get(name) == before[name]}
+
+
+def _intervals_that_go(parent: Job) -> set[str]:
+    """Intervals that are the parent's share of its length follow the length of the new job, whatever changes it."""
+    unset, steps = Hyperparameters(), parent.total_steps
+    shares = {"eval_interval": unset.evaluation_interval(steps), "checkpoint_interval": unset.checkpoint_every(steps)}
+    return {name for name, share in shares.items() if parent.hyperparameters.get(name) == share}
 
 
 def _of_the_fork(error: InvalidRequest) -> InvalidRequest:

@@ -101,6 +101,22 @@ async def test_what_is_given_instead_of_another_takes_its_place(served: Served, 
     assert job.total_steps == 4  # two epochs of 8 rows, 4 a step
 
 
+@pytest.mark.parametrize("changes", [{"n_steps": 200}, {"n_epochs": 50, "batch_size": 2}])
+async def test_intervals_follow_the_length_unless_they_were_set(
+    served: Served, parent: Job, changes: dict[str, Any]
+) -> None:
+    found = [parent.hyperparameters[name] for name in ("eval_interval", "checkpoint_interval")]
+    assert (parent.total_steps, found) == (30, [3, 6])
+    longer = await made(served, parent, {"hyperparameters": changes})
+    found = [longer.hyperparameters[name] for name in ("eval_interval", "checkpoint_interval")]
+    assert (longer.total_steps, found) == (200, [20, 40])
+    often = await made(served, parent, {"hyperparameters": {"eval_interval": 7}})
+    await add_checkpoint(served, often, 6)
+    longer = await made(served, often, {"hyperparameters": changes})
+    found = [longer.hyperparameters[name] for name in ("eval_interval", "checkpoint_interval")]
+    assert found == [7, 40]
+
+
 async def test_another_algorithm_brings_its_defaults(served: Served, parent: Job) -> None:
     dapo = await made(served, parent, {"hyperparameters": {"algorithm": "dapo", "clip_low": 0.1}})
     found = [dapo.hyperparameters[name] for name in ("clip_high", "filter_groups", "minibatches", "clip_low")]
