@@ -20,7 +20,7 @@ def run_demo(folder: Path, seed: int, **options: Any) -> dict[str, Any]:
     command = [sys.executable, str(DEMO), "--seed", str(seed), "--out", str(folder), *extra]
     subprocess.run(command, check=True, timeout=LIMIT_SECONDS)
     saved = json.loads((folder / "report" / "record.json").read_text())
-    record = Record(saved["job"], saved["ledger"], saved["metrics"])
+    record = Record(**saved)
     evaluations = record.of("evaluation")
     accuracies = [e["components"].get("correct", e["reward_mean"]) for e in evaluations]
     return {

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 from openai import OpenAI
@@ -23,6 +24,8 @@ from openai import OpenAI
 from headrace_gateway.report import Record
 
 STOP_SECONDS = 120
+PAGE = 10_000
+"""Measurements in an answer."""
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -78,7 +81,16 @@ def fetch(address: str, job_id: str) -> Record:
     """What the job left, for the report."""
     base = f"{address}/v1/fine_tuning/jobs/{job_id}"
     with httpx.Client(timeout=60) as http:
-        job, ledger, metrics = (
-            http.get(base + route).raise_for_status().json() for route in ("", "/ledger", "/metrics")
-        )
-    return Record(job, ledger, metrics["data"])
+        job, ledger, reward = (http.get(base + route).raise_for_status().json() for route in ("", "/ledger", "/reward"))
+        return Record(job, ledger, list(_measurements(http, base)), reward)
+
+
+def _measurements(http: httpx.Client, base: str) -> Iterator[dict[str, Any]]:
+    """Of all pages, oldest first."""
+    asked: dict[str, Any] = {"limit": PAGE}
+    while True:
+        page = http.get(f"{base}/metrics", params=asked).raise_for_status().json()
+        yield from page["data"]
+        if not page["has_more"]:
+            return
+        asked["after"] = page["data"][-1]["id"]

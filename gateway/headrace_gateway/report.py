@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from headrace_core.ledger import LIVE
 
 from .plot_style import INK, MUTED, set_style
-from .reward_summary import in_words, newest, summary
+from .reward_summary import in_words
 
 BLUE, GREEN, AMBER, RED, GREY = "#2b6cb0", "#2f855a", "#d69e2e", "#c53030", "#cbd5e0"
 AGE_COLOURS = ("#2c7a7b", "#38a89d", "#9ae6b4", "#fbd38d", "#ed8936", "#dd6b20", "#c05621", "#9b2c2c")
@@ -28,12 +28,14 @@ WAIT_COLOURS = ("#a0aec0", AMBER, "#b794f4", "#f687b3", "#90cdf4")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a job left: the answers of the job, ledger and metrics routes."""
+    """What a job left: the answers of the job, ledger, metrics and reward routes."""
 
     job: dict[str, Any]
     ledger: dict[str, Any]
     metrics: list[dict[str, Any]]
-    """Each with `kind` and `data`, oldest first."""
+    """Each with `kind` and `data`, oldest first, of all pages."""
+    reward: dict[str, Any]
+    """The sums of the whole job: among the measurements of a long one, the newest heartbeats may be left out."""
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -94,8 +96,7 @@ def write_report(folder: Path, record: Record) -> Path:
         draw(axes, record)
         figure.savefig(folder / f"{name}.png", dpi=150)
         plt.close(figure)
-    data = {"job": record.job, "ledger": record.ledger, "metrics": record.metrics}
-    (folder / "record.json").write_text(json.dumps(data))
+    (folder / "record.json").write_text(json.dumps(asdict(record)))
     page = folder / "index.html"
     page.write_text(_page(record))
     return page
@@ -193,7 +194,7 @@ def _page(record: Record) -> str:
     ]
     if evaluations:
         facts.insert(2, ("Validation", " → ".join(_mean(evaluations[i]["reward_mean"]) for i in (0, -1))))
-    facts += in_words(summary(newest(record.of("reward")))).items()
+    facts += in_words(record.reward).items()
     facts += [(f"{s.worker} busy", f"{s.busy:.0%} of {s.seconds:.0f} s") for s in steady_shares(record)]
     updates = record.of("update")
     if updates:

@@ -9,8 +9,6 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-import msgspec
-
 from headrace_core.agreement import Z95, Estimate, mean, share
 from headrace_core.metrics import Flips, Pairs, RewardMetrics, Tally
 
@@ -37,13 +35,6 @@ def summary(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
         "audit_failed": sum(c.audit_failed for c in counted),
         "drift": _drift(counted),
     }
-
-
-def newest(recorded: Sequence[Mapping[str, Any]]) -> list[RewardMetrics]:
-    """Of `reward` entries of a metrics stream, oldest first: the last of each start of each worker."""
-    return [
-        msgspec.convert(data, RewardMetrics) for data in {(r["worker"], r["started"]): r for r in recorded}.values()
-    ]
 
 
 def in_words(found: Mapping[str, Any]) -> dict[str, str]:

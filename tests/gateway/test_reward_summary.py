@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 
-import msgspec
 import pytest
 
 from headrace_core.agreement import wilson
 from headrace_core.metrics import Flips, Pairs, RewardMetrics
-from headrace_gateway.reward_summary import in_words, newest, summary
+from headrace_gateway.reward_summary import in_words, summary
 
 
 def counted(worker: str = "rollout-0", started: float = 1.0, **fields: object) -> RewardMetrics:
@@ -52,12 +51,6 @@ def test_a_reward_that_moves_is_told_from_one_that_shakes() -> None:
     assert found["mean_shift"]["value"] == pytest.approx(0.2375)
     assert found["standard_error"] == pytest.approx((found["mean_shift"]["high"] - 0.2375) / 1.959964)
     assert summary([counted(drift=shaken)])["drift"]["moves"] is False
-
-
-def test_the_newest_of_each_start_counts() -> None:
-    recorded = [counted(groups=1), counted(groups=5), counted(started=7.0, groups=2), counted("rollout-1", groups=3)]
-    entries = [msgspec.json.decode(msgspec.json.encode(r)) for r in recorded]
-    assert [r.groups for r in newest(entries)] == [5, 2, 3]
 
 
 def test_in_words() -> None:

@@ -1,0 +1,58 @@
+"""The report of a job: made of everything that its routes answer, however many pages that is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from browser.seeds import Seeded
+from headrace_core.history import History
+from headrace_core.jobs import JobStore
+from headrace_core.metrics import RewardMetrics
+from headrace_gateway.report import Record, steady_shares, write_report
+from paths import ROOT
+
+from .conftest import Served
+
+sys.path.insert(0, str(ROOT / "examples"))
+
+import shared_run
+
+JOB = Seeded(0, steps=40, total=40, status="succeeded", workers=2)
+
+
+@pytest.fixture
+async def record(served: Served, monkeypatch: pytest.MonkeyPatch) -> Record:
+    """Of a job whose measurements are many pages, and whose newest heartbeat of the reward is in none of them."""
+    monkeypatch.setattr(shared_run, "PAGE", 30)
+    await JOB.store(served.redis)
+    jobs = JobStore(served.redis)
+    jobs.history = History(served.redis, heartbeats_kept=5)
+    for beat in range(60):
+        await jobs.record_reward(JOB.id, RewardMetrics(worker="rollout-0", started=1.0, time=beat, completions=beat))
+    return await asyncio.to_thread(shared_run.fetch, served.url, JOB.id)
+
+
+async def test_all_of_a_job_is_in_it(record: Record, tmp_path: Path) -> None:
+    assert [s["step"] for s in record.of("step")] == list(range(1, 41))
+    assert record.of("reward")[-1]["completions"] < record.reward["completions"] == 59
+    shares = {s.worker: s for s in steady_shares(record)}
+    assert {name: round(s.busy, 2) for name, s in shares.items()} == {
+        "learner": 0.55,
+        "rollout-0": 0.82,
+        "rollout-1": 0.82,
+    }
+    written = await asyncio.to_thread(files, tmp_path, record)
+    assert b"none, of 59 completions" in written.pop("index.html")
+    assert Record(**json.loads(written.pop("record.json"))) == record
+    assert set(written) == {"reward.png", "ages.png", "waiting.png", "ledger.png"}
+
+
+def files(folder: Path, record: Record) -> dict[str, bytes]:
+    """What a report is made of, by name."""
+    write_report(folder, record)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
