@@ -212,6 +212,25 @@ async def test_what_is_past_is_thinned_and_what_comes_is_not(http: httpx.AsyncCl
     assert numbers(found) == sorted(numbers(found))
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
+async def test_the_past_ends_with_an_event_of_its_own(http: httpx.AsyncClient, jobs: JobStore, ended: bool) -> None:
+    """Where it was thinned, and once: whoever wants the past alone stops there."""
+    for number in range(1, 40):
+        await jobs.record(JOB, step(number))
+    if ended:
+        await jobs.move(JOB, "cancelled")
+    found: list[str] = []
+    async with open_stream(http, f"{STREAM}?thin=10") as lines:
+        async for line in lines:
+            if line.startswith(("event: step", "event: live", "event: done")):
+                found.append(line.removeprefix("event: "))
+            if line == "event: live" and not ended:
+                await jobs.record(JOB, step(40))
+                await jobs.move(JOB, "cancelled")
+    assert found == ["step"] * 10 + ["live"] + ["step"] * (not ended) + ["done"]
+    assert "live" not in [m.get("event") for m in await read(http, STREAM)]
+
+
 async def test_thinning_is_by_worker(jobs: JobStore) -> None:
     for time in range(50):
         for worker in ("rollout-0", "rollout-1", "learner")[: 3 if time < 4 else 1]:
