@@ -23,14 +23,16 @@ from typing import Literal
 import psutil  # type: ignore[import-untyped]
 import redis
 
-from headrace_core.errors import HeadraceError, InvalidRequest
+from headrace_core.errors import HeadraceError, InvalidRequest, Unavailable
+from headrace_core.redis import connect_for_requests
 from headrace_core.redis_address import masked
 from headrace_core.settings import Settings
 from headrace_core.weights import default_root
 
 from . import rewards_process
 from .client import KEY_VARIABLE, Client
-from .redis_server import RedisServer, executable
+from .damaged_records import damaged
+from .redis_server import RedisServer, executable, running
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -149,6 +151,31 @@ def storage(settings: Settings, url: str) -> Iterator[Finding]:
     yield Finding("ok", "redis", "embedded, " + " ".join(told.stdout.split()[2:3]))
 
 
+def records(settings: Settings, url: str) -> Iterator[Finding]:
+    """What is kept of jobs, files, keys and checkpoints, where a Redis runs."""
+    try:
+        address = settings.redis_address or running(settings.data_dir.absolute() / "redis")
+    except Unavailable:
+        return  # none runs: `headrace serve` names what it finds damaged
+    try:
+        found = asyncio.run(_damaged(address))
+    except (redis.RedisError, HeadraceError, OSError) as error:
+        yield Finding("warn", "records", masked(str(error)), "start Redis, or `headrace serve`")
+        return
+    if not found:
+        yield Finding("ok", "records", "all can be read")
+    for error in found:
+        yield Finding("warn", "record", error, "it is passed over until then")
+
+
+async def _damaged(address: str) -> list[str]:
+    client = connect_for_requests(address)
+    try:
+        return [error.message for error in await damaged(client)]
+    finally:
+        await client.aclose()
+
+
 def gateway(settings: Settings, url: str) -> Iterator[Finding]:
     """Is one there, does it know the key; if none, is its port free."""
     try:
@@ -228,7 +255,7 @@ def ray_starts(settings: Settings, url: str) -> Iterator[Finding]:
         yield Finding("fail", "start Ray", error.message, "free memory and /dev/shm, or mend HEADRACE_RAY_ADDRESS")
 
 
-CHECKS: tuple[Check, ...] = (installed, machine, gpus, sandbox, storage, gateway)
+CHECKS: tuple[Check, ...] = (installed, machine, gpus, sandbox, storage, records, gateway)
 DEEP: tuple[Check, ...] = (redis_starts, ray_starts, engine_imports)
 
 

@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from redis.asyncio import Redis
 from typer.testing import CliRunner
 
+from headrace_core import keys
+from headrace_core.jobs import JobStore
+from headrace_core.keys import JobKeys
+from headrace_core.redis import answer
 from headrace_core.settings import Settings
 from headrace_gateway import cli
-from headrace_gateway.doctor import Check, Finding, engine_imports, machine, ray_starts, redis_starts, storage
+from headrace_gateway.doctor import Check, Finding, engine_imports, machine, ray_starts, records, redis_starts, storage
+from headrace_gateway.redis_server import RedisServer
 
-from .conftest import Served
+from .conftest import Served, stored_job
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -83,3 +89,23 @@ def test_ray_starts() -> None:
 @pytest.mark.vllm
 def test_vllm_imports() -> None:
     assert found(engine_imports)["import vllm"].level == "ok"
+
+
+async def test_every_damaged_record_is_named(redis: Redis, redis_server: RedisServer) -> None:
+    told = await asyncio.to_thread(found, records, redis_url=redis_server.url)
+    assert told == {"records": Finding("ok", "records", "all can be read")}
+    await JobStore(redis).create(stored_job("ftjob-1"))
+    await JobStore(redis).create(stored_job("ftjob-2"))
+    places = [
+        (JobKeys("ftjob-1").job, "document"), (JobKeys("ftjob-2").checkpoints, "5"), (keys.FILES, "file-1"),
+        (keys.API_KEYS, "0" * 64),
+    ]  # fmt: skip
+    for key, field in places:
+        await answer(redis.hset(key, field, b'{"cut'))
+    named = await asyncio.to_thread(lambda: list(records(Settings(redis_url=redis_server.url), NOWHERE)))
+    assert [finding.level for finding in named] == ["warn"] * 4
+    assert all(any(key in finding.found for finding in named) for key, _ in places)
+
+
+async def test_records_are_not_asked_for_where_no_redis_runs(tmp_path: Path) -> None:
+    assert await asyncio.to_thread(found, records, data_dir=tmp_path) == {}

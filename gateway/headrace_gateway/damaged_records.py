@@ -1,0 +1,36 @@
+"""Which of the records that Redis keeps cannot be read: for `headrace doctor`, which names them all. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from redis.asyncio import Redis
+
+from headrace_core import keys
+from headrace_core.errors import Damaged
+from headrace_core.jobs import Checkpoint, JobStore
+from headrace_core.keys import JobKeys
+from headrace_core.records import read
+from headrace_core.redis import answer
+
+from .api_keys import ApiKey
+from .files import StoredFile
+
+
+async def damaged(redis: Redis) -> list[Damaged]:
+    """Every job, uploaded file, key and checkpoint that cannot be read."""
+    jobs, broken = await JobStore(redis).sound_and_damaged()
+    found = list(broken.values())
+    kinds = [(keys.FILES, StoredFile), (keys.API_KEYS, ApiKey)]
+    for key, kind in [*kinds, *((JobKeys(job.id).checkpoints, Checkpoint) for job in jobs)]:
+        found += [error async for error in _of_hash(redis, key, kind)]
+    return found
+
+
+async def _of_hash(redis: Redis, key: str, kind: type[Any]) -> AsyncIterator[Damaged]:
+    for field, record in (await answer(redis.hgetall(key))).items():
+        try:
+            read(record, kind, f"{key} {field.decode(errors='replace')}")
+        except Damaged as error:
+            yield error
