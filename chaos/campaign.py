@@ -43,6 +43,7 @@ from _report import arguments, report  # noqa: E402
 from _strikes import Strike, plan, strike  # noqa: E402
 from _verdict import of_job, of_machine, untold  # noqa: E402
 from _watcher import Watcher  # noqa: E402
+from openai import OpenAIError  # noqa: E402
 
 # Written before the first counted run.
 OF_EACH_KIND = 10
@@ -136,7 +137,7 @@ class Round:
                     )
                 self._until(lambda: self.watcher.ended, ENDS_SECONDS, "the job does not end")
                 self._close_job()
-            except (Broken, AssertionError) as error:
+            except (Broken, AssertionError, httpx.HTTPError, OpenAIError) as error:
                 self.broken.append(f"{self.jobs[-1:]}: {error}")
             self.broken += self.watcher.broken
 
@@ -173,9 +174,9 @@ class Round:
         raise Broken(f"no process of the kind {planned.kind} appeared within {APPEARS_SECONDS:.0f} s")
 
     def _of_kind(self, kind: str) -> list[psutil.Process]:
-        if kind == "gateway":
-            return [psutil.Process(self._arrangement.service.pid)]
         family = self._family.look(self._arrangement.roots())
+        if kind == "gateway":
+            return [process for process in family if process.pid == self._arrangement.service.pid]
         return [process for process in family if kind_of(process, self.watcher.ready) == kind]
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
