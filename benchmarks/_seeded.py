@@ -121,12 +121,12 @@ class Seeded:
         """The job with its status, its books and everything it measured."""
         jobs, job = JobStore(redis), self.job()
         await jobs.create(job)
+        ended = None if self.error is None else JobError("worker_error", self.error)
         for status in PATHS[self.status]:
-            await jobs.move(self.id, status)
+            await jobs.move(self.id, status, ended if status == self.status else None)
         await jobs.tell(self.id, f"Job {self.suffix}-{self.number} begins with {self.workers} rollout workers")
         if self.error is not None:
             await jobs.tell(self.id, self.error, level="error")
-            await jobs.update(self.id, error=JobError("worker_error", self.error))
         await self.record(redis)
 
     async def record(self, redis: Redis, after: int = 0) -> None:

@@ -36,18 +36,19 @@ _NEXT: dict[str, tuple[Status, ...]] = {
     "paused": ("queued", "failed", "cancelled"),
 }
 
-# (new status, its time where it ends the job, name of this call, why it pauses by itself or '', statuses it may
-# follow…); a call that the client sent twice, because its connection broke before the answer, is carried out once and
-# answered alike. A removal comes first: after it, Redis takes the rest at its memory limit too (lua/prelude.lua).
+# (new status, its time where it ends the job, name of this call, field that says what it ended with or '', its value,
+# statuses it may follow…); a call that the client sent twice, because its connection broke before the answer, is carried
+# out once and answered alike. A removal comes first: after it, Redis takes the rest at its memory limit too
+# (lua/prelude.lua).
 _TRANSITION = """
 local now = redis.call('HGET', KEYS[1], 'status')
 if redis.call('HGET', KEYS[1], 'moved_by') == ARGV[3] then return 'ok' end
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   if ARGV[i] == now then
     redis.call('HDEL', KEYS[1], 'paused_by', 'at_rest')
     redis.call('HSET', KEYS[1], 'status', ARGV[1], 'moved_by', ARGV[3])
     if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'finished_at', ARGV[2]) end
-    if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'paused_by', ARGV[4]) end
+    if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], ARGV[4], ARGV[5]) end
     return 'ok'
   end
 end
@@ -131,6 +132,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "paused_by", "pace", "at_rest")
+_OUTCOMES: dict[type, str] = {PausedBy: "paused_by", JobError: "error", str: "fine_tuned_model"}
 _LIVE = b"live:"
 """Fields of the job's hash that hold a changed setting (lua/change.lua)."""
 _WHOLE = 1_000_000
@@ -258,15 +260,17 @@ class JobStore:
                 broken[job_id] = error
         return whole, broken
 
-    async def move(self, job_id: str, to: Status, paused_by: PausedBy | None = None) -> None:
-        """Change the status; `paused_by` says why, where the job pauses by itself. Raises `InvalidState` when the job's
-        present one does not lead there."""
+    async def move(self, job_id: str, to: Status, outcome: PausedBy | JobError | str | None = None) -> None:
+        """Change the status, and with it why the job pauses by itself, why it failed, or the name of its trained model.
+
+        Raises `InvalidState` when the job's present one does not lead there; nothing has changed then.
+        """
         allowed = [s for s, following in _NEXT.items() if to in following]
         finished = repr(time.time()) if to in ENDED else ""
-        why = b"" if paused_by is None else _json.encode(paused_by)
-        done = await answer(
-            self._transition(keys=[JobKeys(job_id).job], args=[to, finished, uuid.uuid4().hex, why, *allowed])
-        )
+        field = "" if outcome is None else _OUTCOMES[type(outcome)]
+        value = outcome if isinstance(outcome, str) else _json.encode(outcome)
+        args = [to, finished, uuid.uuid4().hex, field, value, *allowed]
+        done = await answer(self._transition(keys=[JobKeys(job_id).job], args=args))
         if done is None:
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
         if done != b"ok":
@@ -277,24 +281,9 @@ class JobStore:
         now, which asks for something else."""
         return bool(await answer(self._rest(keys=[JobKeys(job_id).job], args=[status])))
 
-    async def update(
-        self,
-        job_id: str,
-        *,
-        fine_tuned_model: str | None = None,
-        trained_tokens: int | None = None,
-        error: JobError | None = None,
-    ) -> None:
-        """Set what is given."""
-        fields: dict[Any, Any] = {}
-        if fine_tuned_model is not None:
-            fields["fine_tuned_model"] = fine_tuned_model
-        if trained_tokens is not None:
-            fields["trained_tokens"] = trained_tokens
-        if error is not None:
-            fields["error"] = _json.encode(error)
-        if fields:
-            await answer(self._redis.hset(JobKeys(job_id).job, mapping=fields))
+    async def update(self, job_id: str, *, trained_tokens: int) -> None:
+        """Set what changes from step to step."""
+        await answer(self._redis.hset(JobKeys(job_id).job, "trained_tokens", str(trained_tokens)))
 
     # ── events and metrics ───────────────────────────────────────────────────────────────────────────────────────────
 

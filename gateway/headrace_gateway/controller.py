@@ -140,8 +140,8 @@ class JobController:
         try:
             _check_wanted(job)
             await until([self._work(job)], [self._watch(job), self._memory.keep_allotted()])
-            await self._jobs.update(self._job_id, fine_tuned_model=model_name(job))
-            return await self._end("succeeded", f"succeeded: the trained model is {model_name(job)}")
+            name = model_name(job)
+            return await self._end("succeeded", f"succeeded: the trained model is {name}", name)
         except Paused:
             return await self._pause("paused")
         except CannotGoOn as error:
@@ -240,15 +240,17 @@ class JobController:
         data = {"reason": error.code, "who": error.who}
         return await self._pause(f"paused: {error.message}", "error", data)
 
-    async def _end(self, status: Status, message: str, data: dict[str, Any] | None = None) -> Status:
-        await self._move(status)
+    async def _end(
+        self, status: Status, message: str, outcome: JobError | str, data: dict[str, Any] | None = None
+    ) -> Status:
+        await self._move(status, outcome)
         await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info", data=data)
         return status
 
-    async def _move(self, status: Status, paused_by: PausedBy | None = None) -> None:
+    async def _move(self, status: Status, outcome: PausedBy | JobError | str | None = None) -> None:
         """Raises `Cancelled` or `Paused` where the user was faster."""
         try:
-            await self._jobs.move(self._job_id, status, paused_by)
+            await self._jobs.move(self._job_id, status, outcome)
         except InvalidState:
             _check_wanted(await self._jobs.get(self._job_id))
             raise
@@ -262,9 +264,8 @@ class JobController:
         message = str(error) or type(error).__name__
         param = error.param if isinstance(error, HeadraceError) else None
         await self._ledger.close(code)
-        await self._jobs.update(self._job_id, error=JobError(code, message, param))
         data = error.data if isinstance(error, RewardsFailing) else None
-        return await self._end("failed", f"failed: {message}", data)
+        return await self._end("failed", f"failed: {message}", JobError(code, message, param), data)
 
     async def _clean_up(self, over: bool, replaced: bool) -> None:
         """Nothing of the job runs afterwards. Where it is over, what a next controller would go on from goes too; where

@@ -61,10 +61,25 @@ async def test_a_job_is_kept_whole_and_changed_in_part(store: JobStore) -> None:
     await store.create(a_job("ftjob-a"))
     assert await store.get("ftjob-a") == a_job("ftjob-a")
     error = JobError("out_of_memory", "no room", "batch_size")
-    await store.update("ftjob-a", fine_tuned_model="ft:adder", trained_tokens=12, error=error)
+    await store.update("ftjob-a", trained_tokens=12)
+    await store.move("ftjob-a", "failed", error)
     job = await store.get("ftjob-a")
-    assert (job.fine_tuned_model, job.trained_tokens, job.error) == ("ft:adder", 12, error)
+    assert (job.status, job.fine_tuned_model, job.trained_tokens, job.error) == ("failed", None, 12, error)
     assert job.hyperparameters == {"n_steps": 3}
+
+
+async def test_a_job_that_was_cancelled_first_has_no_model_and_no_error(store: JobStore) -> None:
+    await store.create(a_job("ftjob-a", status="running"))
+    await store.move("ftjob-a", "cancelled")
+    outcomes: dict[Status, str | JobError] = {"succeeded": "ft:adder", "failed": JobError("stalled", "it stood still")}
+    for status, outcome in outcomes.items():
+        with pytest.raises(InvalidState):
+            await store.move("ftjob-a", status, outcome)
+    job = await store.get("ftjob-a")
+    assert (job.status, job.fine_tuned_model, job.error) == ("cancelled", None, None)
+    await store.create(a_job("ftjob-b", status="running"))
+    await store.move("ftjob-b", "succeeded", "ft:adder")
+    assert (await store.get("ftjob-b")).fine_tuned_model == "ft:adder"
 
 
 async def test_why_a_job_paused_is_known_until_it_is_resumed(store: JobStore) -> None:

@@ -79,8 +79,12 @@ def _job(job_id: str, number: int) -> Job:
 async def _seed_job(redis: Redis, jobs: JobStore, job: Job, status: Status, data_dir: Path) -> None:
     await jobs.create(job)
     await jobs.tell(job.id, "Created")
+    ended: dict[Status, Any] = {
+        "succeeded": model_name(job),
+        "failed": JobError("too_many_reward_failures", "the reward failed", "grader"),
+    }
     for reached in PATHS[status]:
-        await jobs.move(job.id, reached)
+        await jobs.move(job.id, reached, ended.get(reached))
     if status in ("validating_files", "queued"):
         return
     ledger = Ledger(redis, job.id)
@@ -100,9 +104,7 @@ async def _seed_job(redis: Redis, jobs: JobStore, job: Job, status: Status, data
     kept = [group(n, n, [completion("93", n)]) for n in range(1, STEPS + 1)]
     await RolloutStore(redis, job.id).add(kept, 10_000_000)
     if status == "succeeded":
-        await jobs.update(job.id, fine_tuned_model=model_name(job), trained_tokens=1234)
-    if status == "failed":
-        await jobs.update(job.id, error=JobError("too_many_reward_failures", "the reward failed", "grader"))
+        await jobs.update(job.id, trained_tokens=1234)
 
 
 def _checkpoint(folder: Path) -> Path:

@@ -100,9 +100,7 @@ async def test_train_follows_to_the_end(served: Served, job: Path, status: Any, 
     [job_id] = served.controllers.ensured
     await served.jobs.move(job_id, "running")
     await served.jobs.tell(job_id, "rollout-0 is ready")
-    await served.jobs.update(job_id, error=JobError("worker_failed", "the learner died") if exit_code else None)
-    await served.jobs.update(job_id, fine_tuned_model=None if exit_code else "ft:mine")
-    await served.jobs.move(job_id, status)
+    await served.jobs.move(job_id, status, JobError("worker_failed", "the learner died") if exit_code else "ft:mine")
     done = await asyncio.wait_for(following, timeout=30)
     assert done.exit_code == exit_code, done.output
     assert "rollout-0 is ready" in done.output

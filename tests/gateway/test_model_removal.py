@@ -28,10 +28,10 @@ async def trained(served: Served, job_id: str, steps: int = 2, status: str = "su
         await served.jobs.add_checkpoint(job_id, saved)
     names = [model_name(job, step) for step in range(steps, 0, -1)]
     if status == "succeeded":
-        await served.jobs.update(job_id, fine_tuned_model=model_name(job))
         names.insert(0, model_name(job))
     if status != "running":
-        await served.jobs.move(job_id, status)  # type: ignore[arg-type]
+        outcome = model_name(job) if status == "succeeded" else None
+        await served.jobs.move(job_id, status, outcome)  # type: ignore[arg-type]
     return names
 
 

@@ -56,8 +56,7 @@ async def test_a_job_in_short(http: httpx.AsyncClient, served: Served) -> None:
 async def test_a_job_that_has_measured_nothing_and_one_that_failed(http: httpx.AsyncClient, served: Served) -> None:
     await served.jobs.create(stored_job("ftjob-1"))
     await served.jobs.create(stored_job("ftjob-2", created_at=2.0))
-    await served.jobs.update("ftjob-2", error=JobError("worker_error", "it ended", None))
-    await served.jobs.move("ftjob-2", "failed")
+    await served.jobs.move("ftjob-2", "failed", JobError("worker_error", "it ended", None))
     failed, fresh = (await http.get(OVERVIEW)).json()["data"]
     assert fresh["spark"] == {"reward": [], "age": []}
     assert (fresh["step"], fresh["reward_mean"], fresh["estimated_finish"], fresh["error"]) == (0, None, None, None)
