@@ -103,8 +103,7 @@ class Snapshots:
         if self._generations is None and (wrong := self._reserve()):
             return wrong
         assert self._generations is not None
-        if self._sealed is not None:
-            self._sealed.result()
+        self.finish()
         generation = self._generations[self._next]
         self._next = (self._next + 1) % GENERATIONS
         tensors = [torch.get_rng_state(), *_tensors(self._trainer)]
@@ -121,12 +120,16 @@ class Snapshots:
             copied.result()
             self.stalled += time.perf_counter() - began
 
-    def close(self) -> None:
-        """Complete the one under way. Idempotent. Raises what went wrong with it."""
-        self._thread.shutdown()
+    def finish(self) -> None:
+        """Returns when the one under way is whole. Raises what went wrong with it."""
         sealed, self._sealed = self._sealed, None
         if sealed is not None:
             sealed.result()
+
+    def close(self) -> None:
+        """The last is whole, or what went wrong with it is raised; nothing is left running. Idempotent."""
+        self._thread.shutdown()
+        self.finish()
 
     def _seal(self, generation: _Generation, version: int, copied: Future[None]) -> None:
         copied.result()

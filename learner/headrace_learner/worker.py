@@ -20,7 +20,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import torch
 
 from headrace_core.concurrency import first_to_end
 from headrace_core.drains import Drains
-from headrace_core.errors import Damaged, InvalidState, NotFound, TimedOut, WeightsDamaged
+from headrace_core.errors import Damaged, InvalidState, TimedOut, WeightsDamaged
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
 from headrace_core.ledger import Claim, Ledger, Outcome, Step
@@ -48,7 +48,8 @@ from .contribution import teaches
 from .lead import Lead
 from .measures import summarise
 from .model import Policy
-from .orders import Load, Publish, Restore, Save, Snapshot, Train, WriteModel
+from .orders import Publish, Save, Snapshot, Train, WriteModel
+from .recovery import Recovery
 from .report import event_data, event_message, step_metrics
 from .rollouts import Keeper
 from .room import Room
@@ -85,6 +86,8 @@ class LearnerWorker:
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._split = TimeSplit("start")
+        self._told: dict[str, float] = {}
+        """What the time was split into when a step was last told."""
         self._heard = "0"
         self._snapshots: Snapshots | None = None
         self._waited = 0.0
@@ -107,16 +110,17 @@ class LearnerWorker:
             self._lead.alone(self._load), asyncio.to_thread(checkpoint.newest, self._output, newest)
         )
         loaded = time.monotonic()
-        await self._tell_of("checkpoint passed over", found.passed_over)
+        recovery = Recovery(self._lead, self._ledger, self._jobs, self._config.job_id, newest)
+        await recovery.tell("checkpoint passed over", found.passed_over)
         if found.path is not None:
             self._saved.append(found.version)
             await self._announce(found.path, found.version, {})
-        source = await self._go_back(found, newest)
+        self._version, source = await recovery.go_back(self._trainer, self._snapshots, found)
         gone_back = time.monotonic()
-        replayed = await self._replay(found)
+        replayed = await self._replay(recovery, found)
         caught_up = time.monotonic()
         await self._publish_again()
-        self._split = TimeSplit("groups")
+        self._split, self._told = TimeSplit("groups"), {}
         return {
             "device": str(self._trainer.policy.device),
             "parameters": self._trainer.policy.parameters,
@@ -166,22 +170,7 @@ class LearnerWorker:
         self._trainer = Trainer(policy, self._algorithm, self._settings, self._lead.ranks)
         self._snapshots = taken_by(self._trainer, self._config)
 
-    async def _go_back(self, found: checkpoint.Found, newest: int) -> str:
-        """To the newest state that is kept, a snapshot's or a checkpoint's; returns whose, in words."""
-        if (snapshots := self._snapshots) is not None:
-            order = Restore(found.version, newest)
-            restored = await self._lead.together(order, lambda: snapshots.restore(order.least, order.most))
-            await self._tell_of("snapshot passed over", restored.passed_over)
-            if restored.version is not None:
-                self._version = restored.version
-                return f"snapshot at version {restored.version}"
-        self._version = found.version
-        if (path := found.path) is None:
-            return "the base model"
-        await self._lead.together(Load(str(path)), lambda: checkpoint.load(self._trainer, path))
-        return f"checkpoint at version {found.version}"
-
-    async def _replay(self, found: checkpoint.Found) -> int:
+    async def _replay(self, recovery: Recovery, found: checkpoint.Found) -> int:
         """Train the settled steps that the state does not hold once more, from the groups still kept for that."""
         await self._live.refresh()
         steps = await self._ledger.steps()
@@ -189,34 +178,18 @@ class LearnerWorker:
         again = [step for step in steps if step.version >= self._version]
         told = await self._jobs.history.last_step(self._config.job_id)
         for step in again:
-            before = self._split.seconds()
-            groups = await self._kept(step, found)
+            groups = await recovery.groups(step, found, self._version)
             result = await self._train(groups)
             self._version = step.version + 1
             await self._keeper.keep(groups, result, self._version)
             if self._version > told:  # the learner before died between its settlement and its measurement
-                await self._tell_step(groups, result, before)
+                await self._tell_step(groups, result)
         await self._keeper.written()
         if self._version != self._term.version:
             raise Damaged(f"the ledger is at version {self._term.version}, but its steps lead to {self._version} only")
         if again:
             await self._snapshot()
         return len(again)
-
-    async def _kept(self, step: Step, found: checkpoint.Found) -> list[Group]:
-        try:
-            return await self._ledger.replay(step)
-        except NotFound as error:
-            passed_over = "; ".join(found.passed_over) or "none"
-            raise Damaged(
-                f"the state at version {self._term.version} cannot be made again: the newest that is whole is version "
-                f"{self._version}, and the ledger keeps the groups of step {step.version} no longer; checkpoints "
-                f"passed over: {passed_over}. Fork a new job from a checkpoint"
-            ) from error
-
-    async def _tell_of(self, what: str, which: Iterable[str]) -> None:
-        for one in which:
-            await self._jobs.tell(self._config.job_id, f"{what}: {one}", level="warn")
 
     async def _publish_again(self) -> None:
         """The weights that the ledger names may be gone with the machine's memory; what it names must exist."""
@@ -248,7 +221,6 @@ class LearnerWorker:
         return (await self._jobs.get(self._config.job_id)).status == "paused"
 
     async def _step(self) -> None:
-        before = self._split.seconds()
         groups = await self._next_batch()
         self._split.switch("busy")
         result = await self._train(groups)
@@ -258,6 +230,7 @@ class LearnerWorker:
         weights = await self._publish(self._version + 1, self._term.number)
         self._split.switch("settle")
         await self._settle(groups, result, weights)
+        await self._tell_step(groups, result)  # before a state holds the step, from which nobody would train it again
         self._split.switch("snapshot")
         if self._version % max(1, self._settings.snapshot_every) == 0:
             await self._snapshot()
@@ -268,7 +241,6 @@ class LearnerWorker:
             reward = summarise(groups).reward_mean
             await self._save({} if reward is None else {"train_mean_reward": reward})
         self._split.switch("groups")
-        await self._tell_step(groups, result, before)
 
     async def _next_batch(self) -> tuple[Group, ...]:
         """A full batch in admission order; with `filter_groups`, others take the place of groups of equal rewards.
@@ -357,7 +329,8 @@ class LearnerWorker:
         lacking = await self._lead.together(order, lambda: snapshots.begin(order.version))
         if lacking is not None:
             self._snapshots = None
-            await self._tell_of("no snapshots are taken, only checkpoints", [lacking])
+            message = f"no snapshots are taken, only checkpoints: {lacking}"
+            await self._jobs.tell(self._config.job_id, message, level="warn")
 
     async def _end_snapshots(self) -> None:
         if self._snapshots is not None:
@@ -381,9 +354,9 @@ class LearnerWorker:
         os.rename(partial, final)
         await self._ledger.covered(self._version)
 
-    async def _tell_step(self, groups: Sequence[Group], result: StepResult, before: dict[str, float]) -> None:
-        """Of the step that made the present version, and of the time since `before`."""
-        job, seconds = self._config.job_id, self._seconds(before, result)
+    async def _tell_step(self, groups: Sequence[Group], result: StepResult) -> None:
+        """Of the step that made the present version, and of the time since the one before it was told."""
+        job, seconds = self._config.job_id, self._seconds(result)
         metrics = step_metrics(groups, result, self._version, self._config.total_steps, seconds)
         await self._jobs.record(job, metrics)
         data = event_data(metrics, self._live.at(metrics.step - 1).max_staleness)
@@ -420,9 +393,10 @@ class LearnerWorker:
 
     # ── heartbeat ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _seconds(self, before: dict[str, float], result: StepResult) -> dict[str, float]:
+    def _seconds(self, result: StepResult) -> dict[str, float]:
         """Of one step, by stage."""
-        spent = {k: v - before.get(k, 0.0) for k, v in self._split.seconds().items()}
+        now = self._split.seconds()
+        spent, self._told = {k: v - self._told.get(k, 0.0) for k, v in now.items()}, now
         stages = {stage: spent.get(stage, 0.0) for stage in ("publish", "settle", "snapshot", "checkpoint")}
         waited = 0.0 if self._snapshots is None else self._snapshots.stalled
         stalled, self._waited = waited - self._waited, waited

@@ -23,6 +23,7 @@ from headrace_learner.model import Policy
 from headrace_learner.rank_worker import RankWorker
 from headrace_learner.ranks import Ranks
 from headrace_learner.sharding import join, meet
+from headrace_learner.snapshot import Restored, Snapshots
 from headrace_learner.trainer import StepResult, Trainer
 
 STEPS = 10
@@ -89,12 +90,31 @@ def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder
             if first:
                 (own / "figures.json").write_text(json.dumps(figures(results)))
             checkpoint.save(trainer, own, STEPS)
+            take_snapshot(trainer, own / "memory")
             checkpoint.load(trainer, folder / "alone" / name / "checkpoints" / f"step-{STEPS:08d}")
             checkpoint.save(trainer, own / "again", STEPS)
+            lose_a_rank_and_restore(trainer, own / "memory")
+            checkpoint.save(trainer, own / "rebuilt", STEPS)
         listening = [c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == "LISTEN"]
         (folder / f"listens-{index}.json").write_text(json.dumps(listening))
     finally:
         ranks.close()
+
+
+def take_snapshot(trainer: Trainer, memory: Path) -> None:
+    snapshots = Snapshots(trainer, memory)
+    assert snapshots.begin(STEPS) is None
+    snapshots.close()
+
+
+def lose_a_rank_and_restore(trainer: Trainer, memory: Path) -> None:
+    """Rank 1's own, as where its node went; rank 0's bytes and parity are left."""
+    if trainer.ranks.index == 1:
+        for file in memory.glob("rank-1-*"):
+            file.unlink()
+    snapshots = Snapshots(trainer, memory)
+    assert snapshots.restore(0, STEPS) == Restored(STEPS, ())
+    snapshots.close()
 
 
 def be_follower(config: bytes) -> None:

@@ -60,7 +60,7 @@ async def test_two_ranks_end_with_the_weights_of_one_also_when_they_start_again(
         await two.feed(5)
         await worker.stop()
         assert await running == "stopped"
-    async with learner(of_start(two, "second")) as worker:  # from the checkpoint of step 4, and one step replayed
+    async with learner(of_start(two, "second")) as worker:  # from the snapshot of version 5
         ended, _ = await asyncio.gather(worker.run(), two.feed(STEPS))
         assert ended == "finished"
     for follower in followers:

@@ -119,6 +119,14 @@ def test_what_one_saved_two_read_and_the_other_way_round(runs: Runs, name: str) 
     assert checkpoint.newest(runs.folder / name, STEPS).passed_over == ()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_rank_that_lost_its_snapshot_gets_it_back_from_the_other(runs: Runs, name: str) -> None:
+    before = state(runs.loaded(name, runs.folder / name / CHECKPOINT))
+    rebuilt = state(runs.loaded(name, runs.folder / name / "rebuilt" / CHECKPOINT))
+    assert before.keys() == rebuilt.keys()
+    assert all(torch.equal(before[tensor], rebuilt[tensor]) for tensor in before)
+
+
 @pytest.mark.parametrize("name", ["gspo", "lora"])
 def test_ranks_publish_what_their_checkpoint_holds(runs: Runs, name: str, tmp_path: Path) -> None:
     runs.loaded(name, runs.folder / name / CHECKPOINT).policy.write_weights(tmp_path)
