@@ -37,8 +37,8 @@ _NEXT: dict[str, tuple[Status, ...]] = {
 }
 
 # (new status, its time where it ends the job, name of this call, field that says what it ended with or '', its value,
-# statuses it may follow…); a call that the client sent twice, because its connection broke before the answer, is carried
-# out once and answered alike. A removal comes first: after it, Redis takes the rest at its memory limit too
+# statuses it may follow…); a call that the client sent twice, because its connection broke before the answer, is done
+# once and answered alike. A removal comes first: after it, Redis takes the rest at its memory limit too
 # (lua/prelude.lua).
 _TRANSITION = """
 local now = redis.call('HGET', KEYS[1], 'status')
