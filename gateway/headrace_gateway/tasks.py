@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from headrace_core.concurrency import cancel
-from headrace_core.errors import TimedOut
 
 
 async def until(
@@ -18,7 +17,8 @@ async def until(
 ) -> None:
     """Run all until all of `main` have returned; the first error of any is raised, and nothing is left running.
 
-    With `finish`, `beside` is told to end by it and waited for, `limit` seconds; without, it is cancelled.
+    With `finish`, `beside` is told to end by it and has `limit` seconds for that; what it comes to plays no part any
+    more: a worker that was just starting again, or fails now, must not undo what is done. Without, it is cancelled.
     """
     tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in main]
     others: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in beside]
@@ -26,7 +26,8 @@ async def until(
         await _all_or_first_error(tasks, others)
         if finish is not None:
             await finish()
-            await _ended(others, limit)
+            if others:
+                await asyncio.wait(others, timeout=limit)
     finally:
         await cancel([*tasks, *others])
 
@@ -37,14 +38,3 @@ async def _all_or_first_error(tasks: list[asyncio.Future[Any]], others: list[asy
         done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-
-
-async def _ended(tasks: list[asyncio.Future[Any]], limit: float) -> None:
-    """Raises the first error of any, `TimedOut` where they do not end."""
-    if not tasks:
-        return
-    done, left = await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_EXCEPTION)
-    for task in done:
-        task.result()
-    if left:
-        raise TimedOut(f"{len(left)} workers did not end within {limit:.0f} s of the job's last step")
