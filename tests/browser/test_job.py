@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from headrace_core.jobs import PausedBy
+
 from .chromium import PHONE, Browser
 from .conftest import Site
 from .seeds import BATCH, Seeded
@@ -111,6 +113,26 @@ def test_what_the_job_says_comes_in_and_troubles_stand_alone(opened: Browser, si
     opened.click(".choice input")
     visible = "[...document.querySelectorAll('.log li')].filter((li) => li.offsetHeight).map((li) => li.className)"
     assert opened.js(f"return {visible}") == ["warn"]
+
+
+def test_a_job_that_paused_by_itself_says_why_and_who_waited_for_whom(opened: Browser, site: Site) -> None:
+    assert not opened.js("return [...document.querySelectorAll('.why, .still')].some((e) => e.offsetHeight)")
+    why = PausedBy("stalled", "no progress for 600 s: learner waits for groups of rollout-0 (598 s)", 1.0)
+    waits = [
+        {"who": "learner", "for": "groups of rollout-0", "seconds": 61.0},
+        {"who": "rollout-0", "for": "its engine", "seconds": 0.0},
+    ]
+    site.store(lambda jobs: jobs.tell(JOB.id, "no progress for 61 s", level="warn", data={"waits": waits}))
+    site.store(lambda jobs: jobs.move(JOB.id, "paused", why))
+    opened.until("document.querySelector('.why')?.offsetHeight")
+    assert "(stalled): no progress for 600 s" in opened.text(".why")
+    assert "Resume goes on" in opened.text(".why")
+    opened.until("document.querySelector('.still')?.offsetHeight")
+    told = "learner waits for groups of rollout-0, 1 min 1 s\nrollout-0 waits for its engine"
+    assert opened.text(".still").endswith(told)
+    opened.screenshot("job-paused")
+    site.store(lambda jobs: jobs.move(JOB.id, "queued"))
+    opened.until("document.querySelector('.why').hidden")
 
 
 def test_empty_charts_say_what_will_come(site: Site, browser: Browser) -> None:

@@ -7,6 +7,7 @@ import { shares, updates, work } from "../data/work.js";
 import { card } from "../dom.js";
 import { count, ended, percent } from "../format.js";
 import { Queues } from "./queues.js";
+import { Still } from "./still.js";
 
 const milliseconds = (v) => (v < 10 ? v.toFixed(1) : `${Math.round(v)}`);
 
@@ -14,6 +15,7 @@ export class Flow {
   constructor(grid, id) {
     const waits = card(grid, "Who waits for whom", "Good: one side is busy nearly all the time, and the other waits for it. Both waiting is time lost.");
     this.shares = new Shares(waits, "Once workers run: what each of them does with its time.");
+    this.still = new Still(waits);
     this.busy = new Lines(card(grid, "Busy over time", "Good: one of the two lines stays near 100 %; that side sets the pace."), {
       series: [{ label: "rollout", color: "water" }, { label: "learner", color: "clay", dash: true }],
       x: byTime, format: percent, range: share, incrs: [0.25, 0.5], nothing: "Once workers run: their busy share.",
@@ -34,6 +36,7 @@ export class Flow {
   set({ job, ledger }, measured, settings) {
     const done = work(measured, job.created_at);
     this.shares.set(shares(measured, { life: ended(job) }));
+    this.still.set(measured.events);
     this.busy.set(done.busy);
     this.rate.set(done.rate);
     this.pause.set(updates(measured));

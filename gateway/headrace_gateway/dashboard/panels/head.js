@@ -3,7 +3,7 @@
 import { jobPath, post } from "../api.js";
 import { confirmed, tell } from "../dialog.js";
 import { h, setText } from "../dom.js";
-import { duration, ended, inWords, named } from "../format.js";
+import { clock, duration, ended, inWords, named } from "../format.js";
 
 const ACTIONS = [
   ["pause", "Pause", ["queued", "running"], "Pause this job? It stops after a checkpoint of its last step, and can be resumed.", "Pause it"],
@@ -20,13 +20,14 @@ export class Head {
     this.fill = h("i");
     this.bar = h("div", { class: "bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Steps trained" }, this.fill);
     this.error = h("div", { class: "error", role: "alert", hidden: true });
+    this.why = h("div", { class: "why", role: "alert", hidden: true });
     this.buttons = ACTIONS.map(([action, label, when, question, yes]) =>
       [when, h("button", { type: "button", id: action, class: action === "cancel" ? "danger" : "", onclick: () => this.#do(action, question, yes) }, label)]);
     place.append(h("div", { class: "head" },
       h("div", { class: "title" }, h("h1", {}, named(job)), this.pill, h("span", { class: "spacer" }),
         h("a", { class: "button", href: `/jobs/${encodeURIComponent(job.id)}/completions` }, "Completions"), ...this.buttons.map(([, button]) => button)),
       h("div", { class: "meta" }, `${job.id} · ${settings.algorithm} · ${settings.batch_size} groups of ${settings.group_size} a step · max staleness ${settings.max_staleness} (${settings.late}) · ${settings.engine}`),
-      forked(job), this.bar, this.meta, this.error));
+      forked(job), this.bar, this.meta, this.why, this.error));
   }
 
   set(state) {
@@ -39,6 +40,8 @@ export class Head {
     this.bar.setAttribute("aria-valuenow", Math.round(done));
     this.fill.style.width = `${done}%`;
     setText(this.meta, this.#progress(job, ledger));
+    this.why.hidden = !job.paused_by;
+    if (job.paused_by) setText(this.why, byItself(job.paused_by));
     this.error.hidden = !job.error;
     if (job.error) setText(this.error, job.error.message);
   }
@@ -60,6 +63,8 @@ export class Head {
     }
   }
 }
+
+const byItself = ({ code, message, time }) => `Paused by itself at ${clock(time)} (${inWords(code)}): ${message}\nOnce that is mended, Resume goes on from there.`;
 
 function forked(job) {
   if (!job.forked_from) return null;
