@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDS_COMPILER := $(shell grep '^pycosat==' requirements/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium setup-dev demo real test lint format bench evidence chaos clean
+.PHONY: help setup chromium setup-dev demo real test lint format bench evidence chaos simulate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ evidence: setup-dev ## all checks of claims from papers; results in evidence/res
 
 chaos: setup-dev ## kill the processes of running jobs at random (N=100 SEED=0); results in chaos/results
 	$(BIN)/python chaos/campaign.py --kills $(or $(N),100) --seed $(or $(SEED),0)
+
+simulate: setup-dev ## hostile schedules in virtual time (N=1000 SEED=0 JOBS=1 PLANT=); results in simulation/results
+	$(BIN)/python simulation/simulate.py --n $(or $(N),1000) --seed $(or $(SEED),0) --jobs $(or $(JOBS),1) \
+		$(if $(PLANT),--plant $(PLANT))
 
 clean: ## remove the environment, caches and run folders
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -82,6 +82,13 @@ async def test_a_job_that_was_cancelled_first_has_no_model_and_no_error(store: J
     assert (await store.get("ftjob-b")).fine_tuned_model == "ft:adder"
 
 
+async def test_a_creation_that_arrives_late_once_more_leaves_the_status(store: JobStore) -> None:
+    await store.create(a_job("ftjob-a", status="queued"))
+    await store.move("ftjob-a", "running")
+    await store.create(a_job("ftjob-a", status="queued"))
+    assert (await store.get("ftjob-a")).status == "running"
+
+
 async def test_why_a_job_paused_is_known_until_it_is_resumed(store: JobStore) -> None:
     await store.create(a_job("ftjob-a", status="running"))
     why = PausedBy("worker_failed", "the learner died", 5.0)

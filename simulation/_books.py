@@ -1,0 +1,257 @@
+"""The observer: holds everything that is seen of a job against the ledger's and the learner's invariants.
+
+after each call that may have changed something, in the order in which Redis carried them out:
+
+  books    admitted = sum of the states; each live state's set has as many members; the pacing window and the job's
+           total are kept; the version never falls and grows with each settlement only; settings stay on record
+  commit   comes from the newest lease of its group, once
+  settle   its groups are claimed ones, none was ever trained before; its ages are those of the groups' own tokens;
+           none is older than the bound on record; the weights it names exist, and are what this order makes
+  covered  two whole checkpoints hold what is forgotten (or the trained model, at the end)
+  stream   has exactly the groups that are queued, claimed, or trained and not covered
+
+at the end: every group in one terminal state, the model is that of the ledger's order, no process is left
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from headrace_core.ledger import LIVE, STATES
+from headrace_core.trajectory import NO_VERSION, Group, decode
+
+if TYPE_CHECKING:
+    from _world import Call, World
+
+BOOKS = f"""
+local named = {{'admitted', {", ".join(f"'{s}'" for s in STATES)}, 'version', 'covered', 'term', 'largest_age'}}
+local found = redis.call('HMGET', KEYS[1], unpack(named))
+for i = 1, #found do found[i] = tonumber(found[i] or '0') end
+found[#found + 1] = redis.call('ZCARD', KEYS[2])
+found[#found + 1] = redis.call('ZCARD', KEYS[3])
+found[#found + 1] = redis.call('ZCARD', KEYS[4])
+found[#found + 1] = redis.call('XLEN', KEYS[5])
+found[#found + 1] = redis.call('HGET', KEYS[1], 'weights') or ''
+found[#found + 1] = redis.call('HGET', KEYS[1], 'closed') or ''
+found[#found + 1] = redis.call('HGET', KEYS[11], 'status') or ''
+found[#found + 1] = redis.call('HEXISTS', KEYS[11], 'at_rest')
+local last = redis.call('XREVRANGE', KEYS[7], '+', '-', 'COUNT', 1)
+found[#found + 1] = last[1] and last[1][1] or ''
+found[#found + 1] = redis.call('LRANGE', KEYS[9], 0, -1)
+return found
+"""
+_NUMBERS = (
+    "admitted",
+    *STATES,
+    "version",
+    "covered",
+    "term",
+    "largest_age",
+    "in_leases",
+    "in_queued",
+    "in_claimed",
+    "kept",
+)
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass
+class Record:
+    """What was seen so far. A power loss takes it back with Redis."""
+
+    newest_attempt: dict[int, int] = field(default_factory=dict)
+    committed: dict[int, bytes] = field(default_factory=dict)
+    trained: dict[int, int] = field(default_factory=dict)
+    """Group → the version that it updated."""
+    models: list[str] = field(default_factory=lambda: [chain("", 0, [], 0)])
+    """By version: what the ledger's order makes of the base model."""
+    forgotten_from: int = 0
+    version: int = 0
+    changes: list[bytes] = field(default_factory=list)
+
+
+def chain(before: str, version: int, groups: Sequence[Group], max_staleness: int) -> str:
+    """The simulated training: `before` and all that a step of policy `version` reads of its groups, in one hash."""
+    seen = hashlib.sha256(f"{before} {version} {max_staleness}".encode())
+    for group in groups:
+        seen.update(f"{group.group_id} {group.attempt} {group.row}".encode())
+        for completion in group.completions:
+            seen.update(completion.versions.tobytes())
+            seen.update(completion.token_ids.tobytes())
+    return seen.hexdigest()[:16]
+
+
+def age_counts(groups: Sequence[Group], version: int, max_staleness: int) -> tuple[Counter[int], int]:
+    """(contributing tokens by age, masked tokens), counted token by token."""
+    ages = Counter(version - v for g in groups for c in g.completions for v in c.versions.tolist() if v != NO_VERSION)
+    young = Counter({age: n for age, n in ages.items() if age <= max_staleness})
+    return young, ages.total() - young.total()
+
+
+class Observer:
+    """Of one world. `status` is the job's."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.record = Record()
+        self.status = ""
+        self.closed = self.at_rest = False
+        self.signal = b""
+        """Id of the newest entry of the signals."""
+        self.weights_lost = False
+        """Since the last learner was ready: it publishes them again."""
+        self.books: dict[str, int] = {}
+        self.events = 0
+
+    def snapshot(self) -> tuple[Record, str, bool]:
+        """For a power loss."""
+        return deepcopy(self.record), self.status, self.closed
+
+    def restore(self, kept: tuple[Record, str, bool]) -> None:
+        """What was kept is all there is."""
+        self.record, self.status, self.closed = deepcopy(kept[0]), kept[1], kept[2]
+
+    # ── after each call ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def saw(self, call: Call, raw: list[Any], books: list[Any]) -> None:
+        """Raises `Violation`."""
+        self.events += 1
+        seen = getattr(self, f"_{call.name}", None)
+        self.record.changes = books[-1]
+        self.status, self.at_rest, closed = books[-4].decode(), books[-3] == 1, books[-5] != b""
+        self.signal = books[-2]
+        if seen is not None and not isinstance(raw[0], Exception):
+            command = call.commands[0]
+            seen(command[4 + int(command[2]) :], raw[0], books[-6].decode())
+        self._check(dict(zip(_NUMBERS, books, strict=False)), closed)
+
+    def _check(self, books: dict[str, int], closed: bool) -> None:
+        states = {s: books[s] for s in STATES}
+        expect(books["admitted"] == sum(states.values()), f"the ledger does not balance: {books}")
+        for state in LIVE:
+            expect(books[f"in_{state}" if state != "leased" else "in_leases"] == states[state], f"{state}: {books}")
+        job, live = self._world.plan.job, sum(states[s] for s in LIVE)
+        widest = max([job.max_staleness, *self._bounds()])
+        expect(live <= (widest + 1) * job.batch_size, f"beyond the pacing window: {books}")
+        expect(states["trained"] + live <= job.steps * job.batch_size, f"more groups than the job needs: {books}")
+        expect(books["version"] == self.record.version, f"version {self.record.version} became {books['version']}")
+        expect(not self.closed or closed, "a closed ledger was opened again")
+        self.closed, self.books = closed, books
+        kept = sum(1 for version in self.record.trained.values() if version >= self.record.forgotten_from)
+        wanted = 0 if closed else states["queued"] + states["claimed"] + kept
+        expect(books["kept"] == wanted, f"the stream has {books['kept']} groups, {wanted} are needed: {books}")
+
+    def _bounds(self) -> list[int]:
+        changes = [json.loads(line) for line in self.record.changes]
+        return [c["after"] for c in changes if c["name"] == "max_staleness"]
+
+    def bound_at(self, version: int) -> int:
+        """max_staleness of the step that updates `version`, by the record of changes."""
+        bound = self._world.plan.job.max_staleness
+        for line in self.record.changes:
+            change = json.loads(line)
+            if change["name"] == "max_staleness" and change["from_version"] <= version:
+                bound = change["after"]
+        return bound
+
+    def _admit(self, given: Sequence[Any], raw: list[Any], weights: str) -> None:
+        for group, _, attempt, version in raw[2:]:
+            expect(attempt == self.record.newest_attempt.get(group, 0) + 1, f"group {group} skips an attempt")
+            expect(version == self.record.version, f"group {group} is leased at version {version}")
+            expect(group not in self.record.committed, f"group {group} is generated again after it was handed in")
+            self.record.newest_attempt[group] = attempt
+
+    def _commit(self, given: Sequence[Any], raw: bytes, weights: str) -> None:
+        group, message = int(given[0]), bytes(given[4])
+        if raw != b"queued" or self.record.committed.get(group) == message:
+            return
+        expect(group not in self.record.committed, f"group {group} was handed in twice")
+        attempt = decode(message).attempt
+        newest = self.record.newest_attempt[group]
+        expect(attempt == newest, f"group {group} was taken of attempt {attempt}, its newest lease is attempt {newest}")
+        self.record.committed[group] = message
+
+    def _settle(self, given: Sequence[Any], raw: bytes, weights: str) -> None:
+        version, groups = int(given[1]), [int(g) for g in given[6:]]
+        if raw != b"settled" or (version < self.record.version and self._settled_so(version, groups)):
+            return
+        expect(version == self.record.version, f"a step of version {version} was settled at {self.record.version}")
+        for group in groups:
+            expect(group not in self.record.trained, f"group {group} was trained twice")
+            expect(group in self.record.committed, f"group {group} was trained, but nobody handed it in")
+            self.record.trained[group] = version
+        bound = self.bound_at(version)
+        whole = [decode(self.record.committed[group]) for group in groups]
+        young, masked = age_counts(whole, version, bound)
+        step = json.loads(given[5])
+        expect({int(a): n for a, n in step["ages"].items()} == dict(young), f"ages {step['ages']}, found {young}")
+        expect(step["masked_tokens"] == masked, f"{step['masked_tokens']} masked, found {masked}")
+        self.record.models.append(chain(self.record.models[version], version, whole, bound))
+        self.record.version += 1
+        self.weights_are_right(weights, self.record.version)
+
+    def _settled_so(self, version: int, groups: list[int]) -> bool:
+        return sorted(g for g, v in self.record.trained.items() if v == version) == sorted(groups)
+
+    def weights_are_right(self, name: str, version: int) -> None:
+        """The weights that the ledger names are there, and are those of its order."""
+        if self.weights_lost:
+            return
+        file = self._world.weights / name / "w"
+        expect(file.exists(), f"the ledger names weights {name}, which are not published")
+        found, wanted = file.read_text(), self.record.models[version]
+        expect(found == wanted, f"weights {name} are {found}; the ledger's order makes {wanted}")
+
+    def _covered(self, given: Sequence[Any], raw: int, weights: str) -> None:
+        version = min(int(given[0]), self.record.version)
+        if version <= self.record.forgotten_from:
+            return
+        self.record.forgotten_from = version
+        holding = [v for v in self._world.whole_checkpoints() if v >= version]
+        trained = (self._world.output / "model").exists() and self.record.version == self._world.plan.job.steps
+        enough = len(holding) >= 2 or trained
+        expect(enough, f"groups before version {version} are forgotten, but only checkpoints {holding} hold them")
+
+    def _claim(self, given: Sequence[Any], raw: Any, weights: str) -> None:
+        if isinstance(raw, list):
+            for message, group in zip(raw, given[4:], strict=False):
+                expect(bytes(message) == self.record.committed.get(int(group)), f"claim of group {group}: other bytes")
+
+    # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def replayed(self, version: int, model: str) -> None:
+        """A learner is ready."""
+        self.weights_lost = False
+        wanted = self.record.models[version] if version < len(self.record.models) else "unknown"
+        expect(
+            model == wanted, f"a new learner came to {model} at version {version}; the ledger's order makes {wanted}"
+        )
+
+    def ended(self) -> None:
+        """The job has ended, and the world is still."""
+        states = {s: self.books[s] for s in STATES}
+        expect(self.closed, f"the job is {self.status}, but its ledger is open")
+        expect(sum(states[s] for s in LIVE) == 0, f"groups are under way after the end: {states}")
+        if self.status == "succeeded":
+            job = self._world.plan.job
+            expect(states["trained"] == job.steps * job.batch_size, f"{states['trained']} groups trained")
+            expect(self.record.version == job.steps, f"ended at version {self.record.version}")
+            model = (self._world.output / "model" / "w").read_text()
+            expect(model == self.record.models[-1], f"the model is {model}, not {self.record.models[-1]}")
+        else:
+            expect(self.status == "cancelled", f"the job ended as {self.status}: {self._world.failure}")
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Raises `Violation` with what was found."""
+    if not holds:
+        raise Violation(otherwise)

@@ -1,0 +1,154 @@
+"""What a seed stands for: a small job, a network, and the faults that befall them.
+
+Faults come in the first `FAULT_SECONDS` of virtual time; afterwards nothing more goes wrong, so that the job must end.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+FAULT_SECONDS = 25.0
+FINISHED_WITHIN = 240.0
+"""Virtual seconds after the last fault, by which every job has ended."""
+PHASES = ("sent", "flight", "answered")
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """The job. Seconds are virtual."""
+
+    batch_size: int
+    group_size: int
+    max_staleness: int
+    steps: int
+    late: str
+    checkpoint_interval: int
+    workers: int
+    max_running: int
+    lease_seconds: float
+    token_seconds: float
+    longest: int
+    """Tokens of a completion, at most."""
+    train_seconds: float
+    filter_groups: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Shares of the calls."""
+
+    slow: float
+    slow_seconds: float
+    lost: float
+    """Answers that are lost: the call is sent again."""
+    ghosts: float
+    """Calls of which a copy arrives late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong, or that the user does."""
+
+    kind: str
+    who: str
+    at: float
+    """Virtual seconds; of `dies_at_call`, the count of calls of that process, over all its lives."""
+    seconds: float = 0.0
+    detail: str = ""
+
+    def __str__(self) -> str:
+        place = f"call {self.at:.0f}" if self.kind == "dies_at_call" else f"{self.at:.2f} s"
+        lasts = f" for {self.seconds:.2f} s" if self.seconds else ""
+        return " ".join(x for x in (self.kind, self.who, f"at {place}{lasts}", self.detail) if x)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """See the module."""
+
+    seed: int
+    job: JobPlan
+    network: Network
+    faults: tuple[Fault, ...]
+
+    def only(self, kept: tuple[int, ...]) -> Plan:
+        """The same with these of its faults."""
+        return replace(self, faults=tuple(self.faults[i] for i in kept))
+
+
+def plan(seed: int) -> Plan:
+    """The same for the same seed, for ever."""
+    rng = random.Random(f"plan {seed}")
+    job = _job(rng)
+    quiet = rng.random() < 0.3
+    network = Network(
+        slow=rng.choice((0.0, 0.02, 0.1)),
+        slow_seconds=rng.choice((0.3, 3.0)),
+        lost=0.0 if quiet else rng.choice((0.005, 0.03)),
+        ghosts=0.0 if quiet else rng.choice((0.005, 0.03)),
+    )
+    names = ["learner", *(f"rollout-{i}" for i in range(job.workers))]
+    faults = [_fault(rng, names) for _ in range(rng.choice((0, 1, 2, 2, 3, 4, 5)))]
+    return Plan(seed, job, network, tuple(faults))
+
+
+def _job(rng: random.Random) -> JobPlan:
+    return JobPlan(
+        batch_size=rng.choice((1, 2, 2, 3)),
+        group_size=rng.choice((2, 3)),
+        max_staleness=rng.choice((0, 1, 1, 2, 3)),
+        steps=rng.randint(2, 5),
+        late=rng.choice(("mask", "drop", "wait")),
+        checkpoint_interval=rng.choice((1, 1, 2)),
+        workers=rng.choice((1, 2, 2, 3)),
+        max_running=rng.choice((3, 6, 12)),
+        lease_seconds=rng.choice((1.5, 3.0, 6.0)),
+        token_seconds=rng.choice((0.05, 0.2)),
+        longest=rng.choice((4, 24)),
+        train_seconds=rng.choice((0.05, 0.3, 1.0)),
+        filter_groups=rng.random() < 0.2,
+    )
+
+
+_KINDS: dict[str, int] = {
+    "dies_at_call": 10,
+    "dies": 4,
+    "stops": 4,
+    "redis_away": 2,
+    "redis_clock": 2,
+    "clock": 1,
+    "checkpoint_damaged": 2,
+    "weights_lost": 1,
+    "power_loss": 1,
+    "max_staleness": 2,
+    "group_size": 1,
+    "drain": 1,
+    "pause": 2,
+    "cancel": 1,
+}
+
+
+def _fault(rng: random.Random, names: list[str]) -> Fault:
+    kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
+    who, at = (
+        rng.choice([*names, "learner", "controller"]),
+        round(rng.uniform(0.0, rng.choice((4.0, 12.0, FAULT_SECONDS))), 2),
+    )
+    made: dict[str, Any] = {
+        "dies_at_call": lambda: Fault(kind, who, rng.randint(1, 90), detail=rng.choice(PHASES)),
+        "stops": lambda: Fault(kind, who, at, round(rng.uniform(0.1, 12.0), 2)),
+        "redis_away": lambda: Fault(kind, "", at, round(rng.choice((rng.uniform(0.1, 2.5), rng.uniform(4, 12))), 2)),
+        "redis_clock": lambda: Fault(kind, "", at, detail=rng.choice(("-15", "-2", "5", "600"))),
+        "clock": lambda: Fault(kind, who, at, detail=rng.choice(("-3600", "-15", "600"))),
+        "checkpoint_damaged": lambda: Fault(kind, "learner", at),
+        "weights_lost": lambda: Fault(kind, "learner", at),
+        "power_loss": lambda: Fault(kind, "", at, round(rng.uniform(0.05, 1.0), 2)),
+        "max_staleness": lambda: Fault(kind, "user", at, detail=str(rng.randint(0, 3))),
+        "group_size": lambda: Fault(kind, "user", at, detail=str(rng.randint(2, 4))),
+        "drain": lambda: Fault(kind, rng.choice(names[1:]), at, round(rng.uniform(0.5, 8.0), 2)),
+        "pause": lambda: Fault(kind, "user", at, round(rng.uniform(0.1, 10.0), 2)),
+        "cancel": lambda: Fault(kind, "user", at),
+    }
+    return made[kind]() if kind in made else Fault(kind, who, at)

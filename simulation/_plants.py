@@ -1,0 +1,37 @@
+"""Bugs planted on purpose, in the simulation alone: a campaign that does not find them proves nothing.
+
+fencing_off                 a commit, a claim and a settlement are taken from whoever held the right before
+lease_same_token            a lease that expired is issued again under the token of its last holder
+checkpoint_before_manifest  a checkpoint is offered, and its groups forgotten, before its manifest is written
+"""
+
+from __future__ import annotations
+
+PLANTS = ("fencing_off", "lease_same_token", "checkpoint_before_manifest")
+
+_FENCES = (
+    ("if field('term') ~= ARGV[2] then return 'fenced' end", ""),
+    ("lease[1] == 'leased' and lease[2] == token and token ~= ''", "lease[1] == 'leased'"),
+)
+_NEW_TOKEN = "local token = worker .. '#' .. redis.call('HINCRBY', LEDGER, 'tokens', 1)"
+_OLD_TOKEN = """local token = redis.call('HGET', GROUP .. group, 'token')
+  if not token or token == '' then token = worker .. '#' .. redis.call('HINCRBY', LEDGER, 'tokens', 1) end"""
+
+
+def planted(plant: str | None, name: str, source: str) -> str:
+    """A ledger script as it is with the bug. Raises `ValueError` where the script no longer has the place for it."""
+    if plant == "fencing_off":
+        return (
+            _replaced(source, _FENCES if name in ("claim", "settle") else _FENCES[1:]) if name != "script" else source
+        )
+    if plant == "lease_same_token" and name == "admit":
+        return _replaced(source, ((_NEW_TOKEN, _OLD_TOKEN),))
+    return source
+
+
+def _replaced(source: str, changes: tuple[tuple[str, str], ...]) -> str:
+    for old, new in changes:
+        if old not in source:
+            raise ValueError(f"the planted bug has lost its place in the script: {old!r}")
+        source = source.replace(old, new)
+    return source

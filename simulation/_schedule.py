@@ -1,0 +1,329 @@
+"""One schedule: a job in a world of its own, the faults of its plan, and whether it ended as it must.
+
+plan ──► faults at their moments ──► processes die, stop, Redis goes away, the user changes his mind …
+                                        │
+         the gateway's round every five seconds starts the controller that is lacking
+                                        │
+ended ◄── the job has ended and no process is left, within `FINISHED_WITHIN` of the last fault, else `Violation`
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from _books import Violation
+from _loop import Process, Stalled
+from _parts import ROWS, Cluster
+from _plan import FAULT_SECONDS, FINISHED_WITHIN, Fault, Network, Plan
+from _redis import Command, Server
+from _world import World
+
+from headrace_core import keys
+from headrace_core.drains import Drains
+from headrace_core.errors import InvalidState
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.jobs import ENDED, Job, JobStore
+from headrace_core.live import Live
+from headrace_core.settings import Settings
+from headrace_gateway.controllers import WITHOUT
+
+RECONCILE_SECONDS = 5.0
+QUIET = Network(slow=0.0, slow_seconds=0.0, lost=0.0, ghosts=0.0)
+_DUMP = """
+local found = {}
+for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
+  found[#found + 1] = key
+  found[#found + 1] = redis.call('DUMP', key)
+end
+return found
+"""
+_RESTORE = """
+redis.replicate_commands()
+for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end
+for i = 2, #ARGV, 2 do redis.call('RESTORE', ARGV[i], 0, ARGV[i + 1]) end
+"""
+
+
+class Schedule:
+    """See the module. The driver calls `advance` and `answered` in turn."""
+
+    def __init__(self, server: Server, plan: Plan, folder: Path, plant: str | None = None) -> None:
+        self.plan = plan
+        self.world = World(server, plan, folder, plant)
+        self.happened: Counter[str] = Counter()
+        """Faults that took place, by kind."""
+        self._settings = Settings(
+            data_dir=folder,
+            weights_dir=folder / "weights",
+            lease_seconds=plan.job.lease_seconds,
+            max_restarts=3,
+            restart_window=10.0,
+            watchdog_seconds=8.0,
+            start_timeout=60.0,
+            stall_timeout=60.0,
+        )
+        self._cluster = Cluster(self.world, self._settings)
+        self._calls: Counter[str] = Counter()
+        self._deadly = [f for f in plan.faults if f.kind == "dies_at_call"]
+        self._damaged = False
+        self._pauses_until = 0.0
+        self._begin()
+
+    # ── the driver's side ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def advance(self) -> list[Command] | None:
+        """Run to the next question to Redis; None once the schedule is over. Raises `Violation`."""
+        world = self.world
+        try:
+            while world.loop.pump(FAULT_SECONDS + FINISHED_WITHIN):
+                if world.broken is not None:
+                    raise world.broken
+                if world.done:
+                    world.observer.ended()
+                    return None
+                if world.wanted is not None:
+                    return world.commands()
+        except Stalled as stalled:
+            raise Violation(f"nothing can happen any more: {stalled}") from stalled
+        books = world.observer.books
+        raise Violation(f"not finished {FINISHED_WITHIN:.0f} s after the last fault: {world.observer.status}, {books}")
+
+    def answered(self, raw: list[Any]) -> None:
+        """Redis's answers. Raises `Violation`."""
+        self.world.answered(raw)
+
+    def clear(self) -> list[Command]:
+        """Remove its files; what removes its keys is returned."""
+        for process in self._cluster.all_living():
+            process.dead = True
+        shutil.rmtree(self.world.output, ignore_errors=True)
+        shutil.rmtree(self.world.weights, ignore_errors=True)
+        return [("EVAL", _RESTORE, 0, self.world.keys.prefix + "*"), ("ZREM", keys.JOBS, self.world.job_id)]
+
+    # ── the world's ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self) -> None:
+        self.world.before_call = self._before_call
+        self._user(lambda process: JobStore(process.port).create(self._job()), then=self._cluster.control)
+        for fault in self.plan.faults:
+            if fault.kind != "dies_at_call":
+                self.world.loop.after(fault.at, self._befalls, fault)
+        self.world.loop.after(FAULT_SECONDS, self._no_more_faults)
+        self.world.loop.after(1.0, self._look)
+        self.world.loop.after(RECONCILE_SECONDS, self._reconcile)
+
+    def _job(self) -> Job:
+        job = self.plan.job
+        hyperparameters = Hyperparameters.model_validate(
+            {
+                "batch_size": job.batch_size,
+                "group_size": job.group_size,
+                "max_staleness": job.max_staleness,
+                "n_steps": job.steps,
+                "late": job.late,
+                "checkpoint_interval": job.checkpoint_interval,
+                "filter_groups": job.filter_groups,
+                "filter_limit": 1,
+                "max_tokens": 64,
+                "max_context": 128,
+                "max_running": max(job.max_running, job.group_size),
+                "rollout_workers": job.workers,
+                "engine": "transformers",
+                "keep_rollouts": 0,
+                "reward_recheck": 0.0,
+            }
+        )
+        return Job(
+            id=self.world.job_id,
+            created_at=0.0,
+            model="none",
+            model_path="none",
+            training_file="none",
+            grader={"type": "string_check", "name": "none", "input": "", "reference": "", "operation": "eq"},
+            hyperparameters=hyperparameters.model_dump(),
+            rows=ROWS,
+            total_steps=job.steps,
+            status="queued",
+        )
+
+    def _look(self) -> None:
+        observer = self.world.observer
+        if observer.status in ENDED and observer.at_rest and not self._cluster.all_living():
+            self.world.done = True
+            self.world.loop.interrupt()
+        self.world.loop.after(1.0, self._look)
+
+    def _reconcile(self) -> None:
+        observer = self.world.observer  # `RayControllers.reconcile`, with the job as the observer saw it last
+        if observer.status not in ("", *WITHOUT) and not observer.at_rest:
+            self._cluster.control()
+        if observer.status == "paused" and self.world.loop.now >= self._pauses_until:
+            self.happened["resumed"] += 1
+            self._move("queued", self._cluster.control)
+        self.world.loop.after(RECONCILE_SECONDS, self._reconcile)
+
+    def _no_more_faults(self) -> None:
+        self.world.network, self._deadly = QUIET, []
+
+    def _before_call(self, process: Process, name: str) -> str | None:
+        self._calls[process.name] += 1
+        for fault in self._deadly:
+            if fault.who == process.name and fault.at == self._calls[process.name]:
+                self.happened[fault.kind] += 1
+                return fault.detail
+        return None
+
+    def _user(
+        self, action: Callable[[Process], Coroutine[Any, Any, Any]], then: Callable[[], None] | None = None
+    ) -> None:
+        process = self._cluster.process("user")
+
+        async def act() -> None:
+            try:
+                await action(process)
+            except InvalidState:  # the job has ended, or is elsewhere already
+                return
+            if then is not None:
+                then()
+
+        self.world.spawn(process, act)
+
+    # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _befalls(self, fault: Fault) -> None:
+        if self.world.observer.status in ENDED:
+            return
+        self.world.note("fault", str(fault))
+        if getattr(self, f"_{fault.kind}")(fault) is not False:
+            self.happened[fault.kind] += 1
+
+    def _dies(self, fault: Fault) -> bool:
+        found = self._cluster.living(fault.who)
+        for process in found:
+            self.world.kill(process, "SIGKILL")
+        return bool(found)
+
+    def _stops(self, fault: Fault) -> bool:
+        found = self._cluster.living(fault.who)
+        for process in found:
+            self.world.loop.stop_process(process)
+            self.world.loop.after(fault.seconds, self.world.loop.go_on, process)
+        return bool(found)
+
+    def _redis_away(self, fault: Fault) -> None:
+        self.world.redis_back = self.world.loop.now + fault.seconds
+
+    def _redis_clock(self, fault: Fault) -> None:
+        self.world.clock_offset += float(fault.detail)
+
+    def _clock(self, fault: Fault) -> None:
+        self.world.offsets[fault.who] = self.world.offsets.get(fault.who, 0.0) + float(fault.detail)
+        for process in self._cluster.living(fault.who):
+            process.offset += float(fault.detail)
+
+    def _checkpoint_damaged(self, fault: Fault) -> bool:
+        """The newest; one in a schedule, because two copies are kept."""
+        whole = self.world.whole_checkpoints()
+        if not whole or self._damaged:
+            return False
+        self._damaged = True
+        state = self.world.output / "checkpoints" / f"step-{whole[-1]:08d}" / "state"
+        state.write_bytes(state.read_bytes()[:-3])
+        return self._dies(fault)
+
+    def _weights_lost(self, fault: Fault) -> bool:
+        """With the memory of the learner's machine."""
+        shutil.rmtree(self.world.weights, ignore_errors=True)
+        self.world.snapshots = []
+        self.world.observer.weights_lost = True
+        return self._dies(fault)
+
+    def _power_loss(self, fault: Fault) -> None:
+        """Of the one machine: everything dies, and what Redis was told in the last moment is lost with it."""
+        kept: list[Any] = []
+        seen = self.world.observer.snapshot()
+        self.world.ask([("EVAL", _DUMP, 0, self.world.keys.prefix + "*")], kept.extend)
+        self.world.loop.after(fault.seconds, self._power_returns, kept, seen)
+
+    def _power_returns(self, kept: list[Any], seen: Any) -> None:
+        world = self.world
+        world.epoch += 1
+        for process in self._cluster.all_living():
+            world.kill(process, "power loss")
+        shutil.rmtree(world.weights, ignore_errors=True)
+        world.snapshots = []
+        world.note("redis", "starts without the last moment")
+        world.ask([("EVAL", _RESTORE, 0, world.keys.prefix + "*", *kept[0])], lambda _: world.observer.restore(seen))
+
+    def _max_staleness(self, fault: Fault) -> None:
+        self._change(fault.kind, int(fault.detail))
+
+    def _group_size(self, fault: Fault) -> None:
+        self._change(fault.kind, int(fault.detail))
+
+    def _change(self, name: str, value: int) -> None:
+        async def change(process: Process) -> None:
+            settings = Hyperparameters.model_validate(self._job().hyperparameters)
+            live = Live(process.port, self.world.job_id, settings)
+            while True:
+                await live.refresh()
+                if await live.change({name: value}, "user") is not None:
+                    return
+
+        self._user(change)
+
+    def _drain(self, fault: Fault) -> None:
+        self._user(lambda process: Drains(process.port, self.world.job_id).ask(fault.who, 2.0))
+        self.world.loop.after(fault.seconds, self._undrain, fault.who)
+
+    def _undrain(self, worker: str) -> None:
+        self._user(lambda process: Drains(process.port, self.world.job_id).release(worker))
+
+    def _pause(self, fault: Fault) -> None:
+        """Resumed by `_reconcile`: whoever waits for a job that is paused looks now and then."""
+        self._pauses_until = self.world.loop.now + fault.seconds
+        self._move("paused")
+
+    def _cancel(self, fault: Fault) -> None:
+        self._move("cancelled", self._cluster.control)
+
+    def _move(self, status: Any, then: Callable[[], None] | None = None) -> None:
+        self._user(lambda process: JobStore(process.port).move(self.world.job_id, status), then)
+
+
+def drive(
+    server: Server, schedules: Iterator[Schedule], at_once: int
+) -> Iterator[tuple[Schedule, BaseException | None]]:
+    """Run them, some at a time so that they share round trips; each as it ends, with what it violated."""
+    active: list[Schedule] = []
+    while True:
+        active += [s for _, s in zip(range(at_once - len(active)), schedules, strict=False)]
+        if not active:
+            return
+        asked, over = [], []
+        for schedule in active:
+            try:
+                commands = schedule.advance()
+            except Exception as error:
+                over.append((schedule, error))
+            else:
+                if commands is None:
+                    over.append((schedule, None))
+                else:
+                    asked.append((schedule, commands))
+        answers = server.send([c for _, commands in asked for c in commands])
+        at = 0
+        for schedule, commands in asked:
+            try:
+                schedule.answered(answers[at : at + len(commands)])
+            except Exception as error:
+                over.append((schedule, error))
+            at += len(commands)
+        for schedule, error in over:
+            server.send(schedule.clear())
+            yield schedule, error
+        active = [s for s in active if all(s is not o for o, _ in over)]

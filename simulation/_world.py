@@ -1,0 +1,291 @@
+"""One schedule's world: its loop, its network, its processes, and what its observer sees of Redis.
+
+    a process ── call ──► network (delay) ──► arrives: `pump` returns, the driver asks Redis ──► observer ──► answer
+                             │                   ▲   │                                                        (delay)
+                             │                   │   └ answer lost: the client sends the call again
+                             └ Redis is away: sent again until it is back; after `WAIT_SECONDS` `ConnectionError`
+                                                 └ a copy that was stuck somewhere arrives late, its caller may be dead
+
+Calls of one process may overtake each other, as on several connections. Each is carried out whole; after each one that
+may have changed something the observer holds the books against the invariants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _books import BOOKS, Observer
+from _loop import Process, SimulatedLoop
+from _plan import Network, Plan
+from _plants import planted
+from _redis import Command, Port, Server
+from redis.exceptions import ConnectionError as RedisGone
+
+from headrace_core.keys import JobKeys
+from headrace_core.ledger import _SCRIPTS, script_source
+from headrace_core.redis import WAIT_SECONDS
+
+SCRIPT_NAMES = {script_source(name): name for name in (*_SCRIPTS, "change")}
+READS = {"HGET", "HMGET", "HGETALL", "HVALS", "HLEN", "XREAD", "XRANGE", "LRANGE", "LLEN", "window", "queues"}
+EPOCH = 1.8e9
+"""What the wall clocks show at the beginning."""
+
+
+@dataclass
+class Call:
+    """Something asked of Redis."""
+
+    process: Process
+    name: str
+    commands: Sequence[Command]
+    answer: asyncio.Future[list[Any]]
+    epoch: int
+    copies: int = 0
+    """How often it was carried out before."""
+    then: Callable[[list[Any]], None] | None = None
+    """Of the world's own questions: told the answer, and nobody else is."""
+
+
+class Wire:
+    """Redis as one process reaches it."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world, self._process = world, process
+
+    def load(self, source: str) -> str:
+        return self._world.load(source)
+
+    def call(self, commands: Sequence[Command]) -> Awaitable[list[Any]]:
+        return self._world.call(self._process, commands)
+
+    async def signalled(self, after: bytes, seconds: float) -> bytes | None:
+        world = self._world
+        until = world.loop.now + seconds
+        while True:
+            self._process.check()
+            if world.observer.signal not in (after, b""):
+                return world.observer.signal
+            if world.loop.now >= until:
+                return None
+            await self._woken(until)
+
+    async def _woken(self, until: float) -> None:
+        waiter = self._world.loop.create_future()
+        self._world.waiters.append(waiter)
+        try:
+            async with asyncio.timeout_at(until):
+                await waiter
+        except TimeoutError:
+            return
+
+
+class World:
+    """See the module's picture. `steps` are what happened, for reading."""
+
+    def __init__(self, server: Server, plan: Plan, folder: Path, plant: str | None) -> None:
+        self.plan, self.folder, self.plant = plan, folder, plant
+        self.job_id = f"ftjob-{plan.seed}"
+        self.keys = JobKeys(self.job_id)
+        self.loop = SimulatedLoop()
+        self.random = random.Random(f"world {plan.seed}")
+        self.network: Network = plan.network
+        self.waiters: list[asyncio.Future[None]] = []
+        self.wanted: Call | None = None
+        self.redis_back = 0.0
+        self.clock_offset = 0.0
+        """Of the Redis server's clock."""
+        self.observer = Observer(self)
+        self.steps: list[tuple[float, str, str]] = []
+        self.offsets: dict[str, float] = {}
+        """Of the processes' wall clocks, by name."""
+        self.epoch = 0
+        """How often the power was lost: calls under way went with it."""
+        self.snapshots: list[tuple[int, str]] = []
+        """(version, state) in the learner's node's memory."""
+        self.done = False
+        self.broken: BaseException | None = None
+        self.failure = ""
+        """Why the job failed, if it did."""
+        self.output, self.weights = folder / "jobs" / self.job_id, folder / "weights" / self.job_id
+        self.before_call: Callable[[Process, str], str | None] = lambda process, name: None
+        """Told of every call; answers where its process dies: `sent`, `flight`, `answered`, or nowhere."""
+        self.on_death: list[Callable[[Process], None]] = []
+        self._server, self._names = server, dict[str, str]()
+        self._books = server.load(BOOKS)
+
+    # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def port(self, process: Process) -> Port:
+        """A client of its own."""
+        return Port(Wire(self, process))
+
+    def spawn(self, process: Process, main: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+        """A task of the process."""
+        task = self.loop.spawn(process, main)
+        task.add_done_callback(lambda ended: self._noticed(process, ended))
+        return task
+
+    def _noticed(self, process: Process, ended: asyncio.Task[Any]) -> None:
+        if not ended.cancelled() and ended.exception() is not None and not process.dead:
+            self.broken = ended.exception()
+            self.loop.interrupt()
+
+    def whole_checkpoints(self) -> list[int]:
+        """Versions of those that were completed, oldest first; damage done to them since is not looked for."""
+        folders = (self.output / "checkpoints").glob("step-*")
+        return sorted(int(f.name.removeprefix("step-")) for f in folders if "." not in f.name)
+
+    def kill(self, process: Process, why: str) -> None:
+        """At once, wherever it is."""
+        if not process.dead:
+            self.note(process.name, f"dies: {why}")
+            self.loop.kill(process)
+            for hear in self.on_death:
+                hear(process)
+
+    def note(self, who: str, what: str) -> None:
+        """One line of the trace."""
+        self.steps.append((self.loop.now, who, what))
+
+    # ── calls ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def load(self, source: str) -> str:
+        """As the server knows it, with the planted bug if there is one."""
+        name = SCRIPT_NAMES.get(source, "script")
+        sha = self._server.load(_BY_OUR_CLOCK + planted(self.plant, name, source).replace(*_CLOCK))
+        self._names[sha] = name
+        return sha
+
+    async def call(self, process: Process, commands: Sequence[Command]) -> list[Any]:
+        process.check()
+        first = commands[0]
+        name = self._names[first[1]] if first[0] == "EVALSHA" else str(first[0])
+        dies = self.before_call(process, name)
+        if dies == "sent":
+            self.kill(process, f"before {name} is sent")
+            process.check()
+        call = Call(process, name, commands, self.loop.create_future(), self.epoch)
+        self.loop.after(self._delay(), self._arrive, call)
+        if dies == "flight":
+            self.kill(process, f"while {name} is on its way")
+            process.check()
+        raw = await call.answer
+        if dies == "answered":
+            self.kill(process, f"when {name} was answered")
+            process.check()
+        return raw
+
+    def _delay(self) -> float:
+        chance = self.random.random()
+        if chance < self.network.slow:
+            return self.random.uniform(0.05, self.network.slow_seconds)
+        return 0.0005 + 0.002 * self.random.random()
+
+    def _arrive(self, call: Call) -> None:
+        away = self.redis_back - self.loop.now
+        if call.epoch != self.epoch:
+            return
+        if away <= 0:
+            self.wanted = call
+            self.loop.interrupt()
+        elif away < WAIT_SECONDS:
+            self.loop.after(away + self.random.uniform(0, 0.5), self._arrive, call)
+        else:
+            self.loop.after(WAIT_SECONDS, self._refuse, call)
+
+    def ask(self, commands: Sequence[Command], then: Callable[[list[Any]], None]) -> None:
+        """A question of the world's own, carried out at once; of no process, and out of a handle of the world."""
+        nobody = Process("world")
+        self.wanted = Call(nobody, "HGET", commands, self.loop.create_future(), self.epoch, then=then)
+        self.loop.interrupt()
+
+    def _refuse(self, call: Call) -> None:
+        if not call.answer.done():
+            call.answer.set_exception(RedisGone("Redis is away"))
+
+    def commands(self) -> list[Command]:
+        """What Redis is to be asked now: the call, and the books after it."""
+        call = self.wanted
+        assert call is not None
+        now = repr(EPOCH + self.loop.now + self.clock_offset)
+        asked = [_at(c, now) if call.name in _TIMED else c for c in call.commands]
+        if call.name in READS:
+            return asked
+        keys = self.keys.ledger_scripts
+        return [*asked, ("EVALSHA", self._books, len(keys), *keys)]
+
+    def answered(self, raw: list[Any]) -> None:
+        """What Redis answered to `commands`."""
+        call, self.wanted = self.wanted, None
+        assert call is not None
+        if call.then is not None:
+            call.then(raw)
+            return
+        if call.name not in READS:
+            *raw, books = raw
+            if isinstance(books, Exception):
+                raise books
+            self.note(call.process.name, _shown(call, raw))
+            before = self.observer.signal
+            self.observer.saw(call, raw, books)
+            if self.observer.signal != before:
+                self._wake()
+        self._reply(call, raw)
+
+    def _reply(self, call: Call, raw: list[Any]) -> None:
+        network, call.copies = self.network, call.copies + 1
+        chance = self.random.random()
+        if call.copies == 1 and chance < network.lost:
+            self.note("network", f"the answer to {call.name} of {call.process.name} is lost: it is sent again")
+            self.loop.after(self.random.uniform(0.05, 1.0), self._arrive, call)
+            return
+        if call.copies == 1 and chance > 1 - network.ghosts and call.name not in READS:
+            self.note("network", f"a copy of {call.name} of {call.process.name} is stuck")
+            self.loop.after(self.random.uniform(0.01, 8.0), self._arrive, call)
+        self.loop.after(self._delay(), self._give, call, raw)
+
+    def _give(self, call: Call, raw: list[Any]) -> None:
+        if call.epoch == self.epoch and not call.answer.done():
+            call.answer.set_result(raw)
+
+    def _wake(self) -> None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+_CLOCK = ("redis.call('TIME')", "{OURS, 0}")
+_BY_OUR_CLOCK = "local OURS = tonumber(ARGV[1]); if OURS then ARGV[1] = '' end\n"
+"""The server's own clock, in a ledger script, is the world's: the first argument, which is empty otherwise."""
+_TIMED = {*SCRIPT_NAMES.values()}
+
+
+def _at(command: Command, now: str) -> Command:
+    """A ledger script's call with the server's time, if it asks for it."""
+    first = 3 + int(command[2])
+    return (*command[:first], now, *command[first + 1 :]) if command[first] == "" else command
+
+
+def _shown(call: Call, raw: list[Any]) -> str:
+    """The call and its answer, without anything that differs between two runs of one seed."""
+    if call.name not in _TIMED:
+        return " ".join(str(c[0]) for c in call.commands) if call.name != "script" else "tells"
+    command = call.commands[0]
+    given = command[4 + int(command[2]) :]
+    kept = {"claim": given[:1] + given[2:], "commit": given[:4], "settle": given[:5], "change": ()}.get(
+        call.name, given
+    )
+    again = " (again)" if call.copies else ""
+    return f"{call.name}({', '.join(str(x) for x in kept)}) → {_brief(raw[0], call.name)}{again}"
+
+
+def _brief(raw: Any, name: str) -> str:
+    if isinstance(raw, list):
+        return f"{len(raw)} groups" if name == "claim" else str([_brief(x, name) for x in raw]).replace("'", "")
+    return raw.decode() if isinstance(raw, bytes) else str(raw)

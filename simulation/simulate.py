@@ -1,0 +1,197 @@
+"""Thousands of hostile schedules of one job each, on the real ledger, learner order, rollout worker and controller.
+
+    make simulate N=10000 SEED=0          that many schedules, of the seeds from SEED on; JOBS=2: in two processes
+    make simulate N=1 SEED=4711           one of them again, with every step it took
+    … PLANT=fencing_off                   with a bug in it (`_plants`): the campaign ends when it is found
+
+What is real, what is simulated: `_parts`. What goes wrong: `_plan`. What must hold after every event: `_books`. A
+failing schedule is tried again with fewer of its faults; what is printed is the smallest that fails. The last line says
+PASS where no invariant was broken, or where a planted bug was found, and else MISS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(_ROOT / "benchmarks"), str(_ROOT / "evidence")]
+
+from _parts import simulated_surroundings  # noqa: E402
+from _plan import Plan, plan  # noqa: E402
+from _plants import PLANTS  # noqa: E402
+from _redis import Server  # noqa: E402
+from _report import arguments, report  # noqa: E402
+from _schedule import Schedule, drive  # noqa: E402
+
+CHUNK = 250
+"""Schedules between two lines of progress."""
+AT_ONCE = 24
+"""Schedules that share a round trip to Redis."""
+PLANT_WITHIN = 10_000
+"""Schedules in which a planted bug must be found."""
+
+
+@dataclass
+class Tally:
+    """What some schedules came to."""
+
+    schedules: int = 0
+    events: int = 0
+    """Calls that may have changed something; after each, everything is checked."""
+    faults: Counter[str] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
+    """Jobs, by status."""
+    broken: list[tuple[int, str]] = field(default_factory=list)
+    """(seed, what was violated)."""
+
+    def add(self, other: Tally) -> None:
+        """Both together."""
+        self.schedules += other.schedules
+        self.events += other.events
+        self.faults += other.faults
+        self.ended += other.ended
+        self.broken += other.broken
+
+
+def run(
+    plans: Sequence[Plan], plant: str | None = None, at_once: int = AT_ONCE
+) -> Iterator[tuple[Schedule, str | None]]:
+    """Each schedule as it ends, with what it violated."""
+    with (
+        tempfile.TemporaryDirectory(prefix="headrace-simulation-", dir=_memory()) as folder,
+        Server(Path(folder) / "redis") as server,
+        simulated_surroundings(),
+    ):
+        schedules = (Schedule(server, each, Path(folder), plant) for each in plans)
+        for schedule, error in drive(server, schedules, at_once):
+            yield schedule, None if error is None else f"{type(error).__name__}: {error}"
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def tally(first: int, count: int, plant: str | None = None) -> Tally:
+    """The schedules of `count` seeds; with a plant, up to the first that finds it."""
+    silence()
+    total = Tally()
+    for schedule, violation in run([plan(seed) for seed in range(first, first + count)], plant):
+        total.schedules += 1
+        total.events += schedule.world.observer.events
+        total.faults += schedule.happened
+        total.ended[schedule.world.observer.status] += 1
+        if violation is not None:
+            total.broken.append((schedule.plan.seed, violation))
+            if plant is not None:
+                break
+    return total
+
+
+def shrunk(whole: Plan, plant: str | None) -> Plan:
+    """The same schedule without the faults that its failure does not need."""
+    kept = tuple(range(len(whole.faults)))
+    for fault in reversed(kept):
+        fewer = tuple(f for f in kept if f != fault)
+        if any(violation for _, violation in run([whole.only(fewer)], plant)):
+            kept = fewer
+    return whole.only(kept)
+
+
+def trace(schedule: Schedule, violation: str | None) -> str:
+    """Every step, one a line: virtual seconds, who, what."""
+    lines = [f"{at:9.3f}  {who:<12} {what}" for at, who, what in schedule.world.steps]
+    faults = [f"  fault      {fault}" for fault in schedule.plan.faults]
+    head = [f"seed {schedule.plan.seed}: {schedule.plan.job}", f"  {schedule.plan.network}", *faults]
+    return "\n".join([*head, *lines, f"→ {violation or schedule.world.observer.status}"])
+
+
+def silence() -> None:
+    """What the services log of the deaths they meet is no news here."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+def explain(seed: int, plant: str | None) -> None:
+    """Print a failing schedule, as small as it gets, and how to have it again."""
+    small = shrunk(plan(seed), plant)
+    for schedule, violation in run([small], plant):
+        print(trace(schedule, violation))
+    print(f"again: make simulate N=1 SEED={seed}" + (f" PLANT={plant}" if plant else ""))
+
+
+def campaign(first: int, count: int, jobs: int, plant: str | None) -> Tally:
+    """All of it, with a line of progress now and then."""
+    chunks = [(at, min(CHUNK, first + count - at)) for at in range(first, first + count, CHUNK)]
+    total, began = Tally(), time.monotonic()
+    for part in _parts_of(chunks, jobs, plant):
+        total.add(part)
+        rate = 60 * total.schedules / (time.monotonic() - began)
+        print(f"{total.schedules} of {count} schedules, {len(total.broken)} broken, {rate:.0f} a minute", flush=True)
+        if plant is not None and total.broken:
+            break
+    return total
+
+
+def _parts_of(chunks: Sequence[tuple[int, int]], jobs: int, plant: str | None) -> Iterator[Tally]:
+    if jobs == 1:
+        yield from (tally(first, count, plant) for first, count in chunks)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        asked = [pool.submit(tally, first, count, plant) for first, count in chunks]
+        try:
+            for each in asked:
+                yield each.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def main() -> None:
+    options = _options()
+    silence()
+    began = time.monotonic()
+    if options.n == 1:
+        for schedule, violation in run([plan(options.seed)], options.plant):
+            print(trace(schedule, violation))
+    total = campaign(options.seed, options.n, options.jobs, options.plant)
+    minutes = (time.monotonic() - began) / 60
+    if total.broken and options.n > 1:
+        explain(total.broken[0][0], options.plant)
+    passed = bool(total.broken) if options.plant else not total.broken
+    result = {
+        "schedules": total.schedules,
+        "events": total.events,
+        "faults": dict(total.faults.most_common()),
+        "jobs_ended": dict(total.ended),
+        "schedules_per_minute": total.schedules / minutes,
+        "processes": options.jobs,
+        "plant": options.plant,
+        "broken": total.broken,
+    }
+    figures = (
+        f"{total.schedules} schedules, {total.events} events, {total.faults.total()} faults, "
+        f"{len(total.broken)} broken, {total.schedules / minutes:.0f} a minute"
+    )
+    report("simulate", passed, figures, result, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = arguments("simulate", __doc__)
+    parser.add_argument("--n", type=int, default=1000, help="schedules")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--plant", choices=PLANTS, help=f"a bug that must be found; give it {PLANT_WITHIN} schedules")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""A short campaign over the real ledger, learner order, rollout worker and controller; and that it would find a bug."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import simulate
+from _plan import plan
+from _plants import PLANTS, planted
+
+from headrace_core.ledger import script_source
+
+SCHEDULES = 300
+
+
+def test_a_short_campaign_breaks_no_invariant() -> None:
+    total = simulate.tally(0, SCHEDULES)
+    assert total.broken == [], f"again: make simulate N=1 SEED={total.broken[0][0]}"
+    assert total.schedules == SCHEDULES
+    assert total.ended["succeeded"] > SCHEDULES / 2
+    assert set(total.ended) == {"succeeded", "cancelled"}
+    assert len(total.faults) >= 10  # kinds
+    assert total.events > 50 * SCHEDULES
+
+
+def test_a_seed_gives_the_same_steps_alone_and_among_others() -> None:
+    plans = [plan(seed) for seed in range(40, 52)]
+    alone = {s.plan.seed: s.world.steps for s, _ in simulate.run(plans, at_once=1)}
+    among = {s.plan.seed: s.world.steps for s, _ in simulate.run(plans, at_once=12)}
+    assert alone == among
+    assert all(len(steps) > 20 for steps in alone.values())
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_bug_is_found(plant: str) -> None:
+    found = 0
+    for first in range(0, simulate.PLANT_WITHIN, simulate.CHUNK):
+        total = simulate.tally(first, simulate.CHUNK, plant)
+        found += len(total.broken)
+        if found:
+            break
+    assert found, f"{plant} was not found in {simulate.PLANT_WITHIN} schedules"
+
+
+def test_a_failing_schedule_is_shown_with_the_faults_it_needs() -> None:
+    total = simulate.tally(0, simulate.CHUNK, "lease_same_token")
+    seed, violation = total.broken[0]
+    small = simulate.shrunk(plan(seed), "lease_same_token")
+    assert len(small.faults) <= len(plan(seed).faults)
+    ((schedule, again),) = simulate.run([small], "lease_same_token")
+    assert again is not None
+    shown = simulate.trace(schedule, again)
+    assert "enlist() → [1, 0]" in shown
+    assert shown.splitlines()[-1] == f"→ {again}"
+    assert violation.startswith("Violation: ")
+
+
+def test_a_plant_that_lost_its_place_in_a_script_says_so() -> None:
+    assert planted("lease_same_token", "admit", script_source("admit")) != script_source("admit")
+    with pytest.raises(ValueError, match="lost its place"):
+        planted("lease_same_token", "admit", "return 1")
+
+
+def test_plans_differ_and_stay_the_same() -> None:
+    assert plan(7) == plan(7)
+    kinds = Counter(fault.kind for seed in range(300) for fault in plan(seed).faults)
+    assert len(kinds) == 14
+    assert len({plan(seed).job for seed in range(300)}) > 200
