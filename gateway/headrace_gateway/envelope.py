@@ -153,7 +153,7 @@ class Envelope:
         try:
             await self._app(scope, self._limited(scope, receive), tagged)
         except Exception:
-            log.exception("request failed", request_id=request_id, method=scope["method"], path=scope["path"])
+            log.exception("request failed", request_id=request_id, method=scope["method"], path=ascii(scope["path"]))
             if started:
                 raise
             response = error_response(500, f"internal error; see the log at {request_id}", code="internal_error")

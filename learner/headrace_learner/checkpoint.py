@@ -81,7 +81,8 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
     first = trainer.ranks.index == 0
     if first:
         _clear(partial)
-        partial.mkdir(parents=True)
+        partial.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.mkdir(mode=0o700)
     trainer.ranks.barrier()
     try:
         with room_for(partial, _bytes(trainer) if first else 0):
@@ -120,6 +121,7 @@ def _complete(partial: Path, version: int) -> None:
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
     (partial / MANIFEST).write_bytes(msgspec.json.encode(_Manifest(version, files)))
     for path in (*partial.rglob("*"), partial):
+        path.chmod(path.stat().st_mode & ~0o077)  # torch goes by the umask; what others may write to is not loaded
         _sync(path)
 
 

@@ -155,3 +155,19 @@ async def test_request_ids_differ(http: httpx.AsyncClient) -> None:
     ids = {(await http.get("/healthz")).headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
     assert all(uuid.UUID(hex=i.removeprefix("req_") + "0" * 8) for i in ids)
+
+
+async def test_what_a_request_says_is_escaped_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    app = FastAPI()
+    envelope.install(app, MAX_UPLOAD_BYTES)
+
+    @app.get("/{name}")
+    async def broken(name: str) -> None:
+        raise ZeroDivisionError
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as http:
+        for path in ("/%1b[2Jx", "/%0a2026-11-23%20[info]%20all%20is%20well", "/%c2%9b2J"):
+            assert (await http.get(path)).status_code == 500
+    said = capsys.readouterr().out
+    assert not [planted for planted in ("\x1b[2J", "\x9b", "\n2026-11-23 [info") if planted in said]
+    assert r"\x1b[2Jx" in said

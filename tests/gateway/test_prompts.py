@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from headrace_core.data import Row, read_rows
-from headrace_core.errors import InvalidRequest
+from headrace_core.errors import InvalidData, InvalidRequest
 from headrace_gateway.prompts import PromptCounter
 
 from .conftest import ADDER
@@ -44,6 +44,23 @@ def test_what_a_template_refuses_is_the_datas_fault(tmp_path: Path) -> None:
     shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(InvalidRequest, match="roles must alternate"):
+        PromptCounter(tmp_path).count([Row(TALK, {})])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception.__globals__['json'] }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_a_template_reaches_nothing_of_python(tmp_path: Path, template: str) -> None:
+    shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(InvalidData, match="chat template refuses"):
         PromptCounter(tmp_path).count([Row(TALK, {})])
 
 

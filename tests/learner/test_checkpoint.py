@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def test_the_newest_whole_one_is_found(make_trainer: Make, tmp_path: Path) -> No
     assert (found.path, found.version) == (first, 9)
     assert [text.split(":")[0] for text in found.passed_over] == ["step-00000011", "step-00000010"]
     assert f"state/{weights.name} is not what was written" in found.passed_over[1]
+
+
+@pytest.mark.parametrize("where", [".", "state", "state/.metadata", ".."])
+def test_a_checkpoint_that_another_user_may_have_written_is_passed_over(
+    make_trainer: Make, tmp_path: Path, where: str
+) -> None:
+    before = os.umask(0)
+    try:
+        saved = checkpoint.save(make_trainer(), tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert checkpoint.newest(tmp_path, 99).path == saved
+    (saved / where).chmod((saved / where).stat().st_mode | 0o020)
+    found = checkpoint.newest(tmp_path, 99)
+    assert found.path is None
+    assert "can be written to by other users: remove it, or make it this user's alone" in found.passed_over[0]
 
 
 def test_a_save_that_fails_leaves_no_checkpoint(
