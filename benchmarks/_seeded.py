@@ -51,6 +51,8 @@ class Seeded:
     workers: int = 2
     beats: int = 1
     """Heartbeats of each worker in one step; 0: none in the whole job."""
+    tells: bool = False
+    """Whether it says something at each step, as jobs do."""
     error: str | None = None
     suffix: str = "seeded"
     began: float = 1_700_000_000.0
@@ -137,6 +139,9 @@ class Seeded:
                 await jobs.beat(self.id, measured)
             else:
                 await jobs.record(self.id, measured)
+            if self.tells and isinstance(measured, StepMetrics):
+                message = f"Step {measured.step}/{measured.total_steps}: reward {measured.reward_mean:.3f}"
+                await jobs.tell(self.id, message, type="metrics", data={"step": measured.step})
         await answer(redis.hset(JobKeys(self.id).ledger, mapping=self._books()))
 
     def _books(self) -> dict[str, int]:
