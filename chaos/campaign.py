@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -289,6 +290,7 @@ def main() -> None:
     if unknown := set(chosen) - set(known):
         parser.error(f"no such kind in these arrangements: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("chaos: ended by SIGTERM"))  # so that nothing of it is left
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
     shared = shares(plan(options.kills, chosen, random.Random(options.seed)), arrangements)
     rounds, left = campaign(shared, options.engine, folder)

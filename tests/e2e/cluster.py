@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TypeAlias
 
 from .service import START_SECONDS
@@ -17,6 +18,7 @@ from .service import START_SECONDS
 HOST = "127.0.0.21"
 """Loopback: Ray replaces 127.0.0.1 by the machine's outward address."""
 _STOP_SECONDS = 60
+_ATTEMPTS = 5
 
 Node: TypeAlias = "subprocess.Popen[bytes]"
 """`ray start --block`: a raylet and its agents under it. It ends when one of them does."""
@@ -31,14 +33,8 @@ class RayCluster:
             self._port = free.getsockname()[1]
         self._secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
         self.nodes: list[Node] = []
-        self.head = self._start(
-            HOST, cores, "--head", f"--port={self._port}", f"--temp-dir={self._folder}", "--include-dashboard=false"
-        )
-        try:
-            self._await_port()
-        except BaseException:
-            self.stop()
-            raise
+        head = ["--head", f"--port={self._port}", f"--temp-dir={self._folder}", "--include-dashboard=false"]
+        self.head = self._started(HOST, cores, *head)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -46,8 +42,8 @@ class RayCluster:
         return self._secret | {"RAY_ADDRESS": f"{HOST}:{self._port}"}
 
     def add_node(self, cores: int, host: str) -> Node:
-        """One more, at a loopback address of its own; it may take some seconds to be there."""
-        node = self._start(host, cores, f"--address={HOST}:{self._port}")
+        """One more, at a loopback address of its own; it is there on return."""
+        node = self._started(host, cores, f"--address={HOST}:{self._port}")
         self.nodes.append(node)
         return node
 
@@ -59,23 +55,24 @@ class RayCluster:
             process.wait(_STOP_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, host: str, cores: int, *options: str) -> Node:
+    def _started(self, host: str, cores: int, *options: str) -> Node:
+        """Tried again: Ray gives a node some seconds to start, too few on a busy machine."""
         shared = [f"--node-ip-address={host}", f"--num-cpus={cores}", f"--object-store-memory={2**27}"]
-        return subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *shared],
-            stdout=subprocess.DEVNULL,
-            env=os.environ | self._secret | {"RAY_USAGE_STATS_ENABLED": "0"},
-            start_new_session=True,
-        )
-
-    def _await_port(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection((HOST, self._port), 1).close()
-                return
-            except OSError as error:
-                if self.head.poll() is not None:
-                    raise AssertionError(f"Ray's head ended with status {self.head.returncode}") from error
+        for _ in range(_ATTEMPTS):
+            log = Path(self._folder, f"{secrets.token_hex(4)}.log")
+            with log.open("w") as said:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *shared],
+                    stdout=said,
+                    stderr=said,
+                    env=os.environ | self._secret | {"RAY_USAGE_STATS_ENABLED": "0"},
+                    start_new_session=True,
+                )
+            deadline = time.monotonic() + START_SECONDS
+            while process.poll() is None and time.monotonic() < deadline:
+                if "Ray runtime started" in log.read_text():
+                    return process
                 time.sleep(0.2)
-        raise AssertionError(f"Ray was not up within {START_SECONDS} s")
+            process.terminate()
+            process.wait(_STOP_SECONDS)
+        raise AssertionError(f"Ray did not start in {_ATTEMPTS} attempts: {log.read_text()[-2000:]}")
