@@ -27,12 +27,13 @@ from typing import Any, Literal, TypeAlias
 
 import ray
 import structlog
+from ray.exceptions import RayError
 from redis.exceptions import RedisError
 
 from headrace_core import snapshots
 from headrace_core.concurrency import cancel
 from headrace_core.drains import Drains
-from headrace_core.errors import HeadraceError, InvalidState
+from headrace_core.errors import HeadraceError, InvalidState, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ENDED, Job, JobError, JobStore, PausedBy, Status, model_name
 from headrace_core.ledger import Ledger
@@ -55,6 +56,8 @@ from .watchdog import Watchdog
 
 Level: TypeAlias = Literal["info", "warn", "error"]
 WATCH_SECONDS = 1.0
+LOST = (RayError, Unavailable, TimeoutError)
+"""What a controller can meet of its surroundings. It is no fault of the job's, and may be another's no more."""
 REPLACED = "learner_replaced"
 """Code of a learner's error: another one has enlisted, so another controller has the job."""
 
@@ -116,6 +119,9 @@ class JobController:
             await self._jobs.tell(self._job_id, "the service stops; the job goes on when it starts again")
         except RedisError as error:  # the job cannot even be marked; the gateway starts a controller when Redis is back
             structlog.get_logger().error("controller lost Redis", job=self._job_id, exc_info=error)
+        except LOST as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+            await self._jobs.tell(self._job_id, f"its controller ends, another goes on: {reason}", level="warn")
 
     async def _once(self) -> Status:
         """Run the job until it has ended or pauses; in which status. Nothing of it runs afterwards."""
@@ -148,7 +154,7 @@ class JobController:
             return await self._pause_by_itself(error)
         except SHORT as error:
             return await self._pause_by_itself(cannot_go_on(error, "job"))
-        except (Cancelled, RedisError):
+        except (Cancelled, RedisError, *LOST):
             raise
         except Exception as error:
             return await self._fail(error)
@@ -156,15 +162,16 @@ class JobController:
     async def _work(self, job: Job) -> None:
         settings = Hyperparameters.model_validate(job.hyperparameters)
         await self._ledger.open(settings.limits(job.rows))
-        lost = False
+        running = job.status == "running"
+        placed = running or (await self._ledger.account()).admitted > 0
         while True:
-            await self._crew.place(job, again=lost)
-            if job.status != "running" and not lost:
+            await self._crew.place(job, again=placed)
+            if not running:
                 await self._move("running")
+            running = placed = True
             try:
                 await until([self._train(job)], [self._crew.hold()])
             except PlaceLost as error:
-                lost = True
                 await self._tell_place_lost(error)
                 await self._crew.leave()
             else:

@@ -22,7 +22,7 @@ from headrace_core.mending import Mending
 from headrace_core.settings import Settings
 from headrace_core.workers import WorkerConfig
 
-from .placement import ROLLOUT, Placement, Plan, alive_nodes, plan
+from .placement import ROLLOUT, Placement, Plan, alive_nodes, only_node, plan
 from .processes import Process
 from .restarts import Restarts
 from .supervisor import STOP_SECONDS, Supervisor
@@ -94,17 +94,17 @@ class Crew:
         self.workers.append(Supervisor(config, launch, self._jobs, self._mending, restarts))
 
     async def _planned(self, job: Job, again: bool) -> Plan:
-        """The job's share. Of a cluster, nodes that are lacking may still be starting: they are waited for as long as a
-        worker's start may take. One machine does not grow: what it lacks is an error at once. A job that had its share
-        once waits until there are nodes again."""
+        """The job's share. Of a cluster, nodes that are lacking may still be starting, or have just died: they are
+        waited for as long as a worker's start may take. One machine does not grow: what it lacks is an error at once. A
+        job that had its share once waits until there are nodes again."""
         settings, told = Hyperparameters.model_validate(job.hyperparameters), False
         deadline = time.monotonic() + self._settings.start_timeout
         while True:
-            nodes = alive_nodes()
+            nodes = await asyncio.to_thread(alive_nodes)
             try:
                 return plan(settings, nodes)
             except InvalidRequest as error:
-                if not again and (len(nodes) == 1 or time.monotonic() > deadline):
+                if not again and (await asyncio.to_thread(only_node) or time.monotonic() > deadline):
                     raise
                 if again and not told:
                     told = True

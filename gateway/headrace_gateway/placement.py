@@ -37,6 +37,8 @@ TAG = 0.001
 """So little of a role is asked for that it says where, not how many: cores and GPUs do the counting."""
 
 
+ANSWER_SECONDS = 60.0
+"""Ray's head may be busy; it is not waited for longer."""
 PLACE_SECONDS, PLACE_LOOK_SECONDS = 10.0, 2.0
 """How long Ray may take to reserve a lost node's bundles elsewhere; how often it is asked."""
 
@@ -89,6 +91,11 @@ class Plan:
 def alive_nodes() -> list[dict[str, float]]:
     """The resources of each of the cluster's nodes."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def only_node() -> bool:
+    """Whether the cluster has, and had, one node alone: what that one lacks, nobody will bring."""
+    return len(ray.nodes()) == 1
 
 
 def plan(settings: Hyperparameters, nodes: Sequence[dict[str, float]]) -> Plan:
@@ -180,7 +187,7 @@ class Placement:
         gone = 0.0
         while gone < PLACE_SECONDS:
             await asyncio.sleep(PLACE_LOOK_SECONDS)
-            table = await asyncio.wait_for(asyncio.to_thread(placement_group_table, self._group), PLACE_SECONDS)
+            table = await asyncio.wait_for(asyncio.to_thread(placement_group_table, self._group), ANSWER_SECONDS)
             gone = 0.0 if table["state"] == "CREATED" else gone + PLACE_LOOK_SECONDS
         raise PlaceLost(f"the place of its workers was lost with a node, and no other node has {self._plan} like it")
 
