@@ -111,7 +111,7 @@ def _defaults_that_go(settings: dict[str, Any], changes: dict[str, Any]) -> set[
 
 def _intervals_that_go(parent: Job) -> set[str]:
     """Intervals that are the parent's share of its length follow the length of the new job, whatever changes it."""
-    unset, steps = Hyperparameters(), parent.total_steps
+    unset, steps = Hyperparameters.model_validate({}), parent.total_steps
     shares = {"eval_interval": unset.evaluation_interval(steps), "checkpoint_interval": unset.checkpoint_every(steps)}
     return {name for name, share in shares.items() if parent.hyperparameters.get(name) == share}
 
