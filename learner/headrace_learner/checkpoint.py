@@ -34,6 +34,7 @@ from typing import Annotated, Any
 import msgspec
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -102,8 +103,11 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
 
 
 def _write(trainer: Trainer, partial: Path, first: bool) -> None:
-    with _one_process_is_fine():
-        dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=trainer.ranks.size == 1)
+    try:
+        with _one_process_is_fine():
+            dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=trainer.ranks.size == 1)
+    except CheckpointException as error:  # a BaseException: it would end the process, and nobody would hear why
+        raise OSError(f"{partial.name} could not be written: {error}") from error
     trainer.policy.write_model(partial / CHECKPOINT_MODEL if first else None)
 
 

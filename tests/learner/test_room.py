@@ -1,0 +1,82 @@
+"""A learner whose disk is full: it names the folder, leaves nothing half-written, waits, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from learner_cases import random_group
+from redis.asyncio import Redis
+
+from headrace_core.errors import DiskFull
+from headrace_core.history import EVENTS
+from headrace_core.jobs import Job, JobStore, event_of
+from headrace_core.workers import WorkerConfig
+from headrace_learner import checkpoint
+from headrace_learner.lead import Lead
+from headrace_learner.orders import Save
+from headrace_learner.room import Room
+from headrace_learner.trainer import Trainer
+
+JOB = "ftjob-room"
+
+
+def config(redis: Redis, wait: float, folder: Path) -> WorkerConfig:
+    return WorkerConfig(
+        job_id=JOB, worker="learner", redis_url="", redis_wait=wait, weights_root="", model_path="", training_file="",
+        validation_file=None, output_dir=str(folder), rows=1, total_steps=9, grader={}, hyperparameters={},
+    )  # fmt: skip
+
+
+async def told(jobs: JobStore) -> list[str]:
+    return [event_of(JOB, entry).message for entry in await jobs.history.after(JOB, 0, 99, EVENTS)]
+
+
+async def test_a_checkpoint_waits_for_room_and_is_then_whole(
+    redis: Redis, make_trainer: Callable[..., Trainer], small_disk: Path
+) -> None:
+    trainer = make_trainer(batch_size=4, group_size=4)
+    trainer.step([random_group(i, (0,)) for i in range(4)], 0)
+    jobs, settings = JobStore(redis), config(redis, 20.0, small_disk)
+    await jobs.create(Job(id=JOB, created_at=1.0, model="m", model_path="/m", training_file="f"))
+    lead = Lead(settings, redis)
+    room = Room(lead, redis, jobs, settings, again=0.05)
+    in_the_way = small_disk / "in-the-way"
+    in_the_way.write_bytes(bytes(1_000_000))
+
+    saving = asyncio.create_task(room.to_save(Save(1), lambda: checkpoint.save(trainer, small_disk, 1)))
+    async with asyncio.timeout(20):
+        await jobs.history.after(JOB, 0, 1, EVENTS, block=10.0)
+        await asyncio.sleep(0.2)  # some tries more
+        assert not saving.done()
+        in_the_way.unlink()
+        path = await saving
+    message, *others = await told(jobs)
+    assert others == []
+    assert message.startswith(f"no room in {small_disk}/checkpoints/step-00000001.partial: ")
+    assert message.endswith("learner waits 20 s for room")
+    assert checkpoint.newest(small_disk, 1).path == path
+    await lead.close()
+
+
+@pytest.mark.parametrize("found", ["before", "while it is written"])
+async def test_without_room_it_ends_with_the_reason_and_the_last_checkpoint_stays(
+    redis: Redis, make_trainer: Callable[..., Trainer], small_disk: Path, found: str
+) -> None:
+    trainer = make_trainer(batch_size=4, group_size=4)
+    whole = checkpoint.save(trainer, small_disk, 1)
+    size = sum(f.stat().st_size for f in whole.rglob("*"))
+    left = 8192 if found == "before" else size - 40_000
+    (small_disk / "in-the-way").write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - left)))
+    jobs, settings = JobStore(redis), config(redis, 0.2, small_disk)
+    await jobs.create(Job(id=JOB, created_at=1.0, model="m", model_path="/m", training_file="f"))
+    lead = Lead(settings, redis)
+    room = Room(lead, redis, jobs, settings, again=0.05)
+    with pytest.raises(DiskFull, match=r"bytes are needed, [\d,]+ are free"):
+        await room.to_save(Save(2), lambda: checkpoint.save(trainer, small_disk, 2))
+    assert [p.name for p in (small_disk / "checkpoints").iterdir()] == [whole.name]
+    assert checkpoint.newest(small_disk, 2).path == whole
+    await lead.close()
