@@ -146,6 +146,9 @@ class SimulatedEngine:
         self._set_timer()
         return UpdateReport(version, 0.0, self._speed.update_pause, in_flight)
 
+    async def probe(self, limit: float) -> None:
+        """It never hangs."""
+
     async def close(self) -> None:
         """Nothing to stop: a run ends after its requests."""
 

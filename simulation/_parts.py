@@ -39,7 +39,7 @@ from headrace_gateway import controller, silence, supervisor
 from headrace_gateway.controller import JobController
 from headrace_gateway.crew import Crew
 from headrace_gateway.partials import remove_partials
-from headrace_learner import checkpoint
+from headrace_learner import checkpoint, recovery, room
 from headrace_learner import worker as learner
 from headrace_learner.contribution import AgeCount
 from headrace_learner.orders import Save
@@ -47,6 +47,7 @@ from headrace_learner.ranks import Alone
 from headrace_learner.snapshot import Restored
 from headrace_learner.worker import LearnerWorker
 from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_rollout import following
 from headrace_rollout import worker as rollout
 from headrace_rollout.prompts import Prompt
 from headrace_rollout.worker import RolloutWorker
@@ -213,7 +214,6 @@ class SimulatedLearner(LearnerWorker):
     def __init__(self, config: WorkerConfig, world: World, process: Process) -> None:
         super().__init__(config)
         self._world, self._process = world, process
-        self._lead = cast(Any, SimulatedLead(world, process))
 
     def _load(self) -> None:
         trainer = Chain()
@@ -257,15 +257,12 @@ class Engine(SimulatedEngine):
         await asyncio.sleep(0.3)
 
 
-class SimulatedRolloutWorker(RolloutWorker):
-    """The real one around a simulated engine."""
-
-    def __init__(self, config: WorkerConfig, world: World) -> None:
-        super().__init__(config)
-        job = world.plan.job
-        rng = np.random.default_rng([world.plan.seed, *config.worker.encode()])
-        tails = np.minimum(job.longest, rng.pareto(1.2, (ROWS, job.group_size + 2)) + 1)
-        self._engine = cast(Any, Engine(DecodeSpeed(job.token_seconds, 0.0, 0.05), tails.astype(np.int64)))
+def _engine(*_: Any) -> Engine:
+    """Of the worker that asks."""
+    job, seed = _here().world.plan.job, _here().world.plan.seed
+    rng = np.random.default_rng([seed, *_here().name.encode()])
+    tails = np.minimum(job.longest, rng.pareto(1.2, (ROWS, job.group_size + 2)) + 1)
+    return Engine(DecodeSpeed(job.token_seconds, 0.0, 0.05), tails.astype(np.int64))
 
 
 # ── Ray ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -332,7 +329,7 @@ class Handle:
     def _made(self) -> Any:
         if self._config.worker == "learner":
             return SimulatedLearner(self._config, self._world, self.process)
-        return SimulatedRolloutWorker(self._config, self._world)
+        return RolloutWorker(self._config)
 
 
 def _as_ray(error: Exception) -> RayTaskError:
@@ -502,11 +499,13 @@ def simulated_surroundings() -> Iterator[None]:
     files = SimpleNamespace(newest=checkpoint.newest, save=save_state, load=load_state, Found=checkpoint.Found)
     text = SimpleNamespace(text=lambda ids: "")
     changes: list[tuple[Any, str, Any]] = [
-        *((module, "time", clocks) for module in (learner, rollout, controller, supervisor, drains)),
+        *((module, "time", clocks) for module in (learner, room, rollout, following, controller, supervisor, drains)),
         *((module, "connect", _connect) for module in (learner, rollout, controller)),
         (silence.Stillness.__init__, "__defaults__", (clocks.monotonic,)),
+        (learner, "Lead", lambda *_: SimulatedLead(_here().world, _here())),
         (learner, "checkpoint", files),
-        (rollout, "create", lambda *_: None),
+        (recovery, "checkpoint", files),
+        (rollout, "create", _engine),
         (rollout, "build", lambda *_: InstantReward()),
         (rollout, "Tokenizer", lambda *_: text),
         (rollout, "read_prompts", lambda *_: PROMPTS),

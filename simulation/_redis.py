@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import hiredis
 from redis.asyncio import Redis
 from redis.commands import AsyncCoreCommands
+from redis.exceptions import ResponseError
 
 from headrace_gateway.redis_server import RedisServer
 
@@ -39,6 +40,10 @@ class Wire(Protocol):
         """Carried out together, after a while; their raw answers, after another."""
         ...
 
+    def durable(self) -> Awaitable[None]:
+        """Returns when no power loss would take what was answered so far."""
+        ...
+
     def signalled(self, after: bytes, seconds: float) -> Awaitable[bytes | None]:
         """The id of the newest signal, as soon as that is not `after`; None after so long."""
         ...
@@ -46,7 +51,7 @@ class Wire(Protocol):
 
 def _parsed(command: Command, options: dict[str, Any], raw: Any) -> Any:
     if isinstance(raw, Exception):
-        raise raw
+        raise ResponseError(str(raw)) from raw
     callback = _callbacks.get(command[0])
     options.pop("keys", None)
     return raw if callback is None else callback(raw, **options)
@@ -60,6 +65,9 @@ class Port(AsyncCoreCommands):  # type: ignore[misc, type-arg]
 
     async def execute_command(self, *command: Any, **options: Any) -> Any:
         """Of every command."""
+        if command[0] == "WAITAOF":  # of Redis 7.2; what is on the disk is simulated
+            await self._wire.durable()
+            return [1, 0]
         (raw,) = await self._wire.call([command])
         return _parsed(command, options, raw)
 
@@ -70,7 +78,7 @@ class Port(AsyncCoreCommands):  # type: ignore[misc, type-arg]
         async def run(keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
             (raw,) = await self._wire.call([("EVALSHA", sha, len(keys), *keys, *args)])
             if isinstance(raw, Exception):
-                raise raw
+                raise ResponseError(str(raw)) from raw
             return raw
 
         return run

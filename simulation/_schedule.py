@@ -246,12 +246,14 @@ class Schedule:
         """Of the one machine: everything dies, and what Redis was told in the last moment is lost with it."""
         kept: list[Any] = []
         seen = self.world.observer.snapshot()
+        self.world.losing = True
         self.world.ask([("EVAL", _DUMP, 0, self.world.keys.prefix + "*")], kept.extend)
         self.world.loop.after(fault.seconds, self._power_returns, kept, seen)
 
     def _power_returns(self, kept: list[Any], seen: Any) -> None:
         world = self.world
         world.epoch += 1
+        world.losing = False
         for process in self._cluster.all_living():
             world.kill(process, "power loss")
         shutil.rmtree(world.weights, ignore_errors=True)

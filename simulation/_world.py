@@ -63,6 +63,14 @@ class Wire:
     def call(self, commands: Sequence[Command]) -> Awaitable[list[Any]]:
         return self._world.call(self._process, commands)
 
+    async def durable(self) -> None:
+        world = self._world
+        self._process.check()
+        await asyncio.sleep(world.random.uniform(0.0, 0.3))
+        while world.losing:  # what this one waits for is lost, and itself with it
+            await asyncio.sleep(1.0)
+        self._process.check()
+
     async def signalled(self, after: bytes, seconds: float) -> bytes | None:
         world = self._world
         until = world.loop.now + seconds
@@ -103,6 +111,8 @@ class World:
         self.steps: list[tuple[float, str, str]] = []
         self.offsets: dict[str, float] = {}
         """Of the processes' wall clocks, by name."""
+        self.losing = False
+        """What Redis is told now is not on the disk when the power goes."""
         self.epoch = 0
         """How often the power was lost: calls under way went with it."""
         self.snapshots: list[tuple[int, str]] = []
