@@ -17,6 +17,7 @@ With several ranks each keeps its own shard on its node, and of one rank that lo
 
 from __future__ import annotations
 
+import shutil
 import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from headrace_core import private
 from headrace_core.snapshots import folder
 from headrace_core.workers import WorkerConfig
 
@@ -39,7 +41,8 @@ from .trainer import Trainer
 
 GENERATIONS = 2
 _MEMORY_SHARE = 0.5
-"""Snapshots take at most so much of the memory that is free: the engine and the next step need some, too."""
+"""Snapshots take at most so much of what is free, of the machine's memory and of the folder's file system: the engine
+and the next step need some, and published weights of three versions, which may be in the same place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +215,10 @@ class Snapshots:
 
     def _check_room(self) -> None:
         """What is there already is not asked for again. Raises `OSError`."""
+        private.make(self._folder)
         there = sum(file.stat().st_size for file in self._folder.glob(f"rank-{self._ranks.index}-*"))
-        needed, free = GENERATIONS * (self._size + self._block) - there, psutil.virtual_memory().available
+        needed = GENERATIONS * (self._size + self._block) - there
+        free = min(psutil.virtual_memory().available, shutil.disk_usage(self._folder).free)
         if needed > _MEMORY_SHARE * free:
             raise OSError(f"{free / 2**20:.0f} MiB are free, of which {_MEMORY_SHARE:.0%} may be taken")
 
