@@ -29,6 +29,7 @@ from paths import ROOT
 from .chromium import Browser, start_chromium
 
 REPORT = ROOT / "runs" / "browser"
+STOP_SECONDS = 30
 
 _T = TypeVar("_T")
 
@@ -48,15 +49,15 @@ class Site:
         """Serve until `stop`; on the same port each time."""
         app = create_app(self._settings, self._redis_url, self.controllers)
         self._server = Server(app)
-        listener = socket.create_server(("127.0.0.1", self._port))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="gateway")
+        sockets = [socket.create_server(("127.0.0.1", self._port))]
+        self._thread = threading.Thread(target=self._server.run, args=(sockets,), name="gateway", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End it, with the streams that are open."""
         self._server.should_exit = True
-        self._thread.join(timeout=10)
-        assert not self._thread.is_alive(), "the gateway did not end within 10 s"
+        self._thread.join(timeout=STOP_SECONDS)
+        assert not self._thread.is_alive(), f"the gateway did not end within {STOP_SECONDS} s"
 
     def redis(self, work: Callable[[Redis], Awaitable[_T]]) -> _T:
         """Do this with a Redis client of its own."""
