@@ -164,8 +164,8 @@ def records(settings: Settings, url: str) -> Iterator[Finding]:
         return
     if not found:
         yield Finding("ok", "records", "all can be read")
-    for error in found:
-        yield Finding("warn", "record", error, "it is passed over until then")
+    for named in found:
+        yield Finding("warn", "record", named, "it is passed over until then")
 
 
 async def _damaged(address: str) -> list[str]:

@@ -79,7 +79,7 @@ async def _closed(scope: Scope) -> bytes:
     """Returns what the client is told once its key, or its session, opens nothing any more."""
     shown: OpenedBy | None = scope["state"].get("opened_by")
     if shown is None:  # no key is asked for
-        await asyncio.Event().wait()
+        return await asyncio.Future[bytes]()
     keys: KeyStore = scope["app"].state.gateway.keys
     while True:
         await asyncio.sleep(CHECK_SECONDS)
