@@ -43,7 +43,8 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     total_steps: int
     time: float
     seconds: dict[str, float]
-    """By stage: `wait` (for groups), `batch`, `train`, `publish`, `settle`, `snapshot` (waited for), `checkpoint`."""
+    """By stage, since the step before was told: `wait` (for groups), `batch`, `train`, `publish`, `settle`, and that
+    step's `snapshot` (waited for) and `checkpoint`."""
     reward_mean: float | None
     """Over the step's completions that have a reward, masked ones included; none where none has."""
     reward_std: float | None

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -47,6 +48,35 @@ async def test_a_job_is_trained_step_by_step(bench: Callable[..., Bench]) -> Non
     final, published = job.model(), load_file(job.weights.open("v00000006-t1") / "model.safetensors")
     assert final.keys() == published.keys()
     assert all(torch.equal(final[name], published[name]) for name in final)
+
+
+async def test_a_step_is_measured_though_its_learner_died_before_it_told(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench("untold")
+    await job.open()
+    first, settled = LearnerWorker(job.config), asyncio.Event()
+    tell = first._tell_step
+
+    async def die_at_the_third(*told: Any) -> None:
+        if first._version < 3:
+            return await tell(*told)
+        settled.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(first, "_tell_step", die_at_the_third)
+    await first.start()
+    running = asyncio.create_task(first.run())
+    await job.feed(3)
+    await asyncio.wait_for(settled.wait(), 60)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    second = LearnerWorker(job.config)
+    await second.start()
+    measured = [m for _, kind, m in await job.jobs.metrics(job.job_id) if kind == "step"]
+    assert [m["step"] for m in measured] == [1, 2, 3]
+    assert measured[2]["seconds"].keys() == measured[1]["seconds"].keys()
+    await asyncio.gather(first.stop(), second.stop())
 
 
 async def test_a_learner_that_died_is_replaced_bit_identically(bench: Callable[..., Bench]) -> None:
