@@ -29,14 +29,17 @@ from headrace_core.drains import Drains
 from headrace_core.jobs import JobStore
 from headrace_core.ledger import Ledger
 from headrace_core.live import Live
+from headrace_core.mending import Mending
 from headrace_core.staleness import ages, contributes
 from headrace_core.timesplit import TimeSplit
 from headrace_core.trajectory import Group
+from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_gateway.redis_server import RedisServer
 from headrace_learner.contribution import AgeCount
 from headrace_learner.worker import LearnerWorker
 from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_rollout.following import Follower
 from headrace_rollout.groups import GroupMaker
 from headrace_rollout.prompts import Prompt
 from headrace_rollout.telling import Telling
@@ -117,7 +120,10 @@ class VirtualRolloutWorker(RolloutWorker):
         self._redis, self._engine = cast(Any, redis), engine
         self._ledger, self._jobs = Ledger(self._redis, config.job_id, clock), JobStore(self._redis)
         self._live, self._drains = Live(self._redis, config.job_id, self._settings), Drains(self._redis, config.job_id)
-        self._telling = Telling(self._jobs, config.job_id, config.worker)
+        mending = Mending(self._redis, config.job_id)
+        self._telling = Telling(self._jobs, mending, config.job_id, config.worker)
+        weights = WeightStore(Path(config.weights_root), config.job_id)
+        self._follower = Follower(cast(Any, engine), self._ledger, weights, self._telling, config.start_timeout)
         self._split = TimeSplit("window", clock)
         tokenizer, reward = cast(Any, Tokenizer()), InstantReward()
         self._maker = GroupMaker(engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader)
