@@ -67,8 +67,8 @@ class Wire:
         world = self._world
         self._process.check()
         await asyncio.sleep(world.random.uniform(0.0, 0.3))
-        while world.losing:  # what this one waits for is lost, and itself with it
-            await asyncio.sleep(1.0)
+        if world.losing:  # what this one waits for will be lost, and itself with it
+            await world.loop.create_future()
         self._process.check()
 
     async def signalled(self, after: bytes, seconds: float) -> bytes | None:

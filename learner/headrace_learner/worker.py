@@ -346,13 +346,13 @@ class LearnerWorker:
         await self._jobs.tell(self._config.job_id, f"Checkpoint created at step {version} with name {name}")
 
     async def _finish(self) -> None:
-        """The trained model, as a folder that is there whole or not at all; every step is now covered."""
+        """The trained model, as a folder that is there whole or not at all. The last groups stay until the ledger is
+        closed: a job that is paused just now may come back to a damaged checkpoint."""
         final, partial = self._output / "model", self._output / "model.partial"
         for old in (partial, final):
             shutil.rmtree(old, ignore_errors=True)
         await self._lead.together(WriteModel(), lambda: self._trainer.policy.write_model(partial))
         os.rename(partial, final)
-        await self._ledger.covered(self._version)
 
     async def _tell_step(self, groups: Sequence[Group], result: StepResult) -> None:
         """Of the step that made the present version, and of the time since the one before it was told."""
