@@ -68,7 +68,7 @@ async def _run(
         server = _SignalledServer(create_app(settings, redis_url))
         host, port = listener.getsockname()[:2]
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
-        await _serve(server, listener, embedded, JobStore(redis), settings)
+        await serve_over(embedded, server, listener, JobStore(redis), settings)
         if _ray_address(settings) is None:  # a cluster of its own goes on without this process
             controllers, chats = RayControllers(settings, redis_url, redis), RayChats(settings, redis)
             await asyncio.gather(controllers.suspend(), chats.stop())
@@ -76,10 +76,10 @@ async def _run(
         await redis.aclose()
 
 
-async def _serve(
-    server: Server, listener: socket.socket, embedded: RedisServer | None, jobs: JobStore, settings: Settings
+async def serve_over(
+    embedded: RedisServer | None, server: Server, listener: socket.socket, jobs: JobStore, settings: Settings
 ) -> None:
-    """Until a signal; raises where Redis cannot be kept alive, once requests have ended."""
+    """Until the server is told to end; raises where Redis cannot be kept alive, once requests have ended."""
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve")
     if embedded is None:
         await serving

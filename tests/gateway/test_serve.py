@@ -66,6 +66,17 @@ def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
             server.wait(STOP_SECONDS)
 
 
+def kill_redis_and_await_another(server: psutil.Process, url: str) -> None:
+    (redis,) = [p for p in server.children() if p.name() == "redis-server"]
+    redis.kill()
+    deadline = time.monotonic() + START_SECONDS
+    while (answer := httpx.get(f"{url}/v1/files", timeout=30)).status_code == 503:
+        assert "Redis" in answer.json()["error"]["message"]
+        assert time.monotonic() < deadline, "the server did not start Redis again"
+        time.sleep(0.1)
+    answer.raise_for_status()
+
+
 @pytest.mark.e2e
 def test_starts_refuses_a_second_stops_clean_and_starts_again(tmp_path: Path) -> None:
     folder = tmp_path / "data"
@@ -85,7 +96,8 @@ def test_starts_refuses_a_second_stops_clean_and_starts_again(tmp_path: Path) ->
             serve(Settings(data_dir=tmp_path / "other", port=port), lambda *_: None)
         assert httpx.get(f"{url}/healthz").status_code == 200
     assert shared_memory() <= memory
-    with started(folder) as (url, _):
+    with started(folder) as (url, process):
+        kill_redis_and_await_another(process, url)
         assert [f["id"] for f in httpx.get(f"{url}/v1/files").json()["data"]] == [file_id]
         assert httpx.get(f"{url}/v1/files/{file_id}/content").content == rows(2)
 

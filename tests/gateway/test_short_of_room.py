@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -12,16 +13,19 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from headrace_core.errors import Unavailable
 from headrace_core.history import EVENTS
 from headrace_core.jobs import Event, JobStore, event_of
 from headrace_core.ledger import Ledger
 from headrace_core.redis import connect
 from headrace_core.settings import Settings
 from headrace_core.staleness import Limits
+from headrace_gateway.app import create_app
 from headrace_gateway.memory import MemoryShare
 from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.serve import Server, serve_over
 
-from .conftest import rows, stored_job
+from .conftest import Controllers, rows, stored_job
 from .keyed import gateway
 
 SOON = 10.0
@@ -117,3 +121,24 @@ async def test_a_job_is_told_when_it_is_held_back_and_when_it_no_longer_is(redis
     assert told[0].data == {"reason": "memory", "bytes": 0, "share": 1, "held_back": 1}
     await share.look()
     assert [e.message for e in await events(jobs, "ftjob-1")][1:] == ["new groups wait no longer for memory in Redis"]
+
+
+async def test_the_service_answers_again_after_its_redis_died_and_ends_when_it_cannot(tmp_path: Path) -> None:
+    redis_server = RedisServer(tmp_path / "redis")
+    redis_server.start()
+    settings = Settings(data_dir=tmp_path, max_restarts=1)
+    server = Server(create_app(settings, redis_server.url, Controllers()))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/fine_tuning/jobs"
+        async with connect(redis_server.url) as redis, httpx.AsyncClient(timeout=30) as http:
+            serving = asyncio.create_task(serve_over(redis_server, server, listener, JobStore(redis), settings))
+            assert (await http.get(url)).status_code == 200
+            os.kill(redis_server.pid, signal.SIGKILL)
+            async with asyncio.timeout(30):
+                while (await http.get(url)).status_code == 503:
+                    pass
+            assert (await http.get(url)).status_code == 200
+            os.kill(redis_server.pid, signal.SIGKILL)
+            with pytest.raises(Unavailable, match="used up its 1 restarts"):
+                await asyncio.wait_for(serving, timeout=30)
+    redis_server.stop()
