@@ -23,7 +23,7 @@ from e2e.service import Service  # noqa: E402
 from headrace_gateway.redis_server import RedisServer  # noqa: E402
 
 NODE_HOST = "127.0.0.22"
-START_AGAIN_SECONDS = 300.0
+START_SECONDS = 300.0
 """A gateway that finds no Redis or no Ray ends with an error, and is started again for so long."""
 
 
@@ -55,7 +55,7 @@ class Embedded:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._data, self._environment = folder / "embedded", environment
-        self.service = Service(self._data, environment)
+        self.service = started(self._data, environment)
 
     def roots(self) -> list[int]:
         """See `Arrangement`."""
@@ -65,7 +65,7 @@ class Embedded:
         """See `Arrangement`."""
         if not self.service.ended():
             return []
-        self.service = started_again(self._data, self._environment)
+        self.service = started(self._data, self._environment)
         return ["gateway"]
 
     def stop(self) -> int:
@@ -86,7 +86,7 @@ class Cluster:
         self._ray = RayCluster(1)
         self._node = self._ray.add_node(2, NODE_HOST)
         self._environment = environment | self._ray.environment | {"HEADRACE_REDIS_URL": self._redis.url}
-        self.service = Service(self._data, self._environment)
+        self.service = started(self._data, self._environment)
 
     def roots(self) -> list[int]:
         """See `Arrangement`. The head is not among them: Ray itself does not survive its loss."""
@@ -103,7 +103,7 @@ class Cluster:
             self._node = self._ray.add_node(2, NODE_HOST)
             again.append("node")
         if self.service.ended():
-            self.service = started_again(self._data, self._environment)
+            self.service = started(self._data, self._environment)
             again.append("gateway")
         return again
 
@@ -116,9 +116,9 @@ class Cluster:
             self._redis.stop()
 
 
-def started_again(data: Path, environment: dict[str, str]) -> Service:
+def started(data: Path, environment: dict[str, str]) -> Service:
     """The gateway on `data`. Raises `AssertionError` with the end of its log once it has failed for too long."""
-    deadline = time.monotonic() + START_AGAIN_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             return Service(data, environment)

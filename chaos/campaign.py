@@ -210,7 +210,7 @@ class Round:
         while not done():
             if time.monotonic() > deadline:
                 raise Broken(f"{what} for {limit:.0f} s; {self._last_words()}")
-            self._pass(0.1)
+            self._pass(0.3)
 
     def _pass(self, seconds: float) -> None:
         time.sleep(seconds)
