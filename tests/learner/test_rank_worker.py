@@ -44,7 +44,7 @@ def follow() -> Iterator[Follow]:
 
 
 def of_start(job: Bench, name: str) -> WorkerConfig:
-    return msgspec.structs.replace(job.config, ranks_start=name, start_timeout=60.0)
+    return msgspec.structs.replace(job.config, ranks_start=name, start_timeout=120.0)
 
 
 async def test_two_ranks_end_with_the_weights_of_one_also_when_they_start_again(
