@@ -25,6 +25,7 @@ from headrace_core.errors import HeadraceError, TimedOut, Unavailable
 from .append_only import AOF, damaged
 
 _ADDRESS, _LOG, _LOG_SHOWN = "address", "redis.log", 500
+_SOCKET = re.compile(r"unix:///[^\x00-\x1f\x7f\ufffd]{1,107}")
 _TRUNCATED = re.compile(r"Truncating the AOF at offset (\d+)")
 _UNREADABLE = ("Bad file format reading the append only file", "Unrecoverable error reading the append only file")
 _LAUNCHER = """
@@ -46,10 +47,14 @@ def executable() -> Path:
 
 def running(folder: Path) -> str:
     """The address of the server that runs on `folder`. Raises `Unavailable`."""
+    file = folder / _ADDRESS
     try:
-        return (folder / _ADDRESS).read_text()
+        address = file.read_bytes().decode(errors="replace")
     except FileNotFoundError as error:
         raise Unavailable(f"no Redis runs on {folder} (yet): try again in a moment") from error
+    if not _SOCKET.fullmatch(address):
+        raise Unavailable(f"{file} is damaged, and names no socket: stop `headrace serve`, and start it again")
+    return address
 
 
 class RedisServer:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damage import damages
 from headrace_core.data import PromptOrder, read_rows
 from headrace_core.errors import InvalidData
 
@@ -71,3 +73,31 @@ def test_passes_and_seeds_differ() -> None:
         tuple(PromptOrder(50, seed).row(i) for i in range(start, start + 50)) for seed in (0, 1) for start in (0, 50)
     ]
     assert len(set(passes)) == 4
+
+
+def test_a_file_that_is_not_what_was_uploaded_is_refused_by_name(tmp_path: Path) -> None:
+    whole = b'{"messages": [{"role": "user", "content": "2 + 2"}], "answer": "4"}\n' * 20
+    told, file = hashlib.sha256(whole).hexdigest(), tmp_path / "file-1"
+    file.write_bytes(whole)
+    assert len(read_rows(file, "train.jsonl", told)) == 20
+    for what, raw in damages(whole):
+        file.write_bytes(raw)
+        with pytest.raises(InvalidData, match=r"train.jsonl is not what was uploaded: .*file-1 changed") as refused:
+            read_rows(file, "train.jsonl", told)
+        assert "upload it again" in refused.value.message, what
+    file.unlink()
+    with pytest.raises(InvalidData, match=r"file-1: No such file or directory; upload it again"):
+        read_rows(file, "train.jsonl", told)
+
+
+def test_any_damage_without_a_sum_is_rows_or_named(tmp_path: Path) -> None:
+    whole = b'{"messages": [{"role": "user", "content": "2 + 2"}], "answer": "4"}\n' * 2
+    named = 0
+    for what, raw in damages(whole):
+        (tmp_path / "train.jsonl").write_bytes(raw)
+        try:
+            assert read_rows(tmp_path / "train.jsonl"), what
+        except InvalidData as error:
+            assert error.message.startswith("train.jsonl"), what  # noqa: PT017
+            named += 1
+    assert named > 20

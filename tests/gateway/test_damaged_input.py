@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from damage import damages
 from headrace_core import keys
 from headrace_core.data import Row
-from headrace_core.errors import Damaged, InvalidData, InvalidRequest, NotAuthenticated, WeightsDamaged
+from headrace_core.errors import Damaged, InvalidData, InvalidRequest, NotAuthenticated, Unavailable, WeightsDamaged
 from headrace_core.jobs import Checkpoint, JobStore
 from headrace_core.keys import JobKeys
 from headrace_core.redis import answer
@@ -23,6 +23,7 @@ from headrace_gateway.api_keys import key_of
 from headrace_gateway.exporting.follower import Cursor, read_cursor
 from headrace_gateway.models import Model
 from headrace_gateway.prompts import PromptCounter
+from headrace_gateway.redis_server import running
 
 from .conftest import ADDER, MODEL, Served, body, rows, stored_job
 from .keyed import Keyed, keyed
@@ -215,6 +216,18 @@ def test_a_damaged_job_file_is_named(tmp_path: Path) -> None:
             assert str(path) in error.message, what  # noqa: PT017
             named += 1
     assert named > 10
+
+
+def test_a_damaged_address_of_redis_is_named(tmp_path: Path) -> None:
+    whole = b"unix:///tmp/headrace-redis-abc/redis.sock"
+    (tmp_path / "address").write_bytes(whole)
+    assert running(tmp_path) == whole.decode()
+    for what, raw in [*damages(whole), ("another place", b"redis://attacker:6379"), ("lines", whole + b"\nx")]:
+        (tmp_path / "address").write_bytes(raw)
+        try:
+            assert running(tmp_path).startswith("unix:///"), what
+        except Unavailable as error:
+            assert f"{tmp_path / 'address'} is damaged" in error.message, what  # noqa: PT017
 
 
 def test_a_damaged_bookmark_begins_the_export_again(tmp_path: Path) -> None:
