@@ -35,6 +35,7 @@ from .app import create_app
 from .chats import RayChats
 from .context import Gateway
 from .controllers import RayControllers
+from .http_protocol import BoundedHead
 from .redis_keeper import RedisKeeper
 from .redis_server import RedisServer
 
@@ -103,7 +104,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=BoundedHead,
                 ws="none",
                 log_level="warning",
                 access_log=False,
