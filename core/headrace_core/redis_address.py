@@ -20,6 +20,17 @@ def masked(text: str) -> str:
     return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
 
 
+def password_of(given: str | None, file: Path | None) -> str | None:
+    """What is given, else the first line of the file. Raises `InvalidRequest` where that cannot be read."""
+    if given is not None or file is None:
+        return given
+    try:
+        return file.read_text().partition("\n")[0]
+    except OSError as error:
+        message = f"the file of Redis' password cannot be read: {error}"
+        raise InvalidRequest(message, param="redis_password_file") from error
+
+
 def redis_address(url: str, password: str | None, ca_file: Path | None) -> str:
     """`url` with both in it. Raises `InvalidRequest` where it has a password already, or where no TLS is spoken."""
     parts = urlsplit(url)

@@ -10,8 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .errors import InvalidRequest
-from .redis_address import redis_address
+from .redis_address import password_of, redis_address
 from .reward_rules import RewardRules, SandboxLevel
 
 
@@ -119,19 +118,9 @@ class Settings(BaseSettings):
         """`redis_url` with the password and the certificates that belong to it. Raises `InvalidRequest`."""
         if self.redis_url is None:
             return None
-        return redis_address(self.redis_url, self._password(), self.redis_ca_file)
-
-    def _password(self) -> str | None:
-        if self.redis_password is not None:
-            return self.redis_password.get_secret_value()
-        if self.redis_password_file is None:
-            return None
-        try:
-            return self.redis_password_file.read_text().partition("\n")[0]
-        except OSError as error:
-            raise InvalidRequest(
-                f"the file of Redis' password cannot be read: {error}", param="redis_password_file"
-            ) from error
+        given = None if self.redis_password is None else self.redis_password.get_secret_value()
+        password = password_of(given, self.redis_password_file)
+        return redis_address(self.redis_url, password, self.redis_ca_file)
 
     @property
     def on_loopback(self) -> bool:
