@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from headrace_core.errors import TimedOut
 from headrace_rollout.engines import vllm_start
 from headrace_rollout.engines.base import EngineConfig, EngineFailure
+from headrace_rollout.engines.vllm_guard import Guard
 
 Result = TypeVar("Result")
 
@@ -33,8 +34,9 @@ DIED = "vLLM's engine process died; its log names the cause"
 class VllmProcess:
     """See the module docstring. Made by `start`; one event loop's."""
 
-    def __init__(self, llm: Any, processes: set[Any], drain_limit: float) -> None:
+    def __init__(self, llm: Any, processes: set[Any], guard: Guard, drain_limit: float) -> None:
         self.llm = llm
+        self._guard = guard
         self._processes = processes
         self._segments = vllm_start.shared_segments(processes)
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -44,9 +46,13 @@ class VllmProcess:
     @classmethod
     async def start(cls, config: EngineConfig) -> VllmProcess:
         """vLLM with its model loaded; raises TimeoutError after `start_timeout`, or what vLLM raised."""
-        before = vllm_start.engine_processes()
-        llm = await _bring_up(config, before)
-        return cls(llm, vllm_start.engine_processes() - before, config.update_timeout)
+        before, guard = vllm_start.engine_processes(), Guard()
+        try:
+            llm = await _bring_up(config, before, guard)
+        except BaseException:
+            await asyncio.to_thread(guard.release)
+            raise
+        return cls(llm, vllm_start.engine_processes() - before, guard, config.update_timeout)
 
     def require_alive(self) -> None:
         if self._ended.done():
@@ -140,6 +146,7 @@ class VllmProcess:
         # A killed engine process does not unlink its shared memory, and no tracker outlives it to do so.
         for segment in self._segments:
             segment.unlink(missing_ok=True)
+        await asyncio.to_thread(self._guard.release)
         # By now vLLM has closed its sockets, on this loop; the context of them it leaves to the garbage collector.
         context.destroy(linger=0)
         # It sits in reference cycles, and its __del__ fails with a traceback if left to the interpreter's exit.
@@ -153,10 +160,10 @@ class VllmProcess:
         self.end(DIED)
 
 
-async def _bring_up(config: EngineConfig, before: set[Any]) -> Any:
+async def _bring_up(config: EngineConfig, before: set[Any], guard: Guard) -> Any:
     """A started AsyncLLM; raises TimeoutError after `start_timeout`. Then, and where it is cancelled, the processes of
     the attempt have been ended."""
-    attempt = asyncio.create_task(asyncio.to_thread(vllm_start.start_engine, config))
+    attempt = asyncio.create_task(asyncio.to_thread(vllm_start.start_engine, config, guard))
     try:
         done, _ = await asyncio.wait({attempt}, timeout=config.start_timeout)
     except asyncio.CancelledError:

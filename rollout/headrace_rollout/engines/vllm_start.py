@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from headrace_rollout.engines.base import EngineConfig
+from headrace_rollout.engines.vllm_guard import Guard
 
 CPU_BLOCK_TOKENS = 32
 """Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
@@ -136,9 +137,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return settings
 
 
-def start_engine(config: EngineConfig) -> Any:
-    """A started `AsyncLLM`. Blocks until the model is loaded; to be called off the event loop."""
-    with _environment(config):
+def start_engine(config: EngineConfig, guard: Guard) -> Any:
+    """A started `AsyncLLM`, whose processes are `guard`'s. Blocks until the model is loaded: not for an event loop."""
+    with _environment(config, guard):
         # Imported here, not above: vLLM reads the environment at import, and takes seconds.
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -178,9 +179,10 @@ def shared_segments(processes: set[psutil.Process]) -> set[Path]:
 
 
 @contextlib.contextmanager
-def _environment(config: EngineConfig) -> Iterator[None]:
+def _environment(config: EngineConfig, guard: Guard) -> Iterator[None]:
     """What vLLM's processes inherit; this process gets its own environment back."""
     ours = {
+        **guard.environment,
         "OMP_NUM_THREADS": str(config.threads),
         # vLLM's own binding gives every engine of a machine the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -1,0 +1,56 @@
+"""What an engine started ends with the process that started it, also where that one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil  # type: ignore[import-untyped]
+
+from headrace_rollout.engines.vllm_guard import Guard
+
+PARENT = """
+import os, subprocess, sys, time
+from headrace_rollout.engines.vllm_guard import Guard
+guard = Guard()
+child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
+marked = subprocess.Popen([sys.executable, "-c", child], env=os.environ | guard.environment, stdout=subprocess.PIPE)
+other = subprocess.Popen(["sleep", "600"])
+print(marked.pid, int(marked.stdout.readline()), other.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_killed_parent_s_engine_is_ended_with_all_it_started_a_stopped_one_too() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        engine, below, other = map(int, parent.stdout.readline().split())
+        os.kill(engine, signal.SIGSTOP)
+        assert alive(engine)
+        parent.kill()
+        until(lambda: not alive(engine) and not alive(below))
+        assert alive(other)
+        os.kill(other, signal.SIGKILL)
+
+
+def test_a_released_guard_ends_what_is_left_and_itself() -> None:
+    guard = Guard()
+    with subprocess.Popen(["sleep", "600"], env=dict(os.environ) | guard.environment) as left:
+        guard.release()
+        assert left.wait(30) == -signal.SIGKILL
+    guard.release()
