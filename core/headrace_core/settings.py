@@ -87,7 +87,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds a weight update may take in a rollout worker before it is given up for a later.",
     )
-    stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a wait is an error.")
+    stall_timeout: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds without progress after which a wait is an error and a job pauses; after half of them, whom "
+        "all wait for is started again. More than twice the longest training step.",
+    )
     watchdog_seconds: float = Field(
         60.0,
         gt=0,
