@@ -90,8 +90,8 @@ class Settings(BaseSettings):
     stall_timeout: float = Field(
         600.0,
         gt=0,
-        description="Seconds without progress after which a wait is an error and a job pauses; after half of them, whom "
-        "all wait for is started again. More than twice the longest training step.",
+        description="Seconds without progress after which a wait is an error and a job pauses; after half of them, "
+        "whom all wait for is started again. More than twice the longest training step.",
     )
     watchdog_seconds: float = Field(
         60.0,
