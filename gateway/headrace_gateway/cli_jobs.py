@@ -46,11 +46,12 @@ def list_jobs(
         return print_json(found)
     wide = out.width >= _WIDE
     table = Table(box=None)
-    for name in ("job", "status", "steps", "reward", "age"):
-        table.add_column(name, no_wrap=True)  # an id that is cut is of no use
+    table.add_column("job", no_wrap=True, min_width=len("ftjob-") + 32)  # an id that is cut is of no use
+    for name in ("status", "steps", "reward", "age"):
+        table.add_column(name, no_wrap=True)
     for name in ("trend", "created") if wide else ():
         table.add_column(name, no_wrap=True)
-    table.add_column("model", no_wrap=True, overflow="ellipsis")
+    table.add_column("model", overflow="fold")  # the one that gives way on a narrow terminal
     for job in found:
         created = datetime.fromtimestamp(job["created_at"]).strftime("%m-%d %H:%M")
         table.add_row(
