@@ -16,6 +16,7 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -185,5 +186,5 @@ class SimulatedEngine:
         sampled_at = request.began + np.arange(1, request.length + 1)
         versions = np.array(self._versions, np.int32)[np.searchsorted(self._marks, sampled_at, side="left") - 1]
         ids, logprobs = np.ones(request.length, np.int32), np.zeros(request.length, np.float32)
-        reason = "length" if request.length >= self._lengths.max() else "stop"
+        reason: Literal["stop", "length"] = "length" if request.length >= self._lengths.max() else "stop"
         return Sampled(ids, logprobs, versions, reason)

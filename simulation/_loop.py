@@ -178,7 +178,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             if when > until:
                 return False
             heapq.heappop(self._timers)
-            if not handle._cancelled:  # type: ignore[attr-defined]
+            if not handle._cancelled:
                 self.now = max(self.now, when)
                 self._ready.append(handle)
                 return True
@@ -186,13 +186,13 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def _run_one(self) -> None:
         handle = self._ready.popleft()
-        if handle._cancelled:  # type: ignore[attr-defined]
+        if handle._cancelled:
             return
         process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
         if process is not None and process.stopped:
             process.parked.append(handle)
             return
-        handle._run()  # type: ignore[attr-defined]
+        handle._run()
 
 
 _WORLD = contextvars.Context()
