@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,18 @@ def _of_groups(watcher: Watcher, ledger: dict[str, Any]) -> list[str]:
 
 
 def of_machine(family: Family, jobs: list[str]) -> list[str]:
-    """What is left once the service was stopped; empty where nothing is."""
+    """What is left of `jobs`, which have ended, once the service was stopped; empty where nothing is."""
     psutil.wait_procs(family.left(), ENDING_SECONDS)
     left = [f"process {p.pid} is left: {described(p)[:200]}" for p in family.left()]
-    for folder, names, files in os.walk(SHARED_MEMORY):
-        found = [name for name in (*names, *files) if any(job in name for job in jobs)]
-        left += [f"{folder}/{name} is left" for name in found]
-    return left
+    return left + [f"{path} is left" for path in _shared(jobs)]
+
+
+def remove_shared(jobs: list[str]) -> None:
+    """What a job that the campaign gave up keeps, so that it could go on."""
+    for path in _shared(jobs):
+        shutil.rmtree(path)
+
+
+def _shared(jobs: list[str]) -> list[Path]:
+    folders = [Path(found) for found, _, _ in os.walk(SHARED_MEMORY)]
+    return [folder for folder in folders if folder.name in jobs]

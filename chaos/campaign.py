@@ -42,7 +42,7 @@ from _arrangements import Arrangement, Cluster, Embedded  # noqa: E402
 from _processes import MARK, Family, kind_of  # noqa: E402
 from _report import arguments, report  # noqa: E402
 from _strikes import Strike, plan, strike  # noqa: E402
-from _verdict import of_job, of_machine, untold  # noqa: E402
+from _verdict import of_job, of_machine, remove_shared, untold  # noqa: E402
 from _watcher import Watcher  # noqa: E402
 from openai import OpenAIError  # noqa: E402
 
@@ -53,8 +53,8 @@ GOES_ON_SECONDS = 300.0
 """From a strike until `AFTERWARDS` steps were settled: on a machine that others load, too."""
 AFTERWARDS = 3
 """More than were under way in the learner and on their way to who looks."""
-APPEARS_SECONDS = 120.0
-"""A process of every kind is there within so long."""
+APPEARS_SECONDS = 300.0
+"""A process of every kind is there within so long, also while the system recovers from a strike before."""
 ENDS_SECONDS = 600.0
 """A job that is left alone ends within so long."""
 
@@ -117,6 +117,8 @@ class Round:
         self._began = began
         self.watcher = Watcher(lambda: arrangement.service.address)
         self.jobs: list[str] = []
+        self.judged: list[str] = []
+        """Those that have ended."""
         self.hits: list[Hit] = []
         self.broken: list[str] = []
         self.untold = 0
@@ -201,6 +203,7 @@ class Round:
         self._arrangement.tend()
         found = of_job(self.watcher, STEPS, BATCH)
         self.broken += found
+        self.judged.append(self.jobs[-1])
         self.untold += len(untold(self.watcher))
         print(f"            {self.jobs[-1]} {self.watcher.status}", *found, sep="\n  broken: ", flush=True)
 
@@ -253,7 +256,8 @@ def campaign(shared: dict[str, list[Strike]], engine: str, folder: Path) -> tupl
             status = arrangement.stop()
         if status:
             left.append(f"{name} ended with status {status}")
-        left += of_machine(family, each.jobs)
+        left += of_machine(family, each.judged)
+        remove_shared(each.jobs)
         for process in family.left():
             process.kill()
     return rounds, left
