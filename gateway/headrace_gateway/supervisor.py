@@ -181,7 +181,8 @@ class Supervisor:
         self._pulse = Pulse(process.ping)
         self._ready_at = time.monotonic()
         self._ready.set()
-        await self._tell(f"{self.name} is ready: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
+        what = ", ".join(f"{k} {v}" for k, v in facts.items())
+        await self._tell(f"{self.name} is ready: {what}", data={"worker": self.name, **facts})
 
     async def _unless_ended(self, work: Awaitable[Result]) -> Result:
         """What the process answers. Raises `Ended` where it is ended from here: a stopped one tells nobody."""
