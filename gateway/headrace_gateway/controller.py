@@ -203,7 +203,10 @@ class JobController:
         watchdog = Watchdog(self._settings, job, self._jobs, self._ledger, self._mending)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            _check_wanted(await self._jobs.get(self._job_id))
+            now = await self._jobs.get(self._job_id)
+            _check_wanted(now)
+            if now.status == "queued" and self._crew.workers:  # see `_move`
+                await self._move("running")
             account = await self._ledger.account()
             await check_rewards(self._jobs, self._job_id, account, settings)
             held = await self._all_drained(job, held)
@@ -225,7 +228,8 @@ class JobController:
     async def _pause(self, message: str, level: Level = "info", data: dict[str, Any] | None = None) -> Status:
         """The learner saves the step under way; what the others hold, they give back at once."""
         await until([self._stop()], [self._cancellation()])
-        await self._jobs.tell(self._job_id, f"{message}; resume goes on from here", level=level, data=data)
+        if (await self._jobs.get(self._job_id)).status == "paused":  # else it was resumed meanwhile
+            await self._jobs.tell(self._job_id, f"{message}; resume goes on from here", level=level, data=data)
         return "paused"
 
     async def _stop(self) -> None:
@@ -259,8 +263,13 @@ class JobController:
         try:
             await self._jobs.move(self._job_id, status, outcome)
         except InvalidState:
-            _check_wanted(await self._jobs.get(self._job_id))
-            raise
+            now = await self._jobs.get(self._job_id)
+            _check_wanted(now)
+            if now.status == "queued":  # paused and resumed between two looks: it never stopped
+                await self._move("running")
+                await self._move(status, outcome)
+            elif now.status != status:
+                raise
 
     async def _fail(self, error: Exception) -> Status:
         code = error.code if isinstance(error, HeadraceError) else "internal_error"
