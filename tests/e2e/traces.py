@@ -1,0 +1,91 @@
+"""What a job leaves on the machine and in Redis, as a user sees it from outside: processes, shared memory, keys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import redis
+
+from headrace_core.keys import JobKeys
+from headrace_core.weights import default_root
+from headrace_gateway.redis_server import running
+
+from .service import Service
+
+BUSY_SECONDS = 180.0
+"""For what takes seconds on an idle machine."""
+WORKS = ("WorkerActor", "headrace_rewards.sandbox", "JobController", "EngineCore")
+"""In the command line of every process that a job has."""
+SAID = ("job", "history:", "thinned", "summary", "marks", "checkpoints", "workers", "rewards", "changes", "published")
+BOOKS = ("ledger", "steps", "rollouts", "signals", "group:", "drains", "mending")
+"""How the keys begin that an ended job keeps for good: what was asked for, said and measured, and its books, of which
+groups were in which step. The groups' bytes are gone."""
+
+
+class Traces:
+    """Of the jobs of one service."""
+
+    def __init__(self, service: Service, data_dir: Path) -> None:
+        self._service = psutil.Process(service.pid)
+        address = running(data_dir / "redis")
+        self.redis = redis.Redis.from_url(address)
+        self._data_dir = data_dir
+
+    def processes(self) -> list[str]:
+        """Of any job, by their command lines."""
+        found = []
+        for process in self._service.children(recursive=True):
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.NoSuchProcess:
+                continue
+            if any(work in line for work in WORKS):
+                found.append(line)
+        return found
+
+    def rewards(self) -> list[str]:
+        """Processes of rewards: every rollout worker has one, from its start to its end."""
+        return [line for line in self.processes() if "headrace_rewards.sandbox" in line]
+
+    def at_rest(self, job_id: str) -> bool:
+        """Whether its controller has said so for the status that it has now."""
+        return bool(self.redis.hexists(JobKeys(job_id).job, "at_rest"))
+
+    def weights(self, job_id: str) -> list[Path]:
+        """Its published versions, whole or in part."""
+        return list(default_root().glob(f"{job_id}/*"))
+
+    def kept_for_more(self, job_id: str) -> list[Path]:
+        """Snapshots, and half-written checkpoints and models: of use as long as the job may go on."""
+        output = self._data_dir / "jobs" / job_id
+        return [*default_root().glob(f"snapshots/{job_id}/*"), *output.glob("**/*.partial")]
+
+    def needless_keys(self, job_id: str) -> list[str]:
+        """Keys of an ended job that hold what nobody will ask for again, and do not expire by themselves."""
+        prefix = JobKeys(job_id).prefix
+        lasting = [key for key in self.redis.scan_iter(f"{prefix}*", count=1000) if self.redis.ttl(key) == -1]
+        assert lasting, f"{job_id} has no keys"
+        names = [key.decode().removeprefix(prefix) for key in lasting]
+        return [name for name in names if not name.startswith(SAID + BOOKS)]
+
+    def rests(self, job_id: str, alone: bool = True) -> None:
+        """Waits until the job is at rest; then nothing of it is left that should not be. `alone`: nor of any other."""
+        eventually(lambda: self.at_rest(job_id), f"{job_id} comes to rest")
+        assert not (weights := self.weights(job_id)), weights
+        if alone:
+            eventually(lambda: not self.processes(), lambda: f"no process is left: {self.processes()}")
+        if self.redis.hexists(JobKeys(job_id).job, "finished_at"):
+            assert not (files := self.kept_for_more(job_id)), files
+            assert not (keys := self.needless_keys(job_id)), keys
+
+
+def eventually(holds: Callable[[], bool], what: str | Callable[[], str], within: float = BUSY_SECONDS) -> None:
+    """Fails, with what was waited for, where it does not come true."""
+    until = time.monotonic() + within
+    while not holds():
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {within:g} s: {what if isinstance(what, str) else what()}")
+        time.sleep(0.1)
