@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def start_engine(config: EngineConfig, guard: Guard) -> Any:
     """A started `AsyncLLM`, whose processes are `guard`'s. Blocks until the model is loaded: not for an event loop."""
+    # This process has one tracker for all it starts, which ends when they all have: not one of this engine's processes.
+    resource_tracker.ensure_running()
     with _environment(config, guard):
         # Imported here, not above: vLLM reads the environment at import, and takes seconds.
         from vllm.engine.arg_utils import AsyncEngineArgs
