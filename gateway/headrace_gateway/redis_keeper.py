@@ -38,15 +38,18 @@ class RedisKeeper:
         self._first_delay = first_delay
         self._restarts = 0
         self._since = time.monotonic()
+        self._untold: list[tuple[str, dict[str, object]]] = []
 
     async def run(self) -> None:
         """For as long as the service runs. Raises `Unavailable` after the last restart, `Damaged`."""
         if (cut := self._server.cut) is not None:
-            await self._tell_of_cut(cut)
+            self._tell_of_cut(cut)
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if not self._server.alive:
                 await self._mend(_cause(self._server.exit_status))
+            while self._untold and await self._told(*self._untold[0]):
+                self._untold.pop(0)
 
     async def _mend(self, cause: str) -> None:
         if time.monotonic() - self._since > self._steady:
@@ -68,13 +71,25 @@ class RedisKeeper:
             break
         self._since = time.monotonic()
         again = f"redis {cause} and was started again after {delay:g} s, restart {self._restarts} of {self._most}"
-        await self._tell(again, {"worker": "redis", **facts})
+        self._untold.append((again, {"worker": "redis", **facts}))
         if (cut := self._server.cut) is not None:
-            await self._tell_of_cut(cut)
+            self._tell_of_cut(cut)
 
-    async def _tell_of_cut(self, cut: str) -> None:
+    def _tell_of_cut(self, cut: str) -> None:
         log.warning("Redis left out the end of its append-only file", where=cut)
-        await self._tell(f"redis left out the last command, not wholly written: {cut}", {"worker": "redis", "cut": cut})
+        message = f"redis left out the last command, not wholly written: {cut}"
+        self._untold.append((message, {"worker": "redis", "cut": cut}))
+
+    async def _told(self, message: str, data: dict[str, object]) -> bool:
+        """False where Redis died meanwhile: telling would wait for who is to start it again, which is this keeper."""
+        telling = asyncio.create_task(self._tell(message, data))
+        try:
+            while self._server.alive and not telling.done():
+                await asyncio.wait([telling], timeout=LOOK_SECONDS)
+            return telling.done()
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
     async def _tell(self, message: str, data: dict[str, object]) -> None:
         """Every job that has not ended; one that cannot be told does not keep Redis from being kept alive."""

@@ -120,7 +120,7 @@ async def test_every_step_is_kept_once_however_its_learner_dies(
     assert [r.id for r in expected] == [f"{s.version + 1}-{g}" for s in steps for g in chosen(s.groups, 2)]
     assert len(expected) == 2 * STEPS
 
-    job = bench("dying-kept", checkpoint_interval=2, keep_rollouts=2)
+    job = bench("dying-kept", checkpoint_interval=2, keep_rollouts=2, snapshot_every=0)
     await job.open()
     first = LearnerWorker(job.config)
     await first.start()
