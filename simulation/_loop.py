@@ -58,6 +58,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
         self._wanted = False
+        self._tasks: list[asyncio.Task[Any]] = []
 
     # ── what asyncio asks of a loop ──────────────────────────────────────────────────────────────────────────────────
 
@@ -102,6 +103,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self, coroutine: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None
     ) -> asyncio.Task[Any]:
         task = asyncio.Task(coroutine, loop=self, name=name, context=context)
+        self._tasks.append(task)
         if (process := PROCESS.get()) is not None:
             process.tasks.append(task)
         return task
@@ -171,6 +173,22 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         finally:
             asyncio._set_running_loop(None)
 
+    def end(self) -> None:
+        """The world is over, and every process dead: their tasks unwind, as those of a killed one do."""
+        self._timers.clear()
+        asyncio._set_running_loop(self)
+        try:
+            for _ in range(_UNWINDINGS):
+                left = [task for task in self._tasks if not task.done()]
+                for task in left:
+                    task.cancel()
+                if not left and not self._ready:
+                    return
+                for _ in range(len(self._ready)):
+                    self._ready.popleft()._run()
+        finally:
+            asyncio._set_running_loop(None)
+
     def _next_timer(self, until: float) -> bool:
         """Make the earliest timer ready, and it the time; False where it lies beyond `until`."""
         while self._timers:
@@ -196,3 +214,5 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
 
 _WORLD = contextvars.Context()
+_UNWINDINGS = 200
+"""Turns of all tasks: one that is cancelled waits for others that are, and for each `finally` once more."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,8 @@ class Schedule:
     def clear(self) -> list[Command]:
         """Remove its files; what removes its keys is returned."""
         for process in self._cluster.all_living():
-            process.dead = True
+            self.world.loop.kill(process)
+        self.world.loop.end()
         shutil.rmtree(self.world.output, ignore_errors=True)
         shutil.rmtree(self.world.weights, ignore_errors=True)
         return [("EVAL", _RESTORE, 0, self.world.keys.prefix + "*"), ("ZREM", keys.JOBS, self.world.job_id)]
@@ -299,9 +300,19 @@ class Schedule:
 
 def drive(
     server: Server, schedules: Iterator[Schedule], at_once: int
-) -> Iterator[tuple[Schedule, BaseException | None]]:
+) -> Generator[tuple[Schedule, BaseException | None]]:
     """Run them, some at a time so that they share round trips; each as it ends, with what it violated."""
     active: list[Schedule] = []
+    try:
+        yield from _driven(server, schedules, at_once, active)
+    finally:
+        for schedule in active:
+            server.send(schedule.clear())
+
+
+def _driven(
+    server: Server, schedules: Iterator[Schedule], at_once: int, active: list[Schedule]
+) -> Iterator[tuple[Schedule, BaseException | None]]:
     while True:
         active += [s for _, s in zip(range(at_once - len(active)), schedules, strict=False)]
         if not active:
@@ -325,7 +336,7 @@ def drive(
             except Exception as error:
                 over.append((schedule, error))
             at += len(commands)
-        for schedule, error in over:
+        active[:] = [s for s in active if all(s is not o for o, _ in over)]
+        for schedule, _ in over:
             server.send(schedule.clear())
-            yield schedule, error
-        active = [s for s in active if all(s is not o for o, _ in over)]
+        yield from over

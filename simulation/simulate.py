@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Tally:
 
 def run(
     plans: Sequence[Plan], plant: str | None = None, at_once: int = AT_ONCE
-) -> Iterator[tuple[Schedule, str | None]]:
+) -> Generator[tuple[Schedule, str | None]]:
     """Each schedule as it ends, with what it violated."""
     with (
         tempfile.TemporaryDirectory(prefix="headrace-simulation-", dir=_memory()) as folder,
@@ -75,8 +76,9 @@ def run(
         simulated_surroundings(),
     ):
         schedules = (Schedule(server, each, Path(folder), plant) for each in plans)
-        for schedule, error in drive(server, schedules, at_once):
-            yield schedule, None if error is None else f"{type(error).__name__}: {error}"
+        with closing(drive(server, schedules, at_once)) as driven:
+            for schedule, error in driven:
+                yield schedule, None if error is None else f"{type(error).__name__}: {error}"
 
 
 def _memory() -> str | None:
@@ -87,15 +89,16 @@ def tally(first: int, count: int, plant: str | None = None) -> Tally:
     """The schedules of `count` seeds; with a plant, up to the first that finds it."""
     silence()
     total = Tally()
-    for schedule, violation in run([plan(seed) for seed in range(first, first + count)], plant):
-        total.schedules += 1
-        total.events += schedule.world.observer.events
-        total.faults += schedule.happened
-        total.ended[schedule.world.observer.status] += 1
-        if violation is not None:
-            total.broken.append((schedule.plan.seed, violation))
-            if plant is not None:
-                break
+    with closing(run([plan(seed) for seed in range(first, first + count)], plant)) as ended:
+        for schedule, violation in ended:
+            total.schedules += 1
+            total.events += schedule.world.observer.events
+            total.faults += schedule.happened
+            total.ended[schedule.world.observer.status] += 1
+            if violation is not None:
+                total.broken.append((schedule.plan.seed, violation))
+                if plant is not None:
+                    break
     return total
 
 
