@@ -157,7 +157,11 @@ class LearnerWorker:
             await asyncio.wait_for(self._idle.wait(), self._config.stall_timeout)
         except TimeoutError as error:
             raise TimedOut(f"a training step did not end within {self._config.stall_timeout:.0f} s") from error
-        await self._end_snapshots()
+        try:
+            await self._end_snapshots()
+        except RuntimeError as error:  # of a collective whose other ranks are gone, as `run` has said by now
+            message = f"the last snapshot did not become whole: {error}"
+            await self._jobs.tell(self._config.job_id, message, level="warn")
         await self._lead.close()
         await self._keeper.close()
         await self._redis.aclose()
