@@ -46,7 +46,7 @@ class Bench:
             total_steps=STEPS,
             grader={},
             hyperparameters=self.settings.model_dump(),
-            stall_timeout=20.0,
+            stall_timeout=60.0,
         )
 
     @property
@@ -73,7 +73,7 @@ class Bench:
 
     async def next_version(self, version: int) -> None:
         heard = "0"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await self.ledger.newest())[0] == version:
                 heard = await self.ledger.signal(heard, 0.1)
 
