@@ -44,6 +44,13 @@ class Process:
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
+def here() -> Process:
+    """The process whose code runs."""
+    process = PROCESS.get()
+    assert process is not None
+    return process
+
+
 class Stalled(Exception):
     """Every task waits, and no timer is set."""
 

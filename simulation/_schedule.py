@@ -17,9 +17,10 @@ from typing import Any
 
 from _books import Violation
 from _loop import Process, Stalled
-from _parts import ROWS, Cluster
 from _plan import FAULT_SECONDS, FINISHED_WITHIN, Fault, Network, Plan
+from _ray import Cluster
 from _redis import Command, Server
+from _surroundings import ROWS
 from _world import World
 
 from headrace_core import keys

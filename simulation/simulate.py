@@ -4,9 +4,9 @@
     make simulate N=1 SEED=4711           one of them again, with every step it took
     … PLANT=fencing_off                   with a bug in it (`_plants`): the campaign ends when it is found
 
-What is real, what is simulated: `_parts`. What goes wrong: `_plan`. What must hold after every event: `_books`. A
-failing schedule is tried again with fewer of its faults; what is printed is the smallest that fails. The last line says
-PASS where no invariant was broken, or where a planted bug was found, and else MISS.
+What is real, what is simulated: `_surroundings`. What goes wrong: `_plan`. What must hold after every event: `_books`.
+A failing schedule is tried again with fewer of its faults; what is printed is the smallest that fails. The last line
+says PASS where no invariant was broken, or where a planted bug was found, and else MISS.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import structlog
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT / "benchmarks"), str(_ROOT / "evidence")]
 
-from _parts import simulated_surroundings  # noqa: E402
 from _plan import Plan, plan  # noqa: E402
 from _plants import PLANTS  # noqa: E402
 from _redis import Server  # noqa: E402
 from _report import arguments, report  # noqa: E402
 from _schedule import Schedule, drive  # noqa: E402
+from _surroundings import simulated_surroundings  # noqa: E402
 
 CHUNK = 250
 """Schedules between two lines of progress."""

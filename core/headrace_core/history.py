@@ -33,7 +33,7 @@ EVENTS, MEASURED, STEPS = KINDS[:1], KINDS[1:], KINDS[1:2]
 HEARTBEATS_KEPT = 2000
 EVENTS_SAMPLED = 2000
 BYTES_KEPT = 16 * 1024 * 1024
-"""Of one kind, data and sources: some ten thousand steps. When they are full, Redis writes them anew, in 0.1 s."""
+"""Of one kind, data and sources: some ten thousand steps. When they are full, Redis writes them anew."""
 _HEARTBEATS = ("worker", "reward")
 _SAMPLED_WHOLE = 2
 """With no more than so many times the entries that are wanted, all are read."""

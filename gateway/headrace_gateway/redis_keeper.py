@@ -16,6 +16,7 @@ import time
 import structlog
 from redis.exceptions import RedisError
 
+from headrace_core.concurrency import cancel
 from headrace_core.errors import HeadraceError, Unavailable
 from headrace_core.jobs import ENDED, JobStore
 
@@ -86,10 +87,11 @@ class RedisKeeper:
         try:
             while self._server.alive and not telling.done():
                 await asyncio.wait([telling], timeout=LOOK_SECONDS)
+            if telling.done():
+                telling.result()
             return telling.done()
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            await cancel([telling])
 
     async def _tell(self, message: str, data: dict[str, object]) -> None:
         """Every job that has not ended; one that cannot be told does not keep Redis from being kept alive."""

@@ -1,0 +1,194 @@
+"""The learner of a simulated world: the real one, for which a step of training is a hash.
+
+What it trains is chained over all that a step reads, so two learners that end with the same weights have read the same
+groups in the same order. A checkpoint's files and manifest are real, on a folder in memory; snapshots are the world's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from _books import age_counts, chain
+from _loop import Process
+from _world import World
+
+from headrace_core.trajectory import Group
+from headrace_core.workers import WorkerConfig
+from headrace_learner import checkpoint
+from headrace_learner.contribution import AgeCount
+from headrace_learner.orders import Save
+from headrace_learner.ranks import Alone
+from headrace_learner.snapshot import Restored
+from headrace_learner.worker import LearnerWorker
+
+_NO_MEASURES = SimpleNamespace(
+    ages={}, loss=0.0, entropy=0.0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0, extra={}
+)
+_NO_FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("loss", "grad_norm", "learning_rate", "batch_seconds", "train_seconds"), 0.0),
+    "measured": _NO_MEASURES,
+}
+
+
+class Chain:
+    """The trainer: its state is the hash of everything it was trained on, in order."""
+
+    def __init__(self) -> None:
+        self.state = chain("", 0, [], 0)
+        self.max_staleness = 0
+        self.ranks = Alone()
+        self.policy = SimpleNamespace(
+            device="none", parameters=0, write_weights=self.write, write_model=self.write, folder=Path()
+        )
+
+    def adopt(self, max_staleness: int, learning_rate: float) -> None:
+        """Of the next steps."""
+        self.max_staleness = max_staleness
+
+    def step(self, groups: Sequence[Group], version: int) -> Any:
+        """As far as the worker reads it."""
+        self.state = chain(self.state, version, groups, self.max_staleness)
+        young, masked = age_counts(groups, version, self.max_staleness)
+        counts = AgeCount(young, type(young)({self.max_staleness + 1: masked}))
+        return SimpleNamespace(counts=counts, **_NO_FIGURES)
+
+    def write(self, folder: Path) -> None:
+        """As weights, and as a model."""
+        folder.mkdir(exist_ok=True)
+        (folder / "w").write_text(self.state)
+
+
+class SimulatedSnapshots:
+    """The learner's state in its node's memory, which outlives it: two generations, sealed a while after they began."""
+
+    stalled = 0.0
+
+    def __init__(self, world: World, process: Process, trainer: Chain) -> None:
+        self._world, self._process, self._trainer = world, process, trainer
+
+    def begin(self, version: int) -> None:
+        """Of a settled step."""
+        self._world.loop.after(0.02, self._seal, version, self._trainer.state)
+
+    def _seal(self, version: int, state: str) -> None:
+        if not self._process.dead:
+            self._world.snapshots = [*self._world.snapshots[-1:], (version, state)]
+
+    def restore(self, least: int, most: int) -> Restored:
+        """The newest of versions `least` … `most`; newer ones are void."""
+        kept = [(version, state) for version, state in self._world.snapshots if version <= most]
+        self._world.snapshots, young = kept, [found for found in kept if found[0] >= least]
+        if not young:
+            return Restored(None, ())
+        version, self._trainer.state = max(young)
+        return Restored(version, ())
+
+    def close(self) -> None:
+        """The last one seals itself."""
+
+
+class SimulatedLead:
+    """Training and saving take time, in which the learner may die."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world, self._process = world, process
+        self.ranks = Alone()
+
+    async def muster(self) -> None: ...
+
+    async def beat(self) -> None: ...
+
+    async def dismiss(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def together(self, order: Any, work: Callable[[], Any]) -> Any:
+        """`work` happens in the middle of a while; a checkpoint is written in parts."""
+        seconds = self._world.plan.job.train_seconds / 2
+        await self._passes(seconds)
+        if isinstance(order, Save):
+            return await self._save(order.version, work)
+        done = work()
+        await self._passes(seconds)
+        return done
+
+    async def alone(self, work: Callable[[], Any]) -> Any:
+        """In this process only."""
+        await self._passes(0.001)
+        return work()
+
+    async def _passes(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._process.check()
+
+    async def _save(self, version: int, work: Callable[[], Any]) -> Any:
+        early = self._world.plant == "checkpoint_before_manifest"
+        path = work()
+        if early:
+            self._world.loop.after(1.0, lambda: self._process.dead or complete(path))
+        for part in () if early else (write_manifest, complete):
+            await self._passes(0.05)
+            part(path)
+        return path
+
+
+def save_state(trainer: Chain, output: Path, version: int) -> Path:
+    """The first part of a checkpoint: its state, in a folder that is not complete yet. Returns its name when it is."""
+    final = output / "checkpoints" / f"step-{version:08d}"
+    partial = final.with_name(final.name + checkpoint.PARTIAL)
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / "state").write_text(f"{version} {trainer.state}")
+    return final
+
+
+def write_manifest(final: Path) -> None:
+    """The second part."""
+    partial = final.with_name(final.name + checkpoint.PARTIAL)
+    state, version = (partial / "state").read_bytes(), int(final.name.removeprefix("step-"))
+    files = {"state": [len(state), zlib.crc32(state)]}
+    (partial / checkpoint.MANIFEST).write_text(json.dumps({"version": version, "files": files}))
+
+
+def complete(final: Path) -> None:
+    """The last part."""
+    partial = final.with_name(final.name + checkpoint.PARTIAL)
+    if not (partial / checkpoint.MANIFEST).exists():
+        write_manifest(final)
+    if final.exists():
+        for file in final.iterdir():
+            file.unlink()
+        final.rmdir()
+    partial.rename(final)
+
+
+def load_state(trainer: Chain, path: Path) -> None:
+    """What `save_state` wrote."""
+    trainer.state = (path / "state").read_text().split()[1]
+
+
+class SimulatedLearner(LearnerWorker):
+    """The real one's order of work around a chain."""
+
+    def __init__(self, config: WorkerConfig, world: World, process: Process) -> None:
+        super().__init__(config)
+        self._world, self._process = world, process
+
+    def _load(self) -> None:
+        trainer = Chain()
+        self._trainer = cast(Any, trainer)
+        self._snapshots = cast(Any, SimulatedSnapshots(self._world, self._process, trainer))
+
+    async def start(self) -> dict[str, Any]:
+        facts = await super().start()
+        if not self._world.observer.closed and self._current():
+            self._world.observer.replayed(self._version, cast(Any, self._trainer).state)
+        return facts
+
+    def _current(self) -> bool:
+        return self._term.number == self._world.observer.books.get("term")

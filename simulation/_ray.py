@@ -1,0 +1,205 @@
+"""Ray in a simulated world: processes are started, asked, told of deaths and killed; and the controller among them.
+
+Invariants: whoever asks the cluster for something must live; who waits for a dead process is told of it, later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from _learning import SimulatedLearner
+from _loop import PROCESS, Process
+from _world import World
+from ray.exceptions import RayActorError, RayTaskError
+from redis.exceptions import RedisError
+
+from headrace_core.errors import HeadraceError
+from headrace_core.jobs import Job
+from headrace_core.settings import Settings
+from headrace_core.workers import WorkerConfig
+from headrace_gateway.controller import JobController
+from headrace_gateway.crew import Crew
+from headrace_rollout.worker import RolloutWorker
+
+MESSAGE_SECONDS = 0.004
+"""Of a call between two processes."""
+DEATH_NOTICED_SECONDS = 0.5
+"""Until Ray tells whoever waits for a dead process."""
+
+
+class Handle:
+    """A worker's process as its supervisor has it (`headrace_gateway.placement.Process`)."""
+
+    def __init__(self, cluster: Cluster, config: WorkerConfig) -> None:
+        self._cluster, self._world = cluster, cluster.world
+        self.process = cluster.process(config.worker)
+        self._worker: Any = None
+        self._config = config
+        self._asked: list[asyncio.Future[Any]] = []
+
+    async def start(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self._ask("start"))
+
+    async def run(self) -> str:
+        return str(await self._ask("run"))
+
+    async def stop(self) -> None:
+        await self._ask("stop")
+
+    async def ping(self) -> None:
+        await self._ask("ping")
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        return await self._ask(method, *arguments)
+
+    def kill(self) -> None:
+        self._cluster.check()
+        self._world.kill(self.process, "killed by its supervisor")
+
+    def died(self) -> None:
+        """Tell whoever waits."""
+        for asked in self._asked:
+            self._world.loop.after(DEATH_NOTICED_SECONDS, _fail, asked, RayActorError())
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        self._cluster.check()
+        if self.process.dead:
+            raise RayActorError
+        asked = self._world.loop.create_future()
+        self._asked.append(asked)
+        self._world.loop.after(MESSAGE_SECONDS, self._begin, asked, method, arguments)
+        return await asked
+
+    def _begin(self, asked: asyncio.Future[Any], method: str, arguments: Sequence[Any]) -> None:
+        if not self.process.dead:
+            self._world.spawn(self.process, lambda: self._answer(asked, method, arguments))
+
+    async def _answer(self, asked: asyncio.Future[Any], method: str, arguments: Sequence[Any]) -> None:
+        try:
+            if self._worker is None:
+                self._worker = self._made()
+            found = None if method == "ping" else await getattr(self._worker, method)(*arguments)
+        except (HeadraceError, RedisError) as error:
+            self._world.note(self.process.name, f"{method} failed: {type(error).__name__}: {error}")
+            self._world.loop.after(MESSAGE_SECONDS, _fail, asked, _as_ray(error))
+        else:
+            self._world.loop.after(MESSAGE_SECONDS, _give, asked, found)
+
+    def _made(self) -> Any:
+        if self._config.worker == "learner":
+            return SimulatedLearner(self._config, self._world, self.process)
+        return RolloutWorker(self._config)
+
+
+def _as_ray(error: Exception) -> RayTaskError:
+    return RayTaskError("simulated", "", error, proctitle="simulated", pid=0, ip="0.0.0.0")
+
+
+def _fail(asked: asyncio.Future[Any], error: Exception) -> None:
+    if not asked.done():
+        asked.set_exception(error)
+
+
+def _give(asked: asyncio.Future[Any], found: Any) -> None:
+    if not asked.done():
+        asked.set_result(found)
+
+
+class SimulatedCrew(Crew):
+    """The real one, whose place is the world."""
+
+    def __init__(self, cluster: Cluster, *given: Any) -> None:
+        super().__init__(*given)
+        self._cluster = cluster
+
+    async def place(self, job: Job, again: bool = False) -> None:
+        names = ["learner", *(f"rollout-{i}" for i in range(job.hyperparameters["rollout_workers"]))]
+        for name in names:
+            self._supervise(self._config(job, name, 1), self._cluster.launch)
+
+    async def hold(self) -> None:
+        await asyncio.Event().wait()
+
+
+class SimulatedController(JobController):
+    """The real one, whose workers are processes of the world; Redis has memory enough."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        super().__init__(settings, "simulated", cluster.world.job_id)
+        self._cluster = cluster
+        given = (settings, "simulated", self._jobs, self._mending, self._weights_root, self._snapshots_root)
+        self._crew = SimulatedCrew(cluster, *given)
+        self._memory = cast(Any, SimpleNamespace(keep_allotted=asyncio.Event().wait))
+
+    async def live(self) -> None:
+        """Its whole life."""
+        await self._live()
+
+    async def _fail(self, error: Exception) -> Any:
+        self._cluster.world.failure = f"{type(error).__name__}: {error}"
+        return await super()._fail(error)
+
+
+class Cluster:
+    """The processes of one job, while a controller of it lives."""
+
+    def __init__(self, world: World, settings: Settings) -> None:
+        self.world, self._settings = world, settings
+        self.controller: Process | None = None
+        self.handles: list[Handle] = []
+        world.on_death.append(self._heard)
+
+    def process(self, name: str) -> Process:
+        """A new one."""
+        made = Process(name)
+        made.port, made.world = self.world.port(made), self.world
+        made.offset = self.world.offsets.get(name, 0.0)
+        return made
+
+    def check(self) -> None:
+        """Whoever asks the cluster for something must live."""
+        if (process := PROCESS.get()) is not None:
+            process.check()
+
+    def launch(self, config: WorkerConfig) -> Handle:
+        """Start a worker's process."""
+        self.check()
+        handle = Handle(self, config)
+        self.handles.append(handle)
+        self.world.note(config.worker, "is started")
+        return handle
+
+    def control(self) -> None:
+        """Start a controller, unless one lives."""
+        if self.controller is None or self.controller.dead:
+            self.controller = process = self.process("controller")
+            self.world.note("controller", "is started")
+            self.world.spawn(process, lambda: self._controlled(process))
+
+    async def _controlled(self, process: Process) -> None:
+        await SimulatedController(self, self._settings).live()
+        self.world.kill(process, "its work is done")
+
+    def living(self, name: str) -> list[Process]:
+        """Processes of this name."""
+        found = [h.process for h in self.handles if h.process.name == name and not h.process.dead]
+        if name == "controller" and self.controller is not None and not self.controller.dead:
+            found.append(self.controller)
+        return found
+
+    def all_living(self) -> list[Process]:
+        """Of whatever name."""
+        return [p for p in (self.controller, *(h.process for h in self.handles)) if p is not None and not p.dead]
+
+    def _heard(self, process: Process) -> None:
+        for handle in self.handles:
+            if handle.process is process:
+                handle.died()
+        if process is self.controller:  # an actor's processes end with it
+            for handle in self.handles:
+                if not handle.process.dead:
+                    self.world.loop.after(0.2, self.world.kill, handle.process, "its controller is dead")
+        self.handles = [h for h in self.handles if not h.process.dead]

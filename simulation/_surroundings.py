@@ -1,0 +1,147 @@
+"""The services' own classes in a simulated world, and what is simulated around them.
+
+real       LearnerWorker · RolloutWorker and GroupMaker · JobController and its Supervisors · Ledger, Live, Drains,
+           JobStore over a real redis-server · staleness.select · WeightStore and the search for a whole checkpoint,
+           on real folders in memory
+simulated  training (a hash chained over all that a step reads) · engine and reward · how a checkpoint's state is
+           written · Ray: processes are started, asked, told of deaths and killed in the world
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from _learning import SimulatedLead, load_state, save_state
+from _loop import PROCESS, here
+from _simulated_engine import DecodeSpeed, SimulatedEngine
+from _world import EPOCH
+
+from headrace_core import drains
+from headrace_core.data import Row
+from headrace_core.weights import WeightStore
+from headrace_gateway import controller, silence, supervisor
+from headrace_gateway.partials import remove_partials
+from headrace_learner import checkpoint, recovery, room
+from headrace_learner import worker as learner
+from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_rollout import following
+from headrace_rollout import worker as rollout
+from headrace_rollout.prompts import Prompt
+
+ROWS = 16
+PROMPTS = [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(ROWS)]
+
+
+class InstantReward:
+    """Differs between completions, but for every fourth group."""
+
+    async def start(self) -> None: ...
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        return [Score(_value(sample)) for sample in samples]
+
+    async def close(self) -> None: ...
+
+
+def _value(sample: Sample) -> float:
+    if sample.draw is None or sample.draw.group % 4 == 3:
+        return 0.5
+    return (sample.draw.completion % 2) * 1.0
+
+
+class Engine(SimulatedEngine):
+    """It takes a while to load."""
+
+    async def start(self) -> None:
+        await asyncio.sleep(0.3)
+
+
+def _engine(*_: Any) -> Engine:
+    """Of the worker that asks."""
+    job, seed = here().world.plan.job, here().world.plan.seed
+    rng = np.random.default_rng([seed, *here().name.encode()])
+    tails = np.minimum(job.longest, rng.pareto(1.2, (ROWS, job.group_size + 2)) + 1)
+    return Engine(DecodeSpeed(job.token_seconds, 0.0, 0.05), tails.astype(np.int64))
+
+
+# ── what the services' modules see ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """`time`, for the modules that read a clock."""
+
+    def time(self) -> float:
+        """The process's wall clock."""
+        process = PROCESS.get()
+        return EPOCH + self.monotonic() + (0.0 if process is None else process.offset)
+
+    def monotonic(self) -> float:
+        """The world's time."""
+        return asyncio.get_running_loop().time()
+
+
+def _connect(url: str, *_: Any, **__: Any) -> Any:
+    return here().port
+
+
+class _Weights(WeightStore):
+    """Out of the reach of a controller that is dead."""
+
+    def remove(self) -> None:
+        if not here().dead:
+            super().remove()
+
+
+def _remove_snapshots(root: Path, job_id: str) -> None:
+    if not here().dead:
+        here().world.snapshots = []
+
+
+def _remove_partials(output: Path) -> None:
+    if not here().dead:
+        remove_partials(output)
+
+
+async def _no_sandbox() -> Any:
+    return SimpleNamespace(level="none")
+
+
+@contextmanager
+def simulated_surroundings() -> Iterator[None]:
+    """Within it, the services' modules find the world where they look for clocks, Redis, files and models."""
+    clocks = Clocks()
+    files = SimpleNamespace(newest=checkpoint.newest, save=save_state, load=load_state, Found=checkpoint.Found)
+    text = SimpleNamespace(text=lambda ids: "")
+    changes: list[tuple[Any, str, Any]] = [
+        *((module, "time", clocks) for module in (learner, room, rollout, following, controller, supervisor, drains)),
+        *((module, "connect", _connect) for module in (learner, rollout, controller)),
+        (silence.Stillness.__init__, "__defaults__", (clocks.monotonic,)),
+        (learner, "Lead", lambda *_: SimulatedLead(here().world, here())),
+        (learner, "checkpoint", files),
+        (recovery, "checkpoint", files),
+        (rollout, "create", _engine),
+        (rollout, "build", lambda *_: InstantReward()),
+        (rollout, "Tokenizer", lambda *_: text),
+        (rollout, "read_prompts", lambda *_: PROMPTS),
+        (rollout, "Measurer", lambda *_, **__: None),
+        (rollout, "assess", _no_sandbox),
+        (controller, "WeightStore", _Weights),
+        (controller, "snapshots", SimpleNamespace(remove=_remove_snapshots)),
+        (controller, "remove_partials", _remove_partials),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    try:
+        for module, name, value in changes:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
