@@ -4,18 +4,21 @@
     worker    finishes what it holds, or gives it back when its time is up; beats `drained`; stays up
     gateway   release ──► signal ──► the worker goes on
 
-Invariant: from the moment a drain is asked for, also across restarts of the worker, it is given no lease until it is
-released.
+Invariants: from the moment a drain is asked for, also across restarts of the worker, it is given no lease until it is
+released; a copy of either call that arrives late, when the other has come since, changes nothing.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 
 import msgspec
 from redis.asyncio import Redis
 
+from .errors import NotFound
 from .keys import JobKeys
+from .ledger import script_source
 from .records import read
 from .redis import answer
 
@@ -34,24 +37,27 @@ class Drains:
 
     def __init__(self, redis: Redis, job_id: str) -> None:
         self._redis = redis
+        self._job_id = job_id
         self._keys = JobKeys(job_id)
+        self._script = redis.register_script(script_source("drain"))
 
     async def ask(self, worker: str, seconds: float) -> None:
         """Give `worker` no more leases, and `seconds` for those it holds. Asked again, the time is set anew."""
         before, now = await self.of(worker), time.time()
         drain = Drain(now if before is None else before.asked_at, now + seconds)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.drains, worker, msgspec.json.encode(drain))
-            _wake(pipe, self._keys.signals)
-            await pipe.execute()
+        await self._set(worker, msgspec.json.encode(drain))
 
     async def release(self, worker: str) -> bool:
         """Let it go on; whether it was being drained."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hdel(self._keys.drains, worker)
-            _wake(pipe, self._keys.signals)
-            removed, _ = await pipe.execute()
-        return bool(removed)
+        return await self._set(worker, b"") == b"drained"
+
+    async def _set(self, worker: str, drain: bytes) -> bytes:
+        """What it was before: `drained` or `free`. Raises `NotFound` where there is no such job."""
+        call = secrets.token_hex(8)
+        before = await answer(self._script(keys=self._keys.ledger_scripts, args=["", call, worker, drain]))
+        if before is None:
+            raise NotFound(f"no job {self._job_id!r}", param="fine_tuning_job_id")
+        return bytes(before)
 
     async def of(self, worker: str) -> Drain | None:
         """None where it is not being drained."""
@@ -66,7 +72,3 @@ class Drains:
     async def hold_all(self, workers: int) -> bool:
         """Whether all of a job's rollout workers, so many, are being drained: it is meant to stand still."""
         return int(await answer(self._redis.hlen(self._keys.drains))) >= workers
-
-
-def _wake(pipe: Redis, signals: str) -> None:
-    pipe.xadd(signals, {"what": "drain"}, maxlen=256, approximate=True)

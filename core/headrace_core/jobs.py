@@ -6,6 +6,7 @@ a job is at rest only while it has the status for which its controller put it to
 
 from __future__ import annotations
 
+import secrets
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from . import keys
 from .errors import Damaged, InvalidState, NotFound
 from .history import EVENTS, MEASURED, Entry, History
 from .keys import JobKeys
+from .ledger import script_source
 from .metrics import Metrics, RewardMetrics, WorkerMetrics
 from .records import UNREADABLE, damaged, name, readable
 from .redis import answer
@@ -35,33 +37,6 @@ _NEXT: dict[str, tuple[Status, ...]] = {
     "running": ("paused", "succeeded", "failed", "cancelled"),
     "paused": ("queued", "failed", "cancelled"),
 }
-
-# (new status, its time where it ends the job, name of this call, field that says what it ended with or '', its value,
-# statuses it may follow…); a call that the client sent twice, because its connection broke before the answer, is done
-# once and answered alike. A removal comes first: after it, Redis takes the rest at its memory limit too
-# (lua/prelude.lua).
-_TRANSITION = """
-local now = redis.call('HGET', KEYS[1], 'status')
-if redis.call('HGET', KEYS[1], 'moved_by') == ARGV[3] then return 'ok' end
-for i = 6, #ARGV do
-  if ARGV[i] == now then
-    redis.call('HDEL', KEYS[1], 'paused_by', 'at_rest')
-    redis.call('HSET', KEYS[1], 'status', ARGV[1], 'moved_by', ARGV[3])
-    if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'finished_at', ARGV[2]) end
-    if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], ARGV[4], ARGV[5]) end
-    return 'ok'
-  end
-end
-return now
-"""
-
-# (status) → 1, and the job is at rest; 0 where it has another status by now
-_REST = """
-if redis.call('HGET', KEYS[1], 'status') ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[1], 'at_rest')
-redis.call('HSET', KEYS[1], 'at_rest', 'true')
-return 1
-"""
 
 
 class JobError(msgspec.Struct, frozen=True):
@@ -202,8 +177,7 @@ class JobStore:
     def __init__(self, redis: Redis, owner: str | None = None) -> None:
         self._redis = redis
         self._owner = owner
-        self._transition = redis.register_script(_TRANSITION)
-        self._rest = redis.register_script(_REST)
+        self._move, self._rest = (redis.register_script(script_source(name)) for name in ("move", "rest"))
         self.history = History(redis)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -269,8 +243,8 @@ class JobStore:
         finished = repr(time.time()) if to in ENDED else ""
         field = "" if outcome is None else _OUTCOMES[type(outcome)]
         value = outcome if isinstance(outcome, str) else _json.encode(outcome)
-        args = [to, finished, uuid.uuid4().hex, field, value, *allowed]
-        done = await answer(self._transition(keys=[JobKeys(job_id).job], args=args))
+        args = ["", secrets.token_hex(8), to, finished, field, value, *allowed]
+        done = await answer(self._move(keys=JobKeys(job_id).ledger_scripts, args=args))
         if done is None:
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
         if done != b"ok":
@@ -279,7 +253,8 @@ class JobStore:
     async def rest(self, job_id: str, status: Status) -> bool:
         """Note that nothing is left to do for a job that ended or pauses with this status. False: it has another one by
         now, which asks for something else."""
-        return bool(await answer(self._rest(keys=[JobKeys(job_id).job], args=[status])))
+        args = ["", secrets.token_hex(8), status]
+        return bool(await answer(self._rest(keys=JobKeys(job_id).ledger_scripts, args=args)) == b"ok")
 
     async def update(self, job_id: str, *, trained_tokens: int) -> None:
         """Set what changes from step to step."""

@@ -68,12 +68,13 @@ class Live:
                 found[change.name] = change.after
             else:
                 found.setdefault(change.name, change.before)
-        return self._settings.model_copy(update=found)
+        return self._settings.model_copy(update=found) if found else self._settings
 
     @property
     def newest(self) -> Hyperparameters:
         """The settings from the newest change on."""
-        return self._settings.model_copy(update={c.name: c.after for c in self.changes})
+        found = {c.name: c.after for c in self.changes}
+        return self._settings.model_copy(update=found) if found else self._settings
 
     async def change(self, values: Mapping[str, Value], by: str) -> list[Change] | None:
         """Change these from the next version on that is not claimed; what was recorded.

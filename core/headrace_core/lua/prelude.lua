@@ -93,3 +93,14 @@ local function holds(group, token)
   local lease = redis.call('HMGET', GROUP .. group, 'state', 'token')
   return lease[1] == 'leased' and lease[2] == token and token ~= ''
 end
+
+-- Carries a call out once. A copy of it may be stuck on its way, and arrive when others have come between: it changes
+-- nothing, and is answered as the first was, while that is among the newest (some 40) that `name` of `key` holds.
+local function once(key, name, call, carry_out)
+  local calls = redis.call('HGET', key, name) or ''
+  local answered = calls:match(call .. '=([^;]*);')
+  if answered then return answered end
+  local answer = carry_out()
+  redis.call('HSET', key, name, (call .. '=' .. answer .. ';' .. calls):sub(1, 1024))
+  return answer
+end

@@ -1,0 +1,16 @@
+-- (time, call, new status, its time where it ends the job or '', field that says what it ended with or '', its value,
+-- statuses it may follow…) → 'ok', or the status that does not lead there; nothing where there is no such job
+local now = redis.call('HGET', JOB, 'status')
+if not now then return now end
+return once(JOB, 'moved_by', ARGV[2], function()
+  for i = 7, #ARGV do
+    if ARGV[i] == now then
+      redis.call('HDEL', JOB, 'paused_by', 'at_rest')
+      redis.call('HSET', JOB, 'status', ARGV[3])
+      if ARGV[4] ~= '' then redis.call('HSET', JOB, 'finished_at', ARGV[4]) end
+      if ARGV[5] ~= '' then redis.call('HSET', JOB, ARGV[5], ARGV[6]) end
+      return 'ok'
+    end
+  end
+  return now
+end)

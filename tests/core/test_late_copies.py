@@ -1,0 +1,98 @@
+"""A copy of a call that was stuck on its way, and arrives when others have come between, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from headrace_core.drains import Drains
+from headrace_core.errors import InvalidState, NotFound
+from headrace_core.jobs import Job, JobStore
+from headrace_core.keys import JobKeys
+
+JOB = "ftjob-copies"
+Sent = list[tuple[Any, ...]]
+
+
+@pytest.fixture
+async def sent(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Sent:
+    """Every script call that was sent, of a job that runs."""
+    jobs = JobStore(redis)
+    await jobs.create(Job(id=JOB, created_at=0.0, model="m", model_path="", training_file="", status="running"))
+    calls, evalsha = Sent(), redis.evalsha
+
+    def watched(*call: Any) -> Awaitable[Any]:
+        calls.append(call)
+        return evalsha(*call)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(redis, "evalsha", watched)
+    return calls
+
+
+async def told(redis: Redis, call: tuple[Any, ...]) -> Any:
+    return await redis.evalsha(*call)  # type: ignore[no-untyped-call, misc]
+
+
+async def test_of_a_drain_and_of_its_end(redis: Redis, sent: Sent) -> None:
+    drains = Drains(redis, JOB)
+    await drains.ask("rollout-0", 60)
+    assert await drains.release("rollout-0")
+    ask, release = sent[-2:]
+    assert await told(redis, ask) == b"free", "answered as it was when it came first"
+    assert await drains.of("rollout-0") is None
+    await drains.ask("rollout-0", 60)
+    assert await told(redis, release) == b"drained"
+    assert await drains.hold_all(1)
+
+
+async def test_of_a_pause_and_of_a_resume(redis: Redis, sent: Sent) -> None:
+    jobs = JobStore(redis)
+    for status in ("paused", "queued"):
+        await jobs.move(JOB, status)
+    pause, resume = sent[-2:]
+    assert await told(redis, pause) == b"ok", "answered as it was when it came first"
+    assert (await jobs.get(JOB)).status == "queued"
+    await jobs.move(JOB, "paused")
+    assert await told(redis, resume) == b"ok"
+    assert (await jobs.get(JOB)).status == "paused"
+
+
+async def test_of_one_that_was_refused(redis: Redis, sent: Sent) -> None:
+    jobs = JobStore(redis)
+    with pytest.raises(InvalidState, match="is running; it cannot become queued"):
+        await jobs.move(JOB, "queued")
+    refused = sent[-1]
+    await jobs.move(JOB, "paused")
+    assert await told(redis, refused) == b"running"
+    assert (await jobs.get(JOB)).status == "paused"
+
+
+async def test_of_a_rest(redis: Redis, sent: Sent) -> None:
+    jobs = JobStore(redis)
+    await jobs.move(JOB, "paused")
+    assert await jobs.rest(JOB, "paused")
+    rest = sent[-1]
+    await jobs.move(JOB, "queued")
+    await jobs.move(JOB, "paused")
+    assert await told(redis, rest) == b"ok"
+    assert not (await jobs.get(JOB)).at_rest, "it came to rest in the pause before"
+
+
+async def test_what_is_kept_of_calls_stays_small(redis: Redis, sent: Sent) -> None:
+    drains = Drains(redis, JOB)
+    for _ in range(100):
+        await drains.ask("rollout-0", 60)
+        await drains.release("rollout-0")
+    assert await redis.hstrlen(JobKeys(JOB).job, "drained_by") == 1024
+
+
+@pytest.mark.parametrize("call", [lambda d: d.ask("rollout-0", 60), lambda d: d.release("rollout-0")])
+async def test_that_outlived_its_job_leaves_nothing_behind(
+    redis: Redis, call: Callable[[Drains], Awaitable[Any]]
+) -> None:
+    with pytest.raises(NotFound, match="no job 'ftjob-none'"):
+        await call(Drains(redis, "ftjob-none"))
+    assert await redis.keys("*ftjob-none*") == []
