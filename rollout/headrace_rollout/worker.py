@@ -243,9 +243,11 @@ class RolloutWorker:
     # ── the loops ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _listen_loop(self) -> str:
-        last = "0"
+        # Also a worker without a lease speaks at least every third of one: a longer silence of all counts as an outage,
+        # which takes nothing off any lease, so that those of the dead would never expire.
+        last, longest = "0", min(SIGNAL_SECONDS, self._config.lease_seconds / 3)
         while True:
-            heard = await self._ledger.signal(last, SIGNAL_SECONDS)
+            heard = await self._ledger.signal(last, longest)
             if heard != last:
                 last = heard
                 self._news.set()

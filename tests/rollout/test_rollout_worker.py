@@ -74,6 +74,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         grader: dict[str, Any] | None = None,
         update_timeout: float = 240.0,
         ready: bool = True,
+        lease_seconds: float = 60.0,
         **changes: Any,
     ) -> RolloutWorker:
         config = WorkerConfig(
@@ -92,6 +93,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
             start_timeout=60.0,
             update_timeout=update_timeout,
             stall_timeout=30.0,
+            lease_seconds=lease_seconds,
         )
         worker = RolloutWorker(config)
         started.append(worker)
@@ -261,9 +263,12 @@ async def test_what_it_held_is_free_at_once_when_it_stops(start: Start, ledger: 
     assert account.states["leased"] + account.states["queued"] == WINDOW
 
 
-async def test_it_takes_over_the_groups_of_a_worker_that_died(start: Start, ledger: Ledger) -> None:
-    lost = await ledger.admit("rollout-9", 0, WINDOW, lease_seconds=0.05)
-    worker = await start()
+@pytest.mark.parametrize("lease_seconds", [60.0, 0.6])
+async def test_it_takes_over_the_groups_of_a_worker_that_died(
+    start: Start, ledger: Ledger, lease_seconds: float
+) -> None:
+    lost = await ledger.admit("rollout-9", 0, WINDOW, lease_seconds=min(lease_seconds, 2.0))
+    worker = await start(lease_seconds=lease_seconds)
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "every lost group is queued")
     assert [t.state for t in await ledger.history(lost.leases[0].group_id)][-1] == "queued"
