@@ -99,9 +99,13 @@ class Settings(BaseSettings):
         description="Seconds without progress after which a job says who waits for whom; a worker or a "
         "controller that is silent for so long is replaced.",
     )
-    max_restarts: int = Field(3, ge=0, description="Restarts of one worker before its job pauses.")
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="Restarts of a worker before its job pauses; of the embedded Redis or Ray before the service ends.",
+    )
     restart_window: float = Field(
-        600.0, gt=0, description="A worker that worked for so many seconds has all its restarts again."
+        600.0, gt=0, description="What worked for so many seconds has all its restarts again."
     )
     max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
     exports: tuple[Literal["jsonl", "tensorboard"], ...] = Field(

@@ -22,6 +22,8 @@ from headrace_core.redis import answer
 from headrace_core.settings import Settings
 
 BEAT_SECONDS = 2.0
+_STARTING = b"starting"
+"""In place of the beat, which is the controller's pid."""
 
 
 class ControllerBeats:
@@ -34,7 +36,7 @@ class ControllerBeats:
 
     async def starts(self, job_id: str) -> None:
         """One is about to be started, unless one beats."""
-        await answer(self._redis.set(JobKeys(job_id).controller, "starting", ex=self._start, nx=True))
+        await answer(self._redis.set(JobKeys(job_id).controller, _STARTING, ex=self._start, nx=True))
 
     async def beat_forever(self, job_id: str) -> None:
         """From inside the controller. While Redis is away it tries on: what to do then, the controller's work says."""
@@ -47,8 +49,15 @@ class ControllerBeats:
 
     async def missing(self, job_ids: Sequence[str]) -> list[str]:
         """Those of which there is no beat."""
+        return [job_id for job_id, beat in await self._beats(job_ids) if beat is None]
+
+    async def starting(self, job_ids: Sequence[str]) -> list[str]:
+        """Those that are to start, and have not beaten yet."""
+        return [job_id for job_id, beat in await self._beats(job_ids) if beat == _STARTING]
+
+    async def _beats(self, job_ids: Sequence[str]) -> list[tuple[str, bytes | None]]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.exists(JobKeys(job_id).controller)
+                pipe.get(JobKeys(job_id).controller)
             found = await pipe.execute() if job_ids else []
-        return [job_id for job_id, there in zip(job_ids, found, strict=True) if not there]
+        return list(zip(job_ids, found, strict=True))

@@ -1,10 +1,12 @@
 """The gateway's side of the controllers: one named, detached Ray actor for each job that is not at rest.
 
     reconcile, every five seconds:  jobs in Redis ─┬─ not at rest, no actor ────────► start
+                                                   ├─ not at rest, no beat yet ─────► tell it again to run
                                     actors in Ray ─┴─ no beat in several looks ─────► kill
 
-After a restart of the gateway, and after the death of a controller, what should run and does not is started; one that
-is stopped or hangs is replaced. Every call of Ray has a limit.
+After a restart of the gateway, and after the death of a controller, what should run and does not is started; one whose
+gateway died before it had told it to run is told; one that is stopped or hangs is replaced. Every call of Ray has a
+limit.
 
 Invariant: what one job's controller raises does not keep another job's from being started.
 """
@@ -12,6 +14,7 @@ Invariant: what one job's controller raises does not keep another job's from bei
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -32,8 +35,8 @@ from .controller_beats import ControllerBeats
 from .placement import NAMESPACE
 from .supervisor import STOP_SECONDS
 
-WITHOUT = ("validating_files",)
-"""Statuses of a job that is not a controller's yet."""
+SUBMITTED_SECONDS = 60.0
+"""A job that is stored is queued in less: all that can be refused has been by then."""
 PING_SECONDS = 5.0
 RAY_SECONDS = 30.0
 MISSED_LOOKS = 3
@@ -87,22 +90,36 @@ class RayControllers:
 
     async def ping(self) -> None:
         """See `Controllers`."""
-        await _ask(ray.nodes, seconds=PING_SECONDS)
+        nodes = await _ask(ray.nodes, seconds=PING_SECONDS)
+        if not any(node["Alive"] for node in nodes):
+            raise Unavailable("Ray has no node that is alive")
 
     async def reconcile(self) -> None:
         """See `Controllers`. Raises the last error of any job, after it has seen to all."""
         there = await _living()
+        at_work = set(there) - set(await self._beats.starting(there))
         failed: Exception | None = None
         for job in await self._jobs.all():
-            if _has_controller(job) and job.id not in there:
+            if not job.at_rest and job.id not in at_work:
                 try:
-                    await self._start(job.id)
+                    if await self._is_queued(job):
+                        await self._start(job.id)
                 except (HeadraceError, RedisError) as error:
                     failed = error
         for job_id in await self._hanging(there):
             await self._replace(job_id)
         if failed is not None:
             raise failed
+
+    async def _is_queued(self, job: Job) -> bool:
+        """Whether it was handed over by the gateway that stored it; where that died in between, now."""
+        if job.status != "validating_files":
+            return True
+        if time.time() - job.created_at < SUBMITTED_SECONDS:
+            return False
+        await self._jobs.move(job.id, "queued")
+        await self._jobs.tell(job.id, "Queued: the gateway that had taken it in died before it could", level="warn")
+        return True
 
     async def suspend(self) -> None:
         """See `Controllers`."""
@@ -130,7 +147,7 @@ class RayControllers:
         del self._missed[job_id]
 
     async def _start(self, job_id: str) -> None:
-        """Start the job's controller, unless there is one."""
+        """Start the job's controller, unless there is one, and tell it to run, unless it does."""
         await self._beats.starts(job_id)
         await _ask(self._started, job_id)
 
@@ -149,10 +166,6 @@ class RayControllers:
             .remote(self._settings, self._redis_url, job_id)
         )
         actor.run.remote()  # a controller that runs already returns at once
-
-
-def _has_controller(job: Job) -> bool:
-    return not job.at_rest and job.status not in WITHOUT
 
 
 def _name(job_id: str) -> str:

@@ -131,11 +131,10 @@ def storage(settings: Settings, url: str) -> Iterator[Finding]:
     """The Redis that would be used."""
     if settings.redis_url is not None:
         try:
-            client = redis.Redis.from_url(
+            with redis.Redis.from_url(
                 settings.redis_address or "", socket_connect_timeout=_ANSWER_SECONDS, socket_timeout=_ANSWER_SECONDS
-            )
-            client.ping()
-            client.close()
+            ) as client:
+                client.ping()
         except (redis.RedisError, ValueError, HeadraceError) as error:
             yield Finding("fail", "redis", masked(str(error)), "start it, or mend HEADRACE_REDIS_URL")
             return
@@ -245,11 +244,11 @@ def redis_starts(settings: Settings, url: str) -> Iterator[Finding]:
 
 def ray_starts(settings: Settings, url: str) -> Iterator[Finding]:
     """Ray as `headrace serve` would use it: a cluster that answers, or a local one that starts."""
-    from . import local_ray  # imports Ray, which the other checks do without
+    from .local_ray import RayConnection  # imports Ray, which the other checks do without
 
     began = time.monotonic()
     try:
-        with local_ray.connected(settings.ray_address or os.environ.get("RAY_ADDRESS")):
+        with RayConnection(settings.ray_address or os.environ.get("RAY_ADDRESS")):
             yield Finding("ok", "start Ray", f"in {time.monotonic() - began:.1f} s")
     except HeadraceError as error:
         yield Finding("fail", "start Ray", error.message, "free memory and /dev/shm, or mend HEADRACE_RAY_ADDRESS")

@@ -8,12 +8,13 @@ is damaged before its end is never read in part: the error names the file and th
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from redis.exceptions import BusyLoadingError, ConnectionError
 from headrace_core.errors import HeadraceError, TimedOut, Unavailable
 
 from .append_only import AOF, damaged
+from .keeper import Notice
+from .short_folders import HeldFolder
 
 _ADDRESS, _LOG, _LOG_SHOWN = "address", "redis.log", 500
 _SOCKET = re.compile(r"unix:///[^\x00-\x1f\x7f\ufffd]{1,107}")
@@ -58,7 +61,9 @@ def running(folder: Path) -> str:
 
 
 class RedisServer:
-    """Started with `start`, reached at `url`, ended with `stop`."""
+    """Started with `start`, reached at `url`, ended with `stop`; kept alive as a `keeper.Part`."""
+
+    name = "redis"
 
     def __init__(self, folder: Path, start_timeout: float = 30.0, memory: int = 0) -> None:
         """`memory`: bytes that it may take, beyond which it refuses what takes more; 0: any number."""
@@ -66,9 +71,8 @@ class RedisServer:
         self._timeout = start_timeout
         self._memory = memory
         self._log_from = 0
-        # A unix socket's path is limited to 107 bytes, a data folder's is not: the socket gets a short one of its own.
-        self._socket_folder = tempfile.TemporaryDirectory(prefix="headrace-redis-")
-        self.socket = Path(self._socket_folder.name) / "redis.sock"
+        self._socket_folder = HeldFolder("redis")
+        self.socket = self._socket_folder.path / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -81,10 +85,23 @@ class RedisServer:
         """Whether the server process runs."""
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def exit_status(self) -> int | None:
-        """Of the process, once it has ended; negative: by that signal."""
-        return None if self._process is None else self._process.poll()
+    async def lost(self) -> str | None:
+        """See `keeper.Part`."""
+        status = None if self._process is None else self._process.poll()
+        if status is None:
+            return None
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    async def restart(self) -> None:
+        """See `keeper.Part`. Called in the thread that called `start`."""
+        self.launch()
+        await asyncio.to_thread(self.wait_until_ready)
+
+    def notice(self) -> Notice | None:
+        """See `keeper.Part`."""
+        if (cut := self.cut) is None:
+            return None
+        return f"redis left out the last command, not wholly written: {cut}", {"worker": self.name, "cut": cut}
 
     def start(self) -> None:
         """Returns once the server answers, its file loaded. Raises `Damaged` where the append-only file cannot be read,
@@ -153,7 +170,7 @@ class RedisServer:
                 self._process.wait(timeout=10)
             self._process = None
         (self._folder / _ADDRESS).unlink(missing_ok=True)
-        self._socket_folder.cleanup()
+        self._socket_folder.remove()
 
     def wait_until_ready(self) -> None:
         """Blocks until it answers. Raises as `start` does."""

@@ -1,4 +1,4 @@
-"""How often a worker that failed is started again, and after what time.
+"""How often what failed is started again, a worker or a part of the service, and after what time.
 
 died ─► 1 s ─► died ─► 2 s ─► died ─► 4 s … at most 30 s … ─► `most` used up: None
   └── it had worked for `window` seconds: as if it had never failed
@@ -21,18 +21,18 @@ class Restart:
 
 
 class Restarts:
-    """Those of one worker under one controller; a job that is resumed has another controller, and all of them again."""
+    """Those of one worker under one controller, or of one part under its service: another one has all of them again."""
 
-    def __init__(self, most: int, window: float) -> None:
-        self._most, self._window = most, window
+    def __init__(self, most: int, window: float, first: float = FIRST_SECONDS) -> None:
+        self._most, self._window, self._first = most, window, first
         self._used = 0
 
     def next(self, worked: float) -> Restart | None:
-        """The restart of a worker that failed after it had worked for so many seconds; None: all are used up."""
+        """The restart of one that failed after it had worked for so many seconds; None: all are used up."""
         if worked >= self._window:
             self._used = 0
         if self._used >= self._most:
             return None
-        delay = min(FIRST_SECONDS * 2.0 ** min(self._used, 10), LONGEST_SECONDS)
+        delay = min(self._first * 2.0 ** min(self._used, 10), LONGEST_SECONDS)
         self._used += 1
         return Restart(self._used, self._most, delay)

@@ -1,8 +1,8 @@
 """`headrace serve`: with no settings, everything on this machine.
 
     data folder locked ─► port bound ─► Redis ─► Ray ─► gateway, until Ctrl-C or SIGTERM
-                                          └ kept alive
-                                                          │ no new connections; streams end
+                                          └ kept └ kept   │
+                                           alive    alive │ no new connections; streams end
                     unlocked ◄─ Redis ends ◄─ Ray ends ◄─ controllers suspend: jobs stay as they are
 
 Invariants: what was started is ended, in reverse order, whatever fails; a job under way when the server stops goes on
@@ -15,10 +15,11 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+import ray
 import uvicorn
 import uvloop
 from fastapi import FastAPI
@@ -29,15 +30,17 @@ from headrace_core.jobs import JobStore
 from headrace_core.redis import connect, ping
 from headrace_core.settings import Settings
 
-from . import data_folder, local_ray
+from . import data_folder
 from .api_keys import KeyStore
 from .app import create_app
 from .chats import RayChats
 from .context import Gateway
 from .controllers import RayControllers
 from .http_protocol import BoundedHead
-from .redis_keeper import RedisKeeper
+from .keeper import Keeper, Part
+from .local_ray import RayConnection
 from .redis_server import RedisServer
+from .restarts import Restarts
 
 _STREAMS_END_SECONDS = 3
 
@@ -55,22 +58,27 @@ def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
         listener = parts.enter_context(_listener(settings.host, settings.port))
         own = settings.redis_address
         redis = parts.enter_context(_embedded_redis(settings)) if own is None else own
-        parts.enter_context(local_ray.connected(_ray_address(settings)))
-        uvloop.run(_run(settings, redis, listener, announce))
+        connection = parts.enter_context(RayConnection(_ray_address(settings)))
+        uvloop.run(_run(settings, redis, connection, listener, announce))
 
 
 async def _run(
-    settings: Settings, of: str | RedisServer, listener: socket.socket, announce: Callable[[str, bool], None]
+    settings: Settings,
+    of: str | RedisServer,
+    connection: RayConnection,
+    listener: socket.socket,
+    announce: Callable[[str, bool], None],
 ) -> None:
-    redis_url, embedded = (of, None) if isinstance(of, str) else (of.url, of)
+    redis_url = of if isinstance(of, str) else of.url
+    kept: list[Part] = [connection] if isinstance(of, str) else [of, connection]
     redis = connect(redis_url, settings.redis_wait)
     try:
         await ping(redis)
         server = _SignalledServer(create_app(settings, redis_url))
         host, port = listener.getsockname()[:2]
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
-        await serve_over(embedded, server, listener, JobStore(redis), settings)
-        if _ray_address(settings) is None:  # a cluster of its own goes on without this process
+        await serve_over(kept, server, listener, JobStore(redis), settings)
+        if _ray_address(settings) is None and ray.is_initialized():  # a cluster of its own goes on without this process
             controllers, chats = RayControllers(settings, redis_url, redis), RayChats(settings, redis)
             await asyncio.gather(controllers.suspend(), chats.stop())
     finally:
@@ -78,22 +86,19 @@ async def _run(
 
 
 async def serve_over(
-    embedded: RedisServer | None, server: Server, listener: socket.socket, jobs: JobStore, settings: Settings
+    kept: Sequence[Part], server: Server, listener: socket.socket, jobs: JobStore, settings: Settings
 ) -> None:
-    """Until the server is told to end; raises where Redis cannot be kept alive, once requests have ended."""
+    """Until the server is told to end; raises where a part cannot be kept alive, once requests have ended."""
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve")
-    if embedded is None:
-        await serving
-        return
-    keeping = asyncio.create_task(
-        RedisKeeper(embedded, jobs, settings.max_restarts, settings.restart_window).run(), name="keep Redis"
-    )
-    await asyncio.wait([serving, keeping], return_when=asyncio.FIRST_COMPLETED)
+    keepers = [Keeper(part, jobs, Restarts(settings.max_restarts, settings.restart_window)) for part in kept]
+    keeping = [asyncio.create_task(keeper.run(), name="keep a part alive") for keeper in keepers]
+    await asyncio.wait([serving, *keeping], return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await serving
-    if keeping.done():
-        await keeping
-    await cancel([keeping])
+    given_up = [task for task in keeping if task.done()]
+    await cancel([task for task in keeping if not task.done()])
+    for task in given_up:
+        await task
 
 
 class Server(uvicorn.Server):

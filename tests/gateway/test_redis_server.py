@@ -19,8 +19,9 @@ from headrace_core.history import EVENTS
 from headrace_core.jobs import Event, Job, JobStore, event_of
 from headrace_core.redis import answer, connect
 from headrace_gateway.append_only import AOF, whole_bytes
-from headrace_gateway.redis_keeper import RedisKeeper
+from headrace_gateway.keeper import Keeper
 from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.restarts import Restarts
 
 Reach = Callable[[RedisServer], Redis]
 
@@ -69,7 +70,7 @@ async def test_one_that_is_killed_comes_back_with_everything_and_says_so(server:
     for job_id in ("ftjob-a", "ftjob-b"):
         await jobs.create(job(job_id))
     await jobs.move("ftjob-b", "cancelled")
-    keeping = asyncio.create_task(RedisKeeper(server, jobs, 2, 60.0, first_delay=0.1).run())
+    keeping = asyncio.create_task(Keeper(server, jobs, Restarts(2, 60.0, first=0.1)).run())
     for round_ in range(2):
         await redis.set("number", round_)
         before = server.pid
@@ -83,14 +84,14 @@ async def test_one_that_is_killed_comes_back_with_everything_and_says_so(server:
     assert told[0].data == {"worker": "redis", "cause": "was ended by SIGKILL", "restart": 1, "of": 2, "delay": 0.1}
     assert await jobs.events("ftjob-b") == [], "a job that has ended was told"
     os.kill(server.pid, signal.SIGKILL)
-    with pytest.raises(Unavailable, match="SIGKILL, and has used up its 2 restarts"):
+    with pytest.raises(Unavailable, match="SIGKILL, and has used up its restarts"):
         await keeping
 
 
 async def test_one_that_ran_for_a_while_has_its_restarts_again(server: RedisServer, reach: Reach) -> None:
     server.start()
     redis = reach(server)
-    keeping = asyncio.create_task(RedisKeeper(server, JobStore(redis), 1, steady=0.0, first_delay=0.01).run())
+    keeping = asyncio.create_task(Keeper(server, JobStore(redis), Restarts(1, window=0.0, first=0.01)).run())
     for _ in range(3):
         os.kill(server.pid, signal.SIGKILL)
         assert await redis.ping()
@@ -116,7 +117,7 @@ async def test_a_file_that_was_cut_short_is_read_to_its_last_whole_command(
     await jobs.create(job("ftjob-a"))
     assert again.cut == f"{file} was cut short after {whole} bytes"
     assert (await redis.get("key:8"), await redis.get("key:9")) == (b"value 8", None)
-    keeping = asyncio.create_task(RedisKeeper(again, jobs, 1, 60.0).run())
+    keeping = asyncio.create_task(Keeper(again, jobs, Restarts(1, 60.0)).run())
     told = await events(jobs, 1)
     await cancel([keeping])
     assert told[0].message.startswith("redis left out the last command, not wholly written")

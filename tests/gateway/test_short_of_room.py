@@ -131,7 +131,7 @@ async def test_the_service_answers_again_after_its_redis_died_and_ends_when_it_c
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/fine_tuning/jobs"
         async with connect(redis_server.url) as redis, httpx.AsyncClient(timeout=30) as http:
-            serving = asyncio.create_task(serve_over(redis_server, server, listener, JobStore(redis), settings))
+            serving = asyncio.create_task(serve_over([redis_server], server, listener, JobStore(redis), settings))
             assert (await http.get(url)).status_code == 200
             os.kill(redis_server.pid, signal.SIGKILL)
             async with asyncio.timeout(30):
@@ -139,6 +139,6 @@ async def test_the_service_answers_again_after_its_redis_died_and_ends_when_it_c
                     pass
             assert (await http.get(url)).status_code == 200
             os.kill(redis_server.pid, signal.SIGKILL)
-            with pytest.raises(Unavailable, match="used up its 1 restarts"):
+            with pytest.raises(Unavailable, match="used up its restarts"):
                 await asyncio.wait_for(serving, timeout=30)
     redis_server.stop()

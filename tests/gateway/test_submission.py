@@ -29,6 +29,21 @@ async def upload(client: AsyncOpenAI, content: bytes, purpose: Any = "fine-tune"
     return (await client.files.create(file=("data.jsonl", content), purpose=purpose)).id
 
 
+async def test_what_was_accepted_is_on_the_disk_of_redis(
+    client: AsyncOpenAI, served: Served, training_file: str
+) -> None:
+    async def asked() -> int:
+        """How often to write through: by the command of Redis 7.2, or before it by its settings."""
+        stats = await served.redis.info("commandstats")
+        return sum(n["calls"] for c, n in stats.items() if c.startswith(("cmdstat_waitaof", "cmdstat_config")))
+
+    before = await asked()
+    job = await client.fine_tuning.jobs.create(**body(training_file))
+    assert (await served.jobs.get(job.id)).status == "queued"
+    assert await asked() > before
+    assert await served.redis.config_get("appendfsync") == {"appendfsync": "everysec"}
+
+
 async def test_an_unknown_model_lists_the_known_ones(client: AsyncOpenAI, served: Served, training_file: str) -> None:
     error = await refused(client, served, body(training_file, model="gpt-nothing"))
     assert (error.param, error.code) == ("model", "model_not_found")

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from headrace_core.jobs import JobStore
 from headrace_core.mending import Mending
 from headrace_core.workers import WorkerConfig
-from headrace_gateway.local_ray import connected
+from headrace_gateway.local_ray import RayConnection
 from headrace_gateway.pausing import GaveUp
 from headrace_gateway.processes import OneProcess, Process, RankProcesses
 from headrace_gateway.restarts import Restarts
@@ -69,7 +69,7 @@ def mortal_class() -> type:
 
 
 async def test_a_worker_that_dies_before_it_runs_is_started_again_up_to_a_limit(redis: Redis, tmp_path: Path) -> None:
-    with connected(None):
+    with RayConnection(None):
 
         def supervisor(deaths: int) -> Supervisor:
             mortal = ray.remote(mortal_class()).options(num_cpus=0)
@@ -121,7 +121,7 @@ def rank_class() -> type:
 
 
 async def test_when_one_rank_of_a_learner_dies_all_are_started_again(redis: Redis, tmp_path: Path) -> None:
-    with connected(None):
+    with RayConnection(None):
         rank = ray.remote(rank_class()).options(num_cpus=0)
         launch = lambda _: RankProcesses(  # noqa: E731
             [OneProcess(rank.remote(number, str(tmp_path), number == 1)) for number in range(2)]
@@ -166,7 +166,7 @@ def silent_class() -> type:
 async def test_a_stopped_process_is_silent_and_once_ended_is_killed_and_started_again(
     redis: Redis, tmp_path: Path
 ) -> None:
-    with connected(None):
+    with RayConnection(None):
         silent, pids = ray.remote(silent_class()).options(num_cpus=1), tmp_path / "pids"
         worker = supervisor_of(redis, lambda _: OneProcess(silent.remote(str(pids))), max_restarts=1)
         running = asyncio.create_task(worker.run())

@@ -1,0 +1,115 @@
+"""Ray of our own, whose processes die: it is started again, jobs are told, and nothing is left of either."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import ray
+from msgspec import structs
+from redis.asyncio import Redis
+
+from headrace_core.concurrency import cancel
+from headrace_core.errors import Unavailable
+from headrace_core.history import EVENTS
+from headrace_core.jobs import JobStore, event_of
+from headrace_core.settings import Settings
+from headrace_gateway.controller import JobController
+from headrace_gateway.controller_beats import ControllerBeats
+from headrace_gateway.controllers import PREFIX, RayControllers
+from headrace_gateway.keeper import Keeper
+from headrace_gateway.local_ray import RayConnection
+from headrace_gateway.placement import NAMESPACE
+from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.restarts import Restarts
+
+from .conftest import stored_job
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def before(redis: Redis) -> set[psutil.Process]:
+    """What is below this process when the test begins: Redis, and perhaps a browser."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def ours(before: set[psutil.Process]) -> dict[str, psutil.Process]:
+    """Processes of Ray below this one, by their names."""
+    return {p.name(): p for p in psutil.Process().children(recursive=True) if p not in before}
+
+
+def folders() -> list[Path]:
+    return [held.parent for held in Path("/tmp").glob("headrace-ray-*/held") if held.read_text() == f"{os.getpid()}\n"]
+
+
+async def test_either_of_its_processes_may_die(redis: Redis, before: set[psutil.Process]) -> None:
+    jobs = JobStore(redis)
+    await jobs.create(stored_job(status="running"))
+    with RayConnection(None) as connection:
+        keeping = asyncio.create_task(Keeper(connection, jobs, Restarts(2, 600.0, first=0.1)).run())
+        for number, name in enumerate(("raylet", "gcs_server"), 1):
+            ours(before)[name].kill()
+            async with asyncio.timeout(120):
+                while not (told := await jobs.history.after("ftjob-1", number - 1, 9, EVENTS, block=1.0)):
+                    pass
+            event = event_of("ftjob-1", told[-1])
+            assert event.message == (
+                f"ray lost its {name} and was started again after {0.1 * number:g} s, restart {number} of 2"
+            )
+            assert (event.level, (event.data or {})["worker"]) == ("warn", "ray")
+            assert len(folders()) == 1
+            assert [node["Alive"] for node in ray.nodes()] == [True]
+        ours(before)["raylet"].kill()
+        with pytest.raises(Unavailable, match="ray lost its raylet, and has used up its restarts"):
+            await asyncio.wait_for(keeping, 30)
+    assert not ours(before)
+    assert not folders()
+
+
+async def test_what_a_gateway_began_before_it_died_is_finished(
+    redis: Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A controller that was started and not told to run; a job that was stored and not queued."""
+    job, settings, jobs = stored_job(status="queued"), Settings(data_dir=tmp_path), JobStore(redis)
+    await jobs.create(job)
+    for name, created_at in (("ftjob-stored", 0.0), ("ftjob-now", time.time())):
+        await jobs.create(structs.replace(stored_job(), id=name, created_at=created_at, status="validating_files"))
+    controllers, beats = RayControllers(settings, redis_server.url, redis), ControllerBeats(redis, settings)
+    with RayConnection(None):
+        await beats.starts(job.id)
+        ray.remote(JobController).options(
+            name=PREFIX + job.id, namespace=NAMESPACE, lifetime="detached", num_cpus=0, max_concurrency=16
+        ).remote(settings, redis_server.url, job.id)
+        async with asyncio.timeout(60):
+            while job.id in await beats.starting([job.id]):
+                await controllers.reconcile()
+        assert await beats.missing([job.id]) == []
+        assert (await jobs.get("ftjob-stored")).status != "validating_files"
+        assert (await jobs.get("ftjob-now")).status == "validating_files", "its gateway is at work on it"
+    messages = [event.message for _, event in await jobs.events("ftjob-stored")]
+    assert "Queued: the gateway that had taken it in died before it could" in messages
+
+
+async def test_who_asks_while_there_is_none_is_refused(redis: Redis) -> None:
+    with RayConnection(None):
+        pass
+    with pytest.raises(ray.exceptions.RaySystemError):
+        ray.nodes()
+    assert not ray.is_initialized()
+
+
+async def test_an_end_comes_behind_a_restart_that_is_under_way(redis: Redis, before: set[psutil.Process]) -> None:
+    with RayConnection(None) as connection:
+        keeping = asyncio.create_task(Keeper(connection, JobStore(redis), Restarts(1, 600.0, first=0.0)).run())
+        ours(before)["raylet"].kill()
+        async with asyncio.timeout(60):
+            while ray.is_initialized():  # noqa: ASYNC110 (Ray says nothing of it)
+                await asyncio.sleep(0.01)
+        await cancel([keeping])
+    assert not ray.is_initialized()
+    assert not ours(before)
