@@ -233,12 +233,13 @@ class Ledger:
     def __init__(self, redis: Redis, job_id: str, clock: Callable[[], float] | None = None) -> None:
         self._redis = redis
         self._keys = JobKeys(job_id)
+        self._script_keys = self._keys.ledger_scripts
         self._clock = clock
         self._scripts = {name: redis.register_script(script_source(name)) for name in _SCRIPTS}
 
     async def _run(self, script: str, *args: Any) -> Any:
         now = "" if self._clock is None else repr(self._clock())
-        return await self._scripts[script](keys=self._keys.ledger_scripts, args=[now, *args])
+        return await self._scripts[script](keys=self._script_keys, args=[now, *args])
 
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -252,7 +253,8 @@ class Ledger:
             await pipe.execute()
 
     async def close(self, reason: str) -> int:
-        """End: every group under way is cancelled. Returns how many. Idempotent."""
+        """End: every group under way is cancelled. Returns how many. Idempotent; once the status of the job says it is
+        over, what was trained is forgotten, too."""
         return int(await self._run("close", reason))
 
     async def account(self) -> Account:

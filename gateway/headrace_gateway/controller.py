@@ -136,7 +136,7 @@ class JobController:
             replaced = True
             raise
         finally:
-            await self._clean_up(over=ended in ENDED, replaced=replaced)
+            await self._clean_up(ended if ended in ENDED else None, replaced)
         return ended
 
     async def _ended(self) -> Status:
@@ -283,7 +283,7 @@ class JobController:
         data = error.data if isinstance(error, RewardsFailing) else None
         return await self._end("failed", f"failed: {message}", JobError(code, message, param), data)
 
-    async def _clean_up(self, over: bool, replaced: bool) -> None:
+    async def _clean_up(self, over: Status | None, replaced: bool) -> None:
         """Nothing of the job runs afterwards. Where it is over, what a next controller would go on from goes too; where
         it is another's, what that one needs stays."""
         try:
@@ -291,9 +291,10 @@ class JobController:
         finally:
             if not replaced:
                 WeightStore(self._weights_root, self._job_id).remove()
-            if over:
+            if over is not None:
                 snapshots.remove(self._snapshots_root, self._job_id)
                 remove_partials(self._settings.data_dir.absolute() / "jobs" / self._job_id)
+                await self._ledger.close(over)
 
 
 def _check_wanted(job: Job) -> None:

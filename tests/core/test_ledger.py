@@ -10,6 +10,7 @@ from pipeline import Clock
 from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidRequest, NotFound
+from headrace_core.jobs import Job, JobStore
 from headrace_core.keys import JobKeys
 from headrace_core.ledger import MAX_LAPSES, BoundBroken, Lease, Ledger, Outcome, Refusal, Step
 from headrace_core.redis import answer
@@ -195,6 +196,24 @@ async def test_a_filtered_group_makes_room_for_another(ledger: Ledger) -> None:
     assert await ledger.filter(term, [3], "not claimed") is Outcome.FENCED
     assert [lease.group_id for lease in (await ledger.admit("rollout-0", 0, 9, 60)).leases] == [4]
     assert (await ledger.history(1))[-1].note == "all rewards equal"
+
+
+async def test_what_was_trained_is_kept_until_the_job_is_over(redis: Redis, ledger: Ledger) -> None:
+    """Its training has ended, but it is paused: whoever goes on with it may have to make the last state again."""
+    jobs, stream = JobStore(redis), JobKeys("ftjob-test").groups
+    job = Job(id="ftjob-test", created_at=0.0, model="m", model_path="", training_file="", status="running")
+    await jobs.create(job)
+    await committed(ledger, 3)
+    term = await ledger.enlist()
+    claim = await ledger.claim(term, LIMITS, "mask")
+    step = Step(0, tuple(g.group_id for g in claim.groups), {}, 0)
+    await ledger.settle(term, step, "v1")
+    await jobs.move(job.id, "paused")
+    assert await ledger.close("finished") == 1
+    assert [g.group_id for g in await ledger.replay(step)] == [0, 1]
+    await jobs.move(job.id, "cancelled")
+    assert await ledger.close("cancelled") == 0
+    assert not await answer(redis.exists(stream))
 
 
 async def test_after_the_end_nothing_goes_on_and_nothing_is_kept(redis: Redis, ledger: Ledger) -> None:

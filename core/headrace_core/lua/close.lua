@@ -1,4 +1,6 @@
--- (time, reason) → how many groups were cancelled. No lease, claim or settlement succeeds after this; idempotent.
+-- (time, reason) → how many groups were cancelled. No lease, claim or settlement succeeds after this; idempotent. What
+-- was trained is forgotten only where the job's status says that it is over: one whose training ended may be paused yet,
+-- or lose its controller, and whoever goes on with it may need to make the last state again.
 local cancelled = 0
 for _, set in ipairs({ LEASES, QUEUED, CLAIMED }) do
   for _, group in ipairs(redis.call('ZRANGE', set, 0, -1)) do
@@ -10,7 +12,10 @@ for _, set in ipairs({ LEASES, QUEUED, CLAIMED }) do
   redis.call('DEL', set)
 end
 redis.call('HSETNX', LEDGER, 'closed', ARGV[2])
-redis.call('DEL', GROUPS)
-redis.call('HSET', LEDGER, 'bytes', 0)
+local status = redis.call('HGET', JOB, 'status')
+if status ~= 'queued' and status ~= 'running' and status ~= 'paused' then
+  redis.call('DEL', GROUPS)
+  redis.call('HSET', LEDGER, 'bytes', 0)
+end
 signal('closed')
 return cancelled

@@ -11,9 +11,10 @@ from ..api_keys import NAME, ApiKey
 from ..audit import Entry, Log
 from ..context import Here
 from ..identity import Scope, admin, made
+from ..kept import KeptRoute
 from ..schemas import page
 
-router = APIRouter(prefix="/v1/headrace", tags=["access"], dependencies=[Depends(admin)])
+router = APIRouter(prefix="/v1/headrace", tags=["access"], dependencies=[Depends(admin)], route_class=KeptRoute)
 
 _TEN_YEARS = 10 * 366 * 86_400
 

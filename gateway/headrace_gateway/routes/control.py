@@ -9,10 +9,11 @@ from .. import repeats
 from ..context import Here
 from ..fork import ForkJob
 from ..fork import fork as forked
+from ..kept import KeptRoute
 from ..responses.jobs import JobObject
 from .jobs import shown
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["control"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["control"], route_class=KeptRoute)
 
 
 @router.post("/fork", response_model=JobObject)

@@ -14,10 +14,11 @@ from .. import result_files
 from ..answers import ready
 from ..context import Gateway, Here
 from ..identity import made
+from ..kept import KeptRoute
 from ..responses.files import DeletedFile, FileList, FileObject, Purpose, UploadPurpose
 from ..schemas import file_object, listing, page
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=KeptRoute)
 
 _BYTES = "application/octet-stream"
 _CONTENT: dict[int | str, dict[str, Any]] = {

@@ -14,12 +14,13 @@ from headrace_core.jobs import Job, Status
 from .. import repeats
 from ..answers import ready
 from ..context import Gateway, Here
+from ..kept import KeptRoute
 from ..progress import estimated_finish
 from ..responses.jobs import JobList, JobObject
 from ..schemas import CreateJob, job_object, listing, page
 from ..submission import submit
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], route_class=KeptRoute)
 
 After = Annotated[str | None, Query(max_length=200, description="Id of the last job of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=100)]

@@ -7,11 +7,12 @@ from fastapi.responses import Response
 
 from ..answers import ready
 from ..context import Here
+from ..kept import KeptRoute
 from ..model_removal import remove
 from ..responses.service import DeletedModel, ModelList, ModelObject
 from ..schemas import model_object
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=KeptRoute)
 
 
 @router.get("", response_model=ModelList)

@@ -10,11 +10,12 @@ from fastapi.responses import Response
 from .. import flow, live_settings, worker_states
 from ..answers import ready
 from ..context import Here
+from ..kept import KeptRoute
 from ..live_settings import ChangeSettings
 from ..responses.control import QueuesObject, SettingsObject, WeightsObject, WorkerList, WorkerObject
 from ..schemas import listing
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["control"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["control"], route_class=KeptRoute)
 
 _DAY = 86_400.0
 Worker = Annotated[str, Path(max_length=100)]

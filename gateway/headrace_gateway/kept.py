@@ -1,0 +1,32 @@
+"""What a request changed is on the disk of Redis before it is answered: after a loss of power it still holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from headrace_core.durability import durable
+
+KEPT_SECONDS = 3.0
+"""A disk that needs longer is not waited for: the client would take it for an answer that is lost."""
+_READING = {"GET", "HEAD"}
+
+
+class KeptRoute(APIRoute):
+    """The `route_class` of routers whose requests change what is in Redis."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See FastAPI's: what answers a request."""
+        handle = super().get_route_handler()
+        if self.methods <= _READING:
+            return handle
+
+        async def kept(request: Request) -> Response:
+            response = await handle(request)
+            await durable(request.app.state.gateway.redis, KEPT_SECONDS)
+            return response
+
+        return kept
