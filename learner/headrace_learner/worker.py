@@ -85,6 +85,8 @@ class LearnerWorker:
         self._keeper = Keeper(self._redis, config.job_id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
+        self._ahead = False
+        """Whether the trainer holds a step that is not settled: no state of it may be kept."""
         self._split = TimeSplit("start")
         self._told: dict[str, float] = {}
         """What the time was split into when a step was last told."""
@@ -216,7 +218,8 @@ class LearnerWorker:
             await self._finish()
         except _Ended as ended:
             await self._keeper.written()
-            if str(ended) == "stopped" and await self._pausing() and self._saved[-1] != self._version:
+            kept = self._saved[-1] == self._version or self._ahead
+            if str(ended) == "stopped" and not kept and await self._pausing():
                 await self._save({})
             return str(ended)
         return "finished"
@@ -227,9 +230,10 @@ class LearnerWorker:
     async def _step(self) -> None:
         groups = await self._next_batch()
         self._split.switch("busy")
+        self._ahead = True
         result = await self._train(groups)
-        if not await self._pausing():  # a pause keeps the step: the checkpoint must hold what the ledger says
-            self._end_if_stopping()
+        if self._stopping.is_set() and not await self._pausing():  # a pause keeps the step; its status came first
+            raise _Ended("stopped")
         self._split.switch("publish")
         weights = await self._publish(self._version + 1, self._term.number)
         self._split.switch("settle")
@@ -312,6 +316,7 @@ class LearnerWorker:
         )
         self._end_if_void(await self._ledger.settle(self._term, step, weights))
         self._version += 1
+        self._ahead = False
         self._new_groups += len(groups)
         self._new_tokens += sum(step.ages.values())
         self._trained_tokens += sum(step.ages.values())

@@ -19,12 +19,13 @@ PAUSES = ((None, 0), ("Train", 1), ("Publish", 2), ("settle", 3), ("Save", 4), (
 
 
 class Door:
-    """Holds the learner where it is about to do one thing: by the order for all ranks, or settling. Then it is done."""
+    """Holds the learner where it is about to do one thing: by the order for all ranks, or settling; or where it was
+    answered whether the job pauses (`pausing`). Then it is done."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._stage: str | None = None
         self._reached, self._opened = asyncio.Event(), asyncio.Event()
-        together, settle = Lead.together, Ledger.settle
+        together, settle, pausing = Lead.together, Ledger.settle, LearnerWorker._pausing
 
         async def held_together(lead: Lead, order: Any, work: Any) -> Any:
             await self._pass(type(order).__name__)
@@ -34,6 +35,12 @@ class Door:
             await self._pass("settle")
             return await settle(ledger, *given)
 
+        async def held_pausing(worker: LearnerWorker) -> bool:
+            found = await pausing(worker)
+            await self._pass("pausing")
+            return found
+
+        monkeypatch.setattr(LearnerWorker, "_pausing", held_pausing)
         monkeypatch.setattr(Lead, "together", held_together)
         monkeypatch.setattr(Ledger, "settle", held_settle)
 
@@ -160,3 +167,42 @@ async def test_a_cancel_in_the_midst_of_a_publication_leaves_nothing_half_writte
     assert (account.version, account.states["cancelled"]) == (0, BATCH)
     assert not list(job.weights.folder.glob(".partial*"))
     assert await job.jobs.checkpoints(job.job_id) == []
+
+
+async def test_a_pause_that_comes_when_the_step_was_given_up_already_keeps_nothing_of_it(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learner's weights are of a step then that the ledger knows nothing of."""
+    whole = bench("kept", checkpoint_interval=2)
+    await train_whole(whole)
+    job, door = bench("given-up", checkpoint_interval=2), Door(monkeypatch)
+    await job.open()
+    for status in ("queued", "running"):
+        await job.jobs.move(job.job_id, status)
+    first = LearnerWorker(job.config)
+    await first.start()
+    door.shut("settle")
+    running, feeding = asyncio.create_task(first.run()), asyncio.create_task(job.feed(STEPS))
+    await door.reached()
+    door.open()
+    door.shut("Train")  # of the second step: the first one is settled, and in no checkpoint
+    await door.reached()
+    stopping = asyncio.create_task(first.stop())  # the service ends, the job is to go on
+    await asyncio.sleep(0)
+    door.open()
+    door.shut("pausing")
+    await door.reached()
+    await job.jobs.move(job.job_id, "paused")
+    door.open()
+    await stopping
+    assert await running == "stopped"
+    assert (await job.ledger.account()).version == 1
+    assert await job.jobs.checkpoints(job.job_id) == []
+    await job.jobs.move(job.job_id, "queued")
+    second = LearnerWorker(job.config)
+    assert (await second.start())["version"] == 1
+    assert await second.run() == "finished"
+    await feeding
+    await second.stop()
+    expected, found = whole.model(), job.model()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
