@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+import psutil  # type: ignore[import-untyped]
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -36,6 +38,10 @@ class Arrangement(Protocol):
 
     def roots(self) -> list[int]:
         """The processes that were started here."""
+        ...
+
+    def spared(self) -> set[int]:
+        """Processes that are never struck."""
         ...
 
     def tend(self) -> list[str]:
@@ -60,6 +66,10 @@ class Embedded:
     def roots(self) -> list[int]:
         """See `Arrangement`."""
         return [self.service.pid]
+
+    def spared(self) -> set[int]:
+        """See `Arrangement`."""
+        return set()
 
     def tend(self) -> list[str]:
         """See `Arrangement`."""
@@ -89,8 +99,12 @@ class Cluster:
         self.service = started(self._data, self._environment)
 
     def roots(self) -> list[int]:
-        """See `Arrangement`. The head is not among them: Ray itself does not survive its loss."""
-        return [self.service.pid, self._node.pid, self._redis.pid]
+        """See `Arrangement`."""
+        return [self.service.pid, self._node.pid, self._redis.pid, self._ray.head.pid]
+
+    def spared(self) -> set[int]:
+        """See `Arrangement`. The head's own: Ray itself does not survive their loss. What runs there is a job's."""
+        return {child.pid for child in psutil.Process(self._ray.head.pid).children()}
 
     def tend(self) -> list[str]:
         """See `Arrangement`."""

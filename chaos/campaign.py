@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
 import httpx  # noqa: E402
-import psutil  # noqa: E402
+import psutil  # type: ignore[import-untyped]  # noqa: E402
 from _arrangements import Arrangement, Cluster, Embedded  # noqa: E402
 from _processes import MARK, Family, kind_of  # noqa: E402
 from _report import arguments, report  # noqa: E402
@@ -180,7 +180,8 @@ class Round:
         family = self._family.look(self._arrangement.roots())
         if kind == "gateway":
             return [process for process in family if process.pid == self._arrangement.service.pid]
-        return [process for process in family if kind_of(process, self.watcher.ready) == kind]
+        spared = self._arrangement.spared()
+        return [p for p in family if p.pid not in spared and kind_of(p, self.watcher.ready) == kind]
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

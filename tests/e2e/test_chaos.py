@@ -13,7 +13,7 @@ from paths import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-KINDS = ("rollout", "learner", "reward", "controller", "gateway", "redis")
+KINDS = ("rollout", "learner", "reward", "controller", "gateway", "redis", "node")
 
 
 def test_a_job_outlives_one_death_of_each_kind(tmp_path: Path) -> None:
