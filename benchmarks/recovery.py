@@ -257,7 +257,7 @@ def main() -> None:
     learner, rollout = recovery["learner"]["seconds"], recovery["rollout"]["seconds"]
     passed = stall["stall_share"] <= STALL_SHARE and learner <= LEARNER_SECONDS and rollout <= ROLLOUT_SECONDS
     figures = (
-        f"stall {stall['stall_seconds'] * 1e3:.0f} ms = {stall['stall_share']:.3f} x save, "
+        f"stall {stall['stall_seconds'] * 1e3:.0f} ms = {stall['stall_share']:.4f} x save, "
         f"{stall['save_seconds']:.1f} s (limit {STALL_SHARE:g} x), the step beside {stall['slower_seconds']:+.2f} s; "
         f"kill to next step {learner:.1f} s (limit {LEARNER_SECONDS:.0f} s), "
         f"to next token {rollout:.1f} s (limit {ROLLOUT_SECONDS:.0f} s)"
