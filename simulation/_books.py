@@ -23,41 +23,23 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from headrace_core.jobs import ENDED
 from headrace_core.ledger import LIVE, STATES
 from headrace_core.trajectory import NO_VERSION, Group, decode
 
 if TYPE_CHECKING:
     from _world import Call, World
 
+_FIELDS = ("admitted", *STATES, "version", "covered", "term", "largest_age", "weights", "closed")
 BOOKS = f"""
-local named = {{'admitted', {", ".join(f"'{s}'" for s in STATES)}, 'version', 'covered', 'term', 'largest_age'}}
-local found = redis.call('HMGET', KEYS[1], unpack(named))
-for i = 1, #found do found[i] = tonumber(found[i] or '0') end
-found[#found + 1] = redis.call('ZCARD', KEYS[2])
-found[#found + 1] = redis.call('ZCARD', KEYS[3])
-found[#found + 1] = redis.call('ZCARD', KEYS[4])
-found[#found + 1] = redis.call('XLEN', KEYS[5])
-found[#found + 1] = redis.call('HGET', KEYS[1], 'weights') or ''
-found[#found + 1] = redis.call('HGET', KEYS[1], 'closed') or ''
-found[#found + 1] = redis.call('HGET', KEYS[11], 'status') or ''
-found[#found + 1] = redis.call('HEXISTS', KEYS[11], 'at_rest')
-local last = redis.call('XREVRANGE', KEYS[7], '+', '-', 'COUNT', 1)
-found[#found + 1] = last[1] and last[1][1] or ''
-found[#found + 1] = redis.call('LRANGE', KEYS[9], 0, -1)
-return found
+return {{
+  redis.call('HMGET', KEYS[1], {", ".join(f"'{field}'" for field in _FIELDS)}),
+  redis.call('ZCARD', KEYS[2]), redis.call('ZCARD', KEYS[3]), redis.call('ZCARD', KEYS[4]), redis.call('XLEN', KEYS[5]),
+  redis.call('HMGET', KEYS[11], 'status', 'at_rest'), redis.call('XREVRANGE', KEYS[7], '+', '-', 'COUNT', 1),
+  redis.call('LRANGE', KEYS[9], 0, -1)
+}}
 """
-_NUMBERS = (
-    "admitted",
-    *STATES,
-    "version",
-    "covered",
-    "term",
-    "largest_age",
-    "in_leases",
-    "in_queued",
-    "in_claimed",
-    "kept",
-)
+_SIZES = ("in_leases", "in_queued", "in_claimed", "kept")
 
 
 class Violation(AssertionError):
@@ -110,45 +92,55 @@ class Observer:
         self.weights_lost = False
         """Since the last learner was ready: it publishes them again."""
         self.books: dict[str, int] = {}
+        self._checked: list[Any] = []
+        """The answer to `BOOKS` that was last found right: where nothing else was seen either, it still is."""
         self.events = 0
 
-    def snapshot(self) -> tuple[Record, str, bool]:
+    def snapshot(self) -> tuple[Record, str, bool, bool]:
         """For a power loss."""
-        return deepcopy(self.record), self.status, self.closed
+        return deepcopy(self.record), self.status, self.closed, self.at_rest
 
-    def restore(self, kept: tuple[Record, str, bool]) -> None:
+    def restore(self, kept: tuple[Record, str, bool, bool]) -> None:
         """What was kept is all there is."""
-        self.record, self.status, self.closed = deepcopy(kept[0]), kept[1], kept[2]
+        self.record, self.status, self.closed, self.at_rest = deepcopy(kept[0]), *kept[1:]
+        self._checked = []
 
     # ── after each call ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def saw(self, call: Call, raw: list[Any], books: list[Any]) -> None:
-        """Raises `Violation`."""
+        """`books`: the answer to `BOOKS`. Raises `Violation`."""
         self.events += 1
         seen = getattr(self, f"_{call.name}", None)
-        self.record.changes = books[-1]
-        self.status, self.at_rest, closed = books[-4].decode(), books[-3] == 1, books[-5] != b""
-        self.signal = books[-2]
+        if seen is None and books == self._checked:
+            return
+        ledger, *sizes, (status, at_rest), newest, self.record.changes = books
+        *numbers, weights, closed = ledger
+        self.status, self.at_rest = (status or b"").decode(), at_rest is not None
+        self.signal = newest[0][0] if newest else b""
         if seen is not None and not isinstance(raw[0], Exception):
             command = call.commands[0]
-            seen(command[4 + int(command[2]) :], raw[0], books[-6].decode())
-        self._check(dict(zip(_NUMBERS, books, strict=False)), closed)
+            seen(command[4 + int(command[2]) :], raw[0], (weights or b"").decode())
+        found = {name: int(n or 0) for name, n in zip(_FIELDS, numbers, strict=False)}
+        self._check(found | dict(zip(_SIZES, sizes, strict=True)), closed is not None)
+        self._checked = books
 
     def _check(self, books: dict[str, int], closed: bool) -> None:
         states = {s: books[s] for s in STATES}
-        expect(books["admitted"] == sum(states.values()), f"the ledger does not balance: {books}")
+        expect(books["admitted"] == sum(states.values()), "the ledger does not balance: {}", books)
         for state in LIVE:
-            expect(books[f"in_{state}" if state != "leased" else "in_leases"] == states[state], f"{state}: {books}")
+            expect(books[f"in_{state}" if state != "leased" else "in_leases"] == states[state], "{}: {}", state, books)
         job, live = self._world.plan.job, sum(states[s] for s in LIVE)
         widest = max([job.max_staleness, *self._bounds()])
-        expect(live <= (widest + 1) * job.batch_size, f"beyond the pacing window: {books}")
-        expect(states["trained"] + live <= job.steps * job.batch_size, f"more groups than the job needs: {books}")
-        expect(books["version"] == self.record.version, f"version {self.record.version} became {books['version']}")
+        expect(live <= (widest + 1) * job.batch_size, "beyond the pacing window: {}", books)
+        expect(states["trained"] + live <= job.steps * job.batch_size, "more groups than the job needs: {}", books)
+        expect(books["version"] == self.record.version, "version {} became {}", self.record.version, books["version"])
         expect(not self.closed or closed, "a closed ledger was opened again")
         self.closed, self.books = closed, books
         kept = sum(1 for version in self.record.trained.values() if version >= self.record.forgotten_from)
-        wanted = 0 if closed else states["queued"] + states["claimed"] + kept
-        expect(books["kept"] == wanted, f"the stream has {books['kept']} groups, {wanted} are needed: {books}")
+        wanted = states["queued"] + states["claimed"] + kept
+        forgotten = closed and self.status in ENDED and (self.at_rest or books["kept"] == 0)
+        wanted = 0 if forgotten else wanted
+        expect(books["kept"] == wanted, "the stream has {} groups, {} are needed: {}", books["kept"], wanted, books)
 
     def _bounds(self) -> list[int]:
         changes = [json.loads(line) for line in self.record.changes]
@@ -253,7 +245,7 @@ class Observer:
             expect(self.status == "cancelled", f"the job ended as {self.status}: {self._world.failure}")
 
 
-def expect(holds: bool, otherwise: str) -> None:
-    """Raises `Violation` with what was found."""
+def expect(holds: bool, otherwise: str, *found: object) -> None:
+    """Raises `Violation`. What was `found` has its places in the text, and is written out only then."""
     if not holds:
-        raise Violation(otherwise)
+        raise Violation(otherwise.format(*found) if found else otherwise)

@@ -131,7 +131,7 @@ class SimulatedLead:
         early = self._world.plant == "checkpoint_before_manifest"
         path = work()
         if early:
-            self._world.loop.after(1.0, lambda: self._process.dead or complete(path))
+            self._world.loop.after(1.0, lambda: None if self._process.dead else complete(path))
         for part in () if early else (write_manifest, complete):
             await self._passes(0.05)
             part(path)

@@ -25,8 +25,10 @@ from redis.exceptions import ResponseError
 from headrace_gateway.redis_server import RedisServer
 
 Command = tuple[Any, ...]
+Packed = bytes
+"""A command as it goes over the wire, for one that is sent often."""
 _READ = 1 << 20
-_callbacks: dict[str, Callable[..., Any]] = dict(Redis(protocol=2).response_callbacks)
+_callbacks: dict[str, Callable[..., Any]] = dict(Redis(protocol=2).response_callbacks)  # type: ignore[arg-type]
 
 
 class Wire(Protocol):
@@ -57,7 +59,7 @@ def _parsed(command: Command, options: dict[str, Any], raw: Any) -> Any:
     return raw if callback is None else callback(raw, **options)
 
 
-class Port(AsyncCoreCommands):  # type: ignore[misc, type-arg]
+class Port(AsyncCoreCommands):
     """One process's `redis.asyncio.Redis`, as far as the services use it."""
 
     def __init__(self, wire: Wire) -> None:
@@ -71,7 +73,7 @@ class Port(AsyncCoreCommands):  # type: ignore[misc, type-arg]
         (raw,) = await self._wire.call([command])
         return _parsed(command, options, raw)
 
-    def register_script(self, source: str) -> Any:
+    def register_script(self, source: str) -> Any:  # type: ignore[override]
         """To be awaited, as of the real client."""
         sha = self._wire.load(source)
 
@@ -83,23 +85,23 @@ class Port(AsyncCoreCommands):  # type: ignore[misc, type-arg]
 
         return run
 
-    async def xread(self, streams: Any, count: Any = None, block: int | None = None) -> Any:
+    async def xread(self, streams: Any, count: Any = None, block: int | None = None) -> Any:  # type: ignore[override]
         """With `block`, of the ledger's signals alone: whoever waits is told of the newest."""
         if block is None:
-            return await super().xread(streams, count=count)
+            return await super().xread(streams, count=count)  # type: ignore[misc]
         ((stream, after),) = streams.items()
         newest = await self._wire.signalled(str(after).encode(), block / 1000)
         return [] if newest is None else [(stream, [(newest, {})])]
 
     def pipeline(self, transaction: bool = True) -> PortPipeline:
         """Carried out as one either way."""
-        return PortPipeline(self._wire)
+        return PortPipeline(self._wire)  # type: ignore[abstract]
 
     async def aclose(self) -> None:
         """There is no connection."""
 
 
-class PortPipeline(AsyncCoreCommands):  # type: ignore[misc, type-arg]
+class PortPipeline(AsyncCoreCommands):
     """Commands are queued at once, and sent by `await execute()`."""
 
     def __init__(self, wire: Wire) -> None:
@@ -122,6 +124,11 @@ class PortPipeline(AsyncCoreCommands):  # type: ignore[misc, type-arg]
         queued, self._queued = self._queued, []
         answers = await self._wire.call([command for command, _ in queued]) if queued else []
         return [_parsed(command, options, raw) for (command, options), raw in zip(queued, answers, strict=True)]
+
+
+def pack(command: Command) -> Packed:
+    """In Redis' protocol."""
+    return hiredis.pack_command(command)
 
 
 class Server:
@@ -151,9 +158,9 @@ class Server:
             self._known[source] = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         return self._known[source]
 
-    def send(self, commands: Sequence[Command]) -> list[Any]:
+    def send(self, commands: Sequence[Command | Packed]) -> list[Any]:
         """One round trip; errors are among the answers."""
-        self._socket.sendall(b"".join(hiredis.pack_command(c) for c in commands))
+        self._socket.sendall(b"".join([c if isinstance(c, bytes) else pack(c) for c in commands]))
         answers: list[Any] = []
         while len(answers) < len(commands):
             self._reader.feed(self._socket.recv(_READ))

@@ -9,9 +9,11 @@ ended ◄── the job has ended and no process is left, within `FINISHED_WITHI
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,20 @@ from _books import Violation
 from _loop import Process, Stalled
 from _plan import FAULT_SECONDS, FINISHED_WITHIN, Fault, Network, Plan
 from _ray import Cluster
-from _redis import Command, Server
+from _redis import Command, Packed, Server
 from _surroundings import ROWS
 from _world import World
 
 from headrace_core import keys
 from headrace_core.drains import Drains
-from headrace_core.errors import InvalidState
+from headrace_core.durability import durable
+from headrace_core.errors import InvalidState, NotFound
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ENDED, Job, JobStore
 from headrace_core.live import Live
 from headrace_core.settings import Settings
-from headrace_gateway.controllers import WITHOUT
 
+Action = Callable[[Process], Coroutine[Any, Any, Any]]
 RECONCILE_SECONDS = 5.0
 QUIET = Network(slow=0.0, slow_seconds=0.0, lost=0.0, ghosts=0.0)
 _DUMP = """
@@ -52,31 +55,23 @@ for i = 2, #ARGV, 2 do redis.call('RESTORE', ARGV[i], 0, ARGV[i + 1]) end
 class Schedule:
     """See the module. The driver calls `advance` and `answered` in turn."""
 
-    def __init__(self, server: Server, plan: Plan, folder: Path, plant: str | None = None) -> None:
+    def __init__(self, server: Server, plan: Plan, folder: Path, plant: str | None, traced: bool) -> None:
         self.plan = plan
-        self.world = World(server, plan, folder, plant)
+        self.world = World(server, plan, folder, plant, traced)
         self.happened: Counter[str] = Counter()
         """Faults that took place, by kind."""
-        self._settings = Settings(
-            data_dir=folder,
-            weights_dir=folder / "weights",
-            lease_seconds=plan.job.lease_seconds,
-            max_restarts=3,
-            restart_window=10.0,
-            watchdog_seconds=8.0,
-            start_timeout=60.0,
-            stall_timeout=60.0,
-        )
-        self._cluster = Cluster(self.world, self._settings)
+        self._cluster = Cluster(self.world, _settings(folder, plan.job.lease_seconds))
         self._calls: Counter[str] = Counter()
         self._deadly = [f for f in plan.faults if f.kind == "dies_at_call"]
         self._damaged = False
         self._pauses_until = 0.0
+        self._asked = list[tuple[Process, Action, Callable[[], None] | None]]()
+        """By the user, and not answered yet."""
         self._begin()
 
     # ── the driver's side ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def advance(self) -> list[Command] | None:
+    def advance(self) -> list[Command | Packed] | None:
         """Run to the next question to Redis; None once the schedule is over. Raises `Violation`."""
         world = self.world
         try:
@@ -110,13 +105,16 @@ class Schedule:
 
     def _begin(self) -> None:
         self.world.before_call = self._before_call
-        self._user(lambda process: JobStore(process.port).create(self._job()), then=self._cluster.control)
+        self._submit()
         for fault in self.plan.faults:
             if fault.kind != "dies_at_call":
                 self.world.loop.after(fault.at, self._befalls, fault)
         self.world.loop.after(FAULT_SECONDS, self._no_more_faults)
         self.world.loop.after(1.0, self._look)
         self.world.loop.after(RECONCILE_SECONDS, self._reconcile)
+
+    def _submit(self) -> None:
+        self._user(lambda process: JobStore(process.port).create(self._job()), then=self._cluster.control)
 
     def _job(self) -> Job:
         job = self.plan.job
@@ -161,7 +159,7 @@ class Schedule:
 
     def _reconcile(self) -> None:
         observer = self.world.observer  # `RayControllers.reconcile`, with the job as the observer saw it last
-        if observer.status not in ("", *WITHOUT) and not observer.at_rest:
+        if observer.status and not observer.at_rest:
             self._cluster.control()
         if observer.status == "paused" and self.world.loop.now >= self._pauses_until:
             self.happened["resumed"] += 1
@@ -179,15 +177,26 @@ class Schedule:
                 return fault.detail
         return None
 
-    def _user(
-        self, action: Callable[[Process], Coroutine[Any, Any, Any]], then: Callable[[], None] | None = None
-    ) -> None:
+    def _user(self, action: Action, then: Callable[[], None] | None = None) -> None:
+        """Through a gateway, which answers when what it did is on the disk."""
         process = self._cluster.process("user")
+        asked = (process, action, then)
+        self._asked.append(asked)
 
         async def act() -> None:
+            await ask()
+            await durable(process.port)
+            self._asked.remove(asked)
+
+        async def ask() -> None:
+            known, epoch = bool(self.world.observer.status), self.world.epoch
             try:
                 await action(process)
             except InvalidState:  # the job has ended, or is elsewhere already
+                return
+            except NotFound:  # its creation was still on its way, or went with the power
+                if known and epoch == self.world.epoch:
+                    raise
                 return
             if then is not None:
                 then()
@@ -261,7 +270,14 @@ class Schedule:
         shutil.rmtree(world.weights, ignore_errors=True)
         world.snapshots = []
         world.note("redis", "starts without the last moment")
-        world.ask([("EVAL", _RESTORE, 0, world.keys.prefix + "*", *kept[0])], lambda _: world.observer.restore(seen))
+        world.ask([("EVAL", _RESTORE, 0, world.keys.prefix + "*", *kept[0])], lambda _: self._redis_is_back(seen))
+
+    def _redis_is_back(self, seen: Any) -> None:
+        self.world.observer.restore(seen)
+        asked, self._asked = self._asked, []
+        for process, action, then in asked:  # whoever had no answer asks again
+            self.world.loop.kill(process)
+            self._user(action, then)
 
     def _max_staleness(self, fault: Fault) -> None:
         self._change(fault.kind, int(fault.detail))
@@ -281,11 +297,14 @@ class Schedule:
         self._user(change)
 
     def _drain(self, fault: Fault) -> None:
-        self._user(lambda process: Drains(process.port, self.world.job_id).ask(fault.who, 2.0))
-        self.world.loop.after(fault.seconds, self._undrain, fault.who)
+        async def drain(process: Process) -> None:
+            drains = Drains(process.port, self.world.job_id)
+            await drains.ask(fault.who, 2.0)
+            await durable(process.port)
+            await asyncio.sleep(fault.seconds)
+            await drains.release(fault.who)
 
-    def _undrain(self, worker: str) -> None:
-        self._user(lambda process: Drains(process.port, self.world.job_id).release(worker))
+        self._user(drain)
 
     def _pause(self, fault: Fault) -> None:
         """Resumed by `_reconcile`: whoever waits for a job that is paused looks now and then."""
@@ -297,6 +316,21 @@ class Schedule:
 
     def _move(self, status: Any, then: Callable[[], None] | None = None) -> None:
         self._user(lambda process: JobStore(process.port).move(self.world.job_id, status), then)
+
+
+@cache
+def _settings(folder: Path, lease_seconds: float) -> Settings:
+    """The service's. To read them takes as long as a tenth of a schedule: the environment may hold some."""
+    return Settings(
+        data_dir=folder,
+        weights_dir=folder / "weights",
+        lease_seconds=lease_seconds,
+        max_restarts=3,
+        restart_window=10.0,
+        watchdog_seconds=8.0,
+        start_timeout=60.0,
+        stall_timeout=60.0,
+    )
 
 
 def drive(
@@ -318,7 +352,8 @@ def _driven(
         active += [s for _, s in zip(range(at_once - len(active)), schedules, strict=False)]
         if not active:
             return
-        asked, over = [], []
+        asked = list[tuple[Schedule, list[Command | Packed]]]()
+        over = list[tuple[Schedule, BaseException | None]]()
         for schedule in active:
             try:
                 commands = schedule.advance()

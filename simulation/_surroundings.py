@@ -35,6 +35,8 @@ from headrace_rollout import following
 from headrace_rollout import worker as rollout
 from headrace_rollout.prompts import Prompt
 
+WATCH_SECONDS, BEAT_SECONDS = 2.0, 4.0
+"""Twice as long as in the service: such looks and beats, most of which find nothing new, are a quarter of all calls."""
 ROWS = 16
 PROMPTS = [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(ROWS)]
 
@@ -123,6 +125,8 @@ def simulated_surroundings() -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         *((module, "time", clocks) for module in (learner, room, rollout, following, controller, supervisor, drains)),
         *((module, "connect", _connect) for module in (learner, rollout, controller)),
+        *((module, "BEAT_SECONDS", BEAT_SECONDS) for module in (learner, rollout)),
+        (controller, "WATCH_SECONDS", WATCH_SECONDS),
         (silence.Stillness.__init__, "__defaults__", (clocks.monotonic,)),
         (learner, "Lead", lambda *_: SimulatedLead(here().world, here())),
         (learner, "checkpoint", files),

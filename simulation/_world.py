@@ -16,6 +16,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,20 @@ from _books import BOOKS, Observer
 from _loop import Process, SimulatedLoop
 from _plan import Network, Plan
 from _plants import planted
-from _redis import Command, Port, Server
+from _redis import Command, Packed, Port, Server, pack
 from redis.exceptions import ConnectionError as RedisGone
 
 from headrace_core.keys import JobKeys
 from headrace_core.ledger import _SCRIPTS, script_source
 from headrace_core.redis import WAIT_SECONDS
 
-SCRIPT_NAMES = {script_source(name): name for name in (*_SCRIPTS, "change")}
+SCRIPT_NAMES = {script_source(name): name for name in (*_SCRIPTS, "change", "move", "rest", "drain")}
 READS = {"HGET", "HMGET", "HGETALL", "HVALS", "HLEN", "XREAD", "XRANGE", "LRANGE", "LLEN", "window", "queues"}
 EPOCH = 1.8e9
 """What the wall clocks show at the beginning."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """Something asked of Redis."""
 
@@ -93,13 +94,13 @@ class Wire:
 
 
 class World:
-    """See the module's picture. `steps` are what happened, for reading."""
+    """See the module's picture. `steps` are what happened, for reading; of one that is `traced`, with every call."""
 
-    def __init__(self, server: Server, plan: Plan, folder: Path, plant: str | None) -> None:
-        self.plan, self.folder, self.plant = plan, folder, plant
+    def __init__(self, server: Server, plan: Plan, folder: Path, plant: str | None, traced: bool) -> None:
+        self.plan, self.folder, self.plant, self.traced = plan, folder, plant, traced
         self.job_id = f"ftjob-{plan.seed}"
         self.keys = JobKeys(self.job_id)
-        self.loop = SimulatedLoop()
+        self.loop = SimulatedLoop()  # type: ignore[abstract]
         self.random = random.Random(f"world {plan.seed}")
         self.network: Network = plan.network
         self.waiters: list[asyncio.Future[None]] = []
@@ -126,13 +127,14 @@ class World:
         """Told of every call; answers where its process dies: `sent`, `flight`, `answered`, or nowhere."""
         self.on_death: list[Callable[[Process], None]] = []
         self._server, self._names = server, dict[str, str]()
-        self._books = server.load(BOOKS)
+        keys = self.keys.ledger_scripts
+        self._books = pack(("EVALSHA", server.load(BOOKS), len(keys), *keys))
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def port(self, process: Process) -> Port:
         """A client of its own."""
-        return Port(Wire(self, process))
+        return Port(Wire(self, process))  # type: ignore[abstract]
 
     def spawn(self, process: Process, main: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
         """A task of the process."""
@@ -166,8 +168,8 @@ class World:
 
     def load(self, source: str) -> str:
         """As the server knows it, with the planted bug if there is one."""
-        name = SCRIPT_NAMES.get(source, "script")
-        sha = self._server.load(_BY_OUR_CLOCK + planted(self.plant, name, source).replace(*_CLOCK))
+        name, text = _adapted(self.plant, source)
+        sha = self._server.load(text)
         self._names[sha] = name
         return sha
 
@@ -218,16 +220,13 @@ class World:
         if not call.answer.done():
             call.answer.set_exception(RedisGone("Redis is away"))
 
-    def commands(self) -> list[Command]:
+    def commands(self) -> list[Command | Packed]:
         """What Redis is to be asked now: the call, and the books after it."""
         call = self.wanted
         assert call is not None
         now = repr(EPOCH + self.loop.now + self.clock_offset)
-        asked = [_at(c, now) if call.name in _TIMED else c for c in call.commands]
-        if call.name in READS:
-            return asked
-        keys = self.keys.ledger_scripts
-        return [*asked, ("EVALSHA", self._books, len(keys), *keys)]
+        asked: list[Command | Packed] = [_at(c, now) if call.name in _TIMED else c for c in call.commands]
+        return asked if call.name in READS else [*asked, self._books]
 
     def answered(self, raw: list[Any]) -> None:
         """What Redis answered to `commands`."""
@@ -240,7 +239,8 @@ class World:
             *raw, books = raw
             if isinstance(books, Exception):
                 raise books
-            self.note(call.process.name, _shown(call, raw))
+            if self.traced:
+                self.note(call.process.name, _shown(call, raw))
             before = self.observer.signal
             self.observer.saw(call, raw, books)
             if self.observer.signal != before:
@@ -276,6 +276,13 @@ _BY_OUR_CLOCK = "local OURS = tonumber(ARGV[1]); if OURS then ARGV[1] = '' end\n
 _TIMED = {*SCRIPT_NAMES.values()}
 
 
+@cache
+def _adapted(plant: str | None, source: str) -> tuple[str, str]:
+    """(name, source with the world's clock and the planted bug) of a script as the services have it."""
+    name = SCRIPT_NAMES.get(source, "script")
+    return name, _BY_OUR_CLOCK + planted(plant, name, source).replace(*_CLOCK)
+
+
 def _at(command: Command, now: str) -> Command:
     """A ledger script's call with the server's time, if it asks for it."""
     first = 3 + int(command[2])
@@ -289,7 +296,7 @@ def _shown(call: Call, raw: list[Any]) -> str:
     command = call.commands[0]
     given = command[4 + int(command[2]) :]
     kept = {"claim": given[:1] + given[2:], "commit": given[:4], "settle": given[:5], "change": ()}.get(
-        call.name, given
+        call.name, given[1:2] if call.name in {"move", "rest", "drain"} else given
     )
     again = " (again)" if call.copies else ""
     return f"{call.name}({', '.join(str(x) for x in kept)}) → {_brief(raw[0], call.name)}{again}"
