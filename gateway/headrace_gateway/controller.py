@@ -178,12 +178,18 @@ class JobController:
                 return
 
     async def _train(self, job: Job) -> None:
-        await until([worker.start() for worker in self._crew.workers])
         learner, *rollouts = self._crew.workers
-        evaluations = Evaluations(job, self._jobs, self._ledger)
-        await evaluations.first(rollouts[0])
-        main = [learner.run(), evaluations.rest(rollouts[0])]
-        await until(main, [rollout.run() for rollout in rollouts], self._finish)
+        begin = asyncio.Event()
+        main = [learner.run(begin), self._begin(job, begin)]
+        await until(main, [rollout.run(begin) for rollout in rollouts], self._finish)
+
+    async def _begin(self, job: Job, begin: asyncio.Event) -> None:
+        """Once all are ready, and the base model is evaluated; returns after the last version's evaluation."""
+        evaluations, evaluating = Evaluations(job, self._jobs, self._ledger), self._crew.workers[1]
+        await asyncio.gather(*(worker.until_ready() for worker in self._crew.workers))
+        await evaluations.first(evaluating)
+        begin.set()
+        await evaluations.rest(evaluating)
 
     async def _finish(self) -> None:
         """All is trained: the rollout workers see the closed ledger and end."""

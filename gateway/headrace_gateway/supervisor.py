@@ -1,7 +1,7 @@
 """Keeps one worker of a job alive: starts it, runs it, and starts it again when its process dies or is ended.
 
-    start ──► ready ──► run ──► returns: done
-      ▲                  │
+    start ──► ready ──► waits for the others ──► works ──► returns: done
+      ▲                          │                 │
       └── delay ◄── died, failed, or ended by the watchdog; after the last restart `GaveUp` with the reason
 
 A fault of the user's (`InvalidRequest`: the data, the reward) is not mended by another try, and is raised as it is; a
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -67,7 +68,7 @@ class Supervisor:
         """Of the present process: set where it is ended from here, with the reason."""
         self._ready = asyncio.Event()
         self._ready_at = 0.0
-        self._supervised = self._done = False
+        self._began = self._done = False
 
     @property
     def name(self) -> str:
@@ -81,8 +82,8 @@ class Supervisor:
 
     @property
     def working(self) -> bool:
-        """Whether it is ready and its `run` is under way."""
-        return self.ready and self._supervised and not self._done
+        """Whether it is ready, and was let begin, and is not done."""
+        return self.ready and self._began and not self._done
 
     def silent(self) -> float:
         """Seconds for which its process, once ready, has not answered; 0 of one that is not, or is done."""
@@ -93,32 +94,27 @@ class Supervisor:
         if self._end is not None and not self._end.done():
             self._end.set_result(reason)
 
-    async def start(self) -> None:
-        """Returns when the worker is ready. Raises `InvalidRequest`, or `CannotGoOn` after the last restart."""
-        while not self._ready.is_set():
-            try:
-                await self._start_once()
-            except (RayError, HeadraceError) as error:
-                await self._died(error)
+    async def run(self, begin: asyncio.Event) -> str:
+        """Start the worker, and keep it alive; from `begin` on it works. Its own answer, once it ends by itself.
 
-    async def run(self) -> str:
-        """The worker's own answer, once it ends by itself."""
-        self._supervised = True
+        Raises `InvalidRequest`, or `CannotGoOn` after the last restart.
+        """
         while True:
-            await self.start()
+            await self._start()
             try:
-                answer = await self._unless_ended(self._running().run())
+                answer = await self._unless_ended(self._work(self._running(), begin))
             except (RayError, Ended) as error:
                 await self._died(error)
             else:
                 self._done = True
                 return answer
 
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """Ask the worker something, after `start`; asked again of its successor if it dies or fails meanwhile.
+    async def until_ready(self) -> None:
+        """Returns when it has started, beside `run`."""
+        await self._ready.wait()
 
-        `run` starts the successor where it is under way, else this does: a wait for what nobody starts would not end.
-        """
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Ask the worker something, beside `run`; asked again of its successor if it dies or fails meanwhile."""
         while True:
             await self._ready.wait()
             try:
@@ -126,10 +122,6 @@ class Supervisor:
             except (RayError, Ended) as error:
                 if isinstance(cause := _cause(error), InvalidRequest):
                     raise cause from error
-                if not self._supervised:
-                    await self._died(error)
-                    await self.start()
-                    continue
                 if isinstance(error, RayTaskError):  # `run` cannot know what failed beside it
                     self.end(_reason(cause))
                 await asyncio.sleep(LOOK_SECONDS)
@@ -170,6 +162,13 @@ class Supervisor:
             raise InvalidState(f"{self.name} was stopped")
         return self._process
 
+    async def _start(self) -> None:
+        while not self.ready:
+            try:
+                await self._start_once()
+            except (RayError, HeadraceError) as error:
+                await self._died(error)
+
     async def _start_once(self) -> None:
         process = self._process = self._launch(self._config)
         self._end = asyncio.get_running_loop().create_future()
@@ -183,6 +182,16 @@ class Supervisor:
         self._ready.set()
         what = ", ".join(f"{k} {v}" for k, v in facts.items())
         await self._tell(f"{self.name} is ready: {what}", data={"worker": self.name, **facts})
+
+    async def _work(self, process: Process, begin: asyncio.Event) -> str:
+        """Until then it is looked after, too: what others lack to become ready may be its to give."""
+        while not begin.is_set():
+            await process.ping()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await begin.wait()
+        self._began = True
+        return await process.run()
 
     async def _unless_ended(self, work: Awaitable[Result]) -> Result:
         """What the process answers. Raises `Ended` where it is ended from here: a stopped one tells nobody."""

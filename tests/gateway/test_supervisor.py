@@ -14,6 +14,7 @@ import pytest
 import ray
 from redis.asyncio import Redis
 
+from headrace_core.concurrency import cancel
 from headrace_core.jobs import JobStore
 from headrace_core.mending import Mending
 from headrace_core.workers import WorkerConfig
@@ -36,6 +37,13 @@ def supervisor_of(redis: Redis, launch: Callable[[WorkerConfig], Process], max_r
     return Supervisor(CONFIG, launch, JobStore(redis), Mending(redis, CONFIG.job_id), restarts)
 
 
+def begun() -> asyncio.Event:
+    """Set."""
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Within a minute."""
     async with asyncio.timeout(60):
@@ -55,6 +63,9 @@ def mortal_class() -> type:
         async def start(self) -> dict[str, Any]:
             return {}
 
+        async def ping(self) -> None:
+            """Answers."""
+
         async def evaluate(self, version: int) -> int:
             died = len(self._file.read_text()) if self._file.exists() else 0
             if died < self._deaths:
@@ -68,7 +79,7 @@ def mortal_class() -> type:
     return Mortal
 
 
-async def test_a_worker_that_dies_before_it_runs_is_started_again_up_to_a_limit(redis: Redis, tmp_path: Path) -> None:
+async def test_a_worker_that_dies_before_it_works_is_started_again_up_to_a_limit(redis: Redis, tmp_path: Path) -> None:
     with RayConnection(None):
 
         def supervisor(deaths: int) -> Supervisor:
@@ -77,14 +88,16 @@ async def test_a_worker_that_dies_before_it_runs_is_started_again_up_to_a_limit(
             return supervisor_of(redis, lambda _: OneProcess(mortal.remote(deaths, file)), max_restarts=2)
 
         mended = supervisor(deaths=2)
-        await mended.start()
+        running = asyncio.create_task(mended.run(asyncio.Event()))
         assert await mended.call("evaluate", 7) == 7
+        await cancel([running])
         await mended.stop()
 
         lost = supervisor(deaths=3)
-        await lost.start()
+        running, asked = asyncio.create_task(lost.run(asyncio.Event())), asyncio.create_task(lost.call("evaluate", 7))
         with pytest.raises(GaveUp, match="used up its restarts"):
-            await lost.call("evaluate", 7)
+            await running
+        await cancel([asked])
         told = [event for _, event in await JobStore(redis).events(CONFIG.job_id)]
         assert sum("failed and is started again" in event.message for event in told) == 4
         said = [event.data for event in told if event.level == "warn" and event.data is not None]
@@ -120,6 +133,24 @@ def rank_class() -> type:
     return Rank
 
 
+async def test_a_worker_that_dies_while_it_waits_for_others_is_started_again(redis: Redis, tmp_path: Path) -> None:
+    """Those may wait for it: a rollout worker that starts, for weights that were lost with a learner."""
+    with RayConnection(None):
+        silent, pids, begin = ray.remote(silent_class()).options(num_cpus=0), tmp_path / "pids", asyncio.Event()
+        worker = supervisor_of(redis, lambda _: OneProcess(silent.remote(str(pids))), max_restarts=1)
+        running = asyncio.create_task(worker.run(begin))
+        await worker.until_ready()
+        assert not worker.working
+        os.kill(int(pids.read_text()), signal.SIGKILL)
+        await until(lambda: not worker.ready)
+        await worker.until_ready()
+        assert len(pids.read_text().split()) == 2
+        assert not running.done()
+        begin.set()
+        assert await running == "done"
+        await worker.stop()
+
+
 async def test_when_one_rank_of_a_learner_dies_all_are_started_again(redis: Redis, tmp_path: Path) -> None:
     with RayConnection(None):
         rank = ray.remote(rank_class()).options(num_cpus=0)
@@ -127,7 +158,7 @@ async def test_when_one_rank_of_a_learner_dies_all_are_started_again(redis: Redi
             [OneProcess(rank.remote(number, str(tmp_path), number == 1)) for number in range(2)]
         )
         learner = supervisor_of(redis, launch, max_restarts=1)
-        assert await learner.run() == "rank 0 ended"
+        assert await learner.run(begun()) == "rank 0 ended"
         await learner.stop()
     assert [(tmp_path / f"rank-{number}").read_text() for number in range(2)] == ["xx", "xx"]
     told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
@@ -169,7 +200,7 @@ async def test_a_stopped_process_is_silent_and_once_ended_is_killed_and_started_
     with RayConnection(None):
         silent, pids = ray.remote(silent_class()).options(num_cpus=1), tmp_path / "pids"
         worker = supervisor_of(redis, lambda _: OneProcess(silent.remote(str(pids))), max_restarts=1)
-        running = asyncio.create_task(worker.run())
+        running = asyncio.create_task(worker.run(begun()))
         await until(lambda: worker.ready and worker.silent() == 0.0)
         pid = int(pids.read_text())
         os.kill(pid, signal.SIGSTOP)
