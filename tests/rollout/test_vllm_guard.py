@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from headrace_rollout.engines.vllm_guard import Guard
+from headrace_rollout.engines.vllm_guard import _WATCH_SECONDS, Guard
 
 PARENT = """
 import os, subprocess, sys, time
@@ -54,3 +55,27 @@ def test_a_released_guard_ends_what_is_left_and_itself() -> None:
         guard.release()
         assert left.wait(30) == -signal.SIGKILL
     guard.release()
+
+
+SHARING = """
+import sys, time
+from multiprocessing import resource_tracker, shared_memory
+memory = shared_memory.SharedMemory(create=True, size=4096)
+resource_tracker.unregister(memory._name, "shared_memory")  # as where its tracker is killed, too
+print(memory.name, flush=True)
+time.sleep(600)
+"""
+
+
+def test_memory_shared_by_one_that_was_killed_before_is_not_left() -> None:
+    guard = Guard()
+    command = [sys.executable, "-c", SHARING]
+    environment = dict(os.environ) | guard.environment
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        segment = Path("/dev/shm") / engine.stdout.readline().strip()
+        time.sleep(3 * _WATCH_SECONDS)
+        engine.kill()
+    assert segment.exists()
+    guard.release()
+    assert not segment.exists()
