@@ -4,10 +4,13 @@ The reasoning pattern reward of Lv et al., "The Climb Carves Wisdom Deeper Than 
 
     max(0, share of the phrases − distinct repeated 20-grams of words / all 20-grams of words)
 
-where a phrase counts once, however often it is there. The paper and its code differ in the share:
+where a phrase counts once, however often it is there. The paper and its published code differ in two terms:
 
-    paper   count / number of phrases: all 40 are worth 1
-    code    min(1, count / 20): 20 of them already are
+    paper   the share is count / number of phrases: all 40 are worth 1
+    code    the share is min(1, count / 20): 20 of them already are. Also subtracted: how often "user: " is there, so
+            that a completion which goes on to ask itself the next question gets 0
+
+The code also gives 0 to a completion without an answer between its tags; whether there is one is for another grader.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ ENOUGH = 20
 """Phrases that are worth 1 by the published code."""
 WORDS = 20
 """Of an n-gram of the repetition penalty."""
+NEXT_TURN = "user: "
+"""How a completion that writes the next turn of its chat itself begins it, in lower case."""
 
 
 def _lowered(phrases: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,7 +71,8 @@ class ReasoningPattern:
         """Nothing to start."""
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """From 0 to 1 a sample; components `phrases` (a count) and `repetition` (a share)."""
+        """From 0 to 1 a sample; components `phrases` (a count), `repetition` (a share), and with the scaling `code`
+        `user_turns` (a count)."""
         return [self.of(sample.output_text) for sample in samples]
 
     async def close(self) -> None:
@@ -74,11 +80,15 @@ class ReasoningPattern:
 
     def of(self, text: str) -> Score:
         """The score of one completion."""
-        lowered = text.lower()
-        count = sum(phrase in lowered for phrase in self._spec.phrases)
-        share = count / len(self._spec.phrases) if self._spec.scaling == "paper" else min(1.0, count / ENOUGH)
-        repeated = repetition(lowered) if self._spec.repetition_penalty else 0.0
-        return Score(max(0.0, share - repeated), {"phrases": float(count), "repetition": repeated})
+        lowered, spec = text.lower(), self._spec
+        count = sum(phrase in lowered for phrase in spec.phrases)
+        repeated = repetition(lowered) if spec.repetition_penalty else 0.0
+        components = {"phrases": float(count), "repetition": repeated}
+        if spec.scaling == "paper":
+            return Score(max(0.0, count / len(spec.phrases) - repeated), components)
+        turns = float(lowered.count(NEXT_TURN))
+        value = min(1.0, count / ENOUGH) - repeated - turns
+        return Score(max(0.0, value), {**components, "user_turns": turns})
 
 
 def repetition(text: str) -> float:

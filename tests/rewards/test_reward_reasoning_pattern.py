@@ -81,6 +81,20 @@ async def test_the_penalty_is_subtracted_and_can_be_left_out() -> None:
     assert await value(text, repetition_penalty=False) == Score(1 / 40, {"phrases": 1.0, "repetition": 0.0})
 
 
+@pytest.mark.parametrize("repetition_penalty", [True, False])
+async def test_the_published_code_gives_nothing_to_a_completion_that_asks_itself_the_next_question(
+    repetition_penalty: bool,
+) -> None:
+    """One off for every "user: ", in any case, after the share was capped; the paper has no such term."""
+    asks = f"{EVERY_PHRASE} <answer> 4 </answer> User: What is 3 + 4?"
+    penalty = {"repetition_penalty": repetition_penalty}
+    found = await value(asks, scaling="code", **penalty)
+    assert found == Score(0.0, {"phrases": 40.0, "repetition": 0.0, "user_turns": 1.0})
+    assert (await value(f"{asks} user: and 5?", scaling="code", **penalty)).components["user_turns"] == 2.0
+    assert (await value(EVERY_PHRASE + " user:4, a user", scaling="code", **penalty)).value == 1.0
+    assert await value(asks, **penalty) == Score(1.0, {"phrases": 40.0, "repetition": 0.0})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
