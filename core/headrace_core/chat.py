@@ -48,7 +48,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     """A completion ends before the first of them."""
     seed: int | None = None
-    """Of the first completion; the next one's is one more."""
+    """Each completion's own is derived from it and from the completion's number."""
 
 
 class ChatToken(msgspec.Struct, frozen=True):

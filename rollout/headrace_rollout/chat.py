@@ -27,6 +27,7 @@ from jinja2 import TemplateError
 from headrace_core.chat import ChatBegun, ChatConfig, ChatFacts, ChatPart, ChatProgress, ChatRequest
 from headrace_core.concurrency import cancel, first_to_end
 from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
+from headrace_core.seeds import derived_seed
 
 from .chat_text import ChatText
 from .concurrency import all_or_none
@@ -240,7 +241,7 @@ class Chat:
 
     def _sampling(self, choice: int) -> SamplingConfig:
         r = self._request
-        seed = None if r.seed is None else (r.seed + choice) % 2**63
+        seed = None if r.seed is None else derived_seed(r.seed, choice)
         return SamplingConfig(self._max_tokens, temperature=r.temperature, top_p=r.top_p, seed=seed)
 
     def _part(self, choice: int) -> ChatPart | None:

@@ -36,6 +36,7 @@ from headrace_core.live import Live
 from headrace_core.mending import Mending
 from headrace_core.metrics import EvaluationMetrics, WorkerMetrics, WorkerState
 from headrace_core.redis import connect
+from headrace_core.seeds import derived_seed
 from headrace_core.timesplit import TimeSplit
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
@@ -103,7 +104,7 @@ class RolloutWorker:
             max_running=s.max_running,
             threads=self._config.threads,
             kv_cache_gib=s.kv_cache_gib,
-            seed=s.seed + sum(self._config.worker.encode()),  # workers must not sample the same completions
+            seed=derived_seed(s.seed, self._config.worker),  # workers must not sample the same completions
             update_mode=s.update_mode,
             lora_rank=s.lora_rank,
             distributions=any("distribution" in needs(self._grader, evaluating) for evaluating in (False, True)),

@@ -145,6 +145,13 @@ async def test_workers_that_ask_at_once_share_the_window(start: Start, ledger: L
     assert await asyncio.gather(*runs) == ["stopped", "stopped"]
 
 
+async def test_workers_sample_by_seeds_of_their_own(start: Start) -> None:
+    """Also those whose names are made of the same characters, and the neighbours of jobs with neighbouring seeds."""
+    workers = [await start(name, ready=False, seed=seed) for seed in (0, 1) for name in ("rollout-12", "rollout-21")]
+    workers += [await start("rollout-0", ready=False, seed=1), await start("rollout-1", ready=False, seed=0)]
+    assert len({worker._engine_config().seed for worker in workers}) == len(workers)
+
+
 async def test_it_fills_the_window_and_waits_for_the_learner(start: Start, ledger: Ledger, tmp_path: Path) -> None:
     worker = await start()
     run = asyncio.create_task(worker.run())
