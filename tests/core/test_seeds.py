@@ -15,4 +15,4 @@ def test_a_thousand_workers_of_several_jobs_all_have_seeds_of_their_own() -> Non
 def test_what_is_hashed_is_told_apart_by_its_parts() -> None:
     assert derived_seed(1, 23) != derived_seed(12, 3)
     assert derived_seed(0, "1") != derived_seed(0, 1)
-    assert derived_seed(0, "rollout-0") == 0xa13354b3, "the same in every process, on every machine"
+    assert derived_seed(0, "rollout-0") == 0xA13354B3, "the same in every process, on every machine"
