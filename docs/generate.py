@@ -51,6 +51,9 @@ default. A dash is a default that depends on the model or the data; the value in
 - steps: `n_steps`, or as many as `n_epochs` passes over the training file need, one pass by default;
 - learning rate: `learning_rate`, or a base of BASE_RATE times `learning_rate_multiplier`;
 - `max_context` is at most what the model takes, and `max_tokens` gives way to long prompts, where you set neither;
+- training samples from the whole distribution at `temperature`: `top_p`, `top_k` and `min_p` are taken with the values
+  that cut nothing (1; 0 or -1; 0) and refused with any other
+  ([decision 0028](decisions/0028-training-samples-the-whole-distribution.md));
 - evaluations every tenth of the job, checkpoints every fifth.
 
 How `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, the clip and the staleness weight

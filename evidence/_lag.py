@@ -127,7 +127,7 @@ class LaggedRun:
         """`batch_size` groups for the next step, by the behaviour policy."""
         s = self._settings
         wants_greedy = ALGORITHMS[s.algorithm].wants_greedy
-        sampling = SamplingConfig(s.max_tokens, s.temperature, s.top_p)
+        sampling = SamplingConfig(s.max_tokens, s.temperature)
         configs = [sampling] * s.group_size + [SamplingConfig(s.max_tokens, temperature=0.0)] * wants_greedy
         numbers = range(self.version * s.batch_size, (self.version + 1) * s.batch_size)
         prompts = [self._prompts[self._order.row(number)] for number in numbers]

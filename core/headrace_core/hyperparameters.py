@@ -17,6 +17,10 @@ from .staleness import Late, Limits
 BASE_LEARNING_RATE = 1e-5
 """What learning_rate_multiplier scales."""
 
+WHOLE_DISTRIBUTION: dict[str, tuple[float, ...]] = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,)}
+"""Ways to cut the distribution that is sampled from, and their values that cut nothing, the only ones taken: decision
+0028. A new way to cut is a line here."""
+
 Whole = Annotated[int, Field(le=10**9)]
 
 LossMean = Literal["token", "sequence", "constant"]
@@ -34,6 +38,8 @@ def _with_auto(schema: dict[str, Any]) -> None:
         schema["properties"][name] = {"anyOf": [*field.pop("anyOf", [field]), {"const": "auto"}]} | described
     effort = {"const": "default", "description": "There are no levels of it here: max_tokens bounds it."}
     schema["properties"]["reasoning_effort"] = effort
+    for name, whole in WHOLE_DISTRIBUTION.items():
+        schema["properties"][name] = {"enum": list(whole), "description": "Training samples the whole distribution."}
 
 
 class Hyperparameters(BaseModel):
@@ -138,7 +144,6 @@ class Hyperparameters(BaseModel):
     engine: Literal["vllm", "transformers"] = Field("vllm", description="What generates.")
     rollout_workers: int = Field(1, ge=1, le=256, description="Rollout workers, each with an engine of its own.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
     max_tokens: Whole = Field(256, ge=1, description="Longest completion.")
     max_context: Whole = Field(2048, ge=8, description="Longest prompt and completion together.")
     max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
@@ -181,6 +186,12 @@ class Hyperparameters(BaseModel):
         given = {k: v for k, v in data.items() if v != "auto"}
         if given.pop("reasoning_effort", "default") != "default":
             raise ValueError("reasoning_effort: there are no levels of it here; bound completions with max_tokens")
+        for name, harmless in WHOLE_DISTRIBUTION.items():
+            if given.pop(name, harmless[0]) not in harmless:
+                raise ValueError(
+                    f"{name}: training samples from the whole distribution, as a gradient from a part of it "
+                    f"would be off by the mass of the rest; leave {name} out, and lower temperature instead"
+                )
         facts = ALGORITHMS.get(str(given.get("algorithm", cls.model_fields["algorithm"].default)))
         if facts is None:
             return given

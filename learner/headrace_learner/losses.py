@@ -7,10 +7,8 @@
     u = π_θ/π_prox      what this step's updates did so far: what a clip looks at
     w = π_prox/π_b      staleness: what versions since the sampling did; `importance` makes the weight of it
 
-All three are of the distribution at the sampling temperature: log softmax(logits / temperature). With top_p < 1 the
-engine samples from the renormalised nucleus while π_prox and π_θ stay untruncated, because the nucleus itself changes
-with the weights. π_prox/π_b is then below 1 by the nucleus' mass, even on-policy: the right importance weight inside
-the nucleus, blind outside it.
+All three are of the distribution at the sampling temperature, over the whole vocabulary: log softmax(logits /
+temperature). A job that would sample from a part of it (`top_p`) is refused at submission (decision 0028).
 
 A loss function returns one value a token and never reduces: how tokens, completions and minibatches are averaged is a
 scale of each token that the batch knows (`batch.MiniBatch`).

@@ -48,7 +48,7 @@ class GroupMaker:
         self._prompts = prompts
         self._settings = settings
         self._order = PromptOrder(len(prompts), settings.seed)
-        self._sampling = SamplingConfig(settings.max_tokens, settings.temperature, settings.top_p)
+        self._sampling = SamplingConfig(settings.max_tokens, settings.temperature)
         self._greedy = SamplingConfig(settings.max_tokens, temperature=0.0)
         self._wants_greedy = ALGORITHMS[settings.algorithm].wants_greedy
 

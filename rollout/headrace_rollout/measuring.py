@@ -68,14 +68,10 @@ class Measurer:
         slot_freed: Callable[[], None] = lambda: None,
     ) -> None:
         """`slot_freed` is called each time the engine has one request less. Raises `InvalidData` for a row that lacks
-        its reference answer, `InvalidRequest` for settings under which nothing can be measured."""
+        its reference answer, `InvalidRequest` for two graders that would measure different ones."""
         self._needs = needs(grader, evaluating)
         self._spec = _likelihood(list(asked(grader, evaluating)))
         self._references = None if self._spec is None else ReferenceAnswers(tokenizer, self._spec, prompts)
-        if "distribution" in self._needs and settings.top_p < 1:
-            raise InvalidRequest(
-                "this grader measures whole distributions, and top_p cuts them: set it to 1", param="top_p"
-            )
         self._engine = engine
         self._settings = settings
         self._slot_freed = slot_freed

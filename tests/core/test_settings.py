@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.hyperparameters import WHOLE_DISTRIBUTION, Hyperparameters
 from headrace_core.settings import Settings
 from headrace_core.staleness import Limits
 
@@ -41,6 +41,9 @@ def test_a_setting_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name
         ({"max_staleness": -1}, "max_staleness"),
         ({"late": "never"}, "late"),
         ({"temperature": 0}, "temperature"),
+        ({"top_p": 0.95}, "top_p: training samples from the whole distribution"),
+        ({"top_k": 50}, "top_k: training samples from the whole distribution"),
+        ({"min_p": "0.1"}, "min_p: training samples from the whole distribution"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], says: str) -> None:
@@ -51,6 +54,12 @@ def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], says: str) -> 
 def test_auto_takes_the_default() -> None:
     auto = dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"), "auto")
     assert Hyperparameters.model_validate(auto) == Hyperparameters()
+
+
+def test_ways_to_cut_the_distribution_are_taken_where_they_cut_nothing() -> None:
+    neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
+    assert Hyperparameters.model_validate(neutral) == Hyperparameters()
+    assert not WHOLE_DISTRIBUTION.keys() & Hyperparameters.model_fields.keys(), "refused before it is read"
 
 
 def test_steps_and_limits() -> None:

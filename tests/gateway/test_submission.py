@@ -188,6 +188,7 @@ async def test_openais_hyperparameters_mean_something(
     ("asked", "param", "message"),
     [
         ({"reasoning_effort": "high"}, "", "max_tokens"),
+        ({"top_p": 0.9}, "", "top_p: training samples from the whole distribution"),
         ({"compute_multiplier": 11}, ".compute_multiplier", "less than or equal to 10"),
         ({"compute_multiplier": 10, "group_size": 64}, ".group_size", "less than or equal to 256"),
         ({"compute_multiplier": 0.01}, "", "group_size must be at least 2"),
