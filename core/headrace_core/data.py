@@ -26,6 +26,8 @@ class Row:
 
     messages: list[dict[str, Any]]
     item: dict[str, Any]
+    line: int = 0
+    """Of its file, from 1 on."""
 
 
 def names_task(reference: str) -> bool:
@@ -47,7 +49,7 @@ def read_rows(path: Path, name: str | None = None, sha256: str | None = None) ->
             lines.seek(0)
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    rows.append(_row(line, f"{name}, line {number}"))
+                    rows.append(_row(line, name, number))
     except OSError as error:
         raise InvalidData(f"{name} cannot be read: {path}: {error.strerror}; upload it again") from error
     if not rows:
@@ -55,9 +57,32 @@ def read_rows(path: Path, name: str | None = None, sha256: str | None = None) ->
     return rows
 
 
-def _row(line: bytes, where: str) -> Row:
+def check_prompt(where: str, tokens: int, largest_id: int, room: int, vocabulary: int | None) -> None:
+    """Raises `InvalidData` for a prompt that no engine can serve: of no token, of more than `room`, or with an id that
+    the model's embeddings (`vocabulary` of them; None: not known) do not have. `where` names file and line."""
+    if tokens < 1:
+        raise InvalidData(
+            f"{where}: the prompt has no tokens: its messages are empty, and this model begins a text with none",
+            code="prompt_empty",
+        )
+    if tokens > room:
+        raise InvalidData(
+            f"{where}: the prompt has {tokens} tokens, and only {room} fit beside max_tokens in the context: shorten "
+            "it, lower max_tokens, or raise max_context if the model allows",
+            code="prompt_too_long",
+        )
+    if vocabulary is not None and largest_id >= vocabulary:
+        raise InvalidData(
+            f"{where}: the prompt has the token id {largest_id}, and the model knows ids 0 … {vocabulary - 1}: the "
+            "tokenizer holds more tokens than the model has embeddings; leave those tokens out, or resize the model",
+            code="prompt_unknown_token",
+        )
+
+
+def _row(text: bytes, name: str, line: int) -> Row:
+    where = f"{name}, line {line}"
     try:
-        value = _decoder.decode(line)
+        value = _decoder.decode(text)
     except UNREADABLE as error:
         raise InvalidData(f"{where}: not JSON: {error}") from error
     messages = value.get("messages") if isinstance(value, dict) else None
@@ -68,7 +93,7 @@ def _row(line: bytes, where: str) -> Row:
             raise InvalidData(f"{where}: each message needs a `role` and a text `content`")
     if messages[-1]["role"] != "user":
         raise InvalidData(f"{where}: the last message must have the role `user`, not {messages[-1]['role']!r}")
-    return Row(messages, {k: v for k, v in value.items() if k != "messages"})
+    return Row(messages, {k: v for k, v in value.items() if k != "messages"}, line)
 
 
 class PromptOrder:

@@ -36,14 +36,23 @@ class Model:
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens by the model's config.json; None where that does not say. Raises `Damaged`."""
+        return self._size("context", _CONTEXT_FIELDS)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Token ids that its embeddings know, by config.json; None where that does not say. Raises `Damaged`."""
+        return self._size("vocabulary", ("vocab_size",))
+
+    def _size(self, what: str, names: Sequence[str]) -> int | None:
+        """The first of `names` in config.json, where that of the text model in it comes first."""
         file = self.path / "config.json"
         config = json_of(file)
         text = config.get("text_config")
         config |= text if isinstance(text, dict) else {}
-        found: Any = next((config[f] for f in _CONTEXT_FIELDS if config.get(f)), None)
+        found: Any = next((config[name] for name in names if config.get(name)), None)
         if found is None or (type(found) is int and found > 0):
             return found
-        raise Damaged(f"{file} gives a context of {found!r:.100}: {RESTORE}", param="model")
+        raise Damaged(f"{file} gives a {what} of {found!r:.100}: {RESTORE}", param="model")
 
 
 class Models:

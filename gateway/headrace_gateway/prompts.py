@@ -1,28 +1,78 @@
 """How many tokens a prompt has, at submission and without torch: the model's own tokenizer.json and chat template.
 
-The rollout worker counts again with the full tokenizer before it generates; a test holds both counts equal.
+The rollout worker counts again with the full tokenizer before it generates; tests hold both equal: rendering to that of
+transformers, over templates in the shapes of public model families.
+
+    PromptCounter(model).sizes(conversations)      plain values in and out, no state but the model's files: what one
+                                                   conversation asks for can be computed in any process
+    check_prompts(model, rows, name, room, …)      the same with names and lines, for a file that was uploaded
+
+A template is a program of the model's author: it runs in Jinja's sandbox, and may fail, or take long, in any way.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from headrace_core.data import Row
+from headrace_core.data import Row, check_prompt
 from headrace_core.errors import Damaged, InvalidData, InvalidRequest
 
 from .model_folder import RESTORE, json_of, text_of
 
 MOST_CHECKED = 10_000
 """Rows counted at submission; the rest is checked by the rollout worker at its start."""
+ENCODED_AT_ONCE = 256
+"""Conversations rendered and encoded together: a bound on the memory that takes."""
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of a model's chat templates beside the default one."""
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_GPT2 = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+_CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+    "GPT2Tokenizer": _GPT2,
+    "GPTNeoXTokenizer": {**_GPT2, "pad_token": "<|padding|>"},
+    "Qwen2Tokenizer": {
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    },
+}
+"""Special tokens of the tokenizer classes of common families, where tokenizer_config.json leaves them out."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """Of one conversation, the generation prompt included."""
+
+    tokens: int
+    largest_id: int
+    """-1 where there are no tokens."""
+
+
+class PromptRefused(InvalidData):
+    """The chat template refuses a conversation; `index` says which of those that were given."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class PromptCounter:
@@ -37,75 +87,139 @@ class PromptCounter:
             )
         self._tokenizer = _tokenizer(tokenizer)
         config = model / "tokenizer_config.json"
-        self._names = json_of(config) if config.is_file() else {}
-        source = _template_source(model, self._names)
-        self._template = None if source is None else _template(model, source)
+        settings = json_of(config) if config.is_file() else {}
+        source = _template_source(model, settings)
+        self._template = None if source is None else _compiled(model, source)
+        self._special = _special_tokens(model, settings)
 
-    def count(self, rows: Sequence[Row]) -> list[int]:
-        """Tokens of each row's prompt, generation prompt included. Raises `InvalidData` where the template does."""
+    def sizes(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[PromptSize]:
+        """One after the other, in order. Raises `PromptRefused` where the template does."""
         with_special = self._template is None  # a chat template writes its special tokens itself
-        texts = [self._text(row) for row in rows]
-        return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=with_special)]
+        for first in range(0, len(conversations), ENCODED_AT_ONCE):
+            some = conversations[first : first + ENCODED_AT_ONCE]
+            texts = [self.text(messages, index) for index, messages in enumerate(some, start=first)]
+            for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=with_special):
+                yield PromptSize(len(encoded.ids), max(encoded.ids, default=-1))
 
-    def _text(self, row: Row) -> str:
+    def text(self, messages: Sequence[Mapping[str, Any]], index: int = 0) -> str:
+        """A conversation as the model reads it. Raises `PromptRefused`, which carries `index`."""
         if self._template is None:
-            return "\n".join(m["content"] for m in row.messages)
-        special = {k: _content(v) for k, v in self._names.items() if k.endswith("_token") and v is not None}
+            return "\n".join(m["content"] for m in messages)
         try:
-            return self._template.render(messages=row.messages, add_generation_prompt=True, **special)
+            return render(self._template, messages, self._special)
         except Exception as error:  # a template is a program: it may fail in any way
-            raise InvalidData(f"the model's chat template refuses the messages: {error}", param="messages") from error
+            told = str(error) or type(error).__name__
+            raise PromptRefused(f"the model's chat template refuses the messages: {told}", index) from error
 
 
-def longest_prompt(model: Path, path: Path, rows: Sequence[Row], name: str, most: int) -> int:
-    """Tokens of the longest of the first `MOST_CHECKED` prompts. Raises `InvalidData`: the line of one above `most`."""
-    counts = PromptCounter(model).count(rows[:MOST_CHECKED])
-    for row, tokens in enumerate(counts):
-        if tokens > most:
-            raise InvalidData(
-                f"{name}, line {_line_of(path, row)}: the prompt has {tokens} tokens, and only {most} fit beside "
-                "max_tokens in the context: shorten it, lower max_tokens, or raise max_context if the model allows",
-                code="prompt_too_long",
-            )
-    return max(counts)
+def check_prompts(
+    model: Path, rows: Sequence[Row], name: str, room: int, vocabulary: int | None = None
+) -> tuple[int, int]:
+    """(tokens, line) of the longest prompt of the first `MOST_CHECKED` rows of the file `name`.
+
+    Raises `InvalidData` with the line of one that has no tokens, more than `room`, an id that is none of the model's
+    `vocabulary`, or that the chat template refuses.
+    """
+    checked, longest = rows[:MOST_CHECKED], (0, 0)
+    sizes = PromptCounter(model).sizes([row.messages for row in checked])
+    try:
+        for row, size in zip(checked, sizes, strict=True):
+            check_prompt(f"{name}, line {row.line}", size.tokens, size.largest_id, room, vocabulary)
+            longest = max(longest, (size.tokens, row.line), key=lambda found: found[0])
+    except PromptRefused as error:
+        raise InvalidData(f"{name}, line {checked[error.index].line}: {error.message}") from error
+    return longest
 
 
-def _line_of(path: Path, row: int) -> int:
-    """The line of row number `row`: empty lines are not rows."""
-    with path.open("rb") as lines:
-        filled = (number for number, line in enumerate(lines, start=1) if line.strip())
-        return next(number for index, number in enumerate(filled) if index == row)
+def render(template: Template, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:
+    """What transformers' `apply_chat_template` makes of the messages, with the generation prompt."""
+    # Given as None, not left out: templates ask `tools is not none`.
+    return template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **special)
+
+
+def compiled(source: str) -> Template:
+    """Raises Jinja's `TemplateError`, or `RecursionError`."""
+    return _environment().from_string(source)
 
 
 def _tokenizer(file: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise Damaged(f"{file} is no tokenizer: {error}: {RESTORE}", param="model") from error
+    # Saved with it, they are of somebody's batches, and no part of the tokenizer: transformers ignores them, too.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
-def _template(model: Path, source: Any) -> Template:
+def _compiled(model: Path, source: Any) -> Template:
     if not isinstance(source, str):
         raise Damaged(f"the chat template of {model} is no text: {RESTORE}", param="model")
     try:
-        return _environment().from_string(source)
+        return compiled(source)
     except (TemplateError, RecursionError) as error:
-        raise Damaged(f"the chat template of {model} is none: {error}: {RESTORE}", param="model") from error
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise Damaged(f"the chat template of {model} is none{line}: {error}: {RESTORE}", param="model") from error
 
 
 def _template_source(model: Path, config: dict[str, Any]) -> Any:
-    file = model / "chat_template.jinja"
-    if file.is_file():
-        return text_of(file)
+    """The default one. Files of their own come before what tokenizer_config.json holds, as in transformers."""
     source = config.get("chat_template")
     if isinstance(source, list):  # several named templates
-        named = [t for t in source if isinstance(t, dict)]
-        source = next((t.get("template") for t in named if t.get("name") == "default"), None)
-    return source
+        source = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+    file, more = model / "chat_template.jinja", sorted((model / MORE_TEMPLATES).glob("*.jinja"))
+    if more:
+        source = {path.name.removesuffix(".jinja"): text_of(path) for path in more}
+    if file.is_file():
+        source = text_of(file)
+    if not isinstance(source, dict):
+        return source
+    if "default" not in source:
+        names = ", ".join(sorted(map(str, source))) or "none"
+        raise InvalidRequest(
+            f"{model} has named chat templates ({names}), and none of them is the default: save the one that prompts "
+            "are to have as chat_template.jinja",
+            param="model",
+        )
+    return source["default"]
 
 
-def _content(token: Any) -> str:
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token)
+def _special_tokens(model: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """What a template knows by name: `bos_token`, …; as transformers gives them to it."""
+    tokens: dict[str, Any] = {}
+    class_name = config.get("tokenizer_class")
+    if isinstance(class_name, str):
+        tokens |= _CLASS_TOKENS.get(class_name.removesuffix("Fast"), {})
+    tokens |= {name: token for name, token in config.items() if name.endswith("_token")}
+    for more in (config.get("model_specific_special_tokens"), config.get("extra_special_tokens")):
+        tokens |= more if isinstance(more, dict) else {}
+    legacy = model / "special_tokens_map.json"
+    if "added_tokens_decoder" not in config and legacy.is_file():
+        tokens |= {name: token for name, token in json_of(legacy).items() if name in _NAMED_TOKENS}
+    found = {name: token["content"] if _is_added(token) else token for name, token in tokens.items()}
+    return {name: token for name, token in found.items() if isinstance(token, str)}
+
+
+def _is_added(token: Any) -> bool:
+    """Whether it is a token with its settings (`lstrip`, …), as the tokenizers library saves one."""
+    return isinstance(token, dict) and "content" in token
+
+
+class _Generation(Extension):
+    """`{% generation %} … {% endgeneration %}` marks what the assistant wrote, for masks; it writes nothing itself."""
+
+    tags = {"generation"}  # noqa: RUF012  (Jinja's own form)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """A block with a scope of its own, as transformers parses it."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+    @staticmethod
+    def _written(caller: Any) -> Any:
+        return caller()
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -114,8 +228,19 @@ def _environment() -> ImmutableSandboxedEnvironment:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment

@@ -18,7 +18,7 @@ from .context import Gateway
 from .files import StoredFile
 from .graders import checked_grader
 from .models import Model
-from .prompts import longest_prompt
+from .prompts import check_prompts
 from .schemas import CreateJob
 from .task_files import TaskFiles
 
@@ -128,7 +128,10 @@ async def _measured(
         raise InvalidRequest(message, param=f"{_SETTINGS}.max_tokens")
     try:
         rows = await asyncio.to_thread(read_rows, path, name, stored.sha256)
-        return rows, await asyncio.to_thread(longest_prompt, model.path, path, rows, name, context - completion)
+        longest, _ = await asyncio.to_thread(
+            check_prompts, model.path, rows, name, context - completion, model.vocabulary
+        )
+        return rows, longest
     except InvalidRequest as error:
         raise type(error)(error.message, param=error.param or param, code=error.code) from error
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import AutoTokenizer
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoTokenizer
 
-from headrace_core.data import Row, read_rows
+from headrace_core.data import Row, check_prompt, read_rows
 from headrace_core.errors import InvalidData
 
 
@@ -31,6 +32,9 @@ class Tokenizer:
 
     def __init__(self, model: Path) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+        text_model = AutoConfig.from_pretrained(str(model), local_files_only=True).get_text_config()
+        self.vocabulary: int | None = getattr(text_model, "vocab_size", None)
+        """How many token ids the model's embeddings know, as far as its config.json says."""
 
     def prompt(self, messages: Sequence[dict[str, Any]]) -> npt.NDArray[np.int32]:
         """[P] token ids. A base model without a chat template sees the contents, one after the other."""
@@ -56,15 +60,15 @@ class Tokenizer:
 
 
 def read_prompts(path: Path, tokenizer: Tokenizer, longest: int, sha256: str | None = None) -> list[Prompt]:
-    """Every row of a file as a prompt. Raises `InvalidData` for a row of more than `longest` tokens, and as
-    `read_rows` does."""
+    """Every row of a file as a prompt. Raises `InvalidData` for one that no engine can serve, with its line (see
+    `check_prompt`; there is room for `longest` tokens), and as `read_rows` does."""
     prompts = []
     for number, row in enumerate(read_rows(path, sha256=sha256)):
-        ids = tokenizer.prompt(row.messages)
-        if len(ids) > longest:
-            raise InvalidData(
-                f"{path.name}, row {number + 1}: the prompt has {len(ids)} tokens, and only {longest} fit beside "
-                "max_tokens in the context: shorten it, lower max_tokens or raise max_context"
-            )
+        where = f"{path.name}, line {row.line}"
+        try:
+            ids = tokenizer.prompt(row.messages)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InvalidData(f"{where}: the model's chat template refuses the messages: {error}") from error
+        check_prompt(where, len(ids), int(ids.max(initial=-1)), longest, tokenizer.vocabulary)
         prompts.append(Prompt(number, ids, row))
     return prompts

@@ -13,7 +13,6 @@ from redis.asyncio import Redis
 
 from damage import damages
 from headrace_core import keys
-from headrace_core.data import Row
 from headrace_core.errors import Damaged, InvalidData, InvalidRequest, NotAuthenticated, Unavailable, WeightsDamaged
 from headrace_core.jobs import Checkpoint, JobStore
 from headrace_core.keys import JobKeys
@@ -138,7 +137,7 @@ def test_a_damaged_model_folder_is_named(name: str, tmp_path: Path) -> None:
         folder = changed(ADDER / "model", file, raw)
         try:
             assert (Model(MODEL, folder, 0.0, "headrace").context or 1) > 0
-            assert PromptCounter(folder).count([Row([{"role": "user", "content": "2 + 2"}], {})])[0] >= 0
+            assert next(PromptCounter(folder).sizes([[{"role": "user", "content": "2 + 2"}]])).tokens >= 0
         except InvalidRequest as error:  # `Damaged`, or what the template says of the messages
             told = isinstance(error, Damaged)
             assert (str(folder) if told else "the model's chat template refuses") in error.message, what  # noqa: PT017

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from headrace_core.data import Row, read_rows
 from headrace_core.errors import InvalidData, InvalidRequest
-from headrace_gateway.prompts import PromptCounter
+from headrace_gateway.prompts import PromptCounter, check_prompts
 
 from .conftest import ADDER
 
@@ -31,20 +31,22 @@ def test_counts_are_those_of_the_full_tokenizer() -> None:
     expected = [
         len(full.apply_chat_template(row.messages, add_generation_prompt=True, return_dict=False)) for row in rows
     ]
-    assert PromptCounter(ADDER / "model").count(rows) == expected
+    sizes = list(PromptCounter(ADDER / "model").sizes([row.messages for row in rows]))
+    assert [size.tokens for size in sizes] == expected
+    assert all(0 < size.largest_id < len(full) for size in sizes)
 
 
 def test_a_model_without_a_template_sees_the_contents(tmp_path: Path) -> None:
     shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
     counter = PromptCounter(tmp_path)
-    assert counter.count([Row([{"role": "user", "content": "What is 3?"}], {})]) == [4]
+    assert [size.tokens for size in counter.sizes([[{"role": "user", "content": "What is 3?"}]])] == [4]
 
 
 def test_what_a_template_refuses_is_the_datas_fault(tmp_path: Path) -> None:
     shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(InvalidRequest, match="roles must alternate"):
-        PromptCounter(tmp_path).count([Row(TALK, {})])
+        list(PromptCounter(tmp_path).sizes([TALK]))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,41 @@ def test_a_template_reaches_nothing_of_python(tmp_path: Path, template: str) -> 
     shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
     with pytest.raises(InvalidData, match="chat template refuses"):
-        PromptCounter(tmp_path).count([Row(TALK, {})])
+        list(PromptCounter(tmp_path).sizes([TALK]))
+
+
+def test_a_line_that_a_template_refuses_is_named(tmp_path: Path) -> None:
+    shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
+    refusing = "{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}1"
+    (tmp_path / "chat_template.jinja").write_text(refusing)
+    rows = [Row(TALK[1:2], {}, 1)] * 300 + [Row(TALK, {}, 302)]
+    with pytest.raises(InvalidData, match=r"data\.jsonl, line 302: the model's chat template refuses .*one at a time"):
+        check_prompts(tmp_path, rows, "data.jsonl", 100)
+
+
+@pytest.mark.parametrize(
+    ("content", "room", "vocabulary", "code"),
+    [
+        ("", 10, None, "prompt_empty"),
+        ("1 2 3 4", 3, None, "prompt_too_long"),
+        ("9", 10, 3, "prompt_unknown_token"),
+    ],
+)
+def test_a_row_that_no_engine_can_serve_is_named(
+    tmp_path: Path, content: str, room: int, vocabulary: int | None, code: str
+) -> None:
+    shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
+    rows = [Row([{"role": "user", "content": content}], {}, 7)]
+    with pytest.raises(InvalidData, match=r"data\.jsonl, line 7: ") as refusal:
+        check_prompts(tmp_path, rows, "data.jsonl", room, vocabulary)
+    assert refusal.value.code == code
+
+
+def test_the_longest_prompt_is_told_with_its_line(tmp_path: Path) -> None:
+    shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
+    rows = [Row([{"role": "user", "content": text}], {}, line) for line, text in ((1, "1"), (3, "1 2 3"), (4, "4 5"))]
+    tokens, line = check_prompts(tmp_path, rows, "data.jsonl", 100)
+    assert (tokens > 1, line) == (True, 3)
 
 
 def test_a_model_without_a_fast_tokenizer(tmp_path: Path) -> None:
