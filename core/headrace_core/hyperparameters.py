@@ -24,7 +24,7 @@ WHOLE_DISTRIBUTION: dict[str, tuple[float, ...]] = {"top_p": (1,), "top_k": (0, 
 Whole = Annotated[int, Field(le=10**9)]
 
 LossMean = Literal["token", "sequence", "constant"]
-KlEstimator = Literal["k1", "k2", "k3"]
+KlEstimator = Literal["k1", "k2", "k3", "k1+", "k3+"]
 OptimizerName = Literal["adamw", "galore", "fira", "dct_adamw"]
 Proximal = Literal["recompute", "interpolate", "behaviour"]
 Importance = Literal["truncate", "mask", "second_moment", "none"]
@@ -77,7 +77,9 @@ class Hyperparameters(BaseModel):
         description="Each token counts alike (token), each completion does (sequence), or each token divided by "
         "max_tokens (constant).",
     )
-    advantage_clip: float | None = Field(None, gt=0, description="Advantages are clamped to ± this.")
+    advantage_clip: float | None = Field(
+        None, gt=0, description="Advantages are clamped to ± this, before the divergence is subtracted."
+    )
     second_moment: float = Field(
         0.04, gt=0, description="importance second_moment: bound of the mean squared log π_prox/π_behaviour."
     )
@@ -90,8 +92,16 @@ class Hyperparameters(BaseModel):
 
     # reference policy and critic
     kl_coefficient: float = Field(0.0, ge=0, description="Weight of the divergence from the base model.")
-    kl_estimator: KlEstimator = Field("k1", description="Estimator of that divergence, of one token: k1, k2 or k3.")
-    kl_in: Literal["reward", "loss"] = Field("reward", description="Where the divergence is subtracted.")
+    kl_estimator: KlEstimator = Field(
+        "k1",
+        description="Estimator of that divergence, of one token: k1 in the reward; in the loss k2, k1+ or k3+ (k1's or "
+        "k3's value, k2's gradient: KL(policy ‖ base)), or k3, whose gradient is that of KL(base ‖ policy).",
+    )
+    kl_in: Literal["reward", "loss"] = Field(
+        "reward",
+        description="Where the divergence counts: in the reward, subtracted after advantages are normalised, or in the "
+        "loss.",
+    )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of a later token's reward.")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="λ of generalised advantage estimation, with a critic.")
     value_clip: float = Field(0.2, gt=0, description="Largest change of a value that still lowers the critic's loss.")
@@ -230,7 +240,14 @@ class Hyperparameters(BaseModel):
         if self.filter_groups and self.group_size < 2:
             raise ValueError("filter_groups compares the rewards of a group: group_size must be at least 2")
         if self.kl_coefficient > 0 and self.kl_in == "loss" and self.kl_estimator == "k1":
-            raise ValueError("k1 in the loss has an expected gradient of zero; take kl_in reward, or k2 or k3")
+            raise ValueError(
+                "k1 in the loss has an expected gradient of zero: set kl_in to reward, or kl_estimator to k3+ or k2"
+            )
+        if self.kl_coefficient > 0 and self.kl_in == "reward" and self.kl_estimator != "k1":
+            raise ValueError(
+                f"{self.kl_estimator} in the reward has the gradient of another quantity than the divergence, and can "
+                "lead away from the base model: set kl_in to loss, or kl_estimator to k1"
+            )
         if self.importance == "second_moment" and self.proximal != "recompute":
             raise ValueError("importance second_moment looks at the whole batch first: it needs proximal recompute")
         if self.learner_ranks > 1 and self.optimizer != "adamw":

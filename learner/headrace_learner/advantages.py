@@ -5,6 +5,10 @@ not applicable is not among them at all: it counts in no mean and in no normalis
 old is: in a group's baseline its reward says something about its neighbours, though it has no token to teach with.
 Reference answers are not looked at: their tokens are in no column here.
 
+Penalties are subtracted after everything that normalises or clamps, in the advantage's own units: what the divergence
+from the base model does to a gradient is linear in its coefficient, whatever the rewards are. Normalised together with
+the rewards, the coefficient would cancel where rewards are equal, and noise of the estimate be learned at full size.
+
 Shape suffix: N contributing completion tokens of the step, in admission order.
 """
 
@@ -43,9 +47,9 @@ class Earned:
 
     groups: Sequence[Sequence[Trajectory]]
     penalties_N: Column
-    """Subtracted from each token's reward: the reference KL with its coefficient, zero without one."""
+    """Of each token: the estimated divergence from the base model times its coefficient, zero without one."""
     values_N: Column | None = None
-    """The critic's estimate of the return from before each token on; None without a critic."""
+    """The critic's estimate of the rewards to come, from before each token on; None without a critic."""
     gamma: float = 1.0
     gae_lambda: float = 1.0
     clip: float | None = None
@@ -69,38 +73,35 @@ AdvantageFunction = Callable[[Earned], Advantages]
 
 
 def grpo(earned: Earned) -> Advantages:
-    """A = (s − mean) / (std + ε) over the group, the same for every token; s is the reward minus all penalties.
+    """A = (r − mean r) / (std r + ε) − (P − mean P) over the group, the same for every token; P sums the penalties.
 
-    (arXiv 2402.03300.) The deviation is that of the population (divisor n), so that one completion alone has
-    advantage 0, not NaN.
+    (arXiv 2402.03300; there the divergence is in the loss.) The deviation is that of the population (divisor n), so
+    that one completion alone has advantage 0, not NaN.
     """
-    return _of_completions(earned, lambda scores: (scores - scores.mean()) / (scores.std() + _EPSILON))
+    return _of_completions(earned, _standardised, _less_mean)
 
 
 def dr_grpo(earned: Earned) -> Advantages:
-    """A = s − mean over the group: a deviation in the divisor favours prompts that are too easy or too hard.
+    """A = s − mean s over the group, s = r − P: a deviation in the divisor favours prompts too easy or too hard.
 
     (arXiv 2503.20783.)
     """
-    return _of_completions(earned, lambda scores: scores - scores.mean())
+    return _of_completions(earned, _less_mean, _less_mean)
 
 
 def rloo(earned: Earned) -> Advantages:
-    """A_i = s_i − mean of the group's other scores, an unbiased baseline (arXiv 2402.14740); 0 for one alone."""
-
-    def left_out(scores: Column) -> Column:
-        return (scores - scores.mean()) * len(scores) / max(1, len(scores) - 1)
-
-    return _of_completions(earned, left_out)
+    """A_i = s_i − mean of the group's other s, s = r − P: an unbiased baseline (arXiv 2402.14740); 0 for one alone."""
+    return _of_completions(earned, _less_mean_of_others, _less_mean_of_others)
 
 
 def remax(earned: Earned) -> Advantages:
     """A_t = clamp(r − r(greedy)) − Σ_{t' ≥ t} γ^{t'−t}·penalty: the prompt's greedy completion is the baseline.
 
-    (arXiv 2310.10505; penalties are returns to go, as in its published code.) Raises ValueError for a trajectory
+    (arXiv 2310.10505. Penalties are returns to go, which makes their part the gradient of the divergence of whole
+    completions; the published code charges each token with its own penalty alone.) Raises ValueError for a trajectory
     without a greedy reward.
     """
-    found = _to_go(-earned.penalties_N, earned)
+    found = -_to_go(earned.penalties_N, earned)
     for trajectory in _all(earned):
         if trajectory.greedy is None:
             raise ValueError("ReMax needs the greedy completion's reward of every group")
@@ -109,19 +110,24 @@ def remax(earned: Earned) -> Advantages:
 
 
 def reinforce_pp(earned: Earned) -> Advantages:
-    """Returns to go, normalised over all tokens of the batch: no group, no critic (REINFORCE++, arXiv 2501.03262)."""
-    return Advantages(earned.clamped(_normalised(_to_go(_token_rewards(earned), earned))))
+    """Rewards to go, normalised over all tokens of the batch, minus penalties to go, of which their mean is taken off.
+
+    No group, no critic (REINFORCE++, arXiv 2501.03262, which normalises both together).
+    """
+    rewards_N = earned.clamped(_normalised(_to_go(_final_rewards(earned), earned)))
+    return Advantages(rewards_N - _less_mean(_to_go(earned.penalties_N, earned)))
 
 
 def gae(earned: Earned) -> Advantages:
-    """Generalised advantage estimation over the contributing tokens (arXiv 1506.02438), then normalised over the batch.
+    """Generalised advantage estimation (arXiv 1506.02438), normalised over the batch, minus penalties to go.
 
     δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, V = 0 after the last token, return_t = A_t + V_t. The reward
-    comes with the last token, penalties with their own. Raises ValueError without values.
+    comes with the last token; the critic learns rewards alone, and penalties have their mean for a baseline. Raises
+    ValueError without values.
     """
     if earned.values_N is None:
         raise ValueError("generalised advantage estimation needs a critic's values")
-    rewards_N, values_N = _token_rewards(earned), earned.values_N
+    rewards_N, values_N = _final_rewards(earned), earned.values_N
     found = np.zeros_like(rewards_N)
     for trajectory in _all(earned):
         after, following = 0.0, 0.0
@@ -129,7 +135,8 @@ def gae(earned: Earned) -> Advantages:
             delta = rewards_N[t] + earned.gamma * following - values_N[t]
             found[t] = after = delta + earned.gamma * earned.gae_lambda * after
             following = values_N[t]
-    return Advantages(earned.clamped(_normalised(found)), found + values_N)
+    penalties_N = _less_mean(_to_go(earned.penalties_N, earned))
+    return Advantages(earned.clamped(_normalised(found)) - penalties_N, found + values_N)
 
 
 # ── shared pieces ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,24 +146,28 @@ def _all(earned: Earned) -> list[Trajectory]:
     return [trajectory for group in earned.groups for trajectory in group]
 
 
-def _of_completions(earned: Earned, compared: Callable[[Column], Column]) -> Advantages:
-    """One advantage a completion, from the group's scores, for all of its tokens."""
+def _of_completions(
+    earned: Earned, of_rewards: Callable[[Column], Column], of_penalties: Callable[[Column], Column]
+) -> Advantages:
+    """One advantage a completion, for all of its tokens, from the group's rewards and its sums of penalties."""
     found = np.zeros_like(earned.penalties_N)
     for group in earned.groups:
         if not group:
             continue
-        scores = np.array([t.reward - earned.penalties_N[t.tokens].sum() for t in group])
-        for trajectory, advantage in zip(group, earned.clamped(compared(scores)), strict=True):
+        rewards = np.array([t.reward for t in group])
+        penalties = np.array([earned.penalties_N[t.tokens].sum() for t in group])
+        advantages = earned.clamped(of_rewards(rewards)) - of_penalties(penalties)
+        for trajectory, advantage in zip(group, advantages, strict=True):
             found[trajectory.tokens] = advantage
     return Advantages(found)
 
 
-def _token_rewards(earned: Earned) -> Column:
-    """Each token's penalty, negative, and the completion's reward with its last token."""
-    rewards_N = -earned.penalties_N
+def _final_rewards(earned: Earned) -> Column:
+    """The completion's reward with its last token, 0 with all others."""
+    rewards_N = np.zeros_like(earned.penalties_N)
     for trajectory in _all(earned):
         if trajectory.length:
-            rewards_N[trajectory.tokens.stop - 1] += trajectory.reward
+            rewards_N[trajectory.tokens.stop - 1] = trajectory.reward
     return rewards_N
 
 
@@ -170,6 +181,18 @@ def _to_go(rewards_N: Column, earned: Earned) -> Column:
     return found
 
 
+def _less_mean(column: Column) -> Column:
+    return column - column.mean() if len(column) else column
+
+
+def _less_mean_of_others(column: Column) -> Column:
+    return _less_mean(column) * len(column) / max(1, len(column) - 1)
+
+
+def _standardised(column: Column) -> Column:
+    return _less_mean(column) / (column.std() + _EPSILON)
+
+
 def _normalised(column_N: Column) -> Column:
     """To mean 0 and deviation 1 over all tokens."""
-    return (column_N - column_N.mean()) / (column_N.std() + _EPSILON) if len(column_N) else column_N
+    return _standardised(column_N) if len(column_N) else column_N

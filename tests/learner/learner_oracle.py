@@ -73,10 +73,6 @@ def read(groups: Sequence[Group], version: int, s: Hyperparameters, models: Mode
             policy = token.before if s.proximal == "recompute" else token.behaviour
             token.penalty = s.kl_coefficient * _kl(policy - token.base, s)
     ADVANTAGES[s.algorithm](step, s)
-    if s.algorithm in ("reinforce_pp", "ppo"):
-        found = [token.advantage for token in _tokens(step)]
-        for token in _tokens(step):
-            token.advantage = _clamp((token.advantage - fmean(found)) / (pstdev(found) + 1e-6), s)
     return step
 
 
@@ -130,8 +126,12 @@ def _tokens(step: Step) -> list[Token]:
 
 
 def _kl(d: Any, s: Hyperparameters) -> Any:
+    """Its gradient flows through d alone."""
     exp = torch.exp if isinstance(d, Tensor) else math.exp
-    return {"k1": lambda: d, "k2": lambda: d * d / 2, "k3": lambda: exp(-d) - 1 + d}[s.kl_estimator]()
+    plain = {"k1": lambda: d, "k2": lambda: d * d / 2, "k3": lambda: exp(-d) - 1 + d}[s.kl_estimator[:2]]()
+    if not s.kl_estimator.endswith("+"):
+        return plain
+    return plain.item() - d.item() ** 2 / 2 + d * d / 2
 
 
 # ── advantages ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -141,51 +141,79 @@ def _clamp(x: float, s: Hyperparameters) -> float:
     return x if s.advantage_clip is None else max(-s.advantage_clip, min(s.advantage_clip, x))
 
 
-def _compared(step: Step, s: Hyperparameters, compare: Callable[[list[float], int], float]) -> None:
+def _compared(
+    step: Step,
+    s: Hyperparameters,
+    of_rewards: Callable[[list[float], int], float],
+    of_penalties: Callable[[list[float], int], float],
+) -> None:
     for group in step:
-        scores = [sampled.reward - sum(token.penalty for token in sampled.tokens) for sampled in group]
+        rewards = [sampled.reward for sampled in group]
+        penalties = [sum(token.penalty for token in sampled.tokens) for sampled in group]
         for i, sampled in enumerate(group):
             for token in sampled.tokens:
-                token.advantage = _clamp(compare(scores, i), s)
+                token.advantage = _clamp(of_rewards(rewards, i), s) - of_penalties(penalties, i)
+
+
+def _standard(values: list[float], i: int) -> float:
+    return (values[i] - fmean(values)) / (pstdev(values) + 1e-6)
+
+
+def _to_mean(values: list[float], i: int) -> float:
+    return values[i] - fmean(values)
+
+
+def _to_others(values: list[float], i: int) -> float:
+    return values[i] - fmean(values[:i] + values[i + 1 :])
 
 
 def _grpo(step: Step, s: Hyperparameters) -> None:
-    _compared(step, s, lambda scores, i: (scores[i] - fmean(scores)) / (pstdev(scores) + 1e-6))
+    _compared(step, s, _standard, _to_mean)
 
 
 def _dr_grpo(step: Step, s: Hyperparameters) -> None:
-    _compared(step, s, lambda scores, i: scores[i] - fmean(scores))
+    _compared(step, s, _to_mean, _to_mean)
 
 
 def _rloo(step: Step, s: Hyperparameters) -> None:
-    _compared(step, s, lambda scores, i: scores[i] - fmean(scores[:i] + scores[i + 1 :]))
+    _compared(step, s, _to_others, _to_others)
+
+
+def _penalty_to_go(sampled: Sampled, t: int, s: Hyperparameters) -> float:
+    return sum(s.gamma**k * later.penalty for k, later in enumerate(sampled.tokens[t:]))
 
 
 def _remax(step: Step, s: Hyperparameters) -> None:
     for sampled in (sampled for group in step for sampled in group):
         for t, token in enumerate(sampled.tokens):
-            to_go = sum(s.gamma**k * later.penalty for k, later in enumerate(sampled.tokens[t:]))
-            token.advantage = _clamp(sampled.reward - sampled.greedy, s) - to_go
+            token.advantage = _clamp(sampled.reward - sampled.greedy, s) - _penalty_to_go(sampled, t, s)
 
 
-def _rewards(sampled: Sampled) -> list[float]:
-    last = len(sampled.tokens) - 1
-    return [(sampled.reward if t == last else 0.0) - token.penalty for t, token in enumerate(sampled.tokens)]
+def _over_the_batch(step: Step, s: Hyperparameters) -> None:
+    """Advantages so far, of rewards alone, are normalised; then the penalties to go, less their mean, are charged."""
+    found = [token.advantage for token in _tokens(step)]
+    charges = [_penalty_to_go(sampled, t, s) for group in step for sampled in group for t in range(len(sampled.tokens))]
+    for i, token in enumerate(_tokens(step)):
+        token.advantage = _clamp(_standard(found, i), s) - _to_mean(charges, i)
 
 
 def _reinforce_pp(step: Step, s: Hyperparameters) -> None:
     for sampled in (sampled for group in step for sampled in group):
+        last = len(sampled.tokens) - 1
         for t, token in enumerate(sampled.tokens):
-            token.advantage = sum(s.gamma**k * r for k, r in enumerate(_rewards(sampled)[t:]))
+            token.advantage = s.gamma ** (last - t) * sampled.reward
+    _over_the_batch(step, s)
 
 
 def _ppo(step: Step, s: Hyperparameters) -> None:
     for sampled in (sampled for group in step for sampled in group):
+        last = len(sampled.tokens) - 1
         v = [*(token.value for token in sampled.tokens), 0.0]
-        delta = [r + s.gamma * v[t + 1] - v[t] for t, r in enumerate(_rewards(sampled))]
+        delta = [(sampled.reward if t == last else 0.0) + s.gamma * v[t + 1] - v[t] for t in range(last + 1)]
         for t, token in enumerate(sampled.tokens):
             token.advantage = sum((s.gamma * s.gae_lambda) ** k * d for k, d in enumerate(delta[t:]))
             token.target = token.advantage + token.value
+    _over_the_batch(step, s)
 
 
 ADVANTAGES: dict[str, Callable[[Step, Hyperparameters], None]] = {

@@ -80,7 +80,17 @@ def test_groups_do_not_see_each_other(function: AdvantageFunction) -> None:
 
 
 @pytest.mark.parametrize("function", OF_GROUPS)
-def test_a_score_is_the_reward_minus_all_penalties(function: AdvantageFunction) -> None:
+def test_penalties_are_subtracted_after_normalisation(function: AdvantageFunction) -> None:
+    """Their sums over the completions, 0.75, -0.5 and 1, less their mean, or less the mean of the others."""
+    rewards = [(1.0, 2), (0.0, 1), (2.0, 2)]
+    fined = function(earned(rewards, penalties=[0.25, 0.5, -0.5, 0.0, 1.0])).advantages_N
+    sums = np.array([0.75, -0.5, 1.0])
+    apart = (sums - sums.mean()) * (1.5 if function is rloo else 1)
+    assert fined == pytest.approx(function(earned(rewards)).advantages_N - np.repeat(apart, [2, 1, 2]))
+
+
+@pytest.mark.parametrize("function", [dr_grpo, rloo])
+def test_without_normalisation_a_score_is_the_reward_minus_all_penalties(function: AdvantageFunction) -> None:
     fined = function(earned([(1.0, 2), (0.0, 1), (2.0, 2)], penalties=[0.25, 0.5, -0.5, 0.0, 1.0]))
     plain = function(earned([(0.25, 2), (0.5, 1), (1.0, 2)]))
     assert fined.advantages_N == pytest.approx(plain.advantages_N)
@@ -169,33 +179,37 @@ def test_remax_refuses_a_group_without_a_greedy_reward() -> None:
 # ── returns and values ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_reinforce_pp_normalises_returns_over_the_whole_batch() -> None:
-    """The reward comes with the last token; across groups, each token counts once."""
-    found = reinforce_pp(earned([(1.0, 2), (0.0, 1)], [(4.0, 3)], penalties=[0.5, 0, 0, 0, 0, 1]))
-    assert found.advantages_N == pytest.approx(normalised([0.5, 1.0, 0.0, 3.0, 3.0, 3.0]), abs=1e-5)
+def test_reinforce_pp_normalises_rewards_to_go_over_the_whole_batch() -> None:
+    """The reward comes with the last token; across groups, each token counts once. The penalties to go have mean ½."""
+    given = [(1.0, 2), (0.0, 1)], [(4.0, 3)]
+    found = reinforce_pp(earned(*given, penalties=[0.5, 0, -0.5, 1, 1, 1])).advantages_N
+    to_go = np.array([0.5, 0.0, -0.5, 3.0, 2.0, 1.0])
+    assert found == pytest.approx(np.array(normalised([1.0, 1.0, 0.0, 4.0, 4.0, 4.0])) - (to_go - 1.0), abs=1e-5)
 
 
-def test_reinforce_pp_discounts_and_then_clamps() -> None:
-    returns = [0.25 - 0.4 - 0.1, 0.5 - 0.2, 1.0, -1.0]
+def test_reinforce_pp_discounts_and_clamps_rewards() -> None:
+    rewards, to_go = normalised([0.25, 0.5, 1.0, -1.0]), np.array([0.4 + 0.1, 0.2, 0.0, 0.0])
     given = [(1.0, 3), (-1.0, 1)]
+    charged = to_go - to_go.mean()
     found = reinforce_pp(earned(given, penalties=[0.4, 0.2, 0, 0], gamma=0.5))
-    assert found.advantages_N == pytest.approx(normalised(returns), abs=1e-5)
+    assert found.advantages_N == pytest.approx(rewards - charged, abs=1e-5)
     clamped = reinforce_pp(earned(given, penalties=[0.4, 0.2, 0, 0], gamma=0.5, clip=0.9))
-    assert clamped.advantages_N == pytest.approx(np.clip(found.advantages_N, -0.9, 0.9))
+    assert clamped.advantages_N == pytest.approx(np.clip(rewards, -0.9, 0.9) - charged, abs=1e-5)
 
 
 @checks(deadline=None, derandomize=True, max_examples=50)
 @given(st.integers(0, 2**32), st.floats(0.1, 1), st.floats(0, 1))
 def test_gae_is_the_double_sum(seed: int, gamma: float, gae_lambda: float) -> None:
-    """A_t = Σ_k (γλ)^k·δ_{t+k}, δ_t = r_t + γ·V_{t+1} − V_t, within each completion; then over the batch."""
+    """A_t = Σ_k (γλ)^k·δ_{t+k}, δ_t = r_t + γ·V_{t+1} − V_t, within each completion, over the batch; less penalties."""
     rng = np.random.default_rng(seed)
     lengths = [3, 1, 0, 5, 2]
     rewards, size = rng.normal(size=5), sum(lengths)
     penalties, values = rng.normal(size=size), rng.normal(size=size)
-    raw, first = [], 0
+    raw, to_go, first = [], [], 0
     for reward, length in zip(rewards, lengths, strict=True):
         rows = range(first, first + length)
-        r = [-penalties[n] + (reward if n == rows[-1] else 0.0) for n in rows]
+        r = [reward if n == rows[-1] else 0.0 for n in rows]
+        to_go += [sum(gamma ** (k - n) * penalties[k] for k in range(n, rows.stop)) for n in rows]
         v = [*(values[n] for n in rows), 0.0]
         delta = [r[t] + gamma * v[t + 1] - v[t] for t in range(length)]
         raw += [sum((gamma * gae_lambda) ** (k - t) * delta[k] for k in range(t, length)) for t in range(length)]
@@ -205,7 +219,8 @@ def test_gae_is_the_double_sum(seed: int, gamma: float, gae_lambda: float) -> No
     found = gae(given)
     assert found.returns_N is not None
     assert found.returns_N == pytest.approx(np.array(raw) + values)
-    assert found.advantages_N == pytest.approx(normalised(raw), abs=1e-4)
+    charged = np.array(to_go) - fmean(to_go)
+    assert found.advantages_N == pytest.approx(np.array(normalised(raw)) - charged, abs=1e-4)
 
 
 def test_with_lambda_1_the_target_is_the_return() -> None:

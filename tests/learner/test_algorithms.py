@@ -85,7 +85,7 @@ def test_minibatches_that_nobody_asked_for_give_way_to_a_small_batch() -> None:
     [
         ({"algorithm": "rloo", "group_size": 1}, "group_size must be at least 2"),
         ({"algorithm": "remax", "filter_groups": True}, "group_size must be at least 2"),
-        ({"kl_coefficient": 0.1, "kl_in": "loss"}, "take kl_in reward, or k2 or k3"),
+        ({"kl_coefficient": 0.1, "kl_in": "loss"}, r"set kl_in to reward, or kl_estimator to k3\+ or k2"),
         ({"algorithm": "m2po", "proximal": "interpolate"}, "needs proximal recompute"),
         ({"optimizer": "galore", "learner_ranks": 2}, "cannot be sharded"),
         ({"optimizer": "fira", "lora_rank": 8}, "would do nothing"),

@@ -170,8 +170,8 @@ def test_an_answer_off_policy(make_trainer: Make, name: str, proximal: str) -> N
 @pytest.mark.parametrize(
     ("name", "place", "estimator"),
     [
-        *[("grpo", "reward", "k1"), ("grpo", "reward", "k2"), ("grpo", "reward", "k3")],
-        *[("grpo", "loss", "k2"), ("grpo", "loss", "k3")],
+        *[("grpo", "reward", "k1"), ("grpo", "loss", "k2"), ("grpo", "loss", "k3")],
+        *[("grpo", "loss", "k1+"), ("grpo", "loss", "k3+")],
         *[("reinforce_pp", "reward", "k1"), ("reinforce_pp", "loss", "k3"), ("remax", "loss", "k2")],
     ],
 )

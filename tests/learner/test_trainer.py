@@ -110,7 +110,7 @@ def test_what_is_computed_beforehand_is_what_the_update_would_find(make_trainer:
 
 def test_the_reference_stays_the_base_model(make_trainer: Make) -> None:
     """However far the policy goes: with k3, no estimate is negative."""
-    trainer = make_trainer(kl_coefficient=1e-3, kl_estimator="k3")
+    trainer = make_trainer(kl_coefficient=1e-3, kl_in="loss", kl_estimator="k3")
     groups = [random_group(i) for i in range(4)]
     found = [trainer.step(groups, version=0).measured.extra["reference_kl"] for _ in range(3)]
     assert found[0] == pytest.approx(0, abs=1e-6)
