@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 from fastapi.responses import Response
 
+CLIENT_LEFT = 499
+"""Status of an answer that nobody waits for any more."""
 _encoder = msgspec.json.Encoder()
 
 

@@ -35,6 +35,8 @@ from headrace_core.redis import away, passing
 log = structlog.get_logger(__name__)
 
 MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_LOGIN_BYTES = 16 * 1024
+"""Of what anybody may send, without a key."""
 _MULTIPART_OVERHEAD = 64 * 1024
 _STATUS = (
     (TooLarge, 413), (InvalidRequest, 400), (NotAuthenticated, 401), (Forbidden, 403), (NotFound, 404),
@@ -133,7 +135,9 @@ class Envelope:
 
     def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:
         self._app = app
-        self._max_upload_bytes = max_upload_bytes
+        login = dict.fromkeys(("/login", "/logout"), MAX_LOGIN_BYTES)
+        self._limits = {"/v1/files": max_upload_bytes + _MULTIPART_OVERHEAD, **login}
+        """Bytes of a body, by path."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,8 +164,7 @@ class Envelope:
             await response(scope, receive, tagged)
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        upload = scope["path"] == "/v1/files"
-        limit = self._max_upload_bytes + _MULTIPART_OVERHEAD if upload else MAX_JSON_BYTES
+        limit = self._limits.get(scope["path"], MAX_JSON_BYTES)
         seen = 0
 
         async def counted() -> Message:

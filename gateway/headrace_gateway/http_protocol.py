@@ -1,63 +1,141 @@
-"""HTTP as uvicorn reads it, with a bound on a request's head: uvicorn's own is for h11 alone, and httptools has none.
+"""HTTP as uvicorn reads it, with bounds that uvicorn has for h11 alone, and httptools for nothing.
 
-    connection, or a request's first byte ─► head: at most MAX_HEAD_BYTES and HEAD_SECONDS ─► routes bound the body
-                                                │ 431, or no answer; the connection is closed
+    connection ─► head: MAX_HEAD_BYTES, MAX_HEADERS, HEAD_SECONDS ─► body: comes at BODY_BYTES_PER_SECOND or faster
+                   │ 431 · 408                                         │ 408; between two bytes of it MAX_HEAD_BYTES
+                   └───────────────── the connection is closed ────────┘ of chunk sizes, extensions and trailers: 431
 
-Invariant: what has not shown a whole head holds little memory, and not for long.
+Invariants: what has not shown a whole head holds little memory, and not for long; a body whose client stops sending is
+not waited for; trailers are dropped, since whoever let the request in has seen its headers only. How long a body may be
+is bounded where its path is known (`envelope`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of the request line and all headers; browsers and proxies send a tenth of it at most."""
+MAX_HEADERS = 256
 HEAD_SECONDS = 30.0
-_REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+BODY_SECONDS = 30.0
+"""In so long, a body ends or brings its share of bytes; a client that is not read from is not at fault."""
+BODY_BYTES_PER_SECOND = 4096
+_HEAD_PIECE, _BODY_PIECE = 4096, 64 * 1024
+"""Bytes parsed at a time: by so much a bound may be passed, however much one read brings."""
 
 
-class BoundedHead(HttpToolsProtocol):
+class BoundedRequests(HttpToolsProtocol):
     """One connection."""
 
-    _head: int | None = 0
-    """Bytes of the head that is being read, and of what came in the same piece before it; None while none is."""
+    _reading: Literal["head", "body"] | None = None
+    """Of the request that has begun and not ended; None between two."""
+    _unread = 0
+    """Bytes parsed since the last one of a body, or since the head or the request before ended."""
+    _brought = 0
+    """Bytes of the body since the timer was set."""
+    _behind = False
+    """Whether since then the connection was not read from, because the route had not yet taken what had come."""
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`, as are the next two."""
         super().connection_made(transport)
-        self._wait()
+        self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._done()
+        self._cancel_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._head is not None:
-            self._head += len(data)
-        super().data_received(data)
-        if self._head is not None and self._head > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(_REFUSAL)
-            self.transport.close()
+        start = 0
+        while start < len(data) and not self.transport.is_closing():
+            piece = data[start : start + (_BODY_PIECE if self._reading == "body" else _HEAD_PIECE)]
+            start += len(piece)
+            self._unread += len(piece)
+            super().data_received(piece)
+            if self._unread > MAX_HEAD_BYTES:
+                self._refuse(431, "Request Header Fields Too Large", f"a head takes more than {MAX_HEAD_BYTES} bytes")
+        if self._late is None and not self.transport.is_closing() and (self._reading or self._unanswered_is_none):
+            self._set_timer()
 
     def on_message_begin(self) -> None:
-        """See httptools, as is the next: a head begins, and ends."""
+        """See httptools, as are the next ones."""
         super().on_message_begin()
-        if self._late is None:
-            self._wait()
+        self._reading = "head"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading == "body":  # a trailer
+            return
+        if len(self.headers) == MAX_HEADERS:
+            self._refuse(431, "Request Header Fields Too Large", f"more than {MAX_HEADERS} headers")
+            raise ValueError("too many headers")  # ends the parsing
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._done()
+        self._reading, self._unread = "body", 0
+        self._cancel_timer()
         super().on_headers_complete()
 
-    def _wait(self) -> None:
-        self._head = 0
-        self._late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        self._brought += len(body)
+        super().on_body(body)
+        self._behind |= self.flow.read_paused
 
-    def _done(self) -> None:
-        self._head = None
+    def on_message_complete(self) -> None:
+        self._reading, self._unread = None, 0
+        self._cancel_timer()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """See uvicorn: of what could not be parsed, unless it was already answered why."""
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
+
+    @property
+    def _unanswered_is_none(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _set_timer(self) -> None:
+        self._brought, self._behind = 0, False
+        seconds = BODY_SECONDS if self._reading == "body" else HEAD_SECONDS
+        self._late = self.loop.call_later(seconds, self._on_time)
+
+    def _cancel_timer(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _on_time(self) -> None:
+        self._late = None
+        if self._reading is None:
+            if self._unanswered_is_none:  # a connection that asked for nothing
+                self.transport.close()
+        elif self._reading == "head":
+            self._refuse(408, "Request Timeout", f"the head did not come within {HEAD_SECONDS:g} s")
+        elif self.cycle.response_complete:  # the rest of a body that was refused
+            self.transport.close()
+        elif self._behind or self.flow.read_paused or self._brought >= BODY_BYTES_PER_SECOND * BODY_SECONDS:
+            self._set_timer()
+        else:
+            self._refuse(
+                408, "Request Timeout", f"the body brought only {self._brought} bytes within {BODY_SECONDS:g} s"
+            )
+
+    def _refuse(self, status: int, phrase: str, message: str) -> None:
+        """Close the connection; with an answer, where the next answer is this request's and has not begun."""
+        of_this = self._reading == "body" and not self.pipeline and not self.cycle.response_started
+        if self._unanswered_is_none or of_this:
+            code = {408: "timed_out", 431: "too_large"}[status]
+            error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+            body = json.dumps({"error": error}).encode()
+            head = (
+                f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                "connection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()

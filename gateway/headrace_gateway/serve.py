@@ -36,7 +36,7 @@ from .app import create_app
 from .chats import RayChats
 from .context import Gateway
 from .controllers import RayControllers
-from .http_protocol import BoundedHead
+from .http_protocol import BoundedRequests
 from .keeper import Keeper, Part
 from .local_ray import RayConnection
 from .redis_server import RedisServer
@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=BoundedHead,
+                http=BoundedRequests,
                 ws="none",
                 log_level="warning",
                 access_log=False,

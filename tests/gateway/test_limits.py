@@ -168,6 +168,37 @@ async def test_a_length_that_is_too_large_is_refused_unread(served: Served) -> N
     await writer.wait_closed()
 
 
+async def test_what_anybody_may_send_is_small(slow: Keyed) -> None:
+    """Nobody needs a key for the login; so its body is bounded by what a key and a path are."""
+    async with slow.http() as http:
+        error_of(await http.post("/login", data={"key": "a" * 100_000}), 413)
+        assert (await http.post("/login", data={"key": "a" * 500, "next": "/é" * 500})).status_code == 401
+
+
+PART = b'--b\r\ncontent-disposition: form-data; name="f%d"%s\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "refusal"),
+    [
+        (PART % (0, b"") + b"x" * 100_000, "maximum size"),
+        (b"".join(PART % (n, b"") + b"x" * 1000 + b"\r\n" for n in range(50)), "Too many fields"),
+        (b"".join(PART % (n, b'; filename="a"') + b"x\r\n" for n in range(2)), "Too many files"),
+        (b"--b\r\nx: " + b"x" * 100_000, "Invalid multipart"),
+        (b"purpose=" + b"x" * 100_000, "maximum size"),
+    ],
+    ids=["a field", "fields", "files", "the head of a part", "no multipart"],
+)
+async def test_what_is_no_file_of_an_upload_is_small(served: Served, content: bytes, refusal: str) -> None:
+    """A file goes to the disk as it comes, anything else of a form to memory."""
+    multipart = content.startswith(b"--b")
+    kind = "multipart/form-data; boundary=b" if multipart else "application/x-www-form-urlencoded"
+    async with httpx.AsyncClient(base_url=served.url) as http:
+        content += b"\r\n--b--\r\n" if multipart else b""
+        answer = await http.post("/v1/files", content=content, headers={"content-type": kind})
+        assert refusal in error_of(answer, 400)["message"]
+
+
 async def test_python_source_has_a_limit_of_its_own(served: Served) -> None:
     source = "def grade(sample, item):\n    return 1.0\n#" + "x" * 256_000
     grader = {"type": "python", "name": "long", "source": source}

@@ -16,6 +16,7 @@ from headrace_core.chat import ChatPart, ChatProgress, ChatToken
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs import new_id
 
+from ..answers import CLIENT_LEFT
 from ..chat_schemas import (
     AnswerMessage,
     ChatCompletion,
@@ -36,7 +37,6 @@ from ..streaming import EventStream
 
 router = APIRouter(prefix="/v1/chat", tags=["chat"])
 
-_CLIENT_LEFT = 499
 _IMPOSSIBLE = -9999.0
 """For a log-probability of minus infinity, which JSON cannot say; OpenAI's own number for it."""
 
@@ -62,7 +62,7 @@ async def create(here: Here, body: CreateChatCompletion, request: Request) -> Re
     try:
         async for progress in _progress(chat):
             if await request.is_disconnected():
-                return Response(status_code=_CLIENT_LEFT)
+                return Response(status_code=CLIENT_LEFT)
             answer.add(progress)
     finally:
         chat.abort()

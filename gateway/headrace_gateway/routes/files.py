@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path as Folder
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Path, Query, Request, UploadFile
 from fastapi.responses import FileResponse, Response
+from starlette.requests import ClientDisconnect
 
+from headrace_core.disk import room_for
 from headrace_core.errors import InvalidState
 from headrace_core.jobs import ENDED, JobStore
 
 from .. import result_files
-from ..answers import ready
+from ..answers import CLIENT_LEFT, ready
 from ..context import Gateway, Here
 from ..identity import made
 from ..kept import KeptRoute
 from ..responses.files import DeletedFile, FileList, FileObject, Purpose, UploadPurpose
 from ..schemas import file_object, listing, page
 
-router = APIRouter(prefix="/v1/files", tags=["files"], route_class=KeptRoute)
 
+class _FormRoute(KeptRoute):
+    """Reads a form with bounds of its own: what is no file is kept in memory."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See FastAPI's."""
+        handle = super().get_route_handler()
+        if "POST" not in self.methods:
+            return handle
+
+        async def bounded(request: Request) -> Response:
+            try:
+                with room_for(Folder(tempfile.gettempdir())):
+                    await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_LEFT)
+            try:
+                return await handle(request)  # finds the form read
+            finally:
+                await request.close()
+
+        return bounded
+
+
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=_FormRoute)
+
+_MOST_FIELDS, _FIELD_BYTES = 16, 16 * 1024
 _BYTES = "application/octet-stream"
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}
