@@ -1,4 +1,4 @@
-"""Training and validation data: JSONL with `messages` (the last from the user); every other key becomes the `item` that
+"""Training and validation data: JSONL with `messages` (the last from the user); the whole row is the `item` that
 rewards see. A wrong line is an `InvalidData` that names it."""
 
 from __future__ import annotations
@@ -26,8 +26,17 @@ class Row:
 
     messages: list[dict[str, Any]]
     item: dict[str, Any]
+    """The row as it was written, `messages` included: what rewards see."""
     line: int = 0
     """Of its file, from 1 on."""
+
+    @classmethod
+    def of(cls, item: dict[str, Any], line: int = 0) -> Row:
+        """Of a row of a file, or of an item that a grader is tried on, whose `messages` may be missing or anything."""
+        messages = item.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            messages = []
+        return cls(messages, item, line)
 
 
 def names_task(reference: str) -> bool:
@@ -93,7 +102,7 @@ def _row(text: bytes, name: str, line: int) -> Row:
             raise InvalidData(f"{where}: each message needs a `role` and a text `content`")
     if messages[-1]["role"] != "user":
         raise InvalidData(f"{where}: the last message must have the role `user`, not {messages[-1]['role']!r}")
-    return Row(messages, {k: v for k, v in value.items() if k != "messages"}, line)
+    return Row.of(value, line)
 
 
 class PromptOrder:

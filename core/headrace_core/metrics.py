@@ -91,6 +91,8 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Those by kind (docs/rewards.md)."""
     not_applicable: int = 0
     """Samples of which the reward had no opinion."""
+    sample_parse_errors: int = 0
+    """Scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
     versions: tuple[int, int]
     """Smallest and largest policy version that sampled a token of it: training does not stop for an evaluation."""
     completion_length: float
@@ -226,6 +228,8 @@ class RewardMetrics(msgspec.Struct, frozen=True, kw_only=True):
     completions: int = 0
     not_applicable: int = 0
     """Completions of which the reward had no opinion."""
+    sample_parse_errors: int = 0
+    """Scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
     failures: dict[str, int] = {}
     """Completions whose reward failed, also when tried again, by kind (docs/rewards.md)."""
     left_out: int = 0

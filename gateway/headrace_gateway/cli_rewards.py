@@ -133,4 +133,4 @@ def _named(outcome: Outcome) -> str:
 
 def _details(outcome: Outcome) -> str:
     parts = ", ".join(f"{name} {value:.4g}" for name, value in outcome.components.items())
-    return escape(outcome.message or parts)
+    return escape(outcome.message or outcome.sample_fault or parts)

@@ -28,6 +28,7 @@ class Outcome(msgspec.Struct):
     type: Literal["score", "not_applicable", "failure"]
     value: float | None = None
     components: dict[str, float] = {}
+    sample_fault: str = ""
     kind: str = ""
     message: str = ""
     traceback: str = ""

@@ -85,6 +85,7 @@ class RewardObject(BaseModel, extra="allow"):
     groups: int
     completions: int
     not_applicable: int
+    sample_parse_errors: int
     failures: dict[str, int]
     left_out: int
     scored_again: dict[str, Any]

@@ -48,6 +48,7 @@ _SERIES: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], st
     "headrace_reward_zero_variance_share": (_G, "Share of the last step's groups of equal rewards.", ("job",)),
     "headrace_reward_completions": (_C, "Completions that were to be scored.", ("job",)),
     "headrace_reward_not_applicable": (_C, "Completions of which the reward had no opinion.", ("job",)),
+    "headrace_reward_sample_parse_errors": (_C, "Completions that lack what the grader reads: scored 0.", ("job",)),
     "headrace_reward_failures": (_C, "Completions whose reward failed.", ("job", "kind")),
     "headrace_reward_left_out": (_C, "Failed completions that a group went on without.", ("job",)),
     "headrace_reward_again": (_C, "Completions that were scored a second time.", ("job",)),
@@ -172,7 +173,7 @@ def _worker(job: str, data: dict[str, Any]) -> Iterator[Sample]:
 
 
 def _of_reward(job: str, found: dict[str, Any]) -> Iterator[Sample]:
-    for name in ("completions", "not_applicable", "left_out", "audit_failed"):
+    for name in ("completions", "not_applicable", "sample_parse_errors", "left_out", "audit_failed"):
         yield f"headrace_reward_{name}", (job,), found[name]
     for kind, count in found["failures"].items():
         yield "headrace_reward_failures", (job, kind), count

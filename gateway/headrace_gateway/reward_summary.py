@@ -20,6 +20,7 @@ def summary(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
         "groups": sum(c.groups for c in counted),
         "completions": sum(c.completions for c in counted),
         "not_applicable": sum(c.not_applicable for c in counted),
+        "sample_parse_errors": sum(c.sample_parse_errors for c in counted),
         "failures": _counts(c.failures for c in counted),
         "left_out": sum(c.left_out for c in counted),
         "scored_again": {
@@ -41,6 +42,10 @@ def in_words(found: Mapping[str, Any]) -> dict[str, str]:
     """What a summary says, by what it says it of; only what was measured."""
     failures = ", ".join(f"{kind} {count}" for kind, count in found["failures"].items())
     words = {"Reward failures": f"{failures or 'none'}, of {found['completions']} completions"}
+    if lacking := found["sample_parse_errors"]:
+        words["Scored 0 for what they lack"] = (
+            f"{lacking} completions without the JSON, or its key, that the grader reads"
+        )
     if (equal := found["scored_again"]["equal"]) is not None:
         words["Scored again"] = f"{_percent(equal)} the same, {equal['count']} completions"
     for truth, flips in found["truth"].items():

@@ -86,7 +86,7 @@ def read(data: Path, completions: str | None, limit: int) -> Trial:
     Raises `InvalidData`, naming what to change.
     """
     rows = _opened(data, read_rows)[:limit]
-    keys = [key for key in rows[0].item if all(key in row.item for row in rows)]
+    keys = [key for key in rows[0].item if key != "messages" and all(key in row.item for row in rows)]
     key = completions or next((key for key in USUAL_KEYS if key in keys), None)
     if key in keys:
         source, values = f"the rows' key '{key}'", [row.item[key] for row in rows]

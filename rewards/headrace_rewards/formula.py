@@ -41,6 +41,10 @@ _OF_ONE: dict[str, Callable[[float], float]] = {
 FUNCTIONS = {**_OF_MANY, **_OF_ONE}
 
 
+_Part = tuple[float | None, bool]
+"""See `Formula._evaluate`."""
+
+
 class FormulaError(ValueError):
     """The formula can never be computed; the message says which piece is wrong."""
 
@@ -75,24 +79,52 @@ class Formula:
         _Check(text, frozenset(known), names).check(tree, MAX_DEPTH)
         return cls(frozenset(names), text, tree)
 
-    def value(self, values: Mapping[str, float]) -> float:
-        """The result, finite, for a value of every name in `names`; raises `NotComputable`."""
-        return self._evaluate(self._tree, values)
+    def value(self, values: Mapping[str, float]) -> float | None:
+        """The result, finite; raises `NotComputable`.
 
-    def _evaluate(self, node: ast.expr, values: Mapping[str, float]) -> float:
+        A name without a value takes its term out of a sum, and itself out of `min` and `max`; `None` where no value is
+        left that the result could follow from.
+        """
+        result, follows = self._evaluate(self._tree, values)
+        return result if follows or not self.names else None
+
+    def _evaluate(self, node: ast.expr, values: Mapping[str, float]) -> tuple[float | None, bool]:
+        """(result, whether it follows from one of `values`); no result where a value is lacking that it needs."""
         match node:
             case ast.Constant(value=int() | float() as number):
-                return float(number)
+                return float(number), False
             case ast.Name(id=name):
-                return values[name]
+                return values.get(name), name in values
             case ast.UnaryOp(op=sign, operand=operand):
-                return _SIGNS[type(sign)](self._evaluate(operand, values))
+                result, follows = self._evaluate(operand, values)
+                return (None if result is None else _SIGNS[type(sign)](result)), follows
+            case ast.BinOp(op=ast.Add() | ast.Sub() as op, left=left, right=right):
+                return self._sum(node, op, self._evaluate(left, values), self._evaluate(right, values))
             case ast.BinOp(op=op, left=left, right=right):
-                operands = [self._evaluate(left, values), self._evaluate(right, values)]
-                return self._apply(node, _OPERATORS[type(op)], operands)
+                return self._of_all(
+                    node, _OPERATORS[type(op)], [self._evaluate(side, values) for side in (left, right)]
+                )
             case ast.Call(func=ast.Name(id=name), args=arguments):
-                return self._apply(node, FUNCTIONS[name], [self._evaluate(a, values) for a in arguments])
+                parts = [self._evaluate(argument, values) for argument in arguments]
+                if name in _OF_MANY:
+                    parts = [part for part in parts if part[0] is not None]
+                return self._of_all(node, FUNCTIONS[name], parts) if parts else (None, False)
         raise AssertionError(f"a piece that the check does not let pass: {ast.dump(node)}")
+
+    def _sum(self, node: ast.expr, op: ast.operator, left: _Part, right: _Part) -> _Part:
+        """Of those operands that are there; what is lacking is not subtracted either."""
+        (a, a_follows), (b, b_follows) = left, right
+        if a is None and b is None:
+            return None, False
+        result = self._apply(node, _OPERATORS[type(op)], [a or 0.0, b or 0.0])
+        return result, a_follows or b_follows
+
+    def _of_all(self, node: ast.expr, function: Callable[..., float], parts: Sequence[_Part]) -> _Part:
+        """Of operands that must all be there."""
+        operands = [result for result, _ in parts if result is not None]
+        if len(operands) < len(parts):
+            return None, False
+        return self._apply(node, function, operands), any(follows for _, follows in parts)
 
     def _apply(self, node: ast.expr, function: Callable[..., float], operands: Sequence[float]) -> float:
         try:

@@ -52,7 +52,7 @@ class LabelModel:
 
     async def _score(self, sample: Sample) -> Outcome:
         result = await self._judge.ask(sample)
-        if isinstance(result, Failure):
+        if not isinstance(result, str):
             return result
         if result not in self._labels:
             return Failure("invalid_value", f"the judge's label '{self._judge.quoted(result)}' is none of the labels")

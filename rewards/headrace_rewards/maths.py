@@ -16,7 +16,7 @@ from headrace_core.reward_rules import RewardRules
 from headrace_rewards.judging import JudgedSpec, hosted
 from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Reward, Sample
 from headrace_rewards.string_check import TemplateText
-from headrace_rewards.templates import MissingPath, Template
+from headrace_rewards.templates import MissingPath, Template, outcome_of, rendered
 
 
 class MathVerifySpec(JudgedSpec):
@@ -59,11 +59,12 @@ class MathVerify:
         alone = await asyncio.gather(*(self._judge.score([question]) for question in batch))
         return [verdict for (verdict,) in alone]
 
-    def _render(self, sample: Sample) -> Sample | Failure:
+    def _render(self, sample: Sample) -> Sample | Outcome:
         try:
-            return Sample(self._input.render(sample), {"gold": self._reference.render(sample)})
+            text, gold = rendered(sample, self._input, self._reference)
+            return Sample(text, {"gold": gold})
         except MissingPath as missing:
-            return Failure("bad_input", str(missing))
+            return outcome_of(missing)
 
 
 def make(spec: MathVerifySpec, rules: RewardRules) -> MathVerify:

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.http_client import Answer, JsonClient, parsed_url
-from headrace_rewards.protocol import Failure, Sample
+from headrace_rewards.protocol import Failure, Outcome, Sample
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import TemplateText
-from headrace_rewards.templates import MissingPath, Template
+from headrace_rewards.templates import MissingPath, Template, outcome_of, rendered
 
 _CONCURRENCY = 32
 """Questions at once, from each rollout worker."""
@@ -102,8 +102,10 @@ class _Grade(msgspec.Struct):
 class ModelJudge(Generic[Result]):
     """Asks for a `Result`. `schema` is that of the result alone."""
 
-    def __init__(self, spec: JudgeSpec, rules: RewardRules, result: type[Result], schema: Mapping[str, Any]) -> None:
-        """Raises `InvalidRequest` where the operator named no judge."""
+    def __init__(
+        self, spec: JudgeSpec, rules: RewardRules, result: type[Result], schema: Mapping[str, Any], lowest: float = 0.0
+    ) -> None:
+        """`lowest`: the least reward. Raises `InvalidRequest` where the operator named no judge."""
         self._client = _client(spec, rules)
         self._messages = [("system" if m.role == "developer" else m.role, m.template()) for m in spec.input]
         self._fixed = {
@@ -112,6 +114,7 @@ class ModelJudge(Generic[Result]):
             "response_format": {"type": "json_schema", "json_schema": _wrapped(schema)},
         }
         self._type: type[Result] = result
+        self._lowest = lowest
 
     async def start(self) -> None:
         """Asks nothing yet."""
@@ -121,13 +124,14 @@ class ModelJudge(Generic[Result]):
         """Questions in flight end with `unavailable`. Idempotent."""
         await self._client.close()
 
-    async def ask(self, sample: Sample) -> Result | Failure:
-        """The judge's result on one completion."""
+    async def ask(self, sample: Sample) -> Result | Outcome:
+        """The judge's result on one completion; an `Outcome` where there is none."""
         try:
-            messages = [{"role": role, "content": template.render(sample)} for role, template in self._messages]
+            texts = rendered(sample, *(template for _, template in self._messages))
+            messages = [{"role": m[0], "content": text} for m, text in zip(self._messages, texts, strict=True)]
             body = msgspec.json.encode({**self._fixed, "messages": messages})
         except MissingPath as missing:
-            return Failure("bad_input", str(missing))
+            return outcome_of(missing, self._lowest)
         except UnicodeEncodeError as fault:  # half a surrogate pair
             return Failure("bad_input", f"the question cannot be written as JSON: {fault}")
         answer = await self._client.post(body)

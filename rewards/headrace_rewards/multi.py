@@ -4,8 +4,10 @@
                   ├► grader b ─┼► sample by sample: calculate_output ─► one outcome
                   └► grader c ─┘  (they score at once)
 
-A grader that failed fails the sample, and is named; one that does not apply makes the sample not applicable, unless the
-formula does without it. What each grader gave is a component under its name, and its components are `name.component`.
+A grader that failed fails the sample, and is named. One that does not apply is left out of the formula's sums, minima
+and maxima (graders of several tasks each apply to their own rows); the sample is not applicable only where nothing is
+left.
+What each grader gave is a component under its name, and its components are `name.component`.
 """
 
 from __future__ import annotations
@@ -105,19 +107,20 @@ class Multi:
                 raise fault
 
     def _combined(self, outcomes: Mapping[str, Outcome]) -> Outcome:
-        values, components = dict[str, float](), dict[str, float]()
+        values, components, lacking = dict[str, float](), dict[str, float](), list[str]()
         for name, outcome in outcomes.items():
             if isinstance(outcome, Failure):
                 return Failure(outcome.kind, f"grader '{name}': {outcome.message}", outcome.traceback)
             if isinstance(outcome, Score):
                 values[name] = outcome.value
                 components |= {f"{name}.{part}": value for part, value in outcome.components.items()}
-        if not values.keys() >= self._formula.names:
-            return NotApplicable()
+                if outcome.sample_fault:
+                    lacking.append(f"grader '{name}': {outcome.sample_fault}")
         try:
-            return Score(self._formula.value(values), values | components)
+            result = self._formula.value(values)
         except NotComputable as fault:
             return Failure("invalid_value", str(fault))
+        return NotApplicable() if result is None else Score(result, values | components, "; ".join(lacking))
 
 
 async def _start(name: str, grader: Reward) -> None:

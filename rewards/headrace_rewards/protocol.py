@@ -61,7 +61,7 @@ class Sample:
     output_text: str
     """The completion, decoded, without special tokens."""
     item: dict[str, Any] = field(default_factory=dict)
-    """The row's keys beside `messages`."""
+    """The row: see `headrace_core.data.Row`."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     """The prompt: `{"role": …, "content": …}`, the last one from the user."""
     finish_reason: Literal["stop", "length"] = "stop"
@@ -97,6 +97,9 @@ class Score(msgspec.Struct, frozen=True, tag="score"):
     value: float
     components: dict[str, float] = {}
     """What the value is made of, by name; empty where the reward gave a plain number."""
+    sample_fault: str = ""
+    """What the grader reads and the completion lacks (JSON, or a key in it), in words: it scores 0 then, or counts as 0
+    in a sum. OpenAI calls it `sample_parse_error`. Empty: it lacks nothing."""
 
     def __post_init__(self) -> None:
         for number in (self.value, *self.components.values()):

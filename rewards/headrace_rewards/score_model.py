@@ -35,7 +35,7 @@ class ScoreModel:
         """Raises `InvalidRequest` where the operator named no judge."""
         self._low, self._high = spec.range
         schema = {"type": "number", "minimum": self._low, "maximum": self._high}
-        self._judge = ModelJudge(spec, rules, float, schema)
+        self._judge = ModelJudge(spec, rules, float, schema, lowest=self._low)
 
     async def start(self) -> None:
         """Asks nothing yet."""
@@ -51,7 +51,7 @@ class ScoreModel:
 
     async def _score(self, sample: Sample) -> Outcome:
         result = await self._judge.ask(sample)
-        if isinstance(result, Failure):
+        if not isinstance(result, float):
             return result
         if not self._low <= result <= self._high:
             return Failure("invalid_value", f"the judge's {result:g} is outside of {self._low:g} to {self._high:g}")

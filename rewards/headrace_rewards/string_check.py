@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from headrace_rewards.protocol import Failure, Outcome, Sample, Score
+from headrace_rewards.protocol import Outcome, Sample, Score
 from headrace_rewards.specs import GraderSpec
-from headrace_rewards.templates import MissingPath, Template
+from headrace_rewards.templates import MissingPath, Template, outcome_of, rendered
 
 
 def _parses(source: str) -> str:
@@ -49,7 +49,7 @@ class StringCheck:
         """Nothing to start."""
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """1.0 or 0.0 a sample; `Failure("bad_input")` where the row lacks what a template reads."""
+        """1.0 or 0.0 a sample; see `outcome_of` for one whose templates cannot be filled."""
         return [self._score(sample) for sample in samples]
 
     async def close(self) -> None:
@@ -57,6 +57,6 @@ class StringCheck:
 
     def _score(self, sample: Sample) -> Outcome:
         try:
-            return Score(float(self._holds(self._input.render(sample), self._reference.render(sample))))
+            return Score(float(self._holds(*rendered(sample, self._input, self._reference))))
         except MissingPath as missing:
-            return Failure("bad_input", str(missing))
+            return outcome_of(missing)

@@ -1,7 +1,11 @@
 """Templates such as `The answer is {{ item.answer }}`, resolved by walking a path and nothing else.
 
 A template can read `item` (the row) and `sample` (the completion); it cannot call, compute or execute anything. A path
-is a root followed by keys (`.name`) and list indexes (`.0` or `[0]`). Text is inserted as it is, other values as JSON.
+is a root followed by keys and list indexes (`.0` or `[0]`). A key is written `.name`, where letters of any script,
+digits, `_`, `-` and inner spaces may stand, or quoted, `["any text"]`. Text is inserted as it is, other values as JSON.
+
+What a row lacks is a fault of the data or the grader: `Failure("bad_input")`. What a completion lacks (JSON, or a key
+in it) is the model's doing: a score of 0 that says so, since the model is to learn from it. See `outcome_of`.
 """
 
 from __future__ import annotations
@@ -12,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headrace_rewards.protocol import Sample
+from headrace_rewards.protocol import Failure, Outcome, Sample, Score
 
 SAMPLE_KEYS = ("output_text", "output_json", "output_tools", "choices")
 
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
-_PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\[\d+\])*", re.ASCII)
-_STEP = re.compile(r"\w+", re.ASCII)
+_STEP = re.compile(r"""\.(\w(?:[\w -]*\w)?)|\[([0-9]+)\]|\["([^"]+)"\]|\['([^']+)'\]""")
+_PATH = re.compile(rf"[A-Za-z_]\w*(?:{_STEP.pattern})*")
 
 
 class TemplateSyntaxError(ValueError):
@@ -26,7 +30,18 @@ class TemplateSyntaxError(ValueError):
 
 
 class MissingPath(LookupError):
-    """This row or this completion has nothing at the path."""
+    """This row has nothing at the path."""
+
+
+class MissingFromSample(MissingPath):
+    """This completion has nothing at the path."""
+
+
+def outcome_of(missing: MissingPath, lowest: float = 0.0) -> Outcome:
+    """What a grader makes of a sample whose template cannot be filled; `lowest` is the least reward that it gives."""
+    if isinstance(missing, MissingFromSample):
+        return Score(min(lowest, 0.0), sample_fault=str(missing))
+    return Failure("bad_input", str(missing))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +62,27 @@ class Template:
         return cls(texts, tuple(_parse_path(expression.strip()) for expression in expressions))
 
     def render(self, sample: Sample) -> str:
-        """The text for one sample; raises `MissingPath`."""
+        """The text for one sample; raises `MissingPath`, or its subclass `MissingFromSample`."""
         scope = {"item": sample.item, "sample": sample.as_openai()} if self.paths else {}
+        of_row = {path: _resolve(scope, path) for path in self.paths if path[0] == "item"}  # its faults go first
         pieces = [self.texts[0]]
         for path, text in zip(self.paths, self.texts[1:], strict=True):
-            pieces += (_as_text(_resolve(scope, path)), text)
+            pieces += (_as_text(of_row[path] if path in of_row else _resolve(scope, path)), text)
         return "".join(pieces)
+
+
+def rendered(sample: Sample, *templates: Template) -> list[str]:
+    """The text of each template. Raises `MissingPath` as `Template.render` does; what the row lacks goes first, so that
+    no completion is blamed for a fault of the row."""
+    texts, missing_from_sample = [], None
+    for template in templates:
+        try:
+            texts.append(template.render(sample))
+        except MissingFromSample as missing:
+            missing_from_sample = missing_from_sample or missing
+    if missing_from_sample is not None:
+        raise missing_from_sample
+    return texts
 
 
 def _parse_path(expression: str) -> tuple[str, ...]:
@@ -60,7 +90,8 @@ def _parse_path(expression: str) -> tuple[str, ...]:
         raise TemplateSyntaxError(
             f"'{{{{ {expression} }}}}' is not a path such as 'item.answer', 'item.choices[0]' or 'sample.output_text'"
         )
-    path = tuple(_STEP.findall(expression))
+    root = re.split(r"[.\[]", expression, maxsplit=1)[0]
+    path = (root, *("".join(forms) for forms in _STEP.findall(expression[len(root) :])))
     if path[0] not in ("item", "sample"):
         raise TemplateSyntaxError(f"'{expression}' starts with '{path[0]}'; a path starts with 'item' or 'sample'")
     if path[0] == "sample" and len(path) > 1 and path[1] not in SAMPLE_KEYS:
@@ -74,7 +105,10 @@ def _resolve(scope: Mapping[str, Any], path: tuple[str, ...]) -> Any:
         try:
             value = value[int(step)] if isinstance(value, list) else value[step]
         except (KeyError, IndexError, TypeError, ValueError):
-            raise MissingPath(f"there is no '{'.'.join(path[: depth + 1])}'; {_choices(path[:depth], value)}") from None
+            lacking = MissingFromSample if path[0] == "sample" else MissingPath
+            raise lacking(f"there is no '{'.'.join(path[: depth + 1])}'; {_choices(path[:depth], value)}") from None
+    if value is None and path == ("sample", "output_json"):
+        raise MissingFromSample("there is no 'sample.output_json': the completion is not JSON")
     return value
 
 

@@ -25,10 +25,10 @@ import snowballstemmer
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
-from headrace_rewards.protocol import Failure, Outcome, Sample, Score
+from headrace_rewards.protocol import Outcome, Sample, Score
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import TemplateText
-from headrace_rewards.templates import MissingPath, Template
+from headrace_rewards.templates import MissingPath, Template, outcome_of, rendered
 
 Words = Sequence[str]
 
@@ -148,7 +148,7 @@ class TextSimilarity:
         """Nothing to start."""
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """0 to 1 a sample, computed in a thread; `Failure("bad_input")` where the row lacks what a template reads."""
+        """0 to 1 a sample, computed in a thread; see `outcome_of` for one whose templates cannot be filled."""
         return await asyncio.to_thread(lambda: [self._score(sample) for sample in samples])
 
     async def close(self) -> None:
@@ -156,9 +156,9 @@ class TextSimilarity:
 
     def _score(self, sample: Sample) -> Outcome:
         try:
-            return Score(self._metric(self._input.render(sample), self._reference.render(sample)))
+            return Score(self._metric(*rendered(sample, self._input, self._reference)))
         except MissingPath as missing:
-            return Failure("bad_input", str(missing))
+            return outcome_of(missing)
 
 
 def _words(text: str) -> Words:

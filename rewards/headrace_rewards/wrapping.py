@@ -10,6 +10,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import msgspec
+
 from headrace_rewards.protocol import Draw, Failure, Need, Outcome, Reward, Sample, Score
 from headrace_rewards.specs import AnyGrader, GraderSpec
 
@@ -58,7 +60,10 @@ class WrappingReward(ABC):
     def _outcome(self, sample: Sample, outcome: Outcome) -> Outcome:
         if sample.draw is None or not isinstance(outcome, Score):
             return outcome
-        return self._changed(sample, sample.draw, outcome)
+        changed = self._changed(sample, sample.draw, outcome)
+        if isinstance(changed, Score) and outcome.sample_fault:
+            return msgspec.structs.replace(changed, sample_fault=outcome.sample_fault)
+        return changed
 
 
 def finite(value: float, components: dict[str, float]) -> Outcome:

@@ -59,6 +59,7 @@ async def evaluate(
         reward_failed=len(failures),
         failures=dict(Counter(f.kind for f in failures)),
         not_applicable=len(outcomes) - len(scores) - len(failures),
+        sample_parse_errors=sum(bool(s.sample_fault) for s in scores),
         versions=(int(versions.min()), int(versions.max())),
         completion_length=len(versions) / len(prompts),
     )

@@ -116,6 +116,7 @@ class WatchedReward:
             groups=f.groups + 1,
             completions=f.completions + len(outcomes),
             not_applicable=f.not_applicable + sum(isinstance(o, NotApplicable) for o in outcomes),
+            sample_parse_errors=f.sample_parse_errors + sum(bool(o.sample_fault) for o in scores),
             failures=_added(f.failures, failures),
             left_out=f.left_out + len(failures) * left_out,
             truth={name: self._flips(name, scores) for name in self._truths},

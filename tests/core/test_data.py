@@ -21,7 +21,7 @@ def test_rows_and_their_items(tmp_path: Path) -> None:
     path.write_text(GOOD + "\n   \n" + GOOD.replace("2+2", "3+3"))
     rows = read_rows(path)
     assert [r.messages[0]["content"] for r in rows] == ["2+2=", "3+3="]
-    assert rows[0].item == {"answer": "4"}
+    assert rows[0].item == {"messages": [{"role": "user", "content": "2+2="}], "answer": "4"}
 
 
 @pytest.mark.parametrize(

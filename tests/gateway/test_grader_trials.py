@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.fine_tuning.alpha.grader_run_response import MetadataErrors
 
+from headrace_core.data import read_rows
 from headrace_core.errors import TimedOut
 from headrace_core.reward_rules import RewardRules
 from headrace_gateway import graders
@@ -52,9 +54,38 @@ async def test_output_json_is_parsed_from_the_sample(client: AsyncOpenAI) -> Non
     right = await client.fine_tuning.alpha.graders.run(grader=grader, model_sample='{"n": 93}', item={"answer": "93"})
     assert right.reward == 1.0
     wrong = await client.fine_tuning.alpha.graders.run(grader=grader, model_sample="93", item={"answer": "93"})
-    assert wrong.reward is None, "a failure is no reward of zero"
+    assert wrong.reward == 0.0, "the model wrote no JSON: that is no failure of the reward"
+    assert wrong.metadata.model_extra is not None
+    assert wrong.metadata.model_extra["failure"] is None
     assert wrong.metadata.errors.sample_parse_error
     assert not wrong.metadata.errors.invalid_variable_error
+
+
+async def test_the_item_is_the_one_that_a_job_sees(client: AsyncOpenAI, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "90+3="}], "answer": "93"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (in_job,) = read_rows(tmp_path / "rows.jsonl")
+    asked: Any = GRADER | {"input": "{{ item.messages }}|{{ item.messages[0].content }}"}
+    ran = await client.fine_tuning.alpha.graders.run(
+        grader=asked | {"reference": json.dumps(row["messages"]) + "|90+3="}, model_sample="", item=row
+    )
+    assert ran.reward == 1.0
+    source = (
+        "def grade(sample, item, prompt, messages):\n    assert item['messages'] == messages\n    return len(prompt)"
+    )
+    python: Any = {"type": "python", "name": "p", "source": source}
+    ran = await client.fine_tuning.alpha.graders.run(grader=python, model_sample="", item=row)
+    assert ran.reward == len("90+3=")
+    assert (in_job.item, in_job.messages) == (row, row["messages"])
+
+
+@pytest.mark.parametrize("messages", ["text", [1], None, {"a": 1}])
+async def test_an_item_whose_messages_are_no_conversation_is_graded_all_the_same(
+    client: AsyncOpenAI, messages: Any
+) -> None:
+    item = {"answer": "93", "messages": messages}
+    ran = await client.fine_tuning.alpha.graders.run(grader=GRADER, model_sample="93", item=item)
+    assert ran.reward == 1.0
 
 
 async def test_an_error_in_a_users_code_is_told_once_with_its_traceback(client: AsyncOpenAI, tmp_path: Path) -> None:
@@ -112,7 +143,6 @@ def test_the_errors_are_those_of_the_clients_type() -> None:
     ("grader", "kind", "message", "flags"),
     [
         ("string_check", "bad_input", "there is no 'item.answer'; 'item' has no keys", {"invalid_variable_error"}),
-        ("score_model", "bad_input", "there is no 'sample.output_json.x'; …", {"sample_parse_error"}),
         ("python", "exception", "ValueError", {"python_grader_runtime_error"}),
         ("python", "timeout", "took long", {"python_grader_runtime_error", "unresponsive_reward_error"}),
         ("function", "crashed", "signal 9", {"python_grader_server_error"}),

@@ -64,7 +64,7 @@ async def test_templates_say_where_answer_and_reference_are() -> None:
             await reward.score([Sample('{"result": "7"}', {"a": 3, "b": 4}), Sample("7", {"a": 3, "b": 4})])
         ) == [
             1.0,
-            "bad_input",
+            0.0,
         ]
     finally:
         await reward.close()

@@ -82,10 +82,72 @@ def combined(formula: str, **graders: Fixed) -> Multi:
     return Multi(spec, graders)
 
 
-async def test_not_applicable_unless_the_formula_does_without() -> None:
-    one, none = Fixed(Score(1.0)), Fixed(NotApplicable())
-    assert await combined("a + b", a=one, b=none).score([Sample("x")]) == [NotApplicable()]
-    assert await combined("2 * a", a=one, b=none).score([Sample("x")]) == [Score(2.0, {"a": 1.0})]
+@pytest.mark.parametrize(
+    ("formula", "value"),
+    [
+        ("a + b", 4.0),
+        ("b + a", 4.0),
+        ("0.5 * a + 0.5 * b", 2.0),
+        ("a - b", 4.0),
+        ("b - a", -4.0),
+        ("-b + a", 4.0),
+        ("2 * a", 8.0),
+        ("a + a * b", 4.0),
+        ("a + 1 / b", 4.0),
+        ("a + sqrt(b) ^ 2", 4.0),
+        ("min(a, b, 9)", 4.0),
+        ("max(b, a) + 0.5", 4.5),
+        ("a * b", None),
+        ("b", None),
+        ("b + 1", None),
+        ("a * b + 1", None),
+        ("min(b, 1)", None),
+        ("log(b)", None),
+        ("1", 1.0),
+    ],
+)
+async def test_what_does_not_apply_is_left_out_of_the_formula(formula: str, value: float | None) -> None:
+    reward = combined(formula, a=Fixed(Score(4.0)), b=Fixed(NotApplicable()))
+    expected = NotApplicable() if value is None else Score(value, {"a": 4.0})
+    assert await reward.score([Sample("x")]) == [expected]
+
+
+async def test_graders_of_several_tasks_each_apply_to_their_own_rows(tmp_path: Path) -> None:
+    """TRL's pattern for data of several tasks: each function returns None for the rows of the others."""
+    (tmp_path / "user.py").write_text(
+        "def of(task):\n"
+        "    def score(completions, task_name, **kwargs):\n"
+        "        pairs = zip(completions, task_name)\n"
+        "        return [(1.0 if c == 'yes' else -1.0) if t == task else None for c, t in pairs]\n"
+        "    return score\n"
+        "maths, code = of('maths'), of('code')\n"
+    )
+    graders = {
+        name: {"type": "function", "name": name, "function": f"{tmp_path}/user.py:{name}"} for name in ("maths", "code")
+    }
+    reward = build(multi(graders, "maths + code"))
+    rows = [("yes", "maths"), ("no", "maths"), ("yes", "code"), ("no", "code"), ("yes", "poetry")]
+    await reward.start()
+    try:
+        outcomes = await reward.score([Sample(text, {"task_name": task}) for text, task in rows])
+    finally:
+        await reward.close()
+    assert outcomes == [
+        Score(1.0, {"maths": 1.0}),
+        Score(-1.0, {"maths": -1.0}),
+        Score(1.0, {"code": 1.0}),
+        Score(-1.0, {"code": -1.0}),
+        NotApplicable(),
+    ]
+
+
+async def test_a_completion_that_lacks_what_one_grader_reads_keeps_what_the_others_gave() -> None:
+    reads = check("a", "{{ item.word }}") | {"input": "{{ sample.output_json.x }}"}
+    reward = build(multi({"word": reads, "mark": check("m", "!")}, "word + 0.5 * mark"))
+    (outcome,) = await reward.score([Sample("no json!", {"word": "yes"})])
+    assert isinstance(outcome, Score)
+    assert (outcome.value, outcome.components) == (0.5, {"word": 0.0, "mark": 1.0})
+    assert outcome.sample_fault.startswith("grader 'word': there is no 'sample.output_json.x'")
 
 
 async def test_components_of_components_keep_their_graders_name() -> None:

@@ -40,3 +40,29 @@ async def test_a_row_without_the_answer_fails_and_its_neighbours_do_not() -> Non
     first, second = await reward.score([Sample("<a>1</a>", {"reply": 1}), Sample("<a>1</a>", {"answer": 1})])
     assert first == Failure("bad_input", "there is no 'item.answer'; 'item' has reply")
     assert second == Score(1.0)
+
+
+NO_JSON = "there is no 'sample.output_json.x'; 'sample.output_json' is of type NoneType"
+
+
+@pytest.mark.parametrize("kind", ["string_check", "text_similarity"])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("no json", NO_JSON),
+        ("", NO_JSON),
+        ('{"y": 1}', "there is no 'sample.output_json.x'; 'sample.output_json' has y"),
+        ("[1]", "there is no 'sample.output_json.x'; 'sample.output_json' is a list of 1"),
+    ],
+)
+async def test_a_completion_without_the_json_scores_0_and_says_so(kind: str, text: str, fault: str) -> None:
+    how = {"operation": "ne"} if kind == "string_check" else {"evaluation_metric": "fuzzy_match"}
+    reward = build(
+        {"type": kind, "name": "x", "input": "{{sample.output_json.x}}", "reference": "{{ item.answer }}", **how}
+    )
+    lacking, other, faulty_row = await reward.score(
+        [Sample(text, {"answer": "1"}), Sample('{"x": "2"}', {"answer": "1"}), Sample(text, {"reply": "1"})]
+    )
+    assert lacking == Score(0.0, sample_fault=fault)
+    assert other == Score(float(kind == "string_check"))
+    assert faulty_row == Failure("bad_input", "there is no 'item.answer'; 'item' has reply")

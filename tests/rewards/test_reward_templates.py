@@ -5,11 +5,22 @@ from __future__ import annotations
 import pytest
 
 from headrace_rewards.protocol import Sample
-from headrace_rewards.templates import MissingPath, Template, TemplateSyntaxError
+from headrace_rewards.templates import MissingFromSample, MissingPath, Template, TemplateSyntaxError
 
 SAMPLE = Sample(
     output_text='{"sum": 41}',
-    item={"answer": 42, "names": ["a", {"b": "deep"}], "7": "seven", "yes": True, "ü": "x", "empty": None},
+    item={
+        "answer": 42,
+        "names": ["a", {"b": "deep"}],
+        "7": "seven",
+        "yes": True,
+        "ü": "x",
+        "empty": None,
+        "a-b": "dash",
+        "right answer": "space",
+        "réponse": {"é è": "accent"},
+        "a.b": "dot",
+    },
     finish_reason="length",
 )
 
@@ -24,6 +35,11 @@ SAMPLE = Sample(
         ("{{ item.names[1].b }} {{ item.names.0 }}", "deep a"),
         ("{{ item.7 }}", "seven"),
         ("{{ item.yes }} {{ item.empty }}", "true null"),
+        ("{{ item.ü }} {{ item.a-b }} {{item.right answer}} {{ item.réponse.é è }}", "x dash space accent"),
+        (
+            """{{ item['answer'] }} {{ item["a.b"] }} {{ item.réponse["é è"] }} {{ item['names'][1]["b"] }}""",
+            "42 dot accent deep",
+        ),
         ("{{ item.names }}", '["a", {"b": "deep"}]'),
         ("{{ sample.output_json.sum }}", "41"),
         ("{{ sample.choices[0].message.content }} {{ sample.choices.0.finish_reason }}", '{"sum": 41} length'),
@@ -40,7 +56,10 @@ def test_renders(source: str, text: str) -> None:
         ("{{ }}", "not a path"),
         ("{{ item.answer + 1 }}", "not a path"),
         ("{{ item.__class__() }}", "not a path"),
-        ("{{ item['answer'] }}", "not a path"),
+        ("{{ item['answer'] }", "without its"),
+        ("{{ item['ans'wer'] }}", "not a path"),
+        ("{{ item.-answer }}", "not a path"),
+        ("{{ item. answer }}", "not a path"),
         ("{{ {{ item.answer }} }}", "not a path"),
         ("{{ row.answer }}", "starts with 'row'"),
         ("{{ sample.text }}", "'sample' has no 'text'"),
@@ -70,5 +89,13 @@ def test_a_missing_path_says_what_there_is(source: str, message: str) -> None:
 def test_output_that_is_no_json_has_no_keys() -> None:
     template = Template.parse("{{ sample.output_json.sum }}")
     for text in ("not json", "[" * 100_000):
-        with pytest.raises(MissingPath, match="NoneType"):
+        with pytest.raises(MissingFromSample, match="NoneType"):
             template.render(Sample(output_text=text))
+    with pytest.raises(MissingFromSample, match="not JSON"):
+        Template.parse("{{ sample.output_json }}").render(Sample("not json"))
+
+
+def test_a_completion_is_not_blamed_for_a_fault_of_the_row() -> None:
+    with pytest.raises(MissingPath, match=r"no 'item\.answer'") as missing:
+        Template.parse("{{ sample.output_json.sum }} {{ item.answer }}").render(Sample("not json"))
+    assert not isinstance(missing.value, MissingFromSample)

@@ -266,3 +266,14 @@ async def test_graders_that_are_asked_together_may_disagree() -> None:
     (pair,) = figures.between
     assert pair == "exact / contains"
     assert (figures.between[pair].total, figures.between[pair].count) == (10, 20)
+
+
+async def test_completions_without_the_json_are_counted_and_no_failures() -> None:
+    reads = EXACT | {"input": "{{ sample.output_json.x }}"}
+    reward = watched(reads_json := build(reads), reads)
+    outcomes = await reward.score(group(0, '{"x": "yes"}', "yes", "{}", '{"x": "no"}'))
+    await reads_json.close()
+    assert [value_of(outcome)[0] for outcome in outcomes] == [1.0, 0.0, 0.0, 0.0]
+    figures = reward.take()
+    assert figures is not None
+    assert (figures.sample_parse_errors, figures.failures, figures.completions) == (2, {}, 4)

@@ -8,6 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
+from headrace_core.data import Row
+
 from ..answers import ready
 from ..context import Here
 from ..graders import Outcome, Verdict
@@ -54,14 +56,15 @@ async def validate(here: Here, body: Validate) -> Response:
 @router.post("/run", response_model=GraderRun)
 async def run(here: Here, body: Run) -> Response:
     """What a grader makes of one completion; a failure has no reward, and is named in `metadata.errors`."""
-    return ready(
-        _answer(await here.trials.verdict(body.grader, [{"output_text": body.model_sample, "item": body.item}]))
-    )
+    row = Row.of(body.item)
+    sample = {"output_text": body.model_sample, "item": row.item, "messages": row.messages}
+    return ready(_answer(await here.trials.verdict(body.grader, [sample])))
 
 
 def _answer(verdict: Verdict) -> dict[str, Any]:
     (outcome,), (seconds,), whole = verdict.outcomes, verdict.seconds, verdict.parts[-1]
     errors: dict[str, Any] = dict.fromkeys(_FLAGS, False) | dict.fromkeys(_DETAILS)
+    errors["sample_parse_error"] = bool(outcome.sample_fault)
     for part in verdict.parts:
         for failure in part.failures:
             errors |= _named(part.type, failure)
@@ -90,7 +93,7 @@ def _named(grader: str, failure: Outcome) -> dict[str, Any]:
     """OpenAI's names for what went wrong in a grader of that type."""
     late = {"unresponsive_reward_error": True} if failure.kind == "timeout" else {}
     if failure.kind == "bad_input":
-        return {"sample_parse_error" if "'sample." in failure.message else "invalid_variable_error": True}
+        return {"invalid_variable_error": True}
     if grader in _PYTHON:
         if failure.kind in ("crashed", "unavailable"):
             return {"python_grader_server_error": True, "python_grader_server_error_type": failure.kind}

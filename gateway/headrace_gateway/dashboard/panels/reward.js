@@ -69,10 +69,11 @@ function alike(steps) {
   return { of, figure: { value, low: value, high: value }, says: percent(value), more: `of the last ${shares.length} steps' groups, which have nothing to compare`, bad: value > SURELY_BAD.equal };
 }
 
-function failures({ failures: failed, left_out: leftOut, not_applicable: none, completions }) {
+function failures({ failures: failed, left_out: leftOut, not_applicable: none, sample_parse_errors: lacking, completions }) {
   const some = Object.keys(failed).length > 0;
   const notes = [`of ${count(completions)} completions`];
   if (leftOut) notes.push(`${count(leftOut)} left out of their groups`);
+  if (lacking) notes.push(`${count(lacking)} scored 0 for lacking the JSON that the grader reads`);
   if (none) notes.push(`${count(none)} not applicable`);
   return { of: "Failed rewards", says: some ? kinds(failed) : "none", more: notes.join(" · "), bad: some };
 }
