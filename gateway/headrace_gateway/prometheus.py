@@ -55,7 +55,7 @@ _SERIES: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], st
     "headrace_reward_again_failures": (_C, "Second scorings that failed.", ("job", "kind")),
     "headrace_reward_again_skipped": (_C, "Groups not scored again, the reward being too slow.", ("job",)),
     "headrace_reward_again_equal_share": (_G, "Share of equal scores when scored again.", ("job", "bound")),
-    "headrace_reward_again_difference": (_G, "Mean difference when scored again.", ("job", "bound")),
+    "headrace_reward_again_difference": (_G, "Mean absolute difference when scored again.", ("job",)),
     "headrace_reward_truth": (_C, "Completions held against a truth.", ("job", "truth", "confusion")),
     "headrace_reward_flip_rate": (_G, "Estimated flip rates.", ("job", "truth", "rate", "bound")),
     "headrace_reward_disagreement": (_G, "Share on which reward and truth disagree.", ("job", "truth", "bound")),
@@ -183,7 +183,7 @@ def _of_reward(job: str, found: dict[str, Any]) -> Iterator[Sample]:
     for kind, count in again["failures"].items():
         yield "headrace_reward_again_failures", (job, kind), count
     yield from _interval("headrace_reward_again_equal_share", (job,), again["equal"])
-    yield from _interval("headrace_reward_again_difference", (job,), again["mean_difference"])
+    yield from _known("headrace_reward_again_difference", (job,), again["mean_difference"])
     for truth, flips in found["truth"].items():
         for confusion, count in flips["confusion"].items():
             yield "headrace_reward_truth", (job, truth, confusion), count

@@ -9,12 +9,16 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from headrace_core.agreement import Z95, Estimate, mean, share
+from headrace_core.agreement import Estimate, mean, share, standard_error
 from headrace_core.metrics import Flips, Pairs, RewardMetrics, Tally
 
 
 def summary(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
-    """Plain values, for JSON; a figure is `{value, low, high, count}`, None where nothing was counted for it."""
+    """Plain values, for JSON; a figure is `{value, low, high, count, groups}`, None where nothing was counted for it.
+
+    `mean_difference` has no interval: of a size that is never negative, and whose largest value nobody knows, a few
+    groups that are alike say nothing about the others. How often two scores differ has one.
+    """
     again = reduce(add, (c.again for c in counted), Pairs())
     return {
         "groups": sum(c.groups for c in counted),
@@ -25,7 +29,7 @@ def summary(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
         "left_out": sum(c.left_out for c in counted),
         "scored_again": {
             "equal": _plain(share(again.equal)),
-            "mean_difference": _plain(mean(again.difference)),
+            "mean_difference": again.difference.total / again.difference.count if again.difference.count else None,
             "failures": _counts(c.again_failures for c in counted),
             "skipped_groups": sum(c.again_skipped for c in counted),
         },
@@ -78,11 +82,13 @@ def _flips(counted: Sequence[Flips]) -> dict[str, Any]:
 
 
 def _drift(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
-    """`moves`: whether the interval of the mean shift leaves out 0; None while there is none."""
-    shift = mean(reduce(add, (c.drift.shift for c in counted), Pairs().shift))
+    """`moves`: whether the interval of the mean shift leaves out 0, as it does by chance in one round of twenty; None
+    while there is none."""
+    shifts = reduce(add, (c.drift.shift for c in counted), Pairs().shift)
+    shift = mean(shifts)
     return {
         "mean_shift": _plain(shift),
-        "standard_error": None if shift is None else (shift.high - shift.low) / (2 * Z95),
+        "standard_error": standard_error(shifts),
         "rounds": sum(c.drift_rounds for c in counted),
         "moves": None if shift is None else not shift.low <= 0.0 <= shift.high,
     }

@@ -31,8 +31,9 @@ from headrace_rewards.specs import GraderSpec
 
 from .scoring import RewardFailed, score
 
-PANEL = 32
-"""Completions, of the first groups, that are scored again for as long as the worker lives."""
+PANEL = 8
+"""Groups, the first with a score, that are scored again for as long as the worker lives: an estimate needs groups, and
+whole ones, because a reward may compare the completions of one."""
 WAITING = 8
 """Groups that wait to be scored again; one more is skipped."""
 MOST_PAIRS = 10
@@ -147,8 +148,8 @@ class WatchedReward:
         share, draw = self._settings.reward_recheck, scored.samples[0].draw
         if not share or draw is None:
             return
-        self._since_panel += len(scored.samples)
-        if sum(len(kept.samples) for kept in self._panel) < PANEL:
+        self._since_panel += 1
+        if len(self._panel) < PANEL and any(isinstance(outcome, Score) for outcome in scored.outcomes):
             self._panel.append(scored)
         if in_share(share, self._settings.seed, "again", draw.group):
             try:

@@ -1,13 +1,10 @@
-"""Tallies add up, and their intervals hold what they promise: by hand, and by drawing samples from a known truth."""
+"""Tallies add up, and their intervals are those of the formulas; how often they hold: `test_agreement_coverage.py`."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-
 import pytest
 
-from headrace_core.agreement import in_share, mean, share, wilson
+from headrace_core.agreement import clopper_pearson, in_share, mean, share
 from headrace_core.metrics import Flips, Pairs, Tally
 
 
@@ -25,11 +22,11 @@ def test_a_tally_by_hand_and_added_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "count", "low", "high"), [(0.5, 10, 0.2366, 0.7634), (0.0, 10, 0.0, 0.2775), (0.9, 100, 0.8256, 0.9448)]
+    ("value", "count", "low", "high"), [(0.5, 10, 0.1871, 0.8129), (0.0, 10, 0.0, 0.3085), (0.9, 100, 0.8238, 0.9510)]
 )
-def test_wilsons_interval_as_published(value: float, count: int, low: float, high: float) -> None:
-    """Figures of Newcombe's comparison of intervals (Statistics in Medicine 17, 1998), to four places."""
-    assert wilson(value, count) == pytest.approx((low, high), abs=1e-4)
+def test_cloppers_and_pearsons_interval_as_published(value: float, count: int, low: float, high: float) -> None:
+    """To four places, as tables of the exact binomial interval have it."""
+    assert clopper_pearson(value, count) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_groups_that_agree_within_count_as_one_each() -> None:
@@ -38,9 +35,9 @@ def test_groups_that_agree_within_count_as_one_each() -> None:
     mixed = share(tally(*([[1.0, 0.0] * 4] * 10)))
     assert whole is not None
     assert mixed is not None
-    assert (whole.low, whole.high) == pytest.approx(wilson(0.4, 9))
-    assert (mixed.low, mixed.high) == pytest.approx(wilson(0.5, 80))
-    assert whole.count == mixed.count == 80
+    assert (whole.low, whole.high) == pytest.approx(clopper_pearson(0.4, 10))
+    assert (mixed.low, mixed.high) == pytest.approx(clopper_pearson(0.5, 80 * (1.959964 / 2.262157) ** 2), abs=1e-6)
+    assert (whole.count, whole.groups) == (mixed.count, mixed.groups) == (80, 10)
 
 
 def test_all_or_none_is_of_as_many_as_there_are_groups() -> None:
@@ -48,50 +45,32 @@ def test_all_or_none_is_of_as_many_as_there_are_groups() -> None:
     assert never is not None
     assert always is not None
     assert one is not None
-    assert (never.low, never.high) == pytest.approx(wilson(0.0, 5))
-    assert (always.low, always.high) == pytest.approx(wilson(1.0, 5))
-    assert (one.low, one.high) == pytest.approx(wilson(0.5, 1))
+    assert (never.low, never.high) == pytest.approx(clopper_pearson(0.0, 5))
+    assert (always.low, always.high) == pytest.approx(clopper_pearson(1.0, 5))
+    assert (one.low, one.high) == pytest.approx(clopper_pearson(0.5, 1))
+
+
+def test_one_large_group_is_not_made_many_by_small_ones() -> None:
+    """64 completions of one prompt and one each of four others: little more than one group, (Σn)²/Σn² = 1.13."""
+    found = share(tally([0.0] * 64, [0.0], [0.0], [0.0], [0.0]))
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(clopper_pearson(0.0, 68**2 / (64**2 + 4)))
 
 
 def test_nothing_is_said_of_nothing() -> None:
     assert share(Tally()) is None
     assert mean(Tally()) is None
     assert mean(tally([3.0, 4.0])) is None, "one group has no error to tell"
+    assert mean(tally([0.5], [0.5], [0.5])) is None, "three that agree by chance would make one without width"
 
 
 def test_a_mean_by_hand() -> None:
-    """Three groups of two, sums 2, 4, 6: mean 2, variance of the mean 8/(3·2)·9/36 = 1/3."""
-    found = mean(tally([1, 1], [2, 2], [3, 3]))
+    """Four groups of two, sums 2, 4, 6, 8: mean 2.5, its variance 4/3 · 20/64 = 5/12; Student's t of 3 is 3.182."""
+    found = mean(tally([1, 1], [2, 2], [3, 3], [4, 4]))
     assert found is not None
-    assert found.value == 2.0
-    assert found.high - found.value == pytest.approx(1.959964 * (1 / 3) ** 0.5)
-
-
-def coverage(draw: Callable[[random.Random], Tally], truth: float) -> float:
-    chance, trials, held = random.Random(3), 400, 0
-    for _ in range(trials):
-        found = share(draw(chance))
-        assert found is not None
-        held += found.low <= truth <= found.high
-    return held / trials
-
-
-def test_the_interval_holds_the_truth_though_whole_groups_flip() -> None:
-    """95 % of the time, within three standard errors of 400 trials; a Wilson interval of completions would not."""
-
-    def whole(chance: random.Random) -> Tally:
-        return tally(*[[float(chance.random() < 0.2)] * 8 for _ in range(60)])
-
-    def single(chance: random.Random) -> Tally:
-        return tally(*[[float(chance.random() < 0.2) for _ in range(8)] for _ in range(60)])
-
-    def naively(chance: random.Random) -> Tally:
-        of = whole(chance)
-        return tally(*[[1.0]] * int(of.total), *[[0.0]] * int(of.count - of.total))
-
-    assert coverage(whole, 0.2) > 0.917
-    assert coverage(single, 0.2) > 0.917
-    assert coverage(naively, 0.2) < 0.7
+    assert (found.value, found.count, found.groups) == (2.5, 8, 4)
+    assert found.high - found.value == pytest.approx(3.182446 * (5 / 12) ** 0.5, rel=1e-6)
+    assert found.value - found.low == pytest.approx(found.high - found.value)
 
 
 def test_flips_and_pairs_by_hand() -> None:

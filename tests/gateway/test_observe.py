@@ -59,8 +59,8 @@ def counted(worker: str, started: float, time: float) -> RewardMetrics:
     flips = Flips().with_group([True, True, False], [True, False, False]).with_group([True], [True])
     return RewardMetrics(
         worker=worker, started=started, time=time, groups=3, completions=12, failures={"timeout": 1, "exception": 2},
-        left_out=1, again=again, again_failures={"crashed": 1}, truth={"audit": flips}, drift=again, drift_rounds=1,
-        between={"a / b": flips.disagree},
+        left_out=1, again=again, again_failures={"crashed": 1}, truth={"audit": flips}, drift=again + again,
+        drift_rounds=1, between={"a / b": flips.disagree},
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from headrace_core.agreement import wilson
+from headrace_core.agreement import clopper_pearson
 from headrace_core.metrics import Flips, Pairs, RewardMetrics
 from headrace_gateway.reward_summary import in_words, summary
 
@@ -49,15 +49,33 @@ def test_a_reward_that_moves_is_told_from_one_that_shakes() -> None:
     assert found["moves"] is True
     assert found["rounds"] == 2
     assert found["mean_shift"]["value"] == pytest.approx(0.2375)
-    assert found["standard_error"] == pytest.approx((found["mean_shift"]["high"] - 0.2375) / 1.959964)
+    assert found["mean_shift"]["high"] - 0.2375 == pytest.approx(2.13145 * found["standard_error"], rel=1e-5), "t of 15"
     assert summary([counted(drift=shaken)])["drift"]["moves"] is False
+
+
+def test_of_a_few_groups_a_drift_is_not_told_and_a_difference_has_no_interval() -> None:
+    few = Pairs()
+    for _ in range(3):
+        few = few.with_group([0.0, 1.0], [0.5, 1.0])
+    found = summary([counted(drift=few, drift_rounds=1, again=few)])
+    assert found["drift"] == {"mean_shift": None, "standard_error": None, "rounds": 1, "moves": None}
+    assert found["scored_again"]["mean_difference"] == 0.25
+    assert "Drift of the reward" not in in_words(found)
+
+
+def test_the_groups_of_all_workers_make_one_estimate() -> None:
+    each = Pairs()
+    for shift in (0.5, 0.75):
+        each = each.with_group([0.0, 1.0], [shift, 1.0])
+    shift = summary([counted(drift=each), counted("rollout-1", drift=each)])["drift"]["mean_shift"]
+    assert (shift["value"], shift["count"], shift["groups"]) == (0.3125, 8, 4)
 
 
 def test_in_words() -> None:
     again = Pairs().with_group([1.0] * 8, [1.0] * 8).with_group([0.0] * 8, [0.0] * 8)
     flips = Flips().with_group([True] + [False] * 9, [False] * 10)
     words = in_words(summary([counted(completions=16, failures={"timeout": 2}, again=again, truth={"audit": flips})]))
-    low, few = wilson(1.0, 2)[0], wilson(0.1, 1)
+    low, few = clopper_pearson(1.0, 2)[0], clopper_pearson(0.1, 1)
     assert words == {
         "Reward failures": "timeout 2, of 16 completions",
         "Scored again": f"100.0% ({low:.1%} to 100.0%) the same, 16 completions",

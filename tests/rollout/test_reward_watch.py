@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from headrace_core.agreement import share
+from headrace_core.agreement import mean, share
 from headrace_core.concurrency import cancel
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.metrics import Tally
@@ -186,7 +187,7 @@ async def test_a_share_of_the_groups_is_scored_again_and_none_by_default_of_zero
     await cancel([run])
     figures = reward.take()
     assert figures is not None
-    panels = figures.drift_rounds * (PANEL // 2)
+    panels = figures.drift_rounds * PANEL
     assert len(written.calls) - 300 - panels in range(15, 50)
     quiet = watched(written, reward_recheck=0.0)
     before = len(written.calls)
@@ -211,17 +212,38 @@ async def test_a_slow_reward_delays_no_group_by_being_scored_again() -> None:
     await cancel([run])
 
 
-async def test_the_panel_shows_a_reward_that_moves() -> None:
+@pytest.mark.parametrize("size", [2, 32])
+async def test_the_panel_shows_a_reward_that_moves(size: int) -> None:
+    """It is counted in groups: with many completions of a prompt, too, one worker has enough of them."""
     for moved in (0.0, 0.25):
         written = Written()
-        reward = watched(written, reward_recheck=1.0)
-        for number in range(PANEL // 2):
-            await reward.score(group(number, "1", "0"))
+        reward = watched(written, reward_recheck=1.0, group_size=size)
+        for number in range(PANEL):
+            await reward.score(group(number, *("1", "0") * (size // 2)))
         written.moved = moved
         figures = await until_counted(reward, lambda f: f.drift_rounds == 1)
-        assert figures.drift.shift.count == PANEL
-        assert figures.drift.shift.total == pytest.approx(moved * PANEL)
-        assert figures.drift.shift.groups == PANEL // 2
+        assert figures.drift.shift.groups == PANEL
+        assert figures.drift.shift.count == PANEL * size
+        found = mean(figures.drift.shift)
+        assert found is not None
+        assert found.low == pytest.approx(moved) == found.high
+
+
+async def test_the_panel_has_only_groups_with_a_score_and_costs_no_more_than_the_share() -> None:
+    written = Written()
+    reward = watched(written, reward_recheck=0.1)
+    run = asyncio.create_task(reward.run())
+    numbers = itertools.count()
+    for _ in range(PANEL):
+        await reward.score(group(next(numbers), "none", "none"))
+    for _ in range(200 * PANEL):
+        await reward.score(group(next(numbers), "1", "0"))
+        await asyncio.sleep(0)
+    await cancel([run])
+    figures = reward.take()
+    assert figures is not None
+    assert figures.drift.shift.groups == PANEL, "the first ones had nothing to compare"
+    assert 10 <= figures.drift_rounds <= 20, "a round of 8 groups for 80 of them at most"
 
 
 async def test_flip_rates_of_a_noisy_reward_are_found() -> None:

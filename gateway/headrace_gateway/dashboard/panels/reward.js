@@ -26,13 +26,14 @@ export class RewardFigures {
 }
 
 const percent = (v) => `${(100 * v).toFixed(v > 0 && v < 0.1 ? 1 : 0)} %`;
-const range = (f) => `(${percent(f.low)} to ${percent(f.high)}), ${count(f.count)} completions`;
+const behind = (f) => `${count(f.count)} completions of ${count(f.groups)} groups`;
+const range = (f) => `(${percent(f.low)} to ${percent(f.high)}), ${behind(f)}`;
 
 function again({ equal, mean_difference: difference, failures: failed, skipped_groups: skipped }) {
   const of = "Scored again, the same reward";
   if (!equal) return { of, says: "nothing scored again yet", unknown: true };
   const notes = [range(equal)];
-  if (difference && equal.value < 1) notes.push(`mean difference ${difference.value.toPrecision(2)}`);
+  if (difference && equal.value < 1) notes.push(`mean difference ${difference.toPrecision(2)}`);
   if (skipped) notes.push(`${count(skipped)} groups skipped: the reward is too slow`);
   if (Object.keys(failed).length) notes.push(`failed: ${kinds(failed)}`);
   return { of, figure: equal, says: percent(equal.value), more: notes.join(" · "), bad: equal.high < SURELY_BAD.agree };
@@ -56,9 +57,9 @@ function audit({ audit_failed: failed }) {
 
 function drift({ mean_shift: shift, rounds, moves }) {
   const of = "Drift against the first scores";
-  if (!shift) return { of, says: "panel not scored again yet", unknown: true };
+  if (!shift) return { of, says: rounds ? "too few groups have two scores" : "panel not scored again yet", unknown: true };
   const signed = (v) => `${v > 0 ? "+" : ""}${Number(v.toPrecision(2))}`;
-  return { of, says: moves ? "the reward moves" : "within its error", more: `mean shift ${signed(shift.value)} (${signed(shift.low)} to ${signed(shift.high)}), ${shift.count} completions, round ${rounds}`, bad: moves };
+  return { of, says: moves ? "the reward moves" : "within its error", more: `mean shift ${signed(shift.value)} (${signed(shift.low)} to ${signed(shift.high)}), ${behind(shift)}, round ${rounds}`, bad: moves };
 }
 
 function alike(steps) {

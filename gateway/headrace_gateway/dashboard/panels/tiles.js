@@ -17,7 +17,7 @@ export class Tiles {
     const { steps, evaluations } = measured, last = steps.at(-1);
     this.box.replaceChildren(...[
       validation(evaluations),
-      ["Train reward", two(last?.reward_mean), "", last && last.reward_mean !== null ? `± ${two(last.reward_std)} in step ${last.step}` : "mean of a step"],
+      ["Train reward", two(last?.reward_mean), "", last && last.reward_mean !== null ? `std ${two(last.reward_std)} in step ${last.step}` : "mean of a step"],
       ["Oldest trained token", steps.length ? `${ledger.largest_age}` : "–", ` of ${bound}`, ledger.masked_tokens ? `${count(ledger.masked_tokens)} older tokens masked` : "none had to be masked"],
       ["Effective sample size", last ? `${Math.round(100 * last.effective_sample_size)}` : "–", " %", last ? `of step ${last.step}'s tokens` : "of a step's tokens"],
       generation(ledger, rate),
