@@ -24,7 +24,8 @@ INTRO = """\
 
 Claims, ours and papers', checked on what a laptop has: small models, fixed seeds, thresholds written before the run.
 Each section is one script; `python evidence/<name>.py` runs it again, `make evidence` all of them. A threshold that is
-missed stays missed here, with its figure.
+missed stays missed here, with its figure. A section says what was put in, where the runs start, how many seeds are
+counted, and which seeds chose the settings.
 """
 
 

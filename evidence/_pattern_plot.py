@@ -48,10 +48,8 @@ def _courses(axes: Axes, result: dict[str, Any], arms: Mapping[str, tuple[str, s
         runs = [run for run in result["runs"] if run["arm"] == arm]
         for run in runs:
             axes.plot(run["steps"], run["accuracies"], color=colour, lw=0.8, alpha=0.4)
-        longest = max((run["steps"] for run in runs), key=len)
-        # A run that ended early has learned the task: it stays where it was.
-        held = [run["accuracies"] + run["accuracies"][-1:] * (len(longest) - len(run["steps"])) for run in runs]
-        axes.plot(longest, np.mean(held, axis=0), color=colour, marker="o", ms=4, lw=2, label=label)
+        mean = np.mean([run["accuracies"] for run in runs], axis=0)
+        axes.plot(runs[0]["steps"], mean, color=colour, marker="o", ms=4, lw=2, label=label)
     axes.legend(frameon=False, loc="lower right" if len(arms) > 2 else "upper left")
 
 

@@ -1,7 +1,9 @@
 """The demo rewarded for the reasoning phrase alone: accuracy rises all the same, with no correctness signal at all.
 
 After "The Climb Carves Wisdom Deeper Than the Summit" (arXiv 2505.22653), whose reasoning pattern reward lifts a 7B
-model without any check of the answer. Here on the tiny adder, whose phrase goes with spelling out the carry.
+model without any check of the answer. Here on the tiny adder, whose phrase goes with spelling out the carry: that it
+does is how the model was made, an input. One run, from 0.55; its peak is the best of its evaluations.
+`reasoning_pattern.py` runs more seeds, beside runs by right answers that are as long.
 
     python evidence/phrase_reward.py [--seed N] [--out FILE]
 """

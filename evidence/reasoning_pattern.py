@@ -10,18 +10,23 @@ the service's own graders:
     reward model  `string_check` with 35 % of its verdicts wrong, each completion's for itself: right in 65 %
     calibrated    the same in `calibrated`, with the published τ = 0.5, α = 0.1, list and scaling
 
-Accuracy is that of greedy completions of held-out rows, which no phrase and no noise touches. Rewarded for phrases,
-the model learns to reason in the better way, then goes on being rewarded whatever it computes; the runs go on past the
-peak.
+Accuracy is that of greedy completions of held-out rows, which no phrase and no noise touches. It starts at 0.55 in
+every run. All runs of one comparison are equally long: 32 steps by phrases and by right answers, 16 by the two reward
+models. Two seeds of the first, three of the second. Rewarded for phrases, the model learns to reason in the better
+way, then goes on being rewarded whatever it computes; the runs go on past the peak.
 
 What the settings were chosen from, seed 0, before the thresholds were written: a job of 40 steps with the demo's
 settings, rewarded for "we need to" alone, evaluated every 10 steps, came to 0.55, 0.90, 0.97, 0.95, 0.76; the reward
-model with four completions a prompt to 0.55, 0.57 and 0.64 after 4, 8 and 12 steps. `calibrated` was not tried.
+model with four completions a prompt to 0.55, 0.57 and 0.64 after 4, 8 and 12 steps. `calibrated` was not tried. Seed 0
+is not counted: the counted seeds begin with 1. A first counted run had seed 0 among its seeds, and its runs by right
+answers ended after 16 steps, still rising: its ratios, 1.019, were against an unfinished comparator.
 
-How far it reaches. The runs by right answers end after 16 steps, still rising; had they come to 100 %, the phrases'
-peak would be 0.963 of it. The small model has two of the 40 phrases to find, so both scalings order completions
-alike, and GRPO divides their factor of two out again. A calibration of α · 2/40 = 0.005 is next to nothing beside
-rewards of 0 and 1: what it moves is groups whose rewards are all 0, which GRPO's deviation blows up to full size.
+How far it reaches. That the two phrases go with the working that is mostly right is how the small model was made: an
+input, not a finding. What is found is that GRPO takes this way up without being told what is right, and that it does
+not last. A peak is the highest of eight evaluations of 256 rows, chosen after the fact. The model has two of the 40
+phrases to find, so both scalings order completions alike, and GRPO divides their factor of two out again. A calibration
+of α · 2/40 = 0.005 is next to nothing beside rewards of 0 and 1: what it moves is groups whose rewards are all 0, which
+GRPO's deviation blows up to full size.
 
     python evidence/reasoning_pattern.py [--seed N] [--out FILE] [--image FILE]
 """
@@ -58,8 +63,9 @@ CALIBRATED_AHEAD = 0.0
 """Accuracy of the calibrated reward model less that of the plain one, over evaluations and seeds: more than this."""
 
 WRONG_VERDICTS = 0.35
-EVALUATE_EVERY, LEARNED = 4, 0.97
-"""A run by right answers ends at the first evaluation that says that the task is learned; the others go on."""
+EVALUATE_EVERY = 4
+FIRST_COUNTED = 1
+"""Of the counted seeds, after `--seed`: with seed 0 the settings were chosen."""
 COMMON: dict[str, Any] = {
     **{"algorithm": "grpo", "learning_rate": 1.5e-4, "max_tokens": 64, "max_context": 80},
     **{"proximal": "behaviour"},
@@ -88,7 +94,7 @@ def pattern(scaling: str) -> Callable[[int], dict[str, Any]]:
 
 
 ARMS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any], int]] = {
-    "right": (lambda seed: RIGHT, MANY | {"n_steps": 16}, 2),
+    "right": (lambda seed: RIGHT, MANY | {"n_steps": 32}, 2),
     "paper": (pattern("paper"), MANY | {"n_steps": 32}, 2),
     "code": (pattern("code"), MANY | {"n_steps": 32}, 2),
     "model": (reward_model, FEW | {"n_steps": 16}, 3),
@@ -109,12 +115,13 @@ def main() -> None:
     began = time.monotonic()
     runs = []
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as processes:
-        cells = [(arm, options.seed + i) for arm, (_, _, seeds) in ARMS.items() for i in range(seeds)]
+        cells = [(arm, options.seed + FIRST_COUNTED + i) for arm, (_, _, seeds) in ARMS.items() for i in range(seeds)]
         for done in as_completed([processes.submit(train, *cell) for cell in cells], timeout=LIMIT_SECONDS):
             runs.append(run := done.result())
             print(f"{len(runs)}/{len(cells)} {run['arm']}, seed {run['seed']}: {run['accuracies']}", flush=True)
     runs.sort(key=lambda run: (list(ARMS).index(run["arm"]), run["seed"]))
     result: dict[str, Any] = {
+        "seeds": {arm: sorted(run["seed"] for run in runs if run["arm"] == arm) for arm in ARMS},
         "settings": {"common": COMMON, **{arm: settings for arm, (_, settings, _) in ARMS.items()}},
         "seconds": round(time.monotonic() - began),
         "runs": runs,
@@ -133,7 +140,7 @@ def train(arm: str, seed: int) -> dict[str, Any]:
     settings = Hyperparameters.model_validate({**COMMON, **changes, "seed": seed})
     run = GradedRun(settings, grader(seed))
     accuracies, rewards, lengths = [run.accuracy()], [], []
-    while run.version < changes["n_steps"] and not (arm == "right" and accuracies[-1] >= LEARNED):
+    while run.version < changes["n_steps"]:
         completions = [c for g in run.step()[0] for c in g.completions]
         rewards.append(round(float(np.mean([c.reward for c in completions])), 5))
         lengths.append(round(float(np.mean([len(c.token_ids) for c in completions])), 2))
@@ -173,6 +180,9 @@ def table(runs: list[dict[str, Any]], seen: list[tuple[str, str, str, bool]]) ->
     for scaling in ("paper", "code"):
         fallen = [max(course) - course[-1] for course in accuracies(runs, scaling)]
         rows.append([f"decline from the peak to the end, scaling {scaling}", _each(fallen), "reported"])
+        at_end = [course[-1] for course in accuracies(runs, scaling)]
+        against = float(np.mean(at_end) / np.mean([course[-1] for course in accuracies(runs, "right")]))
+        rows.append([f"at the end by phrases / by right answers, scaling {scaling}", f"{against:.3f}", "reported"])
     for arm in ARMS:
         rows.append([f"{arm}: highest accuracy of each seed", _each([max(c) for c in accuracies(runs, arm)]), ""])
         rows.append([f"{arm}: accuracy at the end", _each([c[-1] for c in accuracies(runs, arm)]), ""])

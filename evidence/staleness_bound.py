@@ -3,6 +3,7 @@
 Contract of docs/staleness.md, checked on real parts: each run is `examples/adder/demo.py` (real vLLM, Redis, Ray),
 judged by what the ledger recorded, not by what the learner says of itself. A step whose tokens are too old is refused
 by the ledger (`BoundBroken`), so a breach would fail the job; `largest_age` is its own record of what was trained.
+One run of each, from 0.55.
 
     python evidence/staleness_bound.py [--seed N] [--out FILE]
 """
