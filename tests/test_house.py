@@ -79,6 +79,12 @@ def run_python(program: str, folder: Path) -> str:
     return ended.stdout
 
 
+def test_nothing_logs_past_the_module_that_redacts() -> None:
+    past = re.compile(r"structlog\.get_logger|structlog\.wrap_logger|logging\.getLogger\([^)]*\)\.(?!setLevel)")
+    found = [name_of(path) for _, path in MODULES if path.name != "logs.py" and past.search(path.read_text())]
+    assert found == []
+
+
 # ── who may import whom ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -13,9 +13,9 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 
 from .errors import Damaged
+from .logs import get_logger
 
 T = TypeVar("T")
 
@@ -59,4 +59,4 @@ def name(error: Damaged) -> None:
 
 @lru_cache(_NAMED)
 def _named(message: str) -> None:
-    structlog.get_logger(__name__).error("passed over a damaged record", error=message)
+    get_logger(__name__).error("passed over a damaged record", error=message)

@@ -20,7 +20,6 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
-import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -36,6 +35,7 @@ from redis.exceptions import (
 )
 
 from .errors import DiskFull, RedisFull, Unavailable
+from .logs import get_logger
 from .redis_address import masked
 
 WAIT_SECONDS = 120.0
@@ -55,7 +55,7 @@ _LASTING = (AuthenticationError, AuthorizationError, MaxConnectionsError, ssl.SS
 _Answer = TypeVar("_Answer")
 _until: ContextVar[float | None] = ContextVar("until", default=None)
 """When the command that is being sent is given up: connecting for it has no time of its own."""
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 def connect(url: str, wait: float = WAIT_SECONDS, answer_within: float = _ANSWER_SECONDS) -> Redis:

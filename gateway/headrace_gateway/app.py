@@ -14,7 +14,6 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
-import structlog
 from fastapi import APIRouter, FastAPI
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -22,6 +21,7 @@ from redis.exceptions import RedisError
 from headrace_core import keys
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs import JobStore
+from headrace_core.logs import get_logger
 from headrace_core.redis import answer, connect_for_requests
 from headrace_core.settings import Settings
 
@@ -49,7 +49,7 @@ from .routes import (
     running,
 )
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RECONCILE_SECONDS = 5.0
 _ROUTERS: Sequence[APIRouter] = (

@@ -22,7 +22,12 @@ from .cli_keys import keys
 from .cli_rewards import rewards
 from .client import Client
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="RL post-training of language models, as a service.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # they hold API keys
+    help="RL post-training of language models, as a service.",
+)
 app.add_typer(jobs, name="jobs")
 app.add_typer(checkpoints, name="checkpoints")
 app.add_typer(rewards, name="rewards")

@@ -26,7 +26,6 @@ from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 import ray
-import structlog
 from ray.exceptions import RayError
 from redis.exceptions import RedisError
 
@@ -37,6 +36,7 @@ from headrace_core.errors import HeadraceError, InvalidState, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ENDED, Job, JobError, JobStore, PausedBy, Status, model_name
 from headrace_core.ledger import Ledger
+from headrace_core.logs import get_logger
 from headrace_core.mending import Mending
 from headrace_core.redis import connect
 from headrace_core.settings import Settings
@@ -114,11 +114,11 @@ class JobController:
             while not await self._jobs.rest(self._job_id, await self._once()):
                 pass
         except Replaced:
-            structlog.get_logger().warning("another controller has the job; this one ends", job=self._job_id)
+            get_logger(__name__).warning("another controller has the job; this one ends", job=self._job_id)
         except asyncio.CancelledError:
             await self._jobs.tell(self._job_id, "the service stops; the job goes on when it starts again")
         except RedisError as error:  # the job cannot even be marked; the gateway starts a controller when Redis is back
-            structlog.get_logger().error("controller lost Redis", job=self._job_id, exc_info=error)
+            get_logger(__name__).error("controller lost Redis", job=self._job_id, exc_info=error)
         except LOST as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
             await self._jobs.tell(self._job_id, f"its controller ends, another goes on: {reason}", level="warn")
@@ -282,7 +282,7 @@ class JobController:
         if code == REPLACED:
             raise Replaced from error
         if not isinstance(error, HeadraceError):
-            structlog.get_logger().error("job failed", job=self._job_id, exc_info=error)
+            get_logger(__name__).error("job failed", job=self._job_id, exc_info=error)
         message = str(error) or type(error).__name__
         param = error.param if isinstance(error, HeadraceError) else None
         await self._ledger.close(code)

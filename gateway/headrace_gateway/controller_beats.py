@@ -12,12 +12,12 @@ import math
 import os
 from collections.abc import Sequence
 
-import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from headrace_core.errors import Unavailable
 from headrace_core.keys import JobKeys
+from headrace_core.logs import get_logger
 from headrace_core.redis import answer
 from headrace_core.settings import Settings
 
@@ -44,7 +44,7 @@ class ControllerBeats:
             try:
                 await answer(self._redis.set(JobKeys(job_id).controller, os.getpid(), ex=self._kept))
             except (RedisError, Unavailable) as error:
-                structlog.get_logger().warning("controller's beat did not reach Redis", job=job_id, error=str(error))
+                get_logger(__name__).warning("controller's beat did not reach Redis", job=job_id, error=str(error))
             await asyncio.sleep(BEAT_SECONDS)
 
     async def missing(self, job_ids: Sequence[str]) -> list[str]:

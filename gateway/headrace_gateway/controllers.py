@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import ray
-import structlog
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 from redis.asyncio import Redis
@@ -27,6 +26,7 @@ from redis.exceptions import RedisError
 
 from headrace_core.errors import HeadraceError, Unavailable
 from headrace_core.jobs import Job, JobStore
+from headrace_core.logs import get_logger
 from headrace_core.mending import Mending
 from headrace_core.settings import Settings
 
@@ -197,7 +197,5 @@ async def _suspend(job_id: str) -> None:
         async with asyncio.timeout(3 * STOP_SECONDS):
             await actor.suspend.remote()
     except (RayError, TimeoutError) as error:
-        structlog.get_logger().warning(
-            "controller did not stop in good order and is ended", job=job_id, error=str(error)
-        )
+        get_logger(__name__).warning("controller did not stop in good order and is ended", job=job_id, error=str(error))
     ray.kill(actor)

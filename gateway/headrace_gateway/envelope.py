@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -30,9 +29,10 @@ from headrace_core.errors import (
     Unavailable,
 )
 from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.logs import get_logger
 from headrace_core.redis import away, passing
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_LOGIN_BYTES = 16 * 1024

@@ -24,13 +24,13 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 import msgspec
-import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from headrace_core.history import Entry
 from headrace_core.jobs import ENDED, Job, JobStore
 from headrace_core.ledger import Ledger
+from headrace_core.logs import get_logger
 
 from .listener import Batch, Listener, told
 from .progress import estimated_finish
@@ -39,7 +39,7 @@ from .schemas import job_object
 from .streaming import PING_SECONDS
 from .voices import Voice, sse, thinned
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _QUIET_SECONDS = 1.0
 _STATE_SECONDS = 1.0

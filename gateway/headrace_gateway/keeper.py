@@ -11,19 +11,19 @@ import asyncio
 import time
 from typing import Protocol, TypeAlias
 
-import structlog
 from redis.exceptions import RedisError
 
 from headrace_core.concurrency import cancel
 from headrace_core.errors import HeadraceError, Unavailable
 from headrace_core.jobs import ENDED, JobStore
+from headrace_core.logs import get_logger
 
 from .restarts import Restarts
 
 LOOK_SECONDS = 0.2
 Notice: TypeAlias = tuple[str, dict[str, object]]
 """A message for jobs, and its data."""
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Part(Protocol):

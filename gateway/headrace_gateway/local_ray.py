@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import ray
-import structlog
 from ray._private import auto_init_hook, ray_constants, worker
 
 from headrace_core.errors import Unavailable
+from headrace_core.logs import get_logger
 
 from .placement import NAMESPACE
 from .short_folders import HeldFolder
@@ -126,7 +126,7 @@ class RayConnection:
                 ray.shutdown()
                 if attempt == _START_ATTEMPTS:
                     raise Unavailable(f"Ray did not start in {attempt} attempts: {error}") from error
-                log = structlog.get_logger()
+                log = get_logger(__name__)
                 log.warning("Ray did not start and is started again", attempt=attempt, error=str(error))
 
 

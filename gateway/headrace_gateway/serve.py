@@ -20,7 +20,6 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import ray
-import structlog
 import uvicorn
 import uvloop
 from fastapi import FastAPI
@@ -28,6 +27,7 @@ from fastapi import FastAPI
 from headrace_core.concurrency import cancel
 from headrace_core.errors import Unavailable
 from headrace_core.jobs import JobStore
+from headrace_core.logs import get_logger, log_libraries
 from headrace_core.redis import answer, connect, ping
 from headrace_core.settings import Settings
 
@@ -54,6 +54,7 @@ def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
     Raises `InvalidState` for a data folder in use, `Unavailable` for a port in use or a part that does not start.
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
+    log_libraries()
     with ExitStack() as parts:
         parts.enter_context(_interrupted_by_sigterm())
         parts.enter_context(data_folder.held(settings.data_dir))
@@ -115,6 +116,7 @@ class Server(uvicorn.Server):
                 app,
                 http=BoundedRequests,
                 ws="none",
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=_STREAMS_END_SECONDS,
@@ -186,7 +188,7 @@ def _embedded_redis(settings: Settings) -> Iterator[RedisServer]:
 
 def _warn_of_flaws(version: Version | None) -> None:
     if version is not None and version.flaws is not None:
-        structlog.get_logger().warning(version.flaws)
+        get_logger(__name__).warning(version.flaws)
 
 
 def _ray_address(settings: Settings) -> str | None:

@@ -18,12 +18,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import structlog
 from ray.exceptions import RayError, RayTaskError
 
 from headrace_core.concurrency import cancel
 from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.jobs import JobStore
+from headrace_core.logs import get_logger
 from headrace_core.mending import Mending
 from headrace_core.workers import WorkerConfig
 
@@ -240,7 +240,7 @@ class Supervisor:
         try:
             await asyncio.wait_for(process.stop(), CLOSE_SECONDS)
         except (RayError, TimeoutError) as error:
-            structlog.get_logger().warning("worker did not close and is killed", worker=self.name, error=_reason(error))
+            get_logger(__name__).warning("worker did not close and is killed", worker=self.name, error=_reason(error))
 
     def _let_go(self, process: Process) -> None:
         if self._pulse is not None:

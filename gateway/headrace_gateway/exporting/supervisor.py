@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
 from headrace_core.jobs import ENDED, Job, JobStore
+from headrace_core.logs import get_logger
 from headrace_core.settings import Settings
 
 from .follower import Errand, read_cursor
@@ -67,7 +67,7 @@ class Exports:
             task.cancel()
         for done in await asyncio.gather(*self._running.values(), return_exceptions=True):
             if isinstance(done, Exception):
-                structlog.get_logger().error("an export ended with an error", exc_info=done)
+                get_logger(__name__).error("an export ended with an error", exc_info=done)
         self._running.clear()
 
     def folder(self, job_id: str, target: Target) -> Path:

@@ -1,0 +1,111 @@
+"""The log: no line holds a secret, whatever held it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from headrace_core.logs import get_logger, log_libraries, redacted
+
+KEY = "hr-" + "aB3_-" * 8 + "xyz"
+TOKEN = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"Authorization: Bearer {KEY}", "Authorization: Bearer ***"),
+        (f"{{'authorization': 'Bearer {TOKEN}', 'x': 1}}", "{'authorization': 'Bearer ***', 'x': 1}"),
+        (f"(b'authorization', b'bearer {TOKEN}')", "(b'authorization', b'bearer ***')"),
+        (f"key={KEY}&next=/", "key=hr-***&next=/"),
+        (f"cookie: a=b; headrace_session={TOKEN}; c=d", "cookie: a=b; headrace_session=***; c=d"),
+        (f"redis://ada:{TOKEN}@host:1", "redis://ada:***@host:1"),
+        ("the key's name is hr-1, the bearer of it ada", "the key's name is hr-1, the bearer *** it ada"),
+    ],
+)
+def test_what_is_secret_is_not_shown(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+def fails(key: str) -> None:
+    headers = {"authorization": f"Bearer {key}"}
+    raise ValueError(f"of a value that is no number: {headers}") from KeyError(key)
+
+
+def test_a_traceback_shows_places_and_no_values(capsys: pytest.CaptureFixture[str]) -> None:
+    password = TOKEN
+    try:
+        fails(KEY)
+    except ValueError as error:
+        get_logger(__name__).error("it failed", header=KEY, exc_info=error)
+        get_logger(__name__).exception(f"it failed with {KEY}")
+    said = capsys.readouterr().out
+    assert said.count("fails(KEY)") == 2  # the place
+    assert said.count("it failed") == 2
+    assert KEY not in said
+    assert password not in said
+    assert "Bearer ***" in said
+
+
+def test_what_libraries_log_is_redacted_too(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        log_libraries()
+        try:
+            fails(KEY)
+        except ValueError:
+            logging.getLogger("uvicorn.error").exception("request of %s", KEY)
+        logging.getLogger("any").info("unheard")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    said = capsys.readouterr().err
+    assert "uvicorn.error: request of hr-***" in said
+    assert KEY not in said
+    assert "unheard" not in said
+
+
+@pytest.mark.parametrize("module", ["headrace_core.redis", "headrace_gateway.controller", "headrace_gateway.app"])
+def test_who_logs_does_not_have_to_set_it_up(module: str) -> None:
+    """A fresh process that imports what it needs, and logs an error there, as a Ray actor does."""
+    program = f"""
+import os
+import {module} as module
+secret = os.environ["SECRET"]
+try:
+    raise ValueError(secret)
+except ValueError:
+    module.get_logger("x").exception("failed", of=secret)
+"""
+    environment = {**os.environ, "SECRET": KEY, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "ValueError: hr-***" in ended.stdout
+    assert KEY not in ended.stdout + ended.stderr
+
+
+def test_an_error_of_the_command_line_that_nobody_foresaw_shows_no_key() -> None:
+    program = """
+import os, sys
+import httpx
+from headrace_gateway import cli
+def broken(self, method, path, **arguments):
+    shown = dict(self.headers)
+    raise RuntimeError(f"nobody foresaw {len(shown)}")
+httpx.Client.request = broken
+sys.argv = ["headrace", "jobs", "list"]
+cli.main()
+"""
+    environment = {**os.environ, "HEADRACE_API_KEY": KEY, "COLUMNS": "400", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 1
+    assert "nobody foresaw" in ended.stderr
+    assert KEY not in ended.stdout + ended.stderr
