@@ -72,14 +72,14 @@ ALGORITHMS: dict[str, AlgorithmFacts] = {
         },
     ),
     "cispo": AlgorithmFacts(
-        "GRPO advantages on log π, weighted by the clipped ratio, which cuts no token's gradient off "
-        "(arXiv 2506.13585).",
+        "GRPO advantages on log π, weighted by the clipped ratio to the behaviour policy, which cuts off no token's "
+        "gradient (arXiv 2506.13585).",
         compares_within_group=True,
         defaults={"clip_low": 1.0, "clip_high": 4.0, "minibatches": 4},
     ),
     "m2po": AlgorithmFacts(
-        "GRPO advantages without a clip; the tokens furthest off policy are masked until the second moment of the log "
-        "ratio is below a bound (arXiv 2510.01161).",
+        "GRPO advantages without a clip; of the tokens that a clip would look at, those furthest off policy are masked "
+        "until the second moment of the log ratio is below a bound (arXiv 2510.01161).",
         compares_within_group=True,
         defaults={"importance": "second_moment"},
     ),

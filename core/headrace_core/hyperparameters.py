@@ -81,7 +81,10 @@ class Hyperparameters(BaseModel):
         None, gt=0, description="Advantages are clamped to ± this, before the divergence is subtracted."
     )
     second_moment: float = Field(
-        0.04, gt=0, description="importance second_moment: bound of the mean squared log π_prox/π_behaviour."
+        0.04,
+        gt=0,
+        description="importance second_moment: bound of the mean squared log π_prox/π_behaviour, over the tokens on "
+        "which a trust region acts.",
     )
     filter_groups: bool = Field(
         False, description="Groups whose rewards are all equal are filtered, and others take their place in the step."
@@ -113,10 +116,14 @@ class Hyperparameters(BaseModel):
     # memory
     optimizer: OptimizerName = Field("adamw", description="What turns gradients into updates.")
     optimizer_rank: Whole = Field(64, ge=1, description="Rank of the low-rank optimizers.")
-    optimizer_interval: Whole = Field(
-        200, ge=1, description="Updates between two subspaces of the low-rank optimizers."
+    optimizer_interval: Whole | None = Field(
+        None,
+        ge=1,
+        description="Updates between two subspaces of the low-rank optimizers: 200 by default, 1 for dct_adamw.",
     )
-    optimizer_scale: float = Field(0.25, gt=0, description="Scale of a low-rank update beside a full one.")
+    optimizer_scale: float | None = Field(
+        None, gt=0, description="Scale of a low-rank update beside a full one: 0.25 by default, 1 for dct_adamw."
+    )
     lora_rank: int | None = Field(None, ge=1, le=512, description="Train adapters of this rank instead of all weights.")
     lora_alpha: float = Field(16.0, gt=0, description="Adapters are scaled by lora_alpha / lora_rank.")
     gradient_checkpointing: bool = Field(
@@ -259,6 +266,16 @@ class Hyperparameters(BaseModel):
     def peak_learning_rate(self) -> float:
         """AdamW's peak learning rate."""
         return self.learning_rate or BASE_LEARNING_RATE * (self.learning_rate_multiplier or 1.0)
+
+    @property
+    def subspace_interval(self) -> int:
+        """Updates from one choice of a low-rank optimizer's subspace to the next."""
+        return self.optimizer_interval or (1 if self.optimizer == "dct_adamw" else 200)
+
+    @property
+    def subspace_scale(self) -> float:
+        """Factor of what a low-rank optimizer does within its subspace."""
+        return self.optimizer_scale or (1.0 if self.optimizer == "dct_adamw" else 0.25)
 
     @property
     def explored_group_size(self) -> int:

@@ -182,7 +182,8 @@ def _to_go(rewards_N: Column, earned: Earned) -> Column:
 
 
 def _less_mean(column: Column) -> Column:
-    return column - column.mean() if len(column) else column
+    """Exactly 0 where all are equal: rounding of the mean must not give them a sign."""
+    return column - column.mean() if len(column) and np.ptp(column) else np.zeros_like(column)
 
 
 def _less_mean_of_others(column: Column) -> Column:

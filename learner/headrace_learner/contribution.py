@@ -110,9 +110,12 @@ def trained(completion: Completion) -> npt.NDArray[np.bool_]:
 
 
 def _is_silent(group: Group, settings: Hyperparameters) -> bool:
-    """Whether its completion tokens have no gradient, and no figure that others need depends on them."""
-    alone = settings.kl_coefficient == 0 and settings.importance != "second_moment"
-    return alone and algorithm_facts(settings.algorithm).compares_within_group and not rewards_differ(group)
+    """Whether its completion tokens have no gradient: their advantages are exactly 0, and nothing else is learned."""
+    return (
+        settings.kl_coefficient == 0
+        and algorithm_facts(settings.algorithm).compares_within_group
+        and not rewards_differ(group)
+    )
 
 
 def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeCount, taken: _Taken) -> list[Sample]:

@@ -19,7 +19,6 @@ from headrace_core.hyperparameters import Hyperparameters
 from .batch import MicroBatch, MiniBatch, StepBatch, Table
 from .critic import Critic
 from .divergence import kl_estimate
-from .importance import StalenessWeights, staleness_weights
 from .model import Policy
 from .ranks import Ranks, share
 
@@ -34,8 +33,6 @@ class Estimates:
     """NaN where the update's own forward pass gives it."""
     reference_N: Tensor | None
     values_N: Tensor | None
-    weights: StalenessWeights | None
-    """Where they depend on all of the step's tokens together; else the update makes them."""
 
     def penalties(self, table: Table, settings: Hyperparameters) -> Tensor:
         """[N] what the divergence from the base model takes from each token's reward: coefficient × estimate.
@@ -74,7 +71,6 @@ class Estimator:
             proximal_N=proximal_N,
             reference_N=None if reference is None else self._column(batch.minibatches, table, reference),
             values_N=None if critic is None else self._column(batch.minibatches, table, critic.values),
-            weights=self._weights(proximal_N, table),
         )
 
     def _proximal(self, batch: StepBatch, table: Table) -> Tensor:
@@ -89,11 +85,6 @@ class Estimator:
         for minibatch in batch.minibatches[: len(batch.minibatches) - len(later)]:
             computed_N[minibatch.tokens] = torch.nan
         return computed_N
-
-    def _weights(self, proximal_N: Tensor, table: Table) -> StalenessWeights | None:
-        if self._settings.importance != "second_moment":
-            return None
-        return staleness_weights(proximal_N, table.behaviour_N, table.sequences_N, self._settings)
 
     def _column(self, minibatches: Sequence[MiniBatch], table: Table, forward: Forward) -> Tensor:
         """Zero outside `minibatches`."""

@@ -29,7 +29,7 @@ def chosen_logprobs(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, tempe
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """N tokens in chunks of n, D hidden, V words; products in autocast's precision, logits in float32."""
+    """N tokens in chunks of n, D hidden, V words; factors in autocast's precision, logits float32, never rounded."""
 
     @staticmethod
     def forward(
@@ -93,10 +93,23 @@ def _exponentials(logits_nV: Tensor, highest_n: Tensor) -> Tensor:
 
 
 def _logits(ctx: Any, hidden_nD: Tensor, cast_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits_nV = (hidden_nD.to(ctx.dtype) @ cast_VD.T).to(_logit_dtype(ctx.dtype))
+    logits_nV = _product(hidden_nD.to(ctx.dtype), cast_VD.T)
     if bias_V is not None:
         logits_nV += bias_V
     return logits_nV if ctx.temperature == 1 else logits_nV.div_(ctx.temperature)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, summed and kept in float32 at least.
+
+    A logit of 20 rounded to bfloat16 is off by up to 0.06, and so is its log-probability. A GPU's kernel writes its
+    float32 sums; a CPU's does not offer it, where bfloat16 serves tests alone.
+    """
+    wide = _logit_dtype(left.dtype)
+    if left.dtype == wide:
+        return left @ right
+    with torch.autocast(left.device.type, enabled=False):
+        return torch.mm(left, right, out_dtype=wide) if left.is_cuda else left.to(wide) @ right.to(wide)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -4,7 +4,8 @@ w = π_prox/π_b, in one of four ways:
 
     truncate        min(w, cap): bounds the variance, biased towards the behaviour policy (AReaL, arXiv 2505.24298)
     mask            w inside [1/cap, cap], else 0: a token that far off says nothing of this policy
-    second_moment   w, but 0 for the tokens of the largest (log w)², until the mean of the rest is within a bound
+    second_moment   w, but 0 for the tokens of the largest (log w)², until the mean of the rest is within a bound; only
+                    tokens on which a trust region acts are looked at: A > 0 and w > 1, or A < 0 and w < 1
                     (M2PO, arXiv 2510.01161; there of π_θ/π_b at each minibatch, here once a step of π_prox/π_b)
     none            1: the plain estimator, biased by staleness
 
@@ -34,7 +35,7 @@ class StalenessWeights:
 
 
 def staleness_weights(
-    proximal_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, settings: Hyperparameters
+    proximal_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, settings: Hyperparameters, advantages_N: Tensor
 ) -> StalenessWeights:
     """Of N tokens, whole sequences of which `rows_N` names; for `second_moment`, all tokens of the step."""
     log_N = (proximal_N - behaviour_N).detach()
@@ -49,7 +50,9 @@ def staleness_weights(
         case "mask":
             cut_N = (weight_N > cap) | (weight_N < 1 / cap)
         case "second_moment":
-            cut_N = _beyond(log_N.square(), settings.second_moment)
+            cut_N = torch.zeros_like(log_N, dtype=torch.bool)
+            acted_on_N = log_N * advantages_N > 0
+            cut_N[acted_on_N] = _beyond(log_N[acted_on_N].square(), settings.second_moment)
         case "none":
             return StalenessWeights(torch.ones_like(weight_N), torch.zeros_like(weight_N, dtype=torch.bool))
     return StalenessWeights(weight_N.masked_fill(cut_N, 0.0), cut_N)

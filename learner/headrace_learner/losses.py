@@ -58,7 +58,7 @@ class LossValues:
 
     loss_N: Tensor
     clipped_N: Tensor
-    """Bool: the clip cut this token's gradient off, or, in CISPO, changed its weight."""
+    """Bool: the clip cut this token's gradient off, or, in CISPO, changed its weight w·u."""
 
 
 PolicyLoss = Callable[[LossTokens, Clip], LossValues]
@@ -93,12 +93,14 @@ def unclipped(tokens: LossTokens, clip: Clip) -> LossValues:
 
 
 def cispo(tokens: LossTokens, clip: Clip) -> LossValues:
-    """ℓ = −w·clip(u)·A·log π_θ, no gradient through the weights: no token is cut off (arXiv 2506.13585)."""
-    ratio_N = tokens.ratio_N.detach()
-    weight_N = clip(ratio_N)
-    return LossValues(
-        -tokens.importance_N * weight_N * tokens.advantages_N * tokens.current_N, (weight_N != ratio_N).detach()
-    )
+    """ℓ = −clip(w·u)·A·log π_θ, no gradient through the weight: no token is cut off (arXiv 2506.13585).
+
+    The paper's weight is of π_θ/π_b, which w·u is while `importance` cuts nothing: clipped once, and at most 1 + high.
+    A token that is masked for its staleness has weight 0, whatever the lower clip.
+    """
+    ratio_N = (tokens.importance_N * tokens.ratio_N).detach()
+    weight_N = clip(ratio_N).masked_fill(tokens.importance_N == 0, 0.0)
+    return LossValues(-weight_N * tokens.advantages_N * tokens.current_N, weight_N != ratio_N)
 
 
 def clipped_value(values_N: Tensor, before_N: Tensor, returns_N: Tensor, clip: float) -> Tensor:

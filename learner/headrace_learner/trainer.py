@@ -70,6 +70,8 @@ class _Step:
     estimates: Estimates
     advantages_N: Tensor
     returns_N: Tensor | None
+    weights: StalenessWeights | None
+    """Where they depend on all of the step's tokens together; else each micro-batch makes its own."""
     log: StepLog
 
 
@@ -158,7 +160,10 @@ class Trainer:
         log = StepLog(batch.table, self.ranks)
         advantages_N = table.with_answers(found.advantages_N, of_answers=1.0)
         returns_N = None if found.returns_N is None else table.with_answers(found.returns_N, of_answers=0.0)
-        return _Step(table, estimates, advantages_N, returns_N, log)
+        weights = None
+        if s.importance == "second_moment":
+            weights = staleness_weights(estimates.proximal_N, table.behaviour_N, table.sequences_N, s, advantages_N)
+        return _Step(table, estimates, advantages_N, returns_N, weights, log)
 
     # ── one minibatch ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,10 +214,10 @@ class Trainer:
         return torch.where(estimated_N.isnan(), current_N, estimated_N)
 
     def _weights(self, proximal_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, step: _Step) -> StalenessWeights:
-        known = step.estimates.weights
-        if known is not None:
+        if (known := step.weights) is not None:
             return StalenessWeights(known.importance_N[rows_N], known.cut_N[rows_N])
-        return staleness_weights(proximal_N, behaviour_N, step.table.sequences_N[rows_N], self._settings)
+        sequences_N, advantages_N = step.table.sequences_N[rows_N], step.advantages_N[rows_N]
+        return staleness_weights(proximal_N, behaviour_N, sequences_N, self._settings, advantages_N)
 
     def _with_divergence(self, values: LossValues, tokens: LossTokens, rows_N: Tensor, step: _Step) -> Tensor:
         """[N] the algorithm's loss, and the divergence from the base model, weighted for staleness alike.

@@ -261,7 +261,10 @@ def _losses(
         ratio = torch.exp(current[i] - proximal[i])
         if s.algorithm == "gspo":
             ratio = torch.exp(sum(c - p for c, p in zip(current, proximal, strict=True)) / len(current))
-        loss = weights[i] * _loss(ratio, current[i], token.advantage, s)
+        loss = weights[i] * _loss(ratio, token.advantage, s)
+        if s.algorithm == "cispo":
+            clipped = min(max(weights[i] * ratio.item(), 1 - s.clip_low), 1 + s.clip_high)
+            loss = -(clipped if weights[i] else 0.0) * token.advantage * current[i]
         if kl:
             loss = loss + weights[i] * kl * _kl(current[i] - token.base, s)
         losses.append(token.weight * loss)
@@ -309,20 +312,24 @@ def _importance(tokens: list[Token], proximal: list[float], s: Hyperparameters, 
 
 
 def _below_second_moment(step: Step, s: Hyperparameters) -> set[int]:
-    """Of single tokens: the furthest off goes, one by one, until the mean square of the rest is within the bound."""
+    """Of single tokens that a trust region acts on: the furthest off goes, one by one, until the mean square of the
+    rest is within the bound. All others stay."""
     answers = [token for group in step for sampled in group for token in sampled.answer]
-    left = {id(token): (token.before - token.behaviour) ** 2 for token in [*_tokens(step), *answers]}
+    every = [*_tokens(step), *answers]
+    kept = {id(token) for token in every}
+    logs = {id(token): token.before - token.behaviour for token in every}
+    left = {id(token): logs[id(token)] ** 2 for token in every if logs[id(token)] * token.advantage > 0}
     while left and fmean(left.values()) > s.second_moment:
-        del left[max(left, key=lambda token: left[token])]
-    return set(left)
+        furthest = max(left, key=lambda token: left[token])
+        del left[furthest]
+        kept.remove(furthest)
+    return kept
 
 
-def _loss(ratio: Tensor, current: Tensor, advantage: float, s: Hyperparameters) -> Tensor:
+def _loss(ratio: Tensor, advantage: float, s: Hyperparameters) -> Tensor:
     near = torch.clamp(ratio, 1 - s.clip_low, 1 + s.clip_high)
     if s.algorithm in ("rloo", "remax", "m2po"):
         return -ratio * advantage
-    if s.algorithm == "cispo":
-        return -near.item() * advantage * current
     return -torch.min(ratio * advantage, near * advantage)
 
 

@@ -79,3 +79,18 @@ def test_autocast_computes_products_in_its_precision_and_logits_in_float32() -> 
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02)
     assert layer.weight.grad is not None
     assert layer.weight.grad.dtype == torch.float32
+
+
+def test_logits_of_rounded_factors_are_not_rounded_again() -> None:
+    """Of a large logit, bfloat16 keeps 8 bits: rounded, log-probabilities were off by hundredths."""
+    layer, hidden, targets = cases(bias=False, dtype=torch.float32)
+    with torch.no_grad():
+        layer.weight.mul_(20)
+        factors = hidden.bfloat16(), layer.weight.bfloat16()
+        exact = torch.log_softmax(factors[0].double() @ factors[1].double().T, -1)
+        rounded = torch.log_softmax((factors[0] @ factors[1].T).double(), -1)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = chosen_logprobs(layer, hidden, targets, 1.0).double()
+    exact, rounded = (every.gather(1, targets[:, None])[:, 0] for every in (exact, rounded))
+    assert (rounded - exact).abs().max() > 0.01
+    assert (found - exact).abs().max() < 1e-4

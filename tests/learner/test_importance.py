@@ -18,11 +18,15 @@ RATIOS = [2.0, 0.25, 8.0, 1.0, 3.0]
 """Row 0: product 16, geometric mean 4; row 1: ¼ and ½; row 2: one token."""
 
 
-def weights(ratios: list[float], rows: list[int], **settings: object) -> StalenessWeights:
-    """Of tokens with π_prox/π_b as given."""
+def weights(
+    ratios: list[float], rows: list[int], advantages: list[float] | None = None, **settings: object
+) -> StalenessWeights:
+    """Of tokens with π_prox/π_b as given; with advantages of no sign but the ratio's, all are acted on."""
     behaviour = torch.linspace(-1, -3, len(ratios)) if ratios else torch.zeros(0)
     proximal = (behaviour + torch.tensor(ratios).log()).requires_grad_()
-    found = staleness_weights(proximal, behaviour, torch.tensor(rows, dtype=torch.int64), hyperparameters(**settings))
+    given = (proximal - behaviour).detach() if advantages is None else torch.tensor(advantages)
+    rows_N = torch.tensor(rows, dtype=torch.int64)
+    found = staleness_weights(proximal, behaviour, rows_N, hyperparameters(**settings), given)
     assert not found.importance_N.requires_grad
     return found
 
@@ -39,8 +43,8 @@ def weights(ratios: list[float], rows: list[int], **settings: object) -> Stalene
         ("none", "token", [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]),
         ("none", "sequence", [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]),
         ("none", "geometric", [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]),
-        # (log w)² is .48, 1.9, 4.3, 0, 1.2; the smallest 2, 3 and 4 of them have means .24, .56, .90
-        ("second_moment", "token", [2, 0, 0, 1, 3], [0, 1, 1, 0, 0]),
+        # (log w)² is .48, 1.9, 4.3, 0, 1.2; that of 0 is not looked at: the smallest 1 and 2 have means .48 and .84
+        ("second_moment", "token", [2, 0, 0, 1, 0], [0, 1, 1, 0, 1]),
         # 7.7 (twice), 1.9 (twice), 1.2: the smallest alone is above 0.6
         ("second_moment", "sequence", [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]),
         # 1.9 (twice), .48 (twice), 1.2: .48, .48 and .72
@@ -49,8 +53,9 @@ def weights(ratios: list[float], rows: list[int], **settings: object) -> Stalene
 )
 def test_by_hand(importance: str, level: str, expected: list[float], cut: list[int]) -> None:
     found = weights(
-        RATIOS, ROWS, importance=importance, importance_level=level, importance_cap=3.0000001, second_moment=0.6
-    )
+        RATIOS, ROWS, [1, -1, 1, -1, 1], importance=importance, importance_level=level, importance_cap=3.0000001,
+        second_moment=0.6,
+    )  # fmt: skip
     assert found.importance_N.tolist() == pytest.approx(expected, rel=1e-5)
     assert found.cut_N.tolist() == [bool(c) for c in cut]
 
@@ -65,6 +70,14 @@ def test_a_weight_on_the_edge_of_the_mask_is_inside() -> None:
 def test_no_tokens_have_no_weights(importance: str, level: str) -> None:
     found = weights([], [], importance=importance, importance_level=level)
     assert (len(found.importance_N), len(found.cut_N)) == (0, 0)
+
+
+def test_the_second_moment_looks_at_what_a_trust_region_acts_on() -> None:
+    """A > 0 with w > 1, and A < 0 with w < 1; the others stay however far off they are, and leave the mean alone."""
+    ratios = [1.1, 9.0, 9.0, 0.1, 0.1, 9.0]
+    found = weights(ratios, list(range(6)), [1, 1, -1, -1, 1, 0], importance="second_moment", second_moment=0.04)
+    assert found.cut_N.tolist() == [False, True, False, True, False, False]
+    assert found.importance_N.tolist() == pytest.approx([1.1, 0, 9, 0, 0.1, 9])
 
 
 LOGS = st.lists(st.floats(-2, 2), min_size=1, max_size=8)
@@ -83,7 +96,9 @@ def test_the_second_moment_masks_as_few_as_can_be(logs: list[float], bound: floa
     }
     assume(all(abs(mean - bound) > 1e-9 for mean in means.values()))
     settings = hyperparameters(importance="second_moment", second_moment=bound)
-    found = staleness_weights(proximal, torch.zeros_like(proximal), torch.arange(len(logs)), settings)
+    rows_N, advantages_N = torch.arange(len(logs)), proximal.sign()
+    assume(all(squares))
+    found = staleness_weights(proximal, torch.zeros_like(proximal), rows_N, settings, advantages_N)
     kept = tuple(torch.nonzero(~found.cut_N)[:, 0].tolist())
     within = [chosen for chosen, mean in means.items() if mean <= bound]
     assert len(kept) == max((len(chosen) for chosen in within), default=0)

@@ -105,14 +105,15 @@ def test_unclipped_goes_on_beyond_any_clip() -> None:
     assert not values.clipped_N.any()
 
 
-def test_cispo_clips_the_weight_and_cuts_no_gradient() -> None:
-    """ℓ = −w·clip(u)·A·log π, its gradient −w·clip(u)·A."""
-    values, gradients = evaluated(cispo, [1.1, 1.5, 0.5], [1.0, 2.0, 1.0], [2.0, 1.0, -3.0], rows=[0, 0, 1])
-    logs = [-1 + math.log(u) for u in (1.1, 1.5, 0.5)]
-    weights = [-1.1 * 2, -2 * 1.28, 0.8 * 3]
+def test_cispo_clips_one_weight_and_cuts_no_gradient() -> None:
+    """ℓ = −clip(w·u)·A·log π, its gradient −clip(w·u)·A: staleness and this step's updates share one clip."""
+    ratios, importance = [1.1, 1.5, 0.5, 0.5, 5.0], [1.0, 2.0, 1.0, 2.0, 5.0]
+    values, gradients = evaluated(cispo, ratios, importance, [2.0, 1.0, -3.0, 1.0, 1.0], rows=[0, 0, 1, 1, 1])
+    logs = [-1 + math.log(u) for u in ratios]
+    weights = [-1.1 * 2, -1.28, 0.8 * 3, -1.0, -1.28]
     assert values.loss_N.tolist() == pytest.approx([w * log for w, log in zip(weights, logs, strict=True)])
     assert gradients == pytest.approx(weights)
-    assert values.clipped_N.tolist() == [False, True, True]
+    assert values.clipped_N.tolist() == [False, True, True, False, True]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -124,9 +125,9 @@ def test_a_masked_token_has_no_loss_and_no_gradient(loss: PolicyLoss) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_where_the_policy_has_not_moved_all_losses_have_the_gradient_of_reinforce(loss: PolicyLoss) -> None:
-    """−w·A, of each token; for GSPO its mean over the completion, here of equal ones."""
-    values, gradients = evaluated(loss, [1.0] * 4, [0.5, 0.5, 2.0, 2.0], [3.0, 3.0, -1.0, -1.0], rows=[0, 0, 1, 1])
-    assert gradients == pytest.approx([-1.5, -1.5, 2.0, 2.0])
+    """−w·A, of each token; for GSPO its mean over the completion, here of equal ones; in CISPO's clip, too."""
+    values, gradients = evaluated(loss, [1.0] * 4, [0.9, 0.9, 1.2, 1.2], [3.0, 3.0, -1.0, -1.0], rows=[0, 0, 1, 1])
+    assert gradients == pytest.approx([-2.7, -2.7, 1.2, 1.2])
     assert not values.clipped_N.any()
 
 

@@ -78,14 +78,15 @@ def written_down(name: str, weight: Tensor, given: Tensor, rank: int, interval: 
         r = basis.T @ gradient
         m, v = 0.9 * m + 0.1 * r, 0.95 * v + 0.05 * r**2
         n = (m / (1 - 0.9 ** (t + 1))) / (np.sqrt(v / (1 - 0.95 ** (t + 1))) + 1e-8)
-        step = basis @ n
+        step = scale * basis @ n
         if name == "fira":
-            outside = (gradient - basis @ r) * np.linalg.norm(n, axis=0) / np.linalg.norm(r, axis=0)
+            uncorrected = m / (np.sqrt(v) + 1e-8)
+            outside = (gradient - scale * basis @ r) * np.linalg.norm(uncorrected, axis=0) / np.linalg.norm(r, axis=0)
             if t > 0 and np.linalg.norm(outside) > 1.01 * outside_before:
                 outside *= 1.01 * outside_before / np.linalg.norm(outside)
             outside_before = float(np.linalg.norm(outside))
-            step = step + outside
-        w = w - RATE * scale * step
+            step = step + outside * np.sqrt(1 - 0.95 ** (t + 1)) / (1 - 0.9 ** (t + 1))
+        w = w - RATE * step
     return w
 
 
@@ -93,10 +94,22 @@ def written_down(name: str, weight: Tensor, given: Tensor, rank: int, interval: 
 def test_updates_are_the_papers(name: str) -> None:
     model, given = OneMatrix(6, 9), gradients(5, 6, 9)
     expected = written_down(name, model.weight, given, rank=3, interval=2, scale=0.25)
-    optimizer = optimizer_of(name, model, optimizer_rank=3, optimizer_interval=2)
+    optimizer = optimizer_of(name, model, optimizer_rank=3, optimizer_interval=2, optimizer_scale=0.25)
     for gradient in given:
         update(model, optimizer, gradient)
     np.testing.assert_allclose(model.weight.detach().numpy(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "interval", "scale"), [("galore", 200, 0.25), ("fira", 200, 0.25), ("dct_adamw", 1, 1)]
+)
+def test_what_nobody_set_is_as_in_the_papers(name: str, interval: int, scale: float) -> None:
+    (group, *_) = optimizer_of(name, OneMatrix(4, 6), optimizer_rank=2).param_groups
+    assert (group["interval"], group["scale"]) == (interval, scale)
+    (group, *_) = optimizer_of(
+        name, OneMatrix(4, 6), optimizer_rank=2, optimizer_interval=7, optimizer_scale=0.5
+    ).param_groups
+    assert (group["interval"], group["scale"]) == (7, 0.5)
 
 
 @pytest.mark.parametrize("name", LOW_RANK)

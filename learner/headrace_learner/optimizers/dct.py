@@ -17,8 +17,9 @@ class DctAdamW(LowRankAdamW):
     """DCT-AdamW (arXiv 2505.17967): P holds the r columns of the cosine basis that most of G lies along; state 2nr + r.
 
     When the columns change, the moments of those that stay go along (the paper's rotation PᵀP', which is zeros and ones
-    for columns of one basis), and those of new ones start at zero. The paper's error feedback, which is optional and an
-    m × n matrix of state, is left out, and its scale α is 1: set `optimizer_scale` to 1 for its form.
+    for columns of one basis), and those of new ones start at zero. As in the paper, columns are chosen at every update
+    and nothing is scaled, where the settings say nothing else. Its error feedback, which is optional and an m × n
+    matrix of state, is left out.
     """
 
     def __init__(self, model: nn.Module, settings: Hyperparameters) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .adamw import BETAS
 from .low_rank import LowRankAdamW, Move
 
 _GROWTH = 1.01
@@ -29,11 +30,12 @@ class GaLore(LowRankAdamW):
 
 
 class Fira(GaLore):
-    """Fira (arXiv 2410.01623): GaLore, and what it leaves out: W ← (1 − ηλ) W − ηα (P N + S); state of GaLore + 1.
+    """Fira (arXiv 2410.01623): GaLore, and what it leaves out: W ← (1 − ηλ) W − η (α P N + S); state of GaLore + 1.
 
-    S = φ ⊙ (G − PPᵀG): column i is scaled by φᵢ = ‖Nᵢ‖ / ‖Rᵢ‖, which is what Adam did to it within the subspace. Where
-    ‖S‖ exceeds γ‖S before‖, S is cut down to that. (The authors' code leaves a share 1 − α of PPᵀG in S; the paper's
-    formula, which is followed here, does not.)
+    S = φ ⊙ (G − α PPᵀG): column i is scaled by φᵢ = ‖Nᵢ‖ / ‖Rᵢ‖, which is what Adam did to it within the subspace.
+    Where ‖S‖, before Adam's correction for its zero start, exceeds γ‖S before‖, S is cut down to that. All as in the
+    authors' code: S has no factor α, takes α of PPᵀG off, and is limited uncorrected. Unlike there, a norm of zero
+    limits nothing after it.
     """
 
     def _no_subspace(self, p: Tensor, m: int, r: int) -> dict[str, Tensor]:
@@ -41,8 +43,9 @@ class Fira(GaLore):
 
     def _direction(self, move: Move, state: dict[str, Tensor]) -> Tensor:
         factor_n = move.adam_rn.norm(dim=0) / (move.projected_rn.norm(dim=0) + _EPS)
-        outside_mn = (move.gradient_mn - move.basis_mr @ move.projected_rn) * factor_n
-        outside_mn *= limit_growth(outside_mn.norm(), state["outside_norm"])
+        outside_mn = (move.gradient_mn - move.scale * (move.basis_mr @ move.projected_rn)) * factor_n
+        corrected = (1 - BETAS[1] ** state["step"]).sqrt() / (1 - BETAS[0] ** state["step"])
+        outside_mn *= limit_growth(outside_mn.norm() / corrected, state["outside_norm"])
         return super()._direction(move, state) + outside_mn
 
 

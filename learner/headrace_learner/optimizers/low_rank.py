@@ -43,6 +43,8 @@ class Move:
     """R = PᵀG."""
     adam_rn: Tensor
     """N: what Adam subtracts at rate 1, given R."""
+    scale: float
+    """α."""
 
 
 class LowRankAdamW(torch.optim.Optimizer, ABC):
@@ -60,8 +62,8 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
             "lr": settings.peak_learning_rate,
             "weight_decay": 0.0,
             "rank": None,
-            "interval": settings.optimizer_interval,
-            "scale": settings.optimizer_scale,
+            "interval": settings.subspace_interval,
+            "scale": settings.subspace_scale,
         }
         super().__init__(_groups(model, settings), defaults)
         for group in self.param_groups:
@@ -94,9 +96,10 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
         projected_rn = basis_mr.mT @ gradient_mn
         moved_rn = torch.zeros_like(projected_rn)
         _adam([(moved_rn, projected_rn, state)], 1.0, 0.0)  # Adam moves zeros, at rate 1, to −N
-        update_mn = self._direction(Move(gradient_mn, basis_mr, projected_rn, moved_rn.neg_()), state)
+        move = Move(gradient_mn, basis_mr, projected_rn, moved_rn.neg_(), group["scale"])
+        update_mn = self._direction(move, state)
         p.mul_(1 - group["lr"] * group["weight_decay"])
-        _wide(p).add_(update_mn, alpha=-group["lr"] * group["scale"])
+        _wide(p).add_(update_mn, alpha=-group["lr"])
 
     def _low_rank_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         m, n = sorted(p.shape)
@@ -117,8 +120,8 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
         """[m, r] P, with orthonormal columns."""
 
     def _direction(self, move: Move, state: dict[str, Tensor]) -> Tensor:
-        """[m, n] what is subtracted, before learning rate and scale."""
-        return move.basis_mr @ move.adam_rn
+        """[m, n] what is subtracted at rate 1."""
+        return (move.basis_mr @ move.adam_rn).mul_(move.scale)
 
 
 def _groups(model: nn.Module, settings: Hyperparameters) -> list[dict[str, Any]]:
