@@ -161,7 +161,6 @@ PLAIN = {
         "worker": "Its name within the job.",
         "time": "When it was recorded.",
         "groups": "Scored.",
-        "completions": "Of those groups, with those that have no score.",
         "drift_rounds": "How often the panel was scored again.",
     },
 }

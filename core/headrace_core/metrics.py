@@ -226,6 +226,8 @@ class RewardMetrics(msgspec.Struct, frozen=True, kw_only=True):
     time: float
     groups: int = 0
     completions: int = 0
+    """Of those groups, with those that have no score; a greedy one, which they are compared with, counts nowhere but
+    among failures."""
     not_applicable: int = 0
     """Completions of which the reward had no opinion."""
     sample_parse_errors: int = 0

@@ -34,6 +34,8 @@ class Draw(msgspec.Struct, frozen=True):
 
     group: int
     completion: int
+    greedy: bool = False
+    """It is compared with the group's others, and is none of them: no statistic over the group counts it."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -72,6 +74,11 @@ class Sample:
     """`None` outside training: an evaluation, or a grader that is tried."""
     measured: Measured | None = None
     """`None` unless the reward needs it (`GraderSpec.needs`); not sent to a user's process."""
+
+    @property
+    def of_group(self) -> bool:
+        """Whether it is one of a group's sampled completions, over which a reward may make statistics."""
+        return self.draw is not None and not self.draw.greedy
 
     def as_openai(self) -> dict[str, Any]:
         """The `sample` that OpenAI's graders see. `output_json` is `None` where the text is not JSON."""

@@ -60,9 +60,8 @@ class GroupMaker:
         traced = await self._measurer.complete(prompt, configs)
         self.unstable_boundaries += sum(t.unstable is True for t in traced)
         generation_seconds = time.monotonic() - began
-        samples = [
-            sample_of(t, prompt.data, self._tokenizer, Draw(lease.group_id, number)) for number, t in enumerate(traced)
-        ]
+        draws = [Draw(lease.group_id, number, greedy=number == group_size) for number in range(len(traced))]
+        samples = [sample_of(t, prompt.data, self._tokenizer, draw) for t, draw in zip(traced, draws, strict=True)]
         outcomes = await self._reward.score(samples)
         completions = [_completion(t, o) for t, o in zip(traced, outcomes, strict=True)]
         return Group(

@@ -5,8 +5,10 @@
                 └─ a share of the groups ─► queue (bounded; full: skipped) ─► `run`: score again, one group at a time,
                                                                               and now and then the panel
 
-Invariants: a group never waits for anything that is scored again; a failure is never a score, and ends its group, or is
-left out of it, as the job's setting `reward_failure` says; what fails when it is scored again is counted by itself.
+Invariants: what is counted is of sampled completions (of the greedy one that an algorithm may want beside them, only
+that its reward failed); a group never waits for anything that is scored again; a failure is never a score, and ends
+its group, or is left out of it, as the job's setting `reward_failure` says; what fails when it is scored again is
+counted by itself.
 """
 
 from __future__ import annotations
@@ -111,12 +113,13 @@ class WatchedReward:
     def _count(self, samples: Sequence[Sample], outcomes: Sequence[Outcome], left_out: bool) -> None:
         f = self._figures
         failures = [o for o in outcomes if isinstance(o, Failure)]
-        scores = [o for o in outcomes if isinstance(o, Score)]
+        sampled = [o for o, sample in zip(outcomes, samples, strict=True) if sample.of_group]
+        scores = [o for o in sampled if isinstance(o, Score)]
         self._figures = replace(
             f,
             groups=f.groups + 1,
-            completions=f.completions + len(outcomes),
-            not_applicable=f.not_applicable + sum(isinstance(o, NotApplicable) for o in outcomes),
+            completions=f.completions + len(sampled),
+            not_applicable=f.not_applicable + sum(isinstance(o, NotApplicable) for o in sampled),
             sample_parse_errors=f.sample_parse_errors + sum(bool(o.sample_fault) for o in scores),
             failures=_added(f.failures, failures),
             left_out=f.left_out + len(failures) * left_out,
@@ -176,8 +179,8 @@ class WatchedReward:
             again = await self._reward.score(group.samples)
             both = [
                 (first.value, second.value)
-                for first, second in zip(group.outcomes, again, strict=True)
-                if isinstance(first, Score) and isinstance(second, Score)
+                for sample, first, second in zip(group.samples, group.outcomes, again, strict=True)
+                if sample.of_group and isinstance(first, Score) and isinstance(second, Score)
             ]
             pairs = pairs.with_group([first for first, _ in both], [second for _, second in both])
             failures = _added(self._figures.again_failures, [o for o in again if isinstance(o, Failure)])

@@ -120,6 +120,32 @@ def test_the_answer_in_a_text(text: str, answer: str | None) -> None:
     assert answer_in(text, "answer") == answer
 
 
+async def test_the_greedy_completion_is_judged_by_the_vote_and_has_none() -> None:
+    """Of an algorithm that wants one: here it would break the tie, and be right by its own vote."""
+    sampled = [of(None, i, text) for i, text in enumerate(["7", "8"])]
+    greedy = Sample("8", draw=Draw(0, 2, greedy=True))
+    outcomes = await score(grader("majority_vote"), *sampled, greedy)
+    assert outcomes == [Score(right, {"agreement": 0.5}) for right in (1.0, 0.0, 0.0)]
+    silent = [of(None, i, "") for i in range(2)]
+    assert await score(grader("majority_vote"), *silent, greedy) == [Score(0.0)] * 3
+
+
+async def test_rlprs_spread_is_that_of_the_sampled_completions() -> None:
+    def measured(p: float) -> Measured:
+        return answered(math.log(p), alone=(math.log(0.001),))
+
+    def group(number: int, *ps: float, greedy: float) -> list[Sample]:
+        baseline = Sample("", draw=Draw(number, len(ps), greedy=True), measured=measured(greedy))
+        return [*(of(measured(p), i, group=number) for i, p in enumerate(ps)), baseline]
+
+    reward = build(grader("rlpr"))
+    assert all(isinstance(o, Score) for o in await reward.score(group(0, 0.2, 0.8, greedy=0.5)))
+    alike = await reward.score(group(1, 0.5, 0.5, greedy=0.001))
+    assert alike == [NotApplicable()] * 3, "though the greedy one differs"
+    (first, *_) = await reward.score(group(2, 0.35, 0.65, greedy=0.5))
+    assert isinstance(first, Score), "a spread of half the average"
+
+
 async def test_the_majority_of_a_group_is_right_and_ties_go_to_the_first_seen() -> None:
     texts = ["7", "<answer> 8 </answer>", "8", "7", "", "9"]
     samples = [of(None, number, text) for number, text in enumerate(texts)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,6 +98,27 @@ async def test_what_was_scored_is_counted_once() -> None:
     second = reward.take()
     assert second is not None
     assert (second.groups, second.completions, second.started) == (2, 8, first.started)
+
+
+async def test_a_greedy_completion_counts_in_no_statistic_of_the_sampled_ones() -> None:
+    remax = {"algorithm": "remax", "group_size": 2, "reward_failure": "leave_out"}
+    reward = watched(Written(), **remax, reward_recheck=1.0)
+
+    def with_greedy(number: int, *texts: str) -> list[Sample]:
+        *sampled, last = group(number, *texts)
+        return [*sampled, replace(last, draw=Draw(number, len(sampled), greedy=True))]
+
+    await reward.score(with_greedy(0, "1", "late", "0"))
+    with pytest.raises(RewardFailed):
+        await reward.score(with_greedy(1, "1", "1", "crashed"))
+    figures = await until_counted(reward, lambda f: f.again.equal.groups)
+    assert (figures.groups, figures.completions, figures.failures) == (2, 4, {"crashed": 1})
+    assert (figures.again.equal.groups, figures.again.equal.count) == (1, 2)
+
+    noisy = watched(None, {"type": "noisy", "name": "noisy", "grader": EXACT, "flip": 0.0}, **remax)
+    await noisy.score(with_greedy(0, "yes", "no", "yes"))
+    flips = noisy.take().truth["clean"]  # type: ignore[union-attr]
+    assert (flips.up.count, flips.down.count) == (1, 1)
 
 
 async def test_failures_end_the_group_and_are_counted_by_kind() -> None:

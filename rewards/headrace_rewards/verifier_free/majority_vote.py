@@ -1,7 +1,8 @@
 """`majority_vote`: R = 1 for the answer that most completions of the prompt give, else 0 (TTRL, arXiv 2504.16084).
 
 A completion's answer is what stands inside the last pair of tags `<tag>…</tag>`, else its last line; one without any
-text has none, and does not vote. Of answers given equally often the first seen wins.
+text has none, and does not vote. Of answers given equally often the first seen wins. The greedy completion of an
+algorithm that wants one is judged by the vote, and has none: it would be the sampled ones' baseline and part of it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def make(spec: MajorityVoteSpec, builder: Any) -> Reward:
         answers = [answer_in(sample.output_text, spec.tag) for sample in samples]
         votes: dict[int, Counter[str]] = {}
         for sample, answer in zip(samples, answers, strict=True):
-            if sample.draw is not None and answer is not None:
+            if sample.draw is not None and sample.of_group and answer is not None:
                 votes.setdefault(sample.draw.group, Counter())[answer] += 1
         return [_outcome(sample, answer, votes) for sample, answer in zip(samples, answers, strict=True)]
 

@@ -2,7 +2,8 @@
 
 The mean of the probabilities of the reference answer's tokens, and not their product, so that one unlikely synonym does
 not make R vanish. Groups whose rewards hardly differ are left out: those with a standard deviation under
-`spread_share` times its moving average over the groups that this worker has scored before.
+`spread_share` times its moving average over the groups that this worker has scored before. It is the deviation of the
+sampled completions' rewards: a greedy one, which an algorithm may want beside them, is left out with its group.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Rlpr:
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One outcome a sample; all `NotApplicable` where the group is left out. Evaluations are never left out."""
         outcomes = [added(sample) for sample in samples]
-        values = [outcome.value for outcome in outcomes if isinstance(outcome, Score)]
+        values = [
+            o.value for o, sample in zip(outcomes, samples, strict=True) if isinstance(o, Score) and sample.of_group
+        ]
         if len(values) < 2 or any(sample.draw is None for sample in samples):
             return outcomes
         spread, average = statistics.pstdev(values), self._average
