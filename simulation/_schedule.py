@@ -19,10 +19,9 @@ from typing import Any
 
 from _books import Violation
 from _loop import Process, Stalled
-from _plan import FAULT_SECONDS, FINISHED_WITHIN, Fault, Network, Plan
+from _plan import FAULT_SECONDS, FINISHED_WITHIN, ROWS, Fault, Network, Plan
 from _ray import Cluster
 from _redis import Command, Packed, Server
-from _surroundings import ROWS
 from _world import World
 
 from headrace_core import keys
@@ -153,6 +152,8 @@ class Schedule:
     def _look(self) -> None:
         observer = self.world.observer
         if observer.status in ENDED and observer.at_rest and not self._cluster.all_living():
+            if self.plan.job.refused_row is not None and observer.books["generation_failed"]:
+                self.happened["row_refused"] += 1
             self.world.done = True
             self.world.loop.interrupt()
         self.world.loop.after(1.0, self._look)

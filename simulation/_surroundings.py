@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from _learning import SimulatedLead, load_state, save_state
 from _loop import PROCESS, here
+from _plan import ROWS
 from _simulated_engine import DecodeSpeed, SimulatedEngine
 from _world import EPOCH
 
@@ -33,11 +34,11 @@ from headrace_learner import worker as learner
 from headrace_rewards.protocol import Outcome, Sample, Score
 from headrace_rollout import following
 from headrace_rollout import worker as rollout
+from headrace_rollout.engines.base import RequestRefused
 from headrace_rollout.prompts import Prompt
 
 WATCH_SECONDS, BEAT_SECONDS = 2.0, 4.0
 """Twice as long as in the service: such looks and beats, most of which find nothing new, are a quarter of all calls."""
-ROWS = 16
 PROMPTS = [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(ROWS)]
 
 
@@ -59,10 +60,15 @@ def _value(sample: Sample) -> float:
 
 
 class Engine(SimulatedEngine):
-    """It takes a while to load."""
+    """It takes a while to load, and refuses one row, if the plan says so."""
 
     async def start(self) -> None:
         await asyncio.sleep(0.3)
+
+    async def generate(self, prompt: Any, sampling: Any) -> Any:
+        if prompt[0] == here().world.plan.job.refused_row:
+            raise RequestRefused(f"row {prompt[0]} cannot be served")
+        return await super().generate(prompt, sampling)
 
 
 def _engine(*_: Any) -> Engine:

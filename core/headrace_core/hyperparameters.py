@@ -177,6 +177,13 @@ class Hyperparameters(BaseModel):
         description="Share of the groups that end as reward_failed, or of the completions left out, above which the "
         "job fails.",
     )
+    max_generation_failures: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="Share of the groups that end as generation_failed, because no engine can serve their row, above "
+        "which the job fails.",
+    )
     reward_recheck: float = Field(
         0.02, ge=0, le=1, description="Share of the groups scored again, to see whether the reward repeats itself."
     )

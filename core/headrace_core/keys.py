@@ -32,6 +32,7 @@ touch them together), and jobs spread over a cluster.
     headrace:{job}:leases         zset    group → lease expiry
     headrace:{job}:queued         zset    group → group (admission order)
     headrace:{job}:claimed        zset    group → group
+    headrace:{job}:failed         list    the newest groups that ended as failed: the older ones are forgotten
     headrace:{job}:groups         stream  encoded trajectory groups, kept until a checkpoint covers them
     headrace:{job}:steps          hash    policy version → JSON of the step that updated it
     headrace:{job}:rollouts       stream  groups that steps consumed, kept for reading: entry ids are <step>-<group>
@@ -155,6 +156,10 @@ class JobKeys:
         return self.prefix + "claimed"
 
     @property
+    def failed(self) -> str:
+        return self.prefix + "failed"
+
+    @property
     def groups(self) -> str:
         return self.prefix + "groups"
 
@@ -185,5 +190,5 @@ class JobKeys:
         """KEYS of every ledger script, in the order that lua/prelude.lua names them."""
         return [
             self.ledger, self.leases, self.queued, self.claimed, self.groups, self.steps, self.signals, self.group(""),
-            self.changes, self.drains, self.job,
+            self.changes, self.drains, self.job, self.failed,
         ]  # fmt: skip

@@ -48,6 +48,8 @@ from .trajectory import Group, decode, encode
 LIVE = ("leased", "queued", "claimed")
 TERMINAL = ("trained", "dropped_stale", "filtered", "reward_failed", "generation_failed", "cancelled")
 STATES = LIVE + TERMINAL
+QUEUED_ONCE = ("queued", "claimed", "trained", "dropped_stale", "filtered")
+"""States of groups that were generated and scored (as some cancelled ones were, too)."""
 MAX_LAPSES = 5
 """A group whose leases expired so often ends as generation_failed: it seems to kill whoever works on it."""
 LONGEST_BLOCK = 20.0
@@ -285,10 +287,13 @@ class Ledger:
         return int(version or 0), None if weights is None else weights.decode()
 
     async def history(self, group_id: int) -> list[Transition]:
-        """Everything that happened to one group. Raises `NotFound`."""
+        """Everything that happened to one group. Raises `NotFound`; also of a failed one that is no longer among the
+        newest thousand."""
         raw = await answer(self._redis.hget(self._keys.group(group_id), "history"))
         if raw is None:
-            raise NotFound(f"no group {group_id} was ever admitted in this job")
+            raise NotFound(
+                f"no group {group_id} was ever admitted in this job, or it failed so long ago that it is forgotten"
+            )
         lines = (line.split("\t", 2) for line in raw.decode().removesuffix("\n").split("\n"))
         return [Transition(state, float(at), note) for state, at, note in lines]
 

@@ -93,6 +93,8 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Samples of which the reward had no opinion."""
     sample_parse_errors: int = 0
     """Scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
+    generation_failed: int = 0
+    """Samples whose row the engine cannot serve: they have no completion, and no part in the other figures."""
     versions: tuple[int, int]
     """Smallest and largest policy version that sampled a token of it: training does not stop for an evaluation."""
     completion_length: float

@@ -110,7 +110,9 @@ class Settings(BaseSettings):
         description="Restarts of a worker before its job pauses; of the embedded Redis or Ray before the service ends.",
     )
     restart_window: float = Field(
-        600.0, gt=0, description="What worked for so many seconds has all its restarts again."
+        600.0,
+        gt=0,
+        description="What worked for so many seconds has all its restarts again; a worker only if its job got on.",
     )
     max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
     exports: tuple[Literal["jsonl", "tensorboard"], ...] = Field(

@@ -4,7 +4,7 @@
                                     rollout.run ┤ each under a Supervisor (`crew`)
                                     evaluations ┤ every evaluation interval, on the first rollout worker
                                     hold        ┤ a node lost? ──► all are placed anew
-                                    watch       ┘ cancelled? paused? too many failed rewards? no progress?
+                                    watch       ┘ cancelled? paused? too many failed groups? no progress?
            all steps trained, last version evaluated ► ledger closed ► succeeded
            an error that no resume can mend          ► ledger closed ► failed, with the reason
            paused, by the user or `CannotGoOn`       ► checkpoint, workers stopped, nothing closed
@@ -45,6 +45,7 @@ from headrace_core.weights import WeightStore, default_root
 from .controller_beats import ControllerBeats
 from .crew import Crew
 from .evaluations import Evaluations
+from .generation_failures import GenerationFailing, check_generation
 from .memory import MemoryShare
 from .partials import remove_partials
 from .pausing import SHORT, CannotGoOn, cannot_go_on
@@ -204,7 +205,7 @@ class JobController:
     # ── watch ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _watch(self, job: Job) -> None:
-        """Raises what must end the work: the user's wish, too many failed rewards, no progress."""
+        """Raises what must end the work: the user's wish, too many failed groups, no progress."""
         settings, held = Hyperparameters.model_validate(job.hyperparameters), False
         watchdog = Watchdog(self._settings, job, self._jobs, self._ledger, self._mending)
         while True:
@@ -215,6 +216,7 @@ class JobController:
                 await self._move("running")
             account = await self._ledger.account()
             await check_rewards(self._jobs, self._job_id, account, settings)
+            await check_generation(self._jobs, self._job_id, account, settings)
             held = await self._all_drained(job, held)
             await watchdog.look(self._crew.workers, account, held)
 
@@ -286,7 +288,7 @@ class JobController:
         message = str(error) or type(error).__name__
         param = error.param if isinstance(error, HeadraceError) else None
         await self._ledger.close(code)
-        data = error.data if isinstance(error, RewardsFailing) else None
+        data = error.data if isinstance(error, RewardsFailing | GenerationFailing) else None
         return await self._end("failed", f"failed: {message}", JobError(code, message, param), data)
 
     async def _clean_up(self, over: Status | None, replaced: bool) -> None:

@@ -69,6 +69,8 @@ class Supervisor:
         self._ready = asyncio.Event()
         self._ready_at = 0.0
         self._began = self._done = False
+        self._progressed = False
+        """Whether the job did since the last restart."""
 
     @property
     def name(self) -> str:
@@ -88,6 +90,10 @@ class Supervisor:
     def silent(self) -> float:
         """Seconds for which its process, once ready, has not answered; 0 of one that is not, or is done."""
         return 0.0 if self._pulse is None or not self.ready or self._done else self._pulse.silent()
+
+    def progressed(self) -> None:
+        """The job made progress: what this worker did was of use, and it may have its restarts again."""
+        self._progressed = True
 
     def end(self, reason: str) -> None:
         """End its process, at once, and start it again."""
@@ -208,8 +214,9 @@ class Supervisor:
 
     async def _died(self, error: Exception) -> None:
         """Make way for the next process, and wait until it is due. Raises what no restart mends."""
-        worked = time.monotonic() - self._ready_at if self._ready.is_set() else 0.0
+        worked = time.monotonic() - self._ready_at if self._ready.is_set() and self._progressed else 0.0
         self._ready.clear()
+        self._progressed = False
         process, self._process = self._process, None
         if process is not None:
             try:

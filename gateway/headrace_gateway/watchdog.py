@@ -8,7 +8,9 @@
 
 A weight update that hangs is given up by the rollout worker itself. Each act is an event and a count (`Mending`).
 
-Invariant: progress is what cannot be had twice: a group that arrives or ends, a version. A restart or lease is none.
+Invariant: progress is what a step can be made of, or one that was made: a group that arrives, a version. A restart, a
+lease, or a group that failed is none, of which there may be any number. Restarts are given back to workers only where
+there was progress since.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import msgspec
 
 from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import TERMINAL, Account, Ledger
+from headrace_core.ledger import QUEUED_ONCE, Account, Ledger
 from headrace_core.mending import Act, Mending
 from headrace_core.settings import Settings
 
@@ -46,7 +48,7 @@ class Watchdog:
         self._job, self._jobs, self._ledger, self._mending = job, jobs, ledger, mending
         self._waits = Waits()
         self._still = Stillness(clock)
-        self._progress: tuple[int, int, int] | None = None
+        self._progress: tuple[int, int] | None = None
         self._told = self._acted = False
         """Since the last progress."""
         self._reissued: set[str] = set()
@@ -81,6 +83,8 @@ class Watchdog:
         before, self._progress = self._progress, progress(account)
         if self._progress != before:
             self._told = self._acted = False
+            for worker in workers if before is not None else ():
+                worker.progressed()
         still = self._still.look(self._progress)
         working = bool(workers) and all(worker.working for worker in workers)
         if held or not working or account.version >= self._job.total_steps:
@@ -119,10 +123,9 @@ class Watchdog:
             await self._mending.acted(act)
 
 
-def progress(account: Account) -> tuple[int, int, int]:
-    """What only grows as a job goes on: its version, groups that arrived or ended, groups that ended."""
-    ended = sum(account.states[state] for state in TERMINAL)
-    return account.version, account.admitted - account.states["leased"], ended
+def progress(account: Account) -> tuple[int, int]:
+    """What only grows as a job goes on: its version, and the groups that were queued, whatever became of them."""
+    return account.version, sum(account.states[state] for state in QUEUED_ONCE)
 
 
 def spoken(waits: Sequence[Wait]) -> str:

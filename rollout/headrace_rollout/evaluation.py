@@ -14,7 +14,7 @@ from headrace_core.metrics import EvaluationMetrics
 from headrace_rewards.protocol import Failure, Reward, Score
 
 from .concurrency import all_or_none
-from .engines.base import SamplingConfig
+from .engines.base import RequestRefused, SamplingConfig
 from .measuring import Measurer, Traced
 from .prompts import Prompt, Tokenizer
 from .scoring import sample_of, score
@@ -37,18 +37,22 @@ async def evaluate(
     slots = asyncio.Semaphore(at_once)
     greedy = SamplingConfig(max_tokens, temperature=0.0)
 
-    async def complete(prompt: Prompt) -> Traced:
+    async def complete(prompt: Prompt) -> Traced | None:
         async with slots:
-            (traced,) = await measurer.complete(prompt, [greedy])
+            try:
+                (traced,) = await measurer.complete(prompt, [greedy])
+            except RequestRefused:  # the row's fault: another worker would refuse it, too
+                return None
             return traced
 
-    traced = await all_or_none(complete(prompt) for prompt in prompts)
-    samples = [sample_of(t, p.data, tokenizer) for t, p in zip(traced, prompts, strict=True)]
+    done = zip(prompts, await all_or_none(complete(prompt) for prompt in prompts), strict=True)
+    traced = [(prompt, t) for prompt, t in done if t is not None]
+    samples = [sample_of(t, prompt.data, tokenizer) for prompt, t in traced]
     outcomes = await score(reward, samples, attempts=2)
     scores = [o for o in outcomes if isinstance(o, Score)]
     failures = [o for o in outcomes if isinstance(o, Failure)]
     names = sorted({name for s in scores for name in s.components})
-    versions = np.concatenate([t.sampled.versions for t in traced])
+    versions = np.concatenate([t.sampled.versions for _, t in traced] or [np.array([step])])
     measured = EvaluationMetrics(
         step=step,
         time=time.time(),
@@ -60,7 +64,8 @@ async def evaluate(
         failures=dict(Counter(f.kind for f in failures)),
         not_applicable=len(outcomes) - len(scores) - len(failures),
         sample_parse_errors=sum(bool(s.sample_fault) for s in scores),
+        generation_failed=len(prompts) - len(traced),
         versions=(int(versions.min()), int(versions.max())),
-        completion_length=len(versions) / len(prompts),
+        completion_length=sum(len(t.sampled.versions) for _, t in traced) / max(len(traced), 1),
     )
     return measured, failures

@@ -52,10 +52,14 @@ class GroupMaker:
         self._greedy = SamplingConfig(settings.max_tokens, temperature=0.0)
         self._wants_greedy = ALGORITHMS[settings.algorithm].wants_greedy
 
+    def prompt(self, lease: Lease) -> Prompt:
+        """Of the leased group."""
+        return self._prompts[self._order.row(lease.group_id)]
+
     async def make(self, lease: Lease, group_size: int) -> Group:
         """The leased group, of so many completions. Raises `RewardFailed` or the engine's errors."""
         began = time.monotonic()
-        prompt = self._prompts[self._order.row(lease.group_id)]
+        prompt = self.prompt(lease)
         configs = [self._sampling] * group_size + [self._greedy] * self._wants_greedy
         traced = await self._measurer.complete(prompt, configs)
         self.unstable_boundaries += sum(t.unstable is True for t in traced)

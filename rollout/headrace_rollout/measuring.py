@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from headrace_core.errors import InvalidRequest
+from headrace_core.errors import InvalidData, InvalidRequest
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_rewards.protocol import Measured, Need
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.verifier_free.base import LikelihoodSpec, asked
 
 from .concurrency import all_or_none
-from .engines.base import Engine, RequestRefused, Sampled, SamplingConfig, Scored
+from .engines.base import Engine, Sampled, SamplingConfig, Scored
 from .prompts import Prompt, Tokenizer
 from .reference import Opened, ReferenceAnswers
 
@@ -68,13 +68,16 @@ class Measurer:
         slot_freed: Callable[[], None] = lambda: None,
     ) -> None:
         """`slot_freed` is called each time the engine has one request less. Raises `InvalidData` for a row that lacks
-        its reference answer, `InvalidRequest` for two graders that would measure different ones."""
+        its reference answer, or room for it, `InvalidRequest` for two graders that would measure different ones."""
         self._needs = needs(grader, evaluating)
         self._spec = _likelihood(list(asked(grader, evaluating)))
         self._references = None if self._spec is None else ReferenceAnswers(tokenizer, self._spec, prompts)
         self._engine = engine
         self._settings = settings
         self._slot_freed = slot_freed
+        if self._references is not None:
+            for prompt in prompts:
+                self._check_reference(self._references, prompt, tokenizer.vocabulary)
 
     async def complete(self, prompt: Prompt, configs: Sequence[SamplingConfig]) -> list[Traced]:
         """Completions of one prompt, one a config, generated and measured side by side."""
@@ -122,12 +125,21 @@ class Measurer:
         if self._references is None:
             return config.max_tokens
         opening, answer = self._references.alone(prompt.data)
-        room = self._settings.max_context - len(prompt.token_ids) - len(opening) - len(answer)
-        if room < 1:
-            raise RequestRefused(
-                f"row {prompt.row + 1}: prompt and reference answer leave no room for a completion: raise max_context"
+        return min(config.max_tokens, self._settings.max_context - len(prompt.token_ids) - len(opening) - len(answer))
+
+    def _check_reference(self, references: ReferenceAnswers, prompt: Prompt, vocabulary: int | None) -> None:
+        """Raises `InvalidData`."""
+        ids = np.concatenate(references.alone(prompt.data))
+        if vocabulary is not None and ids.max(initial=-1) >= vocabulary:
+            raise InvalidData(
+                f"line {prompt.data.line}: the reference answer has the token id {ids.max()}, and the model knows ids "
+                f"0 … {vocabulary - 1}"
             )
-        return min(config.max_tokens, room)
+        if self._room(prompt, SamplingConfig(1)) < 1:
+            raise InvalidData(
+                f"line {prompt.data.line}: prompt and reference answer leave no room for a completion in the context "
+                f"of {self._settings.max_context} tokens: shorten them, or raise max_context"
+            )
 
 
 def needs(grader: GraderSpec, evaluating: bool) -> frozenset[Need]:

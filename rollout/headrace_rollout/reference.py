@@ -51,7 +51,7 @@ class ReferenceAnswers:
             try:
                 self._text(prompt.data)
             except MissingPath as missing:
-                raise InvalidData(f"row {prompt.row + 1} has no reference answer: {missing}") from None
+                raise InvalidData(f"line {prompt.data.line}: there is no reference answer: {missing}") from None
 
     def alone(self, row: Row) -> tuple[Tokens, Tokens]:
         """The opening and the reference answer, each encoded alone."""

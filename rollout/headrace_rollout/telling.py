@@ -11,9 +11,13 @@ from headrace_core.mending import Mending
 from headrace_core.metrics import UpdateMetrics
 from headrace_rewards.protocol import Failure
 
-from .engines.base import UpdateReport
+from .engines.base import RequestRefused, UpdateReport
+from .prompts import Prompt
 from .reward_watch import WatchedReward
 from .scoring import by_kind, failure_data
+
+TOLD_ROWS = 5
+"""Rows that cannot be served told by one worker; all are counted."""
 
 
 class Telling:
@@ -41,6 +45,19 @@ class Telling:
         if failures:
             message = f"reward failed in the evaluation of version {version}: {by_kind(failures)}, of {samples}"
             await self._warn(message, failure_data(failures[0]))
+
+    async def refused_row(self, group: int, prompt: Prompt, error: RequestRefused, before: int) -> None:
+        """The engine cannot serve a row of the training file; `before`: how many of them this worker met by then."""
+        if before < TOLD_ROWS:
+            line = prompt.data.line
+            message = f"the row of line {line} cannot be generated, and group {group} ends: {error}"
+            await self._warn(message, {"group": group, "row": prompt.row, "line": line, "error": str(error)})
+
+    async def evaluation_refused(self, version: int, refused: int, samples: int) -> None:
+        """How many rows of the validation file the engine cannot serve."""
+        if refused:
+            message = f"{refused} of {samples} rows could not be generated in the evaluation of version {version}"
+            await self._warn(f"{message}: its figures are without them")
 
     async def unstable_boundary(self) -> None:
         """Of the first reference answer that stands where the tokenizer would not cut."""

@@ -60,6 +60,8 @@ PROBE_SECONDS, PROBE_LIMIT = 10.0, 60.0
 """How often the engine is asked whether it still works; its longest regular answer waits for one step to end."""
 REWARD_BEATS = 2
 """Heartbeats between two reports of what the reward did."""
+REFUSED_SECONDS, REFUSED_LONGEST = 0.05, 1.0
+"""Wait after a row that the engine refused; it doubles with each in a row."""
 SIGNAL_SECONDS = 1.0
 """Longest sleep of a loop that waits for a signal: a bound on the delay should a signal be missed, not a poll rate."""
 
@@ -85,6 +87,8 @@ class RolloutWorker:
         self._held: dict[int, tuple[Lease, asyncio.Task[None]]] = {}
         self._errors: Counter[str] = Counter()
         self._tokens = self._groups = 0
+        self._refused_in_a_row, self._admit_from = 0, 0.0
+        """Rows that the engine refused since the last group; the moment before which nothing more is admitted."""
         self._refused: Refusal | None = None
         """Why the last admission gave nothing."""
         self._told: WorkerState = "starting"
@@ -137,13 +141,13 @@ class RolloutWorker:
         if self._config.validation_file is not None:
             held_out = self._prompts(self._config.validation_file, longest)
             self._held_out = held_out[: self._settings.eval_samples]
-        await asyncio.gather(self._engine.start(), self._reward.start())
         self._maker = GroupMaker(
             self._engine, self._tokenizer, self._watched, train, self._settings, self._wake.set, self._grader
         )
         self._evaluating = Measurer(
             self._engine, self._tokenizer, self._grader, self._settings, self._held_out, evaluating=True
         )
+        await asyncio.gather(self._engine.start(), self._reward.start())  # last: the rows may be refused
         await self._live.refresh()
         while not await self._catch_up():
             pass  # a few times in a row, then it raises
@@ -239,6 +243,7 @@ class RolloutWorker:
         result: EvaluationMetrics
         result, failures = await first_to_end(tasks)
         await self._telling.evaluation_failures(version, failures, len(self._held_out))
+        await self._telling.evaluation_refused(version, result.generation_failed, len(self._held_out))
         return result
 
     # ── the loops ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -258,7 +263,7 @@ class RolloutWorker:
         while True:
             self._wake.clear()
             free = max(self._settings.max_running - self._engine.running, 0) // self._live.newest.group_size
-            if free > 0 or self._engine.running == 0:
+            if (free > 0 or self._engine.running == 0) and time.monotonic() >= self._admit_from:
                 admission = await self._ledger.admit(
                     self._config.worker, self._engine.version, 1, self._config.lease_seconds
                 )
@@ -322,6 +327,7 @@ class RolloutWorker:
             group = await self._maker.make(lease, self._live.at(lease.version).group_size)
             await self._note_boundaries()
             if await self._ledger.commit(lease, group) is Outcome.QUEUED:
+                self._refused_in_a_row = 0
                 self._groups += 1
                 self._tokens += group.sampled_tokens
             await self._telling.failures(self._watched)
@@ -329,6 +335,8 @@ class RolloutWorker:
             await self._telling.failures(self._watched)
             await self._ledger.fail(lease, Outcome.REWARD_FAILED, str(error))
         except RequestRefused as error:
+            self._back_off()
+            await self._telling.refused_row(lease.group_id, self._maker.prompt(lease), error, self._errors[error.code])
             self._errors[error.code] += 1
             await self._ledger.fail(lease, Outcome.GENERATION_FAILED, str(error))
         except Exception as error:
@@ -336,6 +344,13 @@ class RolloutWorker:
         finally:
             self._held.pop(lease.group_id, None)
             self._wake.set()
+
+    def _back_off(self) -> None:
+        """A row was refused, which takes no time at all: let the next ones not follow as fast as they can fail."""
+        delay = min(REFUSED_SECONDS * 2.0**self._refused_in_a_row, REFUSED_LONGEST)
+        self._refused_in_a_row = min(self._refused_in_a_row + 1, 10)
+        self._admit_from = time.monotonic() + delay
+        asyncio.get_running_loop().call_later(delay, self._wake.set)
 
     async def _note_boundaries(self) -> None:
         """Count the reference answers that stand where the tokenizer would not cut; tell of the first."""

@@ -99,6 +99,27 @@ async def test_an_expired_lease_that_nobody_took_over_still_commits(redis: Redis
     assert await ledger.commit(lease, a_group(0)) is Outcome.QUEUED
 
 
+async def test_of_groups_that_failed_the_newest_thousand_are_kept(ledger: Ledger, redis: Redis) -> None:
+    """A job may meet any number of them: 27,000 in half a minute were seen, each with its history in Redis."""
+    for _ in range(600):
+        admitted = (await ledger.admit("rollout-0", 0, 2, 60)).leases
+        for lease in admitted:
+            outcome = (Outcome.GENERATION_FAILED, Outcome.REWARD_FAILED)[lease.group_id % 2]
+            assert await ledger.fail(lease, outcome, "no engine can serve it") is outcome
+    account = await ledger.account()
+    assert (account.admitted, account.balanced) == (1200, True)
+    assert account.states["generation_failed"] == account.states["reward_failed"] == 600
+    assert len([key async for key in redis.scan_iter(JobKeys("ftjob-test").group("*"), count=5000)]) == 1000
+    with pytest.raises(NotFound, match="failed so long ago"):
+        await ledger.history(199)
+    assert [t.state for t in await ledger.history(200)] == ["leased", "generation_failed"]
+    forgotten = Lease(0, "rollout-0#1", 1, 0)
+    assert await ledger.commit(forgotten, a_group(0)) is Outcome.FENCED
+    assert await ledger.fail(forgotten, Outcome.GENERATION_FAILED, "again") is Outcome.FENCED
+    assert await ledger.renew([forgotten], 60) == {0}
+    assert (await ledger.account()).states == account.states
+
+
 async def test_a_group_that_kills_every_worker_ends(redis: Redis) -> None:
     clock = Clock()
     ledger = Ledger(redis, "ftjob-poison", clock)

@@ -160,6 +160,8 @@ class Parties:
                 found[key].pop(b"fenced", None)
             elif kind == b"zset":
                 found[key] = await answer(self.redis.zrange(key, 0, -1, withscores=True))
+            elif kind == b"list":
+                found[key] = await answer(self.redis.lrange(key, 0, -1))
             else:
                 found[key] = await answer(self.redis.xrange(key))
         return found

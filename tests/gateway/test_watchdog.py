@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from redis.asyncio import Redis
 
@@ -13,6 +14,7 @@ from headrace_core.mending import Mending
 from headrace_core.metrics import WorkerMetrics
 from headrace_core.settings import Settings
 from headrace_core.staleness import Limits
+from headrace_core.trajectory import Group, sampled_completion
 from headrace_gateway.pausing import Stalled
 from headrace_gateway.supervisor import Supervisor
 from headrace_gateway.watchdog import Watchdog
@@ -23,6 +25,13 @@ SOON, LATE = 6.0, 20.0
 JOB = stored_job(status="running", total_steps=10)
 
 
+def a_group(group_id: int) -> Group:
+    """Of one completion of one token."""
+    tokens, version = np.array([5], np.int32), np.zeros(1, np.int32)
+    done = sampled_completion(tokens, np.array([-0.5], np.float32), version, "stop", reward=1.0)
+    return Group(group_id, 1, 0, 0, np.array([1], np.int32), (done,))
+
+
 class Worker:
     """A twin of a supervised worker: says what it is told to, and notes why it was ended."""
 
@@ -30,6 +39,10 @@ class Worker:
         self.name, self.ready, self.working = name, True, True
         self.silence = 0.0
         self.ends: list[str] = []
+        self.times_progressed = 0
+
+    def progressed(self) -> None:
+        self.times_progressed += 1
 
     def silent(self) -> float:
         return self.silence
@@ -128,10 +141,28 @@ async def test_a_lease_or_a_restart_is_no_progress_and_an_arrival_is(job: Job) -
     (lease,) = (await job.ledger.admit("rollout-0", 0, 1, 60.0)).leases
     await job.looks(2)
     assert len(await job.told()) == 1
-    await job.ledger.fail(lease, Outcome.REWARD_FAILED, "it was of no use")
+    assert await job.ledger.commit(lease, a_group(lease.group_id)) is Outcome.QUEUED
     await job.looks(int(SOON) + 1)
     assert len(await job.told()) == 2
     assert job.rollout.ends == []
+    assert (job.rollout.times_progressed, job.learner.times_progressed) == (1, 1)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.GENERATION_FAILED, Outcome.REWARD_FAILED])
+async def test_groups_that_fail_are_no_progress_however_many(job: Job, outcome: Outcome) -> None:
+    """Rows that no engine can serve failed 900 groups a second, and nobody noticed that nothing was ever trained."""
+
+    async def looks_while_groups_fail(seconds: int) -> None:
+        for _ in range(seconds):
+            (lease,) = (await job.ledger.admit("rollout-0", 0, 1, 60.0)).leases
+            assert await job.ledger.fail(lease, outcome, "of no use") is outcome
+            await job.looks(1)
+
+    await looks_while_groups_fail(int(LATE) + 1)
+    assert len(job.rollout.ends) == 1
+    with pytest.raises(Stalled):
+        await looks_while_groups_fail(int(LATE) + 1)
+    assert job.rollout.times_progressed == 0
 
 
 async def test_a_job_that_is_meant_to_stand_still_does(job: Job) -> None:

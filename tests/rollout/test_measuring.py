@@ -21,7 +21,7 @@ from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.ledger import Lease
 from headrace_core.trajectory import Completion, Group, Role, decode, encode
 from headrace_rewards.registry import build, validate
-from headrace_rollout.engines.base import EngineConfig, RequestRefused, SamplingConfig
+from headrace_rollout.engines.base import EngineConfig, SamplingConfig
 from headrace_rollout.engines.transformers_engine import TransformersEngine
 from headrace_rollout.groups import GroupMaker
 from headrace_rollout.measuring import Measurer
@@ -195,7 +195,7 @@ async def test_what_cannot_be_measured_is_said_before_the_first_group(
     engine: TransformersEngine, tokenizer: Tokenizer, prompts: list[Prompt]
 ) -> None:
     bad = validate(grader("verifree", reference="> {{ item.solution }} </answer>"))
-    with pytest.raises(InvalidData, match=r"row 1 has no reference answer: there is no 'item\.solution'"):
+    with pytest.raises(InvalidData, match=r"line 1: there is no reference answer: there is no 'item\.solution'"):
         Measurer(engine, tokenizer, bad, SETTINGS, prompts)
     two = {
         "type": "multi",
@@ -213,9 +213,8 @@ async def test_a_reference_answer_that_does_not_fit_is_refused_and_a_tight_conte
     spec, prompt = validate(grader("verifree")), prompts[0]
     needed = len(prompt.token_ids) + len(tokenizer.encode(f"<answer> {prompt.data.item['answer']} </answer>"))
     tight = SETTINGS.model_copy(update={"max_context": needed + 2})
-    measurer = Measurer(engine, tokenizer, spec, tight, prompts)
+    measurer = Measurer(engine, tokenizer, spec, tight, [prompt])
     (traced,) = await measurer.complete(prompt, [SamplingConfig(60)])
     assert len(traced.sampled.token_ids) <= 2
-    none = Measurer(engine, tokenizer, spec, SETTINGS.model_copy(update={"max_context": needed}), prompts)
-    with pytest.raises(RequestRefused, match=r"row 1: .* raise max_context"):
-        await none.complete(prompt, [SamplingConfig(60)])
+    with pytest.raises(InvalidData, match=r"line 1: .* raise max_context"):
+        Measurer(engine, tokenizer, spec, SETTINGS.model_copy(update={"max_context": needed}), [prompt])

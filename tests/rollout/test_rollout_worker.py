@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 from redis.asyncio import Redis
 
 from headrace_core.data import PromptOrder, read_rows
 from headrace_core.drains import Drains
-from headrace_core.errors import InvalidState
+from headrace_core.errors import InvalidData, InvalidState
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import Ledger, Outcome, Step
+from headrace_core.ledger import Ledger, Outcome, Step, Term
 from headrace_core.live import Live
 from headrace_core.mending import Mending
 from headrace_core.redis import answer
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_gateway.redis_server import RedisServer
+from headrace_rollout.engines.base import RequestRefused
 from headrace_rollout.engines.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.worker import RolloutWorker
 
@@ -74,6 +77,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         grader: dict[str, Any] | None = None,
         update_timeout: float = 240.0,
         ready: bool = True,
+        training_file: str = str(ADDER / "train.jsonl"),
         lease_seconds: float = 60.0,
         **changes: Any,
     ) -> RolloutWorker:
@@ -83,7 +87,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
             redis_url=redis_server.url,
             weights_root=str(tmp_path / "weights"),
             model_path=str(ADDER / "model"),
-            training_file=str(ADDER / "train.jsonl"),
+            training_file=training_file,
             validation_file=str(ADDER / "validation.jsonl"),
             output_dir=str(tmp_path),
             rows=3000,
@@ -202,6 +206,69 @@ async def test_a_failing_reward_is_told_and_is_not_a_reward_of_zero(
     assert 1 <= len(told) <= 5
     assert told[0].data is not None
     assert "nothing here" in told[0].data["traceback"]
+
+
+async def test_rows_that_the_engine_refuses_are_named_and_do_not_follow_as_fast_as_they_can_fail(
+    start: Start, ledger: Ledger, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start()
+    refused = PromptOrder(3000, SETTINGS.seed).row(1)
+    generate = worker._engine.generate
+
+    async def refuses(prompt: Any, *rest: Any) -> Any:
+        if only is None or np.array_equal(prompt, only):
+            raise RequestRefused("no engine can serve it")
+        return await generate(prompt, *rest)
+
+    only = worker._maker._prompts[refused].token_ids
+    monkeypatch.setattr(worker._engine, "generate", refuses)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "another group takes the place of the one that failed")
+    assert (await ledger.account()).states["generation_failed"] == 1
+    (told,) = [event for _, event in await jobs.events(JOB)]
+    assert (
+        told.message == f"the row of line {refused + 1} cannot be generated, and group 1 ends: no engine can serve it"
+    )
+    assert told.data == {"group": 1, "row": refused, "line": refused + 1, "error": "no engine can serve it"}
+
+    only = None  # from here on it refuses all
+    claim = await ledger.claim(await ledger.enlist(), SETTINGS.limits(3000), "mask")
+    await ledger.filter(Term(1, 0), [g.group_id for g in claim.groups], "to make room")
+    await asyncio.sleep(3)
+    failed = (await ledger.account()).states["generation_failed"]
+    assert 4 <= failed <= 14  # it waits 0.05, 0.1, … 0.8, 1.0 s: two are leased by then, and one at a time
+    assert len(await jobs.events(JOB)) <= 5
+    result = await worker.evaluate(0)
+    assert (result.generation_failed, result.samples, result.reward_mean) == (4, 4, None)
+    assert (result.versions, result.completion_length, result.reward_failed) == ((0, 0), 0.0, 0)
+    (of_evaluation,) = [event for _, event in await jobs.events(JOB) if "evaluation" in event.message]
+    assert of_evaluation.message.startswith("4 of 4 rows could not be generated in the evaluation of version 0")
+    await ledger.close("enough")
+    assert await asyncio.wait_for(run, 30) == "closed"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"content": "What is 1 + 2?"}, "line 2: there is no reference answer"),
+        ({"content": "What is 1 + 2?", "answer": "1 + " * 150}, "line 2: prompt and reference answer leave no room"),
+        ({"content": "9 + " * 60, "answer": "3"}, "line 2: the prompt has "),
+    ],
+)
+async def test_a_row_that_cannot_be_served_ends_the_start_before_the_engine_loads(
+    start: Start, tmp_path: Path, row: dict[str, str], message: str
+) -> None:
+    content, item = row["content"], {name: text for name, text in row.items() if name != "content"}
+    lines = [
+        {"messages": [{"role": "user", "content": text}]} | more
+        for text, more in (("1", {"answer": "1"}), (content, item))
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    worker = await start(grader={"type": "verifree", "name": "likelihood"}, training_file=str(file), ready=False)
+    with pytest.raises(InvalidData, match=message):
+        await worker.start()
+    assert worker._engine.busy_seconds == 0
 
 
 async def test_failed_completions_are_left_out_and_the_reward_is_reported(

@@ -40,10 +40,7 @@ table.sort(expired, function(a, b) return tonumber(a) < tonumber(b) end)
 for _, group in ipairs(expired) do
   if #answer - 2 >= want then break end
   if lapsed_for_good(group) then
-    redis.call('ZREM', LEASES, group)
-    redis.call('HSET', GROUP .. group, 'token', '')
-    move(group, 'generation_failed', string.format('lease expired %d times', most_lapses))
-    signal('failed')
+    fail(group, 'generation_failed', string.format('lease expired %d times', most_lapses))
   else
     answer[#answer + 1] = lease(group)
   end

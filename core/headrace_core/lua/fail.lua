@@ -8,8 +8,5 @@ if redis.call('HINCRBY', GROUP .. group, 'failures', 1) < attempts then
   reissue(group, 'retry: ' .. ARGV[6])
   return 'leased'
 end
-redis.call('ZREM', LEASES, group)
-redis.call('HSET', GROUP .. group, 'token', '')
-move(group, state, ARGV[6])
-signal('failed')
+fail(group, state, ARGV[6])
 return state

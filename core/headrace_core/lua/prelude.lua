@@ -13,7 +13,8 @@ redis.call('HDEL', KEYS[1], '')
 
 local LEDGER, LEASES, QUEUED, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUPS, STEPS, SIGNALS, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local CHANGES, DRAINS, JOB = KEYS[9], KEYS[10], KEYS[11]
+local CHANGES, DRAINS, JOB, FAILED = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local FAILED_KEPT = 1000
 
 local function read_clock()
   if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
@@ -62,6 +63,19 @@ local function forget(group)
     redis.call('HDEL', GROUP .. group, 'entry', 'size')
     redis.call('HINCRBY', LEDGER, 'bytes', -tonumber(found[2] or '0'))
   end
+end
+
+-- A leased group ends as `state`, a failure. Of such groups the newest FAILED_KEPT are kept, for reading: a job may meet any
+-- number of them, and nothing of an older one is ever asked for again (whatever still arrives for it is fenced).
+local function fail(group, state, note)
+  redis.call('ZREM', LEASES, group)
+  redis.call('HSET', GROUP .. group, 'token', '')
+  move(group, state, note)
+  redis.call('RPUSH', FAILED, group)
+  while redis.call('LLEN', FAILED) > FAILED_KEPT do
+    redis.call('DEL', GROUP .. redis.call('LPOP', FAILED))
+  end
+  signal('failed')
 end
 
 -- While nobody reached Redis, because it was away or stood still, nobody could prolong a lease: such a time takes nothing

@@ -1,0 +1,49 @@
+"""Rows that no engine can serve end a job once their share is passed, and the error names some of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.ledger import STATES, Account
+from headrace_gateway.generation_failures import GenerationFailing, check_generation
+
+from .conftest import Served, stored_job
+
+SETTINGS = Hyperparameters(batch_size=8, group_size=2, n_steps=1, max_generation_failures=0.25)
+EMPTY = Account(0, dict.fromkeys(STATES, 0), 0, 0, 0, 0, 0)
+
+
+async def check(served: Served, failed: int, good: int, **settings: Any) -> None:
+    states = EMPTY.states | {"generation_failed": failed, "trained": good - good // 2, "filtered": good // 2}
+    account = replace(EMPTY, admitted=failed + good, states=states)
+    await check_generation(served.jobs, "ftjob-1", account, SETTINGS.model_copy(update=settings))
+
+
+async def test_a_share_of_groups_is_allowed(served: Served) -> None:
+    await served.jobs.create(stored_job())
+    await check(served, 4, 12)
+    await check(served, 15, 0)  # two batches are not judged
+    await check(served, 9, 0, batch_size=1)  # nor are fewer than ten groups
+    with pytest.raises(
+        GenerationFailing, match=r"^5 of 16 groups could not be generated, more than max_generation_failures=0.25 "
+    ):
+        await check(served, 5, 11)
+    with pytest.raises(GenerationFailing, match="10 of 10"):
+        await check(served, 10, 0, batch_size=1)
+
+
+async def test_the_error_names_the_first_rows(served: Served) -> None:
+    await served.jobs.create(stored_job())
+    await served.jobs.tell("ftjob-1", "of something else", level="warn", data={"group": 1})
+    for line in (7, 3, 9, 11):
+        data = {"group": line, "row": line - 1, "line": line, "error": "of no use"}
+        await served.jobs.tell("ftjob-1", f"the row of line {line} cannot be generated", level="warn", data=data)
+    with pytest.raises(GenerationFailing) as caught:
+        await check(served, 16, 0)
+    assert [row["line"] for row in caught.value.data["rows"]] == [7, 3, 9]
+    assert str(caught.value).endswith("\n\nthe row of line 9 cannot be generated")
+    assert (caught.value.code, caught.value.param) == ("too_many_generation_failures", "training_file")
