@@ -4,6 +4,8 @@
                are kept for the backward pass, up to a bound; of the others only maximum and sum
     backward   for each chunk: exponentials, kept or made again ─► gradient of the logits, in place ─► both products
 
+A soft cap c puts c·tanh(logits / c) in the logits' place; its slope is taken of logits made again.
+
 Autograd over the same lines would hold four arrays of the logits' size a chunk and a gradient of the whole head for
 each; written out, it is one array and one gradient. What is kept saves a third product with the head.
 """
@@ -21,10 +23,12 @@ _CHUNKS_KEPT = 4
 """256 MiB between the passes: all of a usual micro-batch on a CPU, a bounded part of any other."""
 
 
-def chosen_logprobs(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
-    """[N] float32: log softmax((hidden·Wᵀ + bias) / temperature) at the targets. Differentiable once."""
-    kept = _CHUNKS_KEPT if torch.is_grad_enabled() else 0
-    found: Tensor = _ChosenLogprobs.apply(hidden_ND, head.weight, head.bias, targets_N, temperature, kept)
+def chosen_logprobs(
+    head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperature: float, soft_cap: float | None = None
+) -> Tensor:
+    """[N] float32: log softmax(cap(hidden·Wᵀ + bias) / temperature) at the targets. Differentiable once."""
+    kept = _CHUNKS_KEPT if torch.is_grad_enabled() and soft_cap is None else 0
+    found: Tensor = _ChosenLogprobs.apply(hidden_ND, head.weight, head.bias, targets_N, temperature, soft_cap, kept)
     return found
 
 
@@ -39,10 +43,11 @@ class _ChosenLogprobs(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         temperature: float,
+        soft_cap: float | None,
         kept: int,
     ) -> Tensor:
         ctx.dtype = _product_dtype(hidden_ND)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.soft_cap = temperature, soft_cap
         logprobs_N = torch.empty(len(hidden_ND), dtype=_logit_dtype(ctx.dtype), device=hidden_ND.device)
         highest_N, sums_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
         cast_VD = weight_VD.to(ctx.dtype)
@@ -70,21 +75,24 @@ class _ChosenLogprobs(torch.autograd.Function):
         cast_VD = weight_VD.to(ctx.dtype)
         kept, ctx.kept = ctx.kept[::-1], []  # each is changed in place and let go: a second pass would make them again
         for chunk in _chunks(hidden_ND, weight_VD):
+            slope_nV = None
             if kept:
                 exponentials_nV = kept.pop()
             else:
                 logits_nV = _logits(ctx, hidden_ND[chunk], cast_VD, bias_V)
+                slope_nV = _slope(ctx, logits_nV)
                 exponentials_nV = _exponentials(logits_nV, highest_N[chunk])
             scale_n1 = (gradients[0] / ctx.temperature)[chunk, None]
             to_logits_nV = exponentials_nV.mul_(-scale_n1 / sums_N[chunk, None])
-            to_logits_nV = to_logits_nV.scatter_add_(1, targets_N[chunk, None], scale_n1).to(ctx.dtype)
+            to_logits_nV = to_logits_nV.scatter_add_(1, targets_N[chunk, None], scale_n1)
+            to_logits_nV = (to_logits_nV if slope_nV is None else to_logits_nV.mul_(slope_nV)).to(ctx.dtype)
             if to_hidden_ND is not None:
                 to_hidden_ND[chunk] = (to_logits_nV @ cast_VD).to(hidden_ND.dtype)
             if to_weight_VD is not None:
                 _add_product(to_weight_VD, to_logits_nV.T, hidden_ND[chunk].to(ctx.dtype))
             if to_bias_V is not None:
                 to_bias_V += to_logits_nV.sum(0)
-        return to_hidden_ND, to_weight_VD, to_bias_V, None, None, None
+        return to_hidden_ND, to_weight_VD, to_bias_V, None, None, None, None
 
 
 def _exponentials(logits_nV: Tensor, highest_n: Tensor) -> Tensor:
@@ -96,7 +104,16 @@ def _logits(ctx: Any, hidden_nD: Tensor, cast_VD: Tensor, bias_V: Tensor | None)
     logits_nV = _product(hidden_nD.to(ctx.dtype), cast_VD.T)
     if bias_V is not None:
         logits_nV += bias_V
+    if ctx.soft_cap is not None:
+        logits_nV.div_(ctx.soft_cap).tanh_().mul_(ctx.soft_cap)
     return logits_nV if ctx.temperature == 1 else logits_nV.div_(ctx.temperature)
+
+
+def _slope(ctx: Any, logits_nV: Tensor) -> Tensor | None:
+    """∂ cap(x) / ∂x = 1 − tanh²(x / c), from what `_logits` gives; None without a cap."""
+    if ctx.soft_cap is None:
+        return None
+    return (logits_nV * (ctx.temperature / ctx.soft_cap)).square_().neg_().add_(1)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

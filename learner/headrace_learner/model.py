@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from headrace_core.errors import InvalidRequest
 from headrace_core.hyperparameters import Hyperparameters
 
-from . import adapters
+from . import adapters, logits
 from .batch import MicroBatch
 from .head import chosen_logprobs
 from .ranks import Ranks
@@ -28,7 +27,6 @@ from .ranks import Ranks
 WEIGHTS = "model.safetensors"
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What a model folder holds beside weights: configuration, tokenizer, chat template, generation settings."""
-_CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class PolicyNet(nn.Module):
@@ -37,17 +35,19 @@ class PolicyNet(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self._soft_cap = logits.soft_cap(model.config)
 
     def forward(self, batch: MicroBatch, temperature: float) -> Tensor:
         """[N] natural logs of the contributing tokens, float32, of the distribution at `temperature`."""
         hidden_ND = chosen_hidden(self.model.base_model, batch)
-        return chosen_logprobs(self.model.get_output_embeddings(), hidden_ND, batch.targets_N, temperature)
+        head = self.model.get_output_embeddings()
+        return chosen_logprobs(head, hidden_ND, batch.targets_N, temperature, self._soft_cap)
 
 
 class Policy:
     """A model folder, loaded; with `lora_rank`, frozen but for its adapters.
 
-    Raises `InvalidRequest` for a model whose head is more than one matrix product.
+    Raises `InvalidRequest` for a model whose logits are more than one matrix product and a soft cap.
     """
 
     def __init__(self, folder: Path, settings: Hyperparameters | None = None) -> None:
@@ -55,9 +55,7 @@ class Policy:
         self.folder = folder
         self.device = training_device()
         self.model = load_model(AutoModelForCausalLM, folder, settings is not None and settings.gradient_checkpointing)
-        changed = [name for name in _CHANGES_LOGITS if getattr(self.model.config, name, None) not in (None, 1, 1.0)]
-        if changed:
-            raise InvalidRequest(f"cannot train {folder.name}: its logits pass through {', '.join(changed)}")
+        logits.check(self.model, folder.name)
         self.adapted = settings is not None and settings.lora_rank is not None
         if settings is not None and settings.lora_rank is not None:
             adapters.attach(self.model, settings.lora_rank, settings.lora_alpha, settings.seed)

@@ -16,19 +16,21 @@ def cases(bias: bool, dtype: torch.dtype = torch.float64) -> tuple[nn.Linear, to
     return layer, torch.randn(13, 8, dtype=dtype, requires_grad=True), torch.randint(0, 21, (13,))
 
 
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk_tokens", [1, 5, 100])
 def test_values_and_gradients_are_those_of_full_logits(
-    monkeypatch: pytest.MonkeyPatch, bias: bool, temperature: float, chunk_tokens: int
+    monkeypatch: pytest.MonkeyPatch, bias: bool, temperature: float, chunk_tokens: int, soft_cap: float | None
 ) -> None:
     monkeypatch.setattr(head, "_LOGITS_AT_ONCE", 21 * chunk_tokens)
     layer, hidden, targets = cases(bias)
     weights = torch.randn(13, dtype=torch.float64)
-    expected = torch.log_softmax(layer(hidden) / temperature, -1).gather(1, targets[:, None])[:, 0]
+    logits = layer(hidden) if soft_cap is None else soft_cap * torch.tanh(layer(hidden) / soft_cap)
+    expected = torch.log_softmax(logits / temperature, -1).gather(1, targets[:, None])[:, 0]
     inputs = [hidden, *layer.parameters()]
     oracle = torch.autograd.grad((expected * weights).sum(), inputs)
-    found = chosen_logprobs(layer, hidden, targets, temperature)
+    found = chosen_logprobs(layer, hidden, targets, temperature, soft_cap)
     torch.testing.assert_close(found, expected)
     for gradient, value in zip(torch.autograd.grad((found * weights).sum(), inputs), oracle, strict=True):
         torch.testing.assert_close(gradient, value)
