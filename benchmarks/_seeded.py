@@ -94,7 +94,7 @@ class Seeded:
     def _evaluation(self, step: int) -> EvaluationMetrics:
         return EvaluationMetrics(
             step=step, time=self._time(step), seconds=1.0, samples=64, reward_mean=_learned(step, self.total),
-            components={}, reward_failed=0, versions=(step, step), completion_length=30.0,
+            components={}, reward_failed=0, completion_length=30.0,
         )  # fmt: skip
 
     def _update(self, worker: int, step: int, random_numbers: random.Random) -> UpdateMetrics:

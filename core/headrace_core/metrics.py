@@ -79,7 +79,7 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     kind: ClassVar[str] = "evaluation"
 
     step: int
-    """The policy version that was asked for."""
+    """The policy version that was measured: its weights sampled every token."""
     time: float
     seconds: float
     samples: int
@@ -95,8 +95,6 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
     generation_failed: int = 0
     """Samples whose row the engine cannot serve: they have no completion, and no part in the other figures."""
-    versions: tuple[int, int]
-    """Smallest and largest policy version that sampled a token of it: training does not stop for an evaluation."""
     completion_length: float
 
 
@@ -137,6 +135,8 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     groups: int = 0
     running: int = 0
     """Requests in flight."""
+    evaluation: tuple[int, int] | None = None
+    """Of the evaluation begun last: the policy version held for it, and how many of its completions are sampled."""
     errors: dict[str, int] = {}
     """By kind, since its start."""
 

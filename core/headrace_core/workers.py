@@ -84,5 +84,6 @@ class EvaluatingWorker(Worker, Protocol):
     """A rollout worker."""
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
-        """Greedy completions of the validation rows under policy `version` or newer; training does not stop for it."""
+        """Greedy completions of the validation rows, all by one policy version: `version`, or the newer one that the
+        worker has by then, which the answer names."""
         ...

@@ -41,8 +41,7 @@ class Evaluations:
         while last < total:
             version, _ = await self._ledger.newest()
             if version // interval > last // interval or version == total:
-                await self._evaluate(worker, version)
-                last = version
+                last = await self._evaluate(worker, version)
             else:
                 signal = await self._ledger.signal(signal, _SIGNAL_SECONDS)
 
@@ -50,11 +49,13 @@ class Evaluations:
         """Policy versions evaluated so far, by this controller or one before."""
         return [data["step"] for _, kind, data in await self._jobs.metrics(self._job.id) if kind == "evaluation"]
 
-    async def _evaluate(self, worker: Supervisor, version: int) -> None:
+    async def _evaluate(self, worker: Supervisor, version: int) -> int:
+        """The policy version that was measured: `version`, or the newer one that the worker had by then."""
         result: EvaluationMetrics = await worker.call("evaluate", version)
         await self._jobs.record(self._job.id, result)
         mean = "none" if result.reward_mean is None else f"{result.reward_mean:.3f}"
         failed = f", {result.reward_failed} without a reward because it failed" if result.reward_failed else ""
-        message = f"validation at step {version}: mean reward={mean} on {result.samples} samples{failed}"
+        message = f"validation at step {result.step}: mean reward={mean} on {result.samples} samples{failed}"
         data = msgspec.to_builtins(result) | {"full_valid_mean_reward": result.reward_mean}
         await self._jobs.tell(self._job.id, message, type="metrics", data=data)
+        return result.step

@@ -8,9 +8,10 @@
 
 A weight update that hangs is given up by the rollout worker itself. Each act is an event and a count (`Mending`).
 
-Invariant: progress is what a step can be made of, or one that was made: a group that arrives, a version. A restart, a
-lease, or a group that failed is none, of which there may be any number. Restarts are given back to workers only where
-there was progress since.
+Invariant: progress is what a step can be made of, or one that was made: a group that arrives, a version; and a
+completion of an evaluation, which holds its worker back (one that begins anew counts from where the last one came to).
+A restart, a lease, or a group that failed is none, of which there may be any number. Restarts are given back to workers
+only where there was progress since.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Watchdog:
         self._job, self._jobs, self._ledger, self._mending = job, jobs, ledger, mending
         self._waits = Waits()
         self._still = Stillness(clock)
-        self._progress: tuple[int, int] | None = None
+        self._progress: tuple[int, ...] | None = None
+        self._evaluated = (-1, 0)
+        """The furthest that an evaluation came: its policy version, its completions."""
         self._told = self._acted = False
         """Since the last progress."""
         self._reissued: set[str] = set()
@@ -56,7 +59,9 @@ class Watchdog:
 
     async def look(self, workers: Sequence[Supervisor], account: Account, held: bool) -> None:
         """At everything; `held`: the job is meant to stand still. Raises `Stalled`."""
-        self._waits.heard(await self._jobs.workers(self._job.id))
+        beats = await self._jobs.workers(self._job.id)
+        self._waits.heard(beats)
+        self._evaluated = max([self._evaluated, *(b.evaluation for b in beats if b.evaluation is not None)])
         silent = {worker.name: worker.silent() for worker in workers}
         for worker in workers:
             await self._look_at(worker, silent[worker.name], workers)
@@ -80,7 +85,7 @@ class Watchdog:
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _look_at_job(self, workers: Sequence[Supervisor], account: Account, held: bool) -> None:
-        before, self._progress = self._progress, progress(account)
+        before, self._progress = self._progress, (*progress(account), *self._evaluated)
         if self._progress != before:
             self._told = self._acted = False
             for worker in workers if before is not None else ():

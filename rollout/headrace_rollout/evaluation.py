@@ -1,71 +1,107 @@
-"""Evaluation on held-out prompts, by the engine that trains: greedy completions between those for training."""
+"""Evaluation on held-out prompts, by the engine that trains: greedy completions between those for training.
+
+    hold the engine's version ──► completions, at most `at_once` in flight ──► let go ──► rewards
+
+Invariant: every token of an evaluation, and every score of a reference answer, is of the one policy version that it is
+reported under.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
-
-import numpy as np
+from typing import Any
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.metrics import EvaluationMetrics
-from headrace_rewards.protocol import Failure, Reward, Score
+from headrace_rewards.protocol import Failure, Outcome, Reward, Score
 
 from .concurrency import all_or_none
-from .engines.base import RequestRefused, SamplingConfig
+from .engines.base import EngineFailure, RequestRefused, SamplingConfig
+from .following import Follower
 from .measuring import Measurer, Traced
 from .prompts import Prompt, Tokenizer
 from .scoring import sample_of, score
 
 
-async def evaluate(
-    measurer: Measurer,
-    tokenizer: Tokenizer,
-    reward: Reward,
-    prompts: list[Prompt],
-    *,
-    max_tokens: int,
-    step: int,
-    at_once: int,
-) -> tuple[EvaluationMetrics, list[Failure]]:
-    """Score greedy completions of `prompts`, at most `at_once` in flight; beside the figures, what failed."""
-    if not prompts:
-        raise InvalidRequest("this job has no validation file to evaluate on", param="validation_file")
-    began = time.monotonic()
-    slots = asyncio.Semaphore(at_once)
-    greedy = SamplingConfig(max_tokens, temperature=0.0)
+class Evaluator:
+    """Of one worker; `follower` is what changes its engine's weights."""
 
-    async def complete(prompt: Prompt) -> Traced | None:
-        async with slots:
+    def __init__(
+        self,
+        follower: Follower,
+        measurer: Measurer,
+        tokenizer: Tokenizer,
+        reward: Reward,
+        prompts: Sequence[Prompt],
+        *,
+        max_tokens: int,
+        at_once: int,
+    ) -> None:
+        self.progress: tuple[int, int] | None = None
+        """(policy version, completions so far) of the last evaluation that was begun."""
+        self._follower = follower
+        self._measurer = measurer
+        self._tokenizer = tokenizer
+        self._reward = reward
+        self._prompts = prompts
+        self._slots = asyncio.Semaphore(at_once)
+        self._greedy = SamplingConfig(max_tokens, temperature=0.0)
+
+    async def evaluate(self, version: int, limit: float) -> tuple[EvaluationMetrics, list[Failure]]:
+        """Score a greedy completion of each prompt; beside the figures, what failed.
+
+        By `version`, or the newer one that the engine has when nothing is being applied to it any more; raises
+        `TimedOut` where that takes more than `limit` seconds.
+        """
+        if not self._prompts:
+            raise InvalidRequest("this job has no validation file to evaluate on", param="validation_file")
+        began = time.monotonic()
+        async with self._follower.held(version, limit) as held:
+            self.progress = (held, 0)
+            done = await all_or_none(self._complete(prompt, held) for prompt in self._prompts)
+        traced = [(prompt, t) for prompt, t in zip(self._prompts, done, strict=True) if t is not None]
+        outcomes = await score(self._reward, [sample_of(t, p.data, self._tokenizer) for p, t in traced], attempts=2)
+        measured = EvaluationMetrics(
+            step=held,
+            time=time.time(),
+            seconds=time.monotonic() - began,
+            samples=len(self._prompts),
+            generation_failed=len(self._prompts) - len(traced),
+            completion_length=fmean([len(t.sampled.token_ids) for _, t in traced] or [0.0]),
+            **_figures(outcomes),
+        )
+        return measured, [o for o in outcomes if isinstance(o, Failure)]
+
+    async def _complete(self, prompt: Prompt, held: int) -> Traced | None:
+        """`None` where the engine refuses the row: another worker would, too."""
+        async with self._slots:
             try:
-                (traced,) = await measurer.complete(prompt, [greedy])
-            except RequestRefused:  # the row's fault: another worker would refuse it, too
+                (traced,) = await self._measurer.complete(prompt, [self._greedy])
+            except RequestRefused:
                 return None
-            return traced
+        if versions := set(traced.versions) - {held}:
+            raise EngineFailure(
+                f"an evaluation of version {held} has tokens of {versions}: the engine changed beside it"
+            )
+        if self.progress is not None and self.progress[0] == held:
+            self.progress = (held, self.progress[1] + 1)
+        return traced
 
-    done = zip(prompts, await all_or_none(complete(prompt) for prompt in prompts), strict=True)
-    traced = [(prompt, t) for prompt, t in done if t is not None]
-    samples = [sample_of(t, prompt.data, tokenizer) for prompt, t in traced]
-    outcomes = await score(reward, samples, attempts=2)
+
+def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What `EvaluationMetrics` says of the rewards."""
     scores = [o for o in outcomes if isinstance(o, Score)]
     failures = [o for o in outcomes if isinstance(o, Failure)]
     names = sorted({name for s in scores for name in s.components})
-    versions = np.concatenate([t.sampled.versions for _, t in traced] or [np.array([step])])
-    measured = EvaluationMetrics(
-        step=step,
-        time=time.time(),
-        seconds=time.monotonic() - began,
-        samples=len(prompts),
-        reward_mean=fmean(s.value for s in scores) if scores else None,
-        components={n: fmean(s.components[n] for s in scores if n in s.components) for n in names},
-        reward_failed=len(failures),
-        failures=dict(Counter(f.kind for f in failures)),
-        not_applicable=len(outcomes) - len(scores) - len(failures),
-        sample_parse_errors=sum(bool(s.sample_fault) for s in scores),
-        generation_failed=len(prompts) - len(traced),
-        versions=(int(versions.min()), int(versions.max())),
-        completion_length=sum(len(t.sampled.versions) for _, t in traced) / max(len(traced), 1),
-    )
-    return measured, failures
+    return {
+        "reward_mean": fmean(s.value for s in scores) if scores else None,
+        "components": {n: fmean(s.components[n] for s in scores if n in s.components) for n in names},
+        "reward_failed": len(failures),
+        "failures": dict(Counter(f.kind for f in failures)),
+        "not_applicable": len(outcomes) - len(scores) - len(failures),
+        "sample_parse_errors": sum(bool(s.sample_fault) for s in scores),
+    }

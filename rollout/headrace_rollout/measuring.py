@@ -52,6 +52,12 @@ class Traced:
     unstable: bool | None = None
     """The tokenizer would not cut where the reference answer was put; `None` where none was."""
 
+    @property
+    def versions(self) -> set[int]:
+        """The policy versions that sampled its tokens, or scored its reference answer."""
+        scored = set() if self.reference is None else {self.reference.scored.version}
+        return {int(version) for version in self.sampled.versions} | scored
+
 
 class Measurer:
     """Of one job's training, or of its evaluations (`evaluating`), whose graders may ask for less."""

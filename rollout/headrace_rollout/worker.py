@@ -14,7 +14,8 @@
       broken  ends when a group's task met an error that no group can mend (the engine is gone)
       stop    ends when stop() is called
 
-Invariants: a lease is only taken while the engine samples with the newest policy version known to the ledger; every
+Invariants: a lease is only taken while the engine samples with the newest policy version known to the ledger, so that
+none is taken while an evaluation holds an older one, and what is in flight goes on with that one; every
 lease taken is committed, failed or given back, unless the process dies, and then it expires; a group has the size that
 is on record for its lease's version.
 """
@@ -45,7 +46,7 @@ from headrace_rewards.sandbox.machine import assess
 
 from .engines import create
 from .engines.base import EngineConfig, RequestRefused
-from .evaluation import evaluate
+from .evaluation import Evaluator
 from .following import Followed, Follower
 from .groups import GroupMaker
 from .measuring import Measurer, needs
@@ -97,7 +98,6 @@ class RolloutWorker:
         self._idle.set()
         self._starting: asyncio.Task[dict[str, Any]] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._updated = asyncio.Condition()
         self._broken: asyncio.Queue[BaseException] = asyncio.Queue()
 
     def _engine_config(self) -> EngineConfig:
@@ -144,8 +144,13 @@ class RolloutWorker:
         self._maker = GroupMaker(
             self._engine, self._tokenizer, self._watched, train, self._settings, self._wake.set, self._grader
         )
-        self._evaluating = Measurer(
+        measurer = Measurer(
             self._engine, self._tokenizer, self._grader, self._settings, self._held_out, evaluating=True
+        )
+        self._evaluator = Evaluator(
+            *(self._follower, measurer, self._tokenizer, self._reward, self._held_out),
+            max_tokens=self._settings.max_tokens,
+            at_once=self._settings.max_running,
         )
         await asyncio.gather(self._engine.start(), self._reward.start())  # last: the rows may be refused
         await self._live.refresh()
@@ -220,30 +225,13 @@ class RolloutWorker:
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
         """See `EvaluatingWorker`. Raises `TimedOut` where `version` does not arrive within the stall limit."""
-        try:
-            async with asyncio.timeout(self._config.stall_timeout), self._updated:
-                await self._updated.wait_for(lambda: self._engine.version >= version)
-        except TimeoutError as error:
-            raise TimedOut(
-                f"{self._config.worker} waited {self._config.stall_timeout:.0f} s for policy version {version}; "
-                f"it has {self._engine.version}"
-            ) from error
-        s = self._settings
-        evaluating = evaluate(
-            self._evaluating,
-            self._tokenizer,
-            self._reward,
-            self._held_out,
-            max_tokens=s.max_tokens,
-            step=version,
-            at_once=s.max_running,
-        )
+        evaluating = self._evaluator.evaluate(version, self._config.stall_timeout)
         # The evaluation of the base model comes before `run`, which else probes the engine.
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(evaluating), asyncio.create_task(self._probe_loop())]
         result: EvaluationMetrics
         result, failures = await first_to_end(tasks)
-        await self._telling.evaluation_failures(version, failures, len(self._held_out))
-        await self._telling.evaluation_refused(version, result.generation_failed, len(self._held_out))
+        await self._telling.evaluation_failures(result.step, failures, len(self._held_out))
+        await self._telling.evaluation_refused(result.step, result.generation_failed, len(self._held_out))
         return result
 
     # ── the loops ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -365,8 +353,6 @@ class RolloutWorker:
         """Apply the newest policy version. False: it was given up, and is to be tried again."""
         done = await self._follower.catch_up()
         if done is Followed.APPLIED:
-            async with self._updated:
-                self._updated.notify_all()
             self._wake.set()
         if done is not Followed.CURRENT:
             self._news.set()  # a newer one may have come meanwhile
@@ -404,6 +390,7 @@ class RolloutWorker:
             tokens=self._tokens,
             groups=self._groups,
             running=self._engine.running,
+            evaluation=self._evaluator.progress,
             errors=self._errors | {f"reward_{kind}": count for kind, count in self._watched.failures.items()},
         )
         await self._jobs.beat(self._config.job_id, metrics)

@@ -48,7 +48,7 @@ UPDATE = UpdateMetrics(
     worker="rollout-0", time=5.0, version=1, staged_seconds=0.03, paused_seconds=0.002, requests_in_flight=8
 )
 EVALUATION = EvaluationMetrics(
-    step=1, time=5.0, seconds=1.0, samples=4, reward_mean=0.75, components={}, reward_failed=0, versions=(1, 1),
+    step=1, time=5.0, seconds=1.0, samples=4, reward_mean=0.75, components={}, reward_failed=0,
     completion_length=9.0, failures={"timeout": 1},
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 from redis.asyncio import Redis
@@ -58,6 +59,8 @@ class Job:
         self.jobs, self.ledger, self.mending = JobStore(redis), Ledger(redis, JOB.id), Mending(redis, JOB.id)
         self.learner, self.rollout = Worker("learner"), Worker("rollout-0")
         self.now = 1000.0
+        self.evaluation: tuple[int, int] | None = None
+        """How far the rollout worker is with one."""
         settings = Settings(watchdog_seconds=SOON, stall_timeout=2 * LATE)
         self.dog = Watchdog(settings, JOB, self.jobs, self.ledger, self.mending, lambda: self.now)
 
@@ -68,7 +71,10 @@ class Job:
             self.now += 1.0
             for worker, what in doing.items():
                 name = worker.replace("_", "-")
-                await self.jobs.beat(JOB.id, a_beat(name, self.now, what))
+                beat = a_beat(name, self.now, what)
+                if name == "rollout-0":
+                    beat = msgspec.structs.replace(beat, evaluation=self.evaluation)
+                await self.jobs.beat(JOB.id, beat)
             workers = cast("list[Supervisor]", [self.learner, self.rollout])
             await self.dog.look(workers, await self.ledger.account(), held)
 
@@ -109,6 +115,19 @@ async def test_a_silent_worker_s_leases_are_issued_again_and_then_it_is_ended(jo
     assert ended.startswith("rollout-0 is ended")
     assert data["act"] == "reissue"
     assert {w["who"]: w["for"] for w in data["waits"]}["rollout-0"] == "an answer of its process"
+
+
+async def test_an_evaluation_that_comes_on_is_progress_and_one_that_begins_anew_is_not(job: Job) -> None:
+    """It holds its worker back, which may take longer than a job may stand still."""
+    await job.ledger.admit("rollout-0", 0, 3, 60.0)
+    for completions in range(int(2 * LATE)):
+        job.evaluation = (0, completions)
+        await job.looks(1)
+    assert await job.acts() == {}
+    for completions in range(int(LATE) + 1):
+        job.evaluation = (0, completions)
+        await job.looks(1)
+    assert await job.acts() == {"restart": 1}
 
 
 async def test_a_worker_that_answers_again_is_let_be(job: Job) -> None:

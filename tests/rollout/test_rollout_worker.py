@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
+from engine_cases import import_vllm
 from redis.asyncio import Redis
+from safetensors.torch import load_file, save_file
 
 from headrace_core.data import PromptOrder, read_rows
 from headrace_core.drains import Drains
-from headrace_core.errors import InvalidData, InvalidState
+from headrace_core.errors import InvalidData, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobStore
 from headrace_core.ledger import Ledger, Outcome, Step, Term
@@ -76,6 +78,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         function: str = f"{ADDER / 'reward.py'}:correct",
         grader: dict[str, Any] | None = None,
         update_timeout: float = 240.0,
+        start_timeout: float = 60.0,
         ready: bool = True,
         training_file: str = str(ADDER / "train.jsonl"),
         lease_seconds: float = 60.0,
@@ -94,7 +97,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
             total_steps=50,
             grader=grader or {"type": "function", "name": "reward", "function": function},
             hyperparameters=SETTINGS.model_dump() | changes,
-            start_timeout=60.0,
+            start_timeout=start_timeout,
             update_timeout=update_timeout,
             stall_timeout=30.0,
             lease_seconds=lease_seconds,
@@ -240,7 +243,7 @@ async def test_rows_that_the_engine_refuses_are_named_and_do_not_follow_as_fast_
     assert len(await jobs.events(JOB)) <= 5
     result = await worker.evaluate(0)
     assert (result.generation_failed, result.samples, result.reward_mean) == (4, 4, None)
-    assert (result.versions, result.completion_length, result.reward_failed) == ((0, 0), 0.0, 0)
+    assert (result.step, result.completion_length, result.reward_failed) == (0, 0.0, 0)
     (of_evaluation,) = [event for _, event in await jobs.events(JOB) if "evaluation" in event.message]
     assert of_evaluation.message.startswith("4 of 4 rows could not be generated in the evaluation of version 0")
     await ledger.close("enough")
@@ -355,9 +358,118 @@ async def test_an_evaluation_scores_greedy_completions_of_the_held_out_rows(star
     worker = await start()
     result = await worker.evaluate(0)
     assert result.samples == 4
-    assert result.versions == (0, 0)
+    assert result.step == 0
     assert result.reward_failed == 0
     assert result.reward_mean == (await worker.evaluate(0)).reward_mean, "greedy decoding repeats itself"
+
+
+ENGINES = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+LONG = {"eval_samples": 60, "max_running": 6}
+"""An evaluation that takes a while."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_an_evaluation_measures_one_version_whatever_is_published_meanwhile(
+    engine: str, start: Start, ledger: Ledger, jobs: JobStore, tmp_path: Path
+) -> None:
+    if engine == "vllm":
+        import_vllm()
+    worker, store = await start(engine=engine, start_timeout=240.0, **LONG), WeightStore(tmp_path / "weights", JOB)
+    alone = await worker.evaluate(0)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    evaluations = [asyncio.create_task(worker.evaluate(0)) for _ in range(2)]
+    await until(lambda: evaluated(worker, 6), "evaluations are under way")
+    for _ in range(2):
+        await train_one_step(ledger, store, write=other_model)
+    assert not any(evaluation.done() for evaluation in evaluations), "both versions came in the middle"
+    for found in await asyncio.gather(*evaluations):
+        assert (found.step, found.samples) == (0, 60)
+        assert (found.reward_mean, found.completion_length) == pytest.approx(
+            (alone.reward_mean, alone.completion_length), rel=0.02
+        )
+    await until(lambda: equals(version_of(jobs), 2), "then the newest version is applied")
+    await until(lambda: equals(queued(ledger), WINDOW), "and training goes on")
+    after = await worker.evaluate(1)
+    assert after.step == 2, "the version that was measured, not the one that was asked for"
+    assert (after.reward_mean, after.completion_length) != (alone.reward_mean, alone.completion_length)
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)
+
+
+async def test_a_worker_whose_version_is_held_ends_its_groups_and_takes_no_more(
+    start: Start, ledger: Ledger, tmp_path: Path
+) -> None:
+    worker, store = await start(**LONG), WeightStore(tmp_path / "weights", JOB)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    evaluation = asyncio.create_task(worker.evaluate(0))
+    await until(lambda: evaluated(worker, 1), "it is under way")
+    await train_one_step(ledger, store)
+    while not evaluation.done():
+        account = await ledger.account()
+        assert evaluation.done() or account.admitted == WINDOW, "none by an old version, as the window counts on"
+        await asyncio.sleep(0.01)
+    await until(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)
+
+
+async def test_an_evaluation_that_is_given_up_lets_the_version_go(
+    start: Start, ledger: Ledger, jobs: JobStore, tmp_path: Path
+) -> None:
+    worker, store = await start(**LONG), WeightStore(tmp_path / "weights", JOB)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    evaluation = asyncio.create_task(worker.evaluate(0))
+    await until(lambda: evaluated(worker, 1), "it is under way")
+    await train_one_step(ledger, store)
+    evaluation.cancel()
+    await until(lambda: equals(version_of(jobs), 1), "the new version is applied")
+    assert (await jobs.workers(JOB))[0].evaluation == worker._evaluator.progress
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)
+
+
+async def test_an_evaluation_waits_for_the_update_that_is_being_applied(
+    start: Start, ledger: Ledger, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """And for its version, but not for ever."""
+    read, reading, release = PolicyModel.stage, threading.Event(), threading.Event()
+
+    def stage(model: PolicyModel, folder: Path) -> StagedWeights:
+        reading.set()
+        release.wait(60)
+        return read(model, folder)
+
+    monkeypatch.setattr(PolicyModel, "stage", stage)
+    worker, store = await start(), WeightStore(tmp_path / "weights", JOB)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await train_one_step(ledger, store)
+    await asyncio.to_thread(reading.wait, 30)
+    evaluation = asyncio.create_task(worker.evaluate(0))
+    await asyncio.sleep(0.2)
+    assert worker._evaluator.progress is None
+    release.set()
+    assert (await evaluation).step == 1
+    with pytest.raises(TimedOut, match="policy version 9 was waited for 0 s; the engine has 1"):
+        async with worker._follower.held(9, 0.1):
+            raise AssertionError("it is not there")
+    await ledger.close("enough")
+    await asyncio.wait_for(run, 30)
+
+
+async def evaluated(worker: RolloutWorker, completions: int) -> bool:
+    progress = worker._evaluator.progress
+    return progress is not None and completions <= progress[1] < LONG["eval_samples"]
+
+
+def other_model(folder: Path) -> None:
+    """The shipped model with its likeliest tokens the least likely."""
+    tensors = load_file(ADDER / "model" / "model.safetensors")
+    tensors["model.norm.weight"] = -tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 async def test_a_reference_answer_where_the_tokenizer_would_not_cut_is_told_once_and_counted(
@@ -402,7 +514,7 @@ async def test_weights_that_are_published_again_are_waited_for(
     assert not starting.done()
     hidden.rename(store.folder / name)
     worker = await asyncio.wait_for(starting, 60)
-    assert (await worker.evaluate(3)).versions == (3, 3)
+    assert (await worker.evaluate(3)).step == 3
 
 
 async def state(jobs: JobStore, wanted: str) -> bool:
@@ -465,7 +577,7 @@ async def test_a_drained_worker_finishes_and_takes_no_more_until_it_is_released(
     await drains.ask("rollout-0", seconds=60)
     await until(lambda: state(jobs, "drained"), "it says so")
     await train_one_step(ledger, store)
-    assert (await worker.evaluate(1)).versions == (1, 1), "it stays up, follows the weights, and evaluates"
+    assert (await worker.evaluate(1)).step == 1, "it stays up, follows the weights, and evaluates"
     assert (await ledger.account()).admitted == WINDOW
     await drains.release("rollout-0")
     await until(lambda: equals(queued(ledger), WINDOW), "it goes on")
