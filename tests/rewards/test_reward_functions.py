@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 import textwrap
 import threading
 import time
@@ -276,6 +277,9 @@ async def test_neighbours_of_the_file_can_be_imported(start: Start, tmp_path: Pa
         ("x = 1\n\nimport no_such_module", "user.py, line 3: ModuleNotFoundError: No module named 'no_such_module'"),
         ("def score(item): return 1", "has no 'grade'; it has: score"),
         ("grade = 3", "'grade' in "),
+        ("from subprocess import getoutput as grade", "imports 'grade' from elsewhere"),
+        ("import functools, os\ngrade = functools.partial(os.system)", "imports 'grade' from elsewhere"),
+        ("from os import system, getcwd\ndef score(item): return 1", "has no 'grade'; it has: score"),
         ("def grade(): return 1", "takes no argument by name"),
         ("import sys; sys.exit(0)", "line 1: SystemExit: 0"),
         ("import os; print('bye'); os._exit(5)", "could not be imported: the process exited with status 5\nbye"),
@@ -289,6 +293,77 @@ async def test_a_file_that_does_not_load_is_a_clear_error(start: Start, source: 
     assert message in refused.value.message
     assert refused.value.param == "grader.function"
     assert not hosts_of_this_process()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import functools\n@functools.cache\ndef grade(completion): return 1",
+        "import functools\ndef score(completion, by): return by\ngrade = functools.partial(score, by=1)",
+        "class Grader:\n    def __call__(self, completion): return 1\ngrade = Grader()",
+        "class Grader:\n    def score(self, completion): return 1\ngrade = Grader().score",
+    ],
+)
+async def test_what_a_file_makes_of_its_own_functions_is_its_own(start: Start, source: str) -> None:
+    assert kinds(await (await start(source)).score(samples("a"))) == [1.0]
+
+
+async def test_a_host_that_closes_its_socket_and_lives_is_found_at_once(start: Start) -> None:
+    """Also where a process that it forked holds the socket open."""
+    reward = await start(
+        """
+        import os, stat, time
+        def grade(completion):
+            if completion == "held by a child" and os.fork() == 0: time.sleep(60)
+            for fd in range(3, 256):
+                try:
+                    if stat.S_ISSOCK(os.fstat(fd).st_mode): os.close(fd)
+                except OSError: pass
+            time.sleep(60)
+        """,
+        timeout=60,
+    )
+    began = time.monotonic()
+    outcomes = await reward.score(samples("alone", "held by a child"))
+    assert kinds(outcomes) == ["crashed", "crashed"]
+    assert time.monotonic() - began < 20
+
+
+async def test_an_answer_nested_beyond_reading_fails_its_sample_alone(start: Start) -> None:
+    reward = await start(
+        """
+        import gc
+        def grade(completion):
+            if completion == "good": return 1
+            from headrace_rewards.sandbox.host import Host
+            channel = next(thing for thing in gc.get_objects() if isinstance(thing, Host))._channel
+            body = b'{"type":"result","index":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+            channel._socket.sendall(len(body).to_bytes(4, "big") + body)
+        """
+    )
+    assert kinds(await reward.score(samples("good", "bad", "good"))) == [1.0, "bad_output", 1.0]
+
+
+async def test_a_scratch_folder_of_any_depth_is_removed(start: Start, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    source = """
+        import os
+        def grade(completion):
+            os.symlink(os.path.dirname(__file__), "link")
+            for _ in range(1_500):
+                os.mkdir(b"\\xff-deep")
+                open(b"file-\\xfe", "w").close()
+                os.chdir(b"\\xff-deep")
+            os.chmod("..", 0)
+            return 1
+        """
+    for level in ("filtered", "limits"):
+        reward = await start(source, level=level)
+        assert kinds(await reward.score(samples("a"))) == [1.0]
+        await reward.close()
+        assert list((tmp_path / "scratch").iterdir()) == []
+        assert (tmp_path / "user.py").exists()
 
 
 async def test_a_process_that_starts_no_more_is_unavailable(start: Start, tmp_path: Path) -> None:

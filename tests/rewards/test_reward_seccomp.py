@@ -12,12 +12,14 @@ import pytest
 
 from headrace_rewards.sandbox import seccomp
 
-ALLOWED, KILLED = 0x7FFF0000, 0x80000000
+ALLOWED, ASKED, KILLED, IGNORED = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x00050000
 X86, ARM = "x86_64", "aarch64"
 AUDIT = {X86: 0xC000003E, ARM: 0xC00000B7}
 EPERM, ENOSYS = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 CLONE_NEWUSER, SIGCHLD = 0x10000000, 17
-AF_UNIX, STREAM, DATAGRAM, CLOEXEC = 1, 1, 2, 0o2000000
+AF_UNIX, AF_INET, AF_NETLINK = 1, 2, 16
+SOL_SOCKET, SO_SNDBUF, SO_SNDTIMEO = 1, 7, 21
+STREAM, DATAGRAM, CLOEXEC = 1, 2, 0o2000000
 
 
 def decide(program: bytes, audit: int, number: int, *arguments: int) -> int:
@@ -43,8 +45,18 @@ def decide(program: bytes, audit: int, number: int, *arguments: int) -> int:
     ("architecture", "number", "arguments", "decision"),
     [
         (X86, 0, (), ALLOWED),  # read
-        (X86, 41, (AF_UNIX, STREAM), EPERM),  # socket
-        (ARM, 198, (AF_UNIX, STREAM), EPERM),
+        (X86, 41, (AF_UNIX, STREAM | CLOEXEC), ALLOWED),  # socket
+        (ARM, 198, (AF_UNIX, STREAM), ALLOWED),
+        (X86, 41, (AF_UNIX, DATAGRAM), EPERM),
+        (X86, 41, (AF_INET, STREAM), EPERM),
+        (ARM, 198, (AF_INET, STREAM), EPERM),
+        (ARM, 198, (AF_NETLINK, DATAGRAM), EPERM),
+        (X86, 54, (3, SOL_SOCKET, SO_SNDBUF), IGNORED),  # setsockopt
+        (ARM, 208, (3, SOL_SOCKET, SO_SNDBUF), IGNORED),
+        (X86, 54, (3, SOL_SOCKET, SO_SNDTIMEO), ALLOWED),
+        (X86, 54, (3, 6, SO_SNDBUF), ALLOWED),
+        (X86, 42, (3,), ASKED),  # connect
+        (ARM, 203, (3,), ASKED),
         (X86, 53, (AF_UNIX, STREAM | CLOEXEC), ALLOWED),  # socketpair
         (X86, 53, (AF_UNIX, DATAGRAM | CLOEXEC), EPERM),
         (ARM, 199, (AF_UNIX, DATAGRAM), EPERM),

@@ -20,7 +20,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace_rewards.sandbox import kernel, landlock, limits, namespaces, seccomp, view, wire
+from headrace_rewards.sandbox import connections, kernel, landlock, limits, namespaces, seccomp, view, wire
 from headrace_rewards.sandbox.kernel import Unheld
 
 
@@ -36,25 +36,31 @@ class Cell:
     processes: int
     """`RLIMIT_NPROC`."""
     init: namespaces.Init | None
+    door: connections.Door | None
+    """For connections between its processes; `None` where nothing is filtered."""
+    proc: int
+    """`/proc` as the guard found it: in a namespace it shows other numbers."""
     guard: int
     """Its process number; below `isolated` the host sees by it whether its guard still lives."""
 
 
 def enclose(setup: wire.Setup, scratch: Path) -> Cell:
     """For a host that is forked next; raises `Unheld` where the machine does not offer the level."""
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if setup.level == "limits":
         processes = limits.tasks_of(os.getuid()) + setup.limits.processes
-        return Cell(setup, scratch, view.View([], []), None, processes, None, os.getpid())
+        return Cell(setup, scratch, view.View([], []), None, processes, None, None, proc, os.getpid())
     kernel.require_known_architecture()
     hidden = [*map(Path, setup.hidden), scratch]
     own = setup.beside if setup.source is not None else setup.path
-    files = view.of(None if own is None else Path(own), hidden)
+    files = view.told(None if own is None else Path(own), hidden, Path(setup.home))
     root, isolated = os.getuid() == 0, setup.level == "isolated"
     user = _unused_user() if root else None
     share = setup.limits.processes
     processes = share if root or isolated else limits.tasks_of(os.getuid()) + share
     owner = (os.getuid(), os.getgid()) if user is None else (user, user)
     init = None
+    door = connections.Door.make()
     try:
         if isolated:
             init = namespaces.enter(namespaces.Files(files.readable, scratch, setup.limits.scratch_bytes, owner))
@@ -62,11 +68,29 @@ def enclose(setup: wire.Setup, scratch: Path) -> Cell:
             os.chown(scratch, *owner)
     except OSError as fault:
         raise Unheld(f"{'no namespaces' if isolated else 'no folder of its own'}: {fault.strerror}") from None
-    return Cell(setup, scratch, files, user, processes, init, os.getpid())
+    return Cell(setup, scratch, files, user, processes, init, door, proc, os.getpid())
+
+
+def doorkeeper(cell: Cell) -> connections.Doorkeeper | None:
+    """Who makes the host's connections for it; the guard's part, after the host was forked.
+
+    `None` where nothing is filtered, and where looking into the host would let it send signals to the guard.
+    """
+    if cell.door is None:
+        return None
+    if cell.user is None or cell.door.traces or cell.init is not None or landlock.holds_signals():
+        return connections.Doorkeeper(cell.door, cell.proc, _writable(cell), cell.user)
+    cell.door.ours.close()  # and with it the host's file: every `connect` fails
+    return None
+
+
+def _writable(cell: Cell) -> list[Path]:
+    return [cell.scratch] if cell.init is None else [cell.scratch, namespaces.SHARED_MEMORY]
 
 
 def confine(cell: Cell) -> None:
     """Hold this process, for good; raises `Unheld`."""
+    os.close(cell.proc)
     if cell.init is not None:
         os.close(cell.init.lifeline)  # the guard's alone: process 1 ends when nobody holds it
     os.chdir(cell.scratch)
@@ -80,11 +104,14 @@ def confine(cell: Cell) -> None:
             kernel.become(cell.user, reading_all=kernel.has_capability(kernel.CAP_DAC_READ_SEARCH))
         else:
             kernel.drop_capabilities()
+        kernel.be_traceable()  # by its guard, which reads the addresses that it connects to
         _die_with(cell)
         limits.confine(cell.setup.limits, cell.processes)
         kernel.gain_nothing_by_exec()
         _lock_files(cell)
-        seccomp.apply()
+        listener = seccomp.apply()
+        assert cell.door is not None
+        cell.door.hand_over(listener)
     except OSError as fault:
         raise Unheld(fault.strerror) from None
 
@@ -104,7 +131,7 @@ def _lock_files(cell: Cell) -> None:
             landlock.version()
         except OSError:
             return
-        landlock.apply([Path("/")], [], [cell.scratch, namespaces.SHARED_MEMORY, null])
+        landlock.apply([Path("/")], [], [*_writable(cell), null])
         return
     if cell.user is None and landlock.version() < landlock.TRUNCATION_SINCE:
         raise Unheld(f"Landlock {landlock.version()} does not hold truncation; that takes Linux 6.2, or root")

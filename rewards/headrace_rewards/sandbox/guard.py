@@ -4,7 +4,9 @@
                                               └─► watch, until one of
          the host ended                                   ─► end all that is left, end in the same way
          the service ended, or asked for it (SIGTERM)     ─► end host and all
-         all together use too much memory, too many tasks ─► say so on stderr, end host and all
+         all together use too much, see `usage`           ─► say so on stderr, end host and all
+         the host closed the socket, and lives            ─► the same
+    meanwhile it connects unix sockets for the host, see `connections`; SIGUSR1 of the service says that a unit begins
 
 Invariant: when it has ended, so has every process that the host started, also one that left its session or whose
 parent ended. In a namespace the kernel sees to that; elsewhere orphans come to the guard. Only a guard that is itself
@@ -16,55 +18,107 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
+import select
 import signal
 import sys
 import time
 from pathlib import Path
 
-from headrace_rewards.sandbox import containment, host, kernel, wire
+from headrace_rewards.sandbox import containment, host, kernel, loading, wire
+from headrace_rewards.sandbox.removal import remove
+from headrace_rewards.sandbox.usage import Usage, descendants
 
 _BUSY_SECONDS, _QUIET_SECONDS = 0.05, 0.2
 """Between two looks at what is used: with processes beside the host, and without."""
 _END_SECONDS, _LOOK_SECONDS = 5.0, 0.005
-"""For the end of all that is left, and between two looks at it."""
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_WAITED_FOR = (signal.SIGTERM, signal.SIGCHLD)
+"""For the end of all that is left, and between two looks at it, or at a connection that has to wait."""
+_CLOSED = "it closed its socket to the service"
+_WAITED_FOR = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1)
 
 
 class Guard:
     """See the module's picture."""
 
-    def __init__(self, cell: containment.Cell, host_pid: int) -> None:
+    def __init__(self, cell: containment.Cell, host_pid: int, channel: int, service: int) -> None:
+        """`channel` is the number by which the host knows its socket to the service; `service` is a process."""
         self._cell = cell
         self._host = host_pid
+        self._service = service
         self._status: int | None = None
+        self._usage = Usage(cell)
+        self._keeper = containment.doorkeeper(cell)
+        self._channel = f"{host_pid}/fd/{channel}"
+        self._closed = False
+        self._poll = select.poll()
+        self._poll.register(kernel.file_of_signals(_WAITED_FOR), select.POLLIN)
+        if self._keeper is not None:
+            self._poll.register(self._keeper.file, select.POLLIN)
 
     def watch(self) -> int:
-        """The wait status of the host; every process below is gone then, and so is the scratch folder."""
+        """The wait status of the host; every process below is gone then.
+
+        The scratch folder is the service's to remove, whatever time it takes, unless that has ended.
+        """
         try:
             return self._watch()
         finally:
             self._end_all()
-            if self._cell.init is None:  # else the folder was a file system of its own
-                shutil.rmtree(self._cell.scratch, ignore_errors=True)
+            if self._cell.init is None and os.getppid() != self._service:  # in a namespace it was a file system
+                remove(self._cell.scratch)
 
     def _watch(self) -> int:
         period = _QUIET_SECONDS
+        look_at = time.monotonic() + period
         while True:
-            heard = signal.sigtimedwait(_WAITED_FOR, period)
+            heard = self._wait(look_at)
             self._reap()
             if self._status is not None:
                 return self._status
-            if heard is not None and heard.si_signo == signal.SIGTERM:
+            if signal.SIGTERM in heard:
                 return signal.SIGKILL
-            below = self._below()
-            fault = self._too_much(below)
+            if signal.SIGUSR1 in heard:
+                self._usage.grant()
+            if not heard and time.monotonic() < look_at:
+                continue
+            below = self._usage.processes()
+            fault = self._usage.too_much(below) or self._deaf()
             if fault is not None:
                 with contextlib.suppress(BrokenPipeError):  # the service has just ended
                     os.write(2, f"{fault}\n".encode())
                 return signal.SIGKILL
             period = _BUSY_SECONDS if len(below) > 1 else _QUIET_SECONDS
+            look_at = time.monotonic() + period
+
+    def _wait(self, until: float) -> set[int]:
+        """The signals that came; meanwhile what the host asks for is answered."""
+        keeper = self._keeper
+        left = max(until - time.monotonic(), 0.0)
+        if keeper is not None and keeper.waiting:
+            left = min(left, _LOOK_SECONDS)
+        ready = dict(self._poll.poll(left * 1000))
+        if keeper is not None:
+            file = keeper.file
+            going_on = keeper.answer(ready.get(file, 0))
+            if not going_on or keeper.file != file:
+                self._poll.unregister(file)
+                self._keeper = keeper if going_on else None
+            if going_on and keeper.file != file:
+                self._poll.register(keeper.file, select.POLLIN)
+        heard = set()
+        while (found := signal.sigtimedwait(_WAITED_FOR, 0)) is not None:
+            heard.add(found.si_signo)
+        return heard
+
+    def _deaf(self) -> str | None:
+        """Whether the host can answer no more, though it lives: seen twice, since one that ends closes its files."""
+        try:
+            closed = not os.readlink(self._channel, dir_fd=self._cell.proc).startswith("socket:")
+        except PermissionError:
+            return None
+        except FileNotFoundError:
+            closed = True
+        before, self._closed = self._closed, closed
+        return _CLOSED if before and closed else None
 
     def _reap(self) -> bool:
         """Whether any children are left, after those that have ended were reaped; notes how the host ended."""
@@ -76,23 +130,6 @@ class Guard:
             return False
         return True
 
-    def _below(self) -> list[int]:
-        """Processes that the host is, and that it started; by their numbers in `/proc`."""
-        if self._cell.init is None:
-            return _descendants(os.getpid())
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-
-    def _too_much(self, below: list[int]) -> str | None:
-        allowed = self._cell.setup.limits
-        tasks = sum(_tasks(pid) for pid in below) if len(below) > 1 else 0
-        if tasks > allowed.processes:
-            return f"{tasks} processes and threads ran at once; {allowed.processes} are allowed"
-        if len(below) > 1 and sum(map(_resident, below)) > allowed.memory_bytes:
-            used = sum(map(_share_of_memory, below))  # pages that several have count once; dearer to ask for
-            if used > allowed.memory_bytes:
-                return f"its processes used {used} bytes of memory together; {allowed.memory_bytes} are allowed"
-        return None
-
     def _end_all(self) -> None:
         deadline = time.monotonic() + _END_SECONDS
         if self._cell.init is not None:
@@ -103,7 +140,7 @@ class Guard:
                 signal.sigtimedwait([signal.SIGCHLD], _LOOK_SECONDS)
             return
         stopped: set[int] = set()
-        while (left := set(_descendants(os.getpid()))) and time.monotonic() < deadline:
+        while (left := set(descendants(os.getpid()))) and time.monotonic() < deadline:
             # a stopped process forks no more, and still counts among those allowed: nothing escapes between two looks
             for pid in left:
                 _signal(pid, signal.SIGKILL if left <= stopped else signal.SIGSTOP)
@@ -115,44 +152,6 @@ class Guard:
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def _descendants(pid: int) -> list[int]:
-    found = []
-    open_pids = [pid]
-    while open_pids:
-        for children in Path(f"/proc/{open_pids.pop()}/task").glob("*/children"):
-            try:
-                below = [int(word) for word in children.read_text().split()]
-            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-                continue
-            found += below
-            open_pids += below
-    return found
-
-
-def _tasks(pid: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{pid}/task"))
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
-def _share_of_memory(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    except PermissionError:
-        return _resident(pid)
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
 
 def _end_like(status: int) -> None:
@@ -190,9 +189,12 @@ def main() -> None:
     if pid == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
         host.run(channel, cell)
+    number = channel.fileno()
     channel.close()
-    _end_like(Guard(cell, pid).watch())
+    _end_like(Guard(cell, pid, number, service).watch())
 
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # in a process that the user's code starts anew, for which this is the main module
+    loading.find_in_child()

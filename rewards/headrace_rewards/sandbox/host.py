@@ -25,7 +25,6 @@ from headrace_rewards.binding import Binding, MissingInput, Unbindable
 from headrace_rewards.protocol import Failure, Outcome, Sample
 from headrace_rewards.sandbox import containment, wire
 from headrace_rewards.sandbox.kernel import Unheld
-from headrace_rewards.sandbox.limits import allow_cpu
 from headrace_rewards.sandbox.loading import CannotLoad, load
 from headrace_rewards.values import to_outcome, to_outcomes
 
@@ -52,6 +51,14 @@ class Channel:
             return None
         (length,) = wire.LENGTH.unpack(head)
         return self._stream.read(length)
+
+    def fileno(self) -> int:
+        """Of the socket."""
+        return self._socket.fileno()
+
+    def keep_from_children(self) -> None:
+        """What this process forks cannot answer, and does not hold the socket open."""
+        os.register_at_fork(after_in_child=self.close)
 
     def close(self) -> None:
         """This process has no more to do with it."""
@@ -83,11 +90,9 @@ class Host:
                 assert isinstance(call, wire.Call)
                 units = [wire.decode_unit(raw) for raw in call.units]
                 if self._concurrent:
-                    allow_cpu(self._setup.timeout * len(units), self._setup.limits)
                     runner.run(self._score_at_once(units))
                 else:
                     for unit in units:
-                        allow_cpu(self._setup.timeout, self._setup.limits)
                         self._reply(unit, self._score(unit, runner))
 
     async def _score_at_once(self, units: list[wire.Unit]) -> None:
@@ -176,7 +181,7 @@ def _serve(channel: Channel, cell: containment.Cell) -> None:
     faulthandler.enable()  # a segmentation fault leaves a traceback on stderr
     try:
         containment.confine(cell)
-        allow_cpu(setup.limits.start_seconds, setup.limits)
+        channel.keep_from_children()
         function = load(setup)
         binding = Binding(function, setup.form, setup.options)
     except Unheld as fault:

@@ -5,15 +5,18 @@ Every function raises `OSError` that names the call.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import platform
 import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ARCHITECTURE = platform.machine()
 
-CAP_DAC_READ_SEARCH, CAP_SETUID, CAP_SYS_ADMIN = 2, 7, 21
+CAP_DAC_READ_SEARCH, CAP_SETUID, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 2, 7, 19, 21
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
@@ -21,13 +24,15 @@ CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 1 << 12, 1 << 14, 1 << 18
 _MNT_DETACH = 2
 
-_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP = 1, 8, 22
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 1, 4, 8
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 36, 38, 47
-_SECCOMP_MODE_FILTER = 2
+_SECCOMP_SET_MODE_FILTER = 1
+_NEW_LISTENER, _WAIT_KILLABLE = 1 << 3, 1 << 5
 _PR_CAP_AMBIENT_RAISE = 2
 
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_SYS_MOUNT_SETATTR = 442
+_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_SYS_PIDFD_GETFD, _SYS_MOUNT_SETATTR = 438, 442
 _AT_RECURSIVE = 0x8000
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -42,6 +47,10 @@ class Unheld(Exception):
 
 class _MountAttributes(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
+
+
+class _Piece(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("size", ctypes.c_size_t))
 
 
 class _FilterProgram(ctypes.Structure):
@@ -83,10 +92,42 @@ def gain_nothing_by_exec() -> None:
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
 
 
-def filter_calls(program: bytes) -> None:
-    """Install a BPF program over all further system calls; needs `gain_nothing_by_exec`."""
+def filter_calls(program: bytes) -> int | None:
+    """Install a BPF program over all further system calls; needs `gain_nothing_by_exec`.
+
+    Returns the file on which the calls arrive that the program leaves to somebody else: see seccomp_unotify(2). `None`
+    where somebody above listens already, and the kernel allows no second: those calls fail then.
+    """
     filter_program = _FilterProgram(len(program) // 8, program)
-    _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(filter_program))
+    install = (_SYS_SECCOMP[ARCHITECTURE], _SECCOMP_SET_MODE_FILTER)
+    # a signal does not break off a call that was taken over; since Linux 5.19
+    for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):
+        try:
+            return syscall("seccomp", *install, flags, ctypes.byref(filter_program))
+        except OSError as fault:
+            if fault.errno not in (errno.EINVAL, errno.EBUSY):
+                raise
+    syscall("seccomp", *install, 0, ctypes.byref(filter_program))
+    return None
+
+
+def be_traceable() -> None:
+    """By processes of the same user; the kernel ends that with a change of users."""
+    _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 1)
+
+
+def read_memory(thread: int, address: int, size: int) -> bytes:
+    """So many bytes of another process, or fewer where they end before."""
+    buffer = ctypes.create_string_buffer(size)
+    local = _Piece(ctypes.addressof(buffer), size)
+    remote = _Piece(address, size)
+    read = _libc.process_vm_readv(thread, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    return buffer.raw[: checked(read, "process_vm_readv")]
+
+
+def take_descriptor(process: int, number: int) -> int:
+    """The file that a process (by its pidfd) has open under that number, opened here too."""
+    return syscall("pidfd_getfd", _SYS_PIDFD_GETFD, process, number, 0)
 
 
 def unshare(flags: int) -> None:
@@ -150,6 +191,39 @@ def become(user: int, *, reading_all: bool) -> None:
     _set_capabilities(1 << CAP_DAC_READ_SEARCH if reading_all else 0)
     if reading_all:
         _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH)
+
+
+@contextlib.contextmanager
+def finding_files_as(user: int) -> Iterator[None]:
+    """For a moment, with no rights over files but those of `user`; for all else root stays root."""
+    _libc.setfsgid(user)
+    _libc.setfsuid(user)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(os.geteuid())
+        _libc.setfsgid(os.getegid())
+
+
+@contextlib.contextmanager
+def real_user(user: int) -> Iterator[None]:
+    """For a moment, from root to `user`, who may look into processes of their own; needs CAP_SETUID."""
+    os.setresgid(user, user, 0)
+    os.setresuid(user, user, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+
+
+def file_of_signals(signals: Iterable[int]) -> int:
+    """A file that has input when one of these, which are blocked, is pending: see signalfd(2)."""
+    wanted = ctypes.create_string_buffer(128)
+    checked(_libc.sigemptyset(wanted), "sigemptyset")
+    for number in signals:
+        checked(_libc.sigaddset(wanted, int(number)), "sigaddset")
+    return checked(_libc.signalfd(-1, wanted, os.O_CLOEXEC | os.O_NONBLOCK), "signalfd")
 
 
 def require_known_architecture() -> None:

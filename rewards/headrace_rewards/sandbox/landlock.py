@@ -26,6 +26,7 @@ _TCP = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 TRUNCATION_SINCE = 3
 """The first version that holds truncation."""
+_SCOPES_SINCE = 6
 
 
 class _Ruleset(ctypes.Structure):
@@ -42,6 +43,11 @@ def version() -> int:
     return kernel.syscall("landlock_create_ruleset", _CREATE_RULESET, None, 0, _VERSION_FLAG)
 
 
+def holds_signals() -> bool:
+    """Whether none reaches a process outside."""
+    return version() >= _SCOPES_SINCE
+
+
 def apply(readable: Iterable[Path], listed: Iterable[Path], writable: Iterable[Path]) -> None:
     """From now on only these, and what lies below them; `kernel.gain_nothing_by_exec` came before.
 
@@ -49,8 +55,8 @@ def apply(readable: Iterable[Path], listed: Iterable[Path], writable: Iterable[P
     """
     known = version()
     files = _ALL_BY_VERSION[min(known, max(_ALL_BY_VERSION))]
-    wanted = _Ruleset(files, _TCP if known >= 4 else 0, _ABSTRACT_SOCKETS_AND_SIGNALS if known >= 6 else 0)
-    size = 8 if known < 4 else 16 if known < 6 else 24
+    wanted = _Ruleset(files, _TCP if known >= 4 else 0, _ABSTRACT_SOCKETS_AND_SIGNALS if known >= _SCOPES_SINCE else 0)
+    size = 8 if known < 4 else 16 if known < _SCOPES_SINCE else 24
     ruleset = kernel.syscall("landlock_create_ruleset", _CREATE_RULESET, ctypes.byref(wanted), size, 0)
     try:
         for path in readable:

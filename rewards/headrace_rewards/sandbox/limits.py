@@ -26,7 +26,9 @@ class Limits(msgspec.Struct, frozen=True):
     output_bytes: int = 1 << 20
     """What it may print while it scores one unit."""
     cpu_per_second: float = 4.0
-    """Processor seconds of one process for each second of its time limit (threads add up)."""
+    """Processor seconds of one process for each second of a unit's time limit (threads add up); the guard counts."""
+    cpu_seconds: float = 10.0
+    """Of processor time of one process, beside that."""
 
 
 def confine(limits: Limits, processes: int) -> None:
@@ -48,20 +50,6 @@ def tasks_of(user: int) -> int:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended meanwhile, or is hidden by whoever mounted /proc
     return count
-
-
-def allow_cpu(seconds: float, limits: Limits) -> None:
-    """Grant processor time for the next `seconds` of work, from now on; SIGXCPU ends a process that takes more.
-
-    Moved forward from unit to unit, since a process scores for as long as a job runs. It also ends a process whose
-    leftover threads burn a core while it should be idle.
-    """
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used = usage.ru_utime + usage.ru_stime
-    wanted = int(used + seconds * limits.cpu_per_second) + 10
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def _limit(kind: int, value: int) -> None:

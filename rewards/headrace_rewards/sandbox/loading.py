@@ -1,11 +1,15 @@
 """Imports a user's file or an installed module, or executes source text, and finds the function in it. Runs in the
-host process only."""
+host process, and in those that `multiprocessing` starts anew for it: there the user's module is found by its name."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import linecache
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +18,10 @@ from types import ModuleType
 from typing import Any
 
 from headrace_rewards.sandbox import wire
+
+_OF_CHILDREN = "HEADRACE_USER_MODULE"
+"""Environment variable: name and file of the user's module, for processes that start anew."""
+_SOURCE_FILE = ".headrace_user_source.py"
 
 
 class CannotLoad(Exception):
@@ -25,18 +33,32 @@ class CannotLoad(Exception):
 
 
 def load(setup: wire.Setup) -> Callable[..., Any]:
-    """The function that `setup` names; a file can import its neighbours. Raises `CannotLoad`."""
+    """The function that `setup` names; a file can import its neighbours. Raises `CannotLoad`.
+
+    Of a file only what is defined in it: who may name a file's function may not call whatever it imports.
+    """
     where, name = setup.module or setup.path, setup.function
     module = _module(setup, where)
+    own = {key: value for key, value in vars(module).items() if setup.module or _is_defined_in(module, value)}
     try:
         function = getattr(module, name)
     except AttributeError as missing:
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise CannotLoad(f"{where} has no '{name}'; it has: {', '.join(functions) or 'no function'}", missing) from None
+        found = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
+        raise CannotLoad(f"{where} has no '{name}'; it has: {', '.join(found) or 'no function'}", missing) from None
     if not callable(function) or isinstance(function, type):
         kind = type(function).__name__
         raise CannotLoad(f"'{name}' in {where} is not a function but of type {kind}", TypeError(kind))
+    if setup.module is None and name not in own:
+        fault = f"{where} imports '{name}' from elsewhere; name a function that the file defines, which may call it"
+        raise CannotLoad(fault, ImportError(fault))
     return function
+
+
+def _is_defined_in(module: ModuleType, function: Any) -> bool:
+    """Also of an object that can be called: where its class is defined; of a partial call, where its function is."""
+    if isinstance(function, functools.partial):
+        return _is_defined_in(module, function.func)
+    return getattr(function, "__module__", None) == module.__name__
 
 
 def _module(setup: wire.Setup, where: str) -> ModuleType:
@@ -58,6 +80,8 @@ def _import_installed(name: str, folder: Path) -> ModuleType:
 def _execute(source: str, where: str) -> ModuleType:
     module = ModuleType("headrace_user_source")
     sys.modules[module.__name__] = module
+    Path(_SOURCE_FILE).write_text(source, encoding="utf-8", errors="surrogatepass")
+    _tell_children(module.__name__, Path(_SOURCE_FILE).absolute())
     linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)  # for tracebacks
     try:
         exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - what this process is for
@@ -73,6 +97,7 @@ def _import(path: Path) -> ModuleType:
         fault = f"{path} is not a Python file"
         raise CannotLoad(fault, ImportError(fault))
     module = importlib.util.module_from_spec(spec)
+    _tell_children(module_name, path)
     sys.modules[module_name] = module
     sys.path.insert(0, str(path.parent))
     try:
@@ -80,6 +105,29 @@ def _import(path: Path) -> ModuleType:
     except BaseException as error:  # an import may even call sys.exit
         raise CannotLoad(_explain(str(path), error), error) from None
     return module
+
+
+def _tell_children(name: str, path: Path) -> None:
+    os.environ[_OF_CHILDREN] = f"{name}={path}"
+
+
+class _UserModule(importlib.abc.MetaPathFinder):
+    """Finds the one module, wherever its file lies."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self._name, self._path = name, path
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self._path)
+
+
+def find_in_child() -> None:
+    """In a process that `multiprocessing` started anew: what it is sent names functions of the user's module."""
+    name, _, path = os.environ.get(_OF_CHILDREN, "").partition("=")
+    if name:
+        sys.meta_path.append(_UserModule(name, path))
 
 
 def _explain(where: str, error: BaseException) -> str:

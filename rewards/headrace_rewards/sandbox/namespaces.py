@@ -94,8 +94,8 @@ def _run_init(files: Files, lifeline: int, told: int) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _build(files)
-        for channel in (0, 1, 2, told):
-            os.close(channel)
+        for low, high in ((0, lifeline), (lifeline + 1, os.sysconf("SC_OPEN_MAX"))):
+            os.closerange(low, high)  # the socket to the service among them: it closes with the host
         os.read(lifeline, 1)
     except BaseException as fault:  # told to the guard, who raises it
         os.write(told, f"its files could not be mounted: {fault}".encode())

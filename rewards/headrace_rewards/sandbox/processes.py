@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from headrace_core.errors import TimedOut
 from headrace_rewards.protocol import FailureKind
 from headrace_rewards.sandbox import wire
+from headrace_rewards.sandbox.removal import remove
 
 _GRACE_SECONDS = 0.5
 """Beyond a unit's own limit: the host cancels an async function by itself first."""
@@ -166,6 +166,7 @@ class HostProcess:
         open_units = set(units)
         self._output.reset()
         await self._send(wire.encode(wire.Call([unit.body for unit in units.values()])))
+        self._unit_begins()
         while open_units:
             timeout = self._setup.timeout
             reply = await self._receive(timeout + _GRACE_SECONDS, f"took longer than {timeout:g} s")
@@ -175,7 +176,13 @@ class HostProcess:
                 raise await self._dead("bad_output", _OFF_TOPIC)
             open_units.remove(reply.index)
             self._output.reset()
+            self._unit_begins()
             yield reply
+
+    def _unit_begins(self) -> None:
+        """The guard counts processor time from here on; the host itself cannot say so."""
+        if self._popen.returncode is None:  # its number is its own until it is reaped
+            os.kill(self._popen.pid, signal.SIGUSR1)
 
     @property
     def alive(self) -> bool:
@@ -205,7 +212,7 @@ class HostProcess:
         if self._popen.stderr is not None:
             self._popen.stderr.close()
         self._reaped = True
-        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+        await asyncio.to_thread(remove, self._scratch)
 
     async def _send(self, body: bytes) -> None:
         assert self._writer is not None
@@ -226,7 +233,7 @@ class HostProcess:
             raise await self._dead("timeout", overdue) from None
         except (asyncio.IncompleteReadError, ConnectionError):
             raise await self._ended() from None
-        except ValueError as fault:  # of msgspec, of UTF-8, or a frame that is too long
+        except (ValueError, RecursionError) as fault:  # of msgspec, of UTF-8, too long a frame, or one nested too deep
             raise await self._dead("bad_output", f"the process broke the protocol: {fault}") from None
 
     async def _ended(self) -> Died:

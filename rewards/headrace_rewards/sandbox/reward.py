@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from headrace_core.errors import InvalidState, TimedOut
@@ -24,7 +23,6 @@ from headrace_rewards.sandbox import wire
 from headrace_rewards.sandbox.limits import Limits
 from headrace_rewards.sandbox.machine import assess
 from headrace_rewards.sandbox.supervisor import Supervisor
-from headrace_rewards.sandbox.view import secrets_of_home
 
 _CLOSE_SECONDS = 30.0
 
@@ -95,9 +93,9 @@ class HostedReward:
 
     def _setup(self, level: SandboxLevel) -> wire.Setup:
         code = self._code
-        hidden = [*self._rules.hidden, *map(str, secrets_of_home(Path(os.path.expanduser("~"))))]
         return wire.Setup(
-            *(code.path, code.function, code.form, code.timeout, self._limits, level, hidden),
+            *(code.path, code.function, code.form, code.timeout, self._limits, level, list(self._rules.hidden)),
+            home=os.path.expanduser("~"),
             source=code.source,
             beside=code.beside,
             module=code.module,

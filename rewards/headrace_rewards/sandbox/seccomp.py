@@ -1,10 +1,10 @@
 """The filter over system calls: what user code has no business with fails with EPERM, for its children too.
 
 A list of what is refused, not of what is allowed: numpy and torch use whatever their versions use. It closes what the
-other layers leave open: every kind of socket, other processes' memory, new namespaces and mounts (which would lead out
-of a mount namespace), files by handle (which CAP_DAC_READ_SEARCH opens), kernel interfaces with a history of holes, and
-memory that no limit counts (memfd, System V). Calls for another architecture (32 bits) end the process: their numbers
-mean something else.
+other layers leave open: every kind of socket but unix streams (whose every `connect` is left to `connections`), other
+processes' memory, new namespaces and mounts (which would lead out of a mount namespace), files by handle (which
+CAP_DAC_READ_SEARCH opens), kernel interfaces with a history of holes, and memory that no limit counts (memfd, System
+V). Calls for another architecture (32 bits) end the process: their numbers mean something else.
 """
 
 from __future__ import annotations
@@ -15,13 +15,6 @@ import struct
 from headrace_rewards.sandbox import kernel
 
 REFUSED: dict[str, tuple[int | None, int | None]] = {
-    # the network; `socketpair` stays, for asyncio and multiprocessing
-    "socket": (41, 198),
-    "connect": (42, 203),
-    "bind": (49, 200),
-    "listen": (50, 201),
-    "accept": (43, 202),
-    "accept4": (288, 242),
     # other processes
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -92,9 +85,11 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 }
 """Numbers on x86_64 and aarch64; `None` where there is no such call."""
 
-_CLONE, _CLONE3, _SOCKETPAIR = (56, 220), (435, 435), (53, 199)
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+_SOCKET, _CONNECT, _SOCKETPAIR, _SET_OPTION = (41, 198), (42, 203), (53, 199), (54, 208)
 _NEW_NAMESPACES = 0x7E020000
-_STREAM = 1
+_UNIX, _STREAM = 1, 1
+_OF_SOCKETS, _SEND_BUFFER = 1, 7
 _TYPE_MASK = 0xF
 
 _ONLY_ON_ITSELF: dict[tuple[int, int], tuple[int, ...]] = {
@@ -112,6 +107,7 @@ _COLUMN = {"x86_64": 0, "aarch64": 1}
 _X32 = 0x40000000
 _LOAD, _EQUAL, _ATLEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_ASK, _IGNORE = 0x7FC00000, 0x00050000
 _REFUSE = 0x00050000 | errno.EPERM
 _UNKNOWN = 0x00050000 | errno.ENOSYS
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
@@ -131,17 +127,25 @@ def program(architecture: str) -> bytes:
     # its flags lie in memory, where a filter cannot look; the C library then takes `clone`
     code += [_op(_EQUAL, _CLONE3[column], 0, 1), _op(_RETURN, _UNKNOWN)]
     code += _where(_CLONE[column], [_argument(0), _op(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _op(_RETURN, _REFUSE)])
+    # a datagram socket can send to any address, one of a pair too
     connected = [_argument(1), _op(_AND, _TYPE_MASK), _op(_EQUAL, _STREAM, 1, 0), _op(_RETURN, _REFUSE)]
-    code += _where(_SOCKETPAIR[column], connected)  # a datagram socket of a pair can send to any address
+    code += _where(_SOCKETPAIR[column], connected)
+    local = [_argument(0), _op(_EQUAL, _UNIX, 1, 0), _op(_RETURN, _REFUSE)]
+    code += _where(_SOCKET[column], local + connected)
+    # what waits in a socket is no process's memory: a larger buffer stays as it was, as where the kernel clamps it
+    option = [_argument(1), _op(_EQUAL, _OF_SOCKETS, 0, 3), _argument(2), _op(_EQUAL, _SEND_BUFFER, 0, 1)]
+    code += _where(_SET_OPTION[column], [*option, _op(_RETURN, _IGNORE)])
+    code += [_op(_EQUAL, _CONNECT[column], 0, 1), _op(_RETURN, _ASK)]
     for both, arguments in _ONLY_ON_ITSELF.items():
         tests = [[_argument(index), _op(_EQUAL, 0, 1, 0), _op(_RETURN, _REFUSE)] for index in arguments]
         code += _where(both[column], [part for test in tests for part in test])
     return b"".join([*code, _op(_RETURN, _ALLOW)])
 
 
-def apply() -> None:
-    """Install it; `kernel.gain_nothing_by_exec` came before."""
-    kernel.filter_calls(program(kernel.ARCHITECTURE))
+def apply() -> int | None:
+    """Install it; `kernel.gain_nothing_by_exec` came before. Returns the file on which every `connect` arrives,
+    or `None` where all fail."""
+    return kernel.filter_calls(program(kernel.ARCHITECTURE))
 
 
 def _where(number: int, tests: list[bytes]) -> list[bytes]:

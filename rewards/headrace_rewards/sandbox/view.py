@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from headrace_rewards.sandbox.kernel import Unheld
 
@@ -23,14 +23,6 @@ _MOST_ENTRIES = 1_000
 """Of a folder that is opened entry by entry."""
 
 
-def secrets_of_home(home: Path) -> list[Path]:
-    """What is hidden even from a function that lies in the home folder itself: entries that begin with a dot.
-
-    None where `home` is not absolute: the service's user has no home then.
-    """
-    return sorted(home.glob(".*")) if home.is_absolute() else []
-
-
 class View(NamedTuple):
     """Existing paths."""
 
@@ -40,14 +32,44 @@ class View(NamedTuple):
     """Folders of which only parts are readable: imports list them."""
 
 
-def of(own: Path | None, hidden: Iterable[Path]) -> View:
+def told(own: Path | None, hidden: Iterable[Path], home: Path) -> View:
+    """`of`, found by a process of its own: nothing of what is hidden stays in the memory of this one."""
+    heard, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(heard)
+        _tell(tell, own, hidden, home)
+    os.close(tell)
+    with os.fdopen(heard, "rb") as message:
+        kind, *lists = message.read().split(b"\0\0")
+    os.waitpid(pid, 0)
+    if kind != b"view":
+        raise Unheld(lists[0].decode("utf-8", "replace") if lists else "what it may read was not found out")
+    return View(*([Path(os.fsdecode(path)) for path in paths.split(b"\0") if path] for paths in lists))
+
+
+def _tell(channel: int, own: Path | None, hidden: Iterable[Path], home: Path) -> NoReturn:
+    try:
+        parts = [b"view", *(b"\0".join(map(os.fsencode, paths)) for paths in of(own, hidden, home))]
+    except Unheld as fault:
+        parts = [b"fault", str(fault).encode("utf-8", "replace")]
+    try:
+        with os.fdopen(channel, "wb") as message:
+            message.write(b"\0\0".join(parts))
+    finally:
+        os._exit(0)
+
+
+def of(own: Path | None, hidden: Iterable[Path], home: Path | None = None) -> View:
     """For a function in the file `own`, or in no file.
 
     `hidden` stays out of its folder, and out of those on the import path: a project that is installed where it is
-    written may have the service's data in it. Raises `Unheld` for a folder that would have to be opened in too many
-    pieces.
+    written may have the service's data in it. So do the entries of `home` that begin with a dot; none where it is
+    not absolute, because the service's user has no home then. Raises `Unheld` for a folder that would have to be opened
+    in too many pieces.
     """
-    secret = {path.resolve() for path in hidden}
+    dotted = [] if home is None or not home.is_absolute() else home.glob(".*")
+    secret = {path.resolve() for path in (*hidden, *dotted)}
     view = View([Path(path) for path in (*_SYSTEM, *(f"/etc/{name}" for name in _OF_ETC))], [])
     for folder in _interpreter():
         if folder != Path("/"):

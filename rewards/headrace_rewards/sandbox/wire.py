@@ -42,6 +42,8 @@ class Setup(msgspec.Struct, tag="setup"):
     level: SandboxLevel
     hidden: list[str] = []
     """Files and folders that the function sees nothing of, though they lie beside it."""
+    home: str = ""
+    """A folder of which it sees nothing that begins with a dot; their names are not told to its process."""
     source: str | None = None
     beside: str | None = None
     """An installed module that `source` imports: the folder that holds it may be read."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -78,6 +81,69 @@ def memory_in_children(item: Any) -> float:
             time.sleep(60)
             os._exit(len(block) & 1)
     time.sleep(60)
+    return 1.0
+
+
+def memory_behind_an_ended_thread(item: Any) -> float:
+    """The first thread of each process ends, and what its number shows is nothing then."""
+    for _ in range(8):
+        if os.fork() == 0:
+            held: list[bytes] = []
+
+            def hold(held: list[bytes] = held) -> None:
+                held.append(b"x" * CHUNK)
+                time.sleep(60)
+
+            threading.Thread(target=hold).start()
+            ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)  # exit, of this thread
+    time.sleep(60)
+    return 1.0
+
+
+def memory_in_sockets(item: Any) -> float:
+    """What was written and not read belongs to no process."""
+    for _ in range(8):
+        if os.fork() == 0:
+            pairs = [socket.socketpair() for _ in range(100)]
+            for one, other in pairs:
+                for end in (one, other):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+                    end.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        while end.send(b"x" * 65536):
+                            pass
+            time.sleep(60)
+    time.sleep(60)
+    return 1.0
+
+
+def memory_in_unlinked_files(item: Any) -> float:
+    """Beside what the process holds itself."""
+    held = [b"x" * CHUNK for _ in range(2)]
+    files = []
+    for folder in (".", "/dev/shm"):
+        for number in range(2):
+            path = Path(folder, f"block-{number}")
+            files.append(path.open("wb"))
+            path.unlink()
+            files[-1].write(b"x" * (15 << 20))
+            files[-1].flush()
+    held += [b"x" * CHUNK]
+    time.sleep(60)
+    return float(len(held) + len(files))
+
+
+def waiting_connections(item: Any) -> float:
+    """Each waits for a listener that accepts nothing; the guard, which makes them, must go on watching."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("full.sock")
+        listener.listen(0)
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+        threading.stack_size(256 << 10)
+        for client in clients:
+            threading.Thread(target=client.connect, args=("full.sock",), daemon=True).start()
+        threading.stack_size(0)
+        time.sleep(60)
     return 1.0
 
 
