@@ -17,6 +17,7 @@ from headrace_core.jobs import ForkedFrom, Job
 from .context import Gateway
 from .files import StoredFile
 from .graders import checked_grader
+from .model_support import check_trainable
 from .models import Model
 from .prompts import check_prompts
 from .schemas import CreateJob
@@ -59,6 +60,7 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     training = await _file(gateway, body.training_file, "training_file")
     validation = None if body.validation_file is None else await _file(gateway, body.validation_file, "validation_file")
     context = _context(settings, model)
+    await asyncio.to_thread(check_trainable, model.path, settings.engine, context)
     rows, longest = await _measured(training, model, context, settings)
     if validation is not None:
         longest = max(longest, (await _measured(validation, model, context, settings))[1])

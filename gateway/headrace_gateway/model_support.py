@@ -1,0 +1,136 @@
+"""Whether a model can be trained at all, by its config.json: what cannot work is refused when a job is submitted.
+
+Nothing of the model is loaded. What config.json does not say, the workers find at their start.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from headrace_core.errors import InvalidRequest
+
+from .model_folder import json_of
+
+_CHANGES_LOGITS = {
+    "final_logit_softcapping": None,
+    "output_logit_soft_cap": None,
+    "logit_scale": 1,
+    "logits_scaling": 1,
+    "lm_head_multiplier": 1,
+}
+"""Settings by which logits are more than one matrix product, each with the value beside null that changes nothing."""
+_OTHER_LAYERS = frozenset(
+    (
+        *("bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe"),
+        *("mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"),
+        *("qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2"),
+    )
+)
+"""Types whose layers are, in part, recurrent or convolutions."""
+_ALIBI = frozenset(("bloom", "mpt"))
+_AUTO_CLASSES = "models/auto/modeling_auto.py"
+
+
+def check_trainable(model: Path, engine: str, context: int) -> None:
+    """Raises `InvalidRequest` that says why the model in this folder cannot be trained, with this engine, on sequences
+    of up to `context` tokens; `Damaged` where config.json cannot be read."""
+    config = json_of(model / "config.json")
+    text = config.get("text_config")
+    merged = {**config, **text} if isinstance(text, dict) else config
+    for reason in _reasons(config, merged):
+        raise InvalidRequest(f"{model.name} cannot be trained: {reason}", param="model", code="model_not_supported")
+    if not any(model.glob("*.safetensors")):
+        raise InvalidRequest(
+            f"{model.name} cannot be trained: its folder holds no *.safetensors; save its weights so "
+            "(save_pretrained does)",
+            param="model",
+            code="model_not_supported",
+        )
+    for reason in _not_full_attention(config, merged, context) if engine == "transformers" else ():
+        raise InvalidRequest(
+            f"{model.name} cannot be sampled by the engine transformers, which has full attention alone: {reason}; "
+            'take the engine "vllm"',
+            param="model",
+            code="model_not_supported",
+        )
+
+
+def _reasons(config: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:
+    """Why no engine and no learner helps."""
+    quantization = merged.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        yield (
+            f"its weights are quantized ({method or 'quantization_config is set'}), and gradients need whole ones; "
+            "take the model that it was made of, or save it dequantized"
+        )
+    if config.get("is_encoder_decoder"):
+        yield "it is an encoder and a decoder, and prompts and completions are one sequence here; take a causal model"
+    yield from _of_architecture(config, merged)
+    for name, harmless in _CHANGES_LOGITS.items():
+        if (value := merged.get(name)) is not None and value != harmless:
+            yield f"its logits pass through {name} = {value!r:.40}, which the learner does not compute"
+
+
+def _of_architecture(config: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:
+    kind, known = config.get("model_type"), causal_models()
+    if not isinstance(kind, str) or not known:
+        return
+    causal = known.get(kind)
+    if causal is None:
+        own_code = " (its folder has code of its own, auto_map, which is not run)" if config.get("auto_map") else ""
+        yield f"transformers knows no causal language model of type {kind!r:.60}{own_code}"
+        return
+    saved = config.get("architectures")
+    if isinstance(saved, list) and saved and not _same_class(saved, causal):
+        yield (
+            f"it was saved as {', '.join(map(str, saved))[:200]}, and to generate it would be loaded as "
+            f"{' or '.join(causal)}, with a head that was never trained"
+        )
+    # The encoders that can be decoders as well say so.
+    if "decoder" not in kind and causal[0].endswith("LMHeadModel") and merged.get("is_decoder") is False:
+        yield f"it is an encoder: {kind} sees later tokens, too, unless is_decoder is set"
+
+
+def _same_class(saved: list[Any], causal: tuple[str, ...]) -> bool:
+    return bool({str(name).lower() for name in saved} & {name.lower() for name in causal})
+
+
+def _not_full_attention(config: Mapping[str, Any], merged: Mapping[str, Any], context: int) -> Iterator[str]:
+    kinds = {config.get("model_type"), merged.get("model_type")}
+    if merged.get("alibi") is True or kinds & _ALIBI:
+        yield "its positions are biases of attention (ALiBi)"
+    if kinds & _OTHER_LAYERS:
+        yield "some of its layers are no attention"
+    layers = merged.get("layer_types")
+    others = sorted({str(kind) for kind in layers} - {"full_attention"}) if isinstance(layers, list) else None
+    windowed = others is None or any("sliding" in kind or "chunked" in kind for kind in others)
+    if others and any("sliding" not in kind and "chunked" not in kind for kind in others):
+        yield f"some of its layers are {', '.join(others)[:100]}"
+    for name in ("sliding_window", "attention_chunk_size") if windowed else ():
+        window = merged.get(name)
+        if merged.get("use_sliding_window") is not False and isinstance(window, int) and window < context:
+            yield f"it sees {window} tokens back ({name}), and max_context is {context}"
+
+
+@cache
+def causal_models() -> Mapping[str, tuple[str, ...]]:
+    """By `model_type`, the classes that transformers loads as causal language models; empty where it is not installed.
+
+    Read from its source, because the import would load torch into the gateway.
+    """
+    spec = find_spec("transformers")
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    for folder in folders:
+        tree = ast.parse((Path(folder) / _AUTO_CLASSES).read_text())
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
+                assert isinstance(node.value, ast.Call)
+                pairs = ast.literal_eval(node.value.args[0])
+                return {kind: names if isinstance(names, tuple) else (names,) for kind, names in pairs}
+    return {}
