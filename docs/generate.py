@@ -48,9 +48,10 @@ Under `method.reinforcement.hyperparameters` of a request, or `[hyperparameters]
 default. A dash is a default that depends on the model or the data; the value in force is filled in at submission, and
 `GET /v1/fine_tuning/jobs/{job_id}` shows it:
 
-- steps: `n_steps`, or as many as `n_epochs` passes over the training file need, one pass by default;
+- steps: `n_steps`, or as many as `n_epochs` passes over the training file need, rounded up; one pass by default;
 - learning rate: `learning_rate`, or a base of BASE_RATE times `learning_rate_multiplier`;
-- `max_context` is at most what the model takes, and `max_tokens` gives way to long prompts, where you set neither;
+- `max_context` is at most what the model takes, and `max_tokens` gives way to long prompts, where you set neither; an
+  event says so, with the row; below 64 tokens (of a short context, a quarter of it) the row is refused instead;
 - training samples from the whole distribution at `temperature`: `top_p`, `top_k` and `min_p` are taken with the values
   that cut nothing (1; 0 or -1; 0) and refused with any other
   ([decision 0028](decisions/0028-training-samples-the-whole-distribution.md));

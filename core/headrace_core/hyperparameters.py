@@ -290,10 +290,10 @@ class Hyperparameters(BaseModel):
         return max(1, round(self.group_size * (self.compute_multiplier or 1.0)))
 
     def steps(self, rows: int) -> int:
-        """Steps of a job over a training file of `rows` rows."""
+        """Steps of a job over a training file of `rows` rows; the last one of n_epochs may begin another pass."""
         if self.n_steps is not None:
             return self.n_steps
-        return max(1, (self.n_epochs or 1) * rows // self.batch_size)
+        return -(-(self.n_epochs or 1) * rows // self.batch_size)
 
     def limits(self, rows: int) -> Limits:
         """What bounds the flow of groups."""

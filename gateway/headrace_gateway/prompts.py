@@ -12,6 +12,7 @@ A template is a program of the model's author: it runs in Jinja's sandbox, and m
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ from headrace_core.errors import Damaged, InvalidData, InvalidRequest
 from .model_folder import RESTORE, json_of, text_of
 
 MOST_CHECKED = 10_000
-"""Rows counted at submission; the rest is checked by the rollout worker at its start."""
+"""Rows counted at submission, beside `LONGEST_CHECKED` of the others; all are by the rollout worker at its start."""
+LONGEST_CHECKED = 1_000
+"""Rows beyond the first `MOST_CHECKED` that are counted too: those with the most bytes of text."""
 ENCODED_AT_ONCE = 256
 """Conversations rendered and encoded together: a bound on the memory that takes."""
 MORE_TEMPLATES = "additional_chat_templates"
@@ -65,6 +68,14 @@ class PromptSize:
     tokens: int
     largest_id: int
     """-1 where there are no tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class LongestPrompt:
+    """Of those counted; `where` names file and line."""
+
+    tokens: int
+    where: str
 
 
 class PromptRefused(InvalidData):
@@ -114,21 +125,30 @@ class PromptCounter:
 
 def check_prompts(
     model: Path, rows: Sequence[Row], name: str, room: int, vocabulary: int | None = None
-) -> tuple[int, int]:
-    """(tokens, line) of the longest prompt of the first `MOST_CHECKED` rows of the file `name`.
+) -> LongestPrompt:
+    """The longest prompt of a file's rows (of many: of the first, and of those with the most text).
 
     Raises `InvalidData` with the line of one that has no tokens, more than `room`, an id that is none of the model's
     `vocabulary`, or that the chat template refuses.
     """
-    checked, longest = rows[:MOST_CHECKED], (0, 0)
+    checked, longest = _to_be_counted(rows), LongestPrompt(0, name)
     sizes = PromptCounter(model).sizes([row.messages for row in checked])
     try:
         for row, size in zip(checked, sizes, strict=True):
-            check_prompt(f"{name}, line {row.line}", size.tokens, size.largest_id, room, vocabulary)
-            longest = max(longest, (size.tokens, row.line), key=lambda found: found[0])
+            where = f"{name}, line {row.line}"
+            check_prompt(where, size.tokens, size.largest_id, room, vocabulary)
+            if size.tokens > longest.tokens:
+                longest = LongestPrompt(size.tokens, where)
     except PromptRefused as error:
         raise InvalidData(f"{name}, line {checked[error.index].line}: {error.message}") from error
     return longest
+
+
+def _to_be_counted(rows: Sequence[Row]) -> list[Row]:
+    def size(row: Row) -> int:
+        return sum(len(message["content"].encode(errors="replace")) for message in row.messages)
+
+    return [*rows[:MOST_CHECKED], *heapq.nlargest(LONGEST_CHECKED, rows[MOST_CHECKED:], key=size)]
 
 
 def render(template: Template, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:

@@ -19,7 +19,8 @@ from .files import StoredFile
 from .graders import checked_grader
 from .model_support import check_trainable
 from .models import Model
-from .prompts import check_prompts
+from .prompts import LongestPrompt, check_prompts
+from .remarks import Remark, least_completion, remarks
 from .schemas import CreateJob
 from .task_files import TaskFiles
 
@@ -29,13 +30,15 @@ _SETTINGS = "method.reinforcement.hyperparameters"
 async def submit(gateway: Gateway, job_id: str, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
     """Check everything, store the job, start its controller. Raises `InvalidRequest` before anything is stored."""
     async with TaskFiles(gateway.files, gateway.settings.data_dir) as tasks:
-        job = await _checked(gateway, job_id, await _with_files(tasks, body))
+        job, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
         grader = await checked_grader(job.grader, gateway.settings.reward_rules)
         job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
         await gateway.jobs.create(job)
     origin = "" if forked_from is None else f", from step {forked_from.step_number} of {forked_from.fine_tuning_job_id}"
     await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}{origin}")
     await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
+    for level, remark in remarked:
+        await gateway.jobs.tell(job.id, remark, level=level)
     await gateway.jobs.move(job.id, "queued")
     await gateway.jobs.tell(job.id, "Queued")
     queued = await gateway.jobs.get(job.id)
@@ -54,8 +57,9 @@ async def _with_files(tasks: TaskFiles, body: CreateJob) -> CreateJob:
     return body.model_copy(update={"training_file": training, "validation_file": validation})
 
 
-async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
-    settings = _seeded(body)
+async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> tuple[Job, list[Remark]]:
+    """The job, and what its user should know of it."""
+    asked = settings = _seeded(body)
     model = await gateway.models.resolve(body.model)
     training = await _file(gateway, body.training_file, "training_file")
     validation = None if body.validation_file is None else await _file(gateway, body.validation_file, "validation_file")
@@ -63,9 +67,11 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
     await asyncio.to_thread(check_trainable, model.path, settings.engine, context)
     rows, longest = await _measured(training, model, context, settings)
     if validation is not None:
-        longest = max(longest, (await _measured(validation, model, context, settings))[1])
-    settings = _completed(settings, context, longest, len(rows))
-    return Job(
+        _, held_out = await _measured(validation, model, context, settings)
+        longest = max(longest, held_out, key=lambda found: found.tokens)
+    settings = _completed(settings, context, longest.tokens, len(rows))
+    steps = settings.steps(len(rows))
+    job = Job(
         id=job_id,
         owner=gateway.principal.name,
         created_at=time.time(),
@@ -81,8 +87,9 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> Job:
         grader=body.method.reinforcement.grader,
         hyperparameters=settings.model_dump(),
         rows=len(rows),
-        total_steps=settings.steps(len(rows)),
+        total_steps=steps,
     )
+    return job, remarks(asked, settings, longest, steps)
 
 
 def _seeded(body: CreateJob) -> Hyperparameters:
@@ -119,21 +126,19 @@ async def _file(gateway: Gateway, file_id: str, param: str) -> tuple[Path, Store
 
 async def _measured(
     file: tuple[Path, StoredFile, str], model: Model, context: int, settings: Hyperparameters
-) -> tuple[list[Row], int]:
-    """(rows, tokens of the longest prompt)."""
+) -> tuple[list[Row], LongestPrompt]:
+    """(rows, the longest prompt of them)."""
     path, stored, param = file
     name = stored.filename
-    # A completion length that nobody asked for gives way to long prompts; one token must be left.
-    completion = settings.max_tokens if "max_tokens" in settings.model_fields_set else 1
+    # A completion length that nobody asked for gives way to long prompts, but not to nothing.
+    completion = settings.max_tokens if "max_tokens" in settings.model_fields_set else least_completion(context)
     if completion >= context:
         message = f"max_tokens is {completion}, and the context {context}: no room for a prompt"
         raise InvalidRequest(message, param=f"{_SETTINGS}.max_tokens")
     try:
         rows = await asyncio.to_thread(read_rows, path, name, stored.sha256)
-        longest, _ = await asyncio.to_thread(
-            check_prompts, model.path, rows, name, context - completion, model.vocabulary
-        )
-        return rows, longest
+        room = context - completion
+        return rows, await asyncio.to_thread(check_prompts, model.path, rows, name, room, model.vocabulary)
     except InvalidRequest as error:
         raise type(error)(error.message, param=error.param or param, code=error.code) from error
 

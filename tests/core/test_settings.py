@@ -64,7 +64,8 @@ def test_ways_to_cut_the_distribution_are_taken_where_they_cut_nothing() -> None
 
 def test_steps_and_limits() -> None:
     assert Hyperparameters(n_steps=7, batch_size=4, max_staleness=2).limits(rows=10) == Limits(4, 2, 28)
-    assert Hyperparameters(n_epochs=3, batch_size=4).steps(rows=10) == 7
+    assert Hyperparameters(n_epochs=3, batch_size=4).steps(rows=10) == 8  # the last rows are trained, too
+    assert Hyperparameters(n_epochs=2, batch_size=4).steps(rows=10) == 5
     assert Hyperparameters(batch_size=64).steps(rows=10) == 1
 
 
