@@ -17,6 +17,22 @@ from .records import UNREADABLE
 TASK_LIBRARIES = ("reasoning_gym", "verifiers")
 """`reasoning_gym:chain_sum?size=1000` names rows to be made; see `headrace_rewards.tasks`."""
 
+_MAGIC = (
+    (b"\x1f\x8b", "compressed with gzip: decompress it (gunzip)"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: decompress it (unzstd)"),
+    (b"BZh", "compressed with bzip2: decompress it (bunzip2)"),
+    (b"\xfd7zXZ", "compressed with xz: decompress it (unxz)"),
+    (b"PK\x03\x04", "a ZIP archive or a workbook of Excel: take the rows out of it"),
+    (b"PAR1", "a Parquet file: convert its rows (datasets: Dataset.from_parquet(…).to_json(…))"),
+    (b"ARROW1", "an Arrow file: convert its rows (datasets: Dataset.from_file(…).to_json(…))"),
+    (b"\xef\xbb\xbf", "UTF-8 with a byte-order mark at its start: save it without"),
+    (b"\xff\xfe", "UTF-16: save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16: save it as UTF-8"),
+)
+"""What files of other formats begin with."""
+_LOOKED_AT = 4096
+"""Bytes of a file by which its format is told."""
+
 _decoder = msgspec.json.Decoder()
 
 
@@ -56,6 +72,9 @@ def read_rows(path: Path, name: str | None = None, sha256: str | None = None) ->
             if sha256 is not None and hashlib.file_digest(lines, "sha256").hexdigest() != sha256:
                 raise InvalidData(f"{name} is not what was uploaded: {path} changed on the disk; upload it again")
             lines.seek(0)
+            if (format := _other_format(lines.read(_LOOKED_AT))) is not None:
+                raise InvalidData(f"{name} is {format}; write UTF-8 text with one JSON object on each line (JSONL)")
+            lines.seek(0)
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     rows.append(_row(line, name, number))
@@ -88,6 +107,41 @@ def check_prompt(where: str, tokens: int, largest_id: int, room: int, vocabulary
         )
 
 
+def _other_format(start: bytes) -> str | None:
+    """What a file that begins so is, with the remedy, if it is surely no JSONL."""
+    for magic, told in _MAGIC:
+        if start.startswith(magic):
+            return told
+    text = start.lstrip()
+    if b"\0" in start:
+        return "no text, or UTF-16: save it as UTF-8"
+    if text.startswith(b"[") and text[1:].lstrip().startswith(b"{"):
+        return "one JSON array: write each of its objects on a line of its own (jq -c '.[]')"
+    line = text.split(b"\n")[0].rstrip()
+    if line == b"{":
+        return "JSON spread over several lines: write each object on one line (jq -c .)"
+    if text and not text.startswith((b"{", b"[", b'"')) and (b"," in line or b"\t" in line or b";" in line):
+        return "text with separators, CSV perhaps: write each of its lines as a JSON object"
+    return None
+
+
+def _check_content(where: str, message: Any) -> None:
+    if not isinstance(message, dict) or "role" not in message:
+        raise InvalidData(f"{where}: each message needs a `role` and a text `content`")
+    content = message.get("content")
+    if isinstance(content, str):
+        return
+    if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
+        kinds = ", ".join(sorted({str(part.get("type"))[:30] for part in content}))
+        found = f"is a list of parts ({kinds}); write the text of its parts as one string: only text is trained on"
+    elif "content" not in message:
+        found = "is missing; write a string, which may be empty"
+    else:
+        kind = "null" if content is None else f"of type {type(content).__name__}"
+        found = f"is {kind}; write a string, which may be empty"
+    raise InvalidData(f"{where}: the `content` of a message of role {str(message['role'])[:30]!r} {found}")
+
+
 def _row(text: bytes, name: str, line: int) -> Row:
     where = f"{name}, line {line}"
     try:
@@ -98,8 +152,7 @@ def _row(text: bytes, name: str, line: int) -> Row:
     if not isinstance(messages, list) or not messages:
         raise InvalidData(f"{where}: needs a list `messages` of at least one message")
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
-            raise InvalidData(f"{where}: each message needs a `role` and a text `content`")
+        _check_content(where, message)
     if messages[-1]["role"] != "user":
         raise InvalidData(f"{where}: the last message must have the role `user`, not {messages[-1]['role']!r}")
     return Row.of(value, line)

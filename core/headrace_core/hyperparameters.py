@@ -192,6 +192,12 @@ class Hyperparameters(BaseModel):
     eval_interval: Whole | None = Field(None, ge=1, description="Steps between evaluations on the validation file.")
     eval_samples: Whole | None = Field(None, ge=1, description="Validation rows evaluated; all by default.")
     checkpoint_interval: Whole | None = Field(None, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: Whole = Field(
+        5,
+        ge=2,
+        description="Newest checkpoints that are kept on the disk; the one of the best evaluation (without any, of the "
+        "best training reward) is, too, and the older ones are removed.",
+    )
     snapshot_every: Whole = Field(
         1, ge=0, description="Steps between snapshots of the learner's state in memory; 0 takes none."
     )

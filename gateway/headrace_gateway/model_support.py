@@ -16,14 +16,8 @@ from headrace_core.errors import InvalidRequest
 
 from .model_folder import json_of
 
-_CHANGES_LOGITS = {
-    "final_logit_softcapping": None,
-    "output_logit_soft_cap": None,
-    "logit_scale": 1,
-    "logits_scaling": 1,
-    "lm_head_multiplier": 1,
-}
-"""Settings by which logits are more than one matrix product, each with the value beside null that changes nothing."""
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Settings by which logits are multiplied, as the learner's are not; by 1 nothing changes."""
 _OTHER_LAYERS = frozenset(
     (
         *("bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe"),
@@ -72,9 +66,14 @@ def _reasons(config: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[s
     if config.get("is_encoder_decoder"):
         yield "it is an encoder and a decoder, and prompts and completions are one sequence here; take a causal model"
     yield from _of_architecture(config, merged)
-    for name, harmless in _CHANGES_LOGITS.items():
-        if (value := merged.get(name)) is not None and value != harmless:
-            yield f"its logits pass through {name} = {value!r:.40}, which the learner does not compute"
+    for name in _SCALES:
+        if merged.get(name) not in (None, 1):
+            yield f"its logits are scaled by {name} = {merged[name]!r:.40}, which the learner does not compute"
+    if merged.get("attn_logit_softcapping") is not None:
+        yield (
+            "its scores of attention pass through attn_logit_softcapping, which the attention that it is trained with "
+            "does not compute: it would be trained on other log-probabilities than those sampled from"
+        )
 
 
 def _of_architecture(config: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:

@@ -25,7 +25,7 @@ def remarks(asked: Hyperparameters, used: Hyperparameters, longest: LongestPromp
         much = 2 * used.max_tokens < asked.max_tokens
         message = (
             f"max_tokens is {used.max_tokens} instead of {asked.max_tokens}: {longest.where}, has a prompt of "
-            f"{longest.tokens} of the {used.max_context} tokens of the context; leave long rows out, or set max_tokens, "
+            f"{longest.tokens} of the {used.max_context} tokens of the context; leave long rows out or set max_tokens "
             "to change that"
         )
         found.append(("warn" if much else "info", message))

@@ -137,14 +137,19 @@ def _one_process_is_fine() -> Iterator[None]:
         yield
 
 
+def complete_folders(output_dir: Path) -> list[tuple[int, Path]]:
+    """(policy version, folder) of each checkpoint that was completed."""
+    named = [(path, _NAME.fullmatch(path.name)) for path in (output_dir / "checkpoints").glob("step-*")]
+    return [(int(name[1]), path) for path, name in named if name]
+
+
 def newest(output_dir: Path, ledger: int) -> Found:
     """Look from the newest back to the first that is whole and not newer than the ledger's policy version.
 
     Those that are newer are put aside.
     """
-    named = [(path, _NAME.fullmatch(path.name)) for path in (output_dir / "checkpoints").glob("step-*")]
     passed_over: list[str] = []
-    for version, path in sorted(((int(name[1]), path) for path, name in named if name), reverse=True):
+    for version, path in sorted(complete_folders(output_dir), reverse=True):
         if version > ledger:
             _put_aside(path)
             wrong: str | None = f"the ledger has lost the steps to it, and is at version {ledger}; put aside as {AHEAD}"

@@ -7,11 +7,13 @@ autocast); there is no dropout, so that the policy trained is the policy sampled
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -27,6 +29,10 @@ from .ranks import Ranks
 WEIGHTS = "model.safetensors"
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What a model folder holds beside weights: configuration, tokenizer, chat template, generation settings."""
+MORE_TEMPLATES = "additional_chat_templates"
+"""Subfolder with a model's chat templates beside the default one."""
+_PRECISIONS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""By the names of safetensors; of others (integers, eight bits) a trained tensor is written whole."""
 
 
 class PolicyNet(nn.Module):
@@ -104,7 +110,7 @@ class Policy:
             save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
     def write_model(self, folder: Path | None) -> None:
-        """A whole model folder, float32, adapters merged, the base model's other files: loads where the base does.
+        """A whole model folder in the base's precision, adapters merged, the base's other files: loads where it does.
 
         `folder` None as in `write_weights`.
         """
@@ -115,7 +121,27 @@ class Policy:
         for file in sorted(self.folder.iterdir()):
             if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
-        save_file(adapters.merged(self.model, state), folder / WEIGHTS, metadata={"format": "pt"})
+        if (templates := self.folder / MORE_TEMPLATES).is_dir():
+            (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
+            for file in sorted(templates.glob("*.jinja")):
+                shutil.copyfile(file, folder / MORE_TEMPLATES / file.name)
+        merged = _as_saved(adapters.merged(self.model, state), self.folder)
+        save_file(merged, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _as_saved(tensors: dict[str, Tensor], base: Path) -> dict[str, Tensor]:
+    """Each in the precision in which the base holds it; one that it does not name, in that of most."""
+    precisions: dict[str, torch.dtype] = {}
+    for file in sorted(base.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as saved:
+            for name in saved.keys():  # noqa: SIM118 (it is no dict)
+                precisions[name] = _PRECISIONS.get(saved.get_slice(name).get_dtype(), torch.float32)
+    most = Counter(precisions.values()).most_common(1)
+    usual = most[0][0] if most else torch.float32
+    return {
+        name: tensor.to(precisions.get(name, usual)) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 # ── shared with the critic ───────────────────────────────────────────────────────────────────────────────────────────

@@ -51,6 +51,7 @@ from .model import Policy
 from .orders import Publish, Save, Snapshot, Train, WriteModel
 from .recovery import Recovery
 from .report import event_data, event_message, step_metrics
+from .retention import Retention
 from .rollouts import Keeper
 from .room import Room
 from .snapshot import Snapshots, taken_by
@@ -82,6 +83,7 @@ class LearnerWorker:
         self._publications = Publications(self._redis, config.job_id)
         self._lead = Lead(config, self._redis)
         self._room = Room(self._lead, self._redis, self._jobs, config)
+        self._retention = Retention(self._jobs, config.job_id, self._output, self._settings.keep_checkpoints)
         self._keeper = Keeper(self._redis, config.job_id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -329,6 +331,7 @@ class LearnerWorker:
         await self._announce(path, version, metrics)
         await self._ledger.covered(self._saved[-1])
         self._saved.append(version)
+        await self._retention.apply()
 
     async def _snapshot(self) -> None:
         """Of a settled step. Without memory for it the job goes on with checkpoints alone, and says so once."""

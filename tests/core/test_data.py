@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -34,7 +38,13 @@ def test_rows_and_their_items(tmp_path: Path) -> None:
         ('{"messages": "hello"}', "list `messages`"),
         ('{"messages": ["hello"]}', "`role`"),
         ('{"messages": [{"role": "user"}]}', "`content`"),
-        ('{"messages": [{"role": "user", "content": [1]}]}', "text `content`"),
+        ('{"messages": [{"role": "user", "content": [1]}]}', "`content` of a message of role 'user' is of type list"),
+        ('{"messages": [{"role": "user", "content": null}]}', "is null; write a string, which may be empty"),
+        ('{"messages": [{"role": "user"}]}', "`content` of a message of role 'user' is missing"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "2"}, {"type": "image_url"}]}]}',
+            "is a list of parts (image_url, text); write the text of its parts as one string",
+        ),
         ('{"messages": [{"role": "assistant", "content": "4"}]}', "not 'assistant'"),
     ],
 )
@@ -44,6 +54,30 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str | bytes, says: str) -> 
     with pytest.raises(InvalidData, match=r"train\.jsonl, line 3") as caught:
         read_rows(path, name="train.jsonl")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (gzip.compress(GOOD.encode()), "compressed with gzip: decompress it"),
+        (bz2.compress(GOOD.encode()), "compressed with bzip2"),
+        (lzma.compress(GOOD.encode()), "compressed with xz"),
+        (b"PAR1\x15\x04", "a Parquet file: convert its rows"),
+        (b"PK\x03\x04\x14\0", "a ZIP archive or a workbook"),
+        (b"\xef\xbb\xbf" + GOOD.encode(), "UTF-8 with a byte-order mark at its start: save it without"),
+        (GOOD.encode("utf-16"), "UTF-16: save it as UTF-8"),
+        (GOOD.encode("utf-16-le"), "UTF-16: save it as UTF-8"),
+        (f"[\n  {GOOD},{GOOD}]".encode(), "one JSON array: write each of its objects on a line of its own"),
+        (json.dumps(json.loads(GOOD), indent=2).encode(), "JSON spread over several lines"),
+        (b"prompt,answer\r\n2+2=,4\r\n", "CSV perhaps"),
+        (b"prompt\tanswer\n2+2=\t4\n", "CSV perhaps"),
+    ],
+)
+def test_a_file_of_another_format_is_told_which_it_is(tmp_path: Path, raw: bytes, says: str) -> None:
+    (tmp_path / "file-1").write_bytes(raw)
+    with pytest.raises(InvalidData, match=r"^train\.jsonl is .*one JSON object on each line \(JSONL\)$") as refused:
+        read_rows(tmp_path / "file-1", "train.jsonl")
+    assert says in refused.value.message
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def nested(**text: Any) -> dict[str, Any]:
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "saved as BertForMaskedLM"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}, "head that was never trained"),
         ({"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": False}, "it is an encoder"),
-        ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
-        (nested(final_logit_softcapping=30.0), "final_logit_softcapping = 30.0"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        (nested(attn_logit_softcapping=50.0), "attn_logit_softcapping"),
         (LLAMA | {"logit_scale": 0.0625}, "logit_scale = 0.0625"),
     ],
 )
@@ -95,6 +95,7 @@ def test_what_the_engine_transformers_cannot_sample_is_left_to_vllm(
         {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": False},
         {"model_type": "qwen3", "sliding_window": 64, "layer_types": ["full_attention"] * 2},
         LLAMA | {"logits_scaling": 1.0, "final_logit_softcapping": None, "quantization_config": None},
+        {"model_type": "gemma3_text", "final_logit_softcapping": 30.0, "attn_logit_softcapping": None},
         {"model_type": "phi3", "auto_map": {"AutoModelForCausalLM": "m.M"}, "architectures": ["Phi3ForCausalLM"]},
         {"model_type": "llama", "architectures": ["LLaMAForCausalLM"]},
         {},

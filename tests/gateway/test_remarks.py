@@ -51,8 +51,8 @@ async def test_a_warm_up_that_does_not_end_is_said(client: AsyncOpenAI, served: 
     told = [message for level, message in await events(served, job.id) if level == "warn"]
     assert told == [
         "warmup_steps is 40, and the job has 10 steps: the learning rate ends at 25% of what is set",
-        "critic_warmup_steps is 10, and the job has 10 steps: the critic alone is trained, and the policy stays what it "
-        "is",
+        "critic_warmup_steps is 10, and the job has 10 steps: "
+        "the critic alone is trained, and the policy stays what it is",
     ]
 
 

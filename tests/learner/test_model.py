@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from learner_cases import VOCAB, hyperparameters, random_group
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
@@ -97,3 +97,21 @@ def test_the_model_folder_loads_in_transformers(model_folder: Path, tmp_path: Pa
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, policy.model(input_ids=ids).logits)
+
+
+def test_a_trained_model_has_the_bases_precision_and_all_its_chat_templates(model_folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    whole = load_file(base / "model.safetensors")
+    kept = {name: t if name.endswith("norm.weight") else t.bfloat16() for name, t in whole.items()}
+    save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    (base / "additional_chat_templates" / "code.py").write_text("of nobody")
+    policy = Policy(base)
+    policy.write_model(tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: t.dtype for name, t in written.items()} == {name: t.dtype for name, t in kept.items()}
+    assert {t.dtype for t in written.values()} == {torch.float32, torch.bfloat16}
+    assert all(torch.equal(written[name], kept[name]) for name in kept)
+    assert [f.name for f in (tmp_path / "out" / "additional_chat_templates").iterdir()] == ["rag.jinja"]
