@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from redis.asyncio import Redis
+
+from headrace_core.jobs import JobStore
+from headrace_core.mending import Mending
+from headrace_core.workers import WorkerConfig
+from headrace_gateway.pausing import GaveUp
 from headrace_gateway.restarts import Restart, Restarts
+from headrace_gateway.supervisor import Supervisor
 
 
 def test_the_delay_doubles_up_to_its_longest_until_all_are_used_up() -> None:
@@ -22,3 +34,47 @@ def test_a_worker_that_worked_long_enough_has_all_of_them_again() -> None:
 
 def test_without_any_the_first_failure_is_the_last() -> None:
     assert Restarts(most=0, window=1.0).next(worked=5.0) is None
+
+
+class ShortLived:
+    """A process that works for a tenth of a second, and dies."""
+
+    async def start(self) -> dict[str, Any]:
+        return {}
+
+    async def ping(self) -> None: ...
+
+    async def run(self) -> str:
+        await asyncio.sleep(0.1)
+        raise RayActorError
+
+    async def call(self, method: str, *arguments: Any) -> Any: ...
+
+    async def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+@pytest.mark.parametrize(("progresses", "deaths"), [(False, 2), (True, 4)])
+async def test_restarts_come_back_only_where_the_job_got_on(redis: Redis, progresses: bool, deaths: int) -> None:
+    """A worker that works for as long as it takes, and of no use to anybody, was started again for ever."""
+    config = WorkerConfig(
+        job_id="ftjob-restarts", worker="rollout-0", redis_url="", weights_root="", model_path="", training_file="",
+        validation_file=None, output_dir="", rows=1, total_steps=1, grader={}, hyperparameters={},
+    )  # fmt: skip
+    started = 0
+
+    def launch(_: WorkerConfig) -> Any:
+        nonlocal started
+        started += 1
+        if progresses and started < deaths:  # the last one makes none
+            asyncio.get_running_loop().call_soon(supervisor.progressed)
+        return ShortLived()
+
+    restarts = Restarts(1, window=0.05, first=0.01)
+    supervisor = Supervisor(config, launch, JobStore(redis), Mending(redis, config.job_id), restarts)
+    begin = asyncio.Event()
+    begin.set()
+    with pytest.raises(GaveUp, match="used up its restarts"):
+        await asyncio.wait_for(supervisor.run(begin), 20)
+    assert started == deaths
