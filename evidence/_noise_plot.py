@@ -54,10 +54,8 @@ def _course(axes: Axes, result: dict[str, Any], learner: str) -> None:
         runs = [run for run in result["runs"] if (run["learner"], run["flip"]) == (learner, flip)]
         for run in runs:
             axes.plot(run["steps"], run["accuracies"], color=colour, lw=0.8, alpha=0.4)
-        longest = max((run["steps"] for run in runs), key=len)
-        # A run that ended early has learned the task: it stays where it was.
-        held = [run["accuracies"] + run["accuracies"][-1:] * (len(longest) - len(run["steps"])) for run in runs]
-        axes.plot(longest, np.mean(held, axis=0), color=colour, marker="o", ms=4, lw=2, label=f"p = {flip:g}")
+        mean = np.mean([run["accuracies"] for run in runs], axis=0)
+        axes.plot(runs[0]["steps"], mean, color=colour, marker="o", ms=4, lw=2, label=f"p = {flip:g}")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set(title=f"{learner.upper()}, {len(runs)} seeds", xlabel="step", ylabel="held-out accuracy, greedy")
     axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.42))

@@ -23,10 +23,14 @@ of both kinds, 0.55 at the start, and share of right answers in training, 0.23 a
     the same, seed 1, 1.5e-4 and 2.5e-4             0.65 right in training after 32 steps; 0.35 after 24, unsteady
     PPO at 0.4, rows with a carry, 2e-4             0.92; 0.71 right in training after 24 steps, still rising
 
+Seeds 0 and 1 are not counted: the counted seeds begin with 2, three of them. A first counted run had seeds 0 to 2, and
+ended each run when 97 % were right: noisy runs then had more steps than clean ones, up to 48 against 18. Now all runs
+of an algorithm are equally long.
+
 How far it reaches. Rows are those with a carry, where one of the two kinds of working is never right: the reward tells
-them apart, and greedy accuracy starts at 0. A run ends when 97 % are right. Two completions a prompt, more prompts: a
-flip is for the question, so that many questions average it out. At p = 0.5 the policy walks at random, at other
-learning rates and longer far enough to meet the better working by chance.
+them apart, and greedy accuracy starts at 0 (on all rows, at 0.55). Two completions a prompt, more prompts: a flip is
+for the question, so that many questions average it out. At p = 0.5 the policy walks at random, at other learning rates
+and longer far enough to meet the better working by chance.
 
     python evidence/noisy_rewards.py [--seed N] [--out FILE] [--image FILE]
 """
@@ -68,8 +72,9 @@ walk at random there; the slope, which has no walk in it, says 0 ± 0.05."""
 
 FLIPS = (0.0, 0.2, 0.4, 0.5)
 SEEDS = 3
-EVALUATE_EVERY, LEARNED = 6, 0.97
-"""A run ends after its steps, or at the first evaluation that says that the task is learned."""
+FIRST_COUNTED = 2
+"""Of the counted seeds, after `--seed`: with 0 and 1 the settings were chosen."""
+EVALUATE_EVERY = 6
 COMMON: dict[str, Any] = {
     **{"batch_size": 128, "group_size": 2, "max_tokens": 48, "max_context": 64, "proximal": "behaviour"},
 }
@@ -89,10 +94,12 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as processes:
-        found = processes.submit(slopes, options.seed)
-        cells = [(name, p, options.seed + i) for i in range(SEEDS) for p in FLIPS for name in LEARNERS]
+        first = options.seed + FIRST_COUNTED
+        found = processes.submit(slopes, first)
+        cells = [(name, p, first + i) for i in range(SEEDS) for p in FLIPS for name in LEARNERS]
         runs = list(completed([processes.submit(train, *cell) for cell in cells]))
         result: dict[str, Any] = {"slopes": found.result(timeout=LIMIT_SECONDS), "runs": runs}
+    result["seeds"] = [first + i for i in range(SEEDS)]
     result["accuracies"] = {name: {f"{p:g}": at_end(runs, name, p) for p in FLIPS} for name in LEARNERS}
     result["base_accuracy"] = float(np.mean([run["accuracies"][0] for run in runs]))
     seen = figures(result)
@@ -126,7 +133,7 @@ def train(learner: str, flip: float, seed: int) -> dict[str, Any]:
     assert settings.n_steps is not None
     run = GradedRun(settings, noisy(flip, seed), rows=carrying)
     accuracies, clean, flipped = [run.accuracy()], [], []
-    while accuracies[-1] < LEARNED and run.version < settings.n_steps:
+    while run.version < settings.n_steps:
         completions = [c for g in run.step()[0] for c in g.completions]
         clean.append(round(float(np.mean([c.components["clean"] for c in completions])), 4))
         flipped.append(round(float(np.mean([c.reward for c in completions])), 4))
