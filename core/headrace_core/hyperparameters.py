@@ -184,6 +184,12 @@ class Hyperparameters(BaseModel):
         description="Share of the groups that end as generation_failed, because no engine can serve their row, above "
         "which the job fails.",
     )
+    max_steps_without_gradient: Whole = Field(
+        10,
+        ge=0,
+        description="Steps in a row without any reward, or first steps of a job with equal rewards in every group, "
+        "after which it pauses: the policy stays as it was. 0 pauses never.",
+    )
     reward_recheck: float = Field(
         0.02, ge=0, le=1, description="Share of the groups scored again, to see whether the reward repeats itself."
     )

@@ -51,7 +51,7 @@ class PausedBy(msgspec.Struct, frozen=True):
     """Why a job paused by itself; a resume goes on from there."""
 
     code: str
-    """`worker_failed`, `stalled`, `disk_full` or `redis_full`."""
+    """`worker_failed`, `stalled`, `nothing_learned`, `disk_full` or `redis_full`."""
     message: str
     time: float
     """Unix seconds."""

@@ -4,7 +4,7 @@
                                     rollout.run ┤ each under a Supervisor (`crew`)
                                     evaluations ┤ every evaluation interval, on the first rollout worker
                                     hold        ┤ a node lost? ──► all are placed anew
-                                    watch       ┘ cancelled? paused? too many failed groups? no progress?
+                                    watch       ┘ cancelled? paused? too many failed groups? idle steps? no progress?
            all steps trained, last version evaluated ► ledger closed ► succeeded
            an error that no resume can mend          ► ledger closed ► failed, with the reason
            paused, by the user or `CannotGoOn`       ► checkpoint, workers stopped, nothing closed
@@ -46,6 +46,7 @@ from .controller_beats import ControllerBeats
 from .crew import Crew
 from .evaluations import Evaluations
 from .generation_failures import GenerationFailing, check_generation
+from .idle_steps import IdleSteps
 from .memory import MemoryShare
 from .partials import remove_partials
 from .pausing import SHORT, CannotGoOn, cannot_go_on
@@ -146,7 +147,9 @@ class JobController:
             return job.status
         try:
             _check_wanted(job)
-            await until([self._work(job)], [self._watch(job), self._memory.keep_allotted()])
+            idle = await self._idle_steps(job)
+            await until([self._work(job)], [self._watch(job, idle), self._memory.keep_allotted()])
+            await idle.end()
             name = model_name(job)
             return await self._end("succeeded", f"succeeded: the trained model is {name}", name)
         except Paused:
@@ -204,8 +207,12 @@ class JobController:
 
     # ── watch ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _watch(self, job: Job) -> None:
-        """Raises what must end the work: the user's wish, too many failed groups, no progress."""
+    async def _idle_steps(self, job: Job) -> IdleSteps:
+        settings = Hyperparameters.model_validate(job.hyperparameters)
+        return IdleSteps(self._jobs, self._job_id, settings, (await self._ledger.newest())[0])
+
+    async def _watch(self, job: Job, idle: IdleSteps) -> None:
+        """Raises what must end the work: the user's wish, too many failed groups, nothing learned, no progress."""
         settings, held = Hyperparameters.model_validate(job.hyperparameters), False
         watchdog = Watchdog(self._settings, job, self._jobs, self._ledger, self._mending)
         while True:
@@ -217,6 +224,7 @@ class JobController:
             account = await self._ledger.account()
             await check_rewards(self._jobs, self._job_id, account, settings)
             await check_generation(self._jobs, self._job_id, account, settings)
+            await idle.look()
             held = await self._all_drained(job, held)
             await watchdog.look(self._crew.workers, account, held)
 

@@ -2,7 +2,8 @@
 
 CannotGoOn          code, message, who
 ├── GaveUp          worker_failed: a worker used up its restarts
-└── Stalled         stalled: nothing moved, whatever was tried
+├── Stalled         stalled: nothing moved, whatever was tried
+└── NothingLearned  nothing_learned (`idle_steps`): step after step, and the policy stays as it was
 DiskFull, RedisFull of `headrace_core.errors`: disk_full, redis_full
 """
 

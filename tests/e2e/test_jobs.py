@@ -142,6 +142,25 @@ def test_a_job_whose_reward_fails_says_why_and_the_service_goes_on(service: Serv
     assert service.get("/healthz")
 
 
+def test_a_job_that_nobody_scores_pauses_or_fails_and_never_succeeds(service: Service, tmp_path: Path) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text("def silent(completion):\n    return None if completion else 0.0\n")
+    grader = {"type": "function", "name": "silent", "function": f"{reward}:silent"}
+    long = service.submit(grader, n_steps=400, max_steps_without_gradient=3, eval_interval=400, checkpoint_interval=400)
+    short = service.submit(grader, n_steps=2, max_steps_without_gradient=3)
+    service.wait(long, "paused")
+    paused_by = service.get(f"/v1/fine_tuning/jobs/{long}")["paused_by"]
+    assert paused_by["code"] == "nothing_learned"
+    assert "has a reward" in paused_by["message"]
+    assert any(m.startswith("Step 1 changed nothing: none of its 16 completions") for m in service.told(long))
+    service.wait(short, "failed")
+    error = service.openai.fine_tuning.jobs.retrieve(short).error
+    assert error is not None
+    assert error.code == "nothing_scored"
+    assert service.openai.fine_tuning.jobs.retrieve(short).fine_tuned_model is None
+    service.openai.fine_tuning.jobs.cancel(long)
+
+
 def test_what_is_wrong_with_a_submission_is_said_at_once(service: Service, tmp_path: Path) -> None:
     with pytest.raises(openai.BadRequestError, match="tiny-adder"):
         service.submit(model="no-such-model")

@@ -22,7 +22,7 @@ class JobFailure(Answer):
 class PausedByObject(Answer):
     """Why a job paused by itself."""
 
-    code: Literal["worker_failed", "stalled", "disk_full", "redis_full"]
+    code: Literal["worker_failed", "stalled", "nothing_learned", "disk_full", "redis_full"]
     message: str = Field(description="What it could not go on without.")
     time: float = Field(description="Unix seconds.")
 
