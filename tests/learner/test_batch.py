@@ -279,14 +279,15 @@ def computed(batch: StepBatch) -> set[int]:
     return {row for m in batch.minibatches for micro in m.micro_batches for row in micro.table_N.tolist()}
 
 
-def test_a_group_of_equal_rewards_counts_but_is_not_computed() -> None:
+@pytest.mark.parametrize("algorithm", ["grpo", "m2po"])
+def test_a_group_of_equal_rewards_counts_but_is_not_computed(algorithm: str) -> None:
     alike, differing = random_group(0, rewards=[1.0, 1.0, None]), random_group(1, rewards=[1.0, 0.0])
-    batch = laid_out([alike, differing], algorithm="grpo")
+    batch = laid_out([alike, differing], algorithm=algorithm)
     first = sum(len(c) for c in alike.completions[:2])
     assert computed(batch) == set(range(first, len(batch.table)))
     assert batch.counts.contributing.total() == len(batch.table)
     assert batch.table.scales_N.tolist() == pytest.approx([1 / len(batch.table)] * len(batch.table))
-    assert not laid_out([alike], algorithm="grpo").minibatches[0].micro_batches
+    assert not laid_out([alike], algorithm=algorithm).minibatches[0].micro_batches
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,6 @@ def test_a_group_of_equal_rewards_counts_but_is_not_computed() -> None:
         {"algorithm": "reinforce_pp"},
         {"algorithm": "ppo", "minibatches": 1},
         {"algorithm": "grpo", "kl_coefficient": 0.1},
-        {"algorithm": "m2po"},
     ],
 )
 def test_it_is_where_something_needs_its_tokens(settings: dict[str, object]) -> None:
