@@ -97,6 +97,9 @@ def _of_architecture(config: Mapping[str, Any], merged: Mapping[str, Any]) -> It
 
 
 def _same_class(saved: list[Any], causal: tuple[str, ...]) -> bool:
+    """A model of text and pictures has the same head, and is loaded as its text model."""
+    if any(str(name).endswith("ForConditionalGeneration") for name in saved):
+        return True
     return bool({str(name).lower() for name in saved} & {name.lower() for name in causal})
 
 

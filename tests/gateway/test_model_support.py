@@ -98,6 +98,7 @@ def test_what_the_engine_transformers_cannot_sample_is_left_to_vllm(
         {"model_type": "gemma3_text", "final_logit_softcapping": 30.0, "attn_logit_softcapping": None},
         {"model_type": "phi3", "auto_map": {"AutoModelForCausalLM": "m.M"}, "architectures": ["Phi3ForCausalLM"]},
         {"model_type": "llama", "architectures": ["LLaMAForCausalLM"]},
+        {"model_type": "llama4", "architectures": ["Llama4ForConditionalGeneration"], "text_config": {}},
         {},
     ],
 )
