@@ -32,7 +32,7 @@ def assert_soon(holds: Callable[[], bool], what: str, timeout: float = 60.0) -> 
 @pytest.mark.vllm
 def test_a_job_on_the_real_vllm_trains_in_flight_and_leaves_a_model(service: Service) -> None:
     before = shared_memory()
-    job_id = service.submit(engine="vllm", n_steps=6, batch_size=8, max_staleness=2, max_running=32)
+    job_id = service.submit(engine="vllm", n_steps=6, batch_size=8, max_staleness=2, max_running=32, keep_checkpoints=6)
     service.wait(job_id, "succeeded", timeout=400)
 
     ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
