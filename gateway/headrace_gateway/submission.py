@@ -29,7 +29,7 @@ _SETTINGS = "method.reinforcement.hyperparameters"
 
 async def submit(gateway: Gateway, job_id: str, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
     """Check everything, store the job, start its controller. Raises `InvalidRequest` before anything is stored."""
-    async with TaskFiles(gateway.files, gateway.settings.data_dir) as tasks:
+    async with TaskFiles(gateway.files, gateway.settings.data_dir, gateway.settings.reward_rules) as tasks:
         job, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
         grader = await checked_grader(job.grader, gateway.settings.reward_rules)
         job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)

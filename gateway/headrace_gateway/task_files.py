@@ -14,6 +14,7 @@ import msgspec
 
 from headrace_core.data import names_task
 from headrace_core.errors import InvalidRequest
+from headrace_core.reward_rules import RewardRules
 
 from .files import FileStore
 from .graders import Problem
@@ -33,9 +34,10 @@ class _Made(msgspec.Struct):
 class TaskFiles:
     """The files that one request needs made. `async with`: a request that is refused leaves none."""
 
-    def __init__(self, files: FileStore, folder: Path) -> None:
-        """`folder` takes what is not whole yet."""
+    def __init__(self, files: FileStore, folder: Path, rules: RewardRules) -> None:
+        """`folder` takes what is not whole yet; `rules` hold the libraries as they hold reward code."""
         self._files = files
+        self._rules = rules
         self._folder = folder
         self._made: list[str] = []
 
@@ -56,7 +58,12 @@ class TaskFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".task-", dir=self._folder) as folder:
             path = Path(folder) / "rows.jsonl"
-            question = {"reference": reference, "path": str(path.absolute()), "max_bytes": self._files.max_bytes}
+            question = {
+                "reference": reference,
+                "path": str(path.absolute()),
+                "max_bytes": self._files.max_bytes,
+                "rules": self._rules,
+            }
             made = await ask(
                 "tasks", question, _Made, seconds=TASK_SECONDS, what=f"making the rows of {reference}", param=param
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 from headrace_rewards.registry import build
 from headrace_rewards.tasks import gym, make_file
 from headrace_rewards.tasks.answers import answer_in
+from headrace_rewards.tasks.file_names import refuse_places
 from headrace_rewards.tasks.reference import Reference
 
 STRINGS = "reasoning_gym:isomorphic_strings?size=20&seed=7&min_string_length=3"
@@ -59,7 +61,7 @@ def test_a_row_has_what_the_verifier_needs(files: tuple[Path, Path]) -> None:
     assert len({row.item["question"] for row in rows}) == 20
     (message,) = rows[0].messages
     assert message["content"] == f"{rows[0].item['question']}\n\nWrite the final answer between <answer> and </answer>."
-    assert set(rows[0].item) == {"task", "question", "answer", "metadata"}
+    assert set(rows[0].item) == {"messages", "task", "question", "answer", "metadata"}
     assert rows[0].item["task"] == "isomorphic_strings"
 
 
@@ -95,8 +97,68 @@ def test_what_cannot_be_made_says_why(reference: str, said: str) -> None:
 
 
 def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="2 rows are beyond 30 bytes"):
-        make_file.write(tmp_path / "rows", iter([{"n": "0123456789"}] * 3), 30)
+    with (tmp_path / "rows").open("w") as file, pytest.raises(InvalidRequest, match="2 rows are beyond 30 bytes"):
+        make_file.write(file, iter([{"n": "0123456789"}] * 3), 30)
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("reasoning_gym:spell_backward?data_file={secret}", "'data_file' names a file"),
+        ("reasoning_gym:spell_backward?data_file=words.txt", "'data_file' is for a file"),
+        ("reasoning_gym:spell_backward?data_file=../../../etc/passwd", "'data_file' names a file"),
+        ('reasoning_gym:chain_sum?operators=["%2B","{secret}"]', "'operators' names a file"),
+        ('verifiers:nothing?options={{"a":["~/x"]}}', "'options' names a file"),
+        ("verifiers:nothing?source=file:///etc/passwd", "'source' names a file"),
+    ],
+)
+def test_a_parameter_that_names_a_file_is_refused(tmp_path: Path, reference: str, said: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2\n" * 100)
+    question = {"reference": reference.format(secret=secret), "path": str(tmp_path / "rows"), "max_bytes": 100_000}
+    done = subprocess.run(COMMAND, input=json.dumps(question).encode(), capture_output=True, timeout=120, check=True)
+    assert said in json.loads(done.stdout)["error"]["message"]
+    assert not (tmp_path / "rows").exists()
+
+
+@pytest.mark.parametrize("operators", ['["/"]', '["%2B","/","*"]'])
+def test_a_stroke_alone_is_no_file(tmp_path: Path, operators: str) -> None:
+    refuse_places(Reference.parse(f"reasoning_gym:chain_sum?operators={operators}").parameters, "x")
+    refuse_places({"dataset": "openai/gsm8k", "text": "1/2 of ... it", "n": 3}, "x")
+
+
+def test_what_a_task_does_it_does_in_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that reads what it likes and speaks to whom it likes, though no parameter names it."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "secret").write_text("hunter2")
+    (tmp_path / "secret").chmod(0o644)
+    (tmp_path / "packages" / "nosy_words.py").write_text(_NOSY.replace("SECRET", str(tmp_path / "secret")))
+    question = {"reference": "verifiers:nosy-words?size=1", "path": str(tmp_path / "rows"), "max_bytes": 100_000}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "HEADRACE_SECRET": "hunter2"}
+    done = subprocess.run(
+        COMMAND, input=json.dumps(question).encode(), capture_output=True, timeout=120, check=True, env=env
+    )
+    assert json.loads(done.stdout)["ok"], done.stdout + done.stderr[-2000:]
+    [row] = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    assert row["info"] == {"file": "refused", "network": "refused", "environment": False}
+
+
+_NOSY = """
+import os, socket
+import verifiers as vf
+from datasets import Dataset
+
+def tried(act):
+    try: act()
+    except OSError: return "refused"
+    return "open"
+
+def load_environment():
+    info = {"file": tried(lambda: open("SECRET")), "network": tried(lambda: socket.socket())}
+    info["environment"] = "hunter2" in str(os.environ)
+    rows = [{"question": "?", "answer": "!", "info": info}]
+    return vf.SingleTurnEnv(dataset=Dataset.from_list(rows), rubric=vf.Rubric(funcs=[lambda answer: 1.0]))
+"""
 
 
 def test_a_reference_is_read() -> None:

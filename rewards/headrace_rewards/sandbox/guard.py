@@ -33,7 +33,7 @@ _BUSY_SECONDS, _QUIET_SECONDS = 0.05, 0.2
 _END_SECONDS, _LOOK_SECONDS = 5.0, 0.005
 """For the end of all that is left, and between two looks at it, or at a connection that has to wait."""
 _CLOSED = "it closed its socket to the service"
-_WAITED_FOR = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1)
+WAITED_FOR = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1)
 
 
 class Guard:
@@ -49,8 +49,10 @@ class Guard:
         self._keeper = containment.doorkeeper(cell)
         self._channel = f"{host_pid}/fd/{channel}"
         self._closed = False
+        self.fault: str | None = None
+        """Why the host was ended, where the guard ended it."""
         self._poll = select.poll()
-        self._poll.register(kernel.file_of_signals(_WAITED_FOR), select.POLLIN)
+        self._poll.register(kernel.file_of_signals(WAITED_FOR), select.POLLIN)
         if self._keeper is not None:
             self._poll.register(self._keeper.file, select.POLLIN)
 
@@ -83,6 +85,7 @@ class Guard:
             below = self._usage.processes()
             fault = self._usage.too_much(below) or self._deaf()
             if fault is not None:
+                self.fault = fault
                 with contextlib.suppress(BrokenPipeError):  # the service has just ended
                     os.write(2, f"{fault}\n".encode())
                 return signal.SIGKILL
@@ -105,7 +108,7 @@ class Guard:
             if going_on and keeper.file != file:
                 self._poll.register(keeper.file, select.POLLIN)
         heard = set()
-        while (found := signal.sigtimedwait(_WAITED_FOR, 0)) is not None:
+        while (found := signal.sigtimedwait(WAITED_FOR, 0)) is not None:
             heard.add(found.si_signo)
         return heard
 
@@ -179,7 +182,7 @@ def main() -> None:
         return
     setup = wire.decode_request(body)
     assert isinstance(setup, wire.Setup)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)  # until here SIGTERM ended it at once
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)  # until here SIGTERM ended it at once
     try:
         cell = containment.enclose(setup, Path.cwd())
     except kernel.Unheld as fault:
@@ -187,7 +190,7 @@ def main() -> None:
         return
     pid = os.fork()
     if pid == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WAITED_FOR)
         host.run(channel, cell)
     number = channel.fileno()
     channel.close()

@@ -39,7 +39,8 @@ def load(setup: wire.Setup) -> Callable[..., Any]:
     """
     where, name = setup.module or setup.path, setup.function
     module = _module(setup, where)
-    own = {key: value for key, value in vars(module).items() if setup.module or _is_defined_in(module, value)}
+    of_a_file = setup.module is None and setup.source is None
+    own = {key: value for key, value in vars(module).items() if not of_a_file or _is_defined_in(module, value)}
     try:
         function = getattr(module, name)
     except AttributeError as missing:
@@ -48,7 +49,7 @@ def load(setup: wire.Setup) -> Callable[..., Any]:
     if not callable(function) or isinstance(function, type):
         kind = type(function).__name__
         raise CannotLoad(f"'{name}' in {where} is not a function but of type {kind}", TypeError(kind))
-    if setup.module is None and name not in own:
+    if of_a_file and name not in own:
         fault = f"{where} imports '{name}' from elsewhere; name a function that the file defines, which may call it"
         raise CannotLoad(fault, ImportError(fault))
     return function

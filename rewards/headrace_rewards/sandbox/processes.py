@@ -120,7 +120,7 @@ class HostProcess:
                     # -P: the working folder is not on the import path; -B: no byte code is written into the user's
                     # folder; -u: what is printed is not lost in a crash
                     [sys.executable, "-P", "-B", "-u", "-m", "headrace_rewards.sandbox.guard", str(os.getpid())],
-                    env=_environment(self._scratch),
+                    env=environment(self._scratch),
                     cwd=self._scratch,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
@@ -266,7 +266,7 @@ class HostProcess:
         return f"was killed by {signal.Signals(state.si_status).name}"
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def environment(scratch: Path) -> dict[str, str]:
     """`scratch` is the working, home and temporary folder."""
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     env |= {"HOME": str(scratch), "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"}

@@ -2,6 +2,7 @@
 
     reference          `reasoning_gym:chain_sum?size=1000&seed=42` -> which rows are meant
     make_file          `python -m headrace_rewards tasks`: the rows of a reference, as a file
+    file_names         parameters that name files are refused
     gym                the one file that imports reasoning-gym: rows, and scores of answers
     answers            where in a completion the answer stands
     verifier           the grader; the verifying itself is done in host processes (judges/task_judge.py)
@@ -10,5 +11,5 @@
     environment        the grader; the scoring itself is done in host processes (judges/environment_judge.py)
 
 The libraries take seconds to import, evaluate what models write, and meet parameters of users: they are never imported
-into the service. This file imports nothing.
+into the service, and always held as a user's code is. This file imports nothing.
 """

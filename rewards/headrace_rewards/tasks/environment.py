@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue
 
@@ -12,6 +12,7 @@ from headrace_rewards.judging import JudgedSpec
 from headrace_rewards.sandbox.limits import Limits
 from headrace_rewards.sandbox.reward import Code, HostedReward
 from headrace_rewards.tasks.environment_names import module_of
+from headrace_rewards.tasks.file_names import refuse_places
 
 _JUDGE = "environment_judge"
 
@@ -24,13 +25,21 @@ def _installed(name: str) -> str:
     return name
 
 
+def _without_files(arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        refuse_places(arguments, "arguments")
+    except InvalidRequest as fault:
+        raise ValueError(fault.message) from None
+    return arguments
+
+
 class EnvironmentSpec(JudgedSpec):
     """The rows are those of a file made of `verifiers:…`, or have the keys that its reward functions name."""
 
     type: Literal["verifiers"]
     environment: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_installed)]
-    arguments: dict[str, JsonValue] = Field(default={})
-    """Of its `load_environment`."""
+    arguments: Annotated[dict[str, JsonValue], AfterValidator(_without_files)] = Field(default={})
+    """Of its `load_environment`; none may name a file."""
 
 
 def make(spec: EnvironmentSpec, rules: RewardRules) -> HostedReward:

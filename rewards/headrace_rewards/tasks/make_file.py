@@ -5,28 +5,40 @@
          {"ok": false, "error": {"message", "param", "code"}, "rows": 0}
 
 The same reference gives the same bytes: some tasks go through sets of strings, so strings are hashed without a secret.
-The process holds itself: what it may write and how much memory it may take is limited, since parameters are a user's
-(`max_digits=1000000000`); how long it may take is for its caller to say.
+The library runs held as a user's function is (see `sandbox`), since its parameters are a user's: `data_file=/…`,
+`max_digits=1000000000`. It writes to the file that was opened for it, and to no other; parameters that name files are
+refused. How long it may take is for its caller to say.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import json
 import os
-import resource
 import sys
+import tempfile
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
 from headrace_core.errors import HeadraceError, InvalidRequest
+from headrace_core.reward_rules import RewardRules, SandboxLevel
+from headrace_rewards.sandbox import contained, wire
+from headrace_rewards.sandbox.limits import Limits
+from headrace_rewards.sandbox.machine import assess
+from headrace_rewards.sandbox.processes import environment
+from headrace_rewards.tasks.environment_names import module_of
+from headrace_rewards.tasks.file_names import refuse_file_parameters, refuse_places
 from headrace_rewards.tasks.reference import Reference
 
 MEMORY_BYTES = 4 << 30
+_SECONDS = 600.0
+"""Processor time is given for; the caller's limit ends it sooner."""
 _MAKERS = {"reasoning_gym": "gym", "verifiers": "environments"}
 
 
@@ -36,6 +48,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     reference: str
     path: str
     max_bytes: int
+    rules: RewardRules = RewardRules()
 
 
 class Report(msgspec.Struct):
@@ -49,37 +62,82 @@ class Report(msgspec.Struct):
 def main() -> None:
     """Answer the request; a fault of the user's is in the report, a fault of ours is raised."""
     if os.environ.get("PYTHONHASHSEED") != "0":
-        command = [sys.executable, "-m", "headrace_rewards", "tasks"]
-        os.execve(sys.executable, command, os.environ | {"PYTHONHASHSEED": "0"})
+        command = [sys.executable, "-P", "-B", "-m", "headrace_rewards", "tasks"]
+        os.execve(sys.executable, command, _environment())
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     try:
-        report = Report(True, rows=_make(request))
+        report = _made(request)
     except HeadraceError as fault:
-        report = Report(False, {"message": fault.message, "param": fault.param, "code": fault.code})
+        report = _failed(fault)
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
 
 
-def _make(request: Request) -> int:
+def _environment() -> dict[str, str]:
+    """Nothing of the service's but where modules, and what is hidden, are found."""
+    env = environment(Path(tempfile.gettempdir())) | {"HOME": os.path.expanduser("~"), "PYTHONHASHSEED": "0"}
+    return env | {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+
+
+def _made(request: Request) -> Report:
     reference = Reference.parse(request.reference)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    # Imported under the limit, and only for a reference that can be read.
-    library = import_module(f"headrace_rewards.tasks.{_MAKERS[reference.library]}")
+    refuse_places(reference.parameters, request.reference)
+    if reference.library == "reasoning_gym":
+        refuse_file_parameters(reference.parameters, request.reference)
+    machine = asyncio.run(assess())
+    machine.require(request.rules.sandbox)
+    with open(request.path, "w", encoding="utf-8") as file:
+        setup = _setup(reference, request, machine.level)
+        try:
+            said = contained.run(setup, lambda: msgspec.json.encode(_work(reference, file, request.max_bytes)))
+        except contained.Ended as end:
+            raise InvalidRequest(f"{request.reference}: no rows were made: {end}") from None
+    return msgspec.json.decode(said, type=Report)
+
+
+def _setup(reference: Reference, request: Request, level: SandboxLevel) -> wire.Setup:
+    beside = str(module_of(reference.task)) if reference.library == "verifiers" else None
+    limits = Limits(
+        start_seconds=_SECONDS, memory_bytes=MEMORY_BYTES, file_bytes=max(Limits().file_bytes, 2 * request.max_bytes)
+    )
+    hidden = list(request.rules.hidden)
+    setup = wire.Setup("the rows", "", "text", _SECONDS, limits, level, hidden, source="", beside=beside)
+    setup.home = os.path.expanduser("~")
+    return setup
+
+
+def _work(reference: Reference, file: TextIO, most: int) -> Report:
+    """In the held process; the library is imported there alone."""
     try:
+        library = import_module(f"headrace_rewards.tasks.{_MAKERS[reference.library]}")
         with contextlib.redirect_stdout(sys.stderr):  # some tasks print
-            return write(Path(request.path), library.rows(reference), request.max_bytes)
+            count = write(file, library.rows(reference), most)
+        file.flush()
+        return Report(True, rows=count)
     except MemoryError:
-        raise InvalidRequest(f"{request.reference} needs more than {MEMORY_BYTES >> 30} GiB of memory") from None
+        return _failed(InvalidRequest(f"the rows need more than {MEMORY_BYTES >> 30} GiB of memory"))
+    except HeadraceError as fault:
+        return _failed(fault)
 
 
-def write(path: Path, rows: Iterable[dict[str, Any]], most: int) -> int:
-    """How many rows were written to the file; raises `InvalidRequest` where they have more than `most` bytes."""
+def _failed(fault: HeadraceError) -> Report:
+    return Report(False, {"message": fault.message, "param": fault.param, "code": fault.code})
+
+
+def write(file: TextIO, rows: Iterable[dict[str, Any]], most: int) -> int:
+    """How many rows were written; raises `InvalidRequest` where they have more than `most` bytes."""
     written = count = 0
-    with path.open("w", encoding="utf-8") as file:
+    try:
         for row in rows:
             written += file.write(json.dumps(row, default=plain) + "\n")
             if written > most:
                 raise InvalidRequest(f"{count + 1} rows are beyond {most} bytes, which a file may have; ask for fewer")
             count += 1
+    except OSError as fault:
+        if fault.errno != errno.EFBIG:
+            raise
+        raise InvalidRequest(
+            f"{count + 1} rows are beyond {most} bytes, which a file may have; ask for fewer"
+        ) from None
     return count
 
 
