@@ -4,7 +4,9 @@ rewards see. A wrong line is an `InvalidData` that names it."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ _MAGIC = (
 """What files of other formats begin with."""
 _LOOKED_AT = 4096
 """Bytes of a file by which its format is told."""
+MOST_LINE_BYTES = 64 * 1024 * 1024
+MOST_BYTES_A_TOKEN = 64
+"""Of a prompt, on average; of text it is about four, and no tokenizer in use comes near this."""
 
 _decoder = msgspec.json.Decoder()
 
@@ -65,8 +70,13 @@ def read_rows(path: Path, name: str | None = None, sha256: str | None = None) ->
 
     A job that went on with other rows than it began with would be another job.
     """
+    return list(each_row(path, name, sha256))
+
+
+def each_row(path: Path, name: str | None = None, sha256: str | None = None) -> Iterator[Row]:
+    """The same, one row in memory at a time."""
     name = name or path.name
-    rows = []
+    found = False
     try:
         with path.open("rb") as lines:
             if sha256 is not None and hashlib.file_digest(lines, "sha256").hexdigest() != sha256:
@@ -75,14 +85,32 @@ def read_rows(path: Path, name: str | None = None, sha256: str | None = None) ->
             if (format := _other_format(lines.read(_LOOKED_AT))) is not None:
                 raise InvalidData(f"{name} is {format}; write UTF-8 text with one JSON object on each line (JSONL)")
             lines.seek(0)
-            for number, line in enumerate(lines, start=1):
+            for number in itertools.count(1):
+                line = lines.readline(MOST_LINE_BYTES + 1)
+                if len(line) > MOST_LINE_BYTES:
+                    raise InvalidData(f"{name}, line {number}: more than {MOST_LINE_BYTES} bytes; shorten the row")
                 if line.strip():
-                    rows.append(_row(line, name, number))
+                    found = True
+                    yield _row(line, name, number)
+                elif not line:
+                    break
     except OSError as error:
         raise InvalidData(f"{name} cannot be read: {path}: {error.strerror}; upload it again") from error
-    if not rows:
+    if not found:
         raise InvalidData(f"{name} holds no rows; write one JSON object with `messages` on each line")
-    return rows
+
+
+def check_prompt_bytes(where: str, messages: Sequence[Mapping[str, Any]], room: int) -> int:
+    """How many bytes the contents have. Raises `InvalidData` for more than `room` tokens can be, before anything is
+    tokenised: that takes some 200 bytes of memory for each byte."""
+    size = sum(len(m["content"].encode(errors="replace")) for m in messages)
+    if size > (most := MOST_BYTES_A_TOKEN * max(room, 1)):
+        raise InvalidData(
+            f"{where}: the prompt has {size} bytes, and {room} tokens, which fit beside max_tokens in the context, are "
+            f"{most} bytes at most: shorten it, lower max_tokens, or raise max_context if the model allows",
+            code="prompt_too_long",
+        )
+    return size
 
 
 def check_prompt(where: str, tokens: int, largest_id: int, room: int, vocabulary: int | None) -> None:

@@ -22,6 +22,7 @@ from .graders import Trials
 from .hub import Hub
 from .identity import LOCAL, By, Principal
 from .models import Models
+from .prompt_process import PromptChecks
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Gateway:
     controllers: Controllers
     chats: Chats
     trials: Trials
+    prompts: PromptChecks
     hub: Hub
     keys: KeyStore
     audit: Audit
@@ -51,7 +53,18 @@ class Gateway:
         trials = Trials(settings.reward_rules)
         keys, audit = KeyStore(redis), Audit(redis, settings.audit_entries)
         return cls(
-            settings, redis, jobs, files, Models(settings, jobs), controllers, chats, trials, Hub(redis), keys, audit
+            settings,
+            redis,
+            jobs,
+            files,
+            Models(settings, jobs),
+            controllers,
+            chats,
+            trials,
+            PromptChecks(),
+            Hub(redis),
+            keys,
+            audit,
         )
 
     def seen_by(self, principal: Principal) -> Gateway:

@@ -79,7 +79,7 @@ async def ask(
         "groups": [len(samples)] if groups is None else groups,
     }
     what = "the check of the grader"
-    verdict = await rewards_process.ask("check", question, Verdict, seconds=seconds, what=what, param=param)
+    verdict = await rewards_process.ask_rewards("check", question, Verdict, seconds=seconds, what=what, param=param)
     if verdict.error is not None:
         found = verdict.error
         field = ".".join(p for p in (param, (found.param or "").removeprefix("grader").lstrip(".")) if p)

@@ -7,14 +7,16 @@ transformers, over templates in the shapes of public model families.
                                                    conversation asks for can be computed in any process
     check_prompts(model, rows, name, room, …)      the same with names and lines, for a file that was uploaded
 
-A template is a program of the model's author: it runs in Jinja's sandbox, and may fail, or take long, in any way.
+A template is a program of the model's author: it runs in Jinja's sandbox, and may fail, grow or take long in any way.
+So the gateway has it run in a process of its own, with limits: `prompt_process`.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +28,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from headrace_core.data import Row, check_prompt
+from headrace_core.data import Row, check_prompt, check_prompt_bytes
 from headrace_core.errors import Damaged, InvalidData, InvalidRequest
 
 from .model_folder import RESTORE, json_of, text_of
@@ -37,6 +39,8 @@ LONGEST_CHECKED = 1_000
 """Rows beyond the first `MOST_CHECKED` that are counted too: those with the most bytes of text."""
 ENCODED_AT_ONCE = 256
 """Conversations rendered and encoded together: a bound on the memory that takes."""
+ENCODED_BYTES = 1024 * 1024
+"""The same in bytes, unless one conversation has more."""
 MORE_TEMPLATES = "additional_chat_templates"
 """Folder of a model's chat templates beside the default one."""
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -118,37 +122,69 @@ class PromptCounter:
             return "\n".join(m["content"] for m in messages)
         try:
             return render(self._template, messages, self._special)
+        except MemoryError:  # no refusal of these messages
+            raise
         except Exception as error:  # a template is a program: it may fail in any way
             told = str(error) or type(error).__name__
             raise PromptRefused(f"the model's chat template refuses the messages: {told}", index) from error
 
 
-def check_prompts(
-    model: Path, rows: Sequence[Row], name: str, room: int, vocabulary: int | None = None
-) -> LongestPrompt:
-    """The longest prompt of a file's rows (of many: of the first, and of those with the most text).
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Of a file whose rows can all be used."""
 
-    Raises `InvalidData` with the line of one that has no tokens, more than `room`, an id that is none of the model's
-    `vocabulary`, or that the chat template refuses.
+    rows: int
+    longest: LongestPrompt
+
+
+def check_prompts(model: Path, rows: Iterable[Row], name: str, room: int, vocabulary: int | None = None) -> Prompts:
+    """How many rows a file has, and their longest prompt (of many: of the first, and of those with the most text).
+
+    Holds a batch of rows at a time. Raises `InvalidData` with the line of one that has no tokens, more than `room`, an
+    id that is none of the model's `vocabulary`, or that the chat template refuses.
     """
-    checked, longest = _to_be_counted(rows), LongestPrompt(0, name)
-    sizes = PromptCounter(model).sizes([row.messages for row in checked])
-    try:
-        for row, size in zip(checked, sizes, strict=True):
-            where = f"{name}, line {row.line}"
-            check_prompt(where, size.tokens, size.largest_id, room, vocabulary)
-            if size.tokens > longest.tokens:
-                longest = LongestPrompt(size.tokens, where)
-    except PromptRefused as error:
-        raise InvalidData(f"{name}, line {checked[error.index].line}: {error.message}") from error
-    return longest
+    counter, longest, count = PromptCounter(model), LongestPrompt(0, name), itertools.count()
+    counted = _to_be_counted(_sized(rows, name, room, count))
+    for batch in _batches(counted):
+        try:
+            for row, size in zip(batch, counter.sizes([row.messages for row in batch]), strict=True):
+                where = f"{name}, line {row.line}"
+                check_prompt(where, size.tokens, size.largest_id, room, vocabulary)
+                if size.tokens > longest.tokens:
+                    longest = LongestPrompt(size.tokens, where)
+        except PromptRefused as error:
+            raise InvalidData(f"{name}, line {batch[error.index].line}: {error.message}") from error
+    return Prompts(next(count), longest)
 
 
-def _to_be_counted(rows: Sequence[Row]) -> list[Row]:
-    def size(row: Row) -> int:
-        return sum(len(message["content"].encode(errors="replace")) for message in row.messages)
+_Sized = tuple[int, Row]
+"""(bytes of its messages' contents, a row)."""
 
-    return [*rows[:MOST_CHECKED], *heapq.nlargest(LONGEST_CHECKED, rows[MOST_CHECKED:], key=size)]
+
+def _sized(rows: Iterable[Row], name: str, room: int, count: Iterator[int]) -> Iterator[_Sized]:
+    """Moves `count` on with each. Raises `InvalidData` for one with more bytes than `room` tokens can be."""
+    for row in rows:
+        next(count)
+        yield check_prompt_bytes(f"{name}, line {row.line}", row.messages, room), Row(row.messages, {}, row.line)
+
+
+def _to_be_counted(rows: Iterator[_Sized]) -> Iterator[_Sized]:
+    yield from itertools.islice(rows, MOST_CHECKED)
+    yield from heapq.nlargest(LONGEST_CHECKED, rows, key=lambda sized: sized[0])
+
+
+def _batches(rows: Iterable[_Sized]) -> Iterator[list[Row]]:
+    """Rows that are rendered and encoded together."""
+    batch: list[Row] = []
+    held = 0
+    for size, row in rows:
+        batch.append(row)
+        held += size
+        if len(batch) == ENCODED_AT_ONCE or held > ENCODED_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def render(template: Template, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:

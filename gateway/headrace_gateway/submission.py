@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 from pydantic import ValidationError
 
-from headrace_core.data import Row, read_rows
 from headrace_core.errors import InvalidRequest, NotFound, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ForkedFrom, Job
@@ -19,7 +18,8 @@ from .files import StoredFile
 from .graders import checked_grader
 from .model_support import check_trainable
 from .models import Model
-from .prompts import LongestPrompt, check_prompts
+from .prompt_process import PromptChecks
+from .prompts import Prompts
 from .remarks import Remark, least_completion, remarks
 from .schemas import CreateJob
 from .task_files import TaskFiles
@@ -65,12 +65,13 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> tuple[Job,
     validation = None if body.validation_file is None else await _file(gateway, body.validation_file, "validation_file")
     context = _context(settings, model)
     await asyncio.to_thread(check_trainable, model.path, settings.engine, context)
-    rows, longest = await _measured(training, model, context, settings)
+    found = await _measured(gateway.prompts, training, model, context, settings)
+    longest = found.longest
     if validation is not None:
-        _, held_out = await _measured(validation, model, context, settings)
-        longest = max(longest, held_out, key=lambda found: found.tokens)
-    settings = _completed(settings, context, longest.tokens, len(rows))
-    steps = settings.steps(len(rows))
+        held_out = await _measured(gateway.prompts, validation, model, context, settings)
+        longest = max(longest, held_out.longest, key=lambda prompt: prompt.tokens)
+    settings = _completed(settings, context, longest.tokens, found.rows)
+    steps = settings.steps(found.rows)
     job = Job(
         id=job_id,
         owner=gateway.principal.name,
@@ -86,7 +87,7 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> tuple[Job,
         integrations=[integration.model_dump() for integration in body.integrations or ()],
         grader=body.method.reinforcement.grader,
         hyperparameters=settings.model_dump(),
-        rows=len(rows),
+        rows=found.rows,
         total_steps=steps,
     )
     return job, remarks(asked, settings, longest, steps)
@@ -125,9 +126,8 @@ async def _file(gateway: Gateway, file_id: str, param: str) -> tuple[Path, Store
 
 
 async def _measured(
-    file: tuple[Path, StoredFile, str], model: Model, context: int, settings: Hyperparameters
-) -> tuple[list[Row], LongestPrompt]:
-    """(rows, the longest prompt of them)."""
+    checks: PromptChecks, file: tuple[Path, StoredFile, str], model: Model, context: int, settings: Hyperparameters
+) -> Prompts:
     path, stored, param = file
     name = stored.filename
     # A completion length that nobody asked for gives way to long prompts, but not to nothing.
@@ -136,9 +136,7 @@ async def _measured(
         message = f"max_tokens is {completion}, and the context {context}: no room for a prompt"
         raise InvalidRequest(message, param=f"{_SETTINGS}.max_tokens")
     try:
-        rows = await asyncio.to_thread(read_rows, path, name, stored.sha256)
-        room = context - completion
-        return rows, await asyncio.to_thread(check_prompts, model.path, rows, name, room, model.vocabulary)
+        return await checks.measured(model.path, path, name, stored.sha256, context - completion, model.vocabulary)
     except InvalidRequest as error:
         raise type(error)(error.message, param=error.param or param, code=error.code) from error
 

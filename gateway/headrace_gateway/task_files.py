@@ -18,7 +18,7 @@ from headrace_core.reward_rules import RewardRules
 
 from .files import FileStore
 from .graders import Problem
-from .rewards_process import ask
+from .rewards_process import ask_rewards
 
 TASK_SECONDS = 300.0
 
@@ -64,7 +64,7 @@ class TaskFiles:
                 "max_bytes": self._files.max_bytes,
                 "rules": self._rules,
             }
-            made = await ask(
+            made = await ask_rewards(
                 "tasks", question, _Made, seconds=TASK_SECONDS, what=f"making the rows of {reference}", param=param
             )
             if made.error is not None:

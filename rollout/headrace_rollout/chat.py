@@ -26,6 +26,7 @@ from jinja2 import TemplateError
 
 from headrace_core.chat import ChatBegun, ChatConfig, ChatFacts, ChatPart, ChatProgress, ChatRequest
 from headrace_core.concurrency import cancel, first_to_end
+from headrace_core.data import MOST_BYTES_A_TOKEN
 from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 from headrace_core.seeds import derived_seed
 
@@ -144,6 +145,14 @@ class ChatServer:
         return self._chats.pop(chat_id)
 
     def _prompt(self, request: ChatRequest) -> npt.NDArray[np.int32]:
+        context = self._config.context
+        size = sum(len(message["content"].encode(errors="replace")) for message in request.messages)
+        if size > MOST_BYTES_A_TOKEN * context:  # before it is tokenised, which takes 200 times as much memory
+            raise InvalidRequest(
+                f"messages: they are {size} bytes, more than the context of {context} tokens can hold: shorten them",
+                param="messages",
+                code="context_length_exceeded",
+            )
         try:
             prompt = self._tokenizer.prompt(request.messages)
         except TemplateError as error:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
-from headrace_core.data import Row, check_prompt, read_rows
+from headrace_core.data import Row, check_prompt, check_prompt_bytes, read_rows
 from headrace_core.errors import InvalidData
 
 
@@ -65,6 +65,7 @@ def read_prompts(path: Path, tokenizer: Tokenizer, longest: int, sha256: str | N
     prompts = []
     for number, row in enumerate(read_rows(path, sha256=sha256)):
         where = f"{path.name}, line {row.line}"
+        check_prompt_bytes(where, row.messages, longest)
         try:
             ids = tokenizer.prompt(row.messages)
         except (TemplateError, TypeError, ValueError) as error:

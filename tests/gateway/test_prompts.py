@@ -96,15 +96,15 @@ def test_a_row_that_no_engine_can_serve_is_named(
 def test_the_longest_prompt_is_told_with_its_line(tmp_path: Path) -> None:
     shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
     rows = [Row([{"role": "user", "content": text}], {}, line) for line, text in ((1, "1"), (3, "1 2 3"), (4, "4 5"))]
-    longest = check_prompts(tmp_path, rows, "data.jsonl", 100)
-    assert (longest.tokens > 1, longest.where) == (True, "data.jsonl, line 3")
+    found = check_prompts(tmp_path, rows, "data.jsonl", 100)
+    assert (found.rows, found.longest.tokens > 1, found.longest.where) == (3, True, "data.jsonl, line 3")
 
 
 def test_of_many_rows_the_longest_are_counted_wherever_they_are(tmp_path: Path) -> None:
     shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
     rows = [Row([{"role": "user", "content": "1"}], {}, line) for line in range(1, MOST_CHECKED + 2000)]
     rows[-500] = Row([{"role": "user", "content": "1 2 3"}], {}, 77_777)
-    assert check_prompts(tmp_path, rows, "data.jsonl", 100).where == "data.jsonl, line 77777"
+    assert check_prompts(tmp_path, rows, "data.jsonl", 100).longest.where == "data.jsonl, line 77777"
     with pytest.raises(InvalidData, match="line 77777"):
         check_prompts(tmp_path, rows, "data.jsonl", 2)
 

@@ -1,0 +1,117 @@
+"""The prompts of an uploaded file, read and counted in a process with limits on its time and memory.
+
+    measured ─► `python -m headrace_gateway.prompt_process` ─► Measured       a process a file; so many at once
+                 limits itself, streams the file, renders, tokenises: `prompts.check_prompts`
+
+Invariant: whatever is in the file or in the model's folder (a line of megabytes, an endless chat template, a tokenizer
+that needs a machine of its own), the gateway holds a few hundred bytes of it and waits a limited time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+from pathlib import Path
+
+import msgspec
+
+from headrace_core.data import each_row
+from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
+
+from .prompts import Prompts, check_prompts
+from .rewards_process import EndedWithoutAnswer, ask
+
+MEMORY_BYTES = 2 * 1024**3
+"""Address space of the process; a tokenizer of 250,000 tokens takes a quarter of it."""
+SECONDS = 100.0
+AT_ONCE = 2
+"""Of one gateway; others wait for their turn, as long as one may take."""
+THREADS = 4
+_OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "capacity overflow", "Cannot allocate memory")
+
+
+class _Question(msgspec.Struct):
+    model: str
+    path: str
+    name: str
+    sha256: str | None
+    room: int
+    vocabulary: int | None
+    memory: int
+    """Bytes."""
+
+
+class _Problem(msgspec.Struct):
+    message: str
+    param: str | None
+    code: str
+
+
+class _Answer(msgspec.Struct):
+    found: Prompts | None = None
+    problem: _Problem | None = None
+
+
+class PromptChecks:
+    """Of one gateway."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def measured(
+        self, model: Path, path: Path, name: str, sha256: str | None, room: int, vocabulary: int | None
+    ) -> Prompts:
+        """See `prompts.check_prompts`, of the file `path`. Raises `InvalidRequest`, also for what is beyond the limits,
+        and `Unavailable` where there is no turn in time."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                await self._places.acquire()
+        except TimeoutError as error:
+            busy = f"the prompts of {AT_ONCE} other files are being checked: ask again"
+            raise Unavailable(busy, retry_after=10) from error
+        try:
+            return await _asked(_Question(str(model), str(path), name, sha256, room, vocabulary, MEMORY_BYTES))
+        finally:
+            self._places.release()
+
+
+async def _asked(question: _Question) -> Prompts:
+    what = f"rendering and counting the prompts of {question.name}"
+    remedy = f"look at the chat template and the tokenizer of {question.model}, or split long rows"
+    threads = str(min(THREADS, os.cpu_count() or 1))
+    bounded = {"RAYON_NUM_THREADS": threads, "MALLOC_ARENA_MAX": "2"}  # threads have stacks and arenas
+    try:
+        answer = await ask(
+            "headrace_gateway.prompt_process", question, _Answer, seconds=SECONDS, what=what, env=bounded
+        )
+    except TimedOut as error:
+        raise InvalidRequest(f"{error.message}: {remedy}", code="prompts_too_slow") from error
+    except EndedWithoutAnswer as error:
+        if not any(sign in error.said for sign in _OUT_OF_MEMORY):
+            raise
+        message = f"{what} needs more than {question.memory / 1024**3:.3g} GiB of memory: {remedy}"
+        raise InvalidRequest(message, code="prompts_too_large") from error
+    if answer.problem is not None:
+        raise InvalidRequest(answer.problem.message, param=answer.problem.param, code=answer.problem.code)
+    assert answer.found is not None  # one of the two
+    return answer.found
+
+
+def main() -> None:
+    """The question on standard input, the answer on standard output."""
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=_Question)
+    resource.setrlimit(resource.RLIMIT_AS, (asked.memory, asked.memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS) * THREADS, int(SECONDS) * THREADS))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        rows = each_row(Path(asked.path), asked.name, asked.sha256)
+        answer = _Answer(check_prompts(Path(asked.model), rows, asked.name, asked.room, asked.vocabulary))
+    except InvalidRequest as error:
+        answer = _Answer(problem=_Problem(error.message, error.param, error.code))
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+
+
+if __name__ == "__main__":
+    main()
