@@ -17,6 +17,7 @@ import uvloop
 
 from headrace_core.jobs import Job
 from headrace_core.settings import Settings
+from headrace_gateway import allocator
 from headrace_gateway.app import create_app
 from headrace_gateway.serve import Server
 
@@ -43,5 +44,6 @@ async def serve(redis_url: str, data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    allocator.bound()
     os.sched_setaffinity(0, {int(sys.argv[3])})
     uvloop.run(serve(sys.argv[1], Path(sys.argv[2])))
