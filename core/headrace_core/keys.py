@@ -9,11 +9,13 @@ touch them together), and jobs spread over a cluster.
     headrace:written_through      string  who lets Redis write its file through (a lock, expires)
     headrace:chats                string  which gateway starts a model to chat with (a lock, expires)
     headrace:requests:<digest>    string  job id answered to an identical or same-keyed POST (expires)
+    headrace:requests:<job>:lease string  there while a gateway makes that job of a POST (expires)
     headrace:{access}:keys        hash    SHA-256 of an API key → JSON
     headrace:{access}:used        hash    SHA-256 of an API key → when it was last used, to the minute
     headrace:{access}:session:<digest>  string  SHA-256 of the API key that a browser logged in with (expires)
     headrace:{access}:paid:<who>  string  until when the requests of a key or an address are paid for (expires)
-    headrace:{access}:audit:<of>  stream  who did what: changes, refusals (bounded)
+    headrace:{access}:audit:<of>  stream  who did what: changes, refusals, unauthenticated (bounded)
+    headrace:{access}:audit:begun hash    request id → JSON of a change that has begun and is not yet in the log
     headrace:{job}:job            hash    document (JSON), owner, status, …
     headrace:{job}:history:<kind> stream  events, steps, evaluations, updates, heartbeats: entry ids are <number>-0
     headrace:{job}:thinned        stream  while a script runs: what a history becomes that grew too large
@@ -58,6 +60,11 @@ def request(digest: str) -> str:
     return f"headrace:requests:{digest}"
 
 
+def request_lease(job_id: str) -> str:
+    """There while a gateway makes the job."""
+    return f"headrace:requests:{job_id}:lease"
+
+
 _ACCESS = "headrace:{access}:"
 API_KEYS = _ACCESS + "keys"
 API_KEYS_USED = _ACCESS + "used"
@@ -69,7 +76,7 @@ def session(digest: str) -> str:
 
 
 def audit(of: str) -> str:
-    """The audit log of `changes` or of `refusals`."""
+    """The audit log of `changes`, `refusals` or what was `unauthenticated`; or the changes that have `begun`."""
     return f"{_ACCESS}audit:{of}"
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 import socket
 import time
 from typing import Any
@@ -26,6 +27,7 @@ from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace_core.errors import Forbidden, HeadraceError, NotAuthenticated, NotFound, RateLimited
+from headrace_core.logs import get_logger
 from headrace_core.settings import Settings
 
 from .admission import Admitted, admit
@@ -35,8 +37,12 @@ from .envelope import answer_to, redis_trouble
 from .identity import LOCAL, NOBODY, OpenedBy, Principal
 from .visit import Visit
 
+log = get_logger(__name__)
+
 _PARAMS = {"job": "fine_tuning_job_id", "file": "file_id"}
 _REFUSED = (401, 403, 429)
+_HOST = re.compile(r"(?P<name>\[(?P<address>[0-9a-f:.]+)\]|[^\[\]:]+)(:[0-9]{1,5})?")
+"""A name, an IPv4 address or an IPv6 address in brackets, and a port."""
 
 
 class Access:
@@ -73,6 +79,12 @@ class Access:
             return
         answer = _Answer(visit, gateway, scope, send)
         try:
+            await answer.begin()
+        except (RedisError, HeadraceError) as error:  # what cannot be written down is not done
+            refusal = redis_trouble(error) if isinstance(error, RedisError) else error
+            await answer_to(refusal)(scope, receive, send)
+            return
+        try:
             await self._app(scope, receive, answer)
         except Exception:
             await answer.failed()
@@ -108,12 +120,14 @@ class Access:
     def _by_a_name_of_ours(self, visit: Visit) -> None:
         """A page of another host can make its own name lead to this machine (DNS rebinding) and would then be of the
         same origin: where no key is asked for, the name is. No page can do that to a bare address."""
-        name = visit.host
-        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-        if name in self._names or not name:
+        if b"host" not in visit.shown:  # no browser
+            return
+        found = _HOST.fullmatch(visit.host)
+        name = found["name"] if found else visit.host
+        if name in self._names:
             return
         try:
-            ipaddress.ip_address(name)
+            ipaddress.ip_address(found["address"] or name if found else name)
         except ValueError:
             raise Forbidden(
                 f"this gateway asks for no keys, and does not know itself by the name {name[:100]!r}: use its address, "
@@ -185,10 +199,17 @@ class _Answer:
 
     def __init__(self, visit: Visit, gateway: Gateway, scope: Scope, send: Send) -> None:
         self._visit = visit
-        self._gateway = gateway
+        self._audit = gateway.audit
         self._state = scope["state"]
         self._send = send
         self._started = False
+        self._begun = False
+
+    async def begin(self) -> None:
+        """Before the route: a change by somebody known is noted. Raises what Redis does."""
+        if self._visit.changes and self._state["principal"] is not NOBODY:
+            await self._audit.begin(self._entry(0))
+            self._begun = True
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -203,10 +224,20 @@ class _Answer:
             await self._write(500)
 
     async def _write(self, status: int) -> None:
-        if not (self._visit.changes or status in _REFUSED):
-            return
+        changed = self._visit.changes and not self._state.get("unchanged", False)
+        try:
+            if status in _REFUSED or (changed and (status >= 400 or self._state["principal"] is not NOBODY)):
+                await self._audit.write(self._entry(status))
+            elif self._begun:
+                await self._audit.drop(self._state["request_id"])
+        except (RedisError, HeadraceError) as error:
+            if status < 400 and changed and not self._begun:  # a login: without the answer it is none
+                raise
+            log.warning("the end of a request is not in the audit log", status=status, error=str(error))
+
+    def _entry(self, status: int) -> Entry:
         principal: Principal = self._state["principal"]
-        entry = Entry(
+        return Entry(
             time=time.time(),
             by=principal.name,
             key_id=principal.key_id,
@@ -218,4 +249,3 @@ class _Answer:
             status=status,
             request_id=self._state["request_id"],
         )
-        await self._gateway.audit.write(entry)

@@ -92,13 +92,16 @@ class KeyStore:
         """Newest first, also those that open nothing any more."""
         return [key for _, key in await self._records()]
 
-    async def revoke(self, key_id: str) -> ApiKey:
-        """From now on it opens nothing; once revoked, a key stays so. Raises `NotFound`."""
+    async def revoke(self, key_id: str) -> tuple[ApiKey, bool]:
+        """From now on it opens nothing; once revoked, a key stays so. (the key, whether it was not yet). Raises
+        `NotFound`."""
         for found, key in await self._records():
             if key.id == key_id:
-                revoked = key if key.revoked_at else msgspec.structs.replace(key, revoked_at=time.time())
+                if key.revoked_at is not None:
+                    return key, False
+                revoked = msgspec.structs.replace(key, revoked_at=time.time(), last_used_at=None)
                 await answer(self._redis.hset(keys.API_KEYS, found, msgspec.json.encode(revoked)))
-                return revoked
+                return revoked, True
         raise NotFound(f"no key {key_id!r}", param="key_id")
 
     async def any_valid(self) -> bool:
@@ -119,9 +122,14 @@ class KeyStore:
         found = await answer(self._redis.get(keys.session(digest(token))))
         return await self._valid("" if found is None else found.decode())
 
-    async def close_session(self, token: str) -> None:
-        """Nothing is opened by it any more; a session that is none is no error."""
-        await answer(self._redis.delete(keys.session(digest(token))))
+    async def close_session(self, token: str) -> ApiKey | None:
+        """Nothing is opened by it any more. Whose it was; None of a session that is none, which is no error."""
+        try:
+            holder = await self.holder(token)
+        except NotAuthenticated:
+            holder = None
+        ended = await answer(self._redis.delete(keys.session(digest(token))))
+        return holder if ended else None
 
     async def check(self, shown: OpenedBy) -> None:
         """Whether what let a request in would still do. Raises `NotAuthenticated`."""

@@ -10,27 +10,31 @@ time reconciles (`headrace:gateway` names it and expires).
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from headrace_core import keys
+from headrace_core.concurrency import cancel
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs import JobStore
 from headrace_core.logs import get_logger
 from headrace_core.redis import answer, connect_for_requests
 from headrace_core.settings import Settings
 
-from . import document, envelope
+from . import allocator, document, envelope
 from .access import Access
 from .chats import Chats, RayChats
 from .context import Gateway
 from .controllers import Controllers, RayControllers
 from .exporting.supervisor import Exports
+from .partials import sweep
 from .routes import (
     access,
     chat,
@@ -52,6 +56,8 @@ from .routes import (
 log = get_logger(__name__)
 
 RECONCILE_SECONDS = 5.0
+CLEAN_SECONDS = 600.0
+TRIM_SECONDS = 20.0
 _ROUTERS: Sequence[APIRouter] = (
     files.router, jobs.router, history.router, observe.router, rollouts.router, control.router, running.router,
     overview.router, graders.router, chat.router, models.router, access.router, health.router, login.router,
@@ -71,14 +77,15 @@ def create_app(
         runs = controllers or RayControllers(settings, redis_url, redis)
         gateway = app.state.gateway = Gateway.over(settings, redis, runs, chats or RayChats(settings, redis))
         exports = Exports(settings, redis_url, JobStore(redis))
-        reconciling = asyncio.create_task(_reconcile_forever(redis, runs, exports), name="reconcile")
+        background = [
+            asyncio.create_task(_reconcile_forever(gateway, exports), name="reconcile"),
+            asyncio.create_task(_trim_forever(), name="give memory back"),
+        ]
         try:
             yield
         finally:
             gateway.hub.close()
-            reconciling.cancel()
-            with suppress(asyncio.CancelledError):
-                await reconciling
+            await cancel(background)
             await exports.close()
             await redis.aclose()
 
@@ -91,19 +98,35 @@ def create_app(
     return app
 
 
-async def _reconcile_forever(redis: Redis, controllers: Controllers, exports: Exports) -> None:
+async def _reconcile_forever(gateway: Gateway, exports: Exports) -> None:
     """An attempt that fails is logged and made again: neither Redis nor Ray needs to be there at every moment."""
-    me = uuid.uuid4().hex
+    me, cleaned = uuid.uuid4().hex, -math.inf
     while True:
         try:
-            if await _is_mine(redis, me):
-                await controllers.reconcile()
+            if await _is_mine(gateway.redis, me):
+                await gateway.controllers.reconcile()
                 await exports.reconcile()
+                if time.monotonic() - cleaned > CLEAN_SECONDS:
+                    cleaned = time.monotonic()
+                    await _clean(gateway)
             else:
                 await exports.close()
         except (HeadraceError, RedisError, OSError) as error:
             log.warning("could not reconcile; trying again", error=str(error), seconds=RECONCILE_SECONDS)
         await asyncio.sleep(RECONCILE_SECONDS)
+
+
+async def _trim_forever() -> None:
+    while True:
+        await asyncio.sleep(TRIM_SECONDS)
+        await asyncio.to_thread(allocator.trim)
+
+
+async def _clean(gateway: Gateway) -> None:
+    """What gateways that died have left."""
+    await gateway.audit.settle()
+    if swept := await asyncio.to_thread(sweep, gateway.settings.data_dir):
+        log.info("deleted what was half written", files=[path.name for path in swept])
 
 
 async def _is_mine(redis: Redis, me: str) -> bool:

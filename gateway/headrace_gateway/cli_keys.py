@@ -73,7 +73,7 @@ def revoke(
     redis_url: RedisUrl = None,
 ) -> None:
     """From the next request on the key opens nothing, nor do the sessions that it began."""
-    revoked: ApiKey = _with_keys(data_dir, redis_url, lambda store: store.revoke(key))
+    revoked, _ = _with_keys(data_dir, redis_url, lambda store: store.revoke(key))
     out.print(f"{revoked.id} of {escape(revoked.name)} is revoked")
 
 

@@ -54,6 +54,11 @@ def made(request: Request, thing: str) -> None:
     request.state.made = thing
 
 
+def unchanged(request: Request) -> None:
+    """For the audit log: all was already as this request wanted it."""
+    request.state.unchanged = True
+
+
 By = Annotated[Principal, Depends(caller)]
 
 

@@ -1,4 +1,6 @@
-"""What a request changed is on the disk of Redis before it is answered: after a loss of power it still holds."""
+"""What a request changed is on the disk of Redis before it is answered: after a loss of power it still holds.
+
+A Redis that goes away just then leaves it open; the answer stays, since the change was made."""
 
 from __future__ import annotations
 
@@ -7,8 +9,13 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from redis.exceptions import RedisError
 
 from headrace_core.durability import durable
+from headrace_core.errors import Unavailable
+from headrace_core.logs import get_logger
+
+log = get_logger(__name__)
 
 KEPT_SECONDS = 3.0
 """A disk that needs longer is not waited for: the client would take it for an answer that is lost."""
@@ -26,7 +33,10 @@ class KeptRoute(APIRoute):
 
         async def kept(request: Request) -> Response:
             response = await handle(request)
-            await durable(request.app.state.gateway.redis, KEPT_SECONDS)
+            try:
+                await durable(request.app.state.gateway.redis, KEPT_SECONDS)
+            except (RedisError, Unavailable) as error:
+                log.warning("a change may not be on the disk yet", path=ascii(request.url.path), error=str(error))
             return response
 
         return kept

@@ -40,8 +40,9 @@ class ChangeSettings(BaseModel):
         return given
 
 
-async def change(gateway: Gateway, job_id: str, asked: ChangeSettings) -> None:
-    """Record the changes, from the next policy version on that is not claimed yet, and tell the user.
+async def change(gateway: Gateway, job_id: str, asked: ChangeSettings) -> bool:
+    """Record the changes, from the next policy version on that is not claimed yet, and tell the user. False where all
+    was as asked for.
 
     Raises `InvalidRequest` where the settings would not go together, `InvalidState` for a job that has ended.
     """
@@ -54,7 +55,7 @@ async def change(gateway: Gateway, job_id: str, asked: ChangeSettings) -> None:
         if made is not None:
             for line in made:
                 await gateway.jobs.tell(job_id, told(line))
-            return
+            return bool(made)
     raise InvalidState(f"others change the settings of job {job_id} at this moment; try again")
 
 

@@ -5,8 +5,13 @@ retries. So: an `Idempotency-Key` names a request for a day; without one, an ide
 `x-stainless-retry-count` > 0 is the request that came within the last minutes. What two callers send are two requests,
 whatever they name them.
 
-    first POST   ── reserves job id ──► checks, creates ──► answers the job      (failed: the reservation is given up)
-    its repeat   ── finds the reservation, waits until the job is there ──► answers the same job
+    first POST  ── reserves job id, leases it ──► checks, creates ──► answers the job     (failed: both are given up)
+                     └── renews the lease ─ … ─┘
+    its repeat  ── finds the reservation ──► waits until the job is there ──► answers the same job
+                                          └► the lease is gone: takes it, carries the request out under the same id
+
+Invariant: all that is made of one request has one job id. So a gateway that dies blocks its requests' names for
+`LEASE_SECONDS` only, and one that was merely slow makes the same job as who took over.
 """
 
 from __future__ import annotations
@@ -15,20 +20,25 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from fastapi import Request
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from headrace_core import keys
-from headrace_core.errors import InvalidRequest, NotFound, TimedOut
+from headrace_core.concurrency import cancel
+from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, NotFound, TimedOut, Unavailable
 from headrace_core.jobs import Job, JobStore, new_id
+from headrace_core.records import damaged
 from headrace_core.redis import answer
 
 from .context import Gateway
-from .identity import made
+from .identity import made, unchanged
 
+LEASE_SECONDS = 15.0
 _DAY = 86_400
 _RETRIES_WITHIN = 300
 _WAIT_SECONDS = 150.0
@@ -40,22 +50,30 @@ class Reservation:
     """The right to create job `job_id`; with `repeated`, another request has it."""
 
     key: str
-    job_id: str
+    record: str
+    seconds: int
+    """For which the reservation is kept."""
     repeated: bool
+
+    @property
+    def job_id(self) -> str:
+        """Under which the request is carried out, whoever does."""
+        return self.record.split()[0]
 
 
 async def once(here: Gateway, request: Request, make: Callable[[str], Awaitable[Job]]) -> Job:
     """The job that `make` makes under the id it is given; of a repeated request, the one that the first made."""
     content = request.url.path.encode() + b"\n" + await request.body()
-    asked = (here.redis, here.principal.name, request.headers, content)
-    reservation = await reserve(*asked)
-    while reservation.repeated:
-        job = await result(here.redis, here.jobs, reservation)
-        if job is not None:
-            return job
-        reservation = await reserve(*asked)
+    reservation = await reserve(here.redis, here.principal.name, request.headers, content)
+    if reservation.repeated and (job := await result(here.redis, here.jobs, reservation)) is not None:
+        unchanged(request)
+        return job
     try:
-        job = await make(reservation.job_id)
+        async with _leased(here.redis, reservation):
+            job = await make(reservation.job_id)
+    except (RedisError, Unavailable):  # whether there is a job is not known: it is looked for under this id
+        await give_up(here.redis, reservation, keep=True)
+        raise
     except BaseException:
         await give_up(here.redis, reservation)
         raise
@@ -71,33 +89,73 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
     retried = headers.get("x-stainless-retry-count", "0") not in ("", "0")
     name = ("body", digest) if named is None else ("key", named)
     key = keys.request(hashlib.sha256(json.dumps([caller, *name]).encode()).hexdigest())
-    mine = f"{new_id('ftjob-')} {digest}"
-    seconds = _RETRIES_WITHIN if named is None else _DAY
+    mine = Reservation(key, f"{new_id('ftjob-')} {digest}", _RETRIES_WITHIN if named is None else _DAY, repeated=False)
     may_replace = named is None and not retried
-    if await answer(redis.set(key, mine, ex=seconds, nx=not may_replace)):
-        return Reservation(key, mine.split()[0], repeated=False)
+    await _take(redis, mine)  # before there is a reservation that somebody could find without its lease
+    if await answer(redis.set(key, mine.record, ex=mine.seconds, nx=not may_replace)):
+        return mine
+    await answer(redis.delete(keys.request_lease(mine.job_id)))
     other = await answer(redis.get(key))
     if other is None:  # it expired or was given up between the two commands
         return await reserve(redis, caller, headers, body)
-    job_id, other_digest = other.decode().split()
-    if other_digest != digest:
+    record = _readable(key, other)
+    if record.split()[1] != digest:
         raise InvalidRequest("this Idempotency-Key was used with another body or path", code="idempotency_key_reused")
-    return Reservation(key, job_id, repeated=True)
+    return Reservation(key, record, mine.seconds, repeated=True)
 
 
-async def give_up(redis: Redis, reservation: Reservation) -> None:
-    """The request failed: its repeat is to be carried out anew."""
-    await answer(redis.delete(reservation.key))
+async def give_up(redis: Redis, reservation: Reservation, *, keep: bool = False) -> None:
+    """The request failed: its repeat is to be carried out at once, as another one, or with `keep` under the same id.
+    Where Redis is away, the lease ends by itself."""
+    names = [keys.request_lease(reservation.job_id), *([] if keep else [reservation.key])]
+    with suppress(RedisError, Unavailable):
+        await answer(redis.delete(*names))
 
 
 async def result(redis: Redis, jobs: JobStore, reservation: Reservation) -> Job | None:
-    """The job of the first request, once it is there; None when that request failed. Raises `TimedOut`."""
+    """The job of the first request, once it is there; None where that one failed or died, and this one has the lease
+    now. Raises `TimedOut`."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < deadline:
-        try:
+        with suppress(NotFound):
             return await jobs.get(reservation.job_id)
-        except NotFound:
-            if not await answer(redis.exists(reservation.key)):
-                return None
+        if await _take(redis, reservation):
+            with suppress(NotFound):  # it may have ended well just before
+                return await jobs.get(reservation.job_id)
+            await answer(redis.set(reservation.key, reservation.record, ex=reservation.seconds))
+            return None
         await asyncio.sleep(_POLL_SECONDS)
     raise TimedOut(f"the first request for job {reservation.job_id} made no job within {_WAIT_SECONDS:.0f} s")
+
+
+async def _take(redis: Redis, reservation: Reservation) -> bool:
+    """Whether this request has the lease from now on."""
+    name = keys.request_lease(reservation.job_id)
+    return bool(await answer(redis.set(name, "", px=int(LEASE_SECONDS * 1000), nx=True)))
+
+
+@asynccontextmanager
+async def _leased(redis: Redis, reservation: Reservation) -> AsyncIterator[None]:
+    """The lease holds for as long as the request is carried out."""
+    renewing = asyncio.create_task(_renew(redis, reservation), name="renew a lease")
+    try:
+        yield
+    finally:
+        await cancel([renewing])
+
+
+async def _renew(redis: Redis, reservation: Reservation) -> None:
+    name = keys.request_lease(reservation.job_id)
+    while True:
+        await asyncio.sleep(LEASE_SECONDS / 3)
+        with suppress(RedisError, HeadraceError):  # two more tries before it ends
+            await answer(redis.set(name, "", px=int(LEASE_SECONDS * 1000)))
+
+
+def _readable(key: str, raw: bytes) -> str:
+    """A reservation's record: job id and SHA-256 of the body. Raises `Damaged`."""
+    record = raw.decode(errors="replace")
+    if len(record.split()) != 2:
+        error: Damaged = damaged(key, "it is no job id and sum")
+        raise error
+    return record

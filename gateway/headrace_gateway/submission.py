@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 
-from headrace_core.errors import InvalidRequest, NotFound, Unavailable
+from headrace_core.errors import InvalidRequest, InvalidState, NotFound, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ForkedFrom, Job
+from headrace_core.logs import get_logger
 
 from .context import Gateway
 from .files import StoredFile
@@ -24,17 +27,31 @@ from .remarks import Remark, least_completion, remarks
 from .schemas import CreateJob
 from .task_files import TaskFiles
 
+log = get_logger(__name__)
+
 _SETTINGS = "method.reinforcement.hyperparameters"
 
 
 async def submit(gateway: Gateway, job_id: str, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
-    """Check everything, store the job, start its controller. Raises `InvalidRequest` before anything is stored."""
+    """Check everything, store the job, start its controller. What it raises, it raises before the job is stored: one
+    that is stored is answered as such, whatever fails then."""
     async with TaskFiles(gateway.files, gateway.settings.data_dir, gateway.settings.reward_rules) as tasks:
         job, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
         grader = await checked_grader(job.grader, gateway.settings.reward_rules)
         job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
         await gateway.jobs.create(job)
-    origin = "" if forked_from is None else f", from step {forked_from.step_number} of {forked_from.fine_tuning_job_id}"
+    try:
+        return await _hand_over(gateway, job, remarked)
+    except (RedisError, Unavailable, InvalidState) as error:  # it is stored: an error would say that it is not
+        log.warning("a job that was taken in is handed over later", job=job.id, error=str(error))
+        return job
+
+
+async def _hand_over(gateway: Gateway, job: Job, remarked: Sequence[Remark]) -> Job:
+    """Of a job that is stored: tell its beginning, queue and start it. What of this cannot be done now, the gateway's
+    reconciliation does (`RayControllers.reconcile`)."""
+    of = job.forked_from
+    origin = "" if of is None else f", from step {of.step_number} of {of.fine_tuning_job_id}"
     await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}{origin}")
     await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
     for level, remark in remarked:
@@ -44,7 +61,7 @@ async def submit(gateway: Gateway, job_id: str, body: CreateJob, forked_from: Fo
     queued = await gateway.jobs.get(job.id)
     try:
         await gateway.controllers.ensure(queued)
-    except Unavailable as error:  # the job is stored: the gateway's reconciliation starts it as soon as it can
+    except Unavailable as error:
         await gateway.jobs.tell(job.id, f"Cannot start yet: {error.message}", level="warn")
     return queued
 

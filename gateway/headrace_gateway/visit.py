@@ -16,10 +16,12 @@ SESSION_COOKIE = "headrace_session"
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/login", "/logout", "/favicon.ico"})
 _OPEN_FOLDER = "/dashboard/"
-_CHANGES_NOTHING = frozenset({"/v1/chat/completions"})
+_CHANGES_NOTHING = frozenset(
+    {"/v1/chat/completions", "/v1/fine_tuning/alpha/graders/run", "/v1/fine_tuning/alpha/graders/validate"}
+)
 _OF_A_JOB = re.compile(r"/v1/fine_tuning/jobs/([^/]+)")
 _OF_A_FILE = re.compile(r"/v1/files/([^/]+)")
-_WANTED = frozenset({b"authorization", b"cookie", b"host", b"origin", b"sec-fetch-site"})
+_WANTED = frozenset({b"authorization", b"cookie", b"host", b"origin", b"referer", b"sec-fetch-site"})
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class Visit:
 
     @property
     def changes(self) -> bool:
-        """Whether it belongs in the audit log whatever its end."""
+        """Whether it may change something, and so belongs in the audit log."""
         return not self.reads and self.path not in _CHANGES_NOTHING
 
     @property
@@ -100,8 +102,19 @@ class Visit:
 
     @property
     def foreign_page(self) -> str | None:
-        """The origin of the page that sent this, where it is not one of ours."""
-        if b"origin" not in self.shown or self.shown.get(b"sec-fetch-site") in (b"same-origin", b"none"):
+        """The origin of the page that sent this, where it is not one of ours.
+
+        Browsers say where a change comes from, though not all in the same header; what says nothing is no browser's.
+        """
+        site = self.shown.get(b"sec-fetch-site")
+        if site in (b"same-origin", b"none"):
             return None
-        origin = self.shown[b"origin"].decode("latin-1").lower()
-        return None if origin.partition("://")[2] == self.host else origin
+        if (origin := self._origin(b"origin")) is not None:
+            return None if origin.partition("://")[2] == self.host else origin
+        if site is not None:
+            return f"another site ({site.decode('latin-1')})"
+        referer = self._origin(b"referer")
+        return None if referer is None or referer.partition("://")[2].partition("/")[0] == self.host else referer
+
+    def _origin(self, header: bytes) -> str | None:
+        return self.shown[header].decode("latin-1").lower() if header in self.shown else None

@@ -47,12 +47,13 @@ async def drain(gateway: Gateway, job: Job, name: str, seconds: float) -> dict[s
     return await worker(gateway, job, name)
 
 
-async def undrain(gateway: Gateway, job: Job, name: str) -> dict[str, Any]:
-    """Let it go on. Raises as `drain` does."""
+async def undrain(gateway: Gateway, job: Job, name: str) -> bool:
+    """Let it go on; whether it was drained. Raises as `drain` does."""
     await _rollout(gateway, job, name)
-    if await Drains(gateway.redis, job.id).release(name):
-        await gateway.jobs.tell(job.id, f"{name} takes work again, by {gateway.principal.name}")
-    return await worker(gateway, job, name)
+    if not await Drains(gateway.redis, job.id).release(name):
+        return False
+    await gateway.jobs.tell(job.id, f"{name} takes work again, by {gateway.principal.name}")
+    return True
 
 
 async def _rollout(gateway: Gateway, job: Job, name: str) -> None:

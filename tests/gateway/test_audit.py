@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
+import headrace_gateway.audit
 from headrace_core import keys
+from headrace_core.jobs import Job, JobStore
 from headrace_gateway.audit import Audit, Entry
 
 from .conftest import Served, body, rows
@@ -61,11 +64,14 @@ async def test_what_was_refused(keyed: Keyed) -> None:
             ("alice", "POST", "/v1/fine_tuning/jobs/ftjob-of-another/cancel", 404),
             ("alice", "POST", "/v1/fine_tuning/jobs", 400),
             ("alice", "GET", "/v1/headrace/keys", 403),
+        ]
+        strangers = await log(admin, "unauthenticated")
+        assert [(e["by"], e["method"], e["path"], e["status"]) for e in strangers] == [
             ("", "POST", "/login", 401),
             ("", "GET", "/v1/models", 401),
         ]
-        assert [e["scope"] for e in entries] == ["user", "user", "user", "", ""]
-        assert "hr-" not in str(entries)
+        assert [e["scope"] for e in entries + strangers] == ["user", "user", "user", "", ""]
+        assert "hr-" not in str(entries + strangers)
         assert await log(admin) == []
 
 
@@ -74,6 +80,41 @@ async def test_a_login_is_a_change_by_the_keys_holder(keyed: Keyed) -> None:
         await browser.post("/login", data={"key": keyed.alice})
         [entry] = await log(admin)
         assert (entry["by"], entry["path"], entry["status"]) == ("alice", "/login", 303)
+
+
+async def test_what_changed_nothing_is_no_change(keyed: Keyed) -> None:
+    """Who has no key, or repeats himself, pushes nothing out of the log."""
+    async with keyed.http(keyed.alice) as alice, keyed.http() as nobody, keyed.http(keyed.admin) as admin:
+        for _ in range(3):
+            assert (await nobody.post("/logout")).status_code == 303
+            assert (await nobody.post("/logout", headers={"cookie": "headrace_session=none"})).status_code in (303, 403)
+        uploaded = (await alice.post("/v1/files", **UPLOAD)).json()["id"]
+        named = {"idempotency-key": "k"}
+        made = [await alice.post("/v1/fine_tuning/jobs", json=body(uploaded), headers=named) for _ in range(2)]
+        job = f"/v1/fine_tuning/jobs/{made[0].json()['id']}"
+        assert made[1].json()["id"] == made[0].json()["id"]
+        for _ in range(2):
+            await alice.post(f"{job}/cancel")
+        grader = body(uploaded)["method"]["reinforcement"]["grader"]
+        assert (await alice.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": grader})).status_code == 200
+        new = (await admin.post("/v1/headrace/keys", json={"name": "carol"})).json()["id"]
+        for _ in range(2):
+            assert (await admin.delete(f"/v1/headrace/keys/{new}")).status_code == 200
+        assert [(e["by"], e["method"], e["path"]) for e in await log(admin)] == [
+            ("root", "DELETE", f"/v1/headrace/keys/{new}"),
+            ("root", "POST", "/v1/headrace/keys"),
+            ("alice", "POST", f"{job}/cancel"),
+            ("alice", "POST", "/v1/fine_tuning/jobs"),
+            ("alice", "POST", "/v1/files"),
+        ]
+        assert await keyed.redis.hlen(keys.audit("begun")) == 0
+
+
+async def test_a_logout_that_ends_a_session_is_its_holders(keyed: Keyed) -> None:
+    async with keyed.http() as browser, keyed.http(keyed.admin) as admin:
+        await browser.post("/login", data={"key": keyed.alice})
+        assert (await browser.post("/logout", headers={"origin": keyed.url})).status_code == 303
+        assert [(e["by"], e["path"]) for e in await log(admin)] == [("alice", "/logout"), ("alice", "/login")]
 
 
 async def test_it_is_paged_newest_first(served: Served) -> None:
@@ -109,20 +150,66 @@ async def test_a_long_path_is_cut(served: Served) -> None:
 
 async def test_it_is_bounded_and_refusals_push_out_no_change(redis: Redis) -> None:
     audit = Audit(redis, 100)
-    shared: dict[str, Any] = {"time": 1.0, "key_id": "k", "scope": "user", "address": "a", "method": "POST"}
+    shared: dict[str, Any] = {"time": 1.0, "scope": "user", "address": "a", "method": "POST"}
     entry = {**shared, "by": "alice", "path": "/", "made": None, "request_id": "r"}
-    await audit.write(Entry(**entry, status=200))
+    await audit.write(Entry(**entry, key_id="k", status=200))
+    await audit.write(Entry(**entry, key_id="k", status=403))
     for _ in range(1000):
-        await audit.write(Entry(**entry, status=404))
+        await audit.write(Entry(**entry, key_id="", status=401))
+    assert await redis.xlen(keys.audit("changes")) == await redis.xlen(keys.audit("refusals")) == 1
+    assert 100 <= await redis.xlen(keys.audit("unauthenticated")) < 300
+    for _ in range(1000):
+        await audit.write(Entry(**entry, key_id="k", status=404))
     assert await redis.xlen(keys.audit("changes")) == 1
     assert 100 <= await redis.xlen(keys.audit("refusals")) < 300
 
 
-@pytest.mark.parametrize("path", ["/v1/files", "/v1/nowhere"])
-async def test_a_change_is_written_down_before_it_is_answered(keyed: Keyed, path: str) -> None:
-    """What the log cannot take is not answered as done: here the log's key holds something that is no stream."""
-    await keyed.redis.set(keys.audit("changes"), "x")
-    await keyed.redis.set(keys.audit("refusals"), "x")
-    async with keyed.http(keyed.alice) as http:
-        error_of(await http.post(path, **UPLOAD), 500)
+@pytest.fixture
+async def full(redis: Redis) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Have Redis take no more; afterwards it does again."""
+
+    async def fill() -> None:
+        await redis.config_set("maxmemory", "1")
+
+    yield fill
+    await redis.config_set("maxmemory", "0")
+
+
+async def test_what_cannot_be_written_down_is_not_done(served: Served, full: Callable[[], Awaitable[None]]) -> None:
+    named = {"idempotency-key": "k"}
+    async with httpx.AsyncClient(base_url=served.url, timeout=60) as http:
+        uploaded = (await http.post("/v1/files", **UPLOAD)).json()["id"]
+        await full()
+        refused = await http.post("/v1/fine_tuning/jobs", json=body(uploaded), headers=named)
+        assert error_of(refused, 503)["code"] in ("redis_full", "unavailable")
         assert (await http.get("/v1/models")).status_code == 200
+        await served.redis.config_set("maxmemory", "0")
+        assert (await http.get("/v1/fine_tuning/jobs")).json()["data"] == []
+        made = await http.post("/v1/fine_tuning/jobs", json=body(uploaded), headers=named)
+        assert [job["id"] for job in (await http.get("/v1/fine_tuning/jobs")).json()["data"]] == [made.json()["id"]]
+
+
+async def test_what_was_done_is_answered_so_whatever_fails_then(
+    keyed: Keyed, full: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is full from the moment on at which the job is stored: it will run, so it is answered."""
+    create = JobStore.create
+
+    async def create_and_fill(self: JobStore, job: Job) -> None:
+        await create(self, job)
+        await full()
+
+    monkeypatch.setattr(JobStore, "create", create_and_fill)
+    async with keyed.http(keyed.alice) as http, keyed.http(keyed.admin) as admin:
+        uploaded = (await http.post("/v1/files", **UPLOAD)).json()["id"]
+        made = await http.post("/v1/fine_tuning/jobs", json=body(uploaded))
+        assert made.status_code == 200, made.text
+        await keyed.redis.config_set("maxmemory", "0")
+        assert [job["id"] for job in (await http.get("/v1/fine_tuning/jobs")).json()["data"]] == [made.json()["id"]]
+        assert [entry["path"] for entry in await log(admin)] == ["/v1/files"]
+        monkeypatch.setattr(headrace_gateway.audit, "SETTLED_SECONDS", -1.0)
+        await keyed.app.state.gateway.audit.settle()
+        [settled, _] = await log(admin)
+        assert (settled["by"], settled["path"], settled["status"]) == ("alice", "/v1/fine_tuning/jobs", 0)
+        assert settled["request_id"] == made.headers["x-request-id"]
+        assert await keyed.redis.hlen(keys.audit("begun")) == 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
+import pytest
 from redis.asyncio import Redis
 
+from headrace_core.errors import Damaged
 from headrace_core.jobs import JobStore
 from headrace_gateway import repeats
 
@@ -33,7 +36,50 @@ async def test_a_retry_of_a_request_that_failed_is_carried_out(redis: Redis) -> 
     retry = await repeats.reserve(redis, "me", RETRY, b"body")
     await repeats.give_up(redis, first)
     assert await repeats.result(redis, JobStore(redis), retry) is None
-    assert not (await repeats.reserve(redis, "me", RETRY, b"body")).repeated
+    again = await repeats.reserve(redis, "me", RETRY, b"body")
+    assert (again.repeated, again.job_id) == (True, first.job_id)  # of the one that carries it out now
+
+
+async def test_a_request_whose_gateway_died_is_carried_out_under_the_same_id(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "LEASE_SECONDS", 0.4)
+    named = {"idempotency-key": "k"}
+    died = await repeats.reserve(redis, "me", named, b"body")
+    repeat = await repeats.reserve(redis, "me", named, b"body")
+    began = time.monotonic()
+    assert await asyncio.wait_for(repeats.result(redis, JobStore(redis), repeat), timeout=5) is None
+    assert time.monotonic() - began > 0.2
+    assert (repeat.repeated, repeat.job_id) == (True, died.job_id)
+    other = await repeats.reserve(redis, "me", named, b"body")
+    waiting = asyncio.create_task(repeats.result(redis, JobStore(redis), other))
+    await JobStore(redis).create(stored_job(repeat.job_id))
+    job = await asyncio.wait_for(waiting, timeout=5)
+    assert job is not None
+    assert job.id == died.job_id
+
+
+async def test_a_request_that_takes_longer_than_a_lease_keeps_it(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "LEASE_SECONDS", 0.3)
+    jobs = JobStore(redis)
+    first = await repeats.reserve(redis, "me", {}, b"body")
+    repeat = await repeats.reserve(redis, "me", RETRY, b"body")
+    async with repeats._leased(redis, first):
+        waiting = asyncio.create_task(repeats.result(redis, jobs, repeat))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        await jobs.create(stored_job(first.job_id))
+    job = await asyncio.wait_for(waiting, timeout=5)
+    assert job is not None
+    assert job.id == first.job_id
+
+
+async def test_a_damaged_reservation_is_named(redis: Redis) -> None:
+    first = await repeats.reserve(redis, "me", {"idempotency-key": "k"}, b"body")
+    for raw in (b"", b"\xff", b"a b c"):
+        await redis.set(first.key, raw)
+        with pytest.raises(Damaged, match="headrace:requests"):
+            await repeats.reserve(redis, "me", {"idempotency-key": "k"}, b"body")
 
 
 async def test_of_many_requests_with_one_key_one_creates(redis: Redis) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..api_keys import NAME, ApiKey
 from ..audit import Entry, Log
 from ..context import Here
-from ..identity import Scope, admin, made
+from ..identity import Scope, admin, made, unchanged
 from ..kept import KeptRoute
 from ..schemas import page
 
@@ -80,7 +80,7 @@ class Audited(BaseModel):
     method: str
     path: str
     made: str | None = Field(description="Id of what the request made.")
-    status: int
+    status: int = Field(description="Of the answer; 0 where the change began, and how it ended is not known.")
     request_id: str
 
 
@@ -108,9 +108,12 @@ async def list_keys(here: Here, after: Annotated[str | None, Query(max_length=64
 
 
 @router.delete("/keys/{key_id}", response_model=RevokedKey)
-async def revoke_key(here: Here, key_id: KeyId) -> RevokedKey:
+async def revoke_key(here: Here, request: Request, key_id: KeyId) -> RevokedKey:
     """Revoke a key: from the next request on it opens nothing, nor do the sessions that it began."""
-    return RevokedKey(id=(await here.keys.revoke(key_id)).id)
+    _, changed = await here.keys.revoke(key_id)
+    if not changed:
+        unchanged(request)
+    return RevokedKey(id=key_id)
 
 
 @router.get("/audit", response_model=AuditLog)
@@ -120,7 +123,8 @@ async def audit(
     after: Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,18}-[0-9]{1,19}$")] = None,
     limit: Limit = 100,
 ) -> AuditLog:
-    """Who did what, newest first: `changes`, or `refusals`, which have a log of their own."""
+    """Who did what, newest first: `changes`; `refusals` of holders of keys; what was refused without one,
+    `unauthenticated`."""
     found, has_more = await here.audit.page(log, after, limit)
     return AuditLog(data=[_written(i, entry) for i, entry in found], has_more=has_more)
 

@@ -14,6 +14,7 @@ from headrace_core.jobs import Job, Status
 from .. import repeats
 from ..answers import ready
 from ..context import Gateway, Here
+from ..identity import unchanged
 from ..kept import KeptRoute
 from ..progress import estimated_finish
 from ..responses.jobs import JobList, JobObject
@@ -57,33 +58,33 @@ async def retrieve(here: Here, job_id: str) -> Response:
 
 
 @router.post("/{job_id}/cancel", response_model=JobObject)
-async def cancel(here: Here, job_id: str) -> Response:
+async def cancel(here: Here, request: Request, job_id: str) -> Response:
     """End a job that has not ended. What it trained so far stays in its checkpoints."""
-    if await _asked(here, job_id, "cancelled"):
+    if await _asked(here, request, job_id, "cancelled"):
         await here.jobs.tell(job_id, "cancelled")
     await here.controllers.cancel(job_id)
     return shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/pause", response_model=JobObject)
-async def pause(here: Here, job_id: str) -> Response:
+async def pause(here: Here, request: Request, job_id: str) -> Response:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
-    if await _asked(here, job_id, "paused"):
+    if await _asked(here, request, job_id, "paused"):
         await here.jobs.tell(job_id, "pausing")
     return shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/resume", response_model=JobObject)
-async def resume(here: Here, job_id: str) -> Response:
+async def resume(here: Here, request: Request, job_id: str) -> Response:
     """Let a paused job go on where it was."""
-    if await _asked(here, job_id, "queued", "running"):
+    if await _asked(here, request, job_id, "queued", "running"):
         await here.jobs.tell(job_id, "Resumed")
     job = await here.jobs.get(job_id)
     await here.controllers.ensure(job)
     return shown(job)
 
 
-async def _asked(here: Gateway, job_id: str, to: Status, *also: Status) -> bool:
+async def _asked(here: Gateway, request: Request, job_id: str, to: Status, *also: Status) -> bool:
     """Whether the status changed. Asked for twice, by two clients or by one that did not hear the answer, the job is so
     already, or beyond (`also`), and that is no error. Raises `InvalidState` where it cannot become so."""
     try:
@@ -91,6 +92,7 @@ async def _asked(here: Gateway, job_id: str, to: Status, *also: Status) -> bool:
     except InvalidState:
         if (await here.jobs.get(job_id)).status not in (to, *also):
             raise
+        unchanged(request)
         return False
     return True
 

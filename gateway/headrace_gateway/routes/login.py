@@ -19,6 +19,7 @@ from headrace_core.errors import NotAuthenticated
 
 from ..api_keys import SESSION_SECONDS
 from ..context import Here
+from ..identity import unchanged
 from ..visit import SESSION_COOKIE
 
 router = APIRouter(include_in_schema=False)
@@ -57,6 +58,7 @@ async def login(
 ) -> Response:
     """Begins a session; a wrong key gets the form again, with status 401."""
     if not here.settings.keys_required:
+        unchanged(request)
         return RedirectResponse(_safe(next), 303)
     try:
         holder, token = await here.keys.open_session(key.strip())
@@ -78,7 +80,11 @@ async def login(
 @router.post("/logout")
 async def logout(here: Here, request: Request) -> Response:
     """Ends the session, here and in the browser."""
-    await here.keys.close_session(request.cookies.get(SESSION_COOKIE, ""))
+    holder = await here.keys.close_session(request.cookies.get(SESSION_COOKIE, ""))
+    if holder is None:
+        unchanged(request)
+    else:
+        request.state.principal = holder.principal  # for the audit log
     response = RedirectResponse("/login", 303)
     response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
     return response

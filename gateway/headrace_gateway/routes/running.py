@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
 from .. import flow, live_settings, worker_states
 from ..answers import ready
 from ..context import Here
+from ..identity import unchanged
 from ..kept import KeptRoute
 from ..live_settings import ChangeSettings
 from ..responses.control import QueuesObject, SettingsObject, WeightsObject, WorkerList, WorkerObject
@@ -28,9 +29,10 @@ async def settings(here: Here, job_id: str) -> Response:
 
 
 @router.patch("/settings", response_model=SettingsObject)
-async def change_settings(here: Here, job_id: str, body: ChangeSettings) -> Response:
+async def change_settings(here: Here, request: Request, job_id: str, body: ChangeSettings) -> Response:
     """Change settings of a job that has not ended, from the next policy version on that is not claimed yet."""
-    await live_settings.change(here, job_id, body)
+    if not await live_settings.change(here, job_id, body):
+        unchanged(request)
     return ready(await live_settings.shown(here, job_id))
 
 
@@ -49,9 +51,12 @@ async def drain(
 
 
 @router.post("/workers/{worker}/undrain", response_model=WorkerObject)
-async def undrain(here: Here, job_id: str, worker: Worker) -> Response:
+async def undrain(here: Here, request: Request, job_id: str, worker: Worker) -> Response:
     """Let a drained worker take groups again."""
-    return ready(await worker_states.undrain(here, await here.jobs.get(job_id), worker))
+    job = await here.jobs.get(job_id)
+    if not await worker_states.undrain(here, job, worker):
+        unchanged(request)
+    return ready(await worker_states.worker(here, job, worker))
 
 
 @router.get("/queues", response_model=QueuesObject)
