@@ -30,6 +30,11 @@ class Settings(BaseSettings):
         description="Names (a JSON list) by which browsers may ask for a gateway without keys, beside addresses, "
         "localhost and the machine's own name.",
     )
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="Proxies (a JSON list of addresses or networks) that are believed whom they ask for, by "
+        "X-Forwarded-For and X-Forwarded-Proto; so is every other process at such an address.",
+    )
     open_metrics: bool = Field(False, description="Whether /metrics answers without a key where keys are required.")
     requests_per_minute: int = Field(
         3000,
@@ -38,7 +43,9 @@ class Settings(BaseSettings):
         "loopback without keys.",
     )
     audit_entries: int = Field(
-        100_000, ge=100, description="About how many changes, and as many refusals, the audit log keeps."
+        100_000,
+        ge=100,
+        description="About how many entries each of the audit logs keeps: changes, refusals, unauthenticated.",
     )
     redis_url: str | None = Field(
         None, repr=False, description="A Redis of your own (redis://, rediss:// or unix://); unset: an embedded one."

@@ -37,14 +37,15 @@ if record ~= '' then
   if good and (key.expires_at == cjson.null or (tonumber(key.expires_at) or 0) > now) then
     who = key.id
     local used = redis.call('HGET', KEYS[2], digest)
-    if now - (tonumber(used) or 0) >= 60 then
+    if math.abs(now - (tonumber(used) or 0)) >= 60 then
       redis.call('HSET', KEYS[2], digest, string.format('%d', math.floor(now)))
     end
   end
 end
 local rate = tonumber(ARGV[4])
 if rate == 0 then return {record, 1, 0, 0, 0} end
-local before = math.max(tonumber(redis.call('GET', KEYS[4] .. who) or 0), now)
+local before = math.max(tonumber(redis.call('GET', KEYS[4] .. who) or 0) or 0, now)
+if before > now + 61 then before = now end  -- paid for by a clock that has been set back since
 local after = before + 60 / rate
 if after > now + 60.000001 then
   return {record, 0, 0, math.ceil((before - now) * 1000), math.ceil((after - now - 60) * 1000)}

@@ -31,7 +31,7 @@ from headrace_core.logs import get_logger, log_libraries
 from headrace_core.redis import answer, connect, ping
 from headrace_core.settings import Settings
 
-from . import data_folder
+from . import allocator, data_folder
 from .api_keys import KeyStore
 from .app import create_app
 from .chats import RayChats
@@ -55,6 +55,7 @@ def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
     log_libraries()
+    allocator.bound()
     with ExitStack() as parts:
         parts.enter_context(_interrupted_by_sigterm())
         parts.enter_context(data_folder.held(settings.data_dir))
@@ -79,7 +80,7 @@ async def _run(
         await ping(redis)
         if isinstance(of, str):
             _warn_of_flaws(version_from(await answer(redis.info("server"))))
-        server = _SignalledServer(create_app(settings, redis_url))
+        server = _SignalledServer(create_app(settings, redis_url), settings.trusted_proxies)
         host, port = listener.getsockname()[:2]
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
         await serve_over(kept, server, listener, JobStore(redis), settings)
@@ -109,7 +110,8 @@ async def serve_over(
 class Server(uvicorn.Server):
     """Serves an app until `should_exit`; event streams end first, so that nothing has to be waited for."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, trusted_proxies: Sequence[str] = ()) -> None:
+        """`trusted_proxies`: addresses whose word is taken for who asks them, and how (`X-Forwarded-For`, `-Proto`)."""
         self._app = app
         super().__init__(
             uvicorn.Config(
@@ -119,6 +121,8 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="warning",
                 access_log=False,
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=list(trusted_proxies),
                 timeout_graceful_shutdown=_STREAMS_END_SECONDS,
             )
         )

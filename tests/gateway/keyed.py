@@ -53,7 +53,7 @@ class Keyed:
 async def gateway(settings: Settings, redis: Redis, redis_url: str) -> AsyncIterator[Keyed]:
     """Served by uvicorn, as `headrace serve` does."""
     app = create_app(settings, redis_url, Controllers())
-    server = Server(app)
+    server = Server(app, settings.trusted_proxies)
     keys = KeyStore(redis)
     made = [(await keys.create(name, scope))[1] for name, scope in MEMBERS]
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -162,7 +162,11 @@ def test_keys_are_asked_for_wherever_others_can_reach(host: str, setting: Any, r
 
 async def test_no_page_of_another_name_reaches_a_gateway_without_keys(served: Served) -> None:
     async with httpx.AsyncClient(base_url=served.url) as http:
-        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:80"):
+        for host in (
+            "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:80",
+            "[::1].evil.example", "[::1]evil.example:80", "[::1", "::1].evil.example", "127.0.0.1:80.evil.example", "",
+            ":8000", "[]", "[evil.example]",
+        ):  # fmt: skip
             assert error_of(await http.get("/v1/files", headers={"host": host}), 403)["code"] == "unknown_host"
         for host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "10.1.2.3:8000"):
             assert (await http.get("/v1/files", headers={"host": host})).status_code == 200
@@ -170,8 +174,15 @@ async def test_no_page_of_another_name_reaches_a_gateway_without_keys(served: Se
         for origin in ("http://evil.example", "null", f"{served.url}.evil.example"):
             refused = await http.post("/v1/files", headers={"origin": origin}, **upload)
             assert error_of(refused, 403)["code"] == "foreign_origin"
+        for told in (
+            {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"referer": "http://evil.example/page"},
+            {"referer": f"http://evil.example/{served.url}"}, {"origin": "http://evil.example", "referer": served.url},
+        ):  # fmt: skip
+            refused = await http.post("/v1/files", headers=told, **upload)
+            assert error_of(refused, 403)["code"] == "foreign_origin", told
         assert (await http.get("/v1/files")).json()["data"] == []
-        assert (await http.post("/v1/files", headers={"origin": served.url}, **upload)).status_code == 200
+        for ours in ({"origin": served.url}, {"sec-fetch-site": "none"}, {"referer": f"{served.url}/jobs/a"}):
+            assert (await http.post("/v1/files", headers=ours, **upload)).status_code == 200
 
 
 async def test_metrics_may_be_open(redis: Redis, redis_server: Any, tmp_path: Any) -> None:

@@ -90,6 +90,18 @@ async def test_the_bucket_fills_as_time_passes(redis: Redis) -> None:
     assert (await ask(redis, 60, "b")).remaining == 59
 
 
+async def test_a_clock_that_was_set_back_locks_nobody_out(redis: Redis) -> None:
+    for _ in range(60):
+        await ask(redis, 60)
+    [name] = [n async for n in redis.scan_iter("*paid*")]
+    paid = float(await redis.get(name))
+    await redis.set(name, f"{paid + 3600:.6f}")  # as if the clock had been set back by an hour since
+    assert (await ask(redis, 60)).allowed
+    assert float(await redis.get(name)) < paid + 60
+    await redis.set(name, "damaged")
+    assert (await ask(redis, 60)).allowed
+
+
 async def test_a_bucket_is_forgotten_when_it_is_full(redis: Redis) -> None:
     await ask(redis, 6000)
     [name] = [n async for n in redis.scan_iter("*paid*")]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from headrace_core import keys
+from headrace_core.settings import Settings
 from headrace_gateway import api_keys
+from headrace_gateway.redis_server import RedisServer
 
-from .keyed import Keyed, keyed
+from .keyed import Keyed, gateway, keyed
 from .test_envelope import error_of
 
 __all__ = ["keyed"]
@@ -58,9 +62,25 @@ async def test_from_a_page_to_the_form_and_back(keyed: Keyed) -> None:
         error_of(await http.get("/v1/models", headers={"cookie": f"headrace_session={token}"}), 401)
 
 
-async def test_https_makes_the_cookie_secure(keyed: Keyed) -> None:
-    async with keyed.http(headers={"x-forwarded-proto": "https"}) as http:
-        assert "Secure" in (await log_in(http, keyed.alice)).headers["set-cookie"]
+async def test_https_makes_the_cookie_secure(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, require_keys="on", trusted_proxies=("127.0.0.1",))
+    told = {"x-forwarded-proto": "https", "x-forwarded-for": "10.9.8.7"}
+    async with gateway(settings, redis, redis_server.url) as behind, behind.http(headers=told) as http:
+        assert "Secure" in (await log_in(http, behind.alice)).headers["set-cookie"]
+        assert await addresses(behind) == ["10.9.8.7"]
+
+
+async def test_nobody_says_for_whom_he_asks_unless_he_is_trusted(keyed: Keyed) -> None:
+    """Every process of this machine could: it would be counted, and written down, as whoever it likes."""
+    async with keyed.http(headers={"x-forwarded-proto": "https", "x-forwarded-for": "10.9.8.7"}) as http:
+        assert "Secure" not in (await log_in(http, keyed.alice)).headers["set-cookie"]
+        assert await addresses(keyed) == ["127.0.0.1"]
+
+
+async def addresses(keyed: Keyed) -> list[str]:
+    """From where the audit log says that changes came."""
+    async with keyed.http(keyed.admin) as admin:
+        return [entry["address"] for entry in (await admin.get("/v1/headrace/audit")).json()["data"]]
 
 
 async def test_a_session_is_kept_as_a_sum_and_expires(keyed: Keyed) -> None:
