@@ -197,6 +197,8 @@ class Account:
     sampled_tokens: int
     fenced: int
     """Commits refused because the lease had passed to another."""
+    largest_age_bound: int | None = None
+    """`max_staleness`, which may change, of the step that trained that token; None before the first step."""
 
     @property
     def balanced(self) -> bool:
@@ -211,7 +213,8 @@ class Account:
 def account_of(raw: Mapping[bytes, bytes]) -> Account:
     """The account in a ledger's hash."""
     counts = {name: int(raw.get(name.encode(), 0)) for name in _COUNTS}
-    return Account(states={s: int(raw.get(s.encode(), 0)) for s in STATES}, **counts)
+    bound = None if (found := raw.get(b"largest_age_bound")) is None else int(found)
+    return Account(states={s: int(raw.get(s.encode(), 0)) for s in STATES}, largest_age_bound=bound, **counts)
 
 
 _SCRIPTS = (

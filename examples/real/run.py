@@ -89,7 +89,7 @@ def conclude(record: Record) -> int:
     steps, evaluations = record.of("step"), record.of("evaluation")
     for share in steady_shares(record):
         print(f"real: {share.worker} busy {share.busy:.0%} of {share.seconds:.0f} s in steady state")
-    bound, oldest = record.hyperparameters["max_staleness"], record.ledger["largest_age"]
+    bound, oldest = record.ledger["largest_age_bound"], record.ledger["largest_age"]
     first, last = evaluations[0], evaluations[-1]
     seconds = max(last["time"], steps[-1]["time"]) - first["time"]
     print(

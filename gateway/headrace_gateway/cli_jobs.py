@@ -17,7 +17,7 @@ from .cli_export import export_job
 from .client import Client
 from .following import follow
 from .job_page import page
-from .job_picture import number, spark
+from .job_picture import number, of_its_bound, spark
 
 jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, steer them, end them.")
 
@@ -59,7 +59,7 @@ def list_jobs(
             job["status"],
             f"{job['step']}/{job['total_steps']}",
             number(job["reward_mean"]),
-            f"{job['largest_age']} of {job['max_staleness']}",
+            of_its_bound(job, job["max_staleness"]),
             *((spark(job["spark"]["reward"]), created) if wide else ()),
             escape(job["model"] + (f" {job['suffix']}" if job["suffix"] else "")),
         )

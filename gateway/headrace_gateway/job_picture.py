@@ -68,13 +68,19 @@ class Picture:
             mean = number(self.step["reward_mean"])
             yield _named("reward", f"{mean} {spark(self.rewards)}{validation}")
             bound = self.job["method"]["reinforcement"]["hyperparameters"]["max_staleness"]
-            largest = self.ledger.get("largest_age", 0)
-            yield _named("ages", f"{ages_line(self.step)} · bound {bound}, oldest ever trained {largest}")
+            oldest = of_its_bound(self.ledger, bound)
+            yield _named("ages", f"{ages_line(self.step)} · bound {bound}, oldest ever trained {oldest}")
         if self.ledger:
             yield _named("ledger", ledger_line(self.ledger))
         newest = max((w["version"] for w in self.workers.values()), default=0)
         for name, worker in sorted(self.workers.items()):
             yield _named(name, worker_line(worker, newest))
+
+
+def of_its_bound(books: dict[str, Any], newest: int | None) -> str:
+    """The largest age that was trained, and the bound of its own step; `newest` holds before the first."""
+    bound = books.get("largest_age_bound")
+    return f"{books.get('largest_age', 0)} of {newest if bound is None else bound}"
 
 
 def ages_line(step: dict[str, Any]) -> str:

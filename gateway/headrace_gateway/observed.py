@@ -22,6 +22,9 @@ class LedgerObject(BaseModel):
     version: int = Field(description="Newest policy version.")
     masked_tokens: int = Field(description="Tokens left out of a gradient for their age.")
     largest_age: int = Field(description="Of any token that contributed to a gradient, in policy versions.")
+    largest_age_bound: int | None = Field(
+        description="`max_staleness` of the step that trained it; null before the first."
+    )
     sampled_tokens: int
     fenced: int = Field(description="Commits refused because the lease had passed to another worker.")
     balanced: bool
@@ -68,9 +71,12 @@ class StalenessObject(BaseModel):
 
     object: Literal["fine_tuning.job.staleness"]
     fine_tuning_job_id: str
-    max_staleness: int
+    max_staleness: int = Field(description="The newest bound: each step has its own.")
     late: str
     largest_age: int
+    largest_age_bound: int | None = Field(
+        description="`max_staleness` of the step that trained it; null before the first."
+    )
     masked_tokens: int
     dropped_groups: int
     steps: list[StepAges] = Field(description="Oldest first.")
@@ -144,6 +150,9 @@ class OverviewObject(BaseModel):
     evaluation_reward_mean: float | None = Field(description="Of the last evaluation.")
     max_staleness: int | None
     largest_age: int
+    largest_age_bound: int | None = Field(
+        description="`max_staleness` of the step that trained it; null before the first."
+    )
     spark: SparkObject
     estimated_finish: int | None
     error: OverviewError | None

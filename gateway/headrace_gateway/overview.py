@@ -33,7 +33,7 @@ async def overview(here: Gateway, after: str | None, limit: int) -> tuple[list[d
     async with here.redis.pipeline(transaction=False) as pipe:
         for job in jobs:
             keys = JobKeys(job.id)
-            pipe.hmget(keys.ledger, ["version", "largest_age"])
+            pipe.hmget(keys.ledger, ["version", "largest_age", "largest_age_bound"])
             pipe.hmget(keys.summary, ["step", "evaluation", "spark"])
         found = await pipe.execute()
     return [_short(*of_job) for of_job in zip(jobs, found[::2], found[1::2], strict=True)], has_more
@@ -46,7 +46,7 @@ def _newest(where: str, raw: bytes | None, otherwise: T) -> T:
 
 
 def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> dict[str, Any]:
-    version, largest_age = (int(count or 0) for count in books)
+    version, largest_age = (int(count or 0) for count in books[:2])
     where = JobKeys(job.id).summary
     step, evaluation = (_newest(where, raw, _Rewarded(None)).reward_mean for raw in newest[:2])
     spark = _newest(where, newest[2], Spark())
@@ -65,6 +65,7 @@ def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> d
         "evaluation_reward_mean": evaluation,
         "max_staleness": job.hyperparameters.get("max_staleness"),
         "largest_age": largest_age,
+        "largest_age_bound": None if books[2] is None else int(books[2]),
         "spark": {"reward": spark.reward, "age": spark.age},
         "estimated_finish": None if finish is None else int(finish),
         "error": job.error,

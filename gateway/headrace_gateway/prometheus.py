@@ -42,6 +42,7 @@ _SERIES: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], st
     "headrace_tokens_masked": (_C, "Tokens left out of a gradient for their age.", ("job",)),
     "headrace_staleness_bound": (_G, "max_staleness, in policy versions.", ("job",)),
     "headrace_token_age_largest": (_G, "Largest age of a token that entered a gradient.", ("job",)),
+    "headrace_token_age_largest_bound": (_G, "max_staleness of the step that trained it.", ("job",)),
     "headrace_step_tokens": (_G, "Tokens of the last step by age.", ("job", "age")),
     "headrace_step_seconds": (_G, "Seconds of the last step by stage.", ("job", "stage")),
     "headrace_reward_mean": (_G, "Mean reward of the last step.", ("job",)),
@@ -124,6 +125,7 @@ def _of_ledger(job: Job, account: dict[str, Any]) -> Iterator[Sample]:
     yield "headrace_steps", (job.id,), job.total_steps
     yield "headrace_staleness_bound", (job.id,), job.hyperparameters["max_staleness"]
     yield "headrace_token_age_largest", (job.id,), account["largest_age"]
+    yield from _known("headrace_token_age_largest_bound", (job.id,), account["largest_age_bound"])
     yield "headrace_groups_admitted", (job.id,), account["admitted"]
     yield "headrace_commits_fenced", (job.id,), account["fenced"]
     yield "headrace_tokens_sampled", (job.id,), account["sampled_tokens"]

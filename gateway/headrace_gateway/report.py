@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headrace_core.ledger import LIVE
 
+from .job_picture import of_its_bound
 from .plot_style import INK, MUTED, set_style
 from .reward_summary import in_words
 
@@ -129,11 +130,12 @@ def _ages(axes: Axes, record: Record) -> None:
         [s["ages"].get(str(age), {"tokens": 0})["tokens"] / total for s, total in zip(steps, totals, strict=True)]
         for age in ages
     ]
-    colours = [AGE_COLOURS[min(age, len(AGE_COLOURS) - 1)] if age <= bound else RED for age in ages]
-    labels = [f"age {age}" + ("" if age <= bound else ", masked") for age in ages]
+    trained = {int(age) for s in steps for age, a in s["ages"].items() if a["tokens"] > a["masked"]}
+    colours = [AGE_COLOURS[min(age, len(AGE_COLOURS) - 1)] if age in trained else RED for age in ages]
+    labels = [f"age {age}" + ("" if age in trained else ", masked") for age in ages]
     axes.stackplot([s["step"] for s in steps], share, colors=colours, labels=labels, lw=0)
     axes.set(
-        title=f"Age of the tokens in each step (bound {bound}, oldest trained {record.ledger['largest_age']})",
+        title=f"Age of the tokens in each step (bound {bound}, oldest trained {of_its_bound(record.ledger, bound)})",
         xlabel="step",
         ylabel="share of tokens",
         ylim=(0, 1),
@@ -188,7 +190,7 @@ def _page(record: Record) -> str:
         ("Model", job["model"]),
         ("Algorithm", record.hyperparameters["algorithm"]),
         ("Steps", f"{len(steps)} in {steps[-1]['time'] - steps[0]['time']:.0f} s"),
-        ("Oldest token trained", f"{record.ledger['largest_age']} (bound {record.hyperparameters['max_staleness']})"),
+        ("Oldest token trained", of_its_bound(record.ledger, record.hyperparameters["max_staleness"])),
         ("Tokens left out as too old", f"{record.ledger['masked_tokens']}"),
         ("Ledger", "balances" if record.ledger["balanced"] else "DOES NOT BALANCE"),
     ]

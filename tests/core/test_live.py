@@ -73,6 +73,25 @@ async def test_a_change_holds_from_a_version_that_is_not_claimed(bench: Bench) -
         await bench.ledger.settle(term, Step(1, (), {1: 1}, 0), "v2")
 
 
+async def test_the_oldest_token_is_held_against_the_bound_of_its_own_step(bench: Bench) -> None:
+    term = await bench.open()
+    assert (await bench.ledger.account()).largest_age_bound is None
+
+    async def trained(version: int, age: int) -> tuple[int, int | None]:
+        await bench.queue(2)
+        claim = await bench.ledger.claim(term, bench.live.at(version).limits(100), "mask", 0, len(bench.live.changes))
+        step = Step(version, tuple(g.group_id for g in claim.groups), {age: 1}, 0)
+        assert await bench.ledger.settle(term, step, f"v{version + 1}") is Outcome.SETTLED
+        books = await bench.ledger.account()
+        return books.largest_age, books.largest_age_bound
+
+    assert await trained(0, 0) == (0, 1)
+    await bench.live.change({"max_staleness": 4}, "alice")
+    assert await trained(1, 3) == (3, 4)
+    await bench.live.change({"max_staleness": 2}, "alice")
+    assert await trained(2, 2) == (3, 4), "the bound now is 2, and no step of it trained an older token"
+
+
 async def test_versions_on_record_never_decrease(bench: Bench) -> None:
     term = await bench.open()
     await bench.queue(2)

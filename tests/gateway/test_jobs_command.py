@@ -68,7 +68,7 @@ async def test_a_page_shows_what_there_is(served: Served, job: str) -> None:
     page = (await headrace(served, "jobs", "show", job)).output
     for part in (
         "running", "2/10 steps", "string_check exact", "reward     0.600 ▁█ · validation 0.750",
-        "ages       0: 50%, 2: 50% · bound 2, oldest ever trained 0", "admitted 0 = leased 0",
+        "ages       0: 50%, 2: 50% · bound 2, oldest ever trained 0 of 2", "admitted 0 = leased 0",
         "rollout-0", "busy 78%, waits most for window", "step 2      ftckpt_1  reward 0.600", "rollout-0 is ready",
     ):  # fmt: skip
         assert part in page, page
@@ -94,8 +94,8 @@ async def test_watch_ends_with_the_jobs_status(served: Served, job: str, status:
 
 def test_a_terminal_sees_the_picture() -> None:
     job = {"status": "running", "total_steps": 10, "estimated_finish": time.time() + 90}
-    job["method"] = {"reinforcement": {"hyperparameters": {"max_staleness": 4}}}
-    ledger = {"states": {"leased": 3, "filtered": 0}, "admitted": 3, "largest_age": 2}
+    job["method"] = {"reinforcement": {"hyperparameters": {"max_staleness": 2}}}
+    ledger = {"states": {"leased": 3, "filtered": 0}, "admitted": 3, "largest_age": 4, "largest_age_bound": 4}
     console = Console(force_terminal=True, width=100, record=True)
     measured = {**{name: getattr(step(3), name) for name in ("step", "total_steps", "reward_mean")}}
     measured["ages"] = {"1": {"tokens": 5}}
@@ -107,7 +107,7 @@ def test_a_terminal_sees_the_picture() -> None:
         "3/10 steps",
         "0:01:",
         "left",
-        "1: 100% · bound 4, oldest ever trained 2",
+        "1: 100% · bound 2, oldest ever trained 4 of 4",
         "admitted 3 = leased 3",
     ):
         assert part in drawn

@@ -49,7 +49,8 @@ async def test_a_job_in_short(http: httpx.AsyncClient, served: Served) -> None:
     assert shown == {
         "id": "ftjob-1", "object": "headrace.overview.job", "status": "running", "model": MODEL, "suffix": "s",
         "created_at": 7, "finished_at": None, "step": 0, "total_steps": 100, "reward_mean": 0.5,
-        "evaluation_reward_mean": 0.75, "max_staleness": 2, "largest_age": 0, "estimated_finish": 200, "error": None,
+        "evaluation_reward_mean": 0.75, "max_staleness": 2, "largest_age": 0, "largest_age_bound": None,
+        "estimated_finish": 200, "error": None,
     }  # fmt: skip
 
 

@@ -52,6 +52,16 @@ async def test_all_of_a_job_is_in_it(record: Record, tmp_path: Path) -> None:
     assert set(written) == {"reward.png", "ages.png", "waiting.png", "ledger.png"}
 
 
+async def test_ages_of_a_job_whose_bound_was_lowered_are_held_against_their_own_steps(
+    record: Record, tmp_path: Path
+) -> None:
+    record.ledger.update(largest_age=4, largest_age_bound=4)
+    record.hyperparameters["max_staleness"] = 2
+    page = (await asyncio.to_thread(files, tmp_path, record))["index.html"].decode()
+    assert "4 of 4" in page
+    assert "of 2" not in page
+
+
 def files(folder: Path, record: Record) -> dict[str, bytes]:
     """What a report is made of, by name."""
     write_report(folder, record)

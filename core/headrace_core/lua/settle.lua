@@ -13,7 +13,10 @@ for i = 8, #ARGV do
   move(ARGV[i], 'trained', 'version ' .. ARGV[3])
 end
 redis.call('HINCRBY', LEDGER, 'masked_tokens', ARGV[6])
-if tonumber(ARGV[5]) > number('largest_age') then redis.call('HSET', LEDGER, 'largest_age', ARGV[5]) end
+if tonumber(ARGV[5]) > number('largest_age') or not field('largest_age_bound') then
+  local bound = string.format('%d', bound_of(tonumber(ARGV[3])))
+  redis.call('HSET', LEDGER, 'largest_age', ARGV[5], 'largest_age_bound', bound)
+end
 redis.call('HSET', STEPS, ARGV[3], ARGV[7])
 redis.call('HSET', LEDGER, 'weights', ARGV[4], 'version', tonumber(ARGV[3]) + 1)
 signal('version')

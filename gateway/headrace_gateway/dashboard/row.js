@@ -52,9 +52,10 @@ function reward({ reward_mean: train, evaluation_reward_mean: validation, spark:
   return h("div", { class: "cell" }, h("div", { class: "cap" }, "reward ", h("b", {}, says)), spark(line.reward, { kind: "reward", label: `Reward over the steps, now ${says}` }));
 }
 
-function age({ step, largest_age: largest, max_staleness: bound, spark: line }) {
+function age({ step, largest_age: largest, largest_age_bound: then, max_staleness: newest, spark: line }) {
+  const bound = then ?? newest; // of the step that trained it: a bound changed since says nothing of it
   return h("div", { class: "cell" }, h("div", { class: "cap" }, "oldest token ", h("b", {}, step ? `${largest} of ${bound}` : "–")),
-    spark(line.age, { kind: "age", bound, label: `Age of tokens over the steps, at most ${largest}, bound ${bound}` }));
+    spark(line.age, { kind: "age", bound: bound === newest ? bound : null, label: `Age of tokens over the steps, at most ${largest}, bound ${bound}` }));
 }
 
 function times(job) {

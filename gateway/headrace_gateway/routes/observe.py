@@ -72,6 +72,7 @@ async def staleness(
             "max_staleness": job.hyperparameters["max_staleness"],
             "late": job.hyperparameters["late"],
             "largest_age": account.largest_age,
+            "largest_age_bound": account.largest_age_bound,
             "masked_tokens": account.masked_tokens,
             "dropped_groups": account.states["dropped_stale"],
             "steps": steps,

@@ -31,7 +31,7 @@ export class AgeBars extends Plane {
     const wide = this.x(1) - this.x(0);
     for (let age = 0; age < this.ages; age++) {
       const now = this.lately[age], all = this.whole[age], x = this.x(age) + 0.14 * wide;
-      ctx.fillStyle = color(age > this.bound ? "clay" : "water", 0.85);
+      ctx.fillStyle = color(now && now.masked === now.tokens ? "clay" : "water", 0.85); // the bound may have changed since
       if (now) ctx.fillRect(x, this.y(now.share), 0.72 * wide, this.y(0) - this.y(now.share));
       ctx.fillStyle = color("ink");
       if (all) ctx.fillRect(x - 0.06 * wide, this.y(all.share) - 1, 0.84 * wide, 2);

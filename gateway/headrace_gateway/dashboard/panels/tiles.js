@@ -18,13 +18,18 @@ export class Tiles {
     this.box.replaceChildren(...[
       validation(evaluations),
       ["Train reward", two(last?.reward_mean), "", last && last.reward_mean !== null ? `std ${two(last.reward_std)} in step ${last.step}` : "mean of a step"],
-      ["Oldest trained token", steps.length ? `${ledger.largest_age}` : "–", ` of ${bound}`, ledger.masked_tokens ? `${count(ledger.masked_tokens)} older tokens masked` : "none had to be masked"],
+      ["Oldest trained token", steps.length ? `${ledger.largest_age}` : "–", ` of ${ledger.largest_age_bound ?? bound}`, lowered(ledger, bound) ?? (ledger.masked_tokens ? `${count(ledger.masked_tokens)} older tokens masked` : "none had to be masked")],
       ["Effective sample size", last ? `${Math.round(100 * last.effective_sample_size)}` : "–", " %", last ? `of step ${last.step}'s tokens` : "of a step's tokens"],
       generation(ledger, rate),
       pause(measured.updates),
     ].map(([label, value, unit, note]) =>
       h("div", { class: "card tile" }, h("div", { class: "label" }, label), h("div", { class: "value" }, value, h("small", {}, unit)), h("div", { class: "note" }, note))));
   }
+}
+
+// The bound may have changed since: an age is held against the bound of its own step.
+function lowered({ largest_age_bound: then }, bound) {
+  return (then ?? bound) === bound ? null : `the bound of its step; ${bound} now`;
 }
 
 function validation(evaluations) {
