@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDS_COMPILER := $(shell grep '^pycosat==' requirements/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium setup-dev demo real test lint format bench evidence chaos simulate clean
+.PHONY: help setup chromium promtool setup-dev demo real test lint format bench evidence chaos simulate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,7 +42,18 @@ chromium:
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium chromium-driver > /dev/null; \
 	else echo "setup-dev: the browser tests need Chromium: sudo apt-get install chromium chromium-driver"; fi
 
-setup-dev: $(VENV)/.dev chromium ## the same with what tests, linters and `make real` need
+# Debian's promtool, by which the tests try the alerts. Taken out of its package: to install that starts a Prometheus.
+promtool: $(VENV)/.runtime
+	@if [ -x $(BIN)/promtool ] || command -v promtool > /dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "setup-dev: promtool, for the tests of the alerts"; \
+		set -e; rm -rf $(VENV)/promtool; mkdir $(VENV)/promtool; cd $(VENV)/promtool; \
+		apt-get update -qq; apt-get download -qq -o APT::Sandbox::User=root prometheus; \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool; \
+		mv usr/bin/promtool ../bin/promtool; cd ../..; rm -rf $(VENV)/promtool; \
+	else echo "setup-dev: the tests of the alerts need promtool: sudo apt-get install prometheus"; fi
+
+setup-dev: $(VENV)/.dev chromium promtool ## the same with what tests, linters and `make real` need
 
 demo: setup ## watch an RL job run through the whole system: about five minutes
 	$(BIN)/python examples/adder/demo.py
