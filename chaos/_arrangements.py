@@ -1,7 +1,7 @@
 """How the service is started, and what its operator does when a part that he started has ended.
 
     Embedded   headrace serve, with a Redis and a Ray of its own: they end and begin with it
-    Cluster    redis-server · a Ray head with one core · a Ray node with two · headrace serve, as four programs
+    Cluster    valkey-server · a Ray head with one core · a Ray node with two · headrace serve, as four programs
 
 `tend` is the operator, or the system's service manager in his place: it starts again what ended, and nothing else.
 Neither kills or stops anything; the kinds of processes that a campaign may strike are in `kinds`.

@@ -1,6 +1,6 @@
 """The service's own processes, found by walking down from those that were started here, never by name over the machine.
 
-    headrace serve ─┬─► redis-server                           redis
+    headrace serve ─┬─► valkey-server                          redis
                     └─► raylet (or under `ray start`)          node
                           ├─► ray::JobController               controller
                           └─► ray::WorkerActor                 learner, rank, rollout: whose pid the job's events name;
@@ -60,7 +60,7 @@ def kind_of(process: psutil.Process, ready: dict[int, str]) -> str | None:
     title = described(process)
     if "ray::WorkerActor" in title:
         return ready.get(process.pid, "starting").split("-")[0]
-    if title.split(" ")[0].endswith("redis-server"):
+    if title.split(" ")[0].endswith(("redis-server", "valkey-server")):
         return "redis"
     if title.split(" ")[0].endswith("/raylet"):
         return "node"

@@ -67,7 +67,7 @@ def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def kill_redis_and_await_another(server: psutil.Process, url: str) -> None:
-    (redis,) = [p for p in server.children() if p.name() == "redis-server"]
+    (redis,) = [p for p in server.children() if p.name() == "valkey-server"]
     redis.kill()
     deadline = time.monotonic() + START_SECONDS
     while (answer := httpx.get(f"{url}/v1/files", timeout=30)).status_code == 503:
