@@ -20,10 +20,14 @@ from ray._private import auto_init_hook, ray_constants, worker
 from headrace_core.errors import Unavailable
 from headrace_core.logs import get_logger
 
+from . import ray_token
 from .placement import NAMESPACE
 from .short_folders import HeldFolder
 
 _LOOPBACK = "127.0.0.1"
+_SESSION = "ray"
+"""Ray makes its temporary folder, and what is in it, writable by every user of the machine; so it gets one within ours,
+which nobody else may enter."""
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Ray's own shared memory: Headrace sends only small messages through Ray."""
 _START_ATTEMPTS = 3
@@ -107,6 +111,7 @@ class RayConnection:
         # On Linux, Ray replaces a loopback address by the machine's outward one, and listens on all interfaces. This is
         # the switch by which it does not on other systems (https://github.com/ray-project/ray/issues/18730).
         ray_constants.ENABLE_RAY_CLUSTER = False
+        ray_token.keep_private()
         self._folder = HeldFolder("ray")
         for attempt in range(1, _START_ATTEMPTS + 1):
             try:
@@ -118,7 +123,7 @@ class RayConnection:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="error",
-                    _temp_dir=str(self._folder.path),
+                    _temp_dir=str(self._folder.path / _SESSION),
                     _node_ip_address=_LOOPBACK,
                 )
                 return

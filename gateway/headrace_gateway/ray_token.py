@@ -1,0 +1,54 @@
+"""The token without which the embedded Ray speaks to nobody: made here, because Ray writes it readable by every user of
+the machine.
+
+Ray asks for a token by default (`RAY_AUTH_MODE`), and takes it from `RAY_AUTH_TOKEN`, the file `RAY_AUTH_TOKEN_PATH`,
+or `~/.ray/auth_token`. The file that it would make is made before it can, for its user alone; one that is there already
+is closed to others.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from headrace_core.errors import Unavailable
+
+_BYTES = 32
+
+
+def keep_private() -> None:
+    """See to it that the token is there, and that only this user can read it. Raises `Unavailable`."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
+        return
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    try:
+        path = Path.home() / ".ray" / "auth_token" if named is None else Path(named)
+        if path.exists():
+            _close_to_others(path)
+        elif named is None:
+            _make(path)
+    except (OSError, RuntimeError) as error:  # a user without a home folder is a RuntimeError
+        raise Unavailable(
+            f"the token of the embedded Ray cannot be kept private ({error}): set HOME to a folder that this user "
+            "owns, or RAY_AUTH_TOKEN_PATH to a file that holds a token"
+        ) from error
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    written = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(_BYTES))
+    try:
+        os.link(written, path)  # of two services that begin at once, the first one's counts
+    except FileExistsError:
+        _close_to_others(path)
+    finally:
+        written.unlink()
+
+
+def _close_to_others(path: Path) -> None:
+    found = path.stat()
+    if found.st_mode & 0o077 and found.st_uid == os.getuid():
+        path.chmod(0o600)

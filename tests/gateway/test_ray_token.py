@@ -1,0 +1,60 @@
+"""The token of the embedded Ray is its user's alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headrace_core.errors import Unavailable
+from headrace_gateway import ray_token
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_it_is_made_for_this_user_alone_and_stays(home: Path) -> None:
+    ray_token.keep_private()
+    token = home / ".ray" / "auth_token"
+    made = token.read_text()
+    assert (mode(token), mode(token.parent), len(made)) == (0o600, 0o700, 64)
+    ray_token.keep_private()
+    assert token.read_text() == made
+    assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
+
+
+def test_one_that_others_can_read_is_closed_to_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = home / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("of before")
+    token.chmod(0o644)
+    ray_token.keep_private()
+    assert (mode(token), token.read_text()) == (0o600, "of before")
+    own = home / "own"
+    own.write_text("mine")
+    own.chmod(0o664)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(own))
+    ray_token.keep_private()
+    assert (mode(own), own.read_text()) == (0o600, "mine")
+
+
+@pytest.mark.parametrize(("name", "value"), [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "abc")])
+def test_none_is_made_where_none_is_read(home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    ray_token.keep_private()
+    assert not (home / ".ray").exists()
+
+
+def test_a_home_where_none_can_be_made_is_an_error_that_says_what_to_set(home: Path) -> None:
+    (home / ".ray").write_text("a file")
+    with pytest.raises(Unavailable, match="RAY_AUTH_TOKEN_PATH"):
+        ray_token.keep_private()
