@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 from redis.asyncio import Redis
@@ -108,6 +108,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 _FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "paused_by", "pace", "at_rest")
 _OUTCOMES: dict[type, str] = {PausedBy: "paused_by", JobError: "error", str: "fine_tuned_model"}
+_STATUSES: dict[bytes, Status] = {status.encode(): status for status in get_args(Status)}
 _LIVE = b"live:"
 """Fields of the job's hash that hold a changed setting (lua/change.lua)."""
 _WHOLE = 1_000_000
@@ -168,6 +169,14 @@ def model_name(job: Job, step: int | None = None) -> str:
 def new_id(prefix: str) -> str:
     """`prefix` and 24 characters that no other id has."""
     return prefix + uuid.uuid4().hex[:24]
+
+
+class Standing(NamedTuple):
+    """Of a job, what says whether there is something to do for it."""
+
+    id: str
+    status: Status
+    at_rest: bool
 
 
 class JobStore:
@@ -233,6 +242,20 @@ class JobStore:
             except Damaged as error:
                 broken[job_id] = error
         return whole, broken
+
+    async def standings(self) -> list[Standing]:
+        """Of every job that can be read, oldest first, in two round trips that do not read the jobs themselves."""
+        ids = [i.decode(errors="replace") for i in await answer(self._redis.zrange(keys.JOBS, 0, -1))]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hmget(JobKeys(job_id).job, ["status", "at_rest"])
+            found = await pipe.execute(raise_on_error=False)
+        standings = []
+        for job_id, raw in zip(ids, found, strict=True):
+            status = None if isinstance(raw, ResponseError) else _STATUSES.get(raw[0])
+            if status is not None:  # else the record is damaged: `sound_and_damaged` names it
+                standings.append(Standing(job_id, status, raw[1] == b"true"))
+        return standings
 
     async def move(self, job_id: str, to: Status, outcome: PausedBy | JobError | str | None = None) -> None:
         """Change the status, and with it why the job pauses by itself, why it failed, or the name of its trained model.

@@ -87,6 +87,7 @@ def create_app(
             gateway.hub.close()
             await cancel(background)
             await exports.close()
+            await runs.close()
             await redis.aclose()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, generate_unique_id_function=document.operation_id)

@@ -1,14 +1,19 @@
-"""The gateway's side of the controllers: one named, detached Ray actor for each job that is not at rest.
+"""The gateway's side of the controllers: one named, detached Ray actor for each job that runs, ends, or is near its
+place in the queue (`queue_window`).
 
-    reconcile, every five seconds:  jobs in Redis ─┬─ not at rest, no actor ────────► start
-                                                   ├─ not at rest, no beat yet ─────► tell it again to run
-                                    actors in Ray ─┴─ no beat in several looks ─────► kill
+    reconcile, every five      jobs in Redis ─┬─ runs or ends, no actor ─────► start
+    seconds, and soon after                   ├─ queued, near its place ─────► start
+    a submission, a resume                    ├─ not at rest, no beat yet ───► tell it again to run
+    or a cancel                               └─ never began, and is ────────► note that it is at rest: nothing of it
+                                                 paused or cancelled           exists that a controller would end
+                               actors in Ray ─── no beat in several looks ───► kill
 
 After a restart of the gateway, and after the death of a controller, what should run and does not is started; one whose
 gateway died before it had told it to run is told; one that is stopped or hangs is replaced. Every call of Ray has a
 limit.
 
-Invariant: what one job's controller raises does not keep another job's from being started.
+Invariants: what one job's controller raises does not keep another job's from being started; the jobs that wait without
+a controller have no part in anything, so that any gateway may start theirs, or note their end.
 """
 
 from __future__ import annotations
@@ -19,20 +24,25 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import ray
+from pydantic import ValidationError
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from headrace_core.errors import HeadraceError, Unavailable
-from headrace_core.jobs import Job, JobStore
+from headrace_core.concurrency import cancel
+from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, Unavailable
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.jobs import Job, JobStore, Standing
+from headrace_core.ledger import Ledger
 from headrace_core.logs import get_logger
 from headrace_core.mending import Mending
 from headrace_core.settings import Settings
 
 from .controller import JobController
 from .controller_beats import ControllerBeats
-from .placement import NAMESPACE
+from .placement import NAMESPACE, Plan, alive_nodes, plan
+from .queue_window import QueueWindow
 from .supervisor import STOP_SECONDS
 
 SUBMITTED_SECONDS = 60.0
@@ -40,7 +50,11 @@ SUBMITTED_SECONDS = 60.0
 PING_SECONDS = 5.0
 RAY_SECONDS = 30.0
 MISSED_LOOKS = 3
+LOOK_SECONDS = 0.5
+MOST_LOOKED_AT = 200
+"""Of the queue, in one look: more are not placed within one."""
 PREFIX = "controller-"
+log = get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -48,7 +62,8 @@ class Controllers(Protocol):
     """What the gateway asks for."""
 
     async def ensure(self, job: Job) -> None:
-        """Start the job's controller unless it runs; does not wait for the job."""
+        """See to it that the job is run when there is room, or comes to the end that its status says; waits for
+        nothing."""
         ...
 
     async def cancel(self, job_id: str) -> None:
@@ -60,11 +75,16 @@ class Controllers(Protocol):
         ...
 
     async def reconcile(self) -> None:
-        """Every job that is not at rest has a controller: one under way, and one that has not yet ended as it is to."""
+        """Every job that runs, or has not yet ended as it is to, has a controller, and of those that are queued the
+        ones near their place."""
         ...
 
     async def suspend(self) -> None:
         """Stop every controller and its workers; their jobs stay as they are."""
+        ...
+
+    async def close(self) -> None:
+        """Start nothing more; what runs goes on."""
         ...
 
 
@@ -79,14 +99,43 @@ class RayControllers:
         self._beats = ControllerBeats(redis, settings)
         self._missed: dict[str, int] = {}
         """Looks in a row in which a controller had no beat."""
+        self._one_at_a_time = asyncio.Lock()
+        self._asked: set[str] = set()
+        """Jobs of which no look has heard yet."""
+        self._looking: asyncio.Task[None] | None = None
 
     async def ensure(self, job: Job) -> None:
         """See `Controllers`."""
-        await self._start(job.id)
+        self._look_soon(job.id)
 
     async def cancel(self, job_id: str) -> None:
         """See `Controllers`. A controller that runs sees the status by itself; a dead one is replaced."""
-        await self._start(job_id)
+        self._look_soon(job_id)
+
+    def _look_soon(self, job_id: str) -> None:
+        """Many requests are one look: it is not made more often than every `LOOK_SECONDS`."""
+        self._asked.add(job_id)
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_while_asked(), name="start controllers")
+
+    async def _look_while_asked(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked, set()
+            try:
+                await self._start_due()
+            except (HeadraceError, RedisError) as error:
+                log.warning("could not start controllers; the next look tries again", error=str(error))
+                if isinstance(error, Unavailable):
+                    await self._tell_not_yet(asked, error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _tell_not_yet(self, asked: set[str], error: Unavailable) -> None:
+        try:
+            for job_id in asked:
+                if (await self._jobs.get(job_id)).status == "queued":
+                    await self._jobs.tell(job_id, f"Cannot start yet: {error.message}", level="warn")
+        except (HeadraceError, RedisError) as fault:
+            log.warning("jobs could not be told", error=str(fault))
 
     async def ping(self) -> None:
         """See `Controllers`."""
@@ -96,34 +145,84 @@ class RayControllers:
 
     async def reconcile(self) -> None:
         """See `Controllers`. Raises the last error of any job, after it has seen to all."""
-        there = await _living()
-        at_work = set(there) - set(await self._beats.starting(there))
         failed: Exception | None = None
-        for job in await self._jobs.all():
-            if not job.at_rest and job.id not in at_work:
-                try:
-                    if await self._is_queued(job):
-                        await self._start(job.id)
-                except (HeadraceError, RedisError) as error:
-                    failed = error
-        for job_id in await self._hanging(there):
+        try:
+            await self._start_due()
+        except (HeadraceError, RedisError) as error:
+            failed = error
+        for job_id in await self._hanging(await _living()):
             await self._replace(job_id)
         if failed is not None:
             raise failed
 
-    async def _is_queued(self, job: Job) -> bool:
-        """Whether it was handed over by the gateway that stored it; where that died in between, now."""
-        if job.status != "validating_files":
-            return True
-        if time.time() - job.created_at < SUBMITTED_SECONDS:
-            return False
-        await self._jobs.move(job.id, "queued")
-        await self._jobs.tell(job.id, "Queued: the gateway that had taken it in died before it could", level="warn")
-        return True
+    async def _start_due(self) -> None:
+        """Start what should run and does not. Raises as `reconcile` does."""
+        async with self._one_at_a_time:
+            there = await _living()
+            at_work = set(there) - set(await self._beats.starting(there))
+            standings = [standing for standing in await self._jobs.standings() if not standing.at_rest]
+            failed: Exception | None = None
+            for standing in standings:
+                try:
+                    if standing.status == "validating_files":
+                        await self._take_over(standing.id)
+                    elif standing.status != "queued" and standing.id not in at_work:
+                        await self._end_or_start(standing, standing.id in there)
+                except (HeadraceError, RedisError) as error:
+                    failed = error
+            for job_id in await self._near_their_place([s.id for s in standings if s.status == "queued"]):
+                if job_id not in at_work:
+                    await self._start(job_id)
+            if failed is not None:
+                raise failed
+
+    async def _take_over(self, job_id: str) -> None:
+        """Queue a job whose gateway died after it had stored it."""
+        if time.time() - (await self._jobs.get(job_id)).created_at >= SUBMITTED_SECONDS:
+            await self._jobs.move(job_id, "queued")
+            await self._jobs.tell(job_id, "Queued: the gateway that had taken it in died before it could", level="warn")
+
+    async def _end_or_start(self, standing: Standing, has_controller: bool) -> None:
+        """Of a job that is not queued, and has no controller at work."""
+        never_began = standing.status in ("paused", "cancelled") and not has_controller
+        if not (never_began and await self._nothing_exists_of(standing.id)):
+            await self._start(standing.id)
+            return
+        if standing.status == "cancelled":
+            await Ledger(self._redis, standing.id).close("cancelled")
+        if await self._jobs.rest(standing.id, standing.status) and standing.status == "paused":
+            await self._jobs.tell(standing.id, "paused before it began; resume queues it again")
+
+    async def _nothing_exists_of(self, job_id: str) -> bool:
+        """Whether none of the job's workers was ever started, and so no group, weight or file of it exists."""
+        return not await self._jobs.workers(job_id) and (await Ledger(self._redis, job_id).account()).admitted == 0
+
+    async def _near_their_place(self, queued: Sequence[str]) -> list[str]:
+        """Of the queued jobs, oldest first, those that are to have a controller."""
+        if not queued:
+            return []
+        nodes, free = await _ask(alive_nodes), await _ask(ray.available_resources)
+        window, near = QueueWindow(free), list[str]()
+        for job_id in queued[:MOST_LOOKED_AT]:
+            try:
+                job = await self._jobs.get(job_id)
+            except Damaged:  # named wherever jobs are listed
+                continue
+            if window.takes(_plan(job, nodes)):
+                near.append(job_id)
+            if window.full:
+                break
+        return near
 
     async def suspend(self) -> None:
         """See `Controllers`."""
+        await self.close()
         await asyncio.gather(*(_suspend(job_id) for job_id in await _living()))
+
+    async def close(self) -> None:
+        """See `Controllers`."""
+        if self._looking is not None:
+            await cancel([self._looking])
 
     async def _hanging(self, there: Sequence[str]) -> list[str]:
         """Controllers that had no beat in several looks: one of them may have fallen just between two beats, or before
@@ -170,6 +269,14 @@ class RayControllers:
 
 def _name(job_id: str) -> str:
     return PREFIX + job_id
+
+
+def _plan(job: Job, nodes: Sequence[dict[str, float]]) -> Plan | None:
+    """What the job would reserve; None where no node takes it as they are."""
+    try:
+        return plan(Hyperparameters.model_validate(job.hyperparameters), nodes)
+    except (InvalidRequest, ValidationError):  # its controller says so
+        return None
 
 
 async def _ask(call: Callable[..., T], *arguments: Any, seconds: float = RAY_SECONDS) -> T:

@@ -21,7 +21,6 @@ from headrace_core.ledger import Ledger, Queues
 from headrace_core.redis import answer
 from headrace_core.settings import Settings
 
-_UNDER_WAY = ("queued", "running")
 LOOK_SECONDS = 2.0
 GROUPS_PART = 0.5
 """Of what is free for them, encoded groups may take so much."""
@@ -58,7 +57,7 @@ class MemoryShare:
         bound = self._bound or int(memory["maxmemory"])
         if not bound:
             return 0
-        under_way = [job.id for job in await self._jobs.all() if job.status in _UNDER_WAY]
+        under_way = {job.id for job in await self._jobs.standings() if job.status == "running"} | {self._job_id}
         groups = sum([(await Ledger(self._redis, job_id).queues()).bytes for job_id in under_way])
         free = bound - (int(memory["used_memory"]) - groups)
         return max(1, int(free * GROUPS_PART) // max(1, len(under_way)))

@@ -83,9 +83,15 @@ class Plan:
         """Of the process in `bundle`: one for each of its cores."""
         return int(self.bundles[bundle]["CPU"])
 
+    @property
+    def total(self) -> dict[str, float]:
+        """All bundles together, by resource."""
+        names = {name for bundle in self.bundles for name in bundle}
+        return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in names}
+
     def __str__(self) -> str:
-        total = {name: sum(b.get(name, 0.0) for b in self.bundles) for name in ("CPU", "GPU")}
-        return ", ".join(f"{amount:g} {name}" for name, amount in total.items() if amount)
+        total = self.total
+        return ", ".join(f"{total[name]:g} {name}" for name in ("CPU", "GPU") if total.get(name))
 
 
 def alive_nodes() -> list[dict[str, float]]:

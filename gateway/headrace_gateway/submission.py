@@ -59,10 +59,7 @@ async def _hand_over(gateway: Gateway, job: Job, remarked: Sequence[Remark]) -> 
     await gateway.jobs.move(job.id, "queued")
     await gateway.jobs.tell(job.id, "Queued")
     queued = await gateway.jobs.get(job.id)
-    try:
-        await gateway.controllers.ensure(queued)
-    except Unavailable as error:
-        await gateway.jobs.tell(job.id, f"Cannot start yet: {error.message}", level="warn")
+    await gateway.controllers.ensure(queued)
     return queued
 
 

@@ -44,8 +44,6 @@ class Controllers:
     away: bool = False
 
     async def ensure(self, job: Job) -> None:
-        if self.away:
-            raise Unavailable("Ray does not answer: it is away")
         self.ensured.append(job.id)
 
     async def cancel(self, job_id: str) -> None:
@@ -60,6 +58,9 @@ class Controllers:
 
     async def suspend(self) -> None:
         self.ensured.clear()
+
+    async def close(self) -> None:
+        """It starts nothing."""
 
 
 @dataclass

@@ -147,13 +147,6 @@ async def test_every_default_is_filled_in(client: AsyncOpenAI, served: Served, t
     assert settings["learning_rate"] == pytest.approx(1e-5)
 
 
-async def test_a_job_is_kept_while_ray_is_away(client: AsyncOpenAI, served: Served, training_file: str) -> None:
-    served.controllers.away = True
-    job = await client.fine_tuning.jobs.create(**body(training_file))
-    told = [event for _, event in await served.jobs.events(job.id)]
-    assert (job.status, told[-1].level) == ("queued", "warn")
-
-
 async def test_the_shipped_example_is_accepted(client: AsyncOpenAI, served: Served) -> None:
     head = b"".join((ADDER / "train.jsonl").read_bytes().splitlines(keepends=True)[:50])
     grader = {"type": "function", "name": "correct", "function": f"{ADDER}/reward.py:correct"}

@@ -86,7 +86,7 @@ class Exports:
         if job.status in ENDED:
             cursor = read_cursor(self.folder(job.id, target))
             return cursor.number > 0 and not cursor.complete
-        return job.status in ("queued", "running")
+        return job.status == "running"
 
     async def _export(self, key: _Key, options: dict[str, Any]) -> None:
         job_id, target = key

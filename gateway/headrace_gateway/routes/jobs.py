@@ -71,7 +71,9 @@ async def pause(here: Here, request: Request, job_id: str) -> Response:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
     if await _asked(here, request, job_id, "paused"):
         await here.jobs.tell(job_id, "pausing")
-    return shown(await here.jobs.get(job_id))
+    job = await here.jobs.get(job_id)
+    await here.controllers.ensure(job)
+    return shown(job)
 
 
 @router.post("/{job_id}/resume", response_model=JobObject)
