@@ -23,6 +23,12 @@ class RewardRules(msgspec.Struct, frozen=True, kw_only=True):
     """User code is refused where the machine offers less than this."""
     hidden: tuple[str, ...] = ()
     """Folders that user code sees nothing of, though its file lies beside them: the service's data."""
+    folders: tuple[str, ...] | None = None
+    """In which the file of a `function` must lie, at any depth; `None`: anywhere."""
+    processes: int = 64
+    """Processes for user code that one grader, with those it holds, may ask for."""
+    most_workers: int = 64
+    """Of those that one part asks for, no more are started: a check without completions takes one."""
     hosts: tuple[str, ...] = ()
     """`host` or `host:port` that HTTP rewards may be asked at; none by default."""
     judge_url: str | None = None

@@ -128,6 +128,16 @@ class Settings(BaseSettings):
     reward_sandbox: SandboxLevel = Field(
         "limits", description="Reward code of users is refused where the machine holds it less well than this."
     )
+    reward_folders: tuple[str, ...] | None = Field(
+        None,
+        description="Folders (a JSON list) in which files of reward functions must lie; unset: anywhere where no API "
+        "keys are asked for, nowhere else.",
+    )
+    reward_processes: int = Field(
+        64,
+        gt=0,
+        description="Processes for reward code that one grader may ask for on a machine, all its parts together.",
+    )
     reward_hosts: tuple[str, ...] = Field(
         (), description="Hosts (host or host:port, a JSON list) that HTTP rewards may be asked at."
     )
@@ -169,6 +179,8 @@ class Settings(BaseSettings):
         return RewardRules(
             sandbox=self.reward_sandbox,
             hidden=(str(self.data_dir.absolute()),),
+            folders=() if self.reward_folders is None and self.keys_required else self.reward_folders,
+            processes=self.reward_processes,
             hosts=self.reward_hosts,
             judge_url=self.judge_url,
             judge_key=None if self.judge_key is None else self.judge_key.get_secret_value(),

@@ -6,7 +6,8 @@ ask ─► `python -m headrace_rewards check` ─► Verdict      a process a qu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -87,15 +88,9 @@ async def ask(
     return verdict
 
 
-async def checked_grader(grader: dict[str, Any], rules: RewardRules) -> dict[str, Any]:
-    """The grader of a job, complete. Raises `InvalidRequest` for one that cannot work."""
-    verdict = await ask(grader, rules, param=PARAM)
-    assert verdict.grader is not None  # of a grader that can be used
-    return verdict.grader
-
-
 class Trials:
-    """Graders that users try: so many at a time, the others wait within their limit."""
+    """Graders that users try, and those of jobs that they submit: so many at a time, the others wait within their
+    limit."""
 
     def __init__(self, rules: RewardRules) -> None:
         self._rules = rules
@@ -103,6 +98,18 @@ class Trials:
 
     async def verdict(self, grader: Any, samples: Sequence[dict[str, Any]] = ()) -> Verdict:
         """Raises `InvalidRequest` for a grader that cannot work, `TimedOut` where no place came free in time."""
+        async with self._place():
+            return await ask(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS)
+
+    async def checked(self, grader: dict[str, Any]) -> dict[str, Any]:
+        """The grader of a job, complete. Raises as `verdict` does."""
+        async with self._place():
+            verdict = await ask(grader, self._rules, param=PARAM)
+        assert verdict.grader is not None  # of a grader that can be used
+        return verdict.grader
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(_TRIAL_SECONDS):
                 await self._places.acquire()
@@ -110,6 +117,6 @@ class Trials:
             busy = f"{_TRIALS_AT_ONCE} graders are being tried, and none ended within {_TRIAL_SECONDS:.0f} s"
             raise TimedOut(busy) from error
         try:
-            return await ask(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS)
+            yield
         finally:
             self._places.release()

@@ -18,7 +18,6 @@ from headrace_core.logs import get_logger
 
 from .context import Gateway
 from .files import StoredFile
-from .graders import checked_grader
 from .model_support import check_trainable
 from .models import Model
 from .prompt_process import PromptChecks
@@ -37,7 +36,7 @@ async def submit(gateway: Gateway, job_id: str, body: CreateJob, forked_from: Fo
     that is stored is answered as such, whatever fails then."""
     async with TaskFiles(gateway.files, gateway.settings.data_dir, gateway.settings.reward_rules) as tasks:
         job, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
-        grader = await checked_grader(job.grader, gateway.settings.reward_rules)
+        grader = await gateway.trials.checked(job.grader)
         job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
         await gateway.jobs.create(job)
     try:

@@ -26,7 +26,7 @@ import msgspec
 from headrace_core.errors import HeadraceError, InvalidRequest
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.protocol import Failure, Outcome, Reward, Sample
-from headrace_rewards.registry import Builder, validate
+from headrace_rewards.registry import Builder, require_processes, validate
 from headrace_rewards.specs import GraderSpec
 
 
@@ -127,7 +127,9 @@ async def _checked(request: Request) -> Report:
     except RecursionError:
         raise InvalidRequest("graders are nested too deep", param="grader") from None
     report = Report(True, None, spec.model_dump())
-    reward = _Watching(request.rules, report.parts).build(spec)
+    require_processes(spec, request.rules)
+    rules = request.rules if request.samples else msgspec.structs.replace(request.rules, most_workers=1)
+    reward = _Watching(rules, report.parts).build(spec)
     await reward.start()
     try:
         for group in groups:

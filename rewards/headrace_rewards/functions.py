@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules, SandboxLevel
 from headrace_rewards.binding import Form
 from headrace_rewards.sandbox.limits import Limits
@@ -23,6 +24,20 @@ def _locate(reference: str) -> str:
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
     return f"{file}:{name}"
+
+
+def _require_allowed(path: str, rules: RewardRules) -> None:
+    """A link leads where it leads: what counts is where the file really lies."""
+    if rules.folders is None:
+        return
+    real = Path(path).resolve()
+    if not any(real.is_relative_to(Path(folder).resolve()) for folder in rules.folders):
+        listed = ", ".join(rules.folders) or "none"
+        raise InvalidRequest(
+            "functions are taken from files in the folders that the operator lists (HEADRACE_REWARD_FOLDERS: "
+            f"{listed}); send the function's text as a grader of type 'python' instead, or ask the operator",
+            param="grader.function",
+        )
 
 
 class FunctionSpec(GraderSpec):
@@ -49,6 +64,8 @@ class FunctionReward(HostedReward):
         limits: Limits | None = None,
         level: SandboxLevel | None = None,
     ) -> None:
+        """Raises `InvalidRequest` where the operator allows no function of that file."""
         path, _, name = spec.function.rpartition(":")
+        _require_allowed(path, rules or RewardRules())
         code = Code(path, name, spec.form, spec.timeout, param="grader.function")
         super().__init__(code, spec.workers, rules or RewardRules(), limits or Limits(), level)

@@ -85,6 +85,10 @@ GRADERS: dict[str, Grader] = {
 }
 
 
+_IN_PROCESSES = ("python", "function", "registered", "math_verify", "reasoning_gym", "verifiers")
+"""Types whose `workers` are processes."""
+
+
 def validate(grader: Any) -> GraderSpec:
     """The parsed description; raises `InvalidRequest` that names the field. Executes nothing of the user's.
 
@@ -104,7 +108,28 @@ def validate(grader: Any) -> GraderSpec:
 
 def build(grader: Any, rules: RewardRules | None = None) -> Reward:
     """A reward that is not started yet; raises `InvalidRequest` as `validate` does."""
-    return Builder(rules or RewardRules()).build(validate(grader))
+    spec, rules = validate(grader), rules or RewardRules()
+    require_processes(spec, rules)
+    return Builder(rules).build(spec)
+
+
+def require_processes(spec: GraderSpec, rules: RewardRules) -> None:
+    """Raises `InvalidRequest` where a grader, with those it holds, asks for more processes than the operator allows."""
+    asked = 0
+    open_values: list[Any] = [spec.model_dump()]
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, dict):
+            asked += value.get("workers", 0) if value.get("type") in _IN_PROCESSES else 0
+            open_values += value.values()
+        elif isinstance(value, list):
+            open_values += value
+    if asked > rules.processes:
+        raise InvalidRequest(
+            f"its parts ask for {asked} processes together; the operator allows "
+            f"{rules.processes} (HEADRACE_REWARD_PROCESSES)",
+            param="grader",
+        )
 
 
 def _invalid(errors: ValidationError) -> InvalidRequest:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.reward_rules import RewardRules
+from headrace_core.settings import Settings
 from headrace_rewards.registry import GRADERS, build, validate
 
 CHECK = {"type": "string_check", "name": "n", "input": "{{ item.a }}", "reference": "b", "operation": "eq"}
@@ -49,3 +51,38 @@ def test_a_valid_description_has_absolute_paths(tmp_path: Path, monkeypatch: pyt
 def test_every_type_is_named_by_its_own_spec() -> None:
     for name, grader in GRADERS.items():
         assert grader.spec.model_json_schema()["properties"]["type"]["const"] == name
+
+
+def test_a_function_is_taken_from_the_operators_folders_alone(tmp_path: Path) -> None:
+    for folder in ("listed", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "r.py").write_text("def grade(completion): return 1")
+    (tmp_path / "listed" / "link.py").symlink_to(tmp_path / "other" / "r.py")
+
+    def described(path: str) -> dict[str, Any]:
+        function = {"type": "function", "name": "f", "function": f"{tmp_path / path}:grade"}
+        return {"type": "multi", "name": "n", "graders": {"f": function}, "calculate_output": "f"}
+
+    rules = RewardRules(folders=(str(tmp_path / "listed"),))
+    build(described("listed/r.py"), rules)
+    build(described("other/r.py"))
+    for path in ("other/r.py", "listed/link.py", "listed/../other/r.py"):
+        with pytest.raises(InvalidRequest, match="HEADRACE_REWARD_FOLDERS") as refused:
+            build(described(path), rules)
+        assert refused.value.param == "grader.function"
+
+
+def test_without_a_list_functions_are_taken_where_no_keys_are_asked_for() -> None:
+    assert Settings().reward_rules.folders is None
+    assert Settings(require_keys="on").reward_rules.folders == ()
+    assert Settings(require_keys="on", reward_folders=("/a",)).reward_rules.folders == ("/a",)
+    assert Settings(reward_folders=("/a",)).reward_rules.folders == ("/a",)
+
+
+def test_the_parts_of_a_grader_share_what_processes_there_may_be() -> None:
+    part = {"type": "math_verify", "name": "m", "workers": 20}
+    graders = {f"m{number}": {**part, "name": f"m{number}"} for number in range(4)}
+    whole = {"type": "multi", "name": "all", "graders": graders, "calculate_output": "m0 + m1 + m2 + m3"}
+    with pytest.raises(InvalidRequest, match=r"80 processes .* allows 64"):
+        build(whole)
+    build(whole, RewardRules(processes=80))
