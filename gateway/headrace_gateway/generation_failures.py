@@ -30,7 +30,11 @@ async def check_generation(jobs: JobStore, job_id: str, account: Account, settin
     ended = failed + sum(account.states[state] for state in QUEUED_ONCE)
     if ended < max(2 * settings.batch_size, LEAST_GROUPS) or failed <= settings.max_generation_failures * ended:
         return
-    told = [event for _, event in await jobs.events(job_id) if event.data is not None and "row" in event.data]
+    told = [
+        event
+        for _, event in await jobs.events(job_id)
+        if event.data is not None and {"row", "group"} <= event.data.keys()
+    ]
     rows = [event.data for event in told[:SHOWN_ROWS]]
     shown = "".join(f"\n\n{event.message}" for event in told[:SHOWN_ROWS])
     raise GenerationFailing(

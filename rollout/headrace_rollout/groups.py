@@ -52,6 +52,11 @@ class GroupMaker:
         self._greedy = SamplingConfig(settings.max_tokens, temperature=0.0)
         self._wants_greedy = ALGORITHMS[settings.algorithm].wants_greedy
 
+    @property
+    def tightest(self) -> tuple[int, Prompt] | None:
+        """See `Measurer`."""
+        return self._measurer.tightest
+
     def prompt(self, lease: Lease) -> Prompt:
         """Of the leased group."""
         return self._prompts[self._order.row(lease.group_id)]

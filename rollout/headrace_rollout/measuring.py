@@ -81,9 +81,13 @@ class Measurer:
         self._engine = engine
         self._settings = settings
         self._slot_freed = slot_freed
+        self.tightest: tuple[int, Prompt] | None = None
+        """(tokens of its longest completion, row) of the row whose reference answer leaves the least of `max_tokens`;
+        None where all leave it whole."""
         if self._references is not None:
             for prompt in prompts:
                 self._check_reference(self._references, prompt, tokenizer.vocabulary)
+            self.tightest = self._tightest(prompts)
 
     async def complete(self, prompt: Prompt, configs: Sequence[SamplingConfig]) -> list[Traced]:
         """Completions of one prompt, one a config, generated and measured side by side."""
@@ -132,6 +136,12 @@ class Measurer:
             return config.max_tokens
         opening, answer = self._references.alone(prompt.data)
         return min(config.max_tokens, self._settings.max_context - len(prompt.token_ids) - len(opening) - len(answer))
+
+    def _tightest(self, prompts: Sequence[Prompt]) -> tuple[int, Prompt] | None:
+        whole = SamplingConfig(self._settings.max_tokens)
+        rooms = [(self._room(prompt, whole), prompt) for prompt in prompts]
+        least = min(rooms, key=lambda found: found[0], default=None)
+        return None if least is None or least[0] == whole.max_tokens else least
 
     def _check_reference(self, references: ReferenceAnswers, prompt: Prompt, vocabulary: int | None) -> None:
         """Raises `InvalidData`."""

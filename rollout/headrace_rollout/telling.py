@@ -16,6 +16,7 @@ from .prompts import Prompt
 from .reward_watch import WatchedReward
 from .scoring import by_kind, failure_data
 
+FIRST_WORKER = "rollout-0"
 TOLD_ROWS = 5
 """Rows that cannot be served told by one worker; all are counted."""
 
@@ -45,6 +46,16 @@ class Telling:
         if failures:
             message = f"reward failed in the evaluation of version {version}: {by_kind(failures)}, of {samples}"
             await self._warn(message, failure_data(failures[0]))
+
+    async def tightest_row(self, tightest: tuple[int, Prompt] | None, max_tokens: int) -> None:
+        """Whose reference answer leaves the least room; told by the first worker, as all have the same rows."""
+        if tightest is not None and self._worker == FIRST_WORKER:
+            room, prompt = tightest
+            await self._warn(
+                f"the reference answer of line {prompt.data.line} leaves {room} tokens for a completion, less than "
+                f"max_tokens ({max_tokens}): raise max_context, or shorten the row",
+                {"row": prompt.row, "line": prompt.data.line, "tokens": room},
+            )
 
     async def refused_row(self, group: int, prompt: Prompt, error: RequestRefused, before: int) -> None:
         """The engine cannot serve a row of the training file; `before`: how many of them this worker met by then."""

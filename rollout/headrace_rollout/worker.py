@@ -153,6 +153,7 @@ class RolloutWorker:
             at_once=self._settings.max_running,
         )
         await asyncio.gather(self._engine.start(), self._reward.start())  # last: the rows may be refused
+        await self._telling.tightest_row(self._maker.tightest, self._settings.max_tokens)
         await self._live.refresh()
         while not await self._catch_up():
             pass  # a few times in a row, then it raises

@@ -250,6 +250,23 @@ async def test_rows_that_the_engine_refuses_are_named_and_do_not_follow_as_fast_
     assert await asyncio.wait_for(run, 30) == "closed"
 
 
+async def test_a_reference_answer_that_shortens_completions_is_told_with_its_row(
+    start: Start, jobs: JobStore, tmp_path: Path
+) -> None:
+    lines = [{"messages": [{"role": "user", "content": "1 + 2 ="}], "answer": answer} for answer in ("3", "1 + " * 40)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    grader = {"type": "verifree", "name": "likelihood"}
+    worker = await start(grader=grader, training_file=str(file))
+    await start("rollout-1", grader=grader, training_file=str(file))
+    (told,) = [event for _, event in await jobs.events(JOB) if "reference answer" in event.message]
+    assert worker._maker.tightest is not None
+    room = worker._maker.tightest[0]
+    assert 1 <= room < SETTINGS.max_tokens
+    assert told.message.startswith(f"the reference answer of line 2 leaves {room} tokens for a completion, less than ")
+    assert told.data == {"row": 1, "line": 2, "tokens": room}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
