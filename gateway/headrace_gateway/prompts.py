@@ -30,6 +30,7 @@ from tokenizers import Tokenizer
 
 from headrace_core.data import Row, check_prompt, check_prompt_bytes
 from headrace_core.errors import Damaged, InvalidData, InvalidRequest
+from headrace_core.prompt_ids import before_going_on
 
 from .model_folder import RESTORE, json_of, text_of
 
@@ -106,6 +107,7 @@ class PromptCounter:
         source = _template_source(model, settings)
         self._template = None if source is None else _compiled(model, source)
         self._special = _special_tokens(model, settings)
+        self._begins = self._tokenizer.token_to_id(self._special.get("bos_token", ""))
 
     def sizes(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[PromptSize]:
         """One after the other, in order. Raises `PromptRefused` where the template does."""
@@ -114,7 +116,12 @@ class PromptCounter:
             some = conversations[first : first + ENCODED_AT_ONCE]
             texts = [self.text(messages, index) for index, messages in enumerate(some, start=first)]
             for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=with_special):
-                yield PromptSize(len(encoded.ids), max(encoded.ids, default=-1))
+                ids = (
+                    before_going_on(encoded.ids, encoded.special_tokens_mask, self._begins)
+                    if with_special
+                    else encoded.ids
+                )
+                yield PromptSize(len(ids), max(ids, default=-1))
 
     def text(self, messages: Sequence[Mapping[str, Any]], index: int = 0) -> str:
         """A conversation as the model reads it. Raises `PromptRefused`, which carries `index`."""

@@ -61,7 +61,7 @@ class Sample:
     """One completion to be scored, with the row of data that asked for it."""
 
     output_text: str
-    """The completion, decoded, without special tokens."""
+    """The completion as it was written, special tokens too, but for those that end a text or fill it up."""
     item: dict[str, Any] = field(default_factory=dict)
     """The row: see `headrace_core.data.Row`."""
     messages: list[dict[str, Any]] = field(default_factory=list)

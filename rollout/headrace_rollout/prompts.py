@@ -14,6 +14,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from headrace_core.data import Row, check_prompt, check_prompt_bytes, read_rows
 from headrace_core.errors import InvalidData
+from headrace_core.prompt_ids import before_going_on
+
+from .end_of_text import end_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,19 @@ class Tokenizer:
     def __init__(self, model: Path) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
         text_model = AutoConfig.from_pretrained(str(model), local_files_only=True).get_text_config()
+        self.end_tokens = end_tokens(model, self._tokenizer)
+        """Ids that end a completion, for every engine."""
+        self._unwritten = {*self.end_tokens, self._tokenizer.pad_token_id}
         self.vocabulary: int | None = getattr(text_model, "vocab_size", None)
         """How many token ids the model's embeddings know, as far as its config.json says."""
 
     def prompt(self, messages: Sequence[dict[str, Any]]) -> npt.NDArray[np.int32]:
-        """[P] token ids. A base model without a chat template sees the contents, one after the other."""
+        """[P] token ids. A base model without a chat template sees the contents, one after the other, after what its
+        tokenizer begins a text with; what it would end one with is left out."""
         if self._tokenizer.chat_template is None:
-            ids = self._tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
+            text = "\n".join(m["content"] for m in messages)
+            encoded = self._tokenizer(text, return_special_tokens_mask=True)
+            ids = before_going_on(encoded["input_ids"], encoded["special_tokens_mask"], self._tokenizer.bos_token_id)
         else:
             ids = self._tokenizer.apply_chat_template(
                 list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
@@ -47,8 +56,9 @@ class Tokenizer:
         return np.asarray(ids, dtype=np.int32)
 
     def text(self, token_ids: npt.NDArray[np.int32]) -> str:
-        """What the tokens say, special tokens left out."""
-        return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
+        """What the tokens say but for those that end a text or fill it up: also other special ones, `<think>` say."""
+        written = [token for token in token_ids.tolist() if token not in self._unwritten]
+        return str(self._tokenizer.decode(written, clean_up_tokenization_spaces=False))
 
     def exact_text(self, token_ids: npt.NDArray[np.int32]) -> str:
         """What the tokens say, special tokens and all; half a character is U+FFFD."""

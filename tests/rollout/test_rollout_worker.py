@@ -79,6 +79,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         grader: dict[str, Any] | None = None,
         update_timeout: float = 240.0,
         start_timeout: float = 60.0,
+        model: Path = ADDER / "model",
         ready: bool = True,
         training_file: str = str(ADDER / "train.jsonl"),
         lease_seconds: float = 60.0,
@@ -89,7 +90,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
             worker=name,
             redis_url=redis_server.url,
             weights_root=str(tmp_path / "weights"),
-            model_path=str(ADDER / "model"),
+            model_path=str(model),
             training_file=training_file,
             validation_file=str(ADDER / "validation.jsonl"),
             output_dir=str(tmp_path),
@@ -389,10 +390,14 @@ LONG = {"eval_samples": 60, "max_running": 6}
 async def test_an_evaluation_measures_one_version_whatever_is_published_meanwhile(
     engine: str, start: Start, ledger: Ledger, jobs: JobStore, tmp_path: Path
 ) -> None:
+    """Of a model whose tokenizer alone knows the end of a text, which every engine stops at all the same."""
     if engine == "vllm":
         import_vllm()
-    worker, store = await start(engine=engine, start_timeout=240.0, **LONG), WeightStore(tmp_path / "weights", JOB)
+    model = tokenizer_alone_ends(tmp_path / "model")
+    worker = await start(engine=engine, start_timeout=240.0, model=model, **LONG)
+    store = WeightStore(tmp_path / "weights", JOB)
     alone = await worker.evaluate(0)
+    assert alone.completion_length < 0.6 * SETTINGS.max_tokens
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
     evaluations = [asyncio.create_task(worker.evaluate(0)) for _ in range(2)]
@@ -480,6 +485,14 @@ async def test_an_evaluation_waits_for_the_update_that_is_being_applied(
 async def evaluated(worker: RolloutWorker, completions: int) -> bool:
     progress = worker._evaluator.progress
     return progress is not None and completions <= progress[1] < LONG["eval_samples"]
+
+
+def tokenizer_alone_ends(model: Path) -> Path:
+    """The shipped model; its config.json and generation_config.json name another token."""
+    shutil.copytree(ADDER / "model", model)
+    for file in (model / "config.json", model / "generation_config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 300}))
+    return model
 
 
 def other_model(folder: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from headrace_core.errors import WeightsDamaged
+from headrace_rollout.end_of_text import end_tokens
 from headrace_rollout.engines.base import EngineConfig, EngineFailure
 from headrace_rollout.engines.sampling import tempered
 from headrace_rollout.engines.slot_cache import (
@@ -65,7 +66,7 @@ class PolicyModel:
         if self.model.config._attn_implementation == "sdpa":
             self.model.set_attn_implementation(GROUPED_ATTENTION)
         self.vocab_size = int(self.model.get_input_embeddings().num_embeddings)
-        self.stop_ids = _stop_ids(self.model)
+        self.stop_ids = end_tokens(config.model)
         self._parameters = _tensors(self.model)
         self.cache = self._slot_cache(config)
 
@@ -205,14 +206,6 @@ def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | str:
     if config.dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     return torch.float32 if config.dtype == "float32" else torch.bfloat16
-
-
-def _stop_ids(model: Any) -> tuple[int, ...]:
-    """End-of-sequence tokens by the generation settings and the model's own; each is a number, a list or None."""
-    found: set[int] = set()
-    for ids in (model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id):
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    return tuple(sorted(found))
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:

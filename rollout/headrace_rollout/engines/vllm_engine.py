@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace_core.errors import TimedOut, WeightsDamaged
+from headrace_rollout.end_of_text import end_tokens
 from headrace_rollout.engines import vllm_start
 from headrace_rollout.engines.base import (
     EngineConfig,
@@ -91,8 +92,8 @@ class VllmEngine:
 
     async def start(self) -> None:
         try:
-            self._stop_tokens = vllm_start.end_tokens(self._config.model)
             self._vocabulary = vllm_start.model_settings(self._config.model)["vocab_size"]
+            self._stop_tokens = end_tokens(self._config.model)
             self._process = await VllmProcess.start(self._config)
             if vllm_start.in_slot(self._config):
                 self._slot = slot_request(self._config.model)

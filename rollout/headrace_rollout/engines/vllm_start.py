@@ -113,28 +113,11 @@ def context_length(config: EngineConfig) -> int:
     return config.max_model_len + 1 if longest is None or config.max_model_len < longest else config.max_model_len
 
 
-def end_tokens(model: Path) -> tuple[int, ...]:
-    """The model's end-of-sequence tokens, from its generation_config.json or else its config.json."""
-    for settings in (_read_json(model / "generation_config.json"), model_settings(model)):
-        match settings.get("eos_token_id"):
-            case int(token):
-                return (token,)
-            case list(tokens):
-                return tuple(tokens)
-    return ()
-
-
 def model_settings(model: Path) -> dict[str, Any]:
     """config.json of the model folder; raises FileNotFoundError where there is none."""
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{model} is no model folder: it has no config.json")
-    return _read_json(model / "config.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    settings: dict[str, Any] = json.loads(path.read_text())
+    settings: dict[str, Any] = json.loads((model / "config.json").read_text())
     return settings
 
 
