@@ -158,12 +158,17 @@ def precision(device: torch.device) -> torch.autocast:
 
 
 def load_model(kind: Any, folder: Path, gradient_checkpointing: bool) -> Any:
-    """A model of the library's class `kind`, float32, without dropout; typed loosely, the library has no types."""
+    """A model of the library's class `kind`, float32, without dropout; typed loosely, the library has no types.
+
+    From safetensors alone, and with the library's own attention: a config.json may name one that is code of a hub.
+    """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for part in (config, config.get_text_config()):  # the latter in configurations of several models
         for name in [name for name, value in vars(part).items() if "drop" in name and isinstance(value, float)]:
             setattr(part, name, 0.0)
-    model = kind.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True)
+        part._attn_implementation = None
+    given = {"config": config, "dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+    model = kind.from_pretrained(folder, **given)
     model.to(training_device()).eval()
     if gradient_checkpointing:
         # The library recomputes in training mode alone; without dropout the mode changes nothing else.

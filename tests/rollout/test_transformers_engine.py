@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,11 +14,15 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import VOCABULARY, save, tiny_model
+from transformers import AutoModelForCausalLM
 
 from headrace_core.errors import TimedOut, WeightsDamaged
+from headrace_learner.model import load_model
 from headrace_rollout.engines.base import EngineConfig, EngineFailure, RequestRefused, SamplingConfig
 from headrace_rollout.engines.decode_thread import WeightUpdate
 from headrace_rollout.engines.decoder import Decoder
+from headrace_rollout.engines.policy_model import PolicyModel
+from headrace_rollout.engines.slot_cache import GROUPED_ATTENTION
 from headrace_rollout.engines.transformers_engine import TransformersEngine
 
 PROMPT = np.array([3, 4, 5], np.int32)
@@ -187,3 +192,29 @@ async def test_a_start_has_a_time_limit(folder: Path) -> None:
     with pytest.raises(EngineFailure, match="was not loaded within 0 s"):
         await engine.start()
     await engine.close()
+
+
+@pytest.mark.parametrize("attention", ["nobody/kernel", "flash_attention_2"])
+async def test_the_attention_that_a_config_names_is_not_loaded(tmp_path: Path, attention: str) -> None:
+    """It may be code of a hub, or of a library that is not there."""
+    folder = save(tiny_model(seed=11), tmp_path / "model")
+    change_config(folder, _attn_implementation=attention)
+    plain = PolicyModel(EngineConfig(folder, max_model_len=64, max_running=2)).model.config._attn_implementation
+    assert plain == GROUPED_ATTENTION
+    assert load_model(AutoModelForCausalLM, folder, False).config._attn_implementation == "sdpa"
+
+
+async def test_weights_that_are_a_pickle_are_not_loaded(tmp_path: Path) -> None:
+    model = tiny_model(seed=11)
+    folder = save(model, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        PolicyModel(EngineConfig(folder, max_model_len=64, max_running=2))
+    with pytest.raises(OSError, match="safetensors"):
+        load_model(AutoModelForCausalLM, folder, False)
+
+
+def change_config(folder: Path, **settings: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))

@@ -34,7 +34,7 @@ from headrace_rollout.engines.slot_cache import (
     SlotCache,
     register_grouped_attention,
 )
-from headrace_rollout.engines.weight_files import BaseModel
+from headrace_rollout.engines.weight_files import BaseModel, own_config
 
 Tokens = npt.NDArray[np.int32]
 StagedWeights = list[tuple[torch.Tensor, torch.Tensor]]
@@ -55,7 +55,11 @@ class PolicyModel:
         with _LOADING:
             # Typed loosely: the library has no types.
             self.model: Any = AutoModelForCausalLM.from_pretrained(
-                config.model, dtype=_dtype(config, self.device), local_files_only=True
+                config.model,
+                config=own_config(config.model),
+                dtype=_dtype(config, self.device),
+                local_files_only=True,
+                use_safetensors=True,
             )
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and config.max_model_len > positions:

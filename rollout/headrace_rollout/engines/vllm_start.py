@@ -21,6 +21,7 @@ from torch import nn
 
 from headrace_rollout.engines.base import EngineConfig
 from headrace_rollout.engines.vllm_guard import Guard
+from headrace_rollout.engines.weight_files import own_config
 
 CPU_BLOCK_TOKENS = 32
 """Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
@@ -40,6 +41,7 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         # Token ids in, token ids out: the gateway owns the tokenizer.
         "skip_tokenizer_init": True,
         "max_model_len": context_length(config),
+        "load_format": "safetensors",
         "max_num_seqs": config.max_running,
         "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
         "seed": config.seed,
@@ -85,10 +87,10 @@ def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
 
 def _linear_layers(folder: Path) -> list[str]:
     """The last parts of the names of all linear layers but the head: what the learner adapts, by the same rule."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        model = AutoModelForCausalLM.from_config(own_config(folder))
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     return sorted({name.rpartition(".")[2] for name in linear})

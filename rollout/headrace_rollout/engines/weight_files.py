@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
 
 from headrace_core.errors import WeightsDamaged
 
@@ -27,6 +28,15 @@ CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
 """Before each name of an adapter's tensors: PEFT's own wrappers."""
 _CHANGE_THE_FORMULA = ("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save")
+
+
+def own_config(folder: Path) -> Any:
+    """The configuration of a model folder, with transformers' own attention: its config.json may name one that is code
+    of a hub."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    for part in (config, config.get_text_config()):
+        part._attn_implementation = None
+    return config
 
 
 class BaseModel:
