@@ -138,6 +138,7 @@ async def test_what_does_not_fit_the_context_is_refused(server: ChatServer) -> N
 async def test_megabytes_are_refused_before_they_are_tokenised(
     server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await read_all(server, asked(max_tokens=1))  # it is loaded
     monkeypatch.delattr(server._tokenizer, "_tokenizer")  # what would tokenise is not there
     with pytest.raises(InvalidRequest, match=rf"3900000 bytes, more than the context of {CONTEXT} tokens") as too_long:
         await server.begin(asked("What is 1 + 1? " * 260_000))
