@@ -31,7 +31,8 @@ _NO_MEASURES = SimpleNamespace(
     ages={}, loss=0.0, entropy=0.0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0, extra={}
 )
 _NO_FIGURES: dict[str, Any] = {
-    **dict.fromkeys(("loss", "grad_norm", "learning_rate", "batch_seconds", "train_seconds"), 0.0),
+    **dict.fromkeys(("loss", "learning_rate", "batch_seconds", "train_seconds"), 0.0),
+    "grad_norm": 1.0,  # every step teaches: a job whose steps do not is paused
     "measured": _NO_MEASURES,
 }
 
