@@ -6,6 +6,8 @@ import time
 
 from redis.asyncio import Redis
 
+from headrace_core.keys import JobKeys
+
 from .chromium import PHONE, Browser
 from .conftest import Site
 from .seeds import Seeded
@@ -47,6 +49,19 @@ def test_each_job_shows_how_far_how_well_and_how_old(site: Site, browser: Browse
     assert browser.js(f"return {ROW}.querySelector('[role=progressbar]').getAttribute('aria-valuenow')") == "38"
     browser.until_says("the learner ran out of memory")
     browser.screenshot("list-light")
+
+
+def test_the_oldest_token_is_shown_beside_the_bound_of_its_own_step(site: Site, browser: Browser) -> None:
+    """The bound was lowered from 8 to 4 while the job ran: "6 of 4" is nothing that ever happened."""
+    site.redis(seed)
+    books = {"largest_age": 6, "largest_age_bound": 8}
+    site.redis(lambda redis: redis.hset(JobKeys(RUNNING.id).ledger, mapping=books))  # type: ignore[arg-type]
+    browser.open(site.url)
+    browser.until(f"{ROW}?.innerText.includes('6 of 8')")
+    assert browser.js(f"return {ROW}.querySelector('.spark.age .bound') === null"), "no one line is every step's bound"
+    browser.open(f"{site.url}/jobs/{RUNNING.id}")
+    browser.until_says("the bound of its step; 4 now")
+    assert "6 of 8" in browser.text()
 
 
 def test_progress_moves(site: Site, browser: Browser) -> None:
