@@ -344,6 +344,32 @@ async def test_an_answer_nested_beyond_reading_fails_its_sample_alone(start: Sta
     assert kinds(await reward.score(samples("good", "bad", "good"))) == [1.0, "bad_output", 1.0]
 
 
+async def test_a_forged_failure_is_not_longer_than_a_true_one(start: Start) -> None:
+    reward = await start(
+        """
+        import gc, json
+        def grade(completion):
+            from headrace_rewards.sandbox.host import Host
+            channel = next(thing for thing in gc.get_objects() if isinstance(thing, Host))._channel
+            failure = {"type": "failure", "kind": "exception", "message": "x" * 400_000, "traceback": "y" * 400_000}
+            body = json.dumps({"type": "result", "index": 0, "outcomes": [failure]}).encode()
+            channel._socket.sendall(len(body).to_bytes(4, "big") + body)
+        """
+    )
+    [outcome] = await reward.score(samples("a"))
+    assert 1_000 <= len(failure(outcome).message) < 10_000
+    assert 1_000 <= len(failure(outcome).traceback) <= 10_000
+
+
+async def test_a_row_that_is_nested_beyond_writing_fails_alone(start: Start) -> None:
+    reward = await start("def grade(completion): return 1")
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    outcomes = await reward.score([*samples("a"), Sample("b", {"deep": deep}), *samples("c")])
+    assert kinds(outcomes) == [1.0, "bad_input", 1.0]
+
+
 async def test_a_scratch_folder_of_any_depth_is_removed(start: Start, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from headrace_core.errors import TimedOut
-from headrace_rewards.protocol import FailureKind
+from headrace_rewards.protocol import Failure, FailureKind, Outcome
 from headrace_rewards.sandbox import wire
 from headrace_rewards.sandbox.removal import remove
 
@@ -175,6 +175,7 @@ class HostProcess:
             if len(reply.outcomes) != units[reply.index].samples:
                 raise await self._dead("bad_output", _OFF_TOPIC)
             open_units.remove(reply.index)
+            reply = wire.Result(reply.index, [_shortened(outcome) for outcome in reply.outcomes])
             self._output.reset()
             self._unit_begins()
             yield reply
@@ -264,6 +265,13 @@ class HostProcess:
         if state.si_code == os.CLD_EXITED:
             return f"exited with status {state.si_status}"
         return f"was killed by {signal.Signals(state.si_status).name}"
+
+
+def _shortened(outcome: Outcome) -> Outcome:
+    """A host writes no longer texts; what a user's code forged in its place may be as long as a frame."""
+    if not isinstance(outcome, Failure):
+        return outcome
+    return Failure(outcome.kind, outcome.message[:_TAIL_BYTES], outcome.traceback[-_TAIL_LINES * _LINE_CHARACTERS :])
 
 
 def environment(scratch: Path) -> dict[str, str]:

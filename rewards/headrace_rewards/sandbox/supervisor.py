@@ -133,7 +133,7 @@ def _encode(index: int, samples: Sequence[Sample]) -> wire.Encoded | Failure:
     seen = [replace(sample, measured=None) for sample in samples]
     try:
         return wire.Encoded(msgspec.Raw(wire.encode(wire.Unit(index, seen))), len(samples))
-    except (TypeError, ValueError, OverflowError) as fault:  # half a surrogate pair, say
+    except (TypeError, ValueError, OverflowError, RecursionError) as fault:  # half a surrogate pair, say, or deep lists
         return Failure("bad_input", f"the row cannot be written as JSON: {fault}")
 
 
