@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {
     "n_steps": STEPS,
     "learning_rate": 1.5e-4,
     "max_tokens": 64,
+    "max_mismatch": 1e9,  # no engine sampled these groups
 }
 
 

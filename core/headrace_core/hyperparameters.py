@@ -107,6 +107,11 @@ class Hyperparameters(BaseModel):
     )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of a later token's reward.")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="λ of generalised advantage estimation, with a critic.")
+    truncation: Literal["bootstrap", "end"] = Field(
+        "bootstrap",
+        description="With a critic, where max_tokens cut a completion off: the critic's value of what would come next "
+        "is added to its return (bootstrap), or nothing is (end).",
+    )
     value_clip: float = Field(0.2, gt=0, description="Largest change of a value that still lowers the critic's loss.")
     critic_learning_rate: float | None = Field(
         None, gt=0, le=1, description="Peak learning rate of the critic; that of the policy by default."
@@ -155,6 +160,13 @@ class Hyperparameters(BaseModel):
     update_mode: Literal["keep_kv", "recompute", "drain"] = Field(
         "keep_kv",
         description="Requests in flight at a weight update keep their cache, have it recomputed, or finish first.",
+    )
+
+    max_mismatch: float = Field(
+        0.01,
+        gt=0,
+        description="Divergence in nats a token between what engine and learner say of the same tokens at the same "
+        "weights, above which the job fails.",
     )
 
     # generation

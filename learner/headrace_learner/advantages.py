@@ -54,6 +54,13 @@ class Earned:
     gae_lambda: float = 1.0
     clip: float | None = None
     """A reward's difference to its baseline is clamped to ± this; None leaves it alone."""
+    earlier_K: Column | None = None
+    """Of each trajectory, in order: penalties of its tokens before the first that contributes; None: of none.
+
+    Penalties of other tokens that do not contribute are with those of the last one before them that does.
+    """
+    after_K: Column | None = None
+    """Of each trajectory, the critic's value of what would have come after its last token; None: nothing would."""
 
     def clamped(self, differences: Column) -> Column:
         """The same, within ± `clip`."""
@@ -121,16 +128,17 @@ def reinforce_pp(earned: Earned) -> Advantages:
 def gae(earned: Earned) -> Advantages:
     """Generalised advantage estimation (arXiv 1506.02438), normalised over the batch, minus penalties to go.
 
-    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, V = 0 after the last token, return_t = A_t + V_t. The reward
-    comes with the last token; the critic learns rewards alone, and penalties have their mean for a baseline. Raises
-    ValueError without values.
+    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return_t = A_t + V_t. After the last token V is 0, but of a
+    completion that was cut off the critic's value of going on (arXiv 1712.00378). The reward comes with the last token;
+    the critic learns rewards alone, and penalties have their mean for a baseline. Raises ValueError without values.
     """
     if earned.values_N is None:
         raise ValueError("generalised advantage estimation needs a critic's values")
     rewards_N, values_N = _final_rewards(earned), earned.values_N
     found = np.zeros_like(rewards_N)
-    for trajectory in _all(earned):
-        after, following = 0.0, 0.0
+    after_K = np.zeros(len(_all(earned))) if earned.after_K is None else earned.after_K
+    for trajectory, following in zip(_all(earned), after_K.tolist(), strict=True):
+        after = 0.0
         for t in reversed(range(trajectory.tokens.start, trajectory.tokens.stop)):
             delta = rewards_N[t] + earned.gamma * following - values_N[t]
             found[t] = after = delta + earned.gamma * earned.gae_lambda * after
@@ -151,11 +159,15 @@ def _of_completions(
 ) -> Advantages:
     """One advantage a completion, for all of its tokens, from the group's rewards and its sums of penalties."""
     found = np.zeros_like(earned.penalties_N)
+    earlier_K = np.zeros(len(_all(earned))) if earned.earlier_K is None else earned.earlier_K
+    first = 0
     for group in earned.groups:
         if not group:
             continue
         rewards = np.array([t.reward for t in group])
         penalties = np.array([earned.penalties_N[t.tokens].sum() for t in group])
+        penalties += earlier_K[first : first + len(group)]
+        first += len(group)
         advantages = earned.clamped(of_rewards(rewards)) - of_penalties(penalties)
         for trajectory, advantage in zip(group, advantages, strict=True):
             found[trajectory.tokens] = advantage

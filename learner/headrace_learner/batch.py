@@ -68,6 +68,8 @@ class Table:
     """int64: number of the sequence, for ratios of sequences: a completion's tokens are one, its answer's another."""
     answer_N: Tensor
     """Bool: an answer token."""
+    fresh_N: Tensor
+    """Bool: of a completion that the policy being updated sampled whole."""
     scales_N: Tensor
     """The token's share in its minibatch's mean, times its loss weight: the loss is Σ scale·ℓ."""
 
@@ -90,6 +92,27 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class ChargedTokens:
+    """The M sampled tokens of a step that do not contribute, and are charged for the divergence all the same."""
+
+    part: MiniBatch
+    behaviour_M: Tensor
+    after: npt.NDArray[np.int64]
+    """[M] the place among the step's completion tokens of the last one before it in its completion; -1 for none."""
+    trajectory: npt.NDArray[np.int64]
+    """[M] which trajectory it belongs to, counted over all groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """The E completions of a step that max_tokens cut off: the states after their last tokens."""
+
+    part: MiniBatch
+    trajectory: npt.NDArray[np.int64]
+    """[E] which trajectory each ends, counted over all groups."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepBatch:
     """One step's work."""
 
@@ -97,12 +120,23 @@ class StepBatch:
     samples: tuple[tuple[Sample, ...], ...]
     """By group, the completions with a reward."""
     minibatches: tuple[MiniBatch, ...]
+    charged: ChargedTokens | None
     counts: AgeCount
 
     @property
     def trajectories(self) -> tuple[tuple[Trajectory, ...], ...]:
         """By group: what advantages are made of. Their slices are of the completion tokens alone."""
         return tuple(tuple(s.trajectory for s in of_group) for of_group in self.samples)
+
+
+def cut_off(batch: StepBatch, settings: Hyperparameters) -> CutOff:
+    """For a critic that says what would have come. Completions without a contributing token need no value."""
+    samples = [s for of_group in batch.samples for s in of_group]
+    numbers = [i for i, s in enumerate(samples) if s.cut_off and s.trajectory.length]
+    ends = [samples[number].end(row) for row, number in enumerate(numbers)]
+    chunks = _within_budget(ends, settings.token_budget)
+    part = MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), slice(0, len(ends)))
+    return CutOff(part, np.array(numbers, np.int64))
 
 
 def lay_out(groups: Sequence[Group], version: int, settings: Hyperparameters) -> StepBatch:
@@ -114,6 +148,7 @@ def lay_out(groups: Sequence[Group], version: int, settings: Hyperparameters) ->
         table=_table(parts, settings),
         samples=tuple(map(tuple, samples)),
         minibatches=tuple(_minibatches(parts, settings.token_budget)),
+        charged=_charged([s for part in parts for s in part], settings),
         counts=counts,
     )
 
@@ -129,6 +164,7 @@ def _table(parts: list[list[Sample]], settings: Hyperparameters) -> Table:
         ages_N=_column([s.ages for s in samples], np.int64),
         sequences_N=torch.from_numpy(numbers),
         answer_N=torch.from_numpy(answer),
+        fresh_N=_column([np.full(s.tokens, s.fresh) for s in samples], np.bool_),
         scales_N=_column(scales, np.float32),
     )
 
@@ -163,6 +199,29 @@ def _minibatches(parts: list[list[Sample]], token_budget: int) -> list[MiniBatch
         found.append(MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), tokens))
         first = tokens.stop
     return found
+
+
+def _charged(samples: list[Sample], settings: Hyperparameters) -> ChargedTokens | None:
+    """None where there are none, or where the reward is not charged for the divergence."""
+    sizes = [len(s.charged_at) for s in samples]
+    if not sum(sizes) or not settings.kl_coefficient or settings.kl_in == "loss":
+        return None
+    ends = np.cumsum(sizes).tolist()
+    found = [s.charged(slice(e - n, e)) for s, n, e in zip(samples, sizes, ends, strict=True) if n]
+    chunks = _within_budget(found, settings.token_budget)
+    return ChargedTokens(
+        part=MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), slice(0, ends[-1])),
+        behaviour_M=_column([s.behaviour for s in found], np.float32),
+        after=np.concatenate([_last_before(s) for s in samples]),
+        trajectory=np.repeat(np.arange(len(samples)), sizes),
+    )
+
+
+def _last_before(sample: Sample) -> npt.NDArray[np.int64]:
+    """[k] of each charged token, the place of the last contributing completion token before it; -1 for none."""
+    own = sample.targets_at[~sample.answer]
+    number = np.searchsorted(own, sample.charged_at) - 1
+    return np.where(number < 0, -1, sample.trajectory.tokens.start + number)
 
 
 def _within_budget(samples: list[Sample], token_budget: int) -> list[list[Sample]]:

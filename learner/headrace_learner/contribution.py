@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +51,16 @@ class Sample:
     weights: npt.NDArray[np.float32]
     ages: npt.NDArray[np.int32]
     answer: npt.NDArray[np.bool_]
+    charged_at: npt.NDArray[np.int64]
+    """[k] positions in `ids` of tokens that it sampled and that do not contribute: too old, or without weight. The
+    divergence from the base model is charged for them all the same, where it is part of the reward."""
+    charged_behaviour: npt.NDArray[np.float32]
+    fresh: bool
+    """All that it sampled, it sampled by the policy being updated."""
     silent: bool
     """Nothing of it has a gradient."""
+    cut_off: bool = False
+    """Its last token was sampled, and max_tokens ended it there."""
 
     @property
     def tokens(self) -> int:
@@ -63,6 +71,15 @@ class Sample:
     def length(self) -> int:
         """Input positions: everything before the last target."""
         return int(self.targets_at[-1])
+
+    def end(self, row: int) -> Sample:
+        """The same, with what would come after its last token in the place of what contributes."""
+        ids = np.append(self.ids, self.ids[-1:])  # what follows is not known, and is not looked at
+        return replace(self, ids=ids, targets_at=np.array([len(self.ids)]), rows=slice(row, row + 1))
+
+    def charged(self, rows: slice) -> Sample:
+        """The same, with the tokens in `charged_at` in the place of those that contribute; `rows` are of theirs."""
+        return replace(self, targets_at=self.charged_at, behaviour=self.charged_behaviour, rows=rows)
 
 
 @dataclass(slots=True)
@@ -151,6 +168,7 @@ def _sample(
 ) -> Sample:
     completion = group.completions[number]
     behaviour = completion.logprobs[kept]
+    charged = completion.sampled & (completion.roles == Role.COMPLETION) & ~kept
     if not np.isfinite(behaviour).all():
         raise InvalidData(f"group {group.group_id}: a token of the gradient has no finite log-probability")
     return Sample(
@@ -163,5 +181,9 @@ def _sample(
         weights=completion.loss_weights[kept],
         ages=age[kept],
         answer=completion.roles[kept] == Role.REFERENCE,
+        charged_at=np.flatnonzero(charged) + len(group.prompt_ids),
+        charged_behaviour=completion.logprobs[charged],
+        fresh=bool((age[completion.sampled] == 0).all()),
         silent=silent,
+        cut_off=completion.finish_reason == "length" and bool(completion.sampled[-1:].all()),
     )

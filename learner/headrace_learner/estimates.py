@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headrace_core.hyperparameters import Hyperparameters
 
-from .batch import MicroBatch, MiniBatch, StepBatch, Table
+from .advantages import Column
+from .batch import ChargedTokens, MicroBatch, MiniBatch, StepBatch, Table, cut_off
 from .critic import Critic
 from .divergence import kl_estimate
 from .model import Policy
@@ -33,6 +35,10 @@ class Estimates:
     """NaN where the update's own forward pass gives it."""
     reference_N: Tensor | None
     values_N: Tensor | None
+    after_K: Column | None
+    """Of each trajectory, the critic's value of what would have come after it: 0 where max_tokens did not end it."""
+    charged_M: Tensor | None
+    """Penalties of the tokens that do not contribute; None where nothing is charged for them."""
 
     def penalties(self, table: Table, settings: Hyperparameters) -> Tensor:
         """[N] what the divergence from the base model takes from each token's reward: coefficient × estimate.
@@ -42,7 +48,12 @@ class Estimates:
         if self.reference_N is None or settings.kl_in == "loss":
             return torch.zeros_like(table.behaviour_N)
         policy_N = torch.where(self.proximal_N.isnan(), table.behaviour_N, self.proximal_N)
-        return settings.kl_coefficient * kl_estimate(policy_N, self.reference_N, settings.kl_estimator)
+        return penalty(policy_N, self.reference_N, settings)
+
+
+def penalty(policy_N: Tensor, reference_N: Tensor, settings: Hyperparameters) -> Tensor:
+    """[N] the divergence's coefficient times its estimate."""
+    return settings.kl_coefficient * kl_estimate(policy_N, reference_N, settings.kl_estimator)
 
 
 class Estimator:
@@ -66,11 +77,13 @@ class Estimator:
     def __call__(self, batch: StepBatch, table: Table) -> Estimates:
         """`table` is the batch's, on the training device."""
         proximal_N = self._proximal(batch, table)
-        reference, critic = self._reference, self._critic
+        reference, critic, like_N = self._reference, self._critic, table.behaviour_N
         return Estimates(
             proximal_N=proximal_N,
-            reference_N=None if reference is None else self._column(batch.minibatches, table, reference),
-            values_N=None if critic is None else self._column(batch.minibatches, table, critic.values),
+            reference_N=None if reference is None else self._column(batch.minibatches, like_N, reference),
+            values_N=None if critic is None else self._column(batch.minibatches, like_N, critic.values),
+            after_K=None if critic is None else self._after(batch, critic, like_N),
+            charged_M=self._charged(batch.charged, table.behaviour_N.device),
         )
 
     def _proximal(self, batch: StepBatch, table: Table) -> Tensor:
@@ -81,14 +94,34 @@ class Estimator:
             return torch.full_like(table.behaviour_N, torch.nan)
         at_once = s.importance == "second_moment" or (self._reference is not None and s.kl_in == "reward")
         later = batch.minibatches if at_once else batch.minibatches[1:]
-        computed_N = self._column(later, table, lambda micro: self._policy.logprobs(micro, s.temperature))
+        computed_N = self._column(later, table.behaviour_N, self._current)
         for minibatch in batch.minibatches[: len(batch.minibatches) - len(later)]:
             computed_N[minibatch.tokens] = torch.nan
         return computed_N
 
-    def _column(self, minibatches: Sequence[MiniBatch], table: Table, forward: Forward) -> Tensor:
-        """Zero outside `minibatches`."""
-        column_N = torch.zeros_like(table.behaviour_N)
+    def _after(self, batch: StepBatch, critic: Critic, like_N: Tensor) -> Column:
+        after_K = np.zeros(sum(map(len, batch.samples)))
+        if self._settings.truncation == "bootstrap":
+            ends = cut_off(batch, self._settings)
+            values_E = self._column([ends.part], like_N.new_zeros(len(ends.trajectory)), critic.values)
+            after_K[ends.trajectory] = values_E.double().cpu().numpy()
+        return after_K
+
+    def _charged(self, charged: ChargedTokens | None, device: torch.device) -> Tensor | None:
+        """By the same policies as the penalties of tokens that contribute."""
+        if charged is None or self._reference is None:
+            return None
+        behaviour_M = charged.behaviour_M.to(device)
+        recomputed = self._settings.proximal == "recompute"
+        policy_M = self._column([charged.part], behaviour_M, self._current) if recomputed else behaviour_M
+        return penalty(policy_M, self._column([charged.part], behaviour_M, self._reference), self._settings)
+
+    def _current(self, micro: MicroBatch) -> Tensor:
+        return self._policy.logprobs(micro, self._settings.temperature)
+
+    def _column(self, minibatches: Sequence[MiniBatch], like_N: Tensor, forward: Forward) -> Tensor:
+        """[N] of the shape of `like_N`, zero outside `minibatches`."""
+        column_N = torch.zeros_like(like_N)
         for minibatch in minibatches:
             for micro_batch in share(minibatch.micro_batches, self._ranks):
                 micro = micro_batch.to(column_N.device)

@@ -23,6 +23,8 @@ from .ranks import Ranks
 
 _NOTED = "noted"
 """The column that says which rows were computed: groups without a gradient are not."""
+MISMATCH = "mismatch_kl"
+"""In `extra`: KL(engine ‖ learner) at equal weights, nats a token."""
 _OWN_PLACE = ("loss", "proximal", "behaviour", "importance", "clipped")
 """Columns that `Measured` has a field for; the means of all others go to `extra`."""
 
@@ -58,6 +60,10 @@ class StepLog:
                 self._columns[name] = torch.zeros(len(self._table), device=value_N.device)
             self._columns[name][rows_N] = value_N.detach().float()
 
+    def note_unmoved(self, rows_N: Tensor, current_N: Tensor) -> None:
+        """Note log-probabilities by the policy before its first update of the step."""
+        self.note(rows_N, current=current_N, unmoved=torch.ones_like(current_N))
+
     def measure(self, counts: AgeCount) -> Measured:
         """The figures of the whole step, and of each age. An age of which nothing was computed has only its counts."""
         every = {n: self._ranks.sum(c).double().cpu().numpy() for n, c in sorted(self._columns.items())}
@@ -67,10 +73,14 @@ class StepLog:
         answer = self._table.answer_N.cpu().numpy()
         own = noted & ~answer
         self.importance_N = np.where(noted, every.get("importance", np.nan), np.nan)
+        current, unmoved = every.pop("current", empty), every.pop("unmoved", empty) > 0
         columns = {name: column[own] for name, column in every.items()}
         extra = {name: _mean(column) for name, column in columns.items() if name not in _OWN_PLACE}
         if answer.any():
             extra["answer_logprob"] = _mean(every.get("proximal", empty)[noted & answer])
+        if len(unmoved) and (same := unmoved & own & self._table.fresh_N.cpu().numpy()).any():
+            apart = (every["behaviour"] - current)[same]
+            extra[MISMATCH] = _mean(np.expm1(-apart) + apart)
         age = self._table.ages_N.cpu().numpy()[own]
         all_ages = sorted(counts.contributing.keys() | counts.masked.keys())
         ess, clip, kl = _figures(columns, np.ones(len(age), np.bool_))

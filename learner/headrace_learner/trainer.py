@@ -26,7 +26,7 @@ from torch import Tensor
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.trajectory import Group
 
-from .advantages import Earned
+from .advantages import Column, Earned
 from .algorithms import Algorithm
 from .batch import MicroBatch, MiniBatch, StepBatch, Table, lay_out
 from .contribution import AgeCount, Sample
@@ -72,6 +72,8 @@ class _Step:
     returns_N: Tensor | None
     weights: StalenessWeights | None
     """Where they depend on all of the step's tokens together; else each micro-batch makes its own."""
+    first: slice
+    """Rows of the first minibatch, which sees the policy before its first update."""
     log: StepLog
 
 
@@ -148,9 +150,12 @@ class Trainer:
         table = batch.table.to(device)
         estimates = self._estimate(batch, table)
         values_N = estimates.values_N
+        penalties_N, earlier_K = _penalties(batch, table.of_completions(estimates.penalties(table, s)), estimates)
         earned = Earned(
             groups=batch.trajectories,
-            penalties_N=table.of_completions(estimates.penalties(table, s)),
+            penalties_N=penalties_N,
+            earlier_K=earlier_K,
+            after_K=estimates.after_K,
             values_N=None if values_N is None else table.of_completions(values_N),
             gamma=s.gamma,
             gae_lambda=s.gae_lambda,
@@ -163,12 +168,14 @@ class Trainer:
         weights = None
         if s.importance == "second_moment":
             weights = staleness_weights(estimates.proximal_N, table.behaviour_N, table.sequences_N, s, advantages_N)
-        return _Step(table, estimates, advantages_N, returns_N, weights, log)
+        first = next((m.tokens for m in batch.minibatches if m.micro_batches), slice(0, 0))
+        return _Step(table, estimates, advantages_N, returns_N, weights, first, log)
 
     # ── one minibatch ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _update(self, minibatch: MiniBatch, step: _Step, version: int) -> float:
         """One optimizer update of each model; the norm of the policy's gradient, 0 while the critic warms up."""
+        unmoved = minibatch.tokens == step.first
         own = [micro.to(self.policy.device) for micro in share(minibatch.micro_batches, self.ranks)]
         if self.critic is not None:
             critic = self.critic
@@ -176,14 +183,16 @@ class Trainer:
             if version < self._settings.critic_warmup_steps:
                 with torch.no_grad():
                     for micro in own:
-                        self._policy_loss(micro, step)
+                        self._policy_loss(micro, step, unmoved)
                 return 0.0
-        return self.descents["policy"].update(own, lambda micro: self._policy_loss(micro, step))
+        return self.descents["policy"].update(own, lambda micro: self._policy_loss(micro, step, unmoved))
 
-    def _policy_loss(self, micro: MicroBatch, step: _Step) -> Tensor:
-        """The micro-batch's part of the minibatch's loss."""
+    def _policy_loss(self, micro: MicroBatch, step: _Step, unmoved: bool) -> Tensor:
+        """The micro-batch's part of the minibatch's loss; `unmoved`: it is the step's first minibatch."""
         rows_N = micro.table_N
         current_N = self.policy.logprobs(micro, self._settings.temperature)
+        if unmoved:
+            step.log.note_unmoved(rows_N, current_N)
         behaviour_N = step.table.behaviour_N[rows_N]
         proximal_N = self._proximal(current_N.detach(), behaviour_N, rows_N, step)
         sequences_N = step.table.sequences_N[rows_N]
@@ -244,3 +253,15 @@ class Trainer:
         loss_N = clipped_value(values_N, before_N, returns_N, self._settings.value_clip)
         step.log.note(rows_N, value_loss=loss_N, value=values_N)
         return (loss_N * step.table.scales_N[rows_N]).masked_fill(step.table.answer_N[rows_N], 0.0).sum()
+
+
+def _penalties(batch: StepBatch, penalties_N: Column, estimates: Estimates) -> tuple[Column, Column]:
+    """Those of completion tokens, with what tokens after them are charged that do not contribute; and of each
+    trajectory what is charged before its first token that does."""
+    earlier_K = np.zeros(sum(map(len, batch.samples)))
+    if batch.charged is not None and estimates.charged_M is not None:
+        charged_M, after = estimates.charged_M.double().cpu().numpy(), batch.charged.after
+        first = after < 0
+        np.add.at(penalties_N, after[~first], charged_M[~first])
+        np.add.at(earlier_K, batch.charged.trajectory[first], charged_M[first])
+    return penalties_N, earlier_K

@@ -47,6 +47,7 @@ from .algorithms import algorithm
 from .contribution import teaches
 from .lead import Lead
 from .measures import summarise
+from .mismatch import MismatchWatch
 from .model import Policy
 from .orders import Publish, Save, Snapshot, Train, WriteModel
 from .recovery import Recovery
@@ -84,6 +85,7 @@ class LearnerWorker:
         self._lead = Lead(config, self._redis)
         self._room = Room(self._lead, self._redis, self._jobs, config)
         self._retention = Retention(self._jobs, config.job_id, self._output, self._settings.keep_checkpoints)
+        self._mismatch = MismatchWatch(self._jobs, config.job_id, self._settings)
         self._keeper = Keeper(self._redis, config.job_id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -234,6 +236,7 @@ class LearnerWorker:
         self._split.switch("busy")
         self._ahead = True
         result = await self._train(groups)
+        await self._mismatch.look(result.measured.extra, self._version, str(self._trainer.policy.device))
         if self._stopping.is_set() and not await self._pausing():  # a pause keeps the step; its status came first
             raise _Ended("stopped")
         self._split.switch("publish")

@@ -27,6 +27,7 @@ def hyperparameters(**given: object) -> Hyperparameters:
         "learning_rate": 1e-2,
         "max_staleness": 2,
         "max_tokens": 16,
+        "max_mismatch": 1e9,  # no engine sampled these groups
     }
     return Hyperparameters.model_validate(small | given)
 
@@ -62,6 +63,8 @@ def eventful_group(group_id: int) -> Group:
     rewards = [float(reward) for reward in rng.normal(0.5, 1.0, 5)]
     group = random_group(group_id, (0, 2, 3), rewards=[*rewards[:2], None, *rewards[2:4]], greedy=rewards[4])
     group.completions[1].versions[:] = 0
+    for completion in group.completions[::2]:
+        object.__setattr__(completion, "finish_reason", "length")
     for completion in group.completions:
         completion.versions[1] = NO_VERSION
         completion.logprobs[1] = np.nan

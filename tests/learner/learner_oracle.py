@@ -45,7 +45,11 @@ class Sampled:
     ids: list[int]
     reward: float
     greedy: float
+    after: float = 0.0
+    """The critic's value after the last token, of a completion that was cut off."""
     tokens: list[Token] = field(default_factory=list)
+    charged: list[Token] = field(default_factory=list)
+    """Sampled, and in no loss: too old, or of weight 0. Their penalties count."""
     answer: list[Token] = field(default_factory=list)
     """Of the reference answer; their advantage is 1."""
 
@@ -69,7 +73,7 @@ def read(groups: Sequence[Group], version: int, s: Hyperparameters, models: Mode
     """The step, with advantages."""
     step = [_group(group, version, s, models) for group in groups]
     if s.kl_coefficient and s.kl_in == "reward":
-        for token in _tokens(step):
+        for token in [*_tokens(step), *(t for group in step for sampled in group for t in sampled.charged)]:
             policy = token.before if s.proximal == "recompute" else token.behaviour
             token.penalty = s.kl_coefficient * _kl(policy - token.base, s)
     ADVANTAGES[s.algorithm](step, s)
@@ -88,12 +92,17 @@ def _group(group: Group, version: int, s: Hyperparameters, models: Models) -> li
             before = log_softmax(models.policy, sampled, s)
             base = log_softmax(models.base, sampled, s) if s.kl_coefficient else before
             value = values(models.critic, sampled) if models.critic is not None else torch.zeros(len(sampled.ids))
+        if completion.finish_reason == "length" and completion.sampled[-1] and s.truncation == "bootstrap":
+            sampled.after = value[-1].item()
         for i, role in enumerate(completion.roles.tolist()):
             age, place = version - int(completion.versions[i]), len(prompt) + i
-            if role not in PARTS or completion.loss_weights[i] == 0 or age > s.max_staleness:
+            if role not in PARTS:
+                continue
+            silent = completion.loss_weights[i] == 0 or age > s.max_staleness
+            if silent and role == Role.REFERENCE:
                 continue
             at = (place - 1, sampled.ids[place])
-            getattr(sampled, PARTS[role]).append(
+            (sampled.charged if silent else getattr(sampled, PARTS[role])).append(
                 Token(
                     place=place,
                     age=age,
@@ -149,7 +158,7 @@ def _compared(
 ) -> None:
     for group in step:
         rewards = [sampled.reward for sampled in group]
-        penalties = [sum(token.penalty for token in sampled.tokens) for sampled in group]
+        penalties = [sum(token.penalty for token in [*sampled.tokens, *sampled.charged]) for sampled in group]
         for i, sampled in enumerate(group):
             for token in sampled.tokens:
                 token.advantage = _clamp(of_rewards(rewards, i), s) - of_penalties(penalties, i)
@@ -180,7 +189,13 @@ def _rloo(step: Step, s: Hyperparameters) -> None:
 
 
 def _penalty_to_go(sampled: Sampled, t: int, s: Hyperparameters) -> float:
-    return sum(s.gamma**k * later.penalty for k, later in enumerate(sampled.tokens[t:]))
+    """What is charged between two tokens that contribute is discounted as the first of them."""
+    places = [*(token.place for token in sampled.tokens[t:]), len(sampled.ids)]
+    total = 0.0
+    for k, token in enumerate(sampled.tokens[t:]):
+        between = [other.penalty for other in sampled.charged if places[k] < other.place < places[k + 1]]
+        total += s.gamma**k * (token.penalty + sum(between))
+    return total
 
 
 def _remax(step: Step, s: Hyperparameters) -> None:
@@ -208,7 +223,7 @@ def _reinforce_pp(step: Step, s: Hyperparameters) -> None:
 def _ppo(step: Step, s: Hyperparameters) -> None:
     for sampled in (sampled for group in step for sampled in group):
         last = len(sampled.tokens) - 1
-        v = [*(token.value for token in sampled.tokens), 0.0]
+        v = [*(token.value for token in sampled.tokens), sampled.after]
         delta = [(sampled.reward if t == last else 0.0) + s.gamma * v[t + 1] - v[t] for t in range(last + 1)]
         for t, token in enumerate(sampled.tokens):
             token.advantage = sum((s.gamma * s.gae_lambda) ** k * d for k, d in enumerate(delta[t:]))

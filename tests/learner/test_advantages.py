@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, pstdev
 
 import numpy as np
@@ -47,7 +48,14 @@ def earned(
         made.append(trajectories)
     penalties_N = np.zeros(first) if penalties is None else np.array(penalties, np.float64)
     assert len(penalties_N) == first
-    return Earned(made, penalties_N, None if values is None else np.array(values), gamma, gae_lambda, clip)
+    return Earned(
+        groups=made,
+        penalties_N=penalties_N,
+        values_N=None if values is None else np.array(values),
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+        clip=clip,
+    )
 
 
 def normalised(values: Sequence[float] | Column) -> list[float]:
@@ -226,6 +234,14 @@ def test_gae_is_the_double_sum(seed: int, gamma: float, gae_lambda: float) -> No
 def test_with_lambda_1_the_target_is_the_return() -> None:
     found = gae(earned([(1.0, 3), (2.0, 1)], values=[0.3, -0.2, 0.9, 5.0]))
     assert found.returns_N == pytest.approx(np.array([1.0, 1.0, 1.0, 2.0]))
+
+
+def test_gae_goes_on_where_a_completion_was_cut_off() -> None:
+    """δ of the last token of the first is 1 + ½·4 − 0.5, that of the second, which ended, 2 − 1."""
+    given = replace(earned([(1.0, 2), (2.0, 1)], values=[0.5, 0.5, 1.0], gamma=0.5), after_K=np.array([4.0, 0.0]))
+    found = gae(given)
+    assert found.returns_N == pytest.approx(np.array([1.5, 3.0, 2.0]))
+    assert found.advantages_N == pytest.approx(normalised([1.0, 2.5, 1.0]), abs=1e-5)
 
 
 def test_gae_clamps_advantages_and_no_targets() -> None:

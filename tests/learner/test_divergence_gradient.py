@@ -85,6 +85,24 @@ def test_the_coefficient_adds_the_same_whatever_the_rewards(make_trainer: Make, 
     assert_close(*added, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_a_completion_is_charged_for_its_tokens_that_are_too_old(make_trainer: Make, name: str) -> None:
+    """All but its last are; alone among equals, it would have been favoured for being old."""
+    groups = [random_group(i, (5,), rewards=[1.0] * 4) for i in range(2)]
+
+    def of(old: bool) -> list[float]:
+        for group in groups:
+            group.completions[0].versions[:-1] = 0 if old else 5
+        trainer = make_trainer(
+            algorithm=name, batch_size=2, kl_coefficient=1.0, max_staleness=1, learning_rate=1e-12, proximal="recompute"
+        )
+        disturb(trainer.policy.model)
+        result = trainer.step(groups, 5)
+        return [float(result.advantages_N[s.rows][-1]) for samples in result.samples for s in samples]
+
+    assert of(old=True) == pytest.approx(of(old=False), abs=1e-5)
+
+
 # ── the divergence's own gradient, by enumeration ────────────────────────────────────────────────────────────────────
 
 

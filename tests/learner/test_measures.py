@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -11,13 +12,15 @@ from learner_cases import answered, random_group
 from headrace_core.metrics import AgeMetrics
 from headrace_learner.batch import Table
 from headrace_learner.contribution import AgeCount, rewards_differ
-from headrace_learner.measures import StepLog, summarise
+from headrace_learner.measures import MISMATCH, StepLog, summarise
 from headrace_learner.ranks import Alone
 
 
-def a_table(behaviour: list[float], ages: list[int]) -> Table:
+def a_table(behaviour: list[float], ages: list[int], fresh: list[bool] | None = None) -> Table:
     zeros = torch.zeros(len(ages))
-    return Table(torch.tensor(behaviour), torch.tensor(ages, dtype=torch.int64), zeros.long(), zeros > 0, zeros)
+    fresh_N = zeros > 0 if fresh is None else torch.tensor(fresh)
+    ages_N = torch.tensor(ages, dtype=torch.int64)
+    return Table(torch.tensor(behaviour), ages_N, zeros.long(), zeros > 0, fresh_N, zeros)
 
 
 def test_figures_by_age() -> None:
@@ -114,3 +117,13 @@ def test_of_no_reward_there_is_no_mean() -> None:
     assert (found.reward_mean, found.reward_std, found.zero_variance_share) == (None, None, None)
     alone = summarise([random_group(0, rewards=[1.0, None]), random_group(1, rewards=[0.0, 0.0])])
     assert (alone.reward_mean, alone.zero_variance_share) == (1 / 3, 1.0), "one reward is compared with none"
+
+
+def test_the_mismatch_is_of_fresh_completions_before_the_first_update() -> None:
+    """exp(−d) − 1 + d of two tokens; the third is of a completion begun by an older policy, the fourth comes later."""
+    log = StepLog(a_table([-1.0, -2.0, -3.0, -4.0], [0, 0, 0, 0], [True, True, False, True]), Alone())
+    log.note_unmoved(torch.tensor([0, 1, 2]), torch.tensor([-1.5, -1.9, -9.0]))
+    log.note(torch.tensor([0, 1, 2, 3]), importance=torch.ones(4), proximal=torch.zeros(4), clipped=torch.zeros(4))
+    found = log.measure(AgeCount(Counter({0: 4}))).extra
+    expected = [math.exp(-0.5) - 1 + 0.5, math.exp(0.1) - 1 - 0.1]
+    assert found == {MISMATCH: pytest.approx(sum(expected) / 2, rel=1e-5)}

@@ -216,6 +216,12 @@ def test_a_critic(make_trainer: Make, mean: str) -> None:
     assert found.measured.extra["value_loss"] > 0
 
 
+@pytest.mark.parametrize("truncation", ["bootstrap", "end"])
+def test_a_completion_that_was_cut_off(make_trainer: Make, truncation: str) -> None:
+    """Three of the five in each group, one of which has no reward."""
+    compare(make_trainer, algorithm="ppo", gamma=0.9, gae_lambda=0.8, truncation=truncation)
+
+
 @pytest.mark.parametrize("name", ["grpo", "reinforce_pp", "remax"])
 def test_a_clip_of_advantages_and_a_discount(make_trainer: Make, name: str) -> None:
     compare(make_trainer, algorithm=name, advantage_clip=0.4, gamma=0.8, kl_coefficient=0.2)
