@@ -31,6 +31,8 @@ class RewardRules(msgspec.Struct, frozen=True, kw_only=True):
     """Of those that one part asks for, no more are started: a check without completions takes one."""
     hosts: tuple[str, ...] = ()
     """`host` or `host:port` that HTTP rewards may be asked at; none by default."""
+    code: str | None = None
+    """Folder of the code that the job's functions were submitted with; outside of a job there is none."""
     judge_url: str | None = None
     """Base URL of the server in OpenAI's protocol that model graders ask, with `/v1`."""
     judge_key: str | None = None

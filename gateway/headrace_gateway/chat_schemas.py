@@ -71,6 +71,14 @@ class ChatMessage(BaseModel):
         return {"role": role, "content": text}
 
 
+class TextFormat(BaseModel):
+    """`response_format`: text is the only form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
 class StreamOptions(BaseModel):
     """`stream_options`."""
 
@@ -110,6 +118,41 @@ class CreateChatCompletion(BaseModel):
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512, description="Taken, and not used.")
     metadata: dict[str, str] | None = Field(None, max_length=16, description="Taken, and not used.")
+    store: bool | None = Field(None, description="Taken, and not used: no completion is kept.")
+    safety_identifier: str | None = Field(None, max_length=512, description="Taken, and not used.")
+    prompt_cache_key: str | None = Field(None, max_length=512, description="Taken, and not used.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="Taken, and not used.")
+    response_format: TextFormat | None = Field(None, description="Completions are text.")
+    modalities: list[Literal["text"]] | None = Field(None, max_length=1, description="Completions are text.")
+    tools: list[Any] | None = Field(None, description="None are known here: an empty list.")
+    tool_choice: Literal["none", "auto"] | None = Field(None, description="Without tools both mean the same.")
+    parallel_tool_calls: bool | None = Field(None, description="Taken, and not used: there are no tools.")
+    frequency_penalty: float | None = Field(None, description="0: completions are sampled without penalties.")
+    presence_penalty: float | None = Field(None, description="0: completions are sampled without penalties.")
+    logit_bias: dict[str, float] | None = Field(None, description="Empty: every token counts as the model says.")
+
+    @field_validator("frequency_penalty", "presence_penalty")
+    @classmethod
+    def _no_penalty(cls, value: float | None) -> float | None:
+        if value:
+            raise ValueError("completions are sampled without penalties: leave it out, or give 0")
+        return value
+
+    @field_validator("tools", "logit_bias")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("nothing of it is known here: leave it out, or give it empty")
+        return value
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _text(cls, asked: Any) -> Any:
+        if isinstance(asked, dict) and str(asked.get("type")).startswith("json_"):
+            raise ValueError(
+                "completions are sampled as plain text: ask for JSON in the messages, and check what comes"
+            )
+        return asked
 
     @field_validator("temperature")
     @classmethod

@@ -15,7 +15,7 @@ from headrace_core.errors import InvalidData, InvalidRequest
 
 from . import reward_trial
 from .cli_common import out, service_settings
-from .graders import Outcome, Verdict, ask
+from .graders import TOKENIZER, Outcome, Verdict, ask
 from .job_file import with_absolute_paths
 from .reward_trial import Summary, Trial
 
@@ -39,7 +39,13 @@ def check(
         str | None, typer.Option(help="Key of the rows, or a file: line n is the JSON of row n's text or texts.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows to try.")] = 100,
-    form: Annotated[Literal["text", "messages"], typer.Option(help="What the function gets.")] = "text",
+    form: Annotated[
+        Literal["text", "messages"] | None,
+        typer.Option(help="What the function gets; found by trying it if not given."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a model, whose tokens functions get that ask for completion_ids.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, max=600, help="Seconds for a call of the function.")] = 30.0,
 ) -> None:
     """Score rows with a reward, and show scores, times and errors. Exit code 1 if anything failed.
@@ -48,6 +54,8 @@ def check(
     tried too. The operator's rules for rewards hold, as HEADRACE_… variables: see docs/settings.md.
     """
     description = _grader(function, grader, form, timeout)
+    if model is not None and not (model / TOKENIZER).is_file():
+        raise InvalidRequest(f"{model} holds no {TOKENIZER}", param="model")
     trial = reward_trial.read(data, completions, limit)
     asking = ask(
         description,
@@ -55,9 +63,12 @@ def check(
         samples=trial.samples,
         groups=trial.groups,
         seconds=_LONGEST_SECONDS,
+        model=model,
     )
     with out.status(f"scoring {len(trial.rows)} rows …"):
         verdict = asyncio.run(asking)
+    for told in verdict.ignored:
+        out.print(f"[yellow]Without effect:[/] {escape(told)}", soft_wrap=True)
     found = reward_trial.summary(trial, verdict)
     _show_samples(trial, verdict)
     _show_summary(trial, found, verdict.outcomes[-1])
@@ -66,11 +77,11 @@ def check(
         raise typer.Exit(1)
 
 
-def _grader(function: str | None, file: Path | None, form: str, timeout: float) -> Any:
+def _grader(function: str | None, file: Path | None, form: str | None, timeout: float) -> Any:
     if (function is None) == (file is None):
         raise InvalidRequest("name one reward: path/file.py:function, or --grader with a file")
     if file is None:
-        name = (function or "").rpartition(":")[2][:64] or "reward"
+        name = (function or "").rpartition(":")[2][:256] or "reward"
         return {"type": "function", "name": name, "function": function, "form": form, "timeout": timeout}
     try:
         return with_absolute_paths(json.loads(file.read_bytes()), file.absolute().parent)

@@ -25,6 +25,7 @@ from headrace_core.workers import WorkerConfig
 from .placement import ROLLOUT, Placement, Plan, alive_nodes, only_node, plan
 from .processes import Process
 from .restarts import Restarts
+from .reward_code import rules_of
 from .supervisor import STOP_SECONDS, Supervisor
 from .waits import LEARNER
 
@@ -128,7 +129,7 @@ class Crew:
             rows=job.rows,
             total_steps=job.total_steps,
             grader=job.grader,
-            reward_rules=self._settings.reward_rules,
+            reward_rules=rules_of(self._settings, job.id),
             hyperparameters=job.hyperparameters,
             lease_seconds=self._settings.lease_seconds,
             start_timeout=self._settings.start_timeout,

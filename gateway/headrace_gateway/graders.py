@@ -8,17 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from headrace_core.data import Row
 from headrace_core.errors import InvalidRequest, TimedOut
 from headrace_core.reward_rules import RewardRules
 
 from . import rewards_process
+from .plausible import plausible_completions
 
 CHECK_SECONDS = 120.0
 PARAM = "method.reinforcement.grader"
+TOKENIZER = "tokenizer.json"
+REHEARSAL_SECONDS = 30.0
+"""For the completions that a job's grader is tried on; one that is slower is taken, and its user told."""
 _TRIAL_SECONDS = 180.0
 _TRIALS_AT_ONCE = 4
 
@@ -60,6 +66,9 @@ class Verdict(msgspec.Struct):
     outcomes: list[Outcome]
     seconds: list[float]
     parts: list[Part]
+    cannot: str | None = None
+    remarks: list[str] = []
+    ignored: list[str] = []
 
 
 async def ask(
@@ -70,14 +79,21 @@ async def ask(
     groups: Sequence[int] | None = None,
     seconds: float = CHECK_SECONDS,
     param: str = "grader",
+    rehearsal: bool = False,
+    model: Path | None = None,
 ) -> Verdict:
-    """The verdict on a grader that can be used. Raises `InvalidRequest` for one that cannot work; its message says why,
-    and `param` is where the request holds the grader."""
+    """The verdict on a grader that can be used; the samples' tokens are `model`'s.
+
+    Raises `InvalidRequest` for one that cannot work; its message says why, and `param` is where the request holds it.
+    """
     question = {
         "grader": grader,
         "rules": rules,
         "samples": samples,
         "groups": [len(samples)] if groups is None else groups,
+        "rehearsal": rehearsal,
+        "tokenizer": None if model is None else str(model / TOKENIZER),
+        "seconds": REHEARSAL_SECONDS if rehearsal else None,
     }
     what = "the check of the grader"
     verdict = await rewards_process.ask_rewards("check", question, Verdict, seconds=seconds, what=what, param=param)
@@ -101,12 +117,22 @@ class Trials:
         async with self._place():
             return await ask(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS)
 
-    async def checked(self, grader: dict[str, Any]) -> dict[str, Any]:
-        """The grader of a job, complete. Raises as `verdict` does."""
+    async def rehearsed(
+        self, grader: dict[str, Any], rules: RewardRules, row: Row, model: Path, *, tolerant: bool
+    ) -> tuple[dict[str, Any], list[str]]:
+        """(the grader of a job, complete; what to tell its user), after a rehearsal on completions of `row`.
+
+        `rules` are the job's. Raises as `verdict` does; a `tolerant` job takes a grader that fails on all of them, too.
+        """
+        groups = plausible_completions(row)
+        samples, sizes = [sample for group in groups for sample in group], [*map(len, groups)]
         async with self._place():
-            verdict = await ask(grader, self._rules, param=PARAM)
+            verdict = await ask(grader, rules, samples=samples, groups=sizes, param=PARAM, rehearsal=True, model=model)
         assert verdict.grader is not None  # of a grader that can be used
-        return verdict.grader
+        if verdict.cannot is not None and not tolerant:
+            raise InvalidRequest(verdict.cannot, param=PARAM)
+        tried = [f"The reward was tried on the first row: {remark}" for remark in verdict.remarks]
+        return verdict.grader, tried + [f"Without effect: {told}" for told in verdict.ignored]
 
     @contextlib.asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:

@@ -20,6 +20,7 @@ from headrace_core.data import Row, read_rows
 from headrace_core.errors import InvalidData
 
 from .graders import Outcome, Verdict
+from .plausible import sample
 
 Entry = TypeVar("Entry")
 
@@ -39,7 +40,7 @@ class Trial:
     def samples(self) -> list[dict[str, Any]]:
         """As the rewards service takes them; the last one is the empty completion."""
         groups = zip((*self.rows, self.rows[0]), (*self.completions, [""]), strict=True)
-        return [{"output_text": t, "item": row.item, "messages": row.messages} for row, texts in groups for t in texts]
+        return [sample(row, text) for row, texts in groups for text in texts]
 
     @property
     def groups(self) -> list[int]:
@@ -103,7 +104,8 @@ def read(data: Path, completions: str | None, limit: int) -> Trial:
         raise InvalidData(
             f"'{completions}' is neither a file nor a key of every row; those are {', '.join(keys) or 'none'}"
         )
-    return Trial(rows, [_texts(value, f"{source}, row {n}") for n, value in enumerate(values, start=1)], source)
+    texts = [_texts(value, f"{source}, row {n}") for n, value in enumerate(values, start=1)]
+    return Trial(rows, texts, source)
 
 
 def summary(trial: Trial, verdict: Verdict) -> Summary:

@@ -12,6 +12,7 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.hyperparameters import BASE_LEARNING_RATE, Hyperparameters
 from headrace_core.jobs import Checkpoint, Event, Job
 
+from .chat_schemas import TextFormat
 from .files import StoredFile
 from .models import Model
 from .result_files import result_files
@@ -24,14 +25,6 @@ Reference = Annotated[str, StringConstraints(max_length=4096)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
-class ResponseFormat(BaseModel):
-    """What completions are sampled as: text is the only form."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["text"]
-
-
 class Reinforcement(BaseModel):
     """`method.reinforcement`: what is rewarded, and how it is trained."""
 
@@ -39,7 +32,7 @@ class Reinforcement(BaseModel):
 
     grader: dict[str, Any]
     hyperparameters: Hyperparameters = Field(default_factory=lambda: Hyperparameters.model_validate({}))
-    response_format: ResponseFormat | None = None
+    response_format: TextFormat | None = None
 
     @field_validator("response_format", mode="before")
     @classmethod

@@ -6,15 +6,18 @@ import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
+from headrace_core.data import Row, each_row
 from headrace_core.errors import InvalidRequest, InvalidState, NotFound, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ForkedFrom, Job
 from headrace_core.logs import get_logger
+from headrace_core.reward_rules import RewardRules
 
 from .context import Gateway
 from .files import StoredFile
@@ -23,6 +26,7 @@ from .models import Model
 from .prompt_process import PromptChecks
 from .prompts import Prompts
 from .remarks import Remark, least_completion, remarks
+from .reward_code import RewardCode
 from .schemas import CreateJob
 from .task_files import TaskFiles
 
@@ -35,12 +39,13 @@ async def submit(gateway: Gateway, job_id: str, body: CreateJob, forked_from: Fo
     """Check everything, store the job, start its controller. What it raises, it raises before the job is stored: one
     that is stored is answered as such, whatever fails then."""
     async with TaskFiles(gateway.files, gateway.settings.data_dir, gateway.settings.reward_rules) as tasks:
-        job, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
-        grader = await gateway.trials.checked(job.grader)
+        job, first, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
+        async with RewardCode(gateway.settings, job_id, forked_from) as rules:
+            grader, tried = await _rehearsed(gateway, job, first, rules)
         job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
         await gateway.jobs.create(job)
     try:
-        return await _hand_over(gateway, job, remarked)
+        return await _hand_over(gateway, job, [*remarked, *tried])
     except (RedisError, Unavailable, InvalidState) as error:  # it is stored: an error would say that it is not
         log.warning("a job that was taken in is handed over later", job=job.id, error=str(error))
         return job
@@ -70,8 +75,16 @@ async def _with_files(tasks: TaskFiles, body: CreateJob) -> CreateJob:
     return body.model_copy(update={"training_file": training, "validation_file": validation})
 
 
-async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> tuple[Job, list[Remark]]:
-    """The job, and what its user should know of it."""
+async def _rehearsed(gateway: Gateway, job: Job, first: Row, rules: RewardRules) -> tuple[dict[str, Any], list[Remark]]:
+    """The grader, complete, and what the job's user should know of it."""
+    tolerant = job.hyperparameters["max_reward_failures"] >= 1.0
+    model = Path(job.model_path)
+    grader, told = await gateway.trials.rehearsed(job.grader, rules, first, model, tolerant=tolerant)
+    return grader, [("warn", remark) for remark in told]
+
+
+async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> tuple[Job, Row, list[Remark]]:
+    """The job, with its grader as it was given; its first row; what its user should know of it."""
     asked = settings = _seeded(body)
     model = await gateway.models.resolve(body.model)
     training = await _file(gateway, body.training_file, "training_file")
@@ -103,7 +116,9 @@ async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> tuple[Job,
         rows=found.rows,
         total_steps=steps,
     )
-    return job, remarks(asked, settings, longest, steps)
+    path, stored, _ = training
+    first = await asyncio.to_thread(lambda: next(each_row(path, stored.filename)))
+    return job, first, remarks(asked, settings, longest, steps)
 
 
 def _seeded(body: CreateJob) -> Hyperparameters:

@@ -46,11 +46,11 @@ class AuditedSpec(GraderSpec):
 
     def middle(self) -> float:
         """The threshold, if given."""
-        return self.grader.middle() if self.threshold is None else self.threshold
+        return self.grader.high_from() if self.threshold is None else self.threshold
 
     def truths(self) -> dict[str, float]:
         """The audit, beside what the grader knows."""
-        middle = self.audit.middle() if self.audit_threshold is None else self.audit_threshold
+        middle = self.audit.high_from() if self.audit_threshold is None else self.audit_threshold
         return {**self.grader.truths(), AUDIT: middle}
 
 

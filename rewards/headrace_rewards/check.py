@@ -1,15 +1,22 @@
 """Tries a grader before a job runs: `python -m headrace_rewards check`, JSON in on stdin, JSON out on stdout.
 
-    in   {"grader": {…}, "samples": [{"output_text", "item", "messages", …}, …], "groups": [2, 1, …]}
+    in   {"grader": {…}, "samples": [{"output_text", "item", "messages", …}, …], "groups": [2, 1, …],
+          "tokenizer": "…/tokenizer.json", "rehearsal": false, "seconds": 30}
     out  {"ok": true,  "error": null, "grader": {… with absolute paths},
-          "outcomes": [{"type": "score", …}, …], "seconds": [0.01, …], "parts": [{"name", "type", "failures"}, …]}
+          "outcomes": [{"type": "score", …}, …], "seconds": [0.01, …], "parts": [{"name", "type", "failures"}, …],
+          "cannot": null, "remarks": ["…"], "ignored": ["…"]}
          {"ok": false, "error": {"message", "param", "code"}, "grader": null, "outcomes": [], …}
 
-`ok` says that the grader can be used: it is well formed, and its file could be imported (in a process of its own). What
-it makes of each sample is in `outcomes`; a failed sample leaves `ok` true. `groups` says how many neighbours among the
-samples are completions of one prompt; those are scored together, and one group after the other, each in so many
-`seconds`. Without it all are one group. Both are optional. `parts` are the grader and those that it holds, which come
-before it. The exit status is 0 whenever an answer was written.
+`ok` says that the grader is well formed, and its file could be imported (in a process of its own). What it makes of
+each sample is in `outcomes`; a failed sample leaves `ok` true. `groups` says how many neighbours among the samples are
+completions of one prompt; those are scored together, and one group after the other, each in so many `seconds`. Without
+it all are one group. Both are optional. `parts` are the grader and those that it holds, which come before it;
+`ignored` names what of their descriptions has no effect. The exit
+status is 0 whenever an answer was written.
+
+A function whose `form` is not given, and that takes text for something else, is tried with messages; the grader in the
+answer has the form that was found. In a `rehearsal` no server is asked, and groups that are not scored within `seconds`
+are given up; `cannot` then says why the grader cannot work at all, and `remarks` what else was seen: see `rehearsal`.
 """
 
 from __future__ import annotations
@@ -18,15 +25,17 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from headrace_core.errors import HeadraceError, InvalidRequest
 from headrace_core.reward_rules import RewardRules
-from headrace_rewards.protocol import Failure, Outcome, Reward, Sample
-from headrace_rewards.registry import Builder, require_processes, validate
+from headrace_rewards.protocol import Outcome, Sample
+from headrace_rewards.registry import require_processes, validate
+from headrace_rewards.rehearsal import Part, Watched, Watching, refusal, with_form, with_kept_code
 from headrace_rewards.specs import GraderSpec
 
 
@@ -37,6 +46,11 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     samples: list[Sample] = []
     groups: list[int] | None = None
     rules: RewardRules = RewardRules()
+    tokenizer: str | None = None
+    """A tokenizer.json, which makes the token ids of the samples; without it they have those that are given."""
+    rehearsal: bool = False
+    seconds: float | None = None
+    """For all groups together; without it they take as long as they take."""
 
 
 class Problem(msgspec.Struct):
@@ -45,15 +59,6 @@ class Problem(msgspec.Struct):
     message: str
     param: str | None
     code: str
-
-
-class Part(msgspec.Struct):
-    """A grader, or one that it holds."""
-
-    name: str
-    type: str
-    failures: list[Failure] = []
-    """Its own: where a grader that it holds failed, those of the same group are that one's."""
 
 
 class Report(msgspec.Struct):
@@ -65,6 +70,9 @@ class Report(msgspec.Struct):
     outcomes: list[Outcome] = []
     seconds: list[float] = []
     parts: list[Part] = []
+    cannot: str | None = None
+    remarks: list[str] = []
+    ignored: list[str] = []
 
 
 def main() -> None:
@@ -81,74 +89,83 @@ async def check(body: bytes) -> Report:
         return Report(False, Problem(fault.message, fault.param, fault.code))
 
 
-@dataclass(frozen=True, slots=True)
-class _Watching(Builder):
-    """Makes rewards that note their failures in `parts`."""
-
-    parts: list[Part] = field(default_factory=list)
-
-    def build(self, spec: GraderSpec) -> Reward:
-        first = len(self.parts)
-        reward = Builder.build(self, spec)
-        part, held = Part(spec.name, spec.type), self.parts[first:]
-        self.parts.append(part)
-        return _Watched(reward, part, held)
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """A reward that notes its failures in `part`."""
-
-    reward: Reward
-    part: Part
-    held: Sequence[Part]
-
-    async def start(self) -> None:
-        await self.reward.start()
-
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        before = self._failures_held()
-        outcomes = await self.reward.score(samples)
-        if self._failures_held() == before:
-            self.part.failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-        return outcomes
-
-    async def close(self) -> None:
-        await self.reward.close()
-
-    def _failures_held(self) -> int:
-        return sum(len(part.failures) for part in self.held)
-
-
 async def _checked(request: Request) -> Report:
     groups = list(_groups(request))
     try:
         spec = validate(request.grader)
     except RecursionError:
         raise InvalidRequest("graders are nested too deep", param="grader") from None
-    report = Report(True, None, spec.model_dump())
     require_processes(spec, request.rules)
-    rules = request.rules if request.samples else msgspec.structs.replace(request.rules, most_workers=1)
-    reward = _Watching(rules, report.parts).build(spec)
-    await reward.start()
-    try:
-        for group in groups:
-            start = time.monotonic()
-            report.outcomes += await reward.score(group)
-            report.seconds.append(time.monotonic() - start)
-    finally:
-        await reward.close()
+    if request.rules.code is not None:
+        spec = with_kept_code(spec, request.rules, Path(request.rules.code))
+    report, watched = await _tried(spec, request, groups)
+    chosen = [part for part in watched if _form_is_open(part.spec) and part.wants_messages]
+    if chosen:
+        changed = with_form(spec, frozenset(id(part.spec) for part in chosen), "messages")
+        other, watched_again = await _tried(changed, request, groups)
+        if not any(new.always_raised for old, new in zip(watched, watched_again, strict=True) if old in chosen):
+            return other
     return report
 
 
+def _form_is_open(spec: GraderSpec) -> bool:
+    return "form" in type(spec).model_fields and getattr(spec, "form", None) is None
+
+
+async def _tried(
+    spec: GraderSpec, request: Request, groups: Sequence[Sequence[Sample]]
+) -> tuple[Report, Sequence[Watched]]:
+    several = bool(request.samples) and not request.rehearsal
+    rules = request.rules if several else msgspec.structs.replace(request.rules, most_workers=1)
+    builder = Watching(rules, request.rehearsal)
+    reward, report = builder.build(spec), Report(True, None)
+    await reward.start()
+    try:
+        async with asyncio.timeout(request.seconds):
+            for group in groups:
+                start = time.monotonic()
+                report.outcomes += await reward.score(group)
+                report.seconds.append(time.monotonic() - start)
+    except TimeoutError:
+        told = f"the grader was not done with {len(groups)} small groups of completions within {request.seconds:g} s"
+        report.remarks.append(told)
+    finally:
+        await reward.close()
+    still_open = frozenset(id(part.spec) for part in builder.watched if groups and _form_is_open(part.spec))
+    report.grader = with_form(spec, still_open, "text").model_dump()
+    report.parts = [part.part for part in builder.watched]
+    report.ignored = [f"grader '{p.spec.name}': {told}" for p in builder.watched for told in p.spec.ignored()]
+    if request.rehearsal and groups:
+        report.cannot = next(_faults(builder.watched, groups[0][0].item), None)
+        report.remarks += filter(None, (part.remarks() for part in builder.watched))
+    return report, builder.watched
+
+
+def _faults(watched: Sequence[Watched], item: dict[str, Any]) -> Iterator[str]:
+    for part in watched:
+        if (failure := part.cannot_work(item)) is not None:
+            yield refusal(part, failure)
+
+
 def _groups(request: Request) -> Iterator[list[Sample]]:
+    samples = request.samples if request.tokenizer is None else _tokenised(request.samples, request.tokenizer)
     sizes = [len(request.samples)] if request.groups is None else request.groups
     if min(sizes, default=0) < 0 or sum(sizes) != len(request.samples):
         raise InvalidRequest(f"groups add up to {sum(sizes)}, and there are {len(request.samples)} samples")
     start = 0
     for size in filter(None, sizes):
-        yield request.samples[start : start + size]
+        yield samples[start : start + size]
         start += size
+
+
+def _tokenised(samples: Sequence[Sample], file: str) -> list[Sample]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    ids = (tokenizer.encode(sample.output_text, add_special_tokens=False).ids for sample in samples)
+    return [replace(sample, token_ids=tuple(found)) for sample, found in zip(samples, ids, strict=True)]
 
 
 def _parse(body: bytes) -> Request:

@@ -22,7 +22,7 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.batching import Batcher
 from headrace_rewards.http_client import Answer, JsonClient, is_allowed, parsed_url
-from headrace_rewards.protocol import Failure, Outcome, Sample
+from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.values import to_outcome
 
@@ -90,6 +90,12 @@ class Endpoint:
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One outcome a sample, in order; see `Reward`."""
         return await self._batcher.submit(samples)
+
+    async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """See `Rehearsed`: whether the server accepts a connection, and what could be sent."""
+        unreached = await self._client.unreached()
+        encoded = [_encoded(sample) for sample in samples]
+        return [entry if isinstance(entry, Failure) else unreached or NotApplicable() for entry in encoded]
 
     async def close(self) -> None:
         """Drop the connections; calls in flight end with `unavailable`. Idempotent."""

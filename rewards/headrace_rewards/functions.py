@@ -5,32 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules, SandboxLevel
+from headrace_rewards import reward_code
 from headrace_rewards.binding import Form
 from headrace_rewards.sandbox.limits import Limits
 from headrace_rewards.sandbox.reward import Code, HostedReward
 from headrace_rewards.specs import GraderSpec
 
 
-def _locate(reference: str) -> str:
-    """`path/file.py:name` with the path made absolute; the file must exist."""
+def _locate(reference: str, told: ValidationInfo) -> str:
+    """`path/file.py:name` with the path made absolute."""
     path, colon, name = reference.rpartition(":")
     if not colon or not path.endswith(".py") or not name.isidentifier():
         raise ValueError(f"'{reference}' is not of the form path/file.py:function")
     file = Path(path).absolute()
-    if not file.is_file():
+    if told.data.get("sha256") is None and not file.is_file():  # the code that was kept does without it
         raise ValueError(f"there is no file {file}")
     return f"{file}:{name}"
 
 
-def _require_allowed(path: str, rules: RewardRules) -> None:
+def _require_allowed(path: Path, rules: RewardRules) -> None:
     """A link leads where it leads: what counts is where the file really lies."""
     if rules.folders is None:
         return
-    real = Path(path).resolve()
+    real = path.resolve()
     if not any(real.is_relative_to(Path(folder).resolve()) for folder in rules.folders):
         listed = ", ".join(rules.folders) or "none"
         raise InvalidRequest(
@@ -44,14 +45,23 @@ class FunctionSpec(GraderSpec):
     """The function's arguments are filled by name (see `binding`); what it may return is listed in `values`."""
 
     type: Literal["function"]
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", exclude_if=lambda value: value is None)
+    """Of the code that a job was submitted with: the file and its neighbours that it imports (see `reward_code`). In a
+    request: what it has to be."""
     function: Annotated[str, AfterValidator(_locate)]
     """`path/file.py:name`; a relative path is taken from the working folder of whoever reads the spec first."""
     timeout: float = Field(default=30.0, gt=0, le=600)
     """Seconds for one completion, or for one group where the function takes groups."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that run the function side by side."""
-    form: Form = "text"
-    """What `prompt` and `completion` are: strings, or lists of messages."""
+    form: Form | None = None
+    """What `prompt` and `completion` are: strings, or lists of messages. Not given: found when the grader is tried, and
+    strings where it is not."""
+
+    @property
+    def file(self) -> Path:
+        """Where the function stands."""
+        return Path(self.function.rpartition(":")[0])
 
 
 class FunctionReward(HostedReward):
@@ -64,8 +74,51 @@ class FunctionReward(HostedReward):
         limits: Limits | None = None,
         level: SandboxLevel | None = None,
     ) -> None:
-        """Raises `InvalidRequest` where the operator allows no function of that file."""
+        """Raises `InvalidRequest` where the operator allows no function of that file, or its code was not kept."""
+        rules = rules or RewardRules()
+        _require_allowed(spec.file, rules)
         path, _, name = spec.function.rpartition(":")
-        _require_allowed(path, rules or RewardRules())
-        code = Code(path, name, spec.form, spec.timeout, param="grader.function")
-        super().__init__(code, spec.workers, rules or RewardRules(), limits or Limits(), level)
+        files = _kept(spec, rules)
+        code = Code(path, name, spec.form or "text", spec.timeout, param="grader.function", files=files)
+        super().__init__(code, spec.workers, rules, limits or Limits(), level)
+
+
+def keep(spec: FunctionSpec, rules: RewardRules, folder: Path) -> FunctionSpec:
+    """The description with the hash of its code, of which `folder` holds a copy from then on.
+
+    Raises `InvalidRequest` where the operator allows no function of that file, and where the code cannot be kept, or is
+    not what the description says.
+    """
+    _require_allowed(spec.file, rules)
+    if spec.sha256 is not None and reward_code.kept(folder, spec.sha256) is not None:
+        return spec
+    code = _current(spec)
+    return spec.model_copy(update={"sha256": reward_code.keep(code, folder)})
+
+
+def _current(spec: FunctionSpec) -> reward_code.Code:
+    """The code as it is now, if it is what the description says."""
+    if not spec.file.is_file():
+        raise InvalidRequest(f"there is no file {spec.file}", param="grader.function")
+    code = reward_code.collected(spec.file)
+    found = reward_code.digest(code)
+    if spec.sha256 not in (None, found):
+        raise InvalidRequest(
+            f"{spec.file}, with what it imports beside it, has the sha256 {found} and not {spec.sha256}: it has "
+            "changed; leave sha256 out to take it as it is",
+            param="grader.sha256",
+        )
+    return code
+
+
+def _kept(spec: FunctionSpec, rules: RewardRules) -> dict[str, bytes]:
+    """By absolute path; empty where no hash is given: the file is taken as it is."""
+    if spec.sha256 is None:
+        return {}
+    if rules.code is None:
+        return {str(spec.file.parent / path): content for path, content in _current(spec).items()}
+    code = reward_code.kept(Path(rules.code), spec.sha256)
+    if code is None:
+        fault = f"the code that the job was submitted with has gone from {rules.code}; submit the job again"
+        raise InvalidRequest(fault, param="grader.function")
+    return {str(spec.file.parent / path): content for path, content in code.items()}

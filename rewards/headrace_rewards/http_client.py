@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -36,6 +37,7 @@ _FIRST_WAIT = 0.25
 """Seconds before the second attempt; doubled before each further one, times a factor of 0.5 to 1."""
 _LONGEST_WAIT = 30.0
 """A server that asks to be left alone for longer is not waited for."""
+_PORTS = {"http": 80, "https": 443}
 _QUOTED_CHARACTERS = 200
 _BAD_INPUT = (400, 413, 422)
 _CLOSED = Failure("unavailable", "the reward was closed")
@@ -148,6 +150,22 @@ class JsonClient:
         if self._client is not None:
             await self._client.aclose()
 
+    async def unreached(self) -> Failure | None:
+        """Whether the server accepts a connection, without asking it anything: `None`, or why not."""
+        port = self._url.port or _PORTS[self._url.scheme]
+        limit = min(self._timeout, _CONNECT_SECONDS)
+        try:
+            async with asyncio.timeout(limit):
+                _, writer = await asyncio.open_connection(self._url.host, port)
+        except TimeoutError:
+            return Failure("unavailable", f"{self._server} accepts no connection within {limit:g} s")
+        except OSError as fault:
+            return Failure("unavailable", f"{self._server} accepts no connection: {fault.strerror or fault}")
+        writer.close()
+        with contextlib.suppress(OSError):  # it may be cut off by the other side
+            await writer.wait_closed()
+        return None
+
     async def post(self, body: bytes) -> Answer | Failure:
         """The server's answer to an encoded body."""
         if self._client is None:
@@ -253,7 +271,7 @@ def parsed_url(text: str) -> httpx.URL:
 def is_allowed(url: httpx.URL, hosts: Sequence[str]) -> bool:
     """Whether `host` (any port) or `host:port` of the address is among them; IPv6 in brackets."""
     host = f"[{url.host}]" if ":" in url.host else url.host
-    port = url.port or {"http": 80, "https": 443}[url.scheme]
+    port = url.port or _PORTS[url.scheme]
     return not {host, f"{host}:{port}"}.isdisjoint(entry.lower() for entry in hosts)
 
 

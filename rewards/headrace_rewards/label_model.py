@@ -46,6 +46,10 @@ class LabelModel:
         """One question a sample, all at once; a label of the judge's own is `Failure("invalid_value")`."""
         return list(await asyncio.gather(*map(self._score, samples)))
 
+    async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """See `ModelJudge.rehearse`."""
+        return await self._judge.rehearse(samples)
+
     async def close(self) -> None:
         """Questions in flight end with `unavailable`. Idempotent."""
         await self._judge.close()

@@ -8,7 +8,7 @@ The operator's settings are HEADRACE_JUDGE_URL and HEADRACE_JUDGE_KEY; the key i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.http_client import Answer, JsonClient, parsed_url
-from headrace_rewards.protocol import Failure, Outcome, Sample
+from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.string_check import TemplateText
 from headrace_rewards.templates import MissingPath, Template, outcome_of, rendered
@@ -35,7 +35,7 @@ class _Part(BaseModel):
 class Text(_Part):
     """A block of text in a message; images and sound are not taken."""
 
-    type: Literal["input_text", "output_text"]
+    type: Literal["input_text", "output_text", "text"]
     text: TemplateText
 
 
@@ -76,6 +76,8 @@ class JudgeSpec(GraderSpec):
     """As the judge's server calls it."""
     input: tuple[Message, ...] = Field(min_length=1)
     sampling_params: SamplingParams = SamplingParams()
+    steps: bool = True
+    """The judge writes the steps of its reasoning before the result, as OpenAI's does."""
     timeout: float = Field(default=60.0, gt=0, le=600)
     """Seconds for one attempt."""
     attempts: int = Field(default=3, ge=1, le=10)
@@ -111,7 +113,7 @@ class ModelJudge(Generic[Result]):
         self._fixed = {
             "model": spec.model,
             **spec.sampling_params.fields(),
-            "response_format": {"type": "json_schema", "json_schema": _wrapped(schema)},
+            "response_format": {"type": "json_schema", "json_schema": _wrapped(schema, spec.steps)},
         }
         self._type: type[Result] = result
         self._lowest = lowest
@@ -126,16 +128,27 @@ class ModelJudge(Generic[Result]):
 
     async def ask(self, sample: Sample) -> Result | Outcome:
         """The judge's result on one completion; an `Outcome` where there is none."""
+        body = self._question(sample)
+        if not isinstance(body, bytes):
+            return body
+        answer = await self._client.post(body)
+        return answer if isinstance(answer, Failure) else self._read(answer)
+
+    async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """See `Rehearsed`: whether the judge accepts a connection, and whether the templates can be filled."""
+        unreached = await self._client.unreached()
+        questions = [self._question(sample) for sample in samples]
+        return [unreached or NotApplicable() if isinstance(body, bytes) else body for body in questions]
+
+    def _question(self, sample: Sample) -> bytes | Outcome:
         try:
             texts = rendered(sample, *(template for _, template in self._messages))
             messages = [{"role": m[0], "content": text} for m, text in zip(self._messages, texts, strict=True)]
-            body = msgspec.json.encode({**self._fixed, "messages": messages})
+            return msgspec.json.encode({**self._fixed, "messages": messages})
         except MissingPath as missing:
             return outcome_of(missing, self._lowest)
         except UnicodeEncodeError as fault:  # half a surrogate pair
             return Failure("bad_input", f"the question cannot be written as JSON: {fault}")
-        answer = await self._client.post(body)
-        return answer if isinstance(answer, Failure) else self._read(answer)
 
     def quoted(self, text: str) -> str:
         """What the judge wrote, for a message."""
@@ -169,7 +182,18 @@ def _client(spec: JudgeSpec, rules: RewardRules) -> JsonClient:
     return JsonClient(url, timeout=spec.timeout, attempts=spec.attempts, concurrency=_CONCURRENCY, headers=key)
 
 
-def _wrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
-    properties = {"result": dict(schema)}
-    of_object = {"type": "object", "properties": properties, "required": ["result"], "additionalProperties": False}
-    return {"name": "grade", "strict": True, "schema": of_object}
+def _wrapped(schema: Mapping[str, Any], steps: bool) -> dict[str, Any]:
+    """The steps first: what is to follow from them is written after them."""
+    text = {"type": "string"}
+    of_steps = {"steps": {"type": "array", "items": _object({"description": text, "conclusion": text})}}
+    properties = {**(of_steps if steps else {}), "result": dict(schema)}
+    return {"name": "grade", "strict": True, "schema": _object(properties)}
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }

@@ -30,16 +30,25 @@ MAX_GRADERS = 32
 def _by_name(graders: Any) -> Any:
     """A map from a map, from a list (by the graders' names), or from one grader (as OpenAI's client types it)."""
     if isinstance(graders, Mapping):
-        return {str(graders.get("name")): graders} if isinstance(graders.get("type"), str) else graders
+        if isinstance(graders.get("type"), str):
+            graders = {str(graders.get("name") or graders["type"]): graders}
+        return {name: _named(name, grader) for name, grader in graders.items()}
     if not isinstance(graders, list):
         return graders
     named: dict[str, Any] = {}
     for grader in graders:
-        name = str(grader.get("name") if isinstance(grader, Mapping) else getattr(grader, "name", None))
+        name = str(
+            grader.get("name") or grader.get("type") if isinstance(grader, Mapping) else getattr(grader, "name", None)
+        )
         if name in named:
             raise ValueError(f"two graders are called {name!r}")
         named[name] = grader
     return named
+
+
+def _named(name: Any, grader: Any) -> Any:
+    unnamed = isinstance(grader, Mapping) and grader.get("name") is None
+    return {**grader, "name": name} if unnamed else grader
 
 
 class MultiSpec(GraderSpec):
@@ -72,7 +81,7 @@ class MultiSpec(GraderSpec):
 
     def opinions(self) -> dict[str, float]:
         """Of every grader."""
-        return {name: grader.middle() for name, grader in self.graders.items()}
+        return {name: grader.high_from() for name, grader in self.graders.items()}
 
 
 class Multi:

@@ -56,6 +56,16 @@ class Measured(msgspec.Struct, frozen=True):
     """[T] KL(uniform ‖ that distribution)."""
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far the training was when a completion was sampled, in optimizer steps."""
+
+    step: int
+    """0 before the first."""
+    total_steps: int
+    steps_per_epoch: float
+    """Of a pass through the training file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One completion to be scored, with the row of data that asked for it."""
@@ -72,6 +82,8 @@ class Sample:
     """[T] token ids of the completion; `None` where the caller has only text."""
     draw: Draw | None = None
     """`None` outside training: an evaluation, or a grader that is tried."""
+    progress: Progress | None = None
+    """`None` for a grader that is tried."""
     measured: Measured | None = None
     """`None` unless the reward needs it (`GraderSpec.needs`); not sent to a user's process."""
 

@@ -40,6 +40,12 @@ class PythonSpec(GraderSpec):
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that run it side by side."""
 
+    def ignored(self) -> list[str]:
+        """The image."""
+        return (
+            [] if self.image_tag is None else [f"image_tag {self.image_tag!r}: there is one environment, the service's"]
+        )
+
 
 class PythonReward(HostedReward):
     """`limits` are the operator's, not the user's; `level` is for tests, as in `HostedReward`."""

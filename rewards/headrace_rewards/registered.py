@@ -55,8 +55,9 @@ class RegisteredSpec(GraderSpec):
     """Seconds for one completion, or for one group where the function takes groups."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that run the function side by side."""
-    form: Form = "text"
-    """What `prompt` and `completion` are: strings, or lists of messages."""
+    form: Form | None = None
+    """What `prompt` and `completion` are: strings, or lists of messages. Not given: found when the grader is tried, and
+    strings where it is not."""
 
 
 class Registered(HostedReward):
@@ -71,7 +72,9 @@ class Registered(HostedReward):
         path = _folder(entry) / entry.module.partition(".")[0]
         options: dict[str, Any] = dict(spec.options)
         code = Code(
-            *(str(path), entry.attr, spec.form, spec.timeout, "grader.reward"), module=entry.module, options=options
+            *(str(path), entry.attr, spec.form or "text", spec.timeout, "grader.reward"),
+            module=entry.module,
+            options=options,
         )
         super().__init__(code, spec.workers, rules, Limits())
 

@@ -27,6 +27,10 @@ class ScoreModelSpec(JudgeSpec):
     type: Literal["score_model"]
     range: Annotated[tuple[float, float], AfterValidator(_ordered)] = (0.0, 1.0)
 
+    def middle(self) -> float:
+        """Of the range."""
+        return (self.range[0] + self.range[1]) / 2
+
 
 class ScoreModel:
     """The number is the score as it is: it is not scaled to the range."""
@@ -44,6 +48,10 @@ class ScoreModel:
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One question a sample, all at once; a number outside the range is `Failure("invalid_value")`."""
         return list(await asyncio.gather(*map(self._score, samples)))
+
+    async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """See `ModelJudge.rehearse`."""
+        return await self._judge.rehearse(samples)
 
     async def close(self) -> None:
         """Questions in flight end with `unavailable`. Idempotent."""

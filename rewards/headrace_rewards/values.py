@@ -3,7 +3,8 @@
     None                      not applicable
     a number (bool, numpy,    the score
       torch scalar, …)
-    a dict of numbers         components; its key `score`, else `reward`, is the score, else their sum
+    a dict of numbers         components; its key `score`, `reward` or `overall` (EasyR1) is the score, the first of
+                              them that is there, else their sum
 
 and in the group form
 
@@ -25,7 +26,7 @@ from typing import Any
 
 from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Score
 
-TOTAL_KEYS = ("score", "reward")
+TOTAL_KEYS = ("score", "reward", "overall")
 COLUMN_KEY = "rewards"
 
 
@@ -64,8 +65,8 @@ def _rows(value: Mapping[Any, Any], count: int) -> list[Any]:
     logs = value.get("extra_logs")
     columns = {}
     for name, column in {"scores": value.get("scores"), **(logs if isinstance(logs, Mapping) else {})}.items():
-        column = _plain(column)
-        if _is_number(column):
+        column = plain(column)
+        if is_number(column):
             columns[str(name)] = [column] * count
         elif isinstance(column, list | tuple) and len(column) == count:
             columns[str(name)] = list(column)
@@ -78,7 +79,7 @@ def _rows(value: Mapping[Any, Any], count: int) -> list[Any]:
 
 def _column(value: Any, count: int, verb: str) -> list[Any]:
     """One entry a sample. Takes no more than one entry too many of what may never end."""
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise InvalidValue(f"{verb} {_shown(value)} where a list of {count} was expected")
     entries = list(islice(value, count + 1))
@@ -88,7 +89,7 @@ def _column(value: Any, count: int, verb: str) -> list[Any]:
     return entries
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Lists and numbers of Python instead of arrays of numpy, torch or pandas."""
     return value.tolist() if hasattr(value, "tolist") else value
 
@@ -98,7 +99,7 @@ def _from_components(value: Mapping[Any, Any], who: str) -> Score:
     components = {
         str(key): _number(entry, f"component '{key}' is")
         for key, entry in value.items()
-        if total_key is None or key == total_key or _is_number(entry)
+        if total_key is None or key == total_key or is_number(entry)
     }
     if not components:
         raise InvalidValue(f"{who} returned an empty dict")
@@ -108,12 +109,20 @@ def _from_components(value: Mapping[Any, Any], who: str) -> Score:
     return Score(total, components)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return hasattr(value, "__float__") and not isinstance(value, str)
 
 
+def to_number(value: Any) -> float | None:
+    """As a float; `None` where it is no number that a float can be."""
+    try:
+        return _number(value, "") if is_number(value) else None
+    except InvalidValue:
+        return None
+
+
 def _number(value: Any, verb: str) -> float:
-    if not _is_number(value):
+    if not is_number(value):
         raise InvalidValue(f"{verb} {_shown(value)} where a number was expected")
     try:
         number = float(value)

@@ -27,7 +27,7 @@ class WrappingSpec(GraderSpec):
 
     def middle(self) -> float:
         """The held grader's."""
-        return self.grader.middle()
+        return self.grader.high_from()
 
     def truths(self) -> dict[str, float]:
         """The held grader's."""

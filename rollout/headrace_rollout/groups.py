@@ -13,7 +13,7 @@ from headrace_core.data import PromptOrder
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.ledger import Lease
 from headrace_core.trajectory import F32, I32, U8, Completion, Group, Role, sampled_completion
-from headrace_rewards.protocol import Draw, Outcome
+from headrace_rewards.protocol import Draw, Outcome, Progress
 from headrace_rewards.specs import GraderSpec
 
 from .engines.base import Engine, SamplingConfig
@@ -47,6 +47,8 @@ class GroupMaker:
         self._reward = reward
         self._prompts = prompts
         self._settings = settings
+        self._total_steps = settings.steps(len(prompts))
+        self._steps_per_epoch = len(prompts) / settings.batch_size
         self._order = PromptOrder(len(prompts), settings.seed)
         self._sampling = SamplingConfig(settings.max_tokens, settings.temperature)
         self._greedy = SamplingConfig(settings.max_tokens, temperature=0.0)
@@ -70,7 +72,10 @@ class GroupMaker:
         self.unstable_boundaries += sum(t.unstable is True for t in traced)
         generation_seconds = time.monotonic() - began
         draws = [Draw(lease.group_id, number, greedy=number == group_size) for number in range(len(traced))]
-        samples = [sample_of(t, prompt.data, self._tokenizer, draw) for t, draw in zip(traced, draws, strict=True)]
+        progress = Progress(lease.version, self._total_steps, self._steps_per_epoch)
+        samples = [
+            sample_of(t, prompt.data, self._tokenizer, draw, progress) for t, draw in zip(traced, draws, strict=True)
+        ]
         outcomes = await self._reward.score(samples)
         completions = [_completion(t, o) for t, o in zip(traced, outcomes, strict=True)]
         return Group(

@@ -56,7 +56,7 @@ class WatchedReward:
     def __init__(self, reward: Reward, spec: GraderSpec, worker: str, settings: Hyperparameters) -> None:
         self._reward = reward
         self._settings = settings
-        self._middle, self._truths, self._opinions = spec.middle(), spec.truths(), spec.opinions()
+        self._middle, self._truths, self._opinions = spec.high_from(), spec.truths(), spec.opinions()
         self._pairs = list(itertools.combinations(self._opinions, 2))[:MOST_PAIRS]
         now = time.time()
         self._figures = self._taken = RewardMetrics(worker=worker, started=now, time=now)

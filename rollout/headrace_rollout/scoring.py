@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace_core.data import Row
 from headrace_core.errors import HeadraceError
-from headrace_rewards.protocol import Draw, Failure, Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import Draw, Failure, Outcome, Progress, Reward, Sample, Score
 
 from .measuring import Traced
 from .prompts import Tokenizer
@@ -29,7 +29,9 @@ def by_kind(failures: Sequence[Failure]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in Counter(f.kind for f in failures).most_common())
 
 
-def sample_of(traced: Traced, row: Row, tokenizer: Tokenizer, draw: Draw | None = None) -> Sample:
+def sample_of(
+    traced: Traced, row: Row, tokenizer: Tokenizer, draw: Draw | None = None, progress: Progress | None = None
+) -> Sample:
     """What a reward sees of one completion; `draw` is of training alone."""
     sampled = traced.sampled
     return Sample(
@@ -39,6 +41,7 @@ def sample_of(traced: Traced, row: Row, tokenizer: Tokenizer, draw: Draw | None 
         finish_reason=sampled.finish_reason,
         token_ids=tuple(sampled.token_ids.tolist()),
         draw=draw,
+        progress=progress,
         measured=traced.measured,
     )
 

@@ -127,7 +127,13 @@ def test_a_paused_job_leaves_a_model_and_goes_on_where_it_was(service: Service) 
 
 def test_a_job_whose_reward_fails_says_why_and_the_service_goes_on(service: Service, tmp_path: Path) -> None:
     reward = tmp_path / "reward.py"
-    reward.write_text("def broken(sample, item):\n    raise LookupError('no such answer')\n")
+    # On the completions that it is tried on at submission it works, on those of the job it never does.
+    reward.write_text(
+        "def broken(sample, item):\n"
+        "    if sample['output_text'] in ('', item['answer']):\n"
+        "        return 0.0\n"
+        "    raise LookupError('no such answer')\n"
+    )
     grader = {"type": "function", "name": "broken", "function": f"{reward}:broken"}
     job_id = service.submit(grader, n_steps=2, batch_size=2, group_size=2)
     service.wait(job_id, "failed")

@@ -176,6 +176,28 @@ async def test_what_may_be_asked_for(client: AsyncOpenAI) -> None:
     assert all(token.logprob <= 0 and token.top_logprobs == [] for token in logprobs.content)
 
 
+async def test_what_clients_send_that_asks_for_nothing_is_taken(client: AsyncOpenAI) -> None:
+    plain = await client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
+    asked = await client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        temperature=0,
+        response_format={"type": "text"},
+        tools=[],
+        tool_choice="none",
+        parallel_tool_calls=True,
+        store=False,
+        frequency_penalty=0,
+        presence_penalty=0.0,
+        logit_bias={},
+        modalities=["text"],
+        service_tier="auto",
+        safety_identifier="u",
+        prompt_cache_key="k",
+    )
+    assert asked.choices[0].message.content == plain.choices[0].message.content
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
@@ -195,7 +217,8 @@ async def test_what_may_be_asked_for(client: AsyncOpenAI) -> None:
         ({"seed": 2**63}, "seed"),
         ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, None),
-        ({"tools": []}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"presence_penalty": -1}, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

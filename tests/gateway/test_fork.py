@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from shutil import copytree
 from typing import Any
 
@@ -203,3 +204,32 @@ async def test_a_model_that_a_fork_starts_from_is_kept(served: Served, client: A
     child = await made(served, parent, {})
     with pytest.raises(openai.BadRequestError, match=child.id):
         await client.models.delete(model_name(parent, 4))
+
+
+async def test_the_rewards_code_is_the_jobs_own_and_a_fork_takes_it_over(
+    served: Served, client: AsyncOpenAI, training_file: str, tmp_path: Path
+) -> None:
+    code = tmp_path / "user"
+    code.mkdir()
+    (code / "helper.py").write_text("def right(text, answer): return float(text == answer)")
+    (code / "reward.py").write_text(
+        "import helper\ndef score(completion, answer): return helper.right(completion, answer)"
+    )
+    grader = {"type": "function", "name": "r", "function": f"{code}/reward.py:score"}
+    created = await client.fine_tuning.jobs.create(**body(training_file, grader=grader))
+    parent = await served.jobs.get(created.id)
+    folder = served.data_dir / "jobs" / parent.id / "reward_code" / parent.grader["sha256"]
+    assert {file.name for file in folder.iterdir()} == {"helper.py", "reward.py"}
+    async with httpx.AsyncClient(base_url=served.url, timeout=30) as http:
+        shown = (await http.get(f"/v1/fine_tuning/jobs/{parent.id}")).json()
+    assert shown["method"]["reinforcement"]["grader"]["sha256"] == folder.name
+    await add_checkpoint(served, parent, 2)
+    (code / "helper.py").write_text("def right(text, answer): raise RuntimeError('edited')")
+    job = await made(served, parent, {})
+    assert job.grader == parent.grader
+    copy = served.data_dir / "jobs" / job.id / "reward_code" / parent.grader["sha256"]
+    assert (copy / "helper.py").read_bytes() == (folder / "helper.py").read_bytes()
+    anew = await refused(served, parent, {"grader": grader})
+    assert "RuntimeError: edited" in anew["message"]
+    left = {entry.name for entry in (served.data_dir / "jobs").iterdir()}
+    assert left == {parent.id, job.id}, "a job that is not taken leaves no code behind"

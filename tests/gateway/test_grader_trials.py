@@ -19,7 +19,7 @@ from headrace_gateway import graders
 from headrace_gateway.graders import Outcome, Part, Trials, Verdict
 from headrace_gateway.routes.graders import _DETAILS, _FLAGS, _answer, _named
 
-from .conftest import GRADER
+from .conftest import GRADER, Served, body
 
 ALIKE = {
     "type": "text_similarity",
@@ -109,6 +109,55 @@ async def test_a_grader_is_validated_and_comes_back_complete(client: AsyncOpenAI
     valid = await client.fine_tuning.alpha.graders.validate(grader=given)
     assert valid.grader is not None
     assert valid.grader.to_dict() == BOTH | {"graders": {"exact": GRADER | {"name": "exact"}, "alike": ALIKE}}
+
+
+COOKBOOK: Any = {
+    "type": "multi",
+    "graders": {
+        "explained": {
+            "type": "text_similarity",
+            "name": "how close the explanation is to the one that a physician wrote for the very same case " * 2,
+            "input": "{{ sample.output_text }}",
+            "reference": "{{ item.réponse correcte }}{{ item.case-id }}",
+            "evaluation_metric": "fuzzy_match",
+            "pass_threshold": 0.8,
+        },
+        "code": {
+            "type": "python",
+            "source": "def grade(sample, item) -> float:\n    return 1.0",
+            "image_tag": "2025-05-08",
+            "pass_threshold": 0.5,
+        },
+    },
+    "calculate_output": "(explained + code) / 2",
+}
+
+
+async def test_a_grader_as_openais_cookbook_writes_it(client: AsyncOpenAI) -> None:
+    item = {"réponse correcte": "flu", "case-id": 7}
+    ran = await client.fine_tuning.alpha.graders.run(grader=COOKBOOK, model_sample="flu7", item=item)
+    assert (ran.reward, ran.metadata.name) == (1.0, "multi")
+    valid = await client.fine_tuning.alpha.graders.validate(grader=COOKBOOK)
+    assert valid.grader is not None
+    complete = valid.grader.to_dict()
+    held: Any = complete["graders"]
+    assert (complete["name"], held["code"]["name"], held["code"]["pass_threshold"]) == ("multi", "code", 0.5)
+    assert "pass_threshold" not in complete
+    assert valid.model_extra is not None
+    assert valid.model_extra["ignored"] == [
+        "grader 'code': image_tag '2025-05-08': there is one environment, the service's"
+    ]
+
+
+async def test_a_job_tells_what_of_its_grader_has_no_effect(
+    client: AsyncOpenAI, served: Served, training_file: str
+) -> None:
+    grader = {"type": "python", "source": "def grade(sample, item): return 1.0", "image_tag": "2025-05-08"}
+    job = await client.fine_tuning.jobs.create(**body(training_file, grader=grader))
+    warnings = [event.message for _, event in await served.jobs.events(job.id) if event.level == "warn"]
+    assert warnings == [
+        "Without effect: grader 'python': image_tag '2025-05-08': there is one environment, the service's"
+    ]
 
 
 @pytest.mark.parametrize(

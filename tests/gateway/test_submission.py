@@ -125,6 +125,49 @@ async def test_a_grader_with_a_syntax_error(
     assert str(error.param).startswith("method.reinforcement.grader")
 
 
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def graded(sample, item): return float(sample['output_text'] == item['reply'])", "KeyError: 'reply'"),
+        ("def graded(completion, reply): return 1.0", "argument 'reply' is neither a known name nor a key of the row"),
+    ],
+)
+async def test_a_grader_that_cannot_work_on_the_rows(
+    client: AsyncOpenAI, served: Served, training_file: str, tmp_path: Path, source: str, says: str
+) -> None:
+    (tmp_path / "r.py").write_text(source)
+    grader = {"type": "function", "name": "r", "function": f"{tmp_path}/r.py:graded"}
+    error = await refused(client, served, body(training_file, grader=grader))
+    assert error.param == "method.reinforcement.grader"
+    assert says in error.message
+    tolerant = body(training_file, grader=grader, hyperparameters={"max_reward_failures": 1.0})
+    job = await client.fine_tuning.jobs.create(**tolerant)
+    (told,) = [event for _, event in await served.jobs.events(job.id) if event.level == "warn"]
+    assert says in told.message
+
+
+async def test_what_the_trial_of_a_grader_shows_is_told(
+    client: AsyncOpenAI, served: Served, training_file: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.py").write_text(
+        "def graded(completion): return float(completion.split()[-1] == '93')\n"
+        "def trl(completions, completion_ids, answer):\n"
+        "    rows = zip(completion_ids, completions, answer)\n"
+        "    return [float(len(ids) > 0 and c[0]['content'] == a) for ids, c, a in rows]"
+    )
+    one = {"type": "function", "name": "one", "function": f"{tmp_path}/r.py:graded"}
+    trl = {"type": "function", "name": "trl", "function": f"{tmp_path}/r.py:trl"}
+    both = {"type": "multi", "name": "both", "graders": [one, trl], "calculate_output": "one + trl"}
+    job = await client.fine_tuning.jobs.create(**body(training_file, grader=both))
+    warnings = [event.message for _, event in await served.jobs.events(job.id) if event.level == "warn"]
+    assert warnings == [
+        "The reward was tried on the first row: grader 'one' failed on 2 of 6 completions that it was tried on, the "
+        "first of them an empty text: exception: IndexError: list index out of range"
+    ]
+    stored = (await served.jobs.get(job.id)).grader
+    assert [stored["graders"][name]["form"] for name in ("one", "trl")] == ["text", "messages"]
+
+
 async def test_an_unknown_grader(client: AsyncOpenAI, served: Served, training_file: str) -> None:
     error = await refused(client, served, body(training_file, grader={"type": "oracle", "name": "o"}))
     assert str(error.param).startswith("method.reinforcement.grader")

@@ -38,7 +38,16 @@ WORD_SORT = """
         said = [c[-1]["content"] for c in completions]
         return [said.count(text) / len(said) for text in said]
 
-    def load_environment(many=3, whole_group=False, turns=1):
+    class Prepared(vf.SingleTurnEnv):
+        async def setup_state(self, state, **kwargs):
+            assert state["completion"] == [] and state["prompt"][-1]["role"] == "user"
+            state["wanted"] = sorted(state["answer"].split())
+            return state
+
+    def as_prepared(completion, state):
+        return float(completion[-1]["content"].split() == state["wanted"])
+
+    def load_environment(many=3, whole_group=False, turns=1, prepared=False):
         words = ["pear apple fig", "b a", "z y x w"]
         data = Dataset.from_list([
             {"question": f"Sort: {w}", "answer": " ".join(sorted(w.split())), "info": {"many": many}} for w in words
@@ -51,6 +60,8 @@ WORD_SORT = """
                 async def env_response(self, messages, state, **kwargs):
                     return []
             return Turns(dataset=data, rubric=rubric, parser=parser)
+        if prepared:
+            return Prepared(dataset=data, rubric=vf.Rubric(funcs=[as_prepared], weights=[1.0]))
         return vf.SingleTurnEnv(
             dataset=data, eval_dataset=data.select([0]), system_prompt="Be brief.", rubric=rubric, parser=parser
         )
@@ -100,6 +111,14 @@ async def test_a_function_that_raises_failed_and_is_not_worth_nothing(reward: Re
     assert (failed.kind, failed.message) == ("exception", "ValueError: no words to sort")
     assert "brief" in (failed.traceback or "")
     assert isinstance(right, Score)
+
+
+async def test_an_environment_sets_its_state_up() -> None:
+    reward = build(described(arguments={"prepared": True}))
+    await reward.start()
+    outcomes = await reward.score([sample("apple fig pear"), sample("no")])
+    await reward.close()
+    assert [o.components["as_prepared"] for o in outcomes if isinstance(o, Score)] == [1.0, 0.0]
 
 
 async def test_a_function_of_the_group_among_those_of_one_completion() -> None:

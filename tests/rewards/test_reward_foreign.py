@@ -15,6 +15,7 @@ ROW = {"answer": "42", "task": "short", "data_source": "toy/sums", "reward_model
 QUESTION = [{"role": "system", "content": "Add."}, {"role": "user", "content": "40+2="}]
 RIGHT = Sample("42", ROW, QUESTION, token_ids=(4, 2))
 WRONG = Sample("7", ROW, QUESTION, token_ids=(7,))
+TURNS = {"num_turns": 2.0}
 ZERO_ONE: list[Outcome] = [Score(1.0), Score(0.0)]
 
 
@@ -31,11 +32,15 @@ async def scored(function: str, *samples: Sample, form: str = "text") -> list[Ou
     ("function", "form", "expected"),
     [
         ("trl_text", "text", ZERO_ONE),
-        ("trl_conversational", "messages", ZERO_ONE),
+        ("trl_conversational", "messages", [Score(1.0, {"share": 0.5}), Score(0.0, {"share": 0.5})]),
         ("trl_by_tokens", "text", [Score(0.5), Score(1.0)]),
-        ("trl_async", "text", ZERO_ONE),
+        ("trl_async", "text", [Score(1.0, {"asked": 2.0}), Score(0.0, {"asked": 2.0})]),
         ("trl_object", "text", [Score(0.5), Score(0.5)]),
-        ("verl_score", "text", [Score(1.0, {"score": 1.0, "acc": 1.0}), Score(0.0, {"score": 0.0, "acc": 0.0})]),
+        (
+            "verl_score",
+            "text",
+            [Score(1.0, {"score": 1.0, "acc": 1.0, **TURNS}), Score(0.0, {"score": 0.0, "acc": 0.0, **TURNS})],
+        ),
         ("verl_async", "text", ZERO_ONE),
         ("verl_passes_on", "text", ZERO_ONE),
         ("verl_batch", "text", ZERO_ONE),

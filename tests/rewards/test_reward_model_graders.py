@@ -86,10 +86,17 @@ async def test_what_a_judge_is_asked() -> None:
     assert asked.path == "/v1/chat/completions"
     assert asked.headers["authorization"] == f"Bearer {KEY}"
     result = {"type": "number", "minimum": -1.0, "maximum": 1.0}
+    text = {"type": "string"}
+    step = {
+        "type": "object",
+        "properties": {"description": text, "conclusion": text},
+        "required": ["description", "conclusion"],
+        "additionalProperties": False,
+    }
     schema = {
         "type": "object",
-        "properties": {"result": result},
-        "required": ["result"],
+        "properties": {"steps": {"type": "array", "items": step}, "result": result},
+        "required": ["steps", "result"],
         "additionalProperties": False,
     }
     assert asked.body == {
@@ -105,6 +112,35 @@ async def test_what_a_judge_is_asked() -> None:
         "max_completion_tokens": 50,
         "response_format": {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": schema}},
     }
+
+
+async def test_a_judge_that_writes_its_steps_first() -> None:
+    """As the cookbook's judges do."""
+    steps = [{"description": "Compare.", "conclusion": "They differ by 1."}]
+    content = [
+        {"type": "text", "text": "{{ sample.output_text }}"},
+        {"type": "input_text", "text": "{{ item.answer }}"},
+    ]
+    grader = {**SCORE, "input": [{"role": "user", "content": content}], "pass_threshold": 0.75}
+    answer = Reply(completion(json.dumps({"steps": steps, "result": 0.5})))
+    async with asking(lambda _: answer, grader) as (reward, server):
+        assert await reward.score(group("41")) == [Score(0.5)]
+    assert server.asked[0].body["messages"] == [{"role": "user", "content": "41\n42"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "high"),
+    [
+        ({}, 0.5),
+        ({"range": [0, 10]}, 5.0),
+        ({"range": [0, 10], "pass_threshold": 7}, 7.0),
+        ({"pass_threshold": 0}, 0.0),
+    ],
+)
+def test_from_where_on_a_score_counts_as_high(fields: dict[str, Any], high: float) -> None:
+    assert validate({**SCORE, **fields}).high_from() == high
+    held = validate({"type": "audited", "name": "a", "grader": {**SCORE, **fields}, "audit": SCORE})
+    assert held.high_from() == high
 
 
 async def test_without_a_key_no_header_is_sent() -> None:

@@ -91,7 +91,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 async def graded(url: str, key: str, **grader: Any) -> list[Outcome]:
     question = {"role": "user", "content": "Is {{ sample.output_text }} {{ item.answer }}?"}
-    described = {"name": "judged", "model": "judge", "input": [question], "timeout": 60, **grader}
+    described = {"name": "judged", "model": "judge", "input": [question], "timeout": 60, "steps": False, **grader}
     reward = build(described, RewardRules(judge_url=url, judge_key=key))
     await reward.start()
     try:

@@ -40,6 +40,9 @@ def test_bool_int_and_none() -> None:
 def test_dicts() -> None:
     assert to_outcome({"format": 0.25, "answer": True}) == Score(1.25, {"format": 0.25, "answer": 1.0})
     assert to_outcome({"score": 0.1, "length": 9}) == Score(0.1, {"score": 0.1, "length": 9.0})
+    assert to_outcome({"overall": 0.9, "format": 1.0, "accuracy": 0.8}) == Score(
+        0.9, {"overall": 0.9, "format": 1.0, "accuracy": 0.8}
+    )
     assert to_outcome({"reward": 0.2, "pred": "x", "note": None}) == Score(0.2, {"reward": 0.2})
 
 

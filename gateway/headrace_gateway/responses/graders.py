@@ -13,6 +13,7 @@ class ValidatedGrader(Answer):
     """A grader that works."""
 
     grader: dict[str, Any] = Field(description="Complete, with every default.")
+    ignored: list[str] = Field(description="What of it has no effect, in words.")
 
 
 class GraderErrors(Answer):

@@ -13,6 +13,7 @@ from headrace_core.data import Row
 from ..answers import ready
 from ..context import Here
 from ..graders import Outcome, Verdict
+from ..plausible import sample
 from ..responses.graders import GraderRun, ValidatedGrader
 
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"])
@@ -50,15 +51,15 @@ class Run(BaseModel):
 @router.post("/validate", response_model=ValidatedGrader)
 async def validate(here: Here, body: Validate) -> Response:
     """The grader, complete; 400 where it cannot work."""
-    return ready({"grader": (await here.trials.verdict(body.grader)).grader})
+    verdict = await here.trials.verdict(body.grader)
+    return ready({"grader": verdict.grader, "ignored": verdict.ignored})
 
 
 @router.post("/run", response_model=GraderRun)
 async def run(here: Here, body: Run) -> Response:
     """What a grader makes of one completion; a failure has no reward, and is named in `metadata.errors`."""
-    row = Row.of(body.item)
-    sample = {"output_text": body.model_sample, "item": row.item, "messages": row.messages}
-    return ready(_answer(await here.trials.verdict(body.grader, [sample])))
+    tried = sample(Row.of(body.item), body.model_sample)
+    return ready(_answer(await here.trials.verdict(body.grader, [tried])))
 
 
 def _answer(verdict: Verdict) -> dict[str, Any]:

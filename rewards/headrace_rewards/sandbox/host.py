@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from headrace_rewards.binding import Binding, MissingInput, Unbindable
+from headrace_rewards.logged import Logged
 from headrace_rewards.protocol import Failure, Outcome, Sample
 from headrace_rewards.sandbox import containment, wire
 from headrace_rewards.sandbox.kernel import Unheld
@@ -103,25 +104,28 @@ class Host:
 
     def _score(self, unit: wire.Unit, runner: asyncio.Runner) -> list[Outcome]:
         try:
-            value = self._function(**self._binding.arguments(unit.samples))
+            arguments, logged = self._binding.arguments(unit.samples)
+            value = self._function(**arguments)
             if inspect.isawaitable(value):  # a plain function that hands out a coroutine
                 value = runner.run(_wait_for(value))
-            return self._read(value, unit.samples)
+            return self._read(value, unit.samples, logged)
         except BaseException as error:  # whatever a user's code raises, SystemExit included, is its outcome
             return [_failure(error)] * len(unit.samples)
 
     async def _score_async(self, unit: wire.Unit) -> list[Outcome]:
         try:
             async with asyncio.timeout(self._setup.timeout) as limit:
-                value = await self._function(**self._binding.arguments(unit.samples))
-            return self._read(value, unit.samples)
+                arguments, logged = self._binding.arguments(unit.samples)
+                value = await self._function(**arguments)
+            return self._read(value, unit.samples, logged)
         except BaseException as error:
             if isinstance(error, TimeoutError) and limit.expired():
                 return [Failure("timeout", f"took longer than {self._setup.timeout:g} s")] * len(unit.samples)
             return [_failure(error)] * len(unit.samples)
 
-    def _read(self, value: Any, samples: list[Sample]) -> list[Outcome]:
-        return to_outcomes(value, len(samples)) if self._binding.whole_group else [to_outcome(value)]
+    def _read(self, value: Any, samples: list[Sample], logged: Logged) -> list[Outcome]:
+        outcomes = to_outcomes(value, len(samples)) if self._binding.whole_group else [to_outcome(value)]
+        return logged.beside(outcomes)
 
     def _reply(self, unit: wire.Unit, outcomes: list[Outcome]) -> None:
         if os.getpid() != self._pid:  # the function forked, and this is the child: it must not answer too

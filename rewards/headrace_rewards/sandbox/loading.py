@@ -12,12 +12,12 @@ import linecache
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from headrace_rewards.sandbox import wire
+from headrace_rewards.sandbox import kept_sources, wire
 
 _OF_CHILDREN = "HEADRACE_USER_MODULE"
 """Environment variable: name and file of the user's module, for processes that start anew."""
@@ -67,7 +67,7 @@ def _module(setup: wire.Setup, where: str) -> ModuleType:
         return _execute(setup.source, where)
     if setup.module is not None:
         return _import_installed(setup.module, Path(setup.path).parent)
-    return _import(Path(setup.path))
+    return _import(Path(setup.path), setup.files)
 
 
 def _import_installed(name: str, folder: Path) -> ModuleType:
@@ -91,9 +91,13 @@ def _execute(source: str, where: str) -> ModuleType:
     return module
 
 
-def _import(path: Path) -> ModuleType:
+def _import(path: Path, files: Mapping[str, bytes]) -> ModuleType:
     module_name = f"headrace_user_{path.stem}"  # so that a file called json.py hides nothing
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    if str(path) in files:
+        kept_sources.install(files, path.parent)
+        spec = kept_sources.spec_of(module_name, str(path), files[str(path)])
+    else:
+        spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         fault = f"{path} is not a Python file"
         raise CannotLoad(fault, ImportError(fault))

@@ -45,6 +45,8 @@ class Code:
     module: str | None = None
     """Of an installed package; `path` lies in the folder that holds it."""
     options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Of the file and its neighbours, by absolute path, as they were kept; they are imported instead of those there."""
 
 
 class HostedReward:
@@ -100,6 +102,7 @@ class HostedReward:
             beside=code.beside,
             module=code.module,
             options=code.options,
+            files=code.files,
         )
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:

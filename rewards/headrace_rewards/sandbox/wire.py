@@ -51,6 +51,8 @@ class Setup(msgspec.Struct, tag="setup"):
     """Imported by its name, from the folder in which `path` lies, where it is an installed package's."""
     options: dict[str, Any] = {}
     """Arguments of the function that are the same in every call."""
+    files: dict[str, bytes] = {}
+    """Python files as they were kept, by absolute path: imported instead of those there."""
 
 
 class Ready(msgspec.Struct, tag="ready"):

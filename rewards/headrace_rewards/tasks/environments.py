@@ -90,6 +90,7 @@ class Rubric:
     def __init__(self, environment: Any) -> None:
         """Raises `InvalidRequest` for an environment without any, or with a way of its own to score."""
         self._functions = list(_functions(environment.rubric))
+        self._set_up = environment.setup_state
         self._form = environment.message_type
         if not self._functions:
             raise InvalidRequest("the environment has no reward function")
@@ -101,7 +102,8 @@ class Rubric:
 
     async def score(self, prompts: Sequence[Messages], texts: Sequence[str], items: Sequence[Any]) -> list[Any]:
         """For each completion the weighted sum as `score`, beside what each function returned."""
-        states = [self._state(*of_one) for of_one in zip(prompts, texts, items, strict=True)]
+        episodes = zip(prompts, texts, items, strict=True)
+        states = await asyncio.gather(*(self._state(*episode) for episode in episodes))
         scored: list[dict[str, float]] = [{} for _ in states]
         totals = [0.0] * len(states)
         for function in self._functions:
@@ -110,12 +112,17 @@ class Rubric:
                 scored[index][function.call.__name__] = float(value)
         return [{**parts, "score": total} for parts, total in zip(scored, totals, strict=True)]
 
-    def _state(self, prompt: Messages, text: str, item: Mapping[str, Any]) -> dict[str, Any]:
-        """What verifiers' functions know of an episode; one for all functions, which may leave notes in it."""
+    async def _state(self, prompt: Messages, text: str, item: Mapping[str, Any]) -> dict[str, Any]:
+        """What verifiers' functions know of an episode; one for all functions, which may leave notes in it.
+
+        The environment sets it up as it does before it asks a model: without a completion.
+        """
         chat = self._form == "chat"
         said: Any = [{"role": "assistant", "content": text}] if chat else text
         turn = {"prompt": prompt if chat else prompt[-1]["content"], "completion": said}
-        return {**_DEFAULTS, **item, **turn, "trajectory": [turn], "is_completed": True}
+        begun = {**_DEFAULTS, **item, **turn, "completion": [] if chat else "", "trajectory": [], "is_completed": False}
+        state = await self._set_up(begun)
+        return {**(begun if state is None else state), **turn, "trajectory": [turn], "is_completed": True}
 
 
 def _functions(rubric: Any) -> Iterator[_Function]:

@@ -18,6 +18,7 @@ from pydantic import Field
 from headrace_rewards.protocol import Failure, Measured, Need, Outcome, Reward, Sample
 from headrace_rewards.specs import AnyGrader, GraderSpec
 from headrace_rewards.string_check import TemplateText
+from headrace_rewards.templates import MissingPath, Template
 
 UNMEASURED = Failure(
     "bad_input",
@@ -45,6 +46,14 @@ class LikelihoodSpec(VerifierFreeSpec):
     measures = frozenset({"reference"})
     opening: str = Field("<answer", min_length=1)
     reference: TemplateText = "> {{ item.answer }} </answer>"
+
+    def lacks(self, item: dict[str, Any]) -> str | None:
+        """What the reference answer needs and the row has not."""
+        try:
+            Template.parse(self.reference).render(Sample("", item))
+        except MissingPath as missing:
+            return f"the row has no reference answer: {missing}"
+        return None
 
     @abstractmethod
     def reference_weight(self, logprobs: Sequence[float]) -> float:

@@ -27,7 +27,7 @@ export class Head {
       h("div", { class: "title" }, h("h1", {}, named(job)), this.pill, h("span", { class: "spacer" }),
         h("a", { class: "button", href: `/jobs/${encodeURIComponent(job.id)}/completions` }, "Completions"), ...this.buttons.map(([, button]) => button)),
       h("div", { class: "meta" }, `${job.id} · ${settings.algorithm} · ${settings.batch_size} groups of ${settings.group_size} a step · max staleness ${settings.max_staleness} (${settings.late}) · ${settings.engine}`),
-      forked(job), this.bar, this.meta, this.why, this.error));
+      forked(job), rewardCode(job), this.bar, this.meta, this.why, this.error));
   }
 
   set(state) {
@@ -70,4 +70,16 @@ function forked(job) {
   if (!job.forked_from) return null;
   const { fine_tuning_job_id: id, step_number: step } = job.forked_from;
   return h("div", { class: "meta" }, "forked from ", h("a", { class: "link", href: `/jobs/${encodeURIComponent(id)}` }, id), ` at step ${step}`);
+}
+
+function rewardCode(job) {
+  const found = functionsOf(job.method.reinforcement.grader);
+  if (!found.length) return null;
+  return h("div", { class: "meta" }, `reward code ${found.map((of) => `${of.function} (sha256 ${of.sha256.slice(0, 12)}…)`).join(", ")}, as it was when the job was submitted`);
+}
+
+function functionsOf(grader) {
+  if (grader === null || typeof grader !== "object") return [];
+  const own = grader.type === "function" && grader.sha256 ? [grader] : [];
+  return [...own, ...Object.values(grader).flatMap(functionsOf)];
 }
