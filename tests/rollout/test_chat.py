@@ -133,6 +133,9 @@ async def test_what_does_not_fit_the_context_is_refused(server: ChatServer) -> N
     with pytest.raises(InvalidRequest, match=f"more than the context of {CONTEXT}") as too_long:
         await server.begin(asked("What is 1 + 1? " * 50))
     assert too_long.value.code == "context_length_exceeded"
+    with pytest.raises(InvalidRequest, match="lower max_completion_tokens"):
+        await server.begin(asked(max_tokens=CONTEXT))
+    assert (await server.facts()).chats == 0
 
 
 async def test_megabytes_are_refused_before_they_are_tokenised(
@@ -143,9 +146,6 @@ async def test_megabytes_are_refused_before_they_are_tokenised(
     with pytest.raises(InvalidRequest, match=rf"3900000 bytes, more than the context of {CONTEXT} tokens") as too_long:
         await server.begin(asked("What is 1 + 1? " * 260_000))
     assert too_long.value.code == "context_length_exceeded"
-    with pytest.raises(InvalidRequest, match="lower max_completion_tokens"):
-        await server.begin(asked(max_tokens=CONTEXT))
-    assert (await server.facts()).chats == 0
 
 
 async def test_an_aborted_chat_frees_the_engine(server: ChatServer) -> None:
