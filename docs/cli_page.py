@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
+import typer
 import typer.main
 
 from headrace_gateway import cli
@@ -27,8 +28,9 @@ def page() -> str:
 
 def _commands(path: str, command: Any) -> Iterator[str]:
     if hasattr(command, "commands"):
-        for name, inner in command.commands.items():
-            yield from _commands(f"{path} {name}", inner)
+        context = typer.Context(command)
+        for name in command.list_commands(context):
+            yield from _commands(f"{path} {name}", command.get_command(context, name))
     else:
         yield _section(path, command)
 

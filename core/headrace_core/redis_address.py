@@ -31,6 +31,27 @@ def password_of(given: str | None, file: Path | None) -> str | None:
         raise InvalidRequest(message, param="redis_password_file") from error
 
 
+def checked_url(url: str) -> str:
+    """`url` itself. Raises `ValueError` where it is no address of a Redis; its text does not repeat the address, which
+    may hold a password."""
+    forms = "write redis://host:6379/0, rediss://host:6379/0 or unix:///path/of/socket"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # its text may hold a part of the password
+        raise ValueError(f"is no address of a Redis: {forms}, a password in it percent-encoded") from None
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError(f"is no address of a Redis, its scheme is {parts.scheme or 'missing'!r}: {forms}")
+    if parts.scheme == "unix":
+        if not parts.path.startswith("/") or parts.path == "/":
+            raise ValueError(f"names no socket: {forms}")
+    elif not parts.hostname or port == 0:
+        raise ValueError(f"names no host: {forms}")
+    elif parts.path.strip("/") and not parts.path.strip("/").isdigit():
+        raise ValueError(f"names no database, which is a number: {forms}")
+    return url
+
+
 def redis_address(url: str, password: str | None, ca_file: Path | None) -> str:
     """`url` with both in it. Raises `InvalidRequest` where it has a password already, or where no TLS is spoken."""
     parts = urlsplit(url)

@@ -7,17 +7,17 @@ import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .redis_address import password_of, redis_address
+from .redis_address import checked_url, password_of, redis_address
 from .reward_rules import RewardRules, SandboxLevel
 
 
 class Settings(BaseSettings):
     """With none set, everything runs on this machine: private Redis, local Ray, gateway on loopback."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     data_dir: Path = Field(Path("headrace-data"), description="Files, checkpoints, trained models, embedded Redis.")
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")
@@ -145,6 +145,11 @@ class Settings(BaseSettings):
         None, description="Server in OpenAI's protocol that model graders ask, with /v1; unset: they are refused."
     )
     judge_key: SecretStr | None = Field(None, description="Bearer key of that server.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_is_one(cls, url: str | None) -> str | None:
+        return None if url is None else checked_url(url)
 
     @property
     def redis_address(self) -> str | None:

@@ -19,12 +19,11 @@ from headrace_core.jobs import new_id
 from headrace_core.records import name, read
 from headrace_core.redis import answer
 
-from .identity import OpenedBy, Principal, Scope
+from .identity import OpenedBy, Principal
+from .scopes import Scope
 
 PREFIX = "hr-"
 SESSION_SECONDS = 12 * 3600
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
-"""What a key may be called."""
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):

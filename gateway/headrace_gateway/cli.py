@@ -1,38 +1,62 @@
-"""`headrace`: the commands. All but `serve`, `keys`, `rewards` and `doctor` speak to a gateway by HTTP."""
+"""`headrace`: the commands. All but `serve`, `keys`, `rewards` and `doctor` speak to a gateway by HTTP.
+
+A command's module is imported when the command is asked for: together they take a second of imports.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from headrace_core.errors import HeadraceError
-from headrace_core.settings import Settings
 
-from . import job_file, rewards_process
-from .cli_checkpoints import checkpoints
 from .cli_common import LOCAL, Url, err, fail, out, service_settings
-from .cli_doctor import doctor
-from .cli_jobs import jobs, watched
-from .cli_keys import keys
-from .cli_rewards import rewards
-from .client import Client
+
+if TYPE_CHECKING:
+    from headrace_core.settings import Settings
+
+_ELSEWHERE = {
+    "jobs": "cli_jobs:jobs",
+    "checkpoints": "cli_checkpoints:checkpoints",
+    "rewards": "cli_rewards:rewards",
+    "keys": "cli_keys:keys",
+    "doctor": "cli_doctor:command",
+}
+"""Commands of other modules: where each one's Typer is."""
+
+
+class _Commands(TyperGroup):
+    """The commands of this module, and those of `_ELSEWHERE`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of help."""
+        return [*self.commands, *_ELSEWHERE]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import it, if it is another module's."""
+        if (place := _ELSEWHERE.get(cmd_name)) is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = place.partition(":")
+        command: Any = get_command(getattr(importlib.import_module(f".{module}", __package__), name))
+        command.name = cmd_name
+        return command
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # rich takes a default in brackets for markup, and keeps the docstrings' line ends
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,  # they hold API keys
     help="RL post-training of language models, as a service.",
 )
-app.add_typer(jobs, name="jobs")
-app.add_typer(checkpoints, name="checkpoints")
-app.add_typer(rewards, name="rewards")
-app.add_typer(keys, name="keys")
-app.command()(doctor)
 
 
 def main() -> NoReturn:
@@ -42,6 +66,23 @@ def main() -> NoReturn:
     except HeadraceError as error:
         err.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
     sys.exit(1)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"headrace {version('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and exit.")
+    ] = False,
+) -> None:
+    """RL post-training of language models, as a service."""
 
 
 @app.command()
@@ -58,10 +99,13 @@ def serve(
     Ctrl-C stops it; unfinished jobs go on at the next start. Every setting can also be given as an environment variable
     HEADRACE_…; see docs/settings.md.
     """
+    given = {name: value for name, value in locals().items() if value is not None}
+    settings = service_settings(**given)
+    import asyncio
+
+    from . import rewards_process
     from .serve import serve as run
 
-    given = {k: v for k, v in locals().items() if k != "run" and v is not None}
-    settings = service_settings(**given)
     held = asyncio.run(rewards_process.sandbox(settings.reward_sandbox))
     out.print(f"[dim]sandbox of reward code: {escape(held)}[/]")
     out.print("[dim]starting Redis and Ray …[/]")
@@ -90,7 +134,15 @@ def train(
     url: Url = LOCAL,
     follow_it: Annotated[bool, typer.Option("--follow/--no-follow", help="Stay and show how the job goes.")] = True,
 ) -> None:
-    """Upload the files of a job, submit it, follow it. Exit code 0 if it succeeds."""
+    """Upload the files of a job, submit it, follow it.
+
+    Exit code 0 if it succeeds, 1 if it fails, 3 if it is cancelled, 4 if it pauses: by itself, where it cannot go on,
+    or because somebody paused it.
+    """
+    from . import job_file
+    from .cli_jobs import watched
+    from .client import Client
+
     told = job_file.read(job)
     with Client(url) as client:
         ids = {name: client.upload(path) for name, path in told.uploads.items()}

@@ -17,7 +17,7 @@ from .cli_common import LOCAL, AsJson, JobId, Url, out, print_json
 from .client import Client
 from .model_folder import copy
 
-checkpoints = typer.Typer(no_args_is_help=True, help="Models that jobs have saved.")
+checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Models that jobs have saved.")
 _MOST = 100
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NoReturn
+import difflib
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.redis_address import masked
-from headrace_core.settings import Settings
 
+if TYPE_CHECKING:
+    from headrace_core.settings import Settings
+
+PREFIX = "HEADRACE_"
+_OF_CLIENTS = {"HEADRACE_URL", "HEADRACE_API_KEY"}
+"""What commands read that speak to a gateway."""
 LOCAL = "http://127.0.0.1:8000"
 
 Url = Annotated[str, typer.Option(envvar="HEADRACE_URL", help="Address of the gateway.")]
@@ -42,8 +49,29 @@ def service_settings(**given: Any) -> Settings:
             "in HEADRACE_REDIS_PASSWORD_FILE",
             param="redis_url",
         )
+    from pydantic import ValidationError  # with the settings, most of the time that a command takes to begin
+
+    from headrace_core.settings import Settings
+
+    _check_names(Settings.model_fields)
     try:
         return Settings(**given)
     except ValidationError as errors:
         first = errors.errors()[0]
-        raise InvalidRequest(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from errors
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        where = f"--{name.replace('_', '-')}" if name in given else f"{PREFIX}{name.upper()}"
+        raise InvalidRequest(f"{where}: {first['msg'].removeprefix('Value error, ')}", param=name) from errors
+    except ValueError as error:  # of pydantic-settings: a list that is not JSON
+        raise InvalidRequest(f"the environment: {error}: lists are written as JSON") from error
+
+
+def _check_names(fields: Iterable[str]) -> None:
+    """Raises `InvalidRequest` for a variable of the service that no setting reads."""
+    known = {f"{PREFIX}{name.upper()}" for name in fields} | _OF_CLIENTS
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise InvalidRequest(
+                f"{name}: there is no such setting: {hint}docs/settings.md has them all; unset the variable", param=name
+            )

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from .cli_common import LOCAL, AsJson, Url, out, print_json, service_settings
-from .doctor import CHECKS, DEEP, Finding
+from headrace_core.errors import InvalidRequest
 
+from .cli_common import LOCAL, AsJson, Url, out, print_json, service_settings
+
+if TYPE_CHECKING:
+    from .doctor import Finding
+
+command = typer.Typer(add_completion=False, rich_markup_mode=None)
 _STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
+@command.command()
 def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also start Redis and Ray, and import vLLM: up to minutes.")
@@ -25,17 +32,29 @@ def doctor(
 
     The service's settings are taken from the environment, as `headrace serve` would.
     """
-    settings = service_settings()
     found: list[Finding] = []
-    for check in CHECKS + (DEEP if deep else ()):
-        for finding in check(settings, url):
-            found.append(finding)
-            if not as_json:
-                _show(finding)
+    for finding in _findings(deep, url):
+        found.append(finding)
+        if not as_json:
+            _show(finding)
     if as_json:
         print_json([asdict(finding) for finding in found])
     if any(finding.level == "fail" for finding in found):
         raise typer.Exit(1)
+
+
+def _findings(deep: bool, url: str) -> Iterator[Finding]:
+    """Where the settings cannot be read, that is one, and the machine is looked at with the defaults."""
+    from headrace_core.settings import Settings
+
+    from .doctor import CHECKS, DEEP, Finding, examined
+
+    try:
+        settings = service_settings()
+    except InvalidRequest as error:
+        yield Finding("fail", "settings", error.message, "mend the variable; until then the defaults are looked at")
+        settings = Settings.model_construct()
+    yield from examined(CHECKS + (DEEP if deep else ()), settings, url)
 
 
 def _show(finding: Finding) -> None:

@@ -11,8 +11,7 @@ from rich.markup import escape
 
 from .cli_common import LOCAL, JobId, Url, fail, out
 from .client import Client
-from .exporting.follower import FromGateway, export
-from .exporting.sinks import Target
+from .exporting.targets import Target
 
 
 def export_job(
@@ -27,6 +26,8 @@ def export_job(
 
     Run again with the same folder, it adds what is new. Ctrl-C stops following.
     """
+    from .exporting.follower import FromGateway, export
+
     folder = folder or Path(f"{job_id}-{target}")
     with Client(url) as client:
         job = client.job(job_id)

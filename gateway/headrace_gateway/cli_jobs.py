@@ -19,10 +19,10 @@ from .following import follow
 from .job_page import page
 from .job_picture import number, of_its_bound, spark
 
-jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, steer them, end them.")
+jobs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at jobs, steer them, end them.")
 
-STATUS_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3}
-"""Exit codes of commands that stay until a job has ended."""
+STATUS_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "paused": 4}
+"""Exit codes of commands that stay until a job has ended, or pauses."""
 
 _STEPS_SHOWN = 40
 _WIDE = 140
@@ -46,7 +46,7 @@ def list_jobs(
         return print_json(found)
     wide = out.width >= _WIDE
     table = Table(box=None)
-    table.add_column("job", no_wrap=True, min_width=len("ftjob-") + 32)  # an id that is cut is of no use
+    table.add_column("job", no_wrap=True, min_width=len("ftjob-") + 24)  # an id that is cut is of no use
     for name in ("status", "steps", "reward", "age"):
         table.add_column(name, no_wrap=True)
     for name in ("trend", "created") if wide else ():
@@ -83,9 +83,9 @@ def show(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
 
 @jobs.command()
 def watch(job_id: JobId, url: Url = LOCAL) -> None:
-    """A job, live until it has ended: progress, reward, ages against the bound, ledger, workers.
+    """A job, live until it has ended or pauses: progress, reward, ages against the bound, ledger, workers.
 
-    Exit code 0 if it succeeded, 1 if it failed, 3 if it was cancelled. Ctrl-C leaves the job alone.
+    Exit code 0 if it succeeded, 1 if it failed, 3 if it was cancelled, 4 if it is paused. Ctrl-C leaves the job alone.
     """
     with Client(url) as client:
         watched(client, job_id)
@@ -172,20 +172,25 @@ jobs.command("export")(export_job)
 
 
 def watched(client: Client, job_id: str) -> NoReturn:
-    """Follow a job to its end, then end the process with its status."""
+    """Follow a job to its end or its pause, then end the process with its status."""
     try:
         job = follow(out, client.stream(job_id))
     except KeyboardInterrupt:
         err.print(f"[dim]the job goes on; `headrace jobs watch {job_id}` shows it again[/]", soft_wrap=True)
         raise typer.Exit(130) from None
     if job["status"] != "succeeded":
-        reason = f": {job['error']['message']}" if job["error"] else ""
-        fail(
-            f"the job {'was ' if job['status'] == 'cancelled' else ''}{job['status']}{reason}",
-            STATUS_CODES[job["status"]],
-        )
+        verb = {"cancelled": "was ", "paused": "is "}.get(job["status"], "")
+        fail(f"the job {verb}{job['status']}{_reason(job)}", STATUS_CODES[job["status"]])
     out.print(f"[green]succeeded[/]: trained model [bold]{job['fine_tuned_model']}[/]", soft_wrap=True)
     raise typer.Exit(0)
+
+
+def _reason(job: dict[str, Any]) -> str:
+    if job["status"] == "paused":
+        by_itself = job["paused_by"]
+        why = f": {by_itself['message']}" if by_itself else ""
+        return f"{why}; `headrace jobs resume {job['id']}` lets it go on, `headrace jobs watch {job['id']}` shows it"
+    return f": {job['error']['message']}" if job["error"] else ""
 
 
 def _parsed(changes: list[str] | None) -> dict[str, Any]:

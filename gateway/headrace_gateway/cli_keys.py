@@ -9,21 +9,21 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.redis import connect_for_requests, ping
 
-from . import local_redis
-from .api_keys import NAME, ApiKey, KeyStore
 from .cli_common import err, out, service_settings
-from .identity import Scope
+from .scopes import NAME, Scope
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of the service on this machine.")
+if TYPE_CHECKING:
+    from .api_keys import ApiKey, KeyStore
+
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="API keys of the service on this machine.")
 
 _UNITS = {"m": 60, "h": 3600, "d": 86_400}
 _LONGEST_DAYS = 3660
@@ -61,7 +61,7 @@ def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     table.add_column("name", overflow="fold")
     for name in ("scope", "expires", "last used", "state"):
         table.add_column(name, no_wrap=True)
-    for key in _with_keys(data_dir, redis_url, KeyStore.all):
+    for key in _with_keys(data_dir, redis_url, lambda store: store.all()):
         table.add_row(key.id, escape(key.name), key.scope, _day(key.expires_at), _day(key.last_used_at), _state(key))
     out.print(table)
 
@@ -78,6 +78,11 @@ def revoke(
 
 
 def _with_keys(data_dir: Path | None, redis_url: str | None, act: Callable[[KeyStore], Awaitable[_T]]) -> _T:
+    from headrace_core.redis import connect_for_requests, ping
+
+    from . import local_redis
+    from .api_keys import KeyStore
+
     given = {"data_dir": data_dir, "redis_url": redis_url}
     settings = service_settings(**{name: value for name, value in given.items() if value is not None})
 

@@ -19,7 +19,7 @@ from .graders import TOKENIZER, Outcome, Verdict, ask
 from .job_file import with_absolute_paths
 from .reward_trial import Summary, Trial
 
-rewards = typer.Typer(no_args_is_help=True, help="Try rewards before a job runs.")
+rewards = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try rewards before a job runs.")
 
 _LONGEST_SECONDS = 3600.0
 _ROWS_SHOWN = 20

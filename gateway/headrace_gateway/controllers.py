@@ -304,5 +304,5 @@ async def _suspend(job_id: str) -> None:
         async with asyncio.timeout(3 * STOP_SECONDS):
             await actor.suspend.remote()
     except (RayError, TimeoutError) as error:
-        get_logger(__name__).warning("controller did not stop in good order and is ended", job=job_id, error=str(error))
+        log.warning("controller did not stop in good order and is ended", job=job_id, error=str(error))
     ray.kill(actor)

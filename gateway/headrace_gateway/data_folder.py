@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from headrace_core.errors import InvalidState
+from headrace_core.errors import InvalidState, Unavailable
 
 _LOCK = "headrace.lock"
 _OURS = ("files", "jobs", "redis")
@@ -19,11 +19,19 @@ _OURS = ("files", "jobs", "redis")
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make the folder, and hold it. Raises `InvalidState`, naming the process that has it."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name in _OURS:
-        _for_us_alone(folder / name)
-    with (folder / _LOCK).open("a+") as lock:
+    """Make the folder, and hold it. Raises `InvalidState`, naming the process that has it, and `Unavailable` where it
+    cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in _OURS:
+            _for_us_alone(folder / name)
+        opened = (folder / _LOCK).open("a+")
+    except OSError as error:
+        raise Unavailable(
+            f"the data folder {folder} cannot be used: {error.strerror} ({error.filename}): choose one that this user "
+            "may write to, with --data-dir or HEADRACE_DATA_DIR"
+        ) from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -92,8 +92,12 @@ def machine(settings: Settings, url: str) -> Iterator[Finding]:
     level: Level = "ok" if free >= _DISK_GB * _GB else "warn" if free >= _LEAST_DISK_GB * _GB else "fail"
     remedy = "" if level == "ok" else "make room, or set HEADRACE_DATA_DIR: checkpoints are kept there"
     yield Finding(level, "disk", f"{free / _GB:.1f} GB free in {folder}", remedy)
-    writable = os.access(_existing(folder), os.W_OK)
-    yield _enough("data folder", str(folder), writable, "choose one that you may write to: HEADRACE_DATA_DIR", "fail")
+    usable = os.access(_existing(folder), os.W_OK) and (folder.is_dir() or not folder.exists())
+    yield _enough("data folder", str(folder), usable, "choose one that you may write to: HEADRACE_DATA_DIR", "fail")
+    if (models := settings.models_dir) is not None:
+        yield _enough(
+            "models folder", str(models), models.is_dir(), "name one that is there: HEADRACE_MODELS_DIR", "fail"
+        )
 
 
 def gpus(settings: Settings, url: str) -> Iterator[Finding]:
@@ -255,6 +259,16 @@ def ray_starts(settings: Settings, url: str) -> Iterator[Finding]:
         yield Finding("fail", "start Ray", error.message, "free memory and /dev/shm, or mend HEADRACE_RAY_ADDRESS")
 
 
+def examined(checks: Iterable[Check], settings: Settings, url: str) -> Iterator[Finding]:
+    """The findings of all. A check that fails by itself is a finding, too, and keeps no other from being made."""
+    for check in checks:
+        try:
+            yield from check(settings, url)
+        except Exception as error:  # whatever it is, it is what was asked for
+            reason = masked(f"{type(error).__name__}: {error}")
+            yield Finding("fail", check.__name__.replace("_", " "), reason, "could not be looked at: mend this first")
+
+
 CHECKS: tuple[Check, ...] = (installed, machine, gpus, sandbox, storage, records, gateway)
 DEEP: tuple[Check, ...] = (redis_starts, ray_starts, engine_imports)
 
@@ -276,4 +290,11 @@ def _enough(what: str, found: str, good: bool, remedy: str, bad: Level = "warn")
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return next(path for path in (folder, *folder.absolute().parents) if _is_folder(path))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError:  # of a folder that this user may not look into
+        return False

@@ -7,7 +7,7 @@ so that a log of a job of any length stays readable.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -21,8 +21,10 @@ _PLAIN_SECONDS = 1.0
 
 
 def follow(console: Console, entries: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Show entries of `Client.stream` as they come; returns the job as the last one describes it."""
+    """Show entries of `Client.stream` as they come, until the job has ended or pauses; returns it as the last one
+    describes it."""
     picture = Picture()
+    entries = _until_paused(entries)
     if console.is_terminal:
         with Live(picture, console=console, transient=True, refresh_per_second=4):
             for kind, data in entries:
@@ -32,6 +34,14 @@ def follow(console: Console, entries: Iterable[tuple[str, dict[str, Any]]]) -> d
     else:
         _plainly(console, entries, picture)
     return picture.job
+
+
+def _until_paused(entries: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """With the one that says so: nobody knows when, or whether, it is resumed."""
+    for kind, data in entries:
+        yield kind, data
+        if kind == "state" and data["job"]["status"] == "paused":
+            return
 
 
 def _plainly(console: Console, entries: Iterable[tuple[str, dict[str, Any]]], picture: Picture) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import Depends, Request
 
 from headrace_core.errors import Forbidden
 
-Scope = Literal["user", "admin"]
+from .scopes import Scope
 
 
 @dataclass(frozen=True, slots=True)

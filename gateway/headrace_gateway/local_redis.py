@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from headrace_core.errors import InvalidState
+from headrace_core.errors import InvalidState, Unavailable
 from headrace_core.settings import Settings
 
 from . import data_folder
@@ -20,6 +20,11 @@ def reached(settings: Settings) -> Iterator[str]:
         yield own
         return
     folder = settings.data_dir.absolute() / "redis"
+    if not folder.is_dir():  # a folder of a mistyped name is not made
+        raise Unavailable(
+            f"{settings.data_dir} is no data folder of a service: name it with --data-dir or HEADRACE_DATA_DIR; a new "
+            "one is made by `headrace serve`"
+        )
     with ExitStack() as parts:
         try:
             parts.enter_context(data_folder.held(settings.data_dir))

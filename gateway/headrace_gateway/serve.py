@@ -23,12 +23,14 @@ import ray
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from redis.asyncio import Redis
 
 from headrace_core.concurrency import cancel
-from headrace_core.errors import Unavailable
+from headrace_core.errors import InvalidRequest, Unavailable
 from headrace_core.jobs import JobStore
 from headrace_core.logs import get_logger, log_libraries
-from headrace_core.redis import answer, connect, ping
+from headrace_core.redis import answer, connect, connect_for_requests, ping
+from headrace_core.redis_address import masked
 from headrace_core.settings import Settings
 
 from . import allocator, data_folder
@@ -58,6 +60,8 @@ def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
     allocator.bound()
     with ExitStack() as parts:
         parts.enter_context(_interrupted_by_sigterm())
+        if settings.models_dir is not None and not settings.models_dir.is_dir():
+            raise InvalidRequest(f"models_dir: {settings.models_dir} is no folder: name one that holds models")
         parts.enter_context(data_folder.held(settings.data_dir))
         listener = parts.enter_context(_listener(settings.host, settings.port))
         own = settings.redis_address
@@ -77,8 +81,8 @@ async def _run(
     kept: list[Part] = [connection] if isinstance(of, str) else [of, connection]
     redis = connect(redis_url, settings.redis_wait)
     try:
-        await ping(redis)
         if isinstance(of, str):
+            await _wait_for(redis_url, redis, settings.redis_wait)
             _warn_of_flaws(version_from(await answer(redis.info("server"))))
         server = _SignalledServer(create_app(settings, redis_url), settings.trusted_proxies)
         host, port = listener.getsockname()[:2]
@@ -188,6 +192,20 @@ def _embedded_redis(settings: Settings) -> Iterator[RedisServer]:
         yield server
     finally:
         server.stop()
+
+
+async def _wait_for(url: str, redis: Redis, seconds: float) -> None:
+    """Until the Redis at `url` answers; whom it keeps waiting is told why. Raises `Unavailable`."""
+    asking = connect_for_requests(url)
+    try:
+        await ping(asking)
+    except Unavailable as error:
+        get_logger(__name__).warning(
+            "waiting for Redis; Ctrl-C ends it", seconds=seconds, address=masked(url), error=error.message
+        )
+        await ping(redis)
+    finally:
+        await asking.aclose()
 
 
 def _warn_of_flaws(version: Version | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError
 
@@ -64,8 +65,12 @@ def test_settings_take_it_from_a_file_and_show_it_nowhere(tmp_path: Path) -> Non
     file.write_text(f"{SECRET}\n")
     settings = Settings(redis_url="redis://host", redis_password_file=file)
     assert settings.redis_address == f"redis://:{quote(SECRET, safe='')}@host"
-    for one in (settings, Settings(redis_url=f"redis://:{SECRET}@host", redis_password=SECRET)):
+    for one in (settings, Settings(redis_url=f"redis://:{quote(SECRET, safe='')}@host", redis_password=SECRET)):
         assert SECRET not in repr(one)
+        assert quote(SECRET, safe="") not in repr(one)
+    with pytest.raises(ValidationError, match="a password in it percent-encoded") as error:
+        Settings(redis_url=f"redis://:{SECRET}@host")
+    assert "pen" not in str(error.value).replace("percent", "")
     config = WorkerConfig(
         job_id="j", worker="w", redis_url=settings.redis_address, weights_root="", model_path="", training_file="",
         validation_file=None, output_dir="", rows=1, total_steps=1, grader={}, hyperparameters={},

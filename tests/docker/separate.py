@@ -26,7 +26,7 @@ import psutil
 from headrace_gateway.redis_program import executable
 
 DOCKER = Path(__file__).parents[2] / "docker"
-MARK = "HEADRACE_TEST_PART"
+MARK = "TEST_PART_OF_HEADRACE"
 START_SECONDS = 180.0
 """Ray alone needs 5 s on an idle machine, and a multiple of it on a busy one."""
 STOP_SECONDS = 60.0

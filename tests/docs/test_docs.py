@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 import typer.main
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -155,8 +156,9 @@ def assert_exists(words: list[str]) -> None:
     words = list(words)
     while hasattr(command, "commands") and words:
         word = words.pop(0)
-        assert word in command.commands, f"headrace has no command {word!r}"
-        command = command.commands[word]
+        context = typer.Context(command)
+        assert word in command.list_commands(context), f"headrace has no command {word!r}"
+        command = command.get_command(context, word)
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     for word in words:
         if word.startswith("-"):

@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from headrace_core.errors import InvalidData, InvalidRequest, NotFound, Unavailable
-from headrace_core.jobs import JobError
+from headrace_core.jobs import JobError, PausedBy
 from headrace_gateway import cli, job_file
 from headrace_gateway.client import Client
 
@@ -105,6 +105,21 @@ async def test_train_follows_to_the_end(served: Served, job: Path, status: Any, 
     assert done.exit_code == exit_code, done.output
     assert "rollout-0 is ready" in done.output
     assert ("the learner died" if exit_code else "ft:mine") in done.output
+
+
+async def test_who_follows_a_job_that_pauses_is_let_go_with_a_code_of_its_own(served: Served, job: Path) -> None:
+    following = asyncio.create_task(headrace("train", str(job), "--url", served.url))
+    async with asyncio.timeout(60):
+        while not served.controllers.ensured:
+            await asyncio.wait([following], timeout=0.05)
+    [job_id] = served.controllers.ensured
+    await served.jobs.move(job_id, "running")
+    await served.jobs.move(job_id, "paused", PausedBy("worker_failed", "the learner died of it", 1.0))
+    done = await asyncio.wait_for(following, timeout=60)
+    assert done.exit_code == 4, done.output
+    assert "the learner died of it" in done.output
+    assert f"headrace jobs resume {job_id}" in done.output
+    assert (await headrace("jobs", "watch", job_id, "--url", served.url)).exit_code == 4
 
 
 async def test_the_gateways_own_words_reach_the_terminal(served: Served) -> None:

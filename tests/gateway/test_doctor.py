@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,17 @@ from headrace_core.keys import JobKeys
 from headrace_core.redis import answer
 from headrace_core.settings import Settings
 from headrace_gateway import cli
-from headrace_gateway.doctor import Check, Finding, engine_imports, machine, ray_starts, records, redis_starts, storage
+from headrace_gateway.doctor import (
+    Check,
+    Finding,
+    engine_imports,
+    examined,
+    machine,
+    ray_starts,
+    records,
+    redis_starts,
+    storage,
+)
 from headrace_gateway.redis_server import RedisServer
 
 from .conftest import Served, stored_job
@@ -58,9 +69,30 @@ async def test_what_fails_is_said_with_what_to_do() -> None:
 
 
 async def test_a_setting_that_is_wrong_is_named() -> None:
-    told = await doctor(NOWHERE, HEADRACE_PORT="none")
+    for variable, value in (("PORT", "none"), ("PROT", "8000"), ("REDIS_URL", "redis:/bad")):
+        told = await doctor(NOWHERE, **{f"HEADRACE_{variable}": value})
+        assert told.exit_code == 1
+        assert f"fail settings       HEADRACE_{variable}: " in told.output
+        assert "cores" in told.output, "the rest is looked at all the same"
+
+
+async def test_what_a_check_meets_is_a_finding_and_no_crash(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    told = await doctor("no address", HEADRACE_DATA_DIR=str(file), HEADRACE_MODELS_DIR=str(tmp_path / "nowhere"))
     assert told.exit_code == 1
-    assert "port:" in getattr(told.exception, "message", "")
+    assert isinstance(told.exception, SystemExit)
+    for line in ("fail data folder", "fail models folder", "gateway"):
+        assert line in told.output
+
+    def broken(settings: Settings, url: str) -> Iterator[Finding]:
+        yield Finding("ok", "first", "found")
+        raise RuntimeError("redis://:secret@host fell over")
+
+    found = list(examined([broken, machine], Settings(), NOWHERE))
+    assert [finding.level for finding in found[:2]] == ["ok", "fail"]
+    assert found[1].found == "RuntimeError: redis://:***@host fell over"
+    assert len(found) > 3
 
 
 def test_a_redis_of_ones_own_is_asked() -> None:

@@ -21,8 +21,8 @@ from headrace_core.settings import Settings
 from headrace_gateway import cli
 from headrace_gateway.exporting.follower import Cursor, FromRedis, export, read_cursor
 from headrace_gateway.exporting.series import SERIES, point
-from headrace_gateway.exporting.sinks import Target
 from headrace_gateway.exporting.supervisor import ATTEMPTS, Exports
+from headrace_gateway.exporting.targets import Target
 from headrace_gateway.redis_server import RedisServer
 
 from .conftest import Served, stored_job

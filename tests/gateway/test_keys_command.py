@@ -42,6 +42,8 @@ def server(folder: Path) -> Iterator[RedisServer]:
 
 def test_the_life_of_a_key_where_no_server_runs(folder: Path) -> None:
     at = ("--data-dir", str(folder))
+    with data_folder.held(folder):  # as `headrace serve` made it
+        pass
     made = headrace("keys", "create", "--name", "alice", "--expires-in", "90d", *at)
     assert made.exit_code == 0
     assert KEY.fullmatch(made.stdout.strip())
@@ -58,6 +60,13 @@ def test_the_life_of_a_key_where_no_server_runs(folder: Path) -> None:
     assert line.split()[-1] == "revoked"
     with data_folder.held(folder):  # it let the folder go
         pass
+
+
+@pytest.mark.parametrize("words", [("list",), ("revoke", "key_1"), ("create", "--name", "alice")])
+def test_a_folder_of_a_mistyped_name_is_not_made(folder: Path, words: tuple[str, ...]) -> None:
+    with pytest.raises(Unavailable, match=r"is no data folder of a service: name it with --data-dir"):
+        headrace("keys", *words, "--data-dir", str(folder))
+    assert not folder.exists()
 
 
 def test_beside_a_running_server(folder: Path, server: RedisServer) -> None:
@@ -82,6 +91,8 @@ def test_a_time_that_is_none(folder: Path, time: str) -> None:
 def test_a_name_that_is_none_and_a_key_that_is_not_there(folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="--name"):
         headrace("keys", "create", "--name", "a b", "--data-dir", str(folder))
+    with data_folder.held(folder):
+        pass
     with pytest.raises(NotFound, match="key_none"):
         headrace("keys", "revoke", "key_none", "--data-dir", str(folder))
 

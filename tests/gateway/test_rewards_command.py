@@ -97,7 +97,7 @@ def test_a_grader_in_a_file_on_groups_of_a_file(folder: Path, tmp_path: Path) ->
     ("arguments", "sandbox", "message"),
     [
         (["reward.py:missing", "--data", "data.jsonl"], "limits", "it has: exact, strict, best"),
-        (["reward.py:exact", "--data", "data.jsonl"], "none", "reward_sandbox: Input should be"),
+        (["reward.py:exact", "--data", "data.jsonl"], "none", "HEADRACE_REWARD_SANDBOX: Input should be"),
         (["--data", "data.jsonl"], "limits", "name one reward"),
         (["a.py:b", "--grader", "data.jsonl", "--data", "data.jsonl"], "limits", "name one reward"),
         (["--grader", "data.jsonl", "--data", "data.jsonl"], "limits", "data.jsonl: not JSON"),

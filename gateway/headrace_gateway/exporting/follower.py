@@ -26,7 +26,8 @@ from headrace_core.records import UNREADABLE
 
 from ..client import Client
 from .series import point
-from .sinks import Measured, Sink, Target, create
+from .sinks import Measured, Sink, create
+from .targets import Target
 
 BATCH = 1000
 _CURSOR, _LOCK = "cursor.json", "export.lock"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, get_args
+from typing import IO, Any, Protocol
 
 import msgspec
 
@@ -17,9 +17,7 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.history import Kind
 
 from .series import Point
-
-Target = Literal["jsonl", "tensorboard", "wandb"]
-TARGETS: tuple[Target, ...] = get_args(Target)
+from .targets import Target
 
 
 class Measured(msgspec.Struct, frozen=True):

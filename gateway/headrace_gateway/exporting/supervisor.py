@@ -26,7 +26,7 @@ from headrace_core.logs import get_logger
 from headrace_core.settings import Settings
 
 from .follower import Errand, read_cursor
-from .sinks import Target
+from .targets import Target
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 10.0

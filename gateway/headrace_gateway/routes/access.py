@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..api_keys import NAME, ApiKey
+from ..api_keys import ApiKey
 from ..audit import Entry, Log
 from ..context import Here
-from ..identity import Scope, admin, made, unchanged
+from ..identity import admin, made, unchanged
 from ..kept import KeptRoute
 from ..schemas import page
+from ..scopes import NAME, Scope
 
 router = APIRouter(prefix="/v1/headrace", tags=["access"], dependencies=[Depends(admin)], route_class=KeptRoute)
 
