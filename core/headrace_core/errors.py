@@ -36,6 +36,10 @@ class HeadraceError(Exception):
             self.code = code
 
 
+FAILED_BY_ITSELF = "failed_by_itself"
+"""Code of a failure whose reason is its own error: nothing was killed, and no other part was away."""
+
+
 class InvalidRequest(HeadraceError):
     """The caller sent something that cannot be done; the message says what to change."""
 

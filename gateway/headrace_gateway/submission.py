@@ -20,6 +20,7 @@ from headrace_core.logs import get_logger
 from headrace_core.reward_rules import RewardRules
 
 from .context import Gateway
+from .engine_room import check_caches
 from .files import StoredFile
 from .model_support import check_trainable
 from .models import Model
@@ -86,6 +87,7 @@ async def _rehearsed(gateway: Gateway, job: Job, first: Row, rules: RewardRules)
 async def _checked(gateway: Gateway, job_id: str, body: CreateJob) -> tuple[Job, Row, list[Remark]]:
     """The job, with its grader as it was given; its first row; what its user should know of it."""
     asked = settings = _seeded(body)
+    check_caches(settings, gateway.settings, _SETTINGS)
     model = await gateway.models.resolve(body.model)
     training = await _file(gateway, body.training_file, "training_file")
     validation = None if body.validation_file is None else await _file(gateway, body.validation_file, "validation_file")

@@ -5,7 +5,8 @@
       └── delay ◄── died, failed, or ended by the watchdog; after the last restart `GaveUp` with the reason
 
 A fault of the user's (`InvalidRequest`: the data, the reward) is not mended by another try, and is raised as it is; a
-full disk or a full Redis is not either, and pauses the job.
+full disk or a full Redis is not either, and pauses the job; nor is a start that fails twice in a row with the same
+error of its own, as of an engine that finds too little memory.
 
 Invariant: before a process is started, the one before it is told to end or killed; a kill reaches a stopped one too.
 """
@@ -13,6 +14,7 @@ Invariant: before a process is started, the one before it is told to end or kill
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -21,7 +23,7 @@ from typing import Any, TypeVar
 from ray.exceptions import RayError, RayTaskError
 
 from headrace_core.concurrency import cancel
-from headrace_core.errors import HeadraceError, InvalidRequest, InvalidState, TimedOut
+from headrace_core.errors import FAILED_BY_ITSELF, HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.jobs import JobStore
 from headrace_core.logs import get_logger
 from headrace_core.mending import Mending
@@ -37,6 +39,7 @@ START_STOP_SECONDS = 5.0
 CLOSE_SECONDS = 10.0
 """For a worker that failed to end what it started: an engine, reward processes."""
 LOOK_SECONDS = 1.0
+_FIGURES = re.compile(r"\d+")
 Result = TypeVar("Result")
 
 
@@ -69,6 +72,8 @@ class Supervisor:
         self._ready = asyncio.Event()
         self._ready_at = 0.0
         self._began = self._done = False
+        self._start_error = ""
+        """Why the last start failed, if it did, but for the figures in it, which may be of the moment."""
         self._progressed = False
         """Whether the job did since the last restart."""
 
@@ -184,7 +189,7 @@ class Supervisor:
         except TimeoutError as error:
             raise TimedOut(f"{self.name} was not ready within {limit:.0f} s") from error
         self._pulse = Pulse(process.ping)
-        self._ready_at = time.monotonic()
+        self._ready_at, self._start_error = time.monotonic(), ""
         self._ready.set()
         what = ", ".join(f"{k} {v}" for k, v in facts.items())
         await self._tell(f"{self.name} is ready: {what}", data={"worker": self.name, **facts})
@@ -230,6 +235,13 @@ class Supervisor:
         if isinstance(cause, InvalidRequest | CannotGoOn):
             raise cause
         reason = _reason(cause)
+        if _is_its_own(cause) and not worked:
+            same = _FIGURES.sub("#", reason)
+            if same == self._start_error:
+                raise GaveUp(
+                    f"{self.name} failed twice in the same way while it started: {reason}", self.name
+                ) from error
+            self._start_error = same
         restart = self._restarts.next(worked)
         if restart is None:
             raise GaveUp(f"{self.name} failed and has used up its restarts: {reason}", self.name) from error
@@ -263,6 +275,13 @@ def _cause(error: Exception) -> Exception:
     """What a worker raised, without Ray's wrapping."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return cause if isinstance(cause, Exception) else error
+
+
+def _is_its_own(error: Exception) -> bool:
+    """Whether the worker failed of itself: of nothing that was killed, and of no other part that may be back."""
+    if isinstance(error, HeadraceError):
+        return error.code == FAILED_BY_ITSELF
+    return not isinstance(error, RayError | OSError | asyncio.CancelledError)
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from headrace_core.data import read_rows
+from headrace_gateway.engine_room import main_memory
 
 from .conftest import ADDER, Served, body, rows
 
@@ -252,3 +253,15 @@ async def test_completions_are_sampled_as_text(
         error = await refused(client, served, asked)
         assert error.param == "method.reinforcement.response_format"
         assert "reward" in error.message
+
+
+async def test_a_cache_larger_than_the_machine_is_refused(
+    client: AsyncOpenAI, served: Served, training_file: str
+) -> None:
+    settings = {"kv_cache_gib": 100_000}
+    error = await refused(client, served, body(training_file, hyperparameters=settings))
+    assert error.param == f"{SETTINGS}.kv_cache_gib"
+    assert "kv_cache_gib is 100000, and the machine has" in error.message
+    settings = {"kv_cache_gib": main_memory() / 2**30 / 2, "rollout_workers": 2}
+    error = await refused(client, served, body(training_file, hyperparameters=settings))
+    assert "for each of 2 rollout workers" in error.message

@@ -15,6 +15,7 @@ import ray
 from redis.asyncio import Redis
 
 from headrace_core.concurrency import cancel
+from headrace_core.errors import FAILED_BY_ITSELF, HeadraceError, Unavailable
 from headrace_core.jobs import JobStore
 from headrace_core.mending import Mending
 from headrace_core.workers import WorkerConfig
@@ -106,6 +107,48 @@ async def test_a_worker_that_dies_before_it_works_is_started_again_up_to_a_limit
         ] * 2  # fmt: skip
         assert all("died" in s["cause"] for s in said)
         assert await Mending(redis, CONFIG.job_id).counts() == ({}, {"rollout-0": 4})
+
+
+def stubborn_class() -> type:
+    """Made in a function, as `mortal_class`."""
+
+    class Stubborn:
+        """A worker whose start fails: always with the same error, or with the errors that it is given."""
+
+        def __init__(self, errors: list[Exception], file: str) -> None:
+            self._errors, self._file = errors, Path(file)
+
+        async def start(self) -> dict[str, Any]:
+            begun = len(self._file.read_text()) if self._file.exists() else 0
+            self._file.write_text("x" * (begun + 1))
+            raise self._errors[min(begun, len(self._errors) - 1)]
+
+        async def stop(self) -> None:
+            """Nothing to let go of."""
+
+    return Stubborn
+
+
+async def test_a_start_that_fails_twice_in_the_same_way_is_not_tried_again(redis: Redis, tmp_path: Path) -> None:
+    too_much = "vLLM did not start on /m: torch.OutOfMemoryError: 200 GiB are too many"
+    same = HeadraceError(too_much, code=FAILED_BY_ITSELF)
+    with RayConnection(None):
+
+        async def starts(name: str, *errors: Exception) -> int:
+            stubborn = ray.remote(stubborn_class()).options(num_cpus=0)
+            file = str(tmp_path / name)
+            worker = supervisor_of(redis, lambda _: OneProcess(stubborn.remote(list(errors), file)), max_restarts=2)
+            with pytest.raises(GaveUp) as gave_up:
+                await worker.run(asyncio.Event())
+            assert str(errors[-1]) in gave_up.value.message
+            return (tmp_path / name).stat().st_size
+
+        other_figures = HeadraceError(too_much.replace("200", "201"), code=FAILED_BY_ITSELF)
+        assert await starts("same", same, other_figures) == 2
+        assert await starts("others", HeadraceError("no room yet", code=FAILED_BY_ITSELF), same) == 3
+        assert await starts("away", Unavailable("Redis does not answer")) == 3, "that part may be back"
+    told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
+    assert any(too_much in message for message in told)
 
 
 def rank_class() -> type:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import os
+import re
 import signal
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from engine_cases import Weights, engine_config, import_vllm
 
+from headrace_core.errors import FAILED_BY_ITSELF
 from headrace_rollout.engines.base import EngineFailure, SamplingConfig
 from headrace_rollout.engines.vllm_engine import VllmEngine
 
@@ -79,3 +81,12 @@ async def test_a_start_that_is_cancelled_leaves_no_process(weights: dict[str, We
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(starting, LIMIT)
     assert descendants() <= before
+
+
+async def test_a_start_that_fails_says_why_in_the_engines_own_words(weights: dict[str, Weights]) -> None:
+    engine = VllmEngine(dataclasses.replace(engine_config(weights), kv_cache_gib=100_000.0))
+    with pytest.raises(EngineFailure) as failure:
+        await engine.start()
+    assert re.search(r"vLLM did not start on .*: [\w.]*Error: .*memory", failure.value.message)
+    assert "root cause" not in failure.value.message
+    assert failure.value.code == FAILED_BY_ITSELF

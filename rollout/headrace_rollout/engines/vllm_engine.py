@@ -101,7 +101,8 @@ class VllmEngine:
             await self._process.label(self._version)
         except Exception as error:
             await self.close()
-            raise EngineFailure(f"vLLM did not start on {self._config.model}: {error}") from error
+            code = error.code if isinstance(error, EngineFailure) else None
+            raise EngineFailure(f"vLLM did not start on {self._config.model}: {error}", code=code) from error
         self._gate.set()
 
     async def generate(

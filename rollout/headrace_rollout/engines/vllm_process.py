@@ -16,9 +16,10 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from headrace_core.errors import TimedOut
+from headrace_core.errors import FAILED_BY_ITSELF, TimedOut
 from headrace_rollout.engines import vllm_start
 from headrace_rollout.engines.base import EngineConfig, EngineFailure
+from headrace_rollout.engines.engine_log import EngineLog
 from headrace_rollout.engines.vllm_guard import Guard
 
 Result = TypeVar("Result")
@@ -34,8 +35,9 @@ DIED = "vLLM's engine process died; its log names the cause"
 class VllmProcess:
     """See the module docstring. Made by `start`; one event loop's."""
 
-    def __init__(self, llm: Any, processes: set[Any], guard: Guard, drain_limit: float) -> None:
+    def __init__(self, llm: Any, processes: set[Any], guard: Guard, log: EngineLog, drain_limit: float) -> None:
         self.llm = llm
+        self._log = log
         self._guard = guard
         self._processes = processes
         self._segments = vllm_start.shared_segments(processes)
@@ -45,14 +47,20 @@ class VllmProcess:
 
     @classmethod
     async def start(cls, config: EngineConfig) -> VllmProcess:
-        """vLLM with its model loaded; raises TimeoutError after `start_timeout`, or what vLLM raised."""
-        before, guard = vllm_start.engine_processes(), Guard()
+        """vLLM with its model loaded; raises TimeoutError after `start_timeout`, what vLLM raised, or `EngineFailure`
+        with the last error that its processes logged."""
+        before, guard, log = vllm_start.engine_processes(), Guard(), EngineLog()
         try:
             llm = await _bring_up(config, before, guard)
-        except BaseException:
+        except BaseException as error:
             await asyncio.to_thread(guard.release)
+            ended_here = isinstance(error, TimeoutError) or not isinstance(error, Exception)
+            if not ended_here and (said := log.last_error) is not None:
+                raise EngineFailure(said, code=FAILED_BY_ITSELF) from error
             raise
-        return cls(llm, vllm_start.engine_processes() - before, guard, config.update_timeout)
+        finally:
+            log.release()
+        return cls(llm, vllm_start.engine_processes() - before, guard, log, config.update_timeout)
 
     def require_alive(self) -> None:
         if self._ended.done():
@@ -81,7 +89,7 @@ class VllmProcess:
             self.require_alive()
             raise TimedOut(f"vLLM: no answer to {waiting_for} within {limit:.0f} s")
         except EngineDeadError as error:
-            self.end(DIED)
+            self.end(self._death())
             raise EngineFailure(self._ended.result()) from error
         finally:
             if not task.done():
@@ -157,7 +165,12 @@ class VllmProcess:
         # vLLM sets a flag, from a thread of its own, and tells nobody.
         while not self.llm.errored:  # noqa: ASYNC110
             await asyncio.sleep(WATCH_INTERVAL)
-        self.end(DIED)
+        self.end(self._death())
+
+    def _death(self) -> str:
+        """The engine's own last word, where it had one: a kill leaves none."""
+        said = self._log.last_error
+        return DIED if said is None else f"vLLM's engine process died: {said}"
 
 
 async def _bring_up(config: EngineConfig, before: set[Any], guard: Guard) -> Any:
