@@ -12,6 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from headrace_core.keys import JobKeys
 from headrace_core.ledger import Ledger, Outcome
 from headrace_core.mending import Mending
 from headrace_core.metrics import (
@@ -24,6 +25,7 @@ from headrace_core.metrics import (
     UpdateMetrics,
     WorkerMetrics,
 )
+from headrace_core.redis import answer
 from headrace_core.staleness import Limits
 
 from .conftest import Served, stored_job
@@ -163,7 +165,9 @@ async def test_estimated_finish_follows_the_pace(http: httpx.AsyncClient) -> Non
     assert job["estimated_finish"] == 102 + 8 * 1  # one step a second, eight to go
 
 
-async def test_prometheus_series_are_those_documented(http: httpx.AsyncClient) -> None:
+async def test_prometheus_series_are_those_documented(http: httpx.AsyncClient, served: Served) -> None:
+    oldest = {"largest_age": 1, "largest_age_bound": 2}  # as settling a step writes them
+    await answer(served.redis.hset(JobKeys("ftjob-1").ledger, mapping=oldest))
     response = await http.get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(response.text)}
     series = {(s.name, tuple(sorted(s.labels))): s.value for f in families.values() for s in f.samples}
@@ -172,6 +176,7 @@ async def test_prometheus_series_are_those_documented(http: httpx.AsyncClient) -
     for name, _, labels in documented:
         if name != "headrace_worker_errors_total":  # no worker had one
             assert (name, tuple(sorted(labels.split(", ")))) in series
+    assert series["headrace_token_age_largest_bound", ("job",)] == 2
     assert series["headrace_reward_mean", ("job",)] == 0.6
     assert series["headrace_groups_admitted_total", ("job",)] == 3
     assert series["headrace_worker_waiting_seconds_total", ("job", "reason", "worker")] == 2.0
