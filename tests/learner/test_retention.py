@@ -38,9 +38,7 @@ async def saved(jobs: JobStore, output: Path, step: int, reward: float | None = 
 
 async def evaluated(jobs: JobStore, step: int, reward: float | None) -> None:
     figures: dict[str, Any] = {"time": 0.0, "seconds": 0.0, "samples": 1, "components": {}, "reward_failed": 0}
-    await jobs.record(
-        JOB, EvaluationMetrics(step=step, reward_mean=reward, versions=(step, step), completion_length=1.0, **figures)
-    )
+    await jobs.record(JOB, EvaluationMetrics(step=step, reward_mean=reward, completion_length=1.0, **figures))
 
 
 async def kept(jobs: JobStore, output: Path) -> list[int]:
