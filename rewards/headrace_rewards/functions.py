@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, Field
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules, SandboxLevel
@@ -16,29 +17,45 @@ from headrace_rewards.sandbox.reward import Code, HostedReward
 from headrace_rewards.specs import GraderSpec
 
 
-def _locate(reference: str, told: ValidationInfo) -> str:
-    """`path/file.py:name` with the path made absolute."""
+def _locate(reference: str) -> str:
+    """`path/file.py:name` with the path made absolute, and without `..`, which the system resolves by what is there.
+
+    Nothing is looked up: who may not name a file must not learn from the answer whether it exists.
+    """
     path, colon, name = reference.rpartition(":")
     if not colon or not path.endswith(".py") or not name.isidentifier():
         raise ValueError(f"'{reference}' is not of the form path/file.py:function")
-    file = Path(path).absolute()
-    if told.data.get("sha256") is None and not file.is_file():  # the code that was kept does without it
-        raise ValueError(f"there is no file {file}")
-    return f"{file}:{name}"
+    if not _can_be_a_path(path):
+        raise ValueError(f"{path!r} cannot be the path of a file")
+    return f"{os.path.abspath(path)}:{name}"
+
+
+def _can_be_a_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def _require_allowed(path: Path, rules: RewardRules) -> None:
-    """A link leads where it leads: what counts is where the file really lies."""
+    """A link leads where it leads: what counts is where the file really lies. The answer is the same for a file outside
+    the folders that is not there, is a folder, or may not be read."""
     if rules.folders is None:
         return
-    real = path.resolve()
-    if not any(real.is_relative_to(Path(folder).resolve()) for folder in rules.folders):
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in rules.folders):
         listed = ", ".join(rules.folders) or "none"
         raise InvalidRequest(
             "functions are taken from files in the folders that the operator lists (HEADRACE_REWARD_FOLDERS: "
             f"{listed}); send the function's text as a grader of type 'python' instead, or ask the operator",
             param="grader.function",
         )
+
+
+def _require_file(path: Path) -> None:
+    """To be asked only once the file is known to be allowed."""
+    if not os.path.isfile(path):
+        raise InvalidRequest(f"there is no file {path}", param="grader.function")
 
 
 class FunctionSpec(GraderSpec):
@@ -74,7 +91,8 @@ class FunctionReward(HostedReward):
         limits: Limits | None = None,
         level: SandboxLevel | None = None,
     ) -> None:
-        """Raises `InvalidRequest` where the operator allows no function of that file, or its code was not kept."""
+        """Raises `InvalidRequest` where the operator allows no function of that file, it is not there, or its code was
+        not kept."""
         rules = rules or RewardRules()
         _require_allowed(spec.file, rules)
         path, _, name = spec.function.rpartition(":")
@@ -98,8 +116,7 @@ def keep(spec: FunctionSpec, rules: RewardRules, folder: Path) -> FunctionSpec:
 
 def _current(spec: FunctionSpec) -> reward_code.Code:
     """The code as it is now, if it is what the description says."""
-    if not spec.file.is_file():
-        raise InvalidRequest(f"there is no file {spec.file}", param="grader.function")
+    _require_file(spec.file)
     code = reward_code.collected(spec.file)
     found = reward_code.digest(code)
     if spec.sha256 not in (None, found):
@@ -114,6 +131,7 @@ def _current(spec: FunctionSpec) -> reward_code.Code:
 def _kept(spec: FunctionSpec, rules: RewardRules) -> dict[str, bytes]:
     """By absolute path; empty where no hash is given: the file is taken as it is."""
     if spec.sha256 is None:
+        _require_file(spec.file)
         return {}
     if rules.code is None:
         return {str(spec.file.parent / path): content for path, content in _current(spec).items()}

@@ -16,7 +16,7 @@ from headrace_core.reward_rules import RewardRules
 from headrace_rewards import check as checking
 from headrace_rewards import reward_code
 from headrace_rewards.protocol import Outcome, Sample, Score
-from headrace_rewards.registry import build, validate
+from headrace_rewards.registry import build
 
 FILES = {
     "reward.py": """
@@ -139,4 +139,4 @@ def test_the_code_that_is_kept_is_bounded(source: Path, monkeypatch: pytest.Monk
 
 def test_a_file_that_is_not_there_is_refused_without_a_copy(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="there is no file"):
-        validate(grader(tmp_path))
+        build(grader(tmp_path))

@@ -29,8 +29,7 @@ CHECK = {"type": "string_check", "name": "n", "input": "{{ item.a }}", "referenc
         ({"type": "string_check", "name": "n"}, "grader.input", "grader.reference"),
         ({"type": "function", "name": "n", "function": "grade"}, "grader.function", "path/file.py:function"),
         ({"type": "function", "name": "n", "function": "a.py:"}, "grader.function", "path/file.py:function"),
-        ({"type": "function", "name": "n", "function": "no/such.py:f"}, "grader.function", "no/such.py"),
-        ({"type": "function", "name": "n", "function": "a.py:f", "timeout": 0}, "grader.function", "grader.timeout"),
+        ({"type": "function", "name": "n", "function": "a.py:f", "timeout": 0}, "grader.timeout", "greater than 0"),
     ],
 )
 def test_refused(grader: Any, param: str, message: str) -> None:
@@ -70,6 +69,34 @@ def test_a_function_is_taken_from_the_operators_folders_alone(tmp_path: Path) ->
         with pytest.raises(InvalidRequest, match="HEADRACE_REWARD_FOLDERS") as refused:
             build(described(path), rules)
         assert refused.value.param == "grader.function"
+
+
+def test_of_files_outside_the_operators_folders_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "listed").mkdir()
+    outside = tmp_path / "outside"
+    (outside / "folder.py").mkdir(parents=True)
+    (outside / "there.py").write_text("def grade(completion): return 1")
+    (outside / "loop.py").symlink_to(outside / "loop.py")
+    (outside / "dangling.py").symlink_to(outside / "nowhere.py")
+    rules = RewardRules(folders=(str(tmp_path / "listed"),))
+
+    def answered(path: str) -> tuple[str, str | None]:
+        with pytest.raises(InvalidRequest) as refused:
+            build({"type": "function", "name": "f", "function": f"{tmp_path}/{path}:grade"}, rules)
+        return refused.value.message, refused.value.param
+
+    names = ("there", "missing", "folder", "loop", "dangling", "no/such/folder", "there.py/below", "n" * 300)
+    assert len({answered(f"outside/{name}.py") for name in names}) == 1
+    # A way back over something outside says nothing of it either.
+    ways = {answered(f"outside/{name}/../../listed/missing.py") for name in ("folder.py", "there.py", "missing")}
+    assert ways == {(f"there is no file {tmp_path}/listed/missing.py", "grader.function")}
+
+
+@pytest.mark.parametrize("path", ["/a\0b.py", "/a\ud800b.py"])
+def test_what_can_be_no_path_is_refused(path: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be the path of a file") as refused:
+        validate({"type": "function", "name": "f", "function": f"{path}:grade"})
+    assert refused.value.param == "grader.function"
 
 
 def test_without_a_list_functions_are_taken_where_no_keys_are_asked_for() -> None:
