@@ -14,6 +14,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_CHARACTERS = 1_000
 MAX_DEPTH = 100
@@ -41,8 +42,20 @@ _OF_ONE: dict[str, Callable[[float], float]] = {
 FUNCTIONS = {**_OF_MANY, **_OF_ONE}
 
 
-_Part = tuple[float | None, bool]
-"""See `Formula._evaluate`."""
+class _Part(NamedTuple):
+    """What a piece of a formula comes to."""
+
+    result: float | None
+    """None where a value is lacking that it needs."""
+    follows: bool
+    """Whether it follows from one of the values."""
+    lacks: bool = False
+    """Of a sum: whether a term of it is lacking."""
+
+    @property
+    def operand(self) -> float | None:
+        """The result for all but sums: the number that is left of `b + 1` without `b` says nothing."""
+        return None if self.lacks and not self.follows else self.result
 
 
 class FormulaError(ValueError):
@@ -82,22 +95,22 @@ class Formula:
     def value(self, values: Mapping[str, float]) -> float | None:
         """The result, finite; raises `NotComputable`.
 
-        A name without a value takes its term out of a sum, and itself out of `min` and `max`; `None` where no value is
-        left that the result could follow from.
+        A name without a value takes its term out of a sum, and itself out of `min` and `max`. Numbers are no result by
+        themselves where the names beside them have no value: `b + 1` and `min(b, 1)` are lacking without `b`, also
+        within a larger formula. `None` where no value is left that the result could follow from.
         """
-        result, follows = self._evaluate(self._tree, values)
-        return result if follows or not self.names else None
+        part = self._evaluate(self._tree, values)
+        return part.result if part.follows or not self.names else None
 
-    def _evaluate(self, node: ast.expr, values: Mapping[str, float]) -> tuple[float | None, bool]:
-        """(result, whether it follows from one of `values`); no result where a value is lacking that it needs."""
+    def _evaluate(self, node: ast.expr, values: Mapping[str, float]) -> _Part:
         match node:
             case ast.Constant(value=int() | float() as number):
-                return float(number), False
+                return _Part(float(number), False)
             case ast.Name(id=name):
-                return values.get(name), name in values
+                return _Part(values.get(name), name in values)
             case ast.UnaryOp(op=sign, operand=operand):
-                result, follows = self._evaluate(operand, values)
-                return (None if result is None else _SIGNS[type(sign)](result)), follows
+                part = self._evaluate(operand, values)
+                return part if part.result is None else part._replace(result=_SIGNS[type(sign)](part.result))
             case ast.BinOp(op=ast.Add() | ast.Sub() as op, left=left, right=right):
                 return self._sum(node, op, self._evaluate(left, values), self._evaluate(right, values))
             case ast.BinOp(op=op, left=left, right=right):
@@ -106,25 +119,23 @@ class Formula:
                 )
             case ast.Call(func=ast.Name(id=name), args=arguments):
                 parts = [self._evaluate(argument, values) for argument in arguments]
-                if name in _OF_MANY:
-                    parts = [part for part in parts if part[0] is not None]
-                return self._of_all(node, FUNCTIONS[name], parts) if parts else (None, False)
+                return self._of_all(node, FUNCTIONS[name], _there(parts) if name in _OF_MANY else parts)
         raise AssertionError(f"a piece that the check does not let pass: {ast.dump(node)}")
 
     def _sum(self, node: ast.expr, op: ast.operator, left: _Part, right: _Part) -> _Part:
         """Of those operands that are there; what is lacking is not subtracted either."""
-        (a, a_follows), (b, b_follows) = left, right
-        if a is None and b is None:
-            return None, False
-        result = self._apply(node, _OPERATORS[type(op)], [a or 0.0, b or 0.0])
-        return result, a_follows or b_follows
+        if left.result is None and right.result is None:
+            return _Part(None, False)
+        result = self._apply(node, _OPERATORS[type(op)], [left.result or 0.0, right.result or 0.0])
+        lacks = left.lacks or right.lacks or left.result is None or right.result is None
+        return _Part(result, left.follows or right.follows, lacks)
 
     def _of_all(self, node: ast.expr, function: Callable[..., float], parts: Sequence[_Part]) -> _Part:
         """Of operands that must all be there."""
-        operands = [result for result, _ in parts if result is not None]
+        operands = [operand for part in parts if (operand := part.operand) is not None]
         if len(operands) < len(parts):
-            return None, False
-        return self._apply(node, function, operands), any(follows for _, follows in parts)
+            return _Part(None, False)
+        return _Part(self._apply(node, function, operands), any(part.follows for part in parts))
 
     def _apply(self, node: ast.expr, function: Callable[..., float], operands: Sequence[float]) -> float:
         try:
@@ -184,6 +195,12 @@ class _Check:
             finite = False
         if not finite:
             raise FormulaError("a number in the formula is beyond a double")
+
+
+def _there(parts: Sequence[_Part]) -> Sequence[_Part]:
+    """Those that `min` and `max` compare: the ones that are there, if one of these follows from a value, or all are."""
+    there = [part for part in parts if part.operand is not None]
+    return there if any(part.follows for part in there) else parts
 
 
 def _shown(text: str, node: ast.expr) -> str:
