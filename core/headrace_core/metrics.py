@@ -141,6 +141,11 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """By kind, since its start."""
 
 
+def furthest_evaluation(beats: Iterable[WorkerMetrics]) -> tuple[int, int]:
+    """(policy version, completions so far) of the evaluation that came furthest; (-1, 0) where none was begun."""
+    return max((beat.evaluation for beat in beats if beat.evaluation is not None), default=(-1, 0))
+
+
 class Tally(msgspec.Struct, frozen=True):
     """Something counted or measured on n completions of each of some groups, x in a group's sum; tallies add up.
 

@@ -25,6 +25,7 @@ import msgspec
 from headrace_core.jobs import Job, JobStore
 from headrace_core.ledger import QUEUED_ONCE, Account, Ledger
 from headrace_core.mending import Act, Mending
+from headrace_core.metrics import furthest_evaluation
 from headrace_core.settings import Settings
 
 from .pausing import Stalled
@@ -61,7 +62,7 @@ class Watchdog:
         """At everything; `held`: the job is meant to stand still. Raises `Stalled`."""
         beats = await self._jobs.workers(self._job.id)
         self._waits.heard(beats)
-        self._evaluated = max([self._evaluated, *(b.evaluation for b in beats if b.evaluation is not None)])
+        self._evaluated = max(self._evaluated, furthest_evaluation(beats))
         silent = {worker.name: worker.silent() for worker in workers}
         for worker in workers:
             await self._look_at(worker, silent[worker.name], workers)

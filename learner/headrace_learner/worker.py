@@ -33,7 +33,7 @@ from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
 from headrace_core.ledger import Claim, Ledger, Outcome, Step
 from headrace_core.live import Live
-from headrace_core.metrics import WorkerMetrics
+from headrace_core.metrics import WorkerMetrics, furthest_evaluation
 from headrace_core.publications import Publications
 from headrace_core.redis import connect
 from headrace_core.staleness import Selection
@@ -273,7 +273,7 @@ class LearnerWorker:
 
     async def _claim(self, held: int) -> tuple[Group, ...]:
         """What `held` claimed groups leave of a batch. Raises `TimedOut` when it does not come together."""
-        progress, seen = time.monotonic(), Selection()
+        progress, seen, evaluated = time.monotonic(), Selection(), await self._evaluated()
         while True:
             self._end_if_stopping()
             await self._live.refresh()
@@ -291,8 +291,14 @@ class LearnerWorker:
             elif await self._drains.hold_all(self._settings.rollout_workers):
                 progress = time.monotonic()  # it is meant to wait
             elif time.monotonic() - progress > self._config.stall_timeout:
-                raise self._stalled(claim)
+                before, evaluated = evaluated, max(evaluated, await self._evaluated())
+                if evaluated == before:
+                    raise self._stalled(claim)
+                progress = time.monotonic()  # an evaluation came on, which holds the worker that would bring groups
             self._heard = await self._ledger.signal(self._heard, min(SIGNAL_SECONDS, self._config.stall_timeout))
+
+    async def _evaluated(self) -> tuple[int, int]:
+        return furthest_evaluation(await self._jobs.workers(self._config.job_id))
 
     @property
     def _in_force(self) -> Hyperparameters:

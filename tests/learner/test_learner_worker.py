@@ -20,6 +20,7 @@ from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.jobs import model_name
 from headrace_core.ledger import Outcome
 from headrace_core.live import Live
+from headrace_core.metrics import WorkerMetrics
 from headrace_learner.worker import LearnerWorker
 
 
@@ -352,5 +353,29 @@ async def test_a_learner_whose_rollout_workers_are_all_drained_waits_without_lim
         done, _ = await asyncio.wait([running], timeout=1.5)
         assert not done
         await drains.release("rollout-0")
+        with pytest.raises(TimedOut, match="for groups: 0 of 4 queued"):
+            await asyncio.wait_for(running, 10)
+
+
+async def test_a_learner_waits_for_as_long_as_an_evaluation_comes_on(bench: Callable[..., Bench]) -> None:
+    """It holds the version of the worker that samples it, which takes no new groups meanwhile."""
+    job = bench("evaluating")
+    await job.open()
+
+    async def evaluate(completions: int) -> None:
+        beat = WorkerMetrics(
+            **{"worker": "rollout-0", "role": "rollout", "time": 0.0, "version": 0, "uptime": 0.0, "busy": 0.0},
+            waiting={},
+            evaluation=(0, completions),
+        )
+        await job.jobs.beat(job.job_id, beat)
+
+    await evaluate(0)
+    async with learner(msgspec.structs.replace(job.config, stall_timeout=0.3)) as worker:
+        running = asyncio.create_task(worker.run())
+        for completions in range(1, 16):
+            await evaluate(completions)
+            done, _ = await asyncio.wait([running], timeout=0.1)
+            assert not done
         with pytest.raises(TimedOut, match="for groups: 0 of 4 queued"):
             await asyncio.wait_for(running, 10)
