@@ -75,7 +75,7 @@ class VllmEngine:
         self._updating = asyncio.Lock()
         self._request_ids = itertools.count()
         self._stop_tokens: tuple[int, ...] = ()
-        self._vocabulary = 0
+        self._vocabulary = self._longest_scored = 0
         self._slot: Any = None
 
     @property
@@ -92,7 +92,8 @@ class VllmEngine:
 
     async def start(self) -> None:
         try:
-            self._vocabulary = vllm_start.model_settings(self._config.model)["vocab_size"]
+            self._vocabulary = vllm_start.text_settings(self._config.model).vocab_size
+            self._longest_scored = vllm_start.context_length(self._config)
             self._stop_tokens = end_tokens(self._config.model)
             self._process = await VllmProcess.start(self._config)
             if vllm_start.in_slot(self._config):
@@ -134,7 +135,7 @@ class VllmEngine:
         if not 1 <= start <= len(tokens) or temperature < 0:
             raise RequestRefused(f"cannot score {len(tokens)} tokens from {start} at temperature {temperature}")
         temperature = temperature or 1.0
-        self._require_servable(tokens, 1, vllm_start.context_length(self._config))
+        self._require_servable(tokens, 1, self._longest_scored)
         wanted = 0 if temperature == 1.0 else -1
         for _ in range(SCORE_ATTEMPTS):
             version = self._version

@@ -7,7 +7,6 @@ Everything that depends on the device is here, in `_device_arguments` and `_envi
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -111,16 +110,16 @@ def _device_arguments(config: EngineConfig) -> dict[str, Any]:
 
 def context_length(config: EngineConfig) -> int:
     """vLLM's context: one token longer than ours where the model allows it, as scoring must sample one token."""
-    longest = model_settings(config.model).get("max_position_embeddings")
+    longest = getattr(text_settings(config.model), "max_position_embeddings", None)
     return config.max_model_len + 1 if longest is None or config.max_model_len < longest else config.max_model_len
 
 
-def model_settings(model: Path) -> dict[str, Any]:
-    """config.json of the model folder; raises FileNotFoundError where there is none."""
+def text_settings(model: Path) -> Any:
+    """The configuration of the model that reads and writes text: of several models config.json holds it within its own,
+    without what is at its default. Raises FileNotFoundError where there is no config.json."""
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{model} is no model folder: it has no config.json")
-    settings: dict[str, Any] = json.loads((model / "config.json").read_text())
-    return settings
+    return own_config(model).get_text_config()
 
 
 def start_engine(config: EngineConfig, guard: Guard) -> Any:
