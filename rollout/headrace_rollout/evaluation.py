@@ -17,7 +17,7 @@ from typing import Any
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.metrics import EvaluationMetrics
-from headrace_rewards.protocol import Failure, Outcome, Reward, Score
+from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 
 from .concurrency import all_or_none
 from .engines.base import EngineFailure, RequestRefused, SamplingConfig
@@ -64,7 +64,7 @@ class Evaluator:
             self.progress = (held, 0)
             done = await all_or_none(self._complete(prompt, held) for prompt in self._prompts)
         traced = [(prompt, t) for prompt, t in zip(self._prompts, done, strict=True) if t is not None]
-        outcomes = await score(self._reward, [sample_of(t, p.data, self._tokenizer) for p, t in traced], attempts=2)
+        outcomes = await all_or_none(self._score(sample_of(t, p.data, self._tokenizer)) for p, t in traced)
         measured = EvaluationMetrics(
             step=held,
             time=time.time(),
@@ -75,6 +75,12 @@ class Evaluator:
             **_figures(outcomes),
         )
         return measured, [o for o in outcomes if isinstance(o, Failure)]
+
+    async def _score(self, sample: Sample) -> Outcome:
+        """By itself: a call of a reward is for the completions of one prompt, and has the time for so many."""
+        async with self._slots:
+            (outcome,) = await score(self._reward, [sample], attempts=2)
+        return outcome
 
     async def _complete(self, prompt: Prompt, held: int) -> Traced | None:
         """`None` where the engine refuses the row: another worker would, too."""

@@ -381,6 +381,14 @@ async def test_an_evaluation_scores_greedy_completions_of_the_held_out_rows(star
     assert result.reward_mean == (await worker.evaluate(0)).reward_mean, "greedy decoding repeats itself"
 
 
+async def test_a_function_of_groups_sees_one_held_out_prompt_at_a_time(start: Start, tmp_path: Path) -> None:
+    """Its time limit is for one group, and what it compares are completions of one prompt."""
+    code = tmp_path / "grouped.py"
+    code.write_text("def count(completions, **kwargs):\n    return [len(completions)] * len(completions)\n")
+    result = await (await start(function=f"{code}:count")).evaluate(0)
+    assert (result.samples, result.reward_mean) == (4, 1.0)
+
+
 ENGINES = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
 LONG = {"eval_samples": 60, "max_running": 6}
 """An evaluation that takes a while."""
