@@ -10,7 +10,7 @@ from typing import Any
 from headrace_core.errors import HeadraceError
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Event, JobStore
-from headrace_core.ledger import Account
+from headrace_core.ledger import QUEUED_ONCE, Account
 from headrace_core.metrics import RewardMetrics
 
 SHOWN_SAMPLES = 3
@@ -57,7 +57,7 @@ async def _kinds(jobs: JobStore, job_id: str, groups: int) -> dict[str, int]:
 
 def _groups_failed(account: Account, settings: Hyperparameters) -> str | None:
     failed = account.states["reward_failed"]
-    ended = failed + account.states["queued"] + account.states["claimed"] + account.states["trained"]
+    ended = failed + sum(account.states[state] for state in QUEUED_ONCE)
     enough = 2 * settings.batch_size  # a single early failure is no share
     too_many = ended >= enough and failed > settings.max_reward_failures * ended
     return f"{failed} of {ended} groups" if too_many else None

@@ -55,6 +55,14 @@ async def test_a_share_of_groups_is_allowed(check: Check) -> None:
         await check(3, 5)
 
 
+@pytest.mark.parametrize("state", ["filtered", "dropped_stale"])
+async def test_groups_that_were_scored_and_not_trained_count_as_good(served: Served, state: str) -> None:
+    """A policy that has learned its task has most of its groups filtered: failures are no larger a share for that."""
+    await served.jobs.create(stored_job())
+    states = EMPTY.states | {"reward_failed": 10, "trained": 10, state: 80}
+    await check_rewards(served.jobs, "ftjob-1", replace(EMPTY, admitted=100, states=states), SETTINGS)
+
+
 async def test_the_error_shows_kinds_and_one_sample_of_each_first(served: Served, check: Check) -> None:
     await count(served, failures={"exception": 3, "timeout": 1})
     await count(served, "rollout-1", failures={"timeout": 5, "crashed": 1})
