@@ -26,17 +26,17 @@ _EVALUATIONS: tuple[Kind, ...] = ("evaluation",)
 
 
 class Retention:
-    """Of one job, whose folder is `output`: its `keep` newest checkpoints."""
+    """Of one job, whose folder is `output`: its `keep` newest checkpoints; it saves one every `interval` steps."""
 
-    def __init__(self, jobs: JobStore, job_id: str, output: Path, keep: int) -> None:
-        self._jobs, self._job_id, self._output, self._keep = jobs, job_id, output, keep
+    def __init__(self, jobs: JobStore, job_id: str, output: Path, keep: int, interval: int) -> None:
+        self._jobs, self._job_id, self._output, self._keep, self._interval = jobs, job_id, output, keep, interval
 
     async def apply(self) -> None:
         """Remove what is to be kept no longer. Called after each checkpoint, once it is offered."""
         offered = await self._jobs.checkpoints(self._job_id)
         if len(offered) <= self._keep:
             return
-        best = best_of(offered, await self._rewards())
+        best = best_of(offered, await self._rewards(), self._interval)
         needed = await self._needed()
         gone = [c for c in offered[self._keep :] if c is not best and not any(_within(p, c.path) for p in needed)]
         for checkpoint in gone:
@@ -63,12 +63,17 @@ class Retention:
         return [job.model_path for job in await self._jobs.all() if job.status not in ENDED]
 
 
-def best_of(offered: Sequence[Checkpoint], evaluated: Mapping[int, float]) -> Checkpoint | None:
+def best_of(offered: Sequence[Checkpoint], evaluated: Mapping[int, float], interval: int) -> Checkpoint | None:
     """That of the highest mean reward in an evaluation; without any, of the highest in training. The newest of equals.
+
+    An evaluation may be of a later version than it was asked for. It then counts for the checkpoint that was due last
+    before that version, unless that one's own version was evaluated.
 
     `offered`: newest first. None where nothing was measured.
     """
-    measured = [(evaluated[c.step], c) for c in offered if c.step in evaluated]
+    since = {version - version % interval: evaluated[version] for version in sorted(evaluated, reverse=True)}
+    rewards = {**since, **evaluated}
+    measured = [(rewards[c.step], c) for c in offered if c.step in rewards]
     if not measured:
         trained = [(c.metrics.get("train_mean_reward"), c) for c in offered]
         measured = [(reward, c) for reward, c in trained if reward is not None]
