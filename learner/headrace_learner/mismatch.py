@@ -46,7 +46,7 @@ class MismatchWatch:
         if (found := figures.get(MISMATCH)) is None:
             return
         same_caches = version == 0 or not self._keeps_caches
-        if found > self._limit and same_caches:
+        if not found <= self._limit and same_caches:  # NaN is no agreement
             raise Mismatch(
                 f"engine and learner disagree: on tokens of version {version}, at its own weights, their divergence is "
                 f"{found:.2g} nats a token (max_mismatch is {self._limit:g}), so that gradients would be of another "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -92,9 +93,12 @@ async def test_a_warning_is_told_once(
     assert all(e.level == "warn" for e in events)
 
 
-async def test_clean_caches_hold_every_version_to_the_limit(redis: Redis, bench: Callable[..., Bench]) -> None:
-    job = bench("held")
+@pytest.mark.parametrize("found", [0.02, math.inf, math.nan])
+async def test_clean_caches_hold_every_version_to_the_limit(
+    redis: Redis, bench: Callable[..., Bench], found: float
+) -> None:
+    job = bench(f"held-{found}")
     await job.open()
     watch = MismatchWatch(JobStore(redis), job.job_id, hyperparameters(update_mode="drain", max_mismatch=0.01))
     with pytest.raises(Mismatch, match="version 7"):
-        await watch.look({MISMATCH: 0.02}, 7, "cpu")
+        await watch.look({MISMATCH: found}, 7, "cpu")
