@@ -8,6 +8,9 @@ With d = log π − log π_ref of a sampled token:
     k3        exp(−d) − 1 + d   KL(π_ref ‖ π): the other direction
     k1+, k3+  as k1, as k3      KL(π ‖ π_ref): the gradient is k2's (straight-through)
 
+In the loss these are gradients of each token's divergence, given the tokens before it; in the reward, of the divergence
+of whole completions: a token is charged for what it leads to as well.
+
 k1 and k3 are unbiased; k3 is never negative, and of low variance where π and π_ref are close. In the reward, k1 alone
 has the divergence's gradient: a policy gradient of k2 or k3 is that of another quantity, and can lead away from the
 base model (arXiv 2506.09477; the tests enumerate it).

@@ -1,12 +1,13 @@
 """The divergence's part in the gradient: linear in its coefficient, and that of KL(π ‖ π_ref), by exact enumeration.
 
 Enumerated are completions of one token: all 32, in all pairs, each pair a group whose loss weight is the chance of
-drawing it, so that the sum over groups is the mean over draws.
+drawing it, so that the sum over groups is the mean over draws; and those of a small table, of one token and of two.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from headrace_core.hyperparameters import KlEstimator
 from headrace_core.trajectory import Completion, Group, Role
+from headrace_learner.advantages import AdvantageFunction, Earned, Trajectory, dr_grpo, grpo, remax, rloo
 from headrace_learner.algorithms import IMPLEMENTATIONS
 from headrace_learner.divergence import kl_estimate
 from headrace_learner.trainer import Trainer
@@ -188,3 +190,44 @@ def test_other_estimators_in_the_reward_are_refused(estimator: str) -> None:
     with pytest.raises(ValueError, match="set kl_in to loss, or kl_estimator to k1"):
         hyperparameters(kl_coefficient=0.1, kl_in="reward", kl_estimator=estimator)
     assert hyperparameters(kl_coefficient=0, kl_estimator=estimator).kl_estimator == estimator
+
+
+# ── of completions of several tokens, by enumeration of a policy that is a table ─────────────────────────────────────
+
+WORDS, END = 3, 0
+COMPLETIONS = [(END,), *((first, second) for first in (1, 2) for second in range(WORDS))]
+"""All of at most two tokens; a second one depends on the first."""
+
+
+def table(seed: int) -> Tensor:
+    """[WORDS + 1, WORDS] logits: row 0 of the first token, row 1 + n of the second, after token n."""
+    return torch.randn(WORDS + 1, WORDS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def token_logprobs(logits: Tensor, completion: tuple[int, ...]) -> list[Tensor]:
+    rows = (0, *(1 + token for token in completion[:-1]))
+    return [torch.log_softmax(logits[row], -1)[token] for row, token in zip(rows, completion, strict=True)]
+
+
+@pytest.mark.parametrize(("function", "share"), [(grpo, 0.5), (dr_grpo, 0.5), (rloo, 1.0), (remax, 1.0)])
+def test_penalties_lead_down_the_divergence_of_whole_completions(function: AdvantageFunction, share: float) -> None:
+    """A mean over all pairs of completions. Where a completion counts in its own baseline, a half of it is left."""
+    policy, base = table(0).requires_grad_(), table(1)
+    each = [token_logprobs(policy, completion) for completion in COMPLETIONS]
+    apart = [
+        [a - b for a, b in zip(own, token_logprobs(base, completion), strict=True)]
+        for own, completion in zip(each, COMPLETIONS, strict=True)
+    ]
+    chances = [torch.stack(own).sum().exp() for own in each]
+    divergence = torch.stack([p * torch.stack(d).sum() for p, d in zip(chances, apart, strict=True)]).sum()
+    objective = torch.zeros((), dtype=torch.float64)
+    for a, b in itertools.product(range(len(COMPLETIONS)), repeat=2):
+        first = slice(0, len(each[a]))
+        second = slice(first.stop, first.stop + len(each[b]))
+        group = [Trajectory(1.0, first, greedy=1.0), Trajectory(1.0, second, greedy=1.0)]
+        penalties_N = np.array([d.item() for d in (*apart[a], *apart[b])])
+        advantages_N = torch.from_numpy(function(Earned([group], penalties_N)).advantages_N)
+        objective = objective + (chances[a] * chances[b]).detach() * (advantages_N @ torch.stack([*each[a], *each[b]]))
+    (found,) = torch.autograd.grad(objective / 2, policy, retain_graph=True)
+    (wanted,) = torch.autograd.grad(-divergence, policy)
+    torch.testing.assert_close(found, share * wanted)
