@@ -19,7 +19,9 @@ class DctAdamW(LowRankAdamW):
     When the columns change, the moments of those that stay go along (the paper's rotation PᵀP', which is zeros and ones
     for columns of one basis), and those of new ones start at zero. As in the paper, columns are chosen at every update
     and nothing is scaled, where the settings say nothing else. Its error feedback, which is optional and an m × n
-    matrix of state, is left out.
+    matrix of state, is left out. The authors' code has it as the variant with rotation, over vectors of DCT-II; it
+    chooses the columns with the largest sums of absolute values, not, as here, with the largest norms, which leave the
+    least of G out.
     """
 
     def __init__(self, model: nn.Module, settings: Hyperparameters) -> None:

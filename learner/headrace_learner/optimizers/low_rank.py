@@ -5,7 +5,7 @@
 
 P, m × r with orthonormal columns, is the subspace. It is chosen again every `interval` updates, from the gradient of
 that moment; how, is what the optimizers differ in. A matrix that is higher than wide is taken transposed, so that P is
-on its shorter side.
+on its shorter side. A square one is taken as it is, where the authors' programs take it transposed.
 
 Which parameters: the matrices within the layers whose shorter side is at least the rank. Embeddings, the head (tied or
 not), vectors and everything else keep both moments in full, as in the papers' experiments.
