@@ -36,6 +36,7 @@ from redis.exceptions import (
 
 from .errors import DiskFull, RedisFull, Unavailable
 from .logs import get_logger
+from .redaction import conceal_password
 from .redis_address import masked
 
 WAIT_SECONDS = 120.0
@@ -65,6 +66,7 @@ def connect(url: str, wait: float = WAIT_SECONDS, answer_within: float = _ANSWER
     command later, it is sent again for `wait` seconds. Then the last error is raised: redis-py's own, `RedisFull` where
     Redis is at its memory limit, `DiskFull` where it cannot write its append-only file.
     """
+    conceal_password(url)
     return Redis.from_url(
         url,
         socket_connect_timeout=min(5.0, answer_within),

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from .redaction import conceal
+
 SandboxLevel = Literal["limits", "filtered", "isolated"]
 """How well user code is held, weakest first.
 
@@ -37,6 +39,10 @@ class RewardRules(msgspec.Struct, frozen=True, kw_only=True):
     """Base URL of the server in OpenAI's protocol that model graders ask, with `/v1`."""
     judge_key: str | None = None
     """Its bearer key."""
+
+    def __post_init__(self) -> None:
+        """Whatever process has the rules shows the key in no log."""
+        conceal(self.judge_key)
 
     def __repr__(self) -> str:
         """Without the key: what is printed may be logged."""

@@ -18,6 +18,7 @@ from ray.util import list_named_actors
 
 from headrace_core.chat import ChatBegun, ChatConfig, ChatFacts, ChatProgress, ChatRequest
 from headrace_core.errors import HeadraceError, Unavailable
+from headrace_core.logs import redact_streams
 
 from .placement import NAMESPACE
 
@@ -37,6 +38,7 @@ class ChatActor:
     """See `headrace_rollout.chat.ChatServer` for the methods."""
 
     def __init__(self, config: ChatConfig) -> None:
+        redact_streams()
         module, name = CHAT.split(":")
         self._server: Any = getattr(importlib.import_module(module), name)(config)
         self._life: asyncio.Task[None] | None = None

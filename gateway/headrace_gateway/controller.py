@@ -36,7 +36,7 @@ from headrace_core.errors import HeadraceError, InvalidState, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ENDED, Job, JobError, JobStore, PausedBy, Status, model_name
 from headrace_core.ledger import Ledger
-from headrace_core.logs import get_logger
+from headrace_core.logs import get_logger, redact_streams
 from headrace_core.mending import Mending
 from headrace_core.redis import connect
 from headrace_core.settings import Settings
@@ -80,6 +80,7 @@ class JobController:
     """See the module's picture."""
 
     def __init__(self, settings: Settings, redis_url: str, job_id: str) -> None:
+        redact_streams()
         self._settings = settings
         self._job_id = job_id
         self._redis = connect(redis_url, settings.redis_wait)

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from headrace_core.errors import InvalidRequest, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.logs import redact_streams
 from headrace_core.metrics import EvaluationMetrics
 from headrace_core.workers import WorkerConfig
 
@@ -47,11 +48,19 @@ class WorkerActor:
     """Runs one worker class in a process of its own."""
 
     def __init__(self, entry: str, config: WorkerConfig) -> None:
+        redact_streams()
         module, name = entry.split(":")
-        self._worker = getattr(importlib.import_module(module), name)(config)
+        self._worker: Any = None
+        self._fault: Exception | None = None
+        try:
+            self._worker = getattr(importlib.import_module(module), name)(config)
+        except Exception as error:  # raised by `start`: what a constructor raises, Ray writes into its logs, unredacted
+            self._fault = error
 
     async def start(self) -> dict[str, Any]:
         """See `headrace_core.workers.Worker`."""
+        if self._fault is not None:
+            raise self._fault
         facts: dict[str, Any] = await self._worker.start()
         return facts | {"pid": os.getpid()}
 
@@ -61,7 +70,8 @@ class WorkerActor:
 
     async def stop(self) -> None:
         """See `headrace_core.workers.Worker`."""
-        await self._worker.stop()
+        if self._worker is not None:
+            await self._worker.stop()
 
     async def ping(self) -> None:
         """Answers, whatever else goes on."""

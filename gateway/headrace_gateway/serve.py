@@ -28,7 +28,7 @@ from redis.asyncio import Redis
 from headrace_core.concurrency import cancel
 from headrace_core.errors import InvalidRequest, Unavailable
 from headrace_core.jobs import JobStore
-from headrace_core.logs import get_logger, log_libraries
+from headrace_core.logs import get_logger, log_libraries, redact_streams
 from headrace_core.redis import answer, connect, connect_for_requests, ping
 from headrace_core.redis_address import masked
 from headrace_core.settings import Settings
@@ -56,6 +56,7 @@ def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
     Raises `InvalidState` for a data folder in use, `Unavailable` for a port in use or a part that does not start.
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
+    redact_streams()
     log_libraries()
     allocator.bound()
     with ExitStack() as parts:

@@ -9,7 +9,7 @@
 
 * A post takes no longer than `attempts` times its timeout and `_LONGEST_WAIT`, once it has its place.
 * Redirects are not followed, proxies of the environment are not used, and an answer is read up to `MAX_ANSWER_BYTES`.
-* No value of a header stands in a message or a `repr`, not even where the server repeats it.
+* No value of a header stands in a message or a `repr`, not even where the server repeats it, nor in a log.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import httpx
 import msgspec
 
 from headrace_core.errors import InvalidRequest, InvalidState
+from headrace_core.redaction import conceal
 from headrace_rewards.protocol import Failure
 
 MAX_ANSWER_BYTES = 4 << 20
@@ -126,6 +127,7 @@ class JsonClient:
         for name, value in self._headers.items():
             if not (value.isascii() and value.isprintable() and value == value.strip()):
                 raise InvalidRequest(f"the value of the header '{name}' holds characters that no header can hold")
+            conceal(value.rpartition(" ")[2])
         self._client: httpx.AsyncClient | None = None
         self._posts: set[asyncio.Task[Answer | Failure]] = set()
         self._closed = False

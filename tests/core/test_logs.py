@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from headrace_core.logs import get_logger, log_libraries, redacted
+from headrace_core.logs import get_logger, log_libraries, redact_streams
+from headrace_core.redaction import conceal, conceal_environment, conceal_password, redacted
 
 KEY = "hr-" + "aB3_-" * 8 + "xyz"
 TOKEN = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -24,11 +25,46 @@ TOKEN = "0123456789abcdefghijklmnopqrstuvwxyz"
         (f"key={KEY}&next=/", "key=hr-***&next=/"),
         (f"cookie: a=b; headrace_session={TOKEN}; c=d", "cookie: a=b; headrace_session=***; c=d"),
         (f"redis://ada:{TOKEN}@host:1", "redis://ada:***@host:1"),
+        (f"password='{TOKEN}', user='ada'", "password='***', user='ada'"),
+        (f"{{'api_key': '{TOKEN}', 'x': 1}}", "{'api_key': '***', 'x': 1}"),
+        (f"HEADRACE_REDIS_PASSWORD={TOKEN}", "HEADRACE_REDIS_PASSWORD=***"),
+        (f"key sk-proj-{TOKEN}", "key sk-***"),
+        ("redis_password: Redis' password is given twice", "redis_password: Redis' password is given twice"),
         ("the key's name is hr-1, the bearer of it ada", "the key's name is hr-1, the bearer *** it ada"),
     ],
 )
 def test_what_is_secret_is_not_shown(text: str, shown: str) -> None:
     assert redacted(text) == shown
+
+
+def test_a_secret_without_a_form_is_known_by_its_value() -> None:
+    conceal("known/by+its value")
+    conceal_password("redis://ada:p%40ssword%21@host:1/0")
+    conceal_environment({"REWARD_ENDPOINT_USER": "endpoint-user", "HF_TOKEN": "hugging-token", "PATH": "no-secret"})
+    conceal("short")
+    conceal(None)
+    said = "known/by+its value known%2Fby%2Bits%20value p@ssword! p%40ssword%21 endpoint-user hugging-token"
+    assert redacted(f"{said} no-secret short") == f"{' '.join(['***'] * 6)} no-secret short"
+
+
+def test_a_record_is_changed_only_where_it_holds_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("any")
+    logger.warning("%s of %d", "three", 4)
+    logger.warning("Bearer %s of %d", KEY, 4)
+    logger.warning("%(of)s", {"of": KEY})
+    plain, changed, mapped = caplog.records
+    assert plain.args == ("three", 4)
+    assert (changed.getMessage(), mapped.getMessage()) == ("Bearer *** of 4", "hr-***")
+
+
+def test_what_is_written_to_a_stream_is_redacted(capsys: pytest.CaptureFixture[str]) -> None:
+    redact_streams()
+    redact_streams()
+    print("printed", KEY)
+    sys.stderr.writelines([f"Bearer {TOKEN}\n", "plain\n"])
+    assert sys.stdout.encoding.lower() == "utf-8"
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("printed hr-***\n", "Bearer ***\nplain\n")
 
 
 def fails(key: str) -> None:
@@ -60,6 +96,10 @@ def test_what_libraries_log_is_redacted_too(capsys: pytest.CaptureFixture[str]) 
             fails(KEY)
         except ValueError:
             logging.getLogger("uvicorn.error").exception("request of %s", KEY)
+        own = logging.getLogger("of.its.own")  # as vLLM, Ray and transformers do
+        own.propagate = False
+        own.addHandler(logging.StreamHandler())
+        own.error("request of %s", KEY, stack_info=True)
         logging.getLogger("any").info("unheard")
     finally:
         root.handlers[:] = handlers
@@ -67,6 +107,7 @@ def test_what_libraries_log_is_redacted_too(capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().err
     assert "uvicorn.error: request of hr-***" in said
     assert KEY not in said
+    assert said.count("request of hr-***") == 2
     assert "unheard" not in said
 
 
@@ -76,13 +117,13 @@ def test_who_logs_does_not_have_to_set_it_up(module: str) -> None:
     program = f"""
 import os
 import {module} as module
-secret = os.environ["SECRET"]
+secret = os.environ["GIVEN"]
 try:
     raise ValueError(secret)
 except ValueError:
     module.get_logger("x").exception("failed", of=secret)
 """
-    environment = {**os.environ, "SECRET": KEY, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "GIVEN": KEY, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True
     )

@@ -15,6 +15,8 @@ import sys
 print("loading", flush=True)
 print("\\x1b[31m(EngineCore pid=7)\\x1b[0m ERROR] torch.OutOfMemoryError: 200.00 GiB are too many", flush=True)
 print("Traceback (most recent call last):", file=sys.stderr)
+print("\\\\r 10 %", end="", flush=True)
+print("\\\\r 99 % Bearer abcdefghijklmnop", flush=True)
 print("RuntimeError: Engine core initialization failed. See root cause above.", file=sys.stderr)
 '''
 child = subprocess.Popen([sys.executable, "-c", says])
@@ -34,5 +36,8 @@ def test_the_last_error_that_says_something_is_kept_and_all_is_passed_on() -> No
     told = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
     assert "last torch.OutOfMemoryError: 200.00 GiB are too many" in told.stderr
     assert "Traceback (most recent call last):" in told.stderr
+    assert " 10 %" in told.stdout
+    assert "99 % Bearer ***" in told.stdout
+    assert "abcdefghijklmnop" not in told.stdout + told.stderr
     assert {"loading", "between", "after"} <= set(told.stdout.split())
     assert told.stdout.strip().endswith("after")

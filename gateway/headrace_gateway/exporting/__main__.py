@@ -16,6 +16,7 @@ import msgspec
 from headrace_core.disk import room_for
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs import JobStore
+from headrace_core.logs import redact_streams
 from headrace_core.redis import connect
 
 from .follower import Errand, FromRedis, export
@@ -39,6 +40,7 @@ async def run(errand: Errand) -> None:
 
 def main() -> None:
     """See the module."""
+    redact_streams()
     errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=Errand)
     try:
         asyncio.run(run(errand))

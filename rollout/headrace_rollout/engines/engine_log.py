@@ -1,8 +1,8 @@
-"""What an engine's processes say while they start and run: passed on as it comes, and its last error kept, because what
-reaches this process as an exception often says only that there was one ("see root cause above").
+"""What an engine's processes say while they start and run: passed on line by line, without secrets, and its last error
+kept, because what reaches this process as an exception often says only that there was one ("see root cause above").
 
-    engine's processes ── stdout, stderr ──► pipe ──► a thread ─┬─► this process' own stdout, stderr
-                                                                └─► the last lines
+    engine's processes ── stdout, stderr ──► pipe ──► a thread ──► `redacted` ─┬─► this process' own stdout, stderr
+                                                                               └─► the last lines
 
 Started before the engine, whose processes inherit the pipes; after `release` this process writes past them again, and
 the threads end with the last process that has one.
@@ -16,8 +16,15 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
+from io import FileIO
+
+from headrace_core.redaction import redacted
 
 _LINES = 400
+_PART = 65_536
+"""Bytes that are read at a time, and of a line that does not end."""
+_ENDS = re.compile(rb"(?<=[\n\r])")
+"""Of lines; progress bars end theirs with a carriage return."""
 _LONGEST = 500
 _ERROR = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)): (.+)")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -60,10 +67,17 @@ class EngineLog:
     def _pass_on(self, read: int, onward: int) -> None:
         rest = b""
         with os.fdopen(read, "rb", buffering=0) as pipe, os.fdopen(onward, "wb", buffering=0) as out:
-            while said := pipe.read(65_536):
-                with suppress(OSError):  # nobody listens any more; the engine is not to stand still for it
-                    out.write(said)
-                *whole, rest = (rest + said)[-65_536:].split(b"\n")
-                self._lines.extend(_COLOURS.sub("", line.decode(errors="replace")) for line in whole)
-        if rest:
-            self._lines.append(rest.decode(errors="replace"))
+            while said := pipe.read(_PART):
+                *lines, rest = _ENDS.split(rest + said)
+                if len(rest) > _PART:  # a line without end is not waited for
+                    lines, rest = [*lines, rest], b""
+                for line in lines:
+                    self._pass(line, out)
+            self._pass(rest, out)
+
+    def _pass(self, line: bytes, out: FileIO) -> None:
+        text = redacted(line.decode(errors="surrogateescape"))
+        with suppress(OSError):  # nobody listens any more; the engine is not to stand still for it
+            out.write(text.encode(errors="surrogateescape"))
+        if text.strip():
+            self._lines.append(_COLOURS.sub("", text.rstrip().encode(errors="replace").decode()))
