@@ -98,6 +98,8 @@ class KeptCompletion(msgspec.Struct, array_like=True, frozen=True, kw_only=True)
     """Mean over its sampled tokens in the gradient; None where there are none."""
     finish_reason: str
     greedy: bool
+    notes: dict[str, str] = {}
+    """Texts that the reward gave beside it, by name."""
 
 
 class Rollout(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

@@ -66,6 +66,8 @@ class Completion:
     reward: float | None = None
     components: dict[str, float] = field(default_factory=dict)
     """The parts of the reward, by name; for display, the learner uses `reward`."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Texts that the reward gave beside it, by name; for display."""
 
     def __post_init__(self) -> None:
         lengths = {len(a) for a in (self.token_ids, self.logprobs, self.versions, self.roles, self.loss_weights)}
@@ -143,6 +145,7 @@ class _CompletionWire(msgspec.Struct, array_like=True, frozen=True):
     finish_reason: str
     reward: float | None
     components: dict[str, float]
+    notes: dict[str, str] = {}
 
 
 class _GroupWire(msgspec.Struct, array_like=True, frozen=True):
@@ -215,6 +218,7 @@ def _to_wire(c: Completion) -> _CompletionWire:
         finish_reason=c.finish_reason,
         reward=c.reward,
         components=c.components,
+        notes=c.notes,
     )
 
 
@@ -228,4 +232,5 @@ def _from_wire(c: _CompletionWire) -> Completion:
         finish_reason=c.finish_reason,
         reward=c.reward,
         components=c.components,
+        notes=c.notes,
     )

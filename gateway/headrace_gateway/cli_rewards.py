@@ -23,6 +23,7 @@ rewards = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try rew
 
 _LONGEST_SECONDS = 3600.0
 _ROWS_SHOWN = 20
+_NOTE_SHOWN = 60
 
 
 @rewards.callback()
@@ -144,4 +145,5 @@ def _named(outcome: Outcome) -> str:
 
 def _details(outcome: Outcome) -> str:
     parts = ", ".join(f"{name} {value:.4g}" for name, value in outcome.components.items())
-    return escape(outcome.message or outcome.sample_fault or parts)
+    notes = ", ".join(f"{name} {text[:_NOTE_SHOWN]!r}" for name, text in outcome.notes.items())
+    return escape(outcome.message or outcome.sample_fault or ", ".join(filter(None, (parts, notes))))

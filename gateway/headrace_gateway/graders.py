@@ -36,6 +36,7 @@ class Outcome(msgspec.Struct):
     value: float | None = None
     components: dict[str, float] = {}
     sample_fault: str = ""
+    notes: dict[str, str] = {}
     kind: str = ""
     message: str = ""
     traceback: str = ""

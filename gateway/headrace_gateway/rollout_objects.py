@@ -74,6 +74,7 @@ def _completion(tokenizer: Tokenizer, rollout: Rollout, index: int, kept: KeptCo
         left_out=left_out,
         reward=kept.reward,
         components=kept.components,
+        notes=kept.notes,
         advantage=kept.advantage,
         finish_reason=kept.finish_reason,
         greedy=kept.greedy,

@@ -124,4 +124,5 @@ def _packed(
         advantage=advantage,
         finish_reason=completion.finish_reason,
         greedy=greedy,
+        notes=completion.notes,
     )

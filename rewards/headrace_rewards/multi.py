@@ -7,7 +7,7 @@
 A grader that failed fails the sample, and is named. One that does not apply is left out of the formula's sums, minima
 and maxima (graders of several tasks each apply to their own rows); the sample is not applicable only where nothing is
 left.
-What each grader gave is a component under its name, and its components are `name.component`.
+What each grader gave is a component under its name; its components are `name.component`, its notes `name.note`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from headrace_core.errors import InvalidRequest
 from headrace_rewards.formula import FUNCTIONS, Formula, NotComputable
+from headrace_rewards.notes import notes_of
 from headrace_rewards.protocol import Failure, Need, NotApplicable, Outcome, Reward, Sample, Score
 from headrace_rewards.specs import AnyGrader, GraderSpec
 
@@ -117,19 +118,23 @@ class Multi:
 
     def _combined(self, outcomes: Mapping[str, Outcome]) -> Outcome:
         values, components, lacking = dict[str, float](), dict[str, float](), list[str]()
+        notes = dict[str, str]()
         for name, outcome in outcomes.items():
             if isinstance(outcome, Failure):
                 return Failure(outcome.kind, f"grader '{name}': {outcome.message}", outcome.traceback)
             if isinstance(outcome, Score):
                 values[name] = outcome.value
                 components |= {f"{name}.{part}": value for part, value in outcome.components.items()}
+                notes |= {f"{name}.{part}": text for part, text in outcome.notes.items()}
                 if outcome.sample_fault:
                     lacking.append(f"grader '{name}': {outcome.sample_fault}")
         try:
             result = self._formula.value(values)
         except NotComputable as fault:
             return Failure("invalid_value", str(fault))
-        return NotApplicable() if result is None else Score(result, values | components, "; ".join(lacking))
+        if result is None:
+            return NotApplicable()
+        return Score(result, values | components, "; ".join(lacking), notes_of(notes))
 
 
 async def _start(name: str, grader: Reward) -> None:

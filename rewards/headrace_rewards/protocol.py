@@ -119,6 +119,9 @@ class Score(msgspec.Struct, frozen=True, tag="score"):
     sample_fault: str = ""
     """What the grader reads and the completion lacks (JSON, or a key in it), in words: it scores 0 then, or counts as 0
     in a sum. OpenAI calls it `sample_parse_error`. Empty: it lacks nothing."""
+    notes: dict[str, str] = {}
+    """Texts that the reward gave beside its numbers, by name: shown with the completion, within the bounds of
+    `headrace_rewards.notes`."""
 
     def __post_init__(self) -> None:
         for number in (self.value, *self.components.values()):

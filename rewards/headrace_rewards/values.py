@@ -13,7 +13,8 @@ and in the group form
     a dict with `rewards`     OpenRLHF's columns: `rewards` is the list of scores; `scores` and the entries of
                               `extra_logs` are components: a list has one for each sample, a number is for all
 
-Beside a score a dict may hold values that are no numbers (verl's functions return such): they are left out.
+Beside a score a dict may hold values that are no numbers (verl's functions return such): texts are notes, shown with
+the completion, and others are left out.
 Anything else, and NaN or an infinity anywhere, is `Failure("invalid_value")`.
 """
 
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from headrace_rewards.notes import notes_of
 from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Score
 
 TOTAL_KEYS = ("score", "reward", "overall")
@@ -106,7 +108,7 @@ def _from_components(value: Mapping[Any, Any], who: str) -> Score:
     total = sum(components.values()) if total_key is None else components[total_key]
     if not math.isfinite(total):
         raise InvalidValue(f"the sum of the components that {who} returned is not finite")
-    return Score(total, components)
+    return Score(total, components, notes={} if total_key is None else notes_of(value))
 
 
 def is_number(value: Any) -> bool:

@@ -61,8 +61,8 @@ class WrappingReward(ABC):
         if sample.draw is None or not isinstance(outcome, Score):
             return outcome
         changed = self._changed(sample, sample.draw, outcome)
-        if isinstance(changed, Score) and outcome.sample_fault:
-            return msgspec.structs.replace(changed, sample_fault=outcome.sample_fault)
+        if isinstance(changed, Score):
+            return msgspec.structs.replace(changed, sample_fault=outcome.sample_fault, notes=outcome.notes)
         return changed
 
 

@@ -13,7 +13,7 @@ from headrace_core.data import PromptOrder
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.ledger import Lease
 from headrace_core.trajectory import F32, I32, U8, Completion, Group, Role, sampled_completion
-from headrace_rewards.protocol import Draw, Outcome, Progress
+from headrace_rewards.protocol import Draw, Outcome, Progress, Score
 from headrace_rewards.specs import GraderSpec
 
 from .engines.base import Engine, SamplingConfig
@@ -97,6 +97,8 @@ def _completion(traced: Traced, outcome: Outcome) -> Completion:
         components = {**components, "unstable_boundary": float(traced.unstable)}
     s = traced.sampled
     completion = sampled_completion(s.token_ids, s.logprobs, s.versions, s.finish_reason, reward, components)
+    if isinstance(outcome, Score):
+        completion = replace(completion, notes=outcome.notes)
     return completion if traced.reference is None else _with_reference(completion, traced.reference)
 
 

@@ -84,6 +84,7 @@ def test_completions_are_read_from_the_best_to_the_worst(site: Site, browser: Br
     verdict = browser.text(".group .verdict")
     assert all(word in verdict for word in ("advantage", "+0.5", "exact", "brief", "stop"))
     assert texts(browser, ".group:first-child .tokens")[0] == f"{THOUGHT}{END}"
+    assert browser.text(".group:first-child .notes") == f"said\n<b>{THOUGHT[:20]}"
     assert "What is 37 + 56?" in browser.text(".group .prompt")
     assert "mean reward 0.42" in browser.text(".group .meta")
     assert "Good:" in browser.text("#good")

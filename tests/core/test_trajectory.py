@@ -43,6 +43,7 @@ def completions(draw: st.DrawFn) -> Completion:
         finish_reason=draw(st.sampled_from(["stop", "length"])),
         reward=draw(st.none() | REAL),
         components=draw(st.dictionaries(st.text(max_size=8), REAL, max_size=3)),
+        notes=draw(st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3)),
     )
 
 
@@ -68,6 +69,7 @@ def assert_same(a: Completion, b: Completion) -> None:
         assert left.dtype == right.dtype
         assert left.tobytes() == right.tobytes()  # bit for bit: NaN included
     assert (a.finish_reason, a.reward, a.components) == (b.finish_reason, b.reward, b.components)
+    assert a.notes == b.notes
 
 
 @given(groups())

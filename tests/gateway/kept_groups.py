@@ -35,6 +35,7 @@ def completion(text: str, step: int, reward: float | None = 1.0, oldest: int = 0
         advantage=None if reward is None else reward - 0.5,
         finish_reason="stop" if text.endswith(END) else "length",
         greedy=False,
+        notes={} if reward is None else {"said": f"<b>{text[:20]}"},
     )
 
 

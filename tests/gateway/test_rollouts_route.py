@@ -63,6 +63,7 @@ async def test_a_group_is_shown_with_every_token_in_words(served: Served) -> Non
     assert [w is None for w in first["importance_weights"]] == too_old
     assert first["finish_reason"] == "stop"
     assert (first["reward"], first["components"], first["advantage"]) == (1.0, {"exact": 1.0, "brief": 0.25}, 0.5)
+    assert first["notes"] == {"said": f"<b>{first['text'][:20]}"}
     assert second["reward"] is None
     assert (second["versions"][0], second["ages"][0], second["logprobs"][0]) == (None, None, None)
     assert second["left_out"] == ["not_sampled", *["no_reward"] * (len(second["tokens"]) - 1)]

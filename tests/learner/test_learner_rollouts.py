@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean
 
 import learner_oracle as oracle
@@ -60,6 +61,8 @@ def test_weights_and_advantages_are_those_of_the_loss(make_trainer: Callable[...
 
 def test_every_token_says_why_it_is_not_in_the_gradient(make_trainer: Callable[..., Trainer]) -> None:
     group = eventful_group(1)
+    noted = [replace(c, notes={"said": f"number {n}"}) for n, c in enumerate(group.completions)]
+    group = replace(group, completions=tuple(noted))
     (found,) = kept(make_trainer(**SETTINGS, algorithm="grpo"), [group])
     assert found.group_size == len(group.completions) == len(found.completions) - 1
     seen = set()
@@ -78,6 +81,7 @@ def test_every_token_says_why_it_is_not_in_the_gradient(make_trainer: Callable[.
         assert ints(record.token_ids).tolist() == completion.token_ids.tolist()
         assert np.array_equal(floats(record.logprobs), completion.logprobs, equal_nan=True)
         assert (record.reward, record.components) == (completion.reward, completion.components)
+        assert record.notes == completion.notes
     assert seen == {Part.TRAINED, Part.TOO_OLD, Part.ZERO_WEIGHT, Part.NOT_SAMPLED, Part.NO_REWARD}
     greedy = found.completions[-1]
     assert greedy.greedy

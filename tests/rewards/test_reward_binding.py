@@ -153,9 +153,9 @@ def test_trl_takes_the_whole_group() -> None:
     assert arguments["log_extra"]("answers", ["2", "3"]) is None
     assert arguments.pop("log_extra")("lengths", np.array([1, 2])) is None
     assert arguments.pop("trainer_state").global_step == 0
-    assert logged.beside([Score(1.0), Score(0.0, {"accuracy": 0.1})]) == [
-        Score(1.0, {"accuracy": 0.5, "lengths": 1.0}),
-        Score(0.0, {"accuracy": 0.1, "lengths": 2.0}),
+    assert logged.beside([Score(1.0), Score(0.0, {"accuracy": 0.1}, notes={"answers": "its own"})]) == [
+        Score(1.0, {"accuracy": 0.5, "lengths": 1.0}, notes={"answers": "2"}),
+        Score(0.0, {"accuracy": 0.1, "lengths": 2.0}, notes={"answers": "its own"}),
     ]
     assert logged.beside([NotApplicable(), Failure("exception", "no")]) == [NotApplicable(), Failure("exception", "no")]
     assert arguments == {

@@ -32,14 +32,21 @@ async def scored(function: str, *samples: Sample, form: str = "text") -> list[Ou
     ("function", "form", "expected"),
     [
         ("trl_text", "text", ZERO_ONE),
-        ("trl_conversational", "messages", [Score(1.0, {"share": 0.5}), Score(0.0, {"share": 0.5})]),
+        (
+            "trl_conversational",
+            "messages",
+            [Score(1.0, {"share": 0.5}, notes={"said": "42"}), Score(0.0, {"share": 0.5}, notes={"said": "7"})],
+        ),
         ("trl_by_tokens", "text", [Score(0.5), Score(1.0)]),
         ("trl_async", "text", [Score(1.0, {"asked": 2.0}), Score(0.0, {"asked": 2.0})]),
         ("trl_object", "text", [Score(0.5), Score(0.5)]),
         (
             "verl_score",
             "text",
-            [Score(1.0, {"score": 1.0, "acc": 1.0, **TURNS}), Score(0.0, {"score": 0.0, "acc": 0.0, **TURNS})],
+            [
+                Score(1.0, {"score": 1.0, "acc": 1.0, **TURNS}, notes={"pred": "42"}),
+                Score(0.0, {"score": 0.0, "acc": 0.0, **TURNS}, notes={"pred": "7"}),
+            ],
         ),
         ("verl_async", "text", ZERO_ONE),
         ("verl_passes_on", "text", ZERO_ONE),

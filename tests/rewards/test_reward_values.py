@@ -43,7 +43,7 @@ def test_dicts() -> None:
     assert to_outcome({"overall": 0.9, "format": 1.0, "accuracy": 0.8}) == Score(
         0.9, {"overall": 0.9, "format": 1.0, "accuracy": 0.8}
     )
-    assert to_outcome({"reward": 0.2, "pred": "x", "note": None}) == Score(0.2, {"reward": 0.2})
+    assert to_outcome({"reward": 0.2, "pred": "x", "note": None}) == Score(0.2, {"reward": 0.2}, notes={"pred": "x"})
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_openrlhf_returns_columns() -> None:
         },
     }
     first, second, third = to_outcomes(logged, 3)
-    assert first == Score(0.5, {"score": 0.5, "scores": 0.0, "length": 3.0, "mean": 0.25})
+    assert first == Score(0.5, {"score": 0.5, "scores": 0.0, "length": 3.0, "mean": 0.25}, notes={"texts": "a"})
     assert second == NotApplicable()
     assert isinstance(third, Failure)
 

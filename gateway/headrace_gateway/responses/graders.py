@@ -50,6 +50,7 @@ class GraderRunMetadata(Answer):
     type: str
     execution_time: float = Field(description="Seconds.")
     scores: dict[str, float] = Field(description="Of the grader and of those it holds, by name.")
+    notes: dict[str, str] = Field(description="Texts that it gave beside the score, by name.")
     errors: GraderErrors
     failure: GraderFailure | None
     token_usage: None = Field(description="Tokens of model graders are not counted.")

@@ -31,6 +31,7 @@ class RolloutCompletion(Answer):
     left_out: list[LeftOut | None] = Field(description="Why.")
     reward: float | None
     components: dict[str, float]
+    notes: dict[str, str] = Field(description="Texts that the reward gave beside it, by name.")
     advantage: float | None = Field(description="Mean over the sampled tokens in the gradient.")
     finish_reason: str
     greedy: bool = Field(description="Sampled greedily, to be compared with; never trained on.")

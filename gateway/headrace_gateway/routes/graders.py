@@ -77,6 +77,7 @@ def _answer(verdict: Verdict) -> dict[str, Any]:
             "type": whole.type,
             "execution_time": seconds,
             "scores": {} if outcome.value is None else {whole.name: outcome.value} | outcome.components,
+            "notes": outcome.notes,
             "errors": errors,
             "failure": _failure(outcome) if outcome.type == "failure" else None,
             "token_usage": None,

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from headrace_rewards.binding import Binding, MissingInput, Unbindable
 from headrace_rewards.logged import Logged
+from headrace_rewards.notes import bounded
 from headrace_rewards.protocol import Failure, Outcome, Sample
 from headrace_rewards.sandbox import containment, wire
 from headrace_rewards.sandbox.kernel import Unheld
@@ -125,7 +126,7 @@ class Host:
 
     def _read(self, value: Any, samples: list[Sample], logged: Logged) -> list[Outcome]:
         outcomes = to_outcomes(value, len(samples)) if self._binding.whole_group else [to_outcome(value)]
-        return logged.beside(outcomes)
+        return bounded(logged.beside(outcomes))
 
     def _reply(self, unit: wire.Unit, outcomes: list[Outcome]) -> None:
         if os.getpid() != self._pid:  # the function forked, and this is the child: it must not answer too

@@ -50,7 +50,7 @@ class CompletionCard {
     this.lower = completion.text.toLowerCase();
     this.text = new TokenText(completion, `Completion of reward ${short(completion.reward)}`);
     this.text.paint(way, scale);
-    this.element = h("article", { class: `completion${completion.greedy ? " greedy" : ""}` }, verdict(completion), h("div", { class: "said" }, this.text.elements));
+    this.element = h("article", { class: `completion${completion.greedy ? " greedy" : ""}` }, verdict(completion), h("div", { class: "said" }, this.text.elements, notes(completion.notes)));
   }
 
   search(wanted) {
@@ -77,6 +77,12 @@ function count(group) {
 
 function prompt(text) {
   return h("details", { class: "prompt", open: true }, h("summary", {}, "Prompt"), h("pre", { tabindex: 0, "aria-label": "Prompt" }, text));
+}
+
+// What the reward wrote beside its numbers.
+function notes(texts) {
+  const entries = Object.entries(texts);
+  return entries.length ? h("dl", { class: "notes" }, entries.map(([name, text]) => h("div", {}, h("dt", {}, name), h("dd", {}, text)))) : null;
 }
 
 function verdict(completion) {
