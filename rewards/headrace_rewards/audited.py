@@ -5,7 +5,7 @@
 
 Held here: the reward is the grader's, whatever the audit says; an audit that fails fails nobody, it is counted (the
 component `audit_failed`: 1, and 0 where it did not); nothing without a `draw` is audited: no evaluation, no grader that
-is tried. Which groups are chosen follows from `seed` and the group alone.
+is tried (a rehearsal tries the audit itself). Which groups are chosen follows from `seed` and the group alone.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ class Audited:
             return await self._held.score(samples)
         outcomes, audits = await asyncio.gather(self._held.score(samples), self._audit.score(samples))
         return [_with_audit(outcome, audit) for outcome, audit in zip(outcomes, audits, strict=True)]
+
+    async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """See `Rehearsed`: the grader's outcomes; the audit is tried beside it, on all samples."""
+        outcomes, _ = await asyncio.gather(self._held.score(samples), self._audit.score(samples))
+        return outcomes
 
     async def close(self) -> None:
         """Close both, whatever becomes of one. Idempotent."""

@@ -43,10 +43,11 @@ class Part(msgspec.Struct):
 
 @runtime_checkable
 class Rehearsed(Protocol):
-    """A reward that asks a server."""
+    """A reward that does something else in a rehearsal: one that asks a server, or would not ask all that it holds."""
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample, without a question: `NotApplicable` where it could be asked, else as `score`."""
+        """One outcome a sample, without a question to a server: `NotApplicable` where it could be asked, else as
+        `score`."""
         ...
 
 

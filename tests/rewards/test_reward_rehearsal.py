@@ -93,6 +93,16 @@ async def test_the_part_at_fault_is_named(tmp_path: Path) -> None:
     assert "there is no 'item.answr'; 'item' has messages, answer" in report["cannot"]
 
 
+async def test_an_audit_is_tried_though_it_audits_a_share_of_a_jobs_groups_alone() -> None:
+    exact = {"type": "string_check", "operation": "eq", "input": "{{ sample.output_text }}"}
+    grader, typo = (exact | {"reference": f"{{{{ item.{key} }}}}"} for key in ("answer", "answr"))
+    report = await rehearsed({"type": "audited", "name": "a", "grader": grader, "audit": typo | {"name": "truth"}})
+    assert "grader 'truth' cannot work" in report["cannot"]
+    assert [outcome["type"] for outcome in report["outcomes"]] == ["score"] * 6
+    report = await rehearsed({"type": "audited", "name": "a", "grader": grader, "audit": grader})
+    assert report["cannot"] is None
+
+
 @pytest.mark.parametrize("kind", ["verifree", "jepo", "latro", "rlpr", "majority_vote", "self_certainty", "entropy"])
 async def test_what_only_a_policy_can_measure_is_not_refused_for_that(kind: str) -> None:
     report = await rehearsed({"type": kind, "name": "free"})
