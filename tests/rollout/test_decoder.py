@@ -128,12 +128,14 @@ def test_the_cache_stays_within_its_budget(tmp_path: Path) -> None:
 
 
 def test_a_budget_below_one_request_is_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(EngineFailure, match="holds 100 tokens, less than one request of max_model_len 128"):
+    with pytest.raises(
+        EngineFailure, match="holds 100 tokens, less than one request of max_context 128: raise kv_cache_gib"
+    ):
         decoder(save(tiny_model(0), tmp_path), kv_cache_gib=100 * TOKEN_BYTES / 2**30)
 
 
 def test_a_context_beyond_the_models_positions_is_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(EngineFailure, match="knows 65 positions, less than max_model_len 128"):
+    with pytest.raises(EngineFailure, match="knows 65 positions, less than max_context 128: lower it"):
         decoder(save(tiny_model(0, context=64), tmp_path))
 
 

@@ -64,7 +64,7 @@ def decode_threads() -> int:
 @pytest.mark.parametrize(
     ("prompt", "sampling", "message"),
     [
-        (PROMPT, SamplingConfig(64_998), "65001 tokens, .* exceed max_model_len 65000"),
+        (PROMPT, SamplingConfig(64_998), "65001 tokens, .* exceed max_context 65000"),
         (PROMPT, SamplingConfig(0), "max_tokens is 0"),
         (PROMPT, SamplingConfig(4, temperature=-1.0), "out of range"),
         (PROMPT, SamplingConfig(4, temperature=float("nan")), "out of range"),

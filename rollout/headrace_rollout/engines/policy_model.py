@@ -64,7 +64,7 @@ class PolicyModel:
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and config.max_model_len > positions:
             raise EngineFailure(
-                f"{config.model} knows {positions} positions, less than max_model_len {config.max_model_len}"
+                f"{config.model} knows {positions} positions, less than max_context {config.max_model_len}: lower it"
             )
         self.model.to(self.device).eval().requires_grad_(False)
         if self.model.config._attn_implementation == "sdpa":
@@ -201,7 +201,7 @@ class PolicyModel:
         if not cache.fits(1, config.max_model_len):
             raise EngineFailure(
                 f"kv_cache_gib {config.kv_cache_gib} holds {cache.budget_tokens} tokens, less than one request of "
-                f"max_model_len {config.max_model_len}"
+                f"max_context {config.max_model_len}: raise kv_cache_gib, or lower max_context"
             )
         return cache
 

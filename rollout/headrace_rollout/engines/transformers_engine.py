@@ -153,7 +153,7 @@ class TransformersEngine:
     def _check_tokens(self, decoder: Decoder, tokens: npt.NDArray[np.int32], total: int) -> None:
         if total > self._config.max_model_len:
             raise RequestRefused(
-                f"{total} tokens, prompt and completion together, exceed max_model_len {self._config.max_model_len}"
+                f"{total} tokens, prompt and completion together, exceed max_context {self._config.max_model_len}"
             )
         # An id outside the vocabulary would fail the whole batch inside the model.
         if tokens.ndim != 1 or len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= decoder.model.vocab_size:
