@@ -51,17 +51,17 @@ class FileStore:
 
     def __init__(self, redis: Redis, folder: Path, max_bytes: int, principal: Principal = LOCAL) -> None:
         self._redis = redis
-        self._folder = folder
+        self.folder = folder
         self.max_bytes = max_bytes
         self._principal = principal
 
     def seen_by(self, principal: Principal) -> FileStore:
         """The same store, as another sees it."""
-        return FileStore(self._redis, self._folder, self.max_bytes, principal)
+        return FileStore(self._redis, self.folder, self.max_bytes, principal)
 
     def path(self, file_id: str) -> Path:
         """Where the bytes are."""
-        return self._folder / file_id
+        return self.folder / file_id
 
     def whole(self, stored: StoredFile) -> Path:
         """The same. Raises `Damaged` where there are none, or not as many as were stored."""
@@ -114,11 +114,11 @@ class FileStore:
 
     def _write(self, source: BinaryIO, file_id: str) -> tuple[int, str]:
         """(bytes, their SHA-256). Raises `TooLarge`, `DiskFull`, and keeps nothing then."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = self._folder / f".{new_id(file_id)}.partial"
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = self.folder / f".{new_id(file_id)}.partial"
         told = hashlib.sha256()
         try:
-            with room_for(self._folder), open(partial, "xb", opener=_for_us_alone) as target:
+            with room_for(self.folder), open(partial, "xb", opener=_for_us_alone) as target:
                 while part := source.read(_PART):
                     told.update(part)
                     target.write(part)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Coroutine
-from pathlib import Path as Folder
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Path, Query, Request, UploadFile
 from fastapi.responses import FileResponse, Response
 from starlette.requests import ClientDisconnect
 
-from headrace_core.disk import room_for
 from headrace_core.errors import InvalidState
 from headrace_core.jobs import ENDED, JobStore
 
-from .. import result_files
+from .. import result_files, upload_form
 from ..answers import CLIENT_LEFT, ready
 from ..context import Gateway, Here
 from ..identity import made
@@ -35,8 +32,7 @@ class _FormRoute(KeptRoute):
 
         async def bounded(request: Request) -> Response:
             try:
-                with room_for(Folder(tempfile.gettempdir())):
-                    await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES)
+                await upload_form.read(request, request.app.state.gateway.files.folder)
             except ClientDisconnect:
                 return Response(status_code=CLIENT_LEFT)
             try:
@@ -49,7 +45,6 @@ class _FormRoute(KeptRoute):
 
 router = APIRouter(prefix="/v1/files", tags=["files"], route_class=_FormRoute)
 
-_MOST_FIELDS, _FIELD_BYTES = 16, 16 * 1024
 _BYTES = "application/octet-stream"
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}
