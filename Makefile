@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDS_COMPILER := $(shell grep '^pycosat==' requirements/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium promtool setup-dev demo real test lint format bench evidence chaos simulate clean
+.PHONY: help setup chromium promtool strace setup-dev demo real test lint format bench evidence chaos simulate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,7 +53,15 @@ promtool: $(VENV)/.runtime
 		mv usr/bin/promtool ../bin/promtool; cd ../..; rm -rf $(VENV)/promtool; \
 	else echo "setup-dev: the tests of the alerts need promtool: sudo apt-get install prometheus"; fi
 
-setup-dev: $(VENV)/.dev chromium promtool ## the same with what tests, linters and `make real` need
+# Debian's strace, by which a test sees what Redis asks of the kernel.
+strace:
+	@if command -v strace > /dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "setup-dev: strace, for the test of what is on the disk"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y strace > /dev/null; \
+	else echo "setup-dev: the test of what is on the disk needs strace: sudo apt-get install strace"; fi
+
+setup-dev: $(VENV)/.dev chromium promtool strace ## the same with what tests, linters and `make real` need
 
 demo: setup ## watch an RL job run through the whole system: about five minutes
 	$(BIN)/python examples/adder/demo.py

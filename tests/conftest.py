@@ -30,6 +30,22 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own, which it may stop, end or change."""
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def own_client(own_redis: RedisServer) -> AsyncIterator[Redis]:
+    """A client of it, which waits for 20 s where it is away."""
+    async with connect(own_redis.url, wait=20.0) as client:
+        yield client
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of one MiB. Needs root, to mount it."""
     with own_disk(tmp_path / "small", 1) as folder:

@@ -7,30 +7,15 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from redis.asyncio import Redis
 
 from headrace_core.durability import durable
 from headrace_core.redis import answer, connect
 from headrace_gateway.redis_server import RedisServer
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def client(own: RedisServer) -> AsyncIterator[Redis]:
-    async with connect(own.url, wait=20.0) as client:
-        yield client
 
 
 @contextmanager
@@ -51,36 +36,40 @@ def traced(server: RedisServer, calls: Path) -> Iterator[None]:
         tracer.wait(10)
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, which records what the kernel is asked for")
 async def test_durable_returns_after_the_kernel_has_written_the_file_through(
-    own: RedisServer, client: Redis, tmp_path: Path
+    own_redis: RedisServer, own_client: Redis, tmp_path: Path
 ) -> None:
+    assert shutil.which("strace"), "`make setup-dev` brings it where it runs as root; else install Debian's strace"
     calls = tmp_path / "calls"
-    with traced(own, calls):
+    with traced(own_redis, calls):
         for number in range(4):  # within one second: the server's own write-through comes at most once in it
-            await client.set("key", f"value-{number}")
-            assert await durable(client)
-            await client.set("key", f"after-{number}")
+            await own_client.set("key", f"value-{number}")
+            assert await durable(own_client)
+            await own_client.set("key", f"after-{number}")
     told = calls.read_text()
     for number in range(4):
         written, after = told.index(f"value-{number}"), told.index(f"after-{number}")
         assert re.search(r"(fdatasync|fsync)\(\d+\)?.*= 0", told[written:after]), f"write {number} was not on the disk"
 
 
-async def test_the_server_is_left_as_it_was(client: Redis) -> None:
-    await client.set("a", "1")
-    assert await asyncio.gather(*(durable(client) for _ in range(3))) == [True] * 3
-    assert (await client.config_get("appendfsync")) == {"appendfsync": "everysec"}
+async def test_the_server_is_left_as_it_was(own_client: Redis) -> None:
+    await own_client.set("a", "1")
+    assert await asyncio.gather(*(durable(own_client) for _ in range(3))) == [True] * 3
+    assert (await own_client.config_get("appendfsync")) == {"appendfsync": "everysec"}
 
 
-async def test_without_an_append_only_file_nothing_is_durable(client: Redis) -> None:
-    await client.config_set("appendonly", "no")
-    assert not await durable(client)
+async def test_without_an_append_only_file_nothing_is_durable(own_client: Redis) -> None:
+    await own_client.config_set("appendonly", "no")
+    assert not await durable(own_client)
 
 
-async def test_one_that_may_not_configure_valkey_does_not_take_its_word(own: RedisServer, client: Redis) -> None:
+async def test_one_that_may_not_configure_valkey_does_not_take_its_word(
+    own_redis: RedisServer, own_client: Redis
+) -> None:
     """Its WAITAOF answers too soon."""
-    await answer(client.acl_setuser("bound", enabled=True, passwords=["+p"], keys=["*"], commands=["+@all", "-config"]))
-    async with connect(own.url.replace("unix://", "unix://bound:p@"), wait=5.0) as bound:
+    await answer(
+        own_client.acl_setuser("bound", enabled=True, passwords=["+p"], keys=["*"], commands=["+@all", "-config"])
+    )
+    async with connect(own_redis.url.replace("unix://", "unix://bound:p@"), wait=5.0) as bound:
         await bound.set("a", "1")
         assert not await durable(bound)

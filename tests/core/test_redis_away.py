@@ -6,8 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from pipeline import a_group
@@ -25,21 +23,6 @@ from headrace_gateway.redis_server import RedisServer
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=60)
 JOB = "ftjob-away"
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that a test may end."""
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def client(own: RedisServer) -> AsyncIterator[Redis]:
-    async with connect(own.url, wait=20.0) as client:
-        yield client
 
 
 def leave(server: RedisServer) -> None:
@@ -83,8 +66,10 @@ async def learn(ledger: Ledger) -> list[int]:
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
-async def test_an_outage_loses_nothing_and_trains_nothing_twice(own: RedisServer, client: Redis, how: str) -> None:
-    ledger = Ledger(client, JOB)
+async def test_an_outage_loses_nothing_and_trains_nothing_twice(
+    own_redis: RedisServer, own_client: Redis, how: str
+) -> None:
+    ledger = Ledger(own_client, JOB)
     await ledger.open(LIMITS)
     workers = [asyncio.create_task(work(ledger, f"rollout-{i}")) for i in range(2)]
     learner = asyncio.create_task(learn(ledger))
@@ -93,13 +78,13 @@ async def test_an_outage_loses_nothing_and_trains_nothing_twice(own: RedisServer
         while (await ledger.newest())[0] < version + 5:
             await ledger.signal("$", 0.05)
         if how == "killed":
-            leave(own)
+            leave(own_redis)
             await asyncio.sleep(0.5)
-            await asyncio.to_thread(come_back, own)
+            await asyncio.to_thread(come_back, own_redis)
         else:
-            os.kill(own.pid, signal.SIGSTOP)
+            os.kill(own_redis.pid, signal.SIGSTOP)
             await asyncio.sleep(0.5)
-            os.kill(own.pid, signal.SIGCONT)
+            os.kill(own_redis.pid, signal.SIGCONT)
     async with asyncio.timeout(30):
         trained = await learner
         taken = await asyncio.gather(*workers)
@@ -110,13 +95,13 @@ async def test_an_outage_loses_nothing_and_trains_nothing_twice(own: RedisServer
     assert (books.states["trained"], books.fenced) == (LIMITS.total_groups, 0)
 
 
-async def test_a_lease_does_not_end_while_nobody_can_prolong_it(own: RedisServer, client: Redis) -> None:
-    ledger = Ledger(client, JOB)
+async def test_a_lease_does_not_end_while_nobody_can_prolong_it(own_redis: RedisServer, own_client: Redis) -> None:
+    ledger = Ledger(own_client, JOB)
     await ledger.open(LIMITS)
     lease = (await ledger.admit("rollout-0", 0, 1, 0.6)).leases[0]
-    os.kill(own.pid, signal.SIGSTOP)
+    os.kill(own_redis.pid, signal.SIGSTOP)
     await asyncio.sleep(0.9)
-    os.kill(own.pid, signal.SIGCONT)
+    os.kill(own_redis.pid, signal.SIGCONT)
     others = [one.group_id for one in (await ledger.admit("rollout-1", 0, 9, 0.6)).leases]
     assert lease.group_id not in others, "the other took over what could not be prolonged"
     assert await ledger.renew([lease], 0.6) == set()
@@ -135,41 +120,42 @@ async def test_a_lease_still_ends_when_its_holder_alone_is_silent(redis: Redis) 
     assert found[0].group_id == lease.group_id
 
 
-async def test_who_may_not_wait_hears_of_it_in_time(own: RedisServer) -> None:
-    async with connect(own.url, wait=0.3, answer_within=0.3) as client:
+async def test_who_may_not_wait_hears_of_it_in_time(own_redis: RedisServer) -> None:
+    async with connect(own_redis.url, wait=0.3, answer_within=0.3) as client:
         assert await client.ping()
-        leave(own)
+        leave(own_redis)
         for _ in range(2):  # also where the connection is new
             began = time.monotonic()
             with pytest.raises((ConnectionError, OSError)):
                 await client.get("a")
             assert time.monotonic() - began < 2.0
-        await asyncio.to_thread(come_back, own)
+        await asyncio.to_thread(come_back, own_redis)
         assert await client.ping()
-        os.kill(own.pid, signal.SIGSTOP)
+        os.kill(own_redis.pid, signal.SIGSTOP)
         try:
             with pytest.raises((RedisTimeout, ConnectionError)):
                 await client.get("a")
         finally:
-            os.kill(own.pid, signal.SIGCONT)
+            os.kill(own_redis.pid, signal.SIGCONT)
 
 
-async def test_answers_that_say_later_are_waited_for(client: Redis, own: RedisServer) -> None:
-    await client.execute_command("REPLICAOF", "127.0.0.1", "1")
-    writing = asyncio.ensure_future(client.set("a", "b"))  # READONLY
-    script = asyncio.ensure_future(client.eval("return redis.call('SET', 'c', 'd')", 0))  # the same, within a script
+async def test_answers_that_say_later_are_waited_for(own_client: Redis, own_redis: RedisServer) -> None:
+    await own_client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    writing = asyncio.ensure_future(own_client.set("a", "b"))  # READONLY
+    # The same, within a script.
+    script = asyncio.ensure_future(own_client.eval("return redis.call('SET', 'c', 'd')", 0))
     await asyncio.sleep(0.2)
     assert not writing.done()
     assert not script.done()
-    async with connect(own.url, wait=0.1) as other:
+    async with connect(own_redis.url, wait=0.1) as other:
         await other.execute_command("REPLICAOF", "NO", "ONE")
     assert await writing
     assert await script == b"OK"
-    async with connect(own.url, wait=0.1) as other:
+    async with connect(own_redis.url, wait=0.1) as other:
         await other.config_set("lua-time-limit", "5")
-        spinning = asyncio.ensure_future(client.eval("while true do end", 0))
+        spinning = asyncio.ensure_future(own_client.eval("while true do end", 0))
         await asyncio.sleep(0.1)
-        reading = asyncio.ensure_future(client.get("a"))  # BUSY
+        reading = asyncio.ensure_future(own_client.get("a"))  # BUSY
         await asyncio.sleep(0.2)
         assert not reading.done()
         await other.execute_command("SCRIPT", "KILL")
@@ -192,17 +178,17 @@ def test_which_answers_say_later(error: Exception, later: bool) -> None:
     assert passing(error) is later
 
 
-async def test_scripts_are_there_again_after_a_restart(client: Redis, own: RedisServer) -> None:
-    ledger = Ledger(client, JOB)
+async def test_scripts_are_there_again_after_a_restart(own_client: Redis, own_redis: RedisServer) -> None:
+    ledger = Ledger(own_client, JOB)
     await ledger.open(LIMITS)
     await ledger.window()
-    leave(own)
-    await asyncio.to_thread(come_back, own)
+    leave(own_redis)
+    await asyncio.to_thread(come_back, own_redis)
     assert (await ledger.window()).version == 0
 
 
-async def test_a_full_redis_refuses_groups_and_lets_a_job_pause(own: RedisServer) -> None:
-    async with connect(own.url, wait=0.3) as client:
+async def test_a_full_redis_refuses_groups_and_lets_a_job_pause(own_redis: RedisServer) -> None:
+    async with connect(own_redis.url, wait=0.3) as client:
         ledger, jobs = Ledger(client, JOB), JobStore(client)
         await jobs.create(Job(id=JOB, created_at=1.0, model="m", model_path="/m", training_file="f", status="running"))
         await ledger.open(LIMITS)
