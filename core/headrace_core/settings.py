@@ -138,6 +138,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Processes for reward code that one grader may ask for on a machine, all its parts together.",
     )
+    fork_server: bool = Field(
+        True,
+        description="Keep a process that has imported what the checks of a submission need, and fork each check from "
+        "it; false: each starts an interpreter of its own, and takes a second longer.",
+    )
     reward_hosts: tuple[str, ...] = Field(
         (), description="Hosts (host or host:port, a JSON list) that HTTP rewards may be asked at."
     )

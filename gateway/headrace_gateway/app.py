@@ -88,6 +88,8 @@ def create_app(
             await cancel(background)
             await exports.close()
             await runs.close()
+            if gateway.fork_server is not None:
+                await gateway.fork_server.close()
             await redis.aclose()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, generate_unique_id_function=document.operation_id)

@@ -18,11 +18,15 @@ from .audit import Audit
 from .chats import Chats
 from .controllers import Controllers
 from .files import FileStore
+from .forked import ForkServer
 from .graders import Trials
 from .hub import Hub
 from .identity import LOCAL, By, Principal
 from .models import Models
-from .prompt_process import PromptChecks
+from .prompt_process import ENVIRONMENT, PromptChecks
+
+PRELOADED = ("headrace_rewards.check:prepare", "headrace_gateway.prompts")
+"""What the checks of a submission import."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Gateway:
     hub: Hub
     keys: KeyStore
     audit: Audit
+    fork_server: ForkServer | None = None
+    """Whence the processes of `trials` and `prompts` come; None: each is started anew."""
     principal: Principal = LOCAL
     """In whose name things are made."""
 
@@ -50,7 +56,8 @@ class Gateway:
         """The parts, all over one Redis."""
         jobs = JobStore(redis)
         files = FileStore(redis, settings.data_dir / "files", settings.max_upload_bytes)
-        trials = Trials(settings.reward_rules)
+        forks = ForkServer(PRELOADED, ENVIRONMENT) if settings.fork_server else None
+        rules = settings.reward_rules
         keys, audit = KeyStore(redis), Audit(redis, settings.audit_entries)
         return cls(
             settings,
@@ -60,11 +67,12 @@ class Gateway:
             Models(settings, jobs),
             controllers,
             chats,
-            trials,
-            PromptChecks(),
+            Trials(rules) if forks is None else Trials(rules, forks.run),
+            PromptChecks() if forks is None else PromptChecks(forks.run),
             Hub(redis),
             keys,
             audit,
+            forks,
         )
 
     def seen_by(self, principal: Principal) -> Gateway:

@@ -1,6 +1,8 @@
 """A grader is checked, and tried, where its code may run: in a process of the rewards service, never in the gateway.
 
 ask ─► `python -m headrace_rewards check` ─► Verdict      a process a question; it ends with its answer or its time
+
+In the gateway the process is forked from one that has imported everything: `forked`.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from headrace_core.data import Row
 from headrace_core.errors import InvalidRequest, TimedOut
 from headrace_core.reward_rules import RewardRules
 
-from . import rewards_process
 from .plausible import plausible_completions
+from .rewards_process import Run, ask_rewards, started
 
 CHECK_SECONDS = 120.0
 PARAM = "method.reinforcement.grader"
@@ -82,6 +84,7 @@ async def ask(
     param: str = "grader",
     rehearsal: bool = False,
     model: Path | None = None,
+    run: Run = started,
 ) -> Verdict:
     """The verdict on a grader that can be used; the samples' tokens are `model`'s.
 
@@ -97,7 +100,7 @@ async def ask(
         "seconds": REHEARSAL_SECONDS if rehearsal else None,
     }
     what = "the check of the grader"
-    verdict = await rewards_process.ask_rewards("check", question, Verdict, seconds=seconds, what=what, param=param)
+    verdict = await ask_rewards("check", question, Verdict, seconds=seconds, what=what, param=param, run=run)
     if verdict.error is not None:
         found = verdict.error
         field = ".".join(p for p in (param, (found.param or "").removeprefix("grader").lstrip(".")) if p)
@@ -109,14 +112,15 @@ class Trials:
     """Graders that users try, and those of jobs that they submit: so many at a time, the others wait within their
     limit."""
 
-    def __init__(self, rules: RewardRules) -> None:
+    def __init__(self, rules: RewardRules, run: Run = started) -> None:
         self._rules = rules
+        self._run = run
         self._places = asyncio.Semaphore(_TRIALS_AT_ONCE)
 
     async def verdict(self, grader: Any, samples: Sequence[dict[str, Any]] = ()) -> Verdict:
         """Raises `InvalidRequest` for a grader that cannot work, `TimedOut` where no place came free in time."""
         async with self._place():
-            return await ask(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS)
+            return await ask(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS, run=self._run)
 
     async def rehearsed(
         self, grader: dict[str, Any], rules: RewardRules, row: Row, model: Path, *, tolerant: bool
@@ -128,7 +132,9 @@ class Trials:
         groups = plausible_completions(row)
         samples, sizes = [sample for group in groups for sample in group], [*map(len, groups)]
         async with self._place():
-            verdict = await ask(grader, rules, samples=samples, groups=sizes, param=PARAM, rehearsal=True, model=model)
+            verdict = await ask(
+                *(grader, rules), samples=samples, groups=sizes, param=PARAM, rehearsal=True, model=model, run=self._run
+            )
         assert verdict.grader is not None  # of a grader that can be used
         if verdict.cannot is not None and not tolerant:
             raise InvalidRequest(verdict.cannot, param=PARAM)

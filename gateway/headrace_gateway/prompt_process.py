@@ -1,6 +1,7 @@
 """The prompts of an uploaded file, read and counted in a process with limits on its time and memory.
 
     measured ─► `python -m headrace_gateway.prompt_process` ─► Measured       a process a file; so many at once
+                 in the gateway forked from one that has imported everything: `forked`
                  limits itself, streams the file, renders, tokenises: `prompts.check_prompts`
 
 Invariant: whatever is in the file or in the model's folder (a line of megabytes, an endless chat template, a tokenizer
@@ -13,6 +14,7 @@ import asyncio
 import os
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,7 +23,7 @@ from headrace_core.data import each_row
 from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
 
 from .prompts import Prompts, check_prompts
-from .rewards_process import EndedWithoutAnswer, ask
+from .rewards_process import EndedWithoutAnswer, Run, ask, started
 
 MEMORY_BYTES = 2 * 1024**3
 """Address space of the process; a tokenizer of 250,000 tokens takes a quarter of it."""
@@ -29,6 +31,12 @@ SECONDS = 100.0
 AT_ONCE = 2
 """Of one gateway; others wait for their turn, as long as one may take."""
 THREADS = 4
+ENVIRONMENT = {
+    "RAYON_NUM_THREADS": str(min(THREADS, os.cpu_count() or 1)),
+    "MALLOC_ARENA_MAX": "2",
+}
+"""Of the process: threads have stacks and arenas, and its address space is limited."""
+_started_within_limits = partial(started, env=ENVIRONMENT)
 _OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "capacity overflow", "Cannot allocate memory")
 
 
@@ -57,7 +65,9 @@ class _Answer(msgspec.Struct):
 class PromptChecks:
     """Of one gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run = _started_within_limits) -> None:
+        """`run` gives the process that `ENVIRONMENT`."""
+        self._run = run
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def measured(
@@ -72,20 +82,17 @@ class PromptChecks:
             busy = f"the prompts of {AT_ONCE} other files are being checked: ask again"
             raise Unavailable(busy, retry_after=10) from error
         try:
-            return await _asked(_Question(str(model), str(path), name, sha256, room, vocabulary, MEMORY_BYTES))
+            question = _Question(str(model), str(path), name, sha256, room, vocabulary, MEMORY_BYTES)
+            return await _asked(question, self._run)
         finally:
             self._places.release()
 
 
-async def _asked(question: _Question) -> Prompts:
+async def _asked(question: _Question, run: Run) -> Prompts:
     what = f"rendering and counting the prompts of {question.name}"
     remedy = f"look at the chat template and the tokenizer of {question.model}, or split long rows"
-    threads = str(min(THREADS, os.cpu_count() or 1))
-    bounded = {"RAYON_NUM_THREADS": threads, "MALLOC_ARENA_MAX": "2"}  # threads have stacks and arenas
     try:
-        answer = await ask(
-            "headrace_gateway.prompt_process", question, _Answer, seconds=SECONDS, what=what, env=bounded
-        )
+        answer = await ask("headrace_gateway.prompt_process", question, _Answer, seconds=SECONDS, what=what, run=run)
     except TimedOut as error:
         raise InvalidRequest(f"{error.message}: {remedy}", code="prompts_too_slow") from error
     except EndedWithoutAnswer as error:

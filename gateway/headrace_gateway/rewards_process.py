@@ -1,5 +1,8 @@
 """A question to another process, the rewards service's above all: JSON in, JSON out, a process a question.
 
+    ask ─► run ─┬─ `started`: a new interpreter, which imports first        the command line, doctor
+                └─ `ForkServer.run`: forked from one that has imported      the gateway (`forked`)
+
 The gateway never imports what graders and tasks import; the process ends with its answer, or with its time.
 """
 
@@ -9,7 +12,8 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -17,6 +21,26 @@ from headrace_core.errors import TimedOut, Unavailable
 from headrace_core.reward_rules import SandboxLevel
 
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that was asked something."""
+
+    status: int
+    """Its exit status, negative for a signal."""
+    out: bytes
+    said: bytes
+    """What it wrote to standard output and to the error stream."""
+
+
+class Run(Protocol):
+    """How a process is come by."""
+
+    async def __call__(self, command: str, question: bytes) -> Ended:
+        """`python -m <command>` with the question on standard input, until it ends. Where it is cancelled, the process
+        is killed."""
+        ...
 
 
 class EndedWithoutAnswer(Unavailable):
@@ -28,45 +52,60 @@ class EndedWithoutAnswer(Unavailable):
         self.said = said
 
 
-async def ask(
-    module: str,
-    question: object,
-    answer: type[Answer],
-    *,
-    seconds: float,
-    what: str,
-    param: str | None = None,
-    env: Mapping[str, str] | None = None,
-) -> Answer:
-    """The answer of `python -m <module>`. Raises `TimedOut`, and `EndedWithoutAnswer`; `what` says what it does."""
+async def started(command: str, question: bytes, env: Mapping[str, str] | None = None) -> Ended:
+    """See `Run`: a process that is started anew; `env` is added to this one's."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *module.split()),
+        *(sys.executable, "-m", *command.split()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=None if env is None else {**os.environ, **env},
     )
     try:
-        async with asyncio.timeout(seconds):
-            out, err = await process.communicate(msgspec.json.encode(question))
-    except TimeoutError as error:
-        raise TimedOut(f"{what} took longer than {seconds:.0f} s", param=param) from error
+        out, said = await process.communicate(question)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    assert process.returncode is not None  # it has closed its output, and was waited for
+    return Ended(process.returncode, out, said)
+
+
+async def ask(
+    command: str,
+    question: object,
+    answer: type[Answer],
+    *,
+    seconds: float,
+    what: str,
+    param: str | None = None,
+    run: Run = started,
+) -> Answer:
+    """The answer of `python -m <command>`. Raises `TimedOut`, and `EndedWithoutAnswer`; `what` says what it does."""
     try:
-        return msgspec.json.decode(out, type=answer)
+        async with asyncio.timeout(seconds):
+            ended = await run(command, msgspec.json.encode(question))
+    except TimeoutError as error:
+        raise TimedOut(f"{what} took longer than {seconds:.0f} s", param=param) from error
+    try:
+        return msgspec.json.decode(ended.out, type=answer)
     except ValueError as error:
-        said = err.decode(errors="replace")[-500:]
-        raise EndedWithoutAnswer(f"{what} ended with {process.returncode}: {said}", said) from error
+        said = ended.said.decode(errors="replace")[-500:]
+        raise EndedWithoutAnswer(f"{what} ended with {ended.status}: {said}", said) from error
 
 
 async def ask_rewards(
-    command: str, question: object, answer: type[Answer], *, seconds: float, what: str, param: str
+    command: str,
+    question: object,
+    answer: type[Answer],
+    *,
+    seconds: float,
+    what: str,
+    param: str,
+    run: Run = started,
 ) -> Answer:
     """The answer of the rewards service to `command`; see `ask`."""
-    return await ask(f"headrace_rewards {command}", question, answer, seconds=seconds, what=what, param=param)
+    return await ask(f"headrace_rewards {command}", question, answer, seconds=seconds, what=what, param=param, run=run)
 
 
 async def sandbox(wanted: SandboxLevel) -> str:

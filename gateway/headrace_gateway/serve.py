@@ -149,6 +149,13 @@ class Server(uvicorn.Server):
 class _SignalledServer(Server):
     """Ends at a signal without raising it again, because what comes after it still has to be done."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """The first submission, too, finds the process that forks its checks."""
+        gateway: Gateway = self._app.state.gateway
+        if gateway.fork_server is not None:
+            await gateway.fork_server.start()
+        await super().startup(sockets)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()

@@ -36,6 +36,7 @@ from headrace_core.reward_rules import RewardRules
 from headrace_rewards.protocol import Outcome, Sample
 from headrace_rewards.registry import require_processes, validate
 from headrace_rewards.rehearsal import Part, Watched, Watching, refusal, with_form, with_kept_code
+from headrace_rewards.sandbox.machine import assess_in_child
 from headrace_rewards.specs import GraderSpec
 
 
@@ -73,6 +74,13 @@ class Report(msgspec.Struct):
     cannot: str | None = None
     remarks: list[str] = []
     ignored: list[str] = []
+
+
+def prepare() -> None:
+    """What every check does alike, for a process that forks checks (`fork_server` of the gateway)."""
+    import tokenizers  # noqa: F401
+
+    assess_in_child()
 
 
 def main() -> None:

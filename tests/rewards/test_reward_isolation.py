@@ -376,6 +376,19 @@ def test_the_level_is_said_to_whoever_asks() -> None:
         assert json.loads(done.stdout) == "isolated"
 
 
+def test_it_is_found_out_once_for_all_processes_that_are_forked() -> None:
+    """And what finds it out leaves no thread and no child in the one that they are forked from."""
+    program = (
+        "import asyncio, os, psutil\nfrom headrace_rewards.sandbox import machine\n"
+        "machine.assess_in_child()\n"
+        "print(len(os.listdir('/proc/self/task')), psutil.Process().children())\n"
+        "machine._try_all = None  # would raise\n"
+        "print(asyncio.run(machine.assess()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["1 []", "isolated"], done.stderr
+
+
 def test_a_host_loads_none_of_the_service() -> None:
     """It starts again after every crash, so it must start fast; and a user's code finds little of ours to lean on."""
     code = "import sys, headrace_rewards.sandbox.guard; print(*sys.modules)"
