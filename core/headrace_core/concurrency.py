@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _CANCEL_AGAIN = 0.5
 """Seconds after which a task that is still running is cancelled again."""
+UNDO_SECONDS = 5.0
+"""Longest wait of a cancellation for what is to be undone first."""
 
 
 async def first_to_end(tasks: Iterable[asyncio.Task[T]]) -> T:
@@ -34,3 +37,30 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN)
+
+
+async def taken_or_undone(
+    taking: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[Any]], limit: float = UNDO_SECONDS
+) -> T:
+    """What `taking` returns. A caller that is cancelled meanwhile leaves nothing taken: `taking` is let come to its
+    end, and `undo` is called with what it returned.
+
+    For what another process grants. It may have granted it already when the caller is cancelled, whose answer is on its
+    way. The cancellation waits `limit` seconds at most; what is not undone by then is left to its own expiry, as is
+    what an error kept from being undone, which is the cause of the `CancelledError`.
+    """
+    task = asyncio.ensure_future(taking)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError as cancelled:
+        ending = asyncio.ensure_future(_undone(task, undo, limit))
+        while not ending.done():
+            with suppress(asyncio.CancelledError):  # of who cancels again
+                await asyncio.wait([ending])
+        error = None if ending.cancelled() else ending.exception()
+        raise cancelled from error
+
+
+async def _undone(task: asyncio.Future[T], undo: Callable[[T], Awaitable[Any]], limit: float) -> None:
+    async with asyncio.timeout(limit):
+        await undo(await task)

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import LockError, ResponseError
 
 from .keys import WRITTEN_THROUGH
-from .redis import answer
+from .redis import acquired, answer
 
 LIMIT_SECONDS = 20.0
 """Within the time that a client waits for an answer. A disk that needs longer is not waited for."""
@@ -49,7 +49,7 @@ async def _written_through(redis: Redis, limit: float) -> bool:
     if (policy := await _setting(redis, "appendfsync")) != "everysec":
         return policy == "always"  # the operator's wish, either way
     lock = redis.lock(WRITTEN_THROUGH, timeout=2 * LIMIT_SECONDS, blocking_timeout=limit)
-    if not await lock.acquire():
+    if not await acquired(lock):
         return False
     try:
         await answer(redis.config_set("appendfsync", "always"))

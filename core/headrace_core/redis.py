@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -34,6 +35,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from .concurrency import taken_or_undone
 from .errors import DiskFull, RedisFull, Unavailable
 from .logs import get_logger
 from .redaction import conceal_password
@@ -93,6 +95,16 @@ async def ping(redis: Redis) -> None:
 async def answer(value: Awaitable[Any] | Any) -> Any:
     """Await a command. redis-py types one client for sync and async use; in Headrace it is always async."""
     return await cast("Awaitable[Any]", value)
+
+
+async def acquired(lock: Lock) -> bool:
+    """Whether the lock is the caller's now, within its own time to wait. A caller that is cancelled leaves it free."""
+
+    async def free(held: bool) -> None:
+        if held:
+            await lock.release()
+
+    return await taken_or_undone(lock.acquire(), free)
 
 
 def away(error: Exception) -> Unavailable:

@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from headrace_core import keys
 from headrace_core.chat import ChatBegun, ChatConfig, ChatProgress, ChatRequest
 from headrace_core.errors import TimedOut, Unavailable
+from headrace_core.redis import acquired
 from headrace_core.settings import Settings
 
 from . import chat_actor
@@ -175,7 +176,7 @@ class RayChats:
     async def _placing(self) -> AsyncIterator[None]:
         """One gateway at a time starts actors, so that all of them together start no more than they may."""
         lock = self._redis.lock(keys.CHATS, timeout=LOCK_SECONDS, blocking_timeout=LOCK_SECONDS)
-        if not await lock.acquire():
+        if not await acquired(lock):
             raise TimedOut(f"other gateways were starting models for {LOCK_SECONDS:.0f} s", retry_after=RETRY_SECONDS)
         try:
             yield

@@ -23,13 +23,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from headrace_core import keys
-from headrace_core.concurrency import cancel
+from headrace_core.concurrency import cancel, taken_or_undone
 from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, NotFound, TimedOut, Unavailable
 from headrace_core.jobs import Job, JobStore, new_id
 from headrace_core.records import damaged
@@ -91,10 +92,13 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
     key = keys.request(hashlib.sha256(json.dumps([caller, *name]).encode()).hexdigest())
     mine = Reservation(key, f"{new_id('ftjob-')} {digest}", _RETRIES_WITHIN if named is None else _DAY, repeated=False)
     may_replace = named is None and not retried
-    await _take(redis, mine)  # before there is a reservation that somebody could find without its lease
-    if await answer(redis.set(key, mine.record, ex=mine.seconds, nx=not may_replace)):
+
+    async def undo(reserved: bool) -> None:
+        if reserved:
+            await give_up(redis, mine)
+
+    if await taken_or_undone(_reserved(redis, mine, may_replace), undo):
         return mine
-    await answer(redis.delete(keys.request_lease(mine.job_id)))
     other = await answer(redis.get(key))
     if other is None:  # it expired or was given up between the two commands
         return await reserve(redis, caller, headers, body)
@@ -102,6 +106,15 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
     if record.split()[1] != digest:
         raise InvalidRequest("this Idempotency-Key was used with another body or path", code="idempotency_key_reused")
     return Reservation(key, record, mine.seconds, repeated=True)
+
+
+async def _reserved(redis: Redis, mine: Reservation, may_replace: bool) -> bool:
+    """Whether the request's name stands for this reservation from now on."""
+    await _take(redis, mine)  # before there is a reservation that somebody could find without its lease
+    if await answer(redis.set(mine.key, mine.record, ex=mine.seconds, nx=not may_replace)):
+        return True
+    await answer(redis.delete(keys.request_lease(mine.job_id)))
+    return False
 
 
 async def give_up(redis: Redis, reservation: Reservation, *, keep: bool = False) -> None:
@@ -120,18 +133,28 @@ async def result(redis: Redis, jobs: JobStore, reservation: Reservation) -> Job 
         with suppress(NotFound):
             return await jobs.get(reservation.job_id)
         if await _take(redis, reservation):
-            with suppress(NotFound):  # it may have ended well just before
-                return await jobs.get(reservation.job_id)
-            await answer(redis.set(reservation.key, reservation.record, ex=reservation.seconds))
+            try:
+                with suppress(NotFound):  # it may have ended well just before
+                    return await jobs.get(reservation.job_id)
+                await answer(redis.set(reservation.key, reservation.record, ex=reservation.seconds))
+            except BaseException:
+                await give_up(redis, reservation, keep=True)
+                raise
             return None
         await asyncio.sleep(_POLL_SECONDS)
     raise TimedOut(f"the first request for job {reservation.job_id} made no job within {_WAIT_SECONDS:.0f} s")
 
 
 async def _take(redis: Redis, reservation: Reservation) -> bool:
-    """Whether this request has the lease from now on."""
+    """Whether this request has the lease from now on. One that is cancelled has not."""
     name = keys.request_lease(reservation.job_id)
-    return bool(await answer(redis.set(name, "", px=int(LEASE_SECONDS * 1000), nx=True)))
+
+    async def undo(taken: Any) -> None:
+        if taken:
+            await answer(redis.delete(name))
+
+    taking = answer(redis.set(name, "", px=int(LEASE_SECONDS * 1000), nx=True))
+    return bool(await taken_or_undone(taking, undo))
 
 
 @asynccontextmanager

@@ -16,8 +16,8 @@
 
 Invariants: a lease is only taken while the engine samples with the newest policy version known to the ledger, so that
 none is taken while an evaluation holds an older one, and what is in flight goes on with that one; every
-lease taken is committed, failed or given back, unless the process dies, and then it expires; a group has the size that
-is on record for its lease's version.
+lease taken is committed, failed or given back, also where the worker is stopped before it hears that it was given one,
+unless the process dies, and then it expires; a group has the size that is on record for its lease's version.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from headrace_core.concurrency import cancel, first_to_end
+from headrace_core.concurrency import cancel, first_to_end, taken_or_undone
 from headrace_core.drains import Drains
 from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.jobs import JobStore
@@ -85,7 +86,10 @@ class RolloutWorker:
         weights = WeightStore(Path(config.weights_root), config.job_id)
         self._follower = Follower(self._engine, self._ledger, weights, self._telling, config.start_timeout)
         self._watched = WatchedReward(self._reward, self._grader, config.worker, self._settings)
-        self._held: dict[int, tuple[Lease, asyncio.Task[None]]] = {}
+        self._held: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
+        """By token: a group that was lost may come back under a newer lease before the task of the older has ended."""
+        self._unsettled: dict[str, Lease] = {}
+        """By token, those neither committed nor failed nor lost: whose task has ended otherwise is to be given back."""
         self._errors: Counter[str] = Counter()
         self._tokens = self._groups = 0
         self._refused_in_a_row, self._admit_from = 0, 0.0
@@ -197,9 +201,14 @@ class RolloutWorker:
 
     async def _return_leases(self) -> None:
         """Another worker takes at once what this one held."""
-        held = list(self._held.values())
-        await cancel(task for _, task in held)
-        await self._ledger.release(lease for lease, _ in held)
+        await cancel([task for _, task in self._held.values()])
+        leases = [lease for token, lease in self._unsettled.items() if token not in self._held]
+        await self._ledger.release(leases)
+        self._forget(leases)  # only now: where a drain is cancelled in between, `_give_back` finds them
+
+    def _forget(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            self._unsettled.pop(lease.token, None)
 
     async def stop(self) -> None:
         """End `run`, which gives its leases back while the engine still lives, then engine and reward. Idempotent.
@@ -253,12 +262,12 @@ class RolloutWorker:
             self._wake.clear()
             free = max(self._settings.max_running - self._engine.running, 0) // self._live.newest.group_size
             if (free > 0 or self._engine.running == 0) and time.monotonic() >= self._admit_from:
-                admission = await self._ledger.admit(
-                    self._config.worker, self._engine.version, 1, self._config.lease_seconds
+                admission = await taken_or_undone(
+                    self._ledger.admit(self._config.worker, self._engine.version, 1, self._config.lease_seconds),
+                    lambda granted: self._ledger.release(granted.leases),
                 )
                 for lease in admission.leases:
-                    task = asyncio.create_task(self._make(lease), name=f"group-{lease.group_id}")
-                    self._held[lease.group_id] = (lease, task)
+                    self._hold(lease)
                     self._wake.set()  # one group a turn, so that the window spreads over all workers
                 self._refused = admission.refusal
                 if self._refused is Refusal.CLOSED:
@@ -272,8 +281,10 @@ class RolloutWorker:
     async def _renew_loop(self) -> str:
         while True:
             await asyncio.sleep(self._config.lease_seconds / 3)
-            lost = await self._ledger.renew([lease for lease, _ in self._held.values()], self._config.lease_seconds)
-            await cancel(self._held[group][1] for group in lost if group in self._held)
+            held = list(self._held.values())  # one of these groups may be held under a newer lease by the answer
+            lost = await self._ledger.renew([lease for lease, _ in held], self._config.lease_seconds)
+            await cancel([task for lease, task in held if lease.group_id in lost])
+            self._forget(lease for lease, _ in held if lease.group_id in lost)
 
     async def _follow_loop(self) -> str:
         while True:
@@ -309,8 +320,26 @@ class RolloutWorker:
 
     # ── one group ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _hold(self, lease: Lease) -> None:
+        """Make its group, beside all else."""
+        task = asyncio.create_task(self._make(lease), name=f"group-{lease.group_id}")
+        self._unsettled[lease.token], self._held[lease.token] = lease, (lease, task)
+        task.add_done_callback(lambda _: self._let_go(lease))
+
+    def _let_go(self, lease: Lease) -> None:
+        """Its task has ended, and may never have begun."""
+        del self._held[lease.token]
+        self._wake.set()
+
     async def _make(self, lease: Lease) -> None:
         """Commit or fail one lease. What no group can mend (engine or Redis gone) ends `run`."""
+        try:
+            await self._committed_or_failed(lease)
+            self._forget([lease])
+        except Exception as error:
+            self._broken.put_nowait(error)
+
+    async def _committed_or_failed(self, lease: Lease) -> None:
         try:
             await self._live.refresh()
             group = await self._maker.make(lease, self._live.at(lease.version).group_size)
@@ -328,11 +357,6 @@ class RolloutWorker:
             await self._telling.refused_row(lease.group_id, self._maker.prompt(lease), error, self._errors[error.code])
             self._errors[error.code] += 1
             await self._ledger.fail(lease, Outcome.GENERATION_FAILED, str(error))
-        except Exception as error:
-            self._broken.put_nowait(error)
-        finally:
-            self._held.pop(lease.group_id, None)
-            self._wake.set()
 
     def _back_off(self) -> None:
         """A row was refused, which takes no time at all: let the next ones not follow as fast as they can fail."""

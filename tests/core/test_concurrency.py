@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from headrace_core.concurrency import cancel, first_to_end
+from headrace_core.concurrency import cancel, first_to_end, taken_or_undone
 
 
 async def test_a_swallowed_cancellation_is_sent_again() -> None:
@@ -39,3 +39,79 @@ async def test_the_first_to_end_ends_the_others_and_its_error_is_raised() -> Non
     with pytest.raises(ValueError, match="broken"):
         await first_to_end([other, asyncio.create_task(broken())])
     assert other.cancelled()
+
+
+class Granter:
+    """Grants a thing, and answers when it is let."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.held: list[str] = []
+        self.answers = asyncio.Event()
+        self._error = error
+
+    async def take(self) -> str:
+        self.held.append("thing")
+        await self.answers.wait()
+        if self._error is not None:
+            raise self._error
+        return "thing"
+
+    async def undo(self, what: str) -> None:
+        await asyncio.sleep(0)
+        self.held.remove(what)
+
+
+async def test_what_is_taken_is_kept_where_nobody_cancels() -> None:
+    granter = Granter()
+    granter.answers.set()
+    assert await taken_or_undone(granter.take(), granter.undo) == "thing"
+    assert granter.held == ["thing"]
+
+
+async def test_what_was_granted_to_a_caller_that_was_cancelled_is_undone_however_often_it_is_cancelled() -> None:
+    granter = Granter()
+    task = asyncio.create_task(taken_or_undone(granter.take(), granter.undo))
+    for _ in range(5):
+        await asyncio.sleep(0.01)
+        task.cancel()
+    assert (granter.held, task.done()) == (["thing"], False), "it waits for the answer"
+    granter.answers.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert granter.held == []
+
+
+async def test_a_caller_cancelled_at_the_moment_of_the_answer_holds_nothing() -> None:
+    granter = Granter()
+    task = asyncio.create_task(taken_or_undone(granter.take(), granter.undo))
+    await asyncio.sleep(0.01)
+    granter.answers.set()
+    for _ in range(20):  # at every turn until the caller would have it
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert (task.cancelled(), granter.held) == (True, [])
+
+
+async def test_a_cancellation_waits_no_longer_than_its_limit_for_an_answer() -> None:
+    granter = Granter()
+    task = asyncio.create_task(taken_or_undone(granter.take(), granter.undo, limit=0.05))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await asyncio.wait_for(task, 5)
+    assert isinstance(cancelled.value.__cause__, TimeoutError)
+    assert len(asyncio.all_tasks()) == 1, "nothing goes on behind it"
+
+
+async def test_an_error_of_what_is_to_be_taken_is_raised_and_of_a_cancelled_caller_the_cause() -> None:
+    granter = Granter(ValueError("refused"))
+    task = asyncio.create_task(taken_or_undone(granter.take(), granter.undo))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    granter.answers.set()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await task
+    assert isinstance(cancelled.value.__cause__, ValueError)
+    with pytest.raises(ValueError, match="refused"):
+        await taken_or_undone(granter.take(), granter.undo)

@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 
 from headrace_core.errors import Unavailable
 from headrace_core.ledger import Ledger, Outcome, Step
-from headrace_core.redis import connect, ping
+from headrace_core.redis import acquired, connect, ping
 from headrace_core.staleness import Limits
 from headrace_gateway.redis_server import RedisServer
+from held_answers import held_answers
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=20)
 
@@ -101,3 +102,22 @@ async def test_a_redis_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="Redis does not answer"):
         await ping(client)
     await client.aclose()
+
+
+async def test_a_lock_that_was_granted_to_a_caller_that_is_cancelled_is_free(
+    redis: Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with held_answers(redis_server.url, tmp_path) as held, connect(held.url) as client:
+        await ping(client)
+        held.hold(b"a-lock")
+        waiting = asyncio.create_task(acquired(client.lock("a-lock", timeout=60, blocking_timeout=60)))
+        await held.answered()
+        assert await redis.exists("a-lock"), "Redis has granted it"
+        waiting.cancel()
+        await asyncio.sleep(0)
+        held.let_go()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not await redis.exists("a-lock")
+        assert await acquired(client.lock("a-lock", timeout=60, blocking_timeout=0.1))
+        assert not await acquired(client.lock("a-lock", timeout=60, blocking_timeout=0.1)), "it is another's"

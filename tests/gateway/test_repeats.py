@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from headrace_core import keys
 from headrace_core.errors import Damaged
 from headrace_core.jobs import JobStore
+from headrace_core.redis import connect, ping
 from headrace_gateway import repeats
+from headrace_gateway.redis_server import RedisServer
+from held_answers import held_answers
 
 from .conftest import stored_job
 
@@ -102,3 +108,45 @@ async def test_what_two_callers_send_are_two_requests(redis: Redis) -> None:
         assert not mine.repeated
         assert not theirs.repeated
         assert mine.job_id != theirs.job_id
+
+
+@pytest.mark.parametrize("of", ["lease", "name"])
+async def test_a_request_that_is_cancelled_while_it_reserves_leaves_nothing_for_its_repeat_to_wait_for(
+    redis: Redis, redis_server: RedisServer, tmp_path: Path, of: str
+) -> None:
+    marker = {"lease": b":lease", "name": hashlib.sha256(b"body").hexdigest().encode()}[of]
+    await redis.set("x", "y")
+    async with held_answers(redis_server.url, tmp_path) as held, connect(held.url) as client:
+        await ping(client)
+        held.hold(marker)
+        first = asyncio.create_task(repeats.reserve(client, "me", {"idempotency-key": "k"}, b"body"))
+        await held.answered()
+        first.cancel()
+        await asyncio.sleep(0)
+        held.let_go()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert await redis.keys("*") == [b"x"]
+    assert not (await repeats.reserve(redis, "me", {"idempotency-key": "k"}, b"body")).repeated
+
+
+async def test_a_repeat_that_is_cancelled_while_it_takes_the_lease_over_gives_it_back(
+    redis: Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    named = {"idempotency-key": "k"}
+    first = await repeats.reserve(redis, "me", named, b"body")
+    await repeats.give_up(redis, first, keep=True)  # it failed in between
+    repeat = await repeats.reserve(redis, "me", named, b"body")
+    lease = keys.request_lease(first.job_id)
+    async with held_answers(redis_server.url, tmp_path) as held, connect(held.url) as client:
+        await ping(client)
+        held.hold(lease.encode())
+        taking = asyncio.create_task(repeats.result(client, JobStore(client), repeat))
+        await held.answered()
+        assert await redis.exists(lease)
+        taking.cancel()
+        await asyncio.sleep(0)
+        held.let_go()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+    assert not await redis.exists(lease)

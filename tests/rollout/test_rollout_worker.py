@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import threading
@@ -17,21 +18,23 @@ from engine_cases import import_vllm
 from redis.asyncio import Redis
 from safetensors.torch import load_file, save_file
 
+from headrace_core.concurrency import cancel
 from headrace_core.data import PromptOrder, read_rows
 from headrace_core.drains import Drains
 from headrace_core.errors import InvalidData, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import Ledger, Outcome, Step, Term
+from headrace_core.ledger import Ledger, Outcome, Step, Term, script_source
 from headrace_core.live import Live
 from headrace_core.mending import Mending
 from headrace_core.redis import answer
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_gateway.redis_server import RedisServer
-from headrace_rollout.engines.base import RequestRefused
+from headrace_rollout.engines.base import EngineFailure, RequestRefused
 from headrace_rollout.engines.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.worker import RolloutWorker
+from held_answers import held_answers
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder"
 JOB = "ftjob-rollout"
@@ -83,12 +86,13 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         ready: bool = True,
         training_file: str = str(ADDER / "train.jsonl"),
         lease_seconds: float = 60.0,
+        redis_url: str = redis_server.url,
         **changes: Any,
     ) -> RolloutWorker:
         config = WorkerConfig(
             job_id=JOB,
             worker=name,
-            redis_url=redis_server.url,
+            redis_url=redis_url,
             weights_root=str(tmp_path / "weights"),
             model_path=str(model),
             training_file=training_file,
@@ -356,6 +360,76 @@ async def test_what_it_held_is_free_at_once_when_it_stops(start: Start, ledger: 
     account = await ledger.account()
     assert account.states["leased"] == len(other.leases) > 0, "every lease is the other worker's now"
     assert account.states["leased"] + account.states["queued"] == WINDOW
+
+
+async def test_a_lease_is_free_at_once_whose_grant_had_not_arrived_when_it_stopped(
+    start: Start, ledger: Ledger, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with held_answers(redis_server.url, tmp_path) as redis:
+        worker = await start(redis_url=redis.url)
+        assert not (await ledger.admit("rollout-1", 0, 0, 60.0)).leases  # from now on Redis knows the script
+        redis.hold(script("admit"))
+        run = asyncio.create_task(worker.run())
+        await redis.answered()
+        assert await leased(ledger) == 1, "Redis has granted it"
+        stopping = asyncio.create_task(worker.stop())
+        await until(lambda: all_cancelled(run), "its tasks are being ended")
+        redis.let_go()
+        await asyncio.wait_for(stopping, 30)
+        assert await run == "stopped"
+    assert [t.note for t in (await ledger.history(0))][1:] == ["given back"]
+    other = await ledger.admit("rollout-1", 0, 100, 60.0)
+    assert sorted(lease.group_id for lease in other.leases) == list(range(WINDOW)), "every group is the other's now"
+
+
+async def all_cancelled(run: asyncio.Task[str]) -> bool:
+    """Whether each of `run`'s loops was told to end, but for those that have."""
+    return not run.done() and not any(t.get_name() == "_beat_loop" for t in asyncio.all_tasks())
+
+
+async def test_what_an_engine_that_fails_held_is_free_at_once(
+    start: Start, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start()
+
+    async def gone(*_: Any, **__: Any) -> None:
+        raise EngineFailure("the engine is gone")
+
+    monkeypatch.setattr(worker._engine, "generate", gone)
+    with pytest.raises(EngineFailure, match="the engine is gone"):
+        await asyncio.wait_for(worker.run(), 30)
+    assert await leased(ledger) > 0
+    other = await ledger.admit("rollout-1", 0, 100, 60.0)
+    assert sorted(lease.group_id for lease in other.leases) == list(range(WINDOW))
+
+
+async def test_what_a_drain_was_giving_back_when_it_stopped_is_free_at_once(
+    start: Start, ledger: Ledger, redis: Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    code = tmp_path / "slow.py"
+    code.write_text("import time\n\ndef slow(completions):\n    time.sleep(60)\n")
+    async with held_answers(redis_server.url, tmp_path) as held:
+        worker = await start(function=f"{code}:slow", redis_url=held.url)
+        run = asyncio.create_task(worker.run())
+        await until(lambda: equals(leased(ledger), WINDOW), "it holds the window")
+        returned = asyncio.create_task(worker._return_leases(), name="drained")
+        held.hold(script("release"))
+        await until(no_group_is_made, "its groups were cancelled")
+        await cancel([returned])
+        held.let_go()
+        await asyncio.wait_for(worker.stop(), 30)
+        assert await run == "stopped"
+    other = await ledger.admit("rollout-1", 0, 100, 60.0)
+    assert len(other.leases) == WINDOW
+
+
+def script(name: str) -> bytes:
+    """As commands name it."""
+    return hashlib.sha1(script_source(name).encode()).hexdigest().encode()
+
+
+async def no_group_is_made() -> bool:
+    return not any(t.get_name().startswith("group-") for t in asyncio.all_tasks())
 
 
 @pytest.mark.parametrize("lease_seconds", [60.0, 0.6])
