@@ -22,7 +22,7 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.batching import Batcher
 from headrace_rewards.http_client import Answer, JsonClient, is_allowed, parsed_url
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample
+from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, each
 from headrace_rewards.specs import GraderSpec
 from headrace_rewards.values import to_outcome
 
@@ -89,7 +89,7 @@ class Endpoint:
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One outcome a sample, in order; see `Reward`."""
-        return await self._batcher.submit(samples)
+        return await each(samples, self._batcher.submit)
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
         """See `Rehearsed`: whether the server accepts a connection, and what could be sent."""

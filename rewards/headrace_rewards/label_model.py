@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.model_judge import JudgeSpec, ModelJudge
-from headrace_rewards.protocol import Failure, Outcome, Sample, Score
+from headrace_rewards.protocol import Failure, Outcome, Sample, Score, each
 
 
 class LabelModelSpec(JudgeSpec):
@@ -44,7 +44,7 @@ class LabelModel:
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One question a sample, all at once; a label of the judge's own is `Failure("invalid_value")`."""
-        return list(await asyncio.gather(*map(self._score, samples)))
+        return await each(samples, lambda wanted: asyncio.gather(*map(self._score, wanted)))
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
         """See `ModelJudge.rehearse`."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.judging import JudgedSpec, hosted
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Reward, Sample
+from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Reward, Sample, each
 from headrace_rewards.string_check import TemplateText
 from headrace_rewards.templates import MissingPath, Template, outcome_of, rendered
 
@@ -41,6 +41,9 @@ class MathVerify:
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """1.0 or 0.0 a sample; `Failure("bad_input")` where the row has no reference that math-verify can read."""
+        return await each(samples, self._score)
+
+    async def _score(self, samples: Sequence[Sample]) -> list[Outcome]:
         rendered = [self._render(sample) for sample in samples]
         batch = [question for question in rendered if isinstance(question, Sample)]
         verdicts = iter(await self._ask(batch))

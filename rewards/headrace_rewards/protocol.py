@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -86,6 +86,11 @@ class Sample:
     """`None` for a grader that is tried."""
     measured: Measured | None = None
     """`None` unless the reward needs it (`GraderSpec.needs`); not sent to a user's process."""
+    again: bool = False
+    """Its group was scored before, and is scored now because a score failed, or to see whether it differs: no statistic
+    that a reward keeps over groups counts it a second time."""
+    wanted: bool = True
+    """False: it has its score, and is here for rewards that compare the completions of a group; see `each`."""
 
     @property
     def of_group(self) -> bool:
@@ -147,6 +152,16 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
 Outcome = Score | NotApplicable | Failure
 
 
+async def each(
+    samples: Sequence[Sample], score: Callable[[Sequence[Sample]], Awaitable[Sequence[Outcome]]]
+) -> list[Outcome]:
+    """One outcome a sample, in order, of a reward that looks at every completion by itself: `score` is asked for those
+    that are wanted, and the others, whose outcome nobody reads, are not scored a second time."""
+    asked = [sample for sample in samples if sample.wanted]
+    given = iter(await score(asked) if asked else ())
+    return [next(given) if sample.wanted else NotApplicable() for sample in samples]
+
+
 class Reward(Protocol):
     """Scores completions. `score` may be called concurrently, after `start` and before `close`."""
 
@@ -155,7 +170,8 @@ class Reward(Protocol):
         ...
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample, in order. One call holds the completions of one prompt: a group."""
+        """One outcome a sample, in order. One call holds all completions of one prompt: a group, also where only some
+        are `wanted`."""
         ...
 
     async def close(self) -> None:

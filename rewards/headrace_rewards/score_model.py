@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.model_judge import JudgeSpec, ModelJudge
-from headrace_rewards.protocol import Failure, Outcome, Sample, Score
+from headrace_rewards.protocol import Failure, Outcome, Sample, Score, each
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -47,7 +47,7 @@ class ScoreModel:
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One question a sample, all at once; a number outside the range is `Failure("invalid_value")`."""
-        return list(await asyncio.gather(*map(self._score, samples)))
+        return await each(samples, lambda wanted: asyncio.gather(*map(self._score, wanted)))
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
         """See `ModelJudge.rehearse`."""

@@ -14,6 +14,7 @@ counted by itself.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import time
 from collections import Counter
@@ -176,7 +177,7 @@ class WatchedReward:
         """Both scores of every completion that has two."""
         pairs = Pairs()
         for group in groups:
-            again = await self._reward.score(group.samples)
+            again = await self._reward.score([dataclasses.replace(sample, again=True) for sample in group.samples])
             both = [
                 (first.value, second.value)
                 for sample, first, second in zip(group.samples, group.outcomes, again, strict=True)

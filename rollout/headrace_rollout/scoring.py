@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from headrace_core.data import Row
@@ -47,14 +48,18 @@ def sample_of(
 
 
 async def score(reward: Reward, samples: Sequence[Sample], attempts: int) -> list[Outcome]:
-    """One outcome a sample; those that fail are tried up to `attempts` times."""
+    """One outcome a sample; those that fail are tried up to `attempts` times.
+
+    The reward is given all samples each time, because it may compare them, and is told which ones it is asked for.
+    """
     outcomes = await reward.score(samples)
     for _ in range(attempts - 1):
-        failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
-        if not failed:
+        failed = [isinstance(outcome, Failure) for outcome in outcomes]
+        if not any(failed):
             break
-        for i, outcome in zip(failed, await reward.score([samples[i] for i in failed]), strict=True):
-            outcomes[i] = outcome
+        group = [replace(sample, again=True, wanted=wanted) for sample, wanted in zip(samples, failed, strict=True)]
+        again = await reward.score(group)
+        outcomes = [new if wanted else old for old, new, wanted in zip(outcomes, again, failed, strict=True)]
     return outcomes
 
 

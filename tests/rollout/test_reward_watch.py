@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from headrace_core.agreement import mean, share
 from headrace_core.concurrency import cancel
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.metrics import Tally
-from headrace_rewards.protocol import Draw, Failure, NotApplicable, Outcome, Sample, Score
+from headrace_rewards.protocol import Draw, Failure, Measured, NotApplicable, Outcome, Sample, Score, each
 from headrace_rewards.registry import build, validate
 from headrace_rollout.reward_watch import PANEL, TOLD_FAILURES, WAITING, WatchedReward
 from headrace_rollout.scoring import RewardFailed, value_of
@@ -45,6 +46,9 @@ class Written:
     async def close(self) -> None: ...
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        return await each(samples, self._score)
+
+    async def _score(self, samples: Sequence[Sample]) -> list[Outcome]:
         self.calls.append(len(samples))
         await self.open.wait()
         return [self._outcome(sample) for sample in samples]
@@ -197,6 +201,30 @@ async def test_scored_again_apart_from_the_first_time() -> None:
     assert figures.again.equal.count == 2, "of those that have two scores"
     assert figures.again_failures == {"timeout": 1}
     assert figures.failures == {}
+
+
+async def test_scored_again_a_group_moves_no_statistic_of_its_grader() -> None:
+    """`rlpr` leaves out groups by an average of those before, and the panel is scored over and over."""
+
+    def measured(number: int, *ps: float) -> list[Sample]:
+        alone = (math.log(1e-9),)
+        found = [Measured((-1.0,), (math.log(p),), alone) for p in ps]
+        return [Sample("", draw=Draw(number, i), measured=m) for i, m in enumerate(found)]
+
+    reward = watched(grader={"type": "rlpr", "name": "r"}, reward_recheck=1.0)
+    run = asyncio.create_task(reward.run())
+    for number, ps in enumerate([(0.1, 0.9), *[(0.5, 0.5)] * 20]):  # average spread 0.4 × 0.99 ** 20
+        await reward.score(measured(number, *ps))
+        await asyncio.sleep(0)
+    figures = None
+    async with asyncio.timeout(10):
+        while figures is None or not figures.drift_rounds:
+            await asyncio.sleep(0)
+            figures = reward.take() or figures
+    await cancel([run])
+    left_out = await reward.score(measured(99, 0.5 - 0.163, 0.5 + 0.163))
+    assert left_out == [NotApplicable()] * 2  # 0.163 < 0.5 × 0.3272
+    assert all(isinstance(o, Score) for o in await reward.score(measured(100, 0.5 - 0.163, 0.5 + 0.163)))  # × 0.3255
 
 
 async def test_a_share_of_the_groups_is_scored_again_and_none_by_default_of_zero() -> None:

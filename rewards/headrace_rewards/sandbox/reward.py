@@ -18,7 +18,7 @@ from typing import Any
 from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.reward_rules import RewardRules, SandboxLevel
 from headrace_rewards.binding import Form
-from headrace_rewards.protocol import Failure, Outcome, Sample
+from headrace_rewards.protocol import Failure, Outcome, Sample, each
 from headrace_rewards.sandbox import wire
 from headrace_rewards.sandbox.limits import Limits
 from headrace_rewards.sandbox.machine import assess
@@ -112,9 +112,12 @@ class HostedReward:
         if self._ready is None:
             raise InvalidState("the reward was not started")
         if self._ready.whole_group:
-            chunks: list[list[Sequence[Sample]]] = [[samples]] if samples else []
-        else:
-            chunks = _chunks([[sample] for sample in samples], len(self._supervisors))
+            return await self._score_units([samples] if samples else [])
+        return await each(samples, lambda wanted: self._score_units([[sample] for sample in wanted]))
+
+    async def _score_units(self, units: list[Sequence[Sample]]) -> list[Outcome]:
+        """Those of all units, in order: side by side on all processes."""
+        chunks = _chunks(units, len(self._supervisors))
         scored = await asyncio.gather(*map(self._score, chunks))
         return [outcome for chunk in scored for unit in chunk for outcome in unit]
 

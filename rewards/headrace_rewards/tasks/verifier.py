@@ -7,7 +7,7 @@ from typing import Literal
 
 from headrace_core.reward_rules import RewardRules
 from headrace_rewards.judging import JudgedSpec, hosted
-from headrace_rewards.protocol import Failure, Outcome, Reward, Sample
+from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, each
 from headrace_rewards.tasks.answers import Place, answer_in
 
 _JUDGE = "task_judge"
@@ -38,6 +38,9 @@ class ReasoningGym:
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """From 0 to 1 a sample; `Failure("bad_input")` where the row lacks what the verifier needs."""
+        return await each(samples, self._score)
+
+    async def _score(self, samples: Sequence[Sample]) -> list[Outcome]:
         asked = [self._question(sample) for sample in samples]
         scored = iter(await self._judge.score([entry for entry in asked if isinstance(entry, Sample)]))
         return [next(scored) if isinstance(entry, Sample) else entry for entry in asked]

@@ -2,7 +2,8 @@
 
 The mean of the probabilities of the reference answer's tokens, and not their product, so that one unlikely synonym does
 not make R vanish. Groups whose rewards hardly differ are left out: those with a standard deviation under
-`spread_share` times its moving average over the groups that this worker has scored before. It is the deviation of the
+`spread_share` times its moving average over the groups that this worker has scored before; each counts there once, and
+what was said of it holds when it is scored again. It is the deviation of the
 sampled completions' rewards: a greedy one, which an algorithm may want beside them, is left out with its group.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,6 +22,8 @@ from headrace_rewards.verifier_free import base
 
 MEMORY = 0.99
 """How much of the moving average stays at each group."""
+REMEMBERED = 4096
+"""Groups that were left out, the newest: more than are ever under way, and may be scored again."""
 
 
 class RlprSpec(base.LikelihoodSpec):
@@ -40,18 +44,29 @@ class Rlpr:
     def __init__(self, spread_share: float) -> None:
         self._share = spread_share
         self._average: float | None = None
+        self._left_out: OrderedDict[int, None] = OrderedDict()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One outcome a sample; all `NotApplicable` where the group is left out. Evaluations are never left out."""
+        if not samples or any(sample.draw is None for sample in samples):
+            return [added(sample) for sample in samples]
         outcomes = [added(sample) for sample in samples]
-        values = [
-            o.value for o, sample in zip(outcomes, samples, strict=True) if isinstance(o, Score) and sample.of_group
-        ]
-        if len(values) < 2 or any(sample.draw is None for sample in samples):
-            return outcomes
-        spread, average = statistics.pstdev(values), self._average
+        draw = samples[0].draw
+        assert draw is not None  # of all
+        if not samples[0].again:
+            self._left_out.pop(draw.group, None)  # its completions are new
+            values = [o.value for o, s in zip(outcomes, samples, strict=True) if isinstance(o, Score) and s.of_group]
+            if len(values) > 1 and self._hardly_differ(statistics.pstdev(values)):
+                self._left_out[draw.group] = None
+                while len(self._left_out) > REMEMBERED:
+                    self._left_out.popitem(last=False)
+        return [NotApplicable()] * len(samples) if draw.group in self._left_out else outcomes
+
+    def _hardly_differ(self, spread: float) -> bool:
+        """Whether a group's spread is too small beside those before it, which it joins."""
+        average = self._average
         self._average = spread if average is None else MEMORY * average + (1 - MEMORY) * spread
-        return [NotApplicable()] * len(samples) if average is not None and spread < self._share * average else outcomes
+        return average is not None and spread < self._share * average
 
 
 def added(sample: Sample) -> Outcome:
