@@ -118,6 +118,10 @@ def _remove_partials(output: Path) -> None:
         remove_partials(output)
 
 
+async def _prompts(*_: Any) -> Any:
+    return PROMPTS
+
+
 async def _no_sandbox() -> Any:
     return SimpleNamespace(level="none")
 
@@ -140,7 +144,7 @@ def simulated_surroundings() -> Iterator[None]:
         (rollout, "create", _engine),
         (rollout, "build", lambda *_: InstantReward()),
         (rollout, "Tokenizer", lambda *_: text),
-        (rollout, "read_prompts", lambda *_: PROMPTS),
+        (rollout, "read_within_limits", _prompts),
         (rollout, "Measurer", lambda *_, **__: None),
         (rollout, "assess", _no_sandbox),
         (controller, "WeightStore", _Weights),

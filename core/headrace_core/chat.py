@@ -2,7 +2,7 @@
 borders.
 
     gateway                                       process of one model
-    begin(ChatRequest) ─────────────────────────► ChatBegun   the prompt is read, its completions are being sampled
+    begin(ChatRequest) ─────────────────────────► ChatBegun   the prompt is made, its completions are being sampled
     read(id) ◄── ChatProgress: since the last ──  …           until `ended`; a chat that nobody reads is ended
     abort(id) ──────────────────────────────────►             frees what it holds
 
@@ -47,8 +47,17 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     stop: tuple[str, ...] = ()
     """A completion ends before the first of them."""
+    json_schema: str | None = None
+    """What each completion is to be, as JSON; None: any text."""
     seed: int | None = None
     """Each completion's own is derived from it and from the completion's number."""
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request is to the model: made from it by a process with limits, see `headrace_gateway.chat_prompts`."""
+
+    token_ids: tuple[int, ...]
+    """Chat template applied, ending where the model is to go on."""
 
 
 class ChatToken(msgspec.Struct, frozen=True):

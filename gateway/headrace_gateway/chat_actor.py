@@ -20,6 +20,7 @@ from headrace_core.chat import ChatBegun, ChatConfig, ChatFacts, ChatProgress, C
 from headrace_core.errors import HeadraceError, Unavailable
 from headrace_core.logs import redact_streams
 
+from .chat_prompts import ChatPrompts
 from .placement import NAMESPACE
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class ChatActor:
         redact_streams()
         module, name = CHAT.split(":")
         self._server: Any = getattr(importlib.import_module(module), name)(config)
+        self._prompts = ChatPrompts(config)
         self._life: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -48,10 +50,12 @@ class ChatActor:
         if self._life is None:
             self._life = asyncio.ensure_future(self._server.run())
             await asyncio.wait([self._life])
+            await self._prompts.close()
             ray.actor.exit_actor()
 
     async def begin(self, request: ChatRequest) -> ChatBegun | None:
-        begun: ChatBegun | None = await self._server.begin(request)
+        prompt = await self._prompts.made(request)
+        begun: ChatBegun | None = await self._server.begin(request, prompt)
         return begun
 
     async def read(self, chat_id: str) -> ChatProgress:

@@ -37,7 +37,7 @@ ENVIRONMENT = {
 }
 """Of the process: threads have stacks and arenas, and its address space is limited."""
 _started_within_limits = partial(started, env=ENVIRONMENT)
-_OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "capacity overflow", "Cannot allocate memory")
+OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "capacity overflow", "Cannot allocate memory")
 
 
 class _Question(msgspec.Struct):
@@ -51,15 +51,24 @@ class _Question(msgspec.Struct):
     """Bytes."""
 
 
-class _Problem(msgspec.Struct):
+class Problem(msgspec.Struct):
+    """An `InvalidRequest` on its way between processes."""
+
     message: str
     param: str | None
     code: str
 
+    @classmethod
+    def of(cls, error: InvalidRequest) -> Problem:
+        return cls(error.message, error.param, error.code)
+
+    def error(self) -> InvalidRequest:
+        return InvalidRequest(self.message, param=self.param, code=self.code)
+
 
 class _Answer(msgspec.Struct):
     found: Prompts | None = None
-    problem: _Problem | None = None
+    problem: Problem | None = None
 
 
 class PromptChecks:
@@ -96,12 +105,12 @@ async def _asked(question: _Question, run: Run) -> Prompts:
     except TimedOut as error:
         raise InvalidRequest(f"{error.message}: {remedy}", code="prompts_too_slow") from error
     except EndedWithoutAnswer as error:
-        if not any(sign in error.said for sign in _OUT_OF_MEMORY):
+        if not any(sign in error.said for sign in OUT_OF_MEMORY):
             raise
         message = f"{what} needs more than {question.memory / 1024**3:.3g} GiB of memory: {remedy}"
         raise InvalidRequest(message, code="prompts_too_large") from error
     if answer.problem is not None:
-        raise InvalidRequest(answer.problem.message, param=answer.problem.param, code=answer.problem.code)
+        raise answer.problem.error()
     assert answer.found is not None  # one of the two
     return answer.found
 
@@ -116,7 +125,7 @@ def main() -> None:
         rows = each_row(Path(asked.path), asked.name, asked.sha256)
         answer = _Answer(check_prompts(Path(asked.model), rows, asked.name, asked.room, asked.vocabulary))
     except InvalidRequest as error:
-        answer = _Answer(problem=_Problem(error.message, error.param, error.code))
+        answer = _Answer(problem=Problem.of(error))
     sys.stdout.buffer.write(msgspec.json.encode(answer))
 
 

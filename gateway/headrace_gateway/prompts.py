@@ -111,17 +111,27 @@ class PromptCounter:
 
     def sizes(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[PromptSize]:
         """One after the other, in order. Raises `PromptRefused` where the template does."""
-        with_special = self._template is None  # a chat template writes its special tokens itself
         for first in range(0, len(conversations), ENCODED_AT_ONCE):
             some = conversations[first : first + ENCODED_AT_ONCE]
             texts = [self.text(messages, index) for index, messages in enumerate(some, start=first)]
-            for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=with_special):
-                ids = (
-                    before_going_on(encoded.ids, encoded.special_tokens_mask, self._begins)
-                    if with_special
-                    else encoded.ids
-                )
+            for ids in self._encoded(texts):
                 yield PromptSize(len(ids), max(ids, default=-1))
+
+    def ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of one conversation. Raises `PromptRefused` where the template does."""
+        (ids,) = self._encoded([self.text(messages)])
+        return ids
+
+    def _encoded(self, texts: list[str]) -> Iterator[list[int]]:
+        with_special = self._template is None  # a chat template writes its special tokens itself
+        for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=with_special):
+            yield (
+                before_going_on(encoded.ids, encoded.special_tokens_mask, self._begins) if with_special else encoded.ids
+            )
+
+    def tokenizer_json(self) -> str:
+        """As the model's tokenizer.json, without truncation and padding."""
+        return str(self._tokenizer.to_str())
 
     def text(self, messages: Sequence[Mapping[str, Any]], index: int = 0) -> str:
         """A conversation as the model reads it. Raises `PromptRefused`, which carries `index`."""

@@ -22,11 +22,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
 
-from headrace_core.chat import ChatBegun, ChatConfig, ChatFacts, ChatPart, ChatProgress, ChatRequest
+from headrace_core.chat import ChatBegun, ChatConfig, ChatFacts, ChatPart, ChatProgress, ChatPrompt, ChatRequest
 from headrace_core.concurrency import cancel, first_to_end
-from headrace_core.data import MOST_BYTES_A_TOKEN
 from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 from headrace_core.seeds import derived_seed
 
@@ -72,10 +70,11 @@ class ChatServer:
             await asyncio.gather(*(chat.abort() for chat in self._chats.values()))
             await self._engine.close()
 
-    async def begin(self, request: ChatRequest) -> ChatBegun | None:
+    async def begin(self, request: ChatRequest, prompt: ChatPrompt) -> ChatBegun | None:
         """Start a chat once the model is loaded. None: this process ends, another has to be asked.
 
-        Raises `InvalidRequest` for a conversation that the model cannot be asked, `Unavailable` where it cannot answer.
+        `prompt` is what the request's messages are to the model. Raises `InvalidRequest` for what the model cannot be
+        asked, `Unavailable` where it cannot answer.
         """
         await self._started.wait()
         if self._failure is not None:
@@ -85,11 +84,11 @@ class ChatServer:
         if len(self._chats) >= MOST_CHATS:
             message = f"{self._config.model} is in {MOST_CHATS} chats, and takes no more until one of them ends"
             raise Unavailable(message, code="model_busy", retry_after=1)
-        prompt = self._prompt(request)
-        chat = Chat(self._engine, self._tokenizer, request, prompt, self._room(request, len(prompt)), self._broken)
+        ids = np.array(prompt.token_ids, np.int32)
+        chat = Chat(self._engine, self._tokenizer, request, ids, self._room(request, len(ids)), self._broken)
         chat_id = uuid.uuid4().hex
         self._chats[chat_id] = chat
-        return ChatBegun(chat_id, len(prompt))
+        return ChatBegun(chat_id, len(ids))
 
     async def read(self, chat_id: str) -> ChatProgress:
         """What a chat has said since the last reading; waits for it, but not for ever. Raises what ended the chat."""
@@ -143,24 +142,6 @@ class ChatServer:
     def _forget(self, chat_id: str) -> Chat:
         self._used = time.monotonic()
         return self._chats.pop(chat_id)
-
-    def _prompt(self, request: ChatRequest) -> npt.NDArray[np.int32]:
-        context = self._config.context
-        size = sum(len(message["content"].encode(errors="replace")) for message in request.messages)
-        if size > MOST_BYTES_A_TOKEN * context:  # before it is tokenised, which takes 200 times as much memory
-            raise InvalidRequest(
-                f"messages: they are {size} bytes, more than the context of {context} tokens can hold: shorten them",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        try:
-            prompt = self._tokenizer.prompt(request.messages)
-        except TemplateError as error:
-            message = f"messages: the chat template of {self._config.model} refuses them: {error}"
-            raise InvalidRequest(message, param="messages") from error
-        if len(prompt) == 0:
-            raise InvalidRequest(f"messages: they are no tokens to {self._config.model}", param="messages")
-        return prompt
 
     def _room(self, request: ChatRequest, prompt: int) -> int:
         """The longest completion, in tokens. Raises `InvalidRequest` where context and request do not agree."""

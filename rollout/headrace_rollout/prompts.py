@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
 from headrace_core.data import Row, check_prompt, check_prompt_bytes, read_rows
@@ -45,14 +44,21 @@ class Tokenizer:
     def prompt(self, messages: Sequence[dict[str, Any]]) -> npt.NDArray[np.int32]:
         """[P] token ids. A base model without a chat template sees the contents, one after the other, after what its
         tokenizer begins a text with; what it would end one with is left out."""
+        return self.prompt_of(self.rendered(messages))
+
+    def rendered(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The conversation as the model reads it, up to where it is to go on. Raises whatever its template raises."""
         if self._tokenizer.chat_template is None:
-            text = "\n".join(m["content"] for m in messages)
-            encoded = self._tokenizer(text, return_special_tokens_mask=True)
+            return "\n".join(m["content"] for m in messages)
+        return str(self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+    def prompt_of(self, rendered: str) -> npt.NDArray[np.int32]:
+        """[P] token ids of what `rendered` gave."""
+        if self._tokenizer.chat_template is None:
+            encoded = self._tokenizer(rendered, return_special_tokens_mask=True)
             ids = before_going_on(encoded["input_ids"], encoded["special_tokens_mask"], self._tokenizer.bos_token_id)
         else:
-            ids = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            ids = self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
         return np.asarray(ids, dtype=np.int32)
 
     def text(self, token_ids: npt.NDArray[np.int32]) -> str:
@@ -69,17 +75,32 @@ class Tokenizer:
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
 
 
-def read_prompts(path: Path, tokenizer: Tokenizer, longest: int, sha256: str | None = None) -> list[Prompt]:
-    """Every row of a file as a prompt. Raises `InvalidData` for one that no engine can serve, with its line (see
-    `check_prompt`; there is room for `longest` tokens), and as `read_rows` does."""
+def read_prompts(
+    path: Path,
+    tokenizer: Tokenizer,
+    longest: int,
+    sha256: str | None = None,
+    began: Callable[[int], None] = lambda line: None,
+) -> list[Prompt]:
+    """Every row of a file as a prompt; `began` is told of the line of each before it is rendered.
+
+    Raises `InvalidData` for one that no engine can serve, with its line (see `check_prompt`; there is room for
+    `longest` tokens), and as `read_rows` does.
+    """
     prompts = []
     for number, row in enumerate(read_rows(path, sha256=sha256)):
         where = f"{path.name}, line {row.line}"
+        began(row.line)
         check_prompt_bytes(where, row.messages, longest)
         try:
-            ids = tokenizer.prompt(row.messages)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise InvalidData(f"{where}: the model's chat template refuses the messages: {error}") from error
+            rendered = tokenizer.rendered(row.messages)
+        except MemoryError:  # no refusal of these messages
+            raise
+        except Exception as error:  # a template is a program: it may fail in any way
+            told = str(error) or type(error).__name__
+            raise InvalidData(f"{where}: the model's chat template refuses the messages: {told}") from error
+        check_prompt_bytes(where, [{"content": rendered}], longest)
+        ids = tokenizer.prompt_of(rendered)
         check_prompt(where, len(ids), int(ids.max(initial=-1)), longest, tokenizer.vocabulary)
         prompts.append(Prompt(number, ids, row))
     return prompts

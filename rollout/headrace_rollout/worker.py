@@ -51,7 +51,8 @@ from .evaluation import Evaluator
 from .following import Followed, Follower
 from .groups import GroupMaker
 from .measuring import Measurer, needs
-from .prompts import Prompt, Tokenizer, read_prompts
+from .prompts import Prompt, Tokenizer
+from .reading import read_within_limits
 from .reward_watch import WatchedReward
 from .scoring import RewardFailed
 from .telling import Telling
@@ -140,10 +141,10 @@ class RolloutWorker:
         await self._jobs.starts(self._config.job_id, self._config.worker, "rollout")
         self._tokenizer = Tokenizer(Path(self._config.model_path))
         longest = self._settings.max_context - self._settings.max_tokens
-        train = self._prompts(self._config.training_file, longest)
+        train = await self._prompts(self._config.training_file, longest)
         self._held_out: list[Prompt] = []
         if self._config.validation_file is not None:
-            held_out = self._prompts(self._config.validation_file, longest)
+            held_out = await self._prompts(self._config.validation_file, longest)
             self._held_out = held_out[: self._settings.eval_samples]
         self._maker = GroupMaker(
             self._engine, self._tokenizer, self._watched, train, self._settings, self._wake.set, self._grader
@@ -167,9 +168,9 @@ class RolloutWorker:
         seconds = round(time.monotonic() - began, 1)
         return {"engine": self._settings.engine, "seconds": seconds, "prompts": len(train), "sandbox": sandbox}
 
-    def _prompts(self, file: str, longest: int) -> list[Prompt]:
+    async def _prompts(self, file: str, longest: int) -> list[Prompt]:
         path = Path(file)
-        return read_prompts(path, self._tokenizer, longest, self._config.fingerprints.get(path.name))
+        return await read_within_limits(path, self._tokenizer, longest, self._config.fingerprints.get(path.name))
 
     async def run(self) -> str:
         """Until the ledger is closed or `stop` is called; returns `closed` or `stopped`."""

@@ -20,6 +20,7 @@ from headrace_core.chat import ChatBegun, ChatConfig, ChatProgress, ChatRequest
 from headrace_core.errors import Unavailable
 from headrace_core.settings import Settings
 from headrace_gateway.app import create_app
+from headrace_gateway.chat_prompts import ChatPrompts
 from headrace_gateway.models import Model
 from headrace_gateway.redis_server import RedisServer
 from headrace_rollout.chat import ChatServer
@@ -34,7 +35,7 @@ LIMIT = 60.0
 class LocalChats:
     """The twin: each model's server in this process. `busy` makes it as full as a Ray of busy models."""
 
-    servers: dict[str, tuple[ChatServer, asyncio.Task[None]]] = field(default_factory=dict)
+    servers: dict[str, tuple[ChatServer, ChatPrompts, asyncio.Task[None]]] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     aborted: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
     """Of each abort: whether the chat was still under way."""
@@ -44,21 +45,20 @@ class LocalChats:
         if self.busy:
             raise Unavailable("2 models may be chatted with at a time", code="chat_models_busy", retry_after=5)
         if model.name not in self.servers:
-            server = ChatServer(
-                ChatConfig(
-                    model=model.name,
-                    model_path=str(model.path),
-                    engine="transformers",
-                    context=model.context or 256,
-                    kv_cache_gib=0.1,
-                    threads=1,
-                    idle_seconds=600.0,
-                    start_timeout=LIMIT,
-                )
+            config = ChatConfig(
+                model=model.name,
+                model_path=str(model.path),
+                engine="transformers",
+                context=model.context or 256,
+                kv_cache_gib=0.1,
+                threads=1,
+                idle_seconds=600.0,
+                start_timeout=LIMIT,
             )
-            self.servers[model.name] = server, asyncio.create_task(server.run())
-        server, _ = self.servers[model.name]
-        begun = await server.begin(request)
+            server = ChatServer(config)
+            self.servers[model.name] = server, ChatPrompts(config), asyncio.create_task(server.run())
+        server, prompts, _ = self.servers[model.name]
+        begun = await server.begin(request, await prompts.made(request))
         assert begun is not None
         return LocalChat(self, server, begun)
 
@@ -66,8 +66,9 @@ class LocalChats:
         self.ended.append(model.name)
 
     async def stop(self) -> None:
-        for server, running in self.servers.values():
+        for server, prompts, running in self.servers.values():
             await server.end(only_idle=False)
+            await prompts.close()
             await asyncio.wait_for(running, LIMIT)
 
 

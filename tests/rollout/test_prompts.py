@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from headrace_core.errors import InvalidData
 from headrace_rollout.prompts import Tokenizer, read_prompts
+from headrace_rollout.reading import read_within_limits
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder" / "model"
 
@@ -47,3 +51,51 @@ def test_a_row_that_no_engine_can_serve_is_named_with_its_line(
     with pytest.raises(InvalidData, match=r"^file-1, line 3: ") as refusal:
         read_prompts(file, adder(tmp_path / "model", template, **config), 20)
     assert refusal.value.code == code
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% if i < 0 %}x{% endif %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "why"),
+    [
+        (ENDLESS, "prompts_too_slow", "not rendered within 1 s"),
+        ("{{ 'x' * 2 ** 34 }}", "prompts_too_large", "more than 0.5 GiB of memory"),
+        ("{{ 1 // 0 }}", "invalid_data", "division"),
+    ],
+    ids=["endless", "grows", "raises"],
+)
+def test_a_template_beyond_its_limits_ends_the_reading_with_its_line(
+    tmp_path: Path, does: str, code: str, why: str
+) -> None:
+    """In a process of its own, which such a template takes with it: it reads as a worker does, and ends."""
+    tokenizer = f"{{% if messages[0].content == 'hostile' %}}{does}{{% endif %}}{{{{ messages[0].content }}}}"
+    adder(tmp_path / "model", tokenizer)
+    rows = [{"messages": [{"role": "user", "content": content}]} for content in ("1 + 1", "hostile")]
+    (tmp_path / "rows").write_text("\n".join(json.dumps(row) for row in rows))
+    program = (
+        "import asyncio, json, sys\n"
+        "from pathlib import Path\n"
+        "from headrace_core.errors import InvalidData\n"
+        "from headrace_rollout import reading\n"
+        "from headrace_rollout.prompts import Tokenizer\n"
+        "reading.ROW_SECONDS, reading.ROOM_BYTES = 1.0, 2**29\n"
+        "try:\n"
+        "    asyncio.run(reading.read_within_limits(Path('rows'), Tokenizer(Path('model')), 100, None))\n"
+        "except InvalidData as error:\n"
+        "    print(json.dumps([error.code, error.message]))\n"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    told, message = json.loads(ended.stdout)
+    assert told == code
+    assert message.startswith("rows, line 2: ")
+    assert why in message
+
+
+async def test_rows_are_read_within_limits_as_without() -> None:
+    tokenizer, file = Tokenizer(ADDER), ADDER.parent / "validation.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    found = await read_within_limits(file, tokenizer, 64, None)
+    assert [p.token_ids.tolist() for p in found] == [p.token_ids.tolist() for p in read_prompts(file, tokenizer, 64)]
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before

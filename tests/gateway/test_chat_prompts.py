@@ -1,0 +1,153 @@
+"""Chats are rendered in processes with limits: whatever a model's template does, the process that chats goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from headrace_core.chat import ChatConfig, ChatRequest
+from headrace_core.errors import InvalidRequest, Unavailable
+from headrace_gateway import chat_prompts
+from headrace_gateway.chat_prompts import ChatPrompts
+from headrace_rollout.prompts import Tokenizer
+
+from .test_prompt_process import LOOPS, MODEL, model_with
+
+CONTEXT = 128
+ENDLESS = LOOPS.format("{% if i < 0 %}x{% endif %}")
+GROWS = "{% set ns = namespace(a='x' * 9999) %}{% for i in range(99) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}"
+ONLY_FOR = "{{% if messages[0].content == 'hostile' %}}{}{{% endif %}}{{{{ messages[0].content }}}}"
+"""A template that does what is put in for one conversation only."""
+
+
+def asked(content: str = "What is 37 + 56?") -> ChatRequest:
+    return ChatRequest(messages=({"role": "user", "content": content},))
+
+
+def prompts_of(model: Path = MODEL, **changes: Any) -> ChatPrompts:
+    config: dict[str, Any] = {
+        "model": "somebody/model",
+        "model_path": str(model),
+        "engine": "transformers",
+        "context": CONTEXT,
+        "kv_cache_gib": 0.1,
+        "threads": 1,
+        "idle_seconds": 600.0,
+        "start_timeout": 60.0,
+    }
+    return ChatPrompts(ChatConfig(**(config | changes)))
+
+
+@pytest.fixture(autouse=True)
+async def no_process_is_left() -> AsyncIterator[None]:
+    yield
+    left = [p for p in psutil.Process().children() if "headrace_gateway.chat_prompts" in p.cmdline()]
+    _, left = await asyncio.to_thread(psutil.wait_procs, left, timeout=10)
+    assert left == []
+
+
+@pytest.fixture
+async def prompts() -> AsyncIterator[ChatPrompts]:
+    prompts = prompts_of()
+    yield prompts
+    await prompts.close()
+
+
+async def test_the_ids_are_those_that_training_sees_and_one_process_makes_them_all(prompts: ChatPrompts) -> None:
+    tokenizer = Tokenizer(MODEL)
+    for content in ("What is 37 + 56?", "→ ü", "x" * 50):
+        request = asked(content)
+        assert list((await prompts.made(request)).token_ids) == tokenizer.prompt(request.messages).tolist()
+    assert len(prompts._free) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "why", "code"),
+    [
+        (ENDLESS, "took longer than 1 s", "prompts_too_slow"),
+        (LOOPS.format("{{ i ~ 'x' * 9999 }}"), r"needs more than 0\.5 GiB of memory", "prompts_too_large"),
+        (GROWS, r"needs more than 0\.5 GiB of memory", "prompts_too_large"),
+        (
+            "{{ raise_exception('only tools talk here') }}",
+            "template refuses.*: only tools talk here",
+            "invalid_request",
+        ),
+        ("{{ messages[7].content.x.y }}", "template refuses.*has no element 7", "invalid_request"),
+        ("{{ 'x' * 100000 }}", "tokens, more than the context of 128", "context_length_exceeded"),
+        ("", "no tokens", "invalid_request"),
+        ("{% for %}", r"chat template of .* is none, line 1", "damaged"),
+    ],
+    ids=["endless", "writes", "keeps", "raises", "fails", "long", "empty", "no template"],
+)
+async def test_a_template_beyond_its_limits_refuses_its_chats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, why: str, code: str
+) -> None:
+    monkeypatch.setattr(chat_prompts, "CPU_SECONDS", 1)
+    monkeypatch.setattr(chat_prompts, "MEMORY_BYTES", 2**29)
+    prompts = prompts_of(model_with(tmp_path, template))
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=why) as refused:
+            await prompts.made(asked())
+        assert refused.value.code == code
+    await prompts.close()
+
+
+async def test_other_chats_with_the_same_model_go_on_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_prompts, "CPU_SECONDS", 3)
+    prompts = prompts_of(model_with(tmp_path, ONLY_FOR.format(ENDLESS)))
+    hostile = asyncio.create_task(prompts.made(asked("hostile")))
+    await asyncio.sleep(0)
+    made = [(await prompts.made(asked("1 + 1"))).token_ids for _ in range(20)]
+    assert len(set(made)) == 1
+    assert not hostile.done(), "they waited for it"
+    with pytest.raises(InvalidRequest, match="took longer than 3 s"):
+        await hostile
+    assert (await prompts.made(asked("1 + 1"))).token_ids == made[0]
+    await prompts.close()
+
+
+async def test_megabytes_are_refused_before_a_process_is_asked(prompts: ChatPrompts) -> None:
+    with pytest.raises(InvalidRequest, match=rf"3900000 bytes, more than the context of {CONTEXT} tokens") as too_long:
+        await prompts.made(asked("What is 1 + 1? " * 260_000))
+    assert too_long.value.code == "context_length_exceeded"
+    assert prompts._free == []
+
+
+async def test_where_none_is_free_in_time_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_prompts, "AT_ONCE", 1)
+    prompts = prompts_of(model_with(tmp_path, ONLY_FOR.format(ENDLESS)))
+    await prompts.made(asked())
+    hostile = asyncio.create_task(prompts.made(asked("hostile")))
+    await asyncio.sleep(0.1)
+    monkeypatch.setattr(chat_prompts, "WAIT_SECONDS", 0.2)
+    with pytest.raises(Unavailable, match="1 other chats") as busy:
+        await prompts.made(asked())
+    assert busy.value.code == "model_busy"
+    hostile.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hostile
+
+
+async def test_a_process_that_died_idle_is_replaced(prompts: ChatPrompts) -> None:
+    before = await prompts.made(asked())
+    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat_prompts" in p.cmdline())
+    process.kill()
+    while prompts._free[0].lives:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert await prompts.made(asked()) == before
+
+
+async def test_it_ends_where_the_pipe_of_its_questions_does() -> None:
+    """Whoever asked may have been killed."""
+    prompts = prompts_of()
+    await prompts.made(asked())
+    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat_prompts" in p.cmdline())
+    pipe = prompts._free[0]._process.stdin
+    assert pipe is not None
+    pipe.close()
+    await asyncio.to_thread(process.wait, 10)
