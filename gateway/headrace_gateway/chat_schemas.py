@@ -23,6 +23,8 @@ from pydantic import (
 
 from headrace_core.chat import ChatRequest
 
+from .response_format import ResponseFormat
+
 MOST_COMPLETIONS = 16
 """Of one request (`n`)."""
 GREEDY_BELOW = 0.01
@@ -72,7 +74,7 @@ class ChatMessage(BaseModel):
 
 
 class TextFormat(BaseModel):
-    """`response_format`: text is the only form."""
+    """`response_format` of a job's completions: text is the only form."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -122,7 +124,7 @@ class CreateChatCompletion(BaseModel):
     safety_identifier: str | None = Field(None, max_length=512, description="Taken, and not used.")
     prompt_cache_key: str | None = Field(None, max_length=512, description="Taken, and not used.")
     service_tier: Literal["auto", "default"] | None = Field(None, description="Taken, and not used.")
-    response_format: TextFormat | None = Field(None, description="Completions are text.")
+    response_format: ResponseFormat | None = Field(None, description="Completions are text, JSON, or JSON of a schema.")
     modalities: list[Literal["text"]] | None = Field(None, max_length=1, description="Completions are text.")
     tools: list[Any] | None = Field(None, description="None are known here: an empty list.")
     tool_choice: Literal["none", "auto"] | None = Field(None, description="Without tools both mean the same.")
@@ -144,15 +146,6 @@ class CreateChatCompletion(BaseModel):
         if value:
             raise ValueError("nothing of it is known here: leave it out, or give it empty")
         return value
-
-    @field_validator("response_format", mode="before")
-    @classmethod
-    def _text(cls, asked: Any) -> Any:
-        if isinstance(asked, dict) and str(asked.get("type")).startswith("json_"):
-            raise ValueError(
-                "completions are sampled as plain text: ask for JSON in the messages, and check what comes"
-            )
-        return asked
 
     @field_validator("temperature")
     @classmethod
@@ -179,6 +172,7 @@ class CreateChatCompletion(BaseModel):
             top_p=1.0 if self.top_p is None else self.top_p,
             n=self.n or 1,
             stop=tuple(stop),
+            json_schema=None if self.response_format is None else self.response_format.schema_text(),
             seed=self.seed,
         )
 

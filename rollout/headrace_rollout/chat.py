@@ -232,7 +232,9 @@ class Chat:
     def _sampling(self, choice: int) -> SamplingConfig:
         r = self._request
         seed = None if r.seed is None else derived_seed(r.seed, choice)
-        return SamplingConfig(self._max_tokens, temperature=r.temperature, top_p=r.top_p, seed=seed)
+        return SamplingConfig(
+            self._max_tokens, temperature=r.temperature, top_p=r.top_p, seed=seed, json_schema=r.json_schema
+        )
 
     def _part(self, choice: int) -> ChatPart | None:
         """What there is to tell of one completion; its end is told once."""
@@ -267,6 +269,7 @@ def _engine_config(config: ChatConfig) -> EngineConfig:
         max_running=MAX_RUNNING,
         threads=config.threads,
         kv_cache_gib=config.kv_cache_gib,
+        json_schemas=True,
         seed=int.from_bytes(os.urandom(4)),  # requests without a seed differ from one process to the next
         start_timeout=config.start_timeout,
     )

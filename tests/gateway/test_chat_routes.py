@@ -8,13 +8,14 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
 import uvicorn
 from openai import AsyncOpenAI
+from pydantic import BaseModel, Field
 
 from headrace_core.chat import ChatBegun, ChatConfig, ChatProgress, ChatRequest
 from headrace_core.errors import Unavailable
@@ -29,6 +30,25 @@ from .conftest import MODEL, Controllers
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 37 + 56?"}]
 LIMIT = 60.0
+
+
+class Answer(BaseModel):
+    """What OpenAI's client is to parse."""
+
+    answer: int = Field(ge=0, le=999)
+    unit: Literal["kg", "m"]
+    sure: bool
+
+
+def held(schema: dict[str, Any], name: str = "n") -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth // 2):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
 
 
 @dataclass
@@ -222,7 +242,22 @@ async def test_what_clients_send_that_asks_for_nothing_is_taken(client: AsyncOpe
         ({"presence_penalty": -1}, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "text", "json_schema": {"name": "n", "schema": {}}}}, "response_format"),
+        ({"response_format": held({}, name="two words")}, "response_format.json_schema.name"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": held({"x-guidance": {"lenient": True}})}, "response_format.json_schema.schema"),
+        ({"response_format": held({"title": "x" * 300_000})}, "response_format.json_schema.schema"),
+        ({"response_format": held(nested(60))}, "response_format.json_schema.schema"),
+        ({"response_format": held({"type": "strange"})}, "response_format"),
+        ({"response_format": held({"type": "array", "uniqueItems": True})}, "response_format"),
+        ({"response_format": held({"$ref": "#/$defs/none"})}, "response_format"),
+        ({"response_format": held({"$ref": "#/$defs/x", "$defs": {"x": {"$ref": "#/$defs/x"}}})}, "response_format"),
+        ({"response_format": held({"type": "array", "minItems": 10**9})}, "response_format"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, dict) else "",
 )
@@ -237,6 +272,56 @@ async def test_what_is_wrong_or_not_known_is_refused_by_name(
     else:
         assert refused.value.param is not None
         assert refused.value.param.startswith(param)
+
+
+async def test_openais_client_parses_what_it_asked_for(client: AsyncOpenAI) -> None:
+    for seed in range(5):
+        said = await client.chat.completions.parse(
+            model=MODEL, messages=QUESTION, response_format=Answer, seed=seed, n=2
+        )
+        assert all(isinstance(choice.message.parsed, Answer) for choice in said.choices)
+    with pytest.raises(openai.LengthFinishReasonError):
+        await client.chat.completions.parse(model=MODEL, messages=QUESTION, response_format=Answer, max_tokens=3)
+
+    ask = client.chat.completions.stream(model=MODEL, messages=QUESTION, response_format=Answer, temperature=0)
+    async with ask as stream:
+        deltas = [event.delta async for event in stream if event.type == "content.delta"]
+        whole = await stream.get_final_completion()
+    assert len(deltas) > 3
+    assert "".join(deltas) == whole.choices[0].message.content
+    assert isinstance(whole.choices[0].message.parsed, Answer)
+
+
+async def test_any_json_object_and_what_follows_a_chat_is_not_held_to_it(client: AsyncOpenAI) -> None:
+    plain = await client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
+    found = await client.chat.completions.create(
+        model=MODEL, messages=QUESTION, response_format={"type": "json_object"}, seed=1, n=16, logprobs=True
+    )
+    ended = [c for c in found.choices if c.finish_reason == "stop"]
+    assert ended
+    for choice in ended:
+        assert isinstance(json.loads(choice.message.content or ""), dict)
+        assert choice.logprobs is not None
+    again = await client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
+    assert again.choices[0].message.content == plain.choices[0].message.content
+
+
+async def test_a_schema_that_breaks_its_reader_harms_no_other_chat(client: AsyncOpenAI) -> None:
+    async def hostile() -> None:
+        with pytest.raises(openai.BadRequestError, match="make it smaller") as refused:
+            await client.chat.completions.create(
+                model=MODEL,
+                messages=QUESTION,
+                response_format=held({"type": "array", "minItems": 10**9}),  # type: ignore
+            )
+        assert (refused.value.code, refused.value.param) == ("unsupported_json_schema", "response_format")
+
+    async def plain() -> str | None:
+        said = await client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
+        return said.choices[0].message.content
+
+    _, *said = await asyncio.gather(hostile(), *(plain() for _ in range(8)))
+    assert len(set(said)) == 1
 
 
 async def test_a_model_that_does_not_exist_is_404_with_a_hint(client: AsyncOpenAI) -> None:

@@ -69,6 +69,14 @@ async def test_logprobs_are_those_of_the_distribution_sampled_from(
         np.testing.assert_allclose(np.min(off, axis=0), 0.0, atol=TOLERANCE)
 
 
+async def test_an_engine_that_was_not_started_for_schemas_holds_nothing_to_one(
+    subject: Subject, prompt: Tokens
+) -> None:
+    """Training is sampled from the whole distribution: no worker starts its engine for them."""
+    with pytest.raises(RequestRefused, match="without `json_schemas`"):
+        await subject.engine.generate(prompt, SamplingConfig(max_tokens=4, json_schema='{"type": "object"}'))
+
+
 async def test_tokens_are_told_as_they_are_sampled(subject: Subject, prompt: Tokens) -> None:
     await subject.become("first")
     told: list[tuple[int, float]] = []

@@ -7,7 +7,7 @@
 Invariants, held for every engine by one contract suite (tests/rollout/test_engines.py):
 
 * the log-probability of a sampled token is that of the distribution it was sampled from, temperature and top-p
-  applied;
+  applied, and of a completion held to a JSON schema over the tokens that it allows;
 * every sampled token carries the policy version whose weights sampled it; after `update` returns, no later token
   carries an older one; all log-probabilities of one scoring are of one version, which it carries;
 * entropies and certainties are those of the same distribution;
@@ -74,6 +74,8 @@ class EngineConfig:
     weights and round the adapter to bfloat16 (decision 0014)."""
     distributions: bool = False
     """Requests may ask for `SamplingConfig.distribution`. vLLM then uses its first model runner on a GPU too."""
+    json_schemas: bool = False
+    """Requests may ask for `SamplingConfig.json_schema`. vLLM then loads the model's tokenizer."""
     start_timeout: float = 300.0
     """Seconds until a start that has not finished is an `EngineFailure`."""
     update_timeout: float = 240.0
@@ -92,6 +94,9 @@ class SamplingConfig:
     seed: int | None = None
     distribution: bool = False
     """Measure each distribution sampled from: see `Sampled.entropies`. Refused with `top_p` under 1."""
+    json_schema: str | None = None
+    """Hold the completion to this JSON schema: tokens that lead out of it are never sampled, and the distribution
+    sampled from is the model's over the others. A completion that reaches `max_tokens` is cut off all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,12 @@ def require_measurable(sampling: SamplingConfig, config: EngineConfig) -> None:
         raise RequestRefused("this engine was started without `distributions`")
     if sampling.distribution and sampling.top_p < 1:
         raise RequestRefused(f"a distribution cut by top_p {sampling.top_p:g} is not measured: set top_p to 1")
+
+
+def require_constrainable(sampling: SamplingConfig, config: EngineConfig) -> None:
+    """Raise `RequestRefused` where a JSON schema is given to an engine that was not started for them."""
+    if sampling.json_schema is not None and not config.json_schemas:
+        raise RequestRefused("this engine was started without `json_schemas`: it holds no completion to a schema")
 
 
 class Engine(Protocol):

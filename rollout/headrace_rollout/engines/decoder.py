@@ -15,15 +15,31 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
-from headrace_rollout.engines.base import EngineConfig
+from headrace_rollout.engines.base import EngineConfig, RequestRefused
+from headrace_rollout.engines.json_constraint import JsonConstraint
 from headrace_rollout.engines.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.engines.sampling import sample
 from headrace_rollout.engines.slots import Generation, IntArray, SlotTable, admission_pays
+
+
+def _constrained(
+    requests: Sequence[Generation], step: Callable[[JsonConstraint, int], None]
+) -> dict[int, RequestRefused]:
+    """Take a step of each constraint; errors by the index of the request: the others go on."""
+    errors: dict[int, RequestRefused] = {}
+    for index, request in enumerate(requests):
+        if request.constraint is not None:
+            try:
+                step(request.constraint, index)
+            except RequestRefused as error:
+                errors[index] = error
+    return errors
 
 
 class Decoder:
@@ -102,6 +118,8 @@ class Decoder:
 
     def _sample(self, rows: slice, logits: torch.Tensor) -> None:
         device, table = logits.device, self._table
+        requests = table.requests[rows]
+        refused = _constrained(requests, lambda constraint, index: constraint.restrict(logits[index]))
         drawn = sample(
             logits,
             torch.from_numpy(table.temperatures[rows]).to(device),
@@ -110,11 +128,15 @@ class Decoder:
             measure=table.measures(rows),
         )
         tokens, logprobs, entropies, certainties = (column.cpu().numpy() for column in drawn)
-        ended = table.append(rows, tokens, logprobs, entropies, certainties, self.version)
-        for row in ended.tolist():
+        refused |= _constrained(requests, lambda constraint, index: constraint.accept(int(tokens[index])))
+        ended = set(table.append(rows, tokens, logprobs, entropies, certainties, self.version).tolist())
+        failed = {rows.start + index: error for index, error in refused.items()}
+        for row, error in failed.items():
+            table.requests[row].future.set_exception(error)
+        for row in ended - failed.keys():
             table.requests[row].future.set_result(table.sampled(row))
-        if len(ended):
-            self._free(ended)
+        if ended := ended | failed.keys():
+            self._free(np.array(sorted(ended)))
 
     def _free(self, rows: IntArray) -> None:
         sources, destinations = self._table.remove(rows)

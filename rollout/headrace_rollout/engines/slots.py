@@ -17,12 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace_rollout.engines.base import Sampled, SamplingConfig
+
+if TYPE_CHECKING:  # this module needs no torch
+    from headrace_rollout.engines.json_constraint import JsonConstraint
 
 IntArray = npt.NDArray[np.int64]
 OnToken = Callable[[int, float], None]
@@ -39,6 +42,8 @@ class Generation:
     """[P] token ids."""
     sampling: SamplingConfig
     on_token: OnToken | None = None
+    constraint: JsonConstraint | None = None
+    """Holds the completion to a JSON schema."""
     future: Future[Sampled] = field(default_factory=Future)
     uniforms: npt.NDArray[np.float64] | None = None
     """[max_tokens], the request's own random numbers. None: it has no seed, and takes the engine's."""

@@ -33,10 +33,12 @@ from headrace_rollout.engines.base import (
     Scored,
     UpdateMode,
     UpdateReport,
+    require_constrainable,
     require_measurable,
 )
 from headrace_rollout.engines.decode_thread import DecodeThread, Job, Probe, Scoring, WeightUpdate
 from headrace_rollout.engines.decoder import Decoder
+from headrace_rollout.engines.json_constraint import JsonConstraint, JsonConstraints
 from headrace_rollout.engines.policy_model import PolicyModel
 from headrace_rollout.engines.slots import Generation, OnToken
 
@@ -54,6 +56,8 @@ class TransformersEngine:
         self._thread = DecodeThread(self._load, config.threads)
         self._decoder: Decoder | None = None
         self._updating = asyncio.Lock()
+        self._constraints: JsonConstraints | None = None
+        self._reading_tokenizer = asyncio.Lock()
 
     @property
     def version(self) -> int:
@@ -87,8 +91,10 @@ class TransformersEngine:
         _check_sampling(sampling)
         require_measurable(sampling, self._config)
         self._check_tokens(decoder, prompt, len(prompt) + sampling.max_tokens)
+        require_constrainable(sampling, self._config)
         told = None if on_tokens is None else _in_this_loop(on_tokens)
-        job = Generation(np.ascontiguousarray(prompt, np.int32), sampling, told)
+        constraint = None if sampling.json_schema is None else await self._constraint(decoder, sampling.json_schema)
+        job = Generation(np.ascontiguousarray(prompt, np.int32), sampling, told, constraint)
         return await self._ended(job, job.future)
 
     async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
@@ -140,6 +146,15 @@ class TransformersEngine:
         if self._decoder is None:
             raise EngineFailure("the engine has not started")
         return self._decoder
+
+    async def _constraint(self, decoder: Decoder, schema: str) -> JsonConstraint:
+        async with self._reading_tokenizer:  # once, by the first request that needs it
+            if self._constraints is None:
+                model = decoder.model
+                self._constraints = await asyncio.to_thread(
+                    JsonConstraints, self._config.model, model.vocab_size, model.stop_ids
+                )
+        return await asyncio.to_thread(self._constraints.constraint, schema)
 
     async def _ended(self, job: Job, future: Future[T]) -> T:
         """Submit `job` and wait for its end; if the waiting task is cancelled, the job is too."""

@@ -48,6 +48,7 @@ from headrace_rollout.engines.base import (
     Scored,
     UpdateMode,
     UpdateReport,
+    require_constrainable,
     require_measurable,
 )
 from headrace_rollout.engines.busy_clock import BusyClock
@@ -111,8 +112,11 @@ class VllmEngine:
     ) -> Sampled:
         self._require_servable(prompt, sampling.max_tokens, self._config.max_model_len)
         require_measurable(sampling, self._config)
+        require_constrainable(sampling, self._config)
         final = await self._submit(prompt, self._sampling_params(sampling), on_tokens)
         completion = final.outputs[0]
+        if completion.finish_reason == "error" and sampling.json_schema is not None:  # vLLM's log has its own words
+            raise RequestRefused("the JSON schema needs more than vLLM's limits on time and memory allow")
         if completion.finish_reason not in ("stop", "length"):
             raise EngineFailure(f"vLLM ended a request with reason {completion.finish_reason!r}")
         measured = columns(completion)
@@ -186,7 +190,9 @@ class VllmEngine:
     def _sampling_params(self, sampling: SamplingConfig) -> Any:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import StructuredOutputsParams
 
+        schema = sampling.json_schema
         try:
             return SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -197,6 +203,7 @@ class VllmEngine:
                 logprobs=MEASURED_COLUMNS if sampling.distribution else 0,
                 flat_logprobs=True,
                 detokenize=False,
+                structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             )
         except (VLLMClientError, ValueError) as error:
             raise RequestRefused(str(error)) from error

@@ -37,8 +37,10 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
     """Keyword arguments of vLLM's `AsyncEngineArgs` for `config`."""
     return {
         "model": str(config.model),
-        # Token ids in, token ids out: the gateway owns the tokenizer.
-        "skip_tokenizer_init": True,
+        # Token ids in, token ids out: vLLM needs the tokenizer only to hold completions to a JSON schema.
+        "skip_tokenizer_init": not config.json_schemas,
+        # One library, and so one reading of a schema, for both engines; it refuses what it does not know.
+        **({"structured_outputs_config": {"backend": "guidance"}} if config.json_schemas else {}),
         "max_model_len": context_length(config),
         "load_format": "safetensors",
         "max_num_seqs": config.max_running,

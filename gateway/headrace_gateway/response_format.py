@@ -1,0 +1,70 @@
+"""`response_format` of chats: any text, any JSON object, or JSON of a schema. See decision 0043."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MOST_SCHEMA_BYTES = 256 * 1024
+MOST_SCHEMA_DEPTH = 48
+"""vLLM takes 64."""
+OPTIONS = "x-guidance"
+"""Where llguidance, which reads the schemas, has its options."""
+WHITESPACE = " ?"
+"""Between two parts of a completion's JSON: one line, with or without spaces. Where any number of spaces or lines is
+allowed, small models write them for ever."""
+
+
+class JsonSchema(BaseModel):
+    """What a completion is to be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Taken, and not used.")
+    description: str | None = Field(None, max_length=4096, description="Taken, and not used: the model is not told it.")
+    json_schema: dict[str, Any] = Field(alias="schema", description="Held as it is written.")
+    strict: bool | None = Field(None, description="A completion is always held to the schema.")
+
+    @field_validator("json_schema")
+    @classmethod
+    def _plain(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        if _depth(schema) > MOST_SCHEMA_DEPTH:
+            raise ValueError(f"it is nested more than {MOST_SCHEMA_DEPTH} deep: use $defs")
+        if OPTIONS in schema:
+            raise ValueError(f"{OPTIONS} is set by the service: leave it out")
+        if (size := len(json.dumps(schema))) > MOST_SCHEMA_BYTES:
+            raise ValueError(f"it has {size} bytes, and {MOST_SCHEMA_BYTES} are taken: shorten it")
+        return schema
+
+
+def _depth(schema: Any) -> int:
+    """How deep objects and arrays are nested, as far as one more than is allowed."""
+    level, depth = [schema], 0
+    while level and depth <= MOST_SCHEMA_DEPTH:
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level, depth = [value for values in inner for value in values], depth + bool(inner)
+    return depth
+
+
+class ResponseFormat(BaseModel):
+    """What form completions have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema is given with the type json_schema, and with no other")
+        return self
+
+    def schema_text(self) -> str | None:
+        """The JSON schema that completions are held to, as JSON; None: they are any text."""
+        if self.type == "text":
+            return None
+        schema = {"type": "object"} if self.json_schema is None else self.json_schema.json_schema
+        return json.dumps(schema | {OPTIONS: {"whitespace_pattern": WHITESPACE}})
