@@ -135,9 +135,9 @@ class _Process:
     async def started(cls, config: ChatConfig) -> _Process:
         """Raises `InvalidRequest` for a model whose template or tokenizer cannot be loaded."""
         env = {**os.environ, "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # threads have stacks and arenas
-        pipes = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
         command = (sys.executable, "-m", "headrace_gateway.chat_prompts")
-        process = cls(await asyncio.create_subprocess_exec(*command, **pipes, env=env), config)
+        begun = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env)
+        process = cls(begun, config)
         try:
             await process.asked(_Start(config.model_path, config.context, CPU_SECONDS, MEMORY_BYTES))
         except BaseException:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,15 +23,32 @@ from .service import ADDER, Service
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 MODEL = "headrace/tiny-adder"
+ANY_SUM: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "sum",
+        "schema": {
+            "type": "object",
+            "properties": {"sum": {"type": "integer", "maximum": 999, "minimum": 0}},
+            "required": ["sum"],
+            "additionalProperties": False,
+        },
+    },
+}
 QUESTION: list[Any] = [{"role": "user", "content": "What is 37 + 56?"}]
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 LIMIT = 120.0
+HOSTILE = "{% if messages[0].content == 'grow' %}{{ 'x' * 2 ** 34 }}{% endif %}{{ messages[0].content }}"
+"""A chat template that is well behaved until it is asked not to be."""
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One that keeps a single model loaded, and not for long."""
-    settings = {"HEADRACE_CHAT_MODELS": "1", "HEADRACE_CHAT_IDLE_SECONDS": "8"}
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(ADDER / "model", models / "hostile")
+    (models / "hostile" / "chat_template.jinja").write_text(HOSTILE)
+    settings = {"HEADRACE_CHAT_MODELS": "1", "HEADRACE_CHAT_IDLE_SECONDS": "8", "HEADRACE_MODELS_DIR": str(models)}
     service = Service(tmp_path_factory.mktemp("service") / "data", settings)
     yield service
     family = psutil.Process(service.pid).children(recursive=True)
@@ -105,6 +124,21 @@ def test_one_model_gives_way_to_another_and_an_idle_one_ends(service: Service) -
     assert first.pid != second.pid, "the idle one ended for the other"
     until(lambda: not actors(service), "a model that nobody chats with is unloaded")
     assert said(service, MODEL), "and loaded again when it is asked for"
+
+
+def test_a_hostile_template_harms_neither_the_process_that_chats_nor_other_chats(service: Service) -> None:
+    before = said(service, "hostile", max_tokens=4)
+    (process,) = actors(service)
+    with pytest.raises(openai.BadRequestError, match="needs more than 2 GiB of memory") as refused:
+        said(service, "hostile", [{"role": "user", "content": "grow"}])
+    assert (refused.value.code, refused.value.param) == ("prompts_too_large", "messages")
+    assert said(service, "hostile", max_tokens=4) == before
+    assert [p.pid for p in actors(service)] == [process.pid]
+    assert process.memory_info().rss < 2**30
+
+
+def test_a_chat_is_held_to_json(service: Service) -> None:
+    assert isinstance(json.loads(said(service, MODEL, response_format=ANY_SUM)), dict)
 
 
 def test_a_model_whose_process_died_is_loaded_again(service: Service) -> None:
