@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from headrace_core.hyperparameters import Hyperparameters
 
@@ -63,6 +64,7 @@ class Policy:
         self.model = load_model(AutoModelForCausalLM, folder, settings is not None and settings.gradient_checkpointing)
         logits.check(self.model, folder.name)
         self.adapted = settings is not None and settings.lora_rank is not None
+        self._for_vllm = settings is not None and settings.engine == "vllm"
         if settings is not None and settings.lora_rank is not None:
             adapters.attach(self.model, settings.lora_rank, settings.lora_alpha, settings.seed)
         self.net = PolicyNet(self.model)
@@ -93,10 +95,11 @@ class Policy:
         return without_adapters
 
     def write_weights(self, folder: Path | None) -> None:
-        """What rollout workers need of a new version: the adapters, or `model.safetensors` by its Hugging Face names.
+        """What rollout workers need of a new version: the adapters, or `model.safetensors`.
 
-        The latter in the engine's own precision: float32 on a CPU, bfloat16 on a GPU: half the bytes. All ranks take
-        part; one without a folder gives its shards and writes nothing.
+        By the names that the engine knows: the checkpoint's for vLLM, those within the model for transformers; in the
+        engine's own precision: float32 on a CPU, bfloat16 on a GPU, half the bytes. All ranks take part; one without a
+        folder gives its shards and writes nothing.
         """
         if self.adapted:
             trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
@@ -107,10 +110,11 @@ class Policy:
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         tensors = whole(self.model.state_dict(keep_vars=True).items(), dtype, folder is not None)
         if folder is not None:
-            save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+            named = _as_named(self.model, tensors) if self._for_vllm else tensors
+            save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
 
     def write_model(self, folder: Path | None) -> None:
-        """A whole model folder in the base's precision, adapters merged, the base's other files: loads where it does.
+        """A whole model folder, with the base's names, precision and other files, adapters merged: loads where it does.
 
         `folder` None as in `write_weights`.
         """
@@ -125,8 +129,20 @@ class Policy:
             (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
             for file in sorted(templates.glob("*.jinja")):
                 shutil.copyfile(file, folder / MORE_TEMPLATES / file.name)
-        merged = _as_saved(adapters.merged(self.model, state), self.folder)
+        merged = _as_saved(_as_named(self.model, adapters.merged(self.model, state)), self.folder)
         save_file(merged, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _as_named(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the names that they have in the model's checkpoint. The library keeps some by others: the experts of a layer
+    as one tensor, the text model of several beneath its own."""
+    found: dict[str, Tensor] = revert_weight_conversion(model, tensors)
+    return {
+        name: tensor
+        if name in tensors
+        else tensor.clone(memory_format=torch.contiguous_format)  # a part of another one
+        for name, tensor in found.items()
+    }
 
 
 def _as_saved(tensors: dict[str, Tensor], base: Path) -> dict[str, Tensor]:

@@ -11,7 +11,17 @@ import torch
 from learner_cases import VOCAB, hyperparameters, random_group
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from headrace_learner.batch import MicroBatch, lay_out
 from headrace_learner.model import Policy
@@ -115,3 +125,54 @@ def test_a_trained_model_has_the_bases_precision_and_all_its_chat_templates(mode
     assert {t.dtype for t in written.values()} == {torch.float32, torch.bfloat16}
     assert all(torch.equal(written[name], kept[name]) for name in kept)
     assert [f.name for f in (tmp_path / "out" / "additional_chat_templates").iterdir()] == ["rag.jinja"]
+
+
+SMALL = {
+    **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64},
+}
+SEEN = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+RENAMED = {
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(**SMALL, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2),
+    ),
+    "mixtral": (MixtralForCausalLM, MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)),
+    "gemma3": (
+        Gemma3ForConditionalGeneration,
+        Gemma3Config(
+            text_config={**SMALL, "model_type": "gemma3_text"},
+            vision_config={**SEEN, "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+        ),
+    ),
+}
+"""Models of which the library keeps tensors by other names than their checkpoints, or several as one."""
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_tensors_are_written_by_the_names_of_the_checkpoint(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kind, config = RENAMED[name]
+    kind(config).save_pretrained(tmp_path / "base")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    policy = Policy(tmp_path / "base", hyperparameters(engine="vllm"))
+    assert base.keys() != policy.model.state_dict().keys(), "else this shows nothing"
+    (tmp_path / "published").mkdir()
+    policy.write_weights(tmp_path / "published")
+    policy.write_model(tmp_path / "trained")
+    for folder in ("published", "trained"):
+        written = load_file(tmp_path / folder / "model.safetensors")
+        assert written.keys() == base.keys()
+        assert all(torch.equal(written[tensor], base[tensor]) for tensor in base)
+
+
+def test_the_transformers_engine_gets_the_names_within_the_model(tmp_path: Path) -> None:
+    kind, config = RENAMED["mixtral"]
+    kind(config).save_pretrained(tmp_path)
+    policy = Policy(tmp_path, hyperparameters(engine="transformers"))
+    (tmp_path / "published").mkdir()
+    policy.write_weights(tmp_path / "published")
+    assert load_file(tmp_path / "published" / "model.safetensors").keys() == policy.model.state_dict().keys()
