@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDS_COMPILER := $(shell grep '^pycosat==' requirements/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium promtool strace setup-dev demo real test lint format bench evidence chaos simulate clean
+.PHONY: help setup chromium promtool strace uml setup-dev demo real test lint format bench evidence chaos simulate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,7 +61,18 @@ strace:
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y strace > /dev/null; \
 	else echo "setup-dev: the test of what is on the disk needs strace: sudo apt-get install strace"; fi
 
-setup-dev: $(VENV)/.dev chromium promtool strace ## the same with what tests, linters and `make real` need
+# Debian's Linux that runs as a process, in which the tests try control groups: most machines have none to give away.
+uml: $(VENV)/.runtime
+	@if [ -x $(BIN)/linux.uml ] || command -v linux.uml > /dev/null; then :; \
+	elif [ "$$(uname -m)" = x86_64 ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "setup-dev: user-mode Linux, for the tests of control groups"; \
+		set -e; rm -rf $(VENV)/uml; mkdir $(VENV)/uml; cd $(VENV)/uml; \
+		apt-get update -qq; apt-get download -qq -o APT::Sandbox::User=root user-mode-linux; \
+		dpkg-deb --fsys-tarfile user-mode-linux_*.deb | tar -x ./usr/bin/linux.uml; \
+		mv usr/bin/linux.uml ../bin/linux.uml; cd ../..; rm -rf $(VENV)/uml; \
+	else echo "setup-dev: the tests of control groups need linux.uml: sudo apt-get install user-mode-linux"; fi
+
+setup-dev: $(VENV)/.dev chromium promtool strace uml ## the same with what tests, linters and `make real` need
 
 demo: setup ## watch an RL job run through the whole system: about five minutes
 	$(BIN)/python examples/adder/demo.py

@@ -30,6 +30,8 @@ gateway)
     exec python -m headrace_gateway serve
     ;;
 learner | rollout)
+    # Where the container has control groups of its own, they hold the memory of reward code.
+    [ "$role" = learner ] || python -m headrace_rewards control-groups
     exec ray start --address="$RAY_ADDRESS" --num-cpus="${NODE_CPUS:-1}" --resources="{\"headrace_$role\": 1}" --block "$@"
     ;;
 *)

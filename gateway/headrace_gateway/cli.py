@@ -106,6 +106,7 @@ def serve(
     from . import rewards_process
     from .serve import serve as run
 
+    asyncio.run(rewards_process.claim_control_groups())
     held = asyncio.run(rewards_process.sandbox(settings.reward_sandbox))
     out.print(f"[dim]sandbox of reward code: {escape(held)}[/]")
     out.print("[dim]starting Redis and Ray …[/]")

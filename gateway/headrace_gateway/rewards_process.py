@@ -112,3 +112,9 @@ async def sandbox(wanted: SandboxLevel) -> str:
     """At which level this machine holds reward code, and why at no higher one; or that it is refused below `wanted`."""
     what = "the trial of the sandbox"
     return await ask_rewards("sandbox", wanted, str, seconds=60.0, what=what, param="reward_sandbox")
+
+
+async def claim_control_groups() -> None:
+    """Have the kernel hold the memory of reward code, where this service has control groups of its own."""
+    what = "claiming control groups"
+    await ask_rewards("control-groups", None, str, seconds=60.0, what=what, param="reward_sandbox")

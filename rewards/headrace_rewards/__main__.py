@@ -1,4 +1,5 @@
-"""`python -m headrace_rewards check | tasks | sandbox`: see `main` of `check`, `tasks.make_file`, `sandbox.machine`.
+"""`python -m headrace_rewards check | tasks | sandbox | control-groups`: see `main` of `check`, `tasks.make_file`,
+`sandbox.machine`, `sandbox.control_groups`.
 
 Each imports what it needs alone.
 """
@@ -22,8 +23,12 @@ def main() -> int:
         from headrace_rewards.sandbox import machine
 
         machine.main()
+    elif sys.argv[1:] == ["control-groups"]:
+        from headrace_rewards.sandbox import control_groups
+
+        control_groups.main()
     else:
-        print("usage: python -m headrace_rewards check|tasks|sandbox  < request.json", file=sys.stderr)
+        print("usage: python -m headrace_rewards check|tasks|sandbox|control-groups  < request.json", file=sys.stderr)
         return 2
     return 0
 

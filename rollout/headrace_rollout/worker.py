@@ -43,6 +43,7 @@ from headrace_core.timesplit import TimeSplit
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_rewards.registry import build, validate
+from headrace_rewards.sandbox import control_groups
 from headrace_rewards.sandbox.machine import assess
 
 from .engines import create
@@ -164,7 +165,7 @@ class RolloutWorker:
             pass  # a few times in a row, then it raises
         await self._ledger.lapse(self._config.worker)  # of a process before this one, if it died
         self._split = TimeSplit("window")
-        sandbox = (await assess()).level
+        sandbox = f"{(await assess()).level}, {control_groups.held()}"
         seconds = round(time.monotonic() - began, 1)
         return {"engine": self._settings.engine, "seconds": seconds, "prompts": len(train), "sandbox": sandbox}
 

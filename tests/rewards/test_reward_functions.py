@@ -377,6 +377,8 @@ async def test_a_scratch_folder_of_any_depth_is_removed(start: Start, tmp_path: 
         import os
         def grade(completion):
             os.symlink(os.path.dirname(__file__), "link")
+            for number in range(3):
+                os.makedirs(f".headrace-removed-{number}/inner")
             for _ in range(1_500):
                 os.mkdir(b"\\xff-deep")
                 open(b"file-\\xfe", "w").close()

@@ -19,7 +19,7 @@ from headrace_core.errors import Unavailable
 from headrace_core.reward_rules import SANDBOX_LEVELS, RewardRules, SandboxLevel
 from headrace_rewards.functions import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Failure, Sample, Score
-from headrace_rewards.sandbox import view
+from headrace_rewards.sandbox import control_groups, view
 from headrace_rewards.sandbox.limits import Limits
 from headrace_rewards.sandbox.machine import Machine
 
@@ -84,6 +84,7 @@ async def test_limits_hold(level: SandboxLevel, tmp_path: Path) -> None:
         def grade(item):
             names = ("RLIMIT_AS", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC")
             found = {name: resource.getrlimit(getattr(resource, name)) for name in names}
+            with open("/proc/self/oom_score_adj") as file: found |= {"goes first": file.read()}
             found |= {"session": os.getsid(0) == os.getpgrp() == os.getpid()}
             try:
                 with open("big", "wb") as file: file.write(bytes(2 << 20))
@@ -99,6 +100,7 @@ async def test_limits_hold(level: SandboxLevel, tmp_path: Path) -> None:
     assert seen["RLIMIT_NPROC"][1] >= 40
     assert seen["file"] == "File too large"
     assert seen["session"]
+    assert seen["goes first"] == "1000\n"
 
 
 async def test_processor_time_is_counted_from_unit_to_unit_whatever_limits_the_code_lifts(tmp_path: Path) -> None:
@@ -373,7 +375,7 @@ def test_the_level_is_said_to_whoever_asks() -> None:
     for wanted in SANDBOX_LEVELS:
         argv = [sys.executable, "-m", "headrace_rewards", "sandbox"]
         done = subprocess.run(argv, input=json.dumps(wanted), capture_output=True, text=True, timeout=60, check=True)
-        assert json.loads(done.stdout) == "isolated"
+        assert json.loads(done.stdout) == f"isolated; {control_groups.held()}"
 
 
 def test_it_is_found_out_once_for_all_processes_that_are_forked() -> None:

@@ -60,7 +60,7 @@ async def test_a_checker_that_comes_as_text_starts_its_processes_anew(level: San
 
 
 _USES = """
-import asyncio, json, multiprocessing, socket, subprocess, sys, threading
+import asyncio, concurrent.futures, json, multiprocessing, socket, subprocess, sys, threading
 
 def double(x): return 2 * x
 def put(queue): queue.put(7)
@@ -76,6 +76,32 @@ def queue(context):
     got = queue.get(timeout=20)
     process.join()
     return got == 7
+
+def add(lock, total, event):
+    for _ in range(500):
+        with lock: total.value += 1
+    event.wait(20)
+
+def locks(context):
+    '''Two processes that count together lose nothing; what is held is not given twice, and not given back twice.'''
+    lock, event, total = context.RLock(), context.Event(), context.Value("i", 0, lock=False)
+    processes = [context.Process(target=add, args=(lock, total, event)) for _ in range(2)]
+    for process in processes: process.start()
+    event.set()
+    for process in processes: process.join()
+    simple, few = context.Lock(), context.BoundedSemaphore(1)
+    with lock, lock, simple:
+        busy = [simple.acquire(timeout=0.05), simple.acquire(block=False)]
+    try: few.release()
+    except ValueError: return (total.value, busy) == (1000, [False, False])
+
+def executor(context):
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        return list(pool.map(double, [1, 2, 3])) == [2, 4, 6]
+
+def anew(context):
+    '''Of processes that share no memory with this one.'''
+    return executor(multiprocessing.get_context("spawn"))
 
 def pipe(context):
     ours, theirs = context.Pipe()
@@ -142,8 +168,11 @@ async def test_processes_of_its_own_can_be_spoken_to(level: SandboxLevel, tmp_pa
     assert await used(level, tmp_path, *uses) == dict.fromkeys(uses, True)
 
 
-async def test_pools_and_queues_have_their_semaphores_where_shared_memory_is_its_own(tmp_path: Path) -> None:
-    assert await used("isolated", tmp_path, "pool", "queue") == {"pool": True, "queue": True}
+@CONTAINED
+async def test_pools_queues_and_locks_have_their_semaphores(level: SandboxLevel, tmp_path: Path) -> None:
+    """At `filtered` they cannot lie in /dev/shm, where everyone's are."""
+    uses = ("pool", "queue", "locks", "executor", "anew")
+    assert await used(level, tmp_path, *uses) == dict.fromkeys(uses, True)
 
 
 @CONTAINED

@@ -19,6 +19,10 @@ EPERM, ENOSYS = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 CLONE_NEWUSER, SIGCHLD = 0x10000000, 17
 AF_UNIX, AF_INET, AF_NETLINK = 1, 2, 16
 SOL_SOCKET, SO_SNDBUF, SO_SNDTIMEO = 1, 7, 21
+ENOMEM = 0x00050000 | errno.ENOMEM
+F_GETFL, F_SETPIPE_SZ = 3, 1031
+SHARED, PRIVATE, SHARED_VALIDATE, ANONYMOUS, HUGE_PAGES = 1, 2, 3, 0x20, 0x40000
+MIB16 = 16 << 20
 STREAM, DATAGRAM, CLOEXEC = 1, 2, 0o2000000
 
 
@@ -66,6 +70,19 @@ def decide(program: bytes, audit: int, number: int, *arguments: int) -> int:
         (ARM, 220, (SIGCHLD,), ALLOWED),
         (X86, 435, (), ENOSYS),  # clone3
         (ARM, 435, (), ENOSYS),
+        (X86, 40, (1, 2), ENOSYS),  # sendfile
+        (ARM, 71, (1, 2), ENOSYS),
+        (X86, 72, (3, F_SETPIPE_SZ, 1 << 20), EPERM),  # fcntl
+        (ARM, 25, (3, F_SETPIPE_SZ, 1 << 20), EPERM),
+        (X86, 72, (3, F_GETFL), ALLOWED),
+        (X86, 9, (0, MIB16, 3, SHARED | ANONYMOUS), ALLOWED),  # mmap
+        (X86, 9, (0, MIB16 + 1, 3, SHARED | ANONYMOUS), ENOMEM),
+        (ARM, 222, (0, MIB16 + 1, 3, SHARED | ANONYMOUS), ENOMEM),
+        (X86, 9, (0, 1 << 32, 3, SHARED | ANONYMOUS), ENOMEM),
+        (X86, 9, (0, 1 << 32, 3, SHARED_VALIDATE | ANONYMOUS), ENOMEM),
+        (X86, 9, (0, 1 << 32, 3, PRIVATE | ANONYMOUS), ALLOWED),
+        (X86, 9, (0, 1 << 32, 3, SHARED, 5), ALLOWED),
+        (X86, 9, (0, 4096, 3, PRIVATE | ANONYMOUS | HUGE_PAGES), ENOMEM),
         (X86, 304, (), EPERM),  # open_by_handle_at
         (ARM, 265, (), EPERM),
         (X86, 101, (), EPERM),  # ptrace
@@ -91,11 +108,14 @@ def test_every_refused_call_is_refused_and_those_of_another_architecture_end_the
     column = [X86, ARM].index(architecture)
     numbers = [both[column] for both in seccomp.REFUSED.values()]
     assert {decide(program, AUDIT[architecture], number) for number in numbers if number is not None} == {EPERM}
+    unknown = [both[column] for both in seccomp.UNKNOWN.values()]
+    assert {decide(program, AUDIT[architecture], number) for number in unknown} == {ENOSYS}
     assert decide(program, 0x40000003, 11) == KILLED  # i386
     assert len(program) // 8 < 4096  # the kernel's limit
 
 
 def test_no_number_is_written_twice() -> None:
     for column in (0, 1):
-        numbers = [both[column] for both in seccomp.REFUSED.values() if both[column] is not None]
+        tables = [*seccomp.REFUSED.values(), *seccomp.UNKNOWN.values()]
+        numbers = [both[column] for both in tables if both[column] is not None]
         assert len(numbers) == len(set(numbers))

@@ -11,9 +11,13 @@
     processes   one guard and its host, seen from the service
     guard       the process between: dies with the service, and takes everything below with it
     host        the user's function; `loading` imports it
-    connections unix sockets between processes of one host; `usage` what they use together; `removal` what they leave
+    connections unix sockets between processes of one host; `usage` what they use together, `buffers` a part of it;
+                `removal` what they leave
+    semaphores  those of `multiprocessing`, where they have no place of their own
     contained   a piece of work of our own, held in the same way
     containment what holds the host; `view` which files it may read; `limits` how much it may use
+    control_groups
+                groups of processes whose memory the kernel holds, where the service has them
     kernel, seccomp, landlock, namespaces
                 the calls that this takes, made directly: nothing has to be installed
     machine     which level this machine really holds, by trying

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace_rewards.sandbox import kernel
+from headrace_rewards.sandbox import buffers, kernel
 
 _RECEIVE, _ANSWER, _STILL_VALID = 0xC0502100, 0xC0182101, 0x40082102
 _NOTICE = struct.Struct("=QIIiIQ6Q")
@@ -96,6 +96,8 @@ class Doorkeeper:
         self._allowed = {_identity(os.stat(folder)) for folder in folders}
         self._user = user
         self._waiting: list[_Question] = []
+        self.addresses: set[bytes] = set()
+        """Of listeners that it has connected to, see `buffers.waiting_connections`."""
         self.file: int = door.ours.fileno()
         """To be polled for input."""
         self._questions: int | None = None
@@ -174,7 +176,17 @@ class Doorkeeper:
                     raise _Refused(errno.ECONNREFUSED)
                 with _same_socket(process, question.descriptor) as caller:
                     fcntl.ioctl(questions, _STILL_VALID, struct.pack("=Q", question.id))
-                    return _connected(caller, f"self/fd/{target}")  # below our working folder, which is `proc`
+                    if not _connected(caller, f"self/fd/{target}"):  # below our working folder, which is `proc`
+                        return False
+                    self._note(caller)
+                    return True
+
+    def _note(self, caller: socket.socket) -> None:
+        address = buffers.as_listed(caller.getpeername())
+        if address is None:  # what waits there could not be counted
+            caller.shutdown(socket.SHUT_RDWR)
+            raise _Refused(errno.EPERM)
+        self.addresses.add(address)
 
     def _is_allowed(self, place: int) -> bool:
         """Whether the folder is one of those allowed, or below one."""

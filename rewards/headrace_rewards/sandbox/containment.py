@@ -20,7 +20,17 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace_rewards.sandbox import connections, kernel, landlock, limits, namespaces, seccomp, view, wire
+from headrace_rewards.sandbox import (
+    connections,
+    control_groups,
+    kernel,
+    landlock,
+    limits,
+    namespaces,
+    seccomp,
+    view,
+    wire,
+)
 from headrace_rewards.sandbox.kernel import Unheld
 
 
@@ -42,14 +52,17 @@ class Cell:
     """`/proc` as the guard found it: in a namespace it shows other numbers."""
     guard: int
     """Its process number; below `isolated` the host sees by it whether its guard still lives."""
+    group: control_groups.Group | None
+    """Holds what all its processes use together; `None`: the guard counts."""
 
 
 def enclose(setup: wire.Setup, scratch: Path) -> Cell:
     """For a host that is forked next; raises `Unheld` where the machine does not offer the level."""
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    group = control_groups.make(setup.limits)
     if setup.level == "limits":
         processes = limits.tasks_of(os.getuid()) + setup.limits.processes
-        return Cell(setup, scratch, view.View([], []), None, processes, None, None, proc, os.getpid())
+        return Cell(setup, scratch, view.View([], []), None, processes, None, None, proc, os.getpid(), group)
     kernel.require_known_architecture()
     hidden = [*map(Path, setup.hidden), scratch]
     own = setup.beside if setup.source is not None else setup.path
@@ -68,7 +81,7 @@ def enclose(setup: wire.Setup, scratch: Path) -> Cell:
             os.chown(scratch, *owner)
     except OSError as fault:
         raise Unheld(f"{'no namespaces' if isolated else 'no folder of its own'}: {fault.strerror}") from None
-    return Cell(setup, scratch, files, user, processes, init, door, proc, os.getpid())
+    return Cell(setup, scratch, files, user, processes, init, door, proc, os.getpid(), group)
 
 
 def doorkeeper(cell: Cell) -> connections.Doorkeeper | None:
@@ -90,6 +103,8 @@ def _writable(cell: Cell) -> list[Path]:
 
 def confine(cell: Cell) -> None:
     """Hold this process, for good; raises `Unheld`."""
+    if cell.group is not None:
+        cell.group.join()
     os.close(cell.proc)
     if cell.init is not None:
         os.close(cell.init.lifeline)  # the guard's alone: process 1 ends when nobody holds it

@@ -24,12 +24,14 @@ import sys
 import time
 from pathlib import Path
 
-from headrace_rewards.sandbox import containment, host, kernel, loading, wire
+from headrace_rewards.sandbox import containment, host, kernel, loading, semaphores, wire
 from headrace_rewards.sandbox.removal import remove
 from headrace_rewards.sandbox.usage import Usage, descendants
 
 _BUSY_SECONDS, _QUIET_SECONDS = 0.05, 0.2
 """Between two looks at what is used: with processes beside the host, and without."""
+_SHARE = 4
+"""A look at many processes takes long: at most a fifth of a core goes into looking."""
 _END_SECONDS, _LOOK_SECONDS = 5.0, 0.005
 """For the end of all that is left, and between two looks at it, or at a connection that has to wait."""
 _CLOSED = "it closed its socket to the service"
@@ -45,8 +47,8 @@ class Guard:
         self._host = host_pid
         self._service = service
         self._status: int | None = None
-        self._usage = Usage(cell)
         self._keeper = containment.doorkeeper(cell)
+        self._usage = Usage(cell, self._keeper)
         self._channel = f"{host_pid}/fd/{channel}"
         self._closed = False
         self.fault: str | None = None
@@ -69,12 +71,13 @@ class Guard:
                 remove(self._cell.scratch)
 
     def _watch(self) -> int:
-        period = _QUIET_SECONDS
-        look_at = time.monotonic() + period
+        look_at = time.monotonic() + _QUIET_SECONDS
         while True:
             heard = self._wait(look_at)
             self._reap()
             if self._status is not None:
+                if self._cell.group is not None and (fault := self._cell.group.out_of_memory()) is not None:
+                    self._blame(fault)
                 return self._status
             if signal.SIGTERM in heard:
                 return signal.SIGKILL
@@ -82,15 +85,20 @@ class Guard:
                 self._usage.grant()
             if not heard and time.monotonic() < look_at:
                 continue
+            began = time.monotonic()
             below = self._usage.processes()
             fault = self._usage.too_much(below) or self._deaf()
             if fault is not None:
-                self.fault = fault
-                with contextlib.suppress(BrokenPipeError):  # the service has just ended
-                    os.write(2, f"{fault}\n".encode())
+                self._blame(fault)
                 return signal.SIGKILL
             period = _BUSY_SECONDS if len(below) > 1 else _QUIET_SECONDS
-            look_at = time.monotonic() + period
+            ended = time.monotonic()
+            look_at = ended + max(period, _SHARE * (ended - began))
+
+    def _blame(self, fault: str) -> None:
+        self.fault = fault
+        with contextlib.suppress(BrokenPipeError):  # the service has just ended
+            os.write(2, f"{fault}\n".encode())
 
     def _wait(self, until: float) -> set[int]:
         """The signals that came; meanwhile what the host asks for is answered."""
@@ -134,6 +142,8 @@ class Guard:
         return True
 
     def _end_all(self) -> None:
+        if self._cell.group is not None:
+            self._cell.group.end()
         deadline = time.monotonic() + _END_SECONDS
         if self._cell.init is not None:
             _signal(self._cell.init.pid, signal.SIGKILL)
@@ -200,4 +210,5 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # in a process that the user's code starts anew, for which this is the main module
+    semaphores.provide()
     loading.find_in_child()

@@ -25,7 +25,7 @@ from headrace_rewards.binding import Binding, MissingInput, Unbindable
 from headrace_rewards.logged import Logged
 from headrace_rewards.notes import bounded
 from headrace_rewards.protocol import Failure, Outcome, Sample
-from headrace_rewards.sandbox import containment, wire
+from headrace_rewards.sandbox import containment, semaphores, wire
 from headrace_rewards.sandbox.kernel import Unheld
 from headrace_rewards.sandbox.loading import CannotLoad, load
 from headrace_rewards.values import to_outcome, to_outcomes
@@ -187,6 +187,7 @@ def _serve(channel: Channel, cell: containment.Cell) -> None:
     try:
         containment.confine(cell)
         channel.keep_from_children()
+        semaphores.provide()
         function = load(setup)
         binding = Binding(function, setup.form, setup.options)
     except Unheld as fault:

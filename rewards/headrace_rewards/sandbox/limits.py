@@ -33,6 +33,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 def confine(limits: Limits, processes: int) -> None:
     """Limit this process and those it starts. A limit that is already lower stays."""
+    Path("/proc/self/oom_score_adj").write_text("1000")  # where the machine's memory ends, it goes first
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, limits.memory_bytes)
     _limit(resource.RLIMIT_NOFILE, limits.open_files)

@@ -19,7 +19,7 @@ import msgspec
 from headrace_core.errors import InvalidRequest, Unavailable
 from headrace_core.reward_rules import SANDBOX_LEVELS, SandboxLevel
 from headrace_rewards.protocol import Sample, Score
-from headrace_rewards.sandbox import kernel, wire
+from headrace_rewards.sandbox import control_groups, kernel, wire
 from headrace_rewards.sandbox.limits import Limits
 from headrace_rewards.sandbox.supervisor import Supervisor
 
@@ -146,7 +146,7 @@ def main() -> None:
     machine = asyncio.run(assess())
     try:
         machine.require(wanted)
-        said = str(machine)
+        said = f"{machine}; {control_groups.held()}"
     except Unavailable as refused:
         said = refused.message
     sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from headrace_core.errors import TimedOut
 from headrace_rewards.protocol import Failure, FailureKind, Outcome
-from headrace_rewards.sandbox import wire
+from headrace_rewards.sandbox import control_groups, wire
 from headrace_rewards.sandbox.removal import remove
 
 _GRACE_SECONDS = 0.5
@@ -213,6 +213,7 @@ class HostProcess:
         if self._popen.stderr is not None:
             self._popen.stderr.close()
         self._reaped = True
+        await asyncio.to_thread(control_groups.sweep)
         await asyncio.to_thread(remove, self._scratch)
 
     async def _send(self, body: bytes) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
-_UP = ".headrace-removed-"
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -27,7 +27,7 @@ def remove(folder: Path) -> None:
 
 
 def _empty(top: int) -> None:
-    moved = 0
+    moved, unknown = 0, secrets.token_hex(8)  # whoever wrote the folder could have taken a name that they know
     open_names = _taken_apart(top)
     while open_names:
         name = open_names.pop()
@@ -37,7 +37,7 @@ def _empty(top: int) -> None:
             continue
         try:
             for inner in _taken_apart(below):
-                up = f"{_UP}{moved}"
+                up = f".headrace-removed-{unknown}-{moved}"
                 moved += 1
                 with contextlib.suppress(OSError):
                     os.rename(inner, up, src_dir_fd=below, dst_dir_fd=top)

@@ -3,8 +3,9 @@
 A list of what is refused, not of what is allowed: numpy and torch use whatever their versions use. It closes what the
 other layers leave open: every kind of socket but unix streams (whose every `connect` is left to `connections`), other
 processes' memory, new namespaces and mounts (which would lead out of a mount namespace), files by handle (which
-CAP_DAC_READ_SEARCH opens), kernel interfaces with a history of holes, and memory that no limit counts (memfd, System
-V). Calls for another architecture (32 bits) end the process: their numbers mean something else.
+CAP_DAC_READ_SEARCH opens), kernel interfaces with a history of holes, and memory that no limit counts: memfd and System
+V, pages that are lent to a pipe or socket, larger pipes, large shared mappings. Calls for another architecture (32
+bits) end the process: their numbers mean something else.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "io_setup": (206, 0),
     # the kernel's own business
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -85,7 +89,21 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 }
 """Numbers on x86_64 and aarch64; `None` where there is no such call."""
 
-_CLONE, _CLONE3 = (56, 220), (435, 435)
+UNKNOWN: dict[str, tuple[int, int]] = {
+    "clone3": (435, 435),  # its flags lie in memory, where a filter cannot look; the C library then takes `clone`
+    # a pipe or socket keeps the whole of a large page, of which it was lent a byte, after all else let go of it
+    "splice": (275, 76),
+    "vmsplice": (278, 75),
+    "tee": (276, 77),
+    "sendfile": (40, 71),
+}
+"""Calls that fail as those do that a kernel lacks: callers have another way."""
+MOST_SHARED_BYTES = 16 << 20
+"""Of a mapping that is shared and of no file: what of it is not mapped any more, nobody can see."""
+
+_CLONE, _MMAP, _FCNTL = (56, 220), (9, 222), (72, 25)
+_SET_PIPE_SIZE = 1031
+_MAP_SHARED, _MAP_ANONYMOUS, _MAP_HUGETLB = 1, 0x20, 0x40000
 _SOCKET, _CONNECT, _SOCKETPAIR, _SET_OPTION = (41, 198), (42, 203), (53, 199), (54, 208)
 _NEW_NAMESPACES = 0x7E020000
 _UNIX, _STREAM = 1, 1
@@ -109,12 +127,13 @@ _LOAD, _EQUAL, _ATLEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54,
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _ASK, _IGNORE = 0x7FC00000, 0x00050000
 _REFUSE = 0x00050000 | errno.EPERM
+_NO_MEMORY = 0x00050000 | errno.ENOMEM
 _UNKNOWN = 0x00050000 | errno.ENOSYS
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 
 
 def program(architecture: str) -> bytes:
-    """BPF over `struct seccomp_data`; of arguments the low 32 bits count, which is all that these calls read."""
+    """BPF over `struct seccomp_data`; of arguments the low 32 bits count, all that most of these calls read."""
     column = _COLUMN[architecture]
     code = [_op(_LOAD, _ARCHITECTURE_AT), _op(_EQUAL, _AUDIT[architecture], 1, 0), _op(_RETURN, _KILL)]
     code += [_op(_LOAD, _NUMBER_AT)]
@@ -124,8 +143,8 @@ def program(architecture: str) -> bytes:
         number = numbers[column]
         if number is not None:
             code += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _REFUSE)]
-    # its flags lie in memory, where a filter cannot look; the C library then takes `clone`
-    code += [_op(_EQUAL, _CLONE3[column], 0, 1), _op(_RETURN, _UNKNOWN)]
+    for both in UNKNOWN.values():
+        code += [_op(_EQUAL, both[column], 0, 1), _op(_RETURN, _UNKNOWN)]
     code += _where(_CLONE[column], [_argument(0), _op(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _op(_RETURN, _REFUSE)])
     # a datagram socket can send to any address, one of a pair too
     connected = [_argument(1), _op(_AND, _TYPE_MASK), _op(_EQUAL, _STREAM, 1, 0), _op(_RETURN, _REFUSE)]
@@ -136,6 +155,8 @@ def program(architecture: str) -> bytes:
     option = [_argument(1), _op(_EQUAL, _OF_SOCKETS, 0, 3), _argument(2), _op(_EQUAL, _SEND_BUFFER, 0, 1)]
     code += _where(_SET_OPTION[column], [*option, _op(_RETURN, _IGNORE)])
     code += [_op(_EQUAL, _CONNECT[column], 0, 1), _op(_RETURN, _ASK)]
+    code += _where(_FCNTL[column], [_argument(1), _op(_EQUAL, _SET_PIPE_SIZE, 0, 1), _op(_RETURN, _REFUSE)])
+    code += _where(_MMAP[column], _large_shared_mapping())
     for both, arguments in _ONLY_ON_ITSELF.items():
         tests = [[_argument(index), _op(_EQUAL, 0, 1, 0), _op(_RETURN, _REFUSE)] for index in arguments]
         code += _where(both[column], [part for test in tests for part in test])
@@ -146,6 +167,16 @@ def apply() -> int | None:
     """Install it; `kernel.gain_nothing_by_exec` came before. Returns the file on which every `connect` arrives,
     or `None` where all fail."""
     return kernel.filter_calls(program(kernel.ARCHITECTURE))
+
+
+def _large_shared_mapping() -> list[bytes]:
+    """`mmap(address, length, protection, flags, …)`; pages of the pool of large ones are in nobody's memory either."""
+    huge = [_argument(3), _op(_ANY_BIT, _MAP_HUGETLB, 0, 1), _op(_RETURN, _NO_MEMORY)]
+    upper = [_op(_LOAD, _ARGUMENTS_AT + 8 + 4), _op(_EQUAL, 0, 1, 0), _op(_RETURN, _NO_MEMORY)]
+    lower = [_argument(1), _op(_ATLEAST, MOST_SHARED_BYTES + 1, 0, 1), _op(_RETURN, _NO_MEMORY)]
+    size = upper + lower
+    of_no_file = _op(_ANY_BIT, _MAP_ANONYMOUS, 0, len(size))
+    return [*huge, _op(_ANY_BIT, _MAP_SHARED, 0, len(size) + 1), of_no_file, *size]
 
 
 def _where(number: int, tests: list[bytes]) -> list[bytes]:

@@ -1,7 +1,8 @@
 """How much a host and all that it started use together: by what the kernel shows of them in `/proc`.
 
     memory      pages of every process (what several have counts once) + files in its writable file systems, the
-                unlinked too + sockets, each as if its buffer were full
+                unlinked too + shared memory that is no file + pipes and sockets, each as if it were full;
+                not where the kernel holds it, see `control_groups`
     processes   with their threads
     processor   of each process since the unit began
 
@@ -15,22 +16,35 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from headrace_rewards.sandbox import containment, namespaces
+from headrace_rewards.sandbox import connections, containment, namespaces
+from headrace_rewards.sandbox.buffers import (
+    PIPE_BYTES,
+    bytes_of_socket,
+    open_files,
+    open_in,
+    shown,
+    waiting_connections,
+)
+from headrace_rewards.sandbox.seccomp import MOST_SHARED_BYTES
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
+_OF_NO_FILE = b"/dev/zero (deleted)"
+"""Under this name the kernel lists them."""
 
 
 class Usage:
     """Of one host; `too_much` compares it with the limits."""
 
-    def __init__(self, cell: containment.Cell) -> None:
+    def __init__(self, cell: containment.Cell, keeper: connections.Doorkeeper | None) -> None:
+        """`keeper` makes the connections of the host."""
         self._cell = cell
+        self._keeper = keeper
         self._limits = cell.setup.limits
         self._spent: dict[int, float] = {}
         self._allowed = self._share_of_processor(self._limits.start_seconds)
-        self._of_socket = _bytes_of_socket()
+        self._of_socket = max(bytes_of_socket(), PIPE_BYTES)
 
     def processes(self) -> list[int]:
         """The host and what it started, by their numbers in `/proc`."""
@@ -51,22 +65,31 @@ class Usage:
         for pid in below:
             if _processor_seconds(pid) - self._spent.get(pid, 0.0) > self._allowed:
                 return f"a process used more than {self._allowed:g} s of processor time"
-        used = self._memory(below)
+        used = 0 if self._cell.group is not None else self._memory(below)
         if used > self._limits.memory_bytes:
             return f"its processes used {used} bytes of memory together; {self._limits.memory_bytes} are allowed"
         return None
 
     def _memory(self, below: Sequence[int]) -> int:
         """Bytes; no more is asked than it takes to see that they are within the limit."""
-        files = self._files()
-        sockets = sum(map(_open_files, below)) * self._of_socket
+        most = self._limits.memory_bytes
+        own = self._files() + self._waiting() + _shared_of_no_file(below)
         pages = sum(map(_resident, below))
-        if files + sockets + pages <= self._limits.memory_bytes:
-            return files + sockets + pages
-        sockets = len({name for pid in below for name in _sockets(pid)}) * self._of_socket
-        if files + sockets + pages <= self._limits.memory_bytes or len(below) == 1:
-            return files + sockets + pages
-        return files + sockets + sum(map(_share_of_memory, below))
+        buffers = sum(map(open_files, below)) * self._of_socket
+        if own + buffers + pages <= most:
+            return own + buffers + pages
+        opened = open_in(below)
+        buffers = len(opened.sockets) * self._of_socket + len(opened.pipes) * PIPE_BYTES
+        if own + buffers + pages <= most:
+            return own + buffers + pages
+        return own + buffers + sum(map(_share_of_memory, below))
+
+    def _waiting(self) -> int:
+        """In connections that were made and not accepted."""
+        if self._keeper is None or not self._keeper.addresses:
+            return 0
+        with open(os.open("self/net/unix", os.O_RDONLY, dir_fd=self._cell.proc), "rb") as sockets:
+            return waiting_connections(sockets.read(), self._keeper.addresses) * self._of_socket
 
     def _files(self) -> int:
         """In the two file systems that are its own; elsewhere its folder lies on the machine's disk."""
@@ -105,15 +128,6 @@ def _children(pid: int) -> Iterator[int]:
             continue
 
 
-def _bytes_of_socket() -> int:
-    """The most that can wait in one: its buffer, which the filter of system calls leaves as it was, and one piece."""
-    try:
-        buffer = int(Path("/proc/sys/net/core/wmem_default").read_text())
-    except OSError:  # older kernels do not show it in a network namespace
-        buffer = 212_992
-    return buffer * 3 // 2
-
-
 def _tasks(pid: int) -> int:
     try:
         return len(os.listdir(f"/proc/{pid}/task"))
@@ -130,9 +144,9 @@ def _processor_seconds(pid: int) -> float:
 
 
 def _resident(pid: int) -> int:
-    for shown in _shown(pid):
+    for folder in shown(pid):
         try:
-            pages = int((shown / "statm").read_bytes().split()[1])
+            pages = int((folder / "statm").read_bytes().split()[1])
         except _GONE:
             continue
         if pages:
@@ -141,9 +155,9 @@ def _resident(pid: int) -> int:
 
 
 def _share_of_memory(pid: int) -> int:
-    for shown in _shown(pid):
+    for folder in shown(pid):
         try:
-            lines = (shown / "smaps_rollup").read_bytes().splitlines()
+            lines = (folder / "smaps_rollup").read_bytes().splitlines()
         except _GONE:  # of a thread that has ended
             continue
         except PermissionError:
@@ -154,37 +168,16 @@ def _share_of_memory(pid: int) -> int:
     return 0
 
 
-def _shown(pid: int) -> Iterator[Path]:
-    """Where the kernel shows a process: itself, and each of its threads."""
-    yield Path(f"/proc/{pid}")
-    try:
-        yield from Path(f"/proc/{pid}/task").iterdir()
-    except _GONE:
-        return
-
-
-def _open_files(pid: int) -> int:
-    for shown in _shown(pid):
-        try:
-            found = len(os.listdir(shown / "fd"))
-        except (*_GONE, PermissionError):
-            continue
-        if found:
-            return found
-    return 0
-
-
-def _sockets(pid: int) -> Iterator[str]:
-    """Their names, by which several processes that share one show it."""
-    for shown in _shown(pid):
-        found = False
-        try:
-            for entry in os.scandir(shown / "fd"):
-                found = True
-                name = os.readlink(entry.path)
-                if name.startswith("socket:"):
-                    yield name
-        except (*_GONE, PermissionError):
-            continue
-        if found:
-            return
+def _shared_of_no_file(pids: Sequence[int]) -> int:
+    """In mappings that are shared and of no file, mapped or not: each counts as if it were as large as may be."""
+    found = set()
+    for pid in pids:
+        for folder in shown(pid):
+            try:
+                lines = (folder / "maps").read_bytes().splitlines()
+            except (*_GONE, PermissionError):
+                continue
+            found |= {line.split(maxsplit=5)[4] for line in lines if line.endswith(_OF_NO_FILE)}
+            if lines:
+                break
+    return len(found) * MOST_SHARED_BYTES
