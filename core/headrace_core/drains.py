@@ -18,9 +18,9 @@ from redis.asyncio import Redis
 
 from .errors import NotFound
 from .keys import JobKeys
-from .ledger import script_source
-from .records import read
+from .records import if_sound, read
 from .redis import answer
+from .scripts import Script
 
 
 class Drain(msgspec.Struct, frozen=True):
@@ -39,11 +39,13 @@ class Drains:
         self._redis = redis
         self._job_id = job_id
         self._keys = JobKeys(job_id)
-        self._script = redis.register_script(script_source("drain"))
+        self._script = Script(redis, "drain")
 
     async def ask(self, worker: str, seconds: float) -> None:
-        """Give `worker` no more leases, and `seconds` for those it holds. Asked again, the time is set anew."""
-        before, now = await self.of(worker), time.time()
+        """Give `worker` no more leases, and `seconds` for those it holds. Asked again, the time is set anew; a damaged
+        drain is, too."""
+        raw, now = await answer(self._redis.hget(self._keys.drains, worker)), time.time()
+        before = None if raw is None else if_sound(self._read, worker, raw)
         drain = Drain(now if before is None else before.asked_at, now + seconds)
         await self._set(worker, msgspec.json.encode(drain))
 
@@ -53,8 +55,7 @@ class Drains:
 
     async def _set(self, worker: str, drain: bytes) -> bytes:
         """What it was before: `drained` or `free`. Raises `NotFound` where there is no such job."""
-        call = secrets.token_hex(8)
-        before = await answer(self._script(keys=self._keys.ledger_scripts, args=["", call, worker, drain]))
+        before = await self._script(self._keys, "", secrets.token_hex(8), worker, drain)
         if before is None:
             raise NotFound(f"no job {self._job_id!r}", param="fine_tuning_job_id")
         return bytes(before)
@@ -62,12 +63,16 @@ class Drains:
     async def of(self, worker: str) -> Drain | None:
         """None where it is not being drained."""
         raw = await answer(self._redis.hget(self._keys.drains, worker))
-        return None if raw is None else read(raw, Drain, f"{self._keys.drains} {worker}")
+        return None if raw is None else self._read(worker, raw)
 
     async def all(self) -> dict[str, Drain]:
         """By worker."""
         raw = await answer(self._redis.hgetall(self._keys.drains))
-        return {w.decode(): read(drain, Drain, f"{self._keys.drains} {w.decode()}") for w, drain in raw.items()}
+        names = {worker: worker.decode(errors="replace") for worker in raw}
+        return {names[worker]: self._read(names[worker], drain) for worker, drain in raw.items()}
+
+    def _read(self, worker: str, raw: bytes) -> Drain:
+        return read(raw, Drain, f"{self._keys.drains} {worker}")
 
     async def hold_all(self, workers: int) -> bool:
         """Whether all of a job's rollout workers, so many, are being drained: it is meant to stand still."""

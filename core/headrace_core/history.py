@@ -15,7 +15,8 @@ quarter is whole, and the past the coarser the older it is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, Literal, NamedTuple, cast
@@ -25,6 +26,7 @@ from redis.asyncio import Redis
 
 from .keys import JobKeys
 from .metrics import AgeMetrics, Metrics, StepMetrics
+from .records import damaged, if_sound, is_object, name, whole_number
 from .redis import answer
 
 Kind = Literal["event", "step", "evaluation", "update", "worker", "reward"]
@@ -49,7 +51,7 @@ class Entry(NamedTuple):
     source: str
     """The kind, and the worker where it is of one: `step`, `update rollout-0`."""
     data: bytes
-    """JSON."""
+    """JSON; where the entry is damaged, whatever there is: it is read by `records`, or handed on by `whole`."""
 
 
 class Spark(msgspec.Struct, frozen=True):
@@ -65,6 +67,30 @@ class Spark(msgspec.Struct, frozen=True):
     def reward(self) -> list[float]:
         """The points that have a reward."""
         return [mean for mean, count in zip(self.mean, self.count, strict=True) if count]
+
+
+def whole(job_id: str, entries: Iterable[Entry]) -> list[Entry]:
+    """Those whose data is JSON, to be handed on unread; the log names the others."""
+    found = []
+    for entry in entries:
+        if is_object(entry.data):
+            found.append(entry)
+        else:
+            name(damaged(f"{JobKeys(job_id).history(entry.kind)} {entry.number}-0", "it is no object of JSON"))
+    return found
+
+
+async def page_of_entries(
+    history: History, job_id: str, number: int, count: int, kinds: Collection[Kind]
+) -> tuple[list[Entry], bool]:
+    """(`whole` entries of these kinds after a number, oldest first, at most `count`; whether there are more). Of those
+    that are damaged a page takes no notice, but it is never empty where more follow."""
+    while True:
+        found = await history.after(job_id, number, count + 1, kinds)
+        good, more = whole(job_id, found[:count]), len(found) > count
+        if good or not more:
+            return good, more
+        number = found[count - 1].number
 
 
 @cache
@@ -152,8 +178,8 @@ class History:
         places: list[_Place] = []
         for kind, length, first, last in zip(KINDS, found[::3], found[1::3], found[2::3], strict=True):
             if first:
-                sources = sum(name.decode().split(" ")[0] == kind for name in names)
-                places += _places(kind, length, _number(first[0][0]), _number(last[0][0]), sources, most)
+                sources = sum(source.split(b" ")[0] == kind.encode() for source in names)
+                places += _places(kind, length, _number(first[0][0]), _number(last[0][0]), max(1, sources), most)
         async with self._redis.pipeline(transaction=False) as pipe:
             for place in places:
                 if place.back:
@@ -168,21 +194,30 @@ class History:
         """The number after which the entries of this step and later ones are; the last one where there are none yet."""
         k = JobKeys(job_id)
         found = await answer(self._redis.zrangebyscore(k.marks, step, "+inf", start=0, num=1))
-        return int(found[0]) - 1 if found else await self.last(job_id)
+        return whole_number(found[0], k.marks) - 1 if found else await self.last(job_id)
 
     async def last_step(self, job_id: str) -> int:
         """The newest step that was measured; 0 before the first."""
         found = await answer(self._redis.zrange(JobKeys(job_id).marks, -1, -1, withscores=True))
-        return int(found[0][1]) if found else 0
+        return int(found[0][1]) if found and math.isfinite(found[0][1]) else 0
 
     async def left_out(self, job_id: str) -> dict[Kind, int]:
         """How many entries of each kind are no longer there; no more would have fitted."""
         found = await answer(self._redis.hmget(JobKeys(job_id).summary, [f"left out {kind}" for kind in KINDS]))
-        return {kind: int(count or 0) for kind, count in zip(KINDS, found, strict=True)}
+        where = f"{JobKeys(job_id).summary} left out"
+        return {kind: whole_number(count, f"{where} {kind}") for kind, count in zip(KINDS, found, strict=True)}
 
     async def last(self, job_id: str) -> int:
-        """The newest entry's number; 0 before the first."""
-        return int(await answer(self._redis.hget(JobKeys(job_id).summary, "entries")) or 0)
+        """The newest entry's number; 0 before the first. Where the count of entries is damaged, the streams say it."""
+        k = JobKeys(job_id)
+        count = if_sound(whole_number, await answer(self._redis.hget(k.summary, "entries")), f"{k.summary} entries")
+        if count is not None:
+            return count
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for kind in KINDS:
+                pipe.xrevrange(k.history(kind), count=1)
+            newest = await pipe.execute()
+        return max((_number(entries[0][0]) for entries in newest if entries), default=0)
 
 
 def _number(entry_id: bytes) -> int:
@@ -190,7 +225,8 @@ def _number(entry_id: bytes) -> int:
 
 
 def _entry(kind: Kind, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    return Entry(_number(entry_id), kind, fields[b"source"].decode(), fields[b"data"])
+    source = fields.get(b"source", b"").decode(errors="replace")
+    return Entry(_number(entry_id), kind, source, fields.get(b"data", b""))
 
 
 class _Place(NamedTuple):

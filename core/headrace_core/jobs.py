@@ -19,12 +19,12 @@ from redis.exceptions import ResponseError
 
 from . import keys
 from .errors import Damaged, InvalidState, NotFound
-from .history import EVENTS, MEASURED, Entry, History
+from .history import EVENTS, MEASURED, Entry, History, whole
 from .keys import JobKeys
-from .ledger import script_source
 from .metrics import Metrics, RewardMetrics, WorkerMetrics
 from .records import UNREADABLE, damaged, name, readable
 from .redis import answer
+from .scripts import Script
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 CHECKPOINT_MODEL = "model"
@@ -111,6 +111,7 @@ _OUTCOMES: dict[type, str] = {PausedBy: "paused_by", JobError: "error", str: "fi
 _STATUSES: dict[bytes, Status] = {status.encode(): status for status in get_args(Status)}
 _LIVE = b"live:"
 """Fields of the job's hash that hold a changed setting (lua/change.lua)."""
+_Live = int | float | None
 _WHOLE = 1_000_000
 """Entries of a kind, more than a job makes."""
 _json = msgspec.json
@@ -186,7 +187,7 @@ class JobStore:
     def __init__(self, redis: Redis, owner: str | None = None) -> None:
         self._redis = redis
         self._owner = owner
-        self._move, self._rest = (redis.register_script(script_source(name)) for name in ("move", "rest"))
+        self._move, self._rest = (Script(redis, name) for name in ("move", "rest"))
         self.history = History(redis)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -260,24 +261,37 @@ class JobStore:
     async def move(self, job_id: str, to: Status, outcome: PausedBy | JobError | str | None = None) -> None:
         """Change the status, and with it why the job pauses by itself, why it failed, or the name of its trained model.
 
-        Raises `InvalidState` when the job's present one does not lead there; nothing has changed then.
+        Raises `InvalidState` when the job's present one does not lead there; nothing has changed then. One that cannot
+        be read leads to `failed` and `cancelled`: whatever is damaged, a job can be ended.
         """
         allowed = [s for s, following in _NEXT.items() if to in following]
         finished = repr(time.time()) if to in ENDED else ""
         field = "" if outcome is None else _OUTCOMES[type(outcome)]
         value = outcome if isinstance(outcome, str) else _json.encode(outcome)
-        args = ["", secrets.token_hex(8), to, finished, field, value, *allowed]
-        done = await answer(self._move(keys=JobKeys(job_id).ledger_scripts, args=args))
+        known = " ".join(_STATUSES.values()) if to in ("failed", "cancelled") else ""
+        call = secrets.token_hex(8)
+        done = await self._move(JobKeys(job_id), "", call, to, finished, field, value, known, *allowed)
         if done is None:
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
         if done != b"ok":
+            if done not in _STATUSES:
+                raise damaged(f"{JobKeys(job_id).job} status", f"it says {done!r}")
             raise InvalidState(f"job {job_id} is {done.decode()}; it cannot become {to}")
+
+    async def status(self, job_id: str) -> Status:
+        """The job's status alone, whatever else of it is damaged. Raises `Damaged` where that is."""
+        key = JobKeys(job_id).job
+        raw = await answer(self._redis.hget(key, "status"))
+        if raw is None:
+            raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
+        if raw not in _STATUSES:
+            raise damaged(f"{key} status", f"it says {raw!r}")
+        return _STATUSES[raw]
 
     async def rest(self, job_id: str, status: Status) -> bool:
         """Note that nothing is left to do for a job that ended or pauses with this status. False: it has another one by
         now, which asks for something else."""
-        args = ["", secrets.token_hex(8), status]
-        return bool(await answer(self._rest(keys=JobKeys(job_id).ledger_scripts, args=args)) == b"ok")
+        return bool(await self._rest(JobKeys(job_id), "", secrets.token_hex(8), status) == b"ok")
 
     async def update(self, job_id: str, *, trained_tokens: int) -> None:
         """Set what changes from step to step."""
@@ -311,7 +325,7 @@ class JobStore:
     async def metrics(self, job_id: str) -> list[tuple[int, str, dict[str, Any]]]:
         """(number, kind, data) of every measurement, oldest first."""
         found = await self.history.after(job_id, 0, _WHOLE, kinds=MEASURED)
-        return [(e.number, e.kind, _json.decode(e.data)) for e in found]
+        return [(e.number, e.kind, _json.decode(e.data)) for e in whole(job_id, found)]
 
     # ── checkpoints and workers ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -391,7 +405,9 @@ def _job(job_id: str, raw: dict[bytes, bytes]) -> Job:
             value = raw.get(field.encode())
             if value is not None:
                 document[field] = value.decode() if field in ("status", "fine_tuned_model") else _json.decode(value)
-        live = {k.removeprefix(_LIVE).decode(): _json.decode(v) for k, v in raw.items() if k.startswith(_LIVE)}
+        live = {
+            k.removeprefix(_LIVE).decode(): _json.decode(v, type=_Live) for k, v in raw.items() if k.startswith(_LIVE)
+        }
         job = msgspec.convert(document, Job)
     except UNREADABLE as error:
         raise damaged(JobKeys(job_id).job, error) from error

@@ -32,18 +32,18 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from redis.asyncio import Redis
 
 from .errors import HeadraceError, InvalidRequest, NotFound, WireError
 from .keys import JobKeys
-from .records import read
+from .records import entry_id, read, text, whole_number
 from .redis import answer
+from .scripts import Script
 from .staleness import Late, Limits, Pending, Selection, Window, select
 from .trajectory import Group, decode, encode
+from .transitions import Transition, transitions_in
 
 LIVE = ("leased", "queued", "claimed")
 TERMINAL = ("trained", "dropped_stale", "filtered", "reward_failed", "generation_failed", "cancelled")
@@ -146,15 +146,6 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Transition:
-    """One line of a group's history."""
-
-    state: str
-    at: float
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
 class Stage:
     """The groups in one live state."""
 
@@ -210,11 +201,13 @@ class Account:
         return asdict(self) | {"balanced": self.balanced}
 
 
-def account_of(raw: Mapping[bytes, bytes]) -> Account:
-    """The account in a ledger's hash."""
-    counts = {name: int(raw.get(name.encode(), 0)) for name in _COUNTS}
-    bound = None if (found := raw.get(b"largest_age_bound")) is None else int(found)
-    return Account(states={s: int(raw.get(s.encode(), 0)) for s in STATES}, largest_age_bound=bound, **counts)
+def account_of(job_id: str, raw: Mapping[bytes, bytes]) -> Account:
+    """The account in a ledger's hash. Raises `Damaged`."""
+    names, ledger = (*_COUNTS, *STATES, "largest_age_bound"), JobKeys(job_id).ledger
+    found = {name: whole_number(raw.get(name.encode()), f"{ledger} {name}") for name in names}
+    bound = found["largest_age_bound"] if b"largest_age_bound" in raw else None
+    counts = {name: found[name] for name in _COUNTS}
+    return Account(states={s: found[s] for s in STATES}, largest_age_bound=bound, **counts)
 
 
 _SCRIPTS = (
@@ -225,26 +218,18 @@ _SCRIPTS = (
 _COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")
 
 
-@cache
-def script_source(name: str) -> str:
-    """A script over a job's ledger; its KEYS are `JobKeys.ledger_scripts`."""
-    folder = resources.files(__package__) / "lua"
-    return (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
-
-
 class Ledger:
     """One job's ledger. Every method is one atomic transition or one consistent look."""
 
     def __init__(self, redis: Redis, job_id: str, clock: Callable[[], float] | None = None) -> None:
         self._redis = redis
         self._keys = JobKeys(job_id)
-        self._script_keys = self._keys.ledger_scripts
         self._clock = clock
-        self._scripts = {name: redis.register_script(script_source(name)) for name in _SCRIPTS}
+        self._scripts = {name: Script(redis, name) for name in _SCRIPTS}
 
     async def _run(self, script: str, *args: Any) -> Any:
         now = "" if self._clock is None else repr(self._clock())
-        return await self._scripts[script](keys=self._script_keys, args=[now, *args])
+        return await self._scripts[script](self._keys, now, *args)
 
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -264,7 +249,7 @@ class Ledger:
 
     async def account(self) -> Account:
         """The books, from one atomic read."""
-        return account_of(await answer(self._redis.hgetall(self._keys.ledger)))
+        return account_of(self._keys.job_id, await answer(self._redis.hgetall(self._keys.ledger)))
 
     async def queues(self) -> Queues:
         """How many groups are in each live state, and how old the oldest is."""
@@ -282,12 +267,15 @@ class Ledger:
     async def crowded(self) -> bool:
         """Whether groups kept for a replay alone take so much of the job's share that a checkpoint is due early."""
         share, held = await answer(self._redis.hmget(self._keys.ledger, ["share", "bytes"]))
-        return 0 < int(share or 0) < 2 * int(held or 0)
+        where = self._keys.ledger
+        return 0 < whole_number(share, f"{where} share") < 2 * whole_number(held, f"{where} bytes")
 
     async def newest(self) -> tuple[int, str | None]:
         """The newest policy version, and the weight store's name for it (None: the base model)."""
         version, weights = await answer(self._redis.hmget(self._keys.ledger, ["version", "weights"]))
-        return int(version or 0), None if weights is None else weights.decode()
+        where = self._keys.ledger
+        name = None if weights is None else text(weights, f"{where} weights")
+        return whole_number(version, f"{where} version"), name
 
     async def history(self, group_id: int) -> list[Transition]:
         """Everything that happened to one group. Raises `NotFound`; also of a failed one that is no longer among the
@@ -297,8 +285,7 @@ class Ledger:
             raise NotFound(
                 f"no group {group_id} was ever admitted in this job, or it failed so long ago that it is forgotten"
             )
-        lines = (line.split("\t", 2) for line in raw.decode().removesuffix("\n").split("\n"))
-        return [Transition(state, float(at), note) for state, at, note in lines]
+        return transitions_in(raw, f"{self._keys.group(group_id)} history")
 
     async def signal(self, after: str, timeout: float) -> str:
         """Wait until something changed since `after` ('0' or an earlier answer), at most `timeout` seconds.
@@ -421,10 +408,11 @@ class Ledger:
         messages = []
         for group_id in ids:
             entry = await answer(self._redis.hget(self._keys.group(group_id), "entry"))
-            found = await answer(self._redis.xrange(self._keys.groups, entry, entry)) if entry else []
+            place: Any = entry and entry_id(entry, f"{self._keys.group(group_id)} entry")
+            found = await answer(self._redis.xrange(self._keys.groups, place, place)) if entry else []
             if not found:
                 raise NotFound(f"group {group_id} is kept no longer (job closed, or covered by a checkpoint?)")
-            messages.append(_group(group_id, found[0][1][b"data"]))
+            messages.append(_group(group_id, found[0][1].get(b"data", b"")))
         return messages
 
     async def covered(self, version: int) -> int:

@@ -21,9 +21,9 @@ from .errors import InvalidState
 from .hyperparameters import Hyperparameters
 from .jobs import ENDED
 from .keys import JobKeys
-from .ledger import script_source
 from .records import read
 from .redis import answer
+from .scripts import Script
 
 CHANGEABLE = ("max_staleness", "group_size", "learning_rate")
 """Hyperparameters that may change while a job runs."""
@@ -50,7 +50,7 @@ class Live:
         self._redis = redis
         self._keys = JobKeys(job_id)
         self._settings = settings
-        self._script = redis.register_script(script_source("change"))
+        self._script = Script(redis, "change")
         self.changes: list[Change] = []
         """Oldest first."""
 
@@ -88,8 +88,7 @@ class Live:
             if (before := getattr(newest, name)) != after:
                 line = {"name": name, "before": before, "after": after, "by": by}
                 arguments += (name.encode(), msgspec.json.encode(after), msgspec.json.encode(line))
-        begin = ("", secrets.token_hex(8), known, " ".join(ENDED))
-        done = await self._script(keys=self._keys.ledger_scripts, args=[*begin, *arguments])
+        done = await self._script(self._keys, "", secrets.token_hex(8), known, " ".join(ENDED), *arguments)
         if done == b"again":
             return None
         if done != b"ok":

@@ -8,6 +8,7 @@ from typing import Literal
 from redis.asyncio import Redis
 
 from .keys import JobKeys
+from .records import if_sound, whole_number
 from .redis import answer
 
 Act = Literal["reissue", "restart", "abort_update", "place_again", "replace_controller"]
@@ -23,6 +24,7 @@ class Mending:
 
     def __init__(self, redis: Redis, job_id: str) -> None:
         self._redis = redis
+        self._job_id = job_id
         self._key = JobKeys(job_id).mending
 
     async def acted(self, act: Act) -> None:
@@ -35,11 +37,15 @@ class Mending:
 
     async def counts(self) -> tuple[dict[str, int], dict[str, int]]:
         """See `counts_of`."""
-        return counts_of(await answer(self._redis.hgetall(self._key)))
+        return counts_of(self._job_id, await answer(self._redis.hgetall(self._key)))
 
 
-def counts_of(raw: Mapping[bytes, bytes]) -> tuple[dict[str, int], dict[str, int]]:
-    """(acts by name, restarts by worker) in a job's hash of them."""
-    every = {field.decode(): int(count) for field, count in raw.items()}
+def counts_of(job_id: str, raw: Mapping[bytes, bytes]) -> tuple[dict[str, int], dict[str, int]]:
+    """(acts by name, restarts by worker) in a job's hash of them; without those that are damaged."""
+    every = dict[str, int]()
+    for field, counted in raw.items():
+        what = field.decode(errors="replace")
+        if (count := if_sound(whole_number, counted, f"{JobKeys(job_id).mending} {what}")) is not None:
+            every[what] = count
     restarts = {f.removeprefix(_RESTARTS): n for f, n in every.items() if f.startswith(_RESTARTS)}
     return {f: n for f, n in every.items() if not f.startswith(_RESTARTS)}, restarts

@@ -32,7 +32,7 @@ from redis.asyncio import Redis
 
 from .errors import Damaged
 from .keys import JobKeys
-from .records import UNREADABLE, damaged, name
+from .records import UNREADABLE, damaged, name, whole_number
 from .redis import answer
 from .trajectory import F32, I32, U8
 
@@ -192,7 +192,7 @@ class RolloutStore:
             place, fields = found[0]
             low, high = (low, f"({place.decode()}") if newest_first else (f"({place.decode()}", high)
             try:
-                rollout = _decoded(fields[b"data"], self._where(place))
+                rollout = _decoded(fields.get(b"data", b""), self._where(place))
             except Damaged as error:
                 name(error)
             else:
@@ -201,9 +201,9 @@ class RolloutStore:
     async def of_group(self, group: int) -> Rollout | None:
         """One group, where it is kept."""
         step = await answer(self._redis.hget(self._index, str(group)))
-        place: Any = None if step is None else f"{step.decode()}-{group}"
+        place: Any = None if step is None else f"{whole_number(step, f'{self._index} {group}')}-{group}"
         found = await answer(self._redis.xrange(self._stream, min=place, max=place)) if place else []
-        return _decoded(found[0][1][b"data"], self._where(found[0][0])) if found else None
+        return _decoded(found[0][1].get(b"data", b""), self._where(found[0][0])) if found else None
 
     def _where(self, place: bytes) -> str:
         return f"{self._stream} {place.decode()}"
@@ -217,4 +217,13 @@ def _decoded(data: bytes, where: str) -> Rollout:
         raise damaged(where, f"not a kept group: {error}") from error
     if rollout.wire_version != WIRE_VERSION:
         raise damaged(where, f"its wire version is {rollout.wire_version}, and this side's {WIRE_VERSION}")
+    if len(rollout.prompt_ids) % I32.itemsize or not all(map(_is_whole, rollout.completions)):
+        raise damaged(where, "its arrays are not of one length, or hold what they cannot")
     return rollout
+
+
+def _is_whole(kept: KeptCompletion) -> bool:
+    """Whether each array has one element a token, and each part is one."""
+    arrays = (kept.token_ids, kept.versions, kept.logprobs, kept.importance)
+    size = len(kept.parts)
+    return all(len(packed) == size * I32.itemsize for packed in arrays) and max(kept.parts, default=0) <= max(Part)

@@ -101,4 +101,4 @@ async def _ask(redis: Redis, arguments: tuple[Any, ...], about: tuple[Kind, str]
         found, raw = await pipe.execute()
     if raw is None:
         return found, None
-    return found, raw.decode() if kind == "job" else owner_of(name, raw)
+    return found, raw.decode(errors="replace") if kind == "job" else owner_of(name, raw)

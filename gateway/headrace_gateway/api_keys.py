@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from headrace_core import keys
 from headrace_core.errors import Damaged, NotAuthenticated, NotFound
 from headrace_core.jobs import new_id
-from headrace_core.records import name, read
+from headrace_core.records import if_sound, name, read
 from headrace_core.redis import answer
 
 from .identity import OpenedBy, Principal
@@ -119,7 +119,7 @@ class KeyStore:
     async def holder(self, token: str) -> ApiKey:
         """Whose session it is. Raises `NotAuthenticated`."""
         found = await answer(self._redis.get(keys.session(digest(token))))
-        return await self._valid("" if found is None else found.decode())
+        return await self._valid("" if found is None else found.decode(errors="replace"))
 
     async def close_session(self, token: str) -> ApiKey | None:
         """Nothing is opened by it any more. Whose it was; None of a session that is none, which is no error."""
@@ -137,7 +137,7 @@ class KeyStore:
             begun = await answer(self._redis.get(keys.session(shown.session)))
             if begun is None:
                 raise NotAuthenticated("this session has ended")
-            found = begun.decode()
+            found = begun.decode(errors="replace")
         await self._valid(found)
 
     async def _valid(self, found: str) -> ApiKey:
@@ -149,17 +149,15 @@ class KeyStore:
             raise NotAuthenticated(why)
         return key
 
-    async def _records(self) -> list[tuple[str, ApiKey]]:
+    async def _records(self) -> list[tuple[bytes, ApiKey]]:
         """(SHA-256 of the key, what is known of it), newest first."""
         raw = await answer(self._redis.hgetall(keys.API_KEYS))
         used = await answer(self._redis.hgetall(keys.API_KEYS_USED))
         found = []
         for sum_, record in raw.items():
-            try:
-                last = read(used[sum_], float, keys.API_KEYS_USED) if sum_ in used else None
-                key = read(record, ApiKey, f"{keys.API_KEYS} {sum_.decode(errors='replace')}")
-            except Damaged as error:
-                name(error)
-                continue
-            found.append((sum_.decode(), msgspec.structs.replace(key, last_used_at=last)))
+            field = sum_.decode(errors="replace")
+            key = if_sound(read, record, ApiKey, f"{keys.API_KEYS} {field}")
+            if key is not None:
+                last = if_sound(read, used[sum_], float, f"{keys.API_KEYS_USED} {field}") if sum_ in used else None
+                found.append((sum_, msgspec.structs.replace(key, last_used_at=last)))
         return sorted(found, key=lambda item: (-item[1].created_at, item[1].id))

@@ -94,5 +94,5 @@ class Audit:
         entries: list[tuple[str, Entry]] = []
         for place, fields in found[:limit]:
             where = place.decode()
-            entries += ((where, e) for e in readable([(f"{keys.audit(of)} {where}", fields[b"entry"])], Entry))
+            entries += ((where, e) for e in readable([(f"{keys.audit(of)} {where}", fields.get(b"entry", b""))], Entry))
         return entries, len(found) > limit

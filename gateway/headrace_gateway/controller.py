@@ -32,12 +32,13 @@ from redis.exceptions import RedisError
 from headrace_core import snapshots
 from headrace_core.concurrency import cancel
 from headrace_core.drains import Drains
-from headrace_core.errors import HeadraceError, InvalidState, Unavailable
+from headrace_core.errors import Damaged, HeadraceError, InvalidState, Unavailable
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ENDED, Job, JobError, JobStore, PausedBy, Status, model_name
 from headrace_core.ledger import Ledger
 from headrace_core.logs import get_logger, redact_streams
 from headrace_core.mending import Mending
+from headrace_core.records import name
 from headrace_core.redis import connect
 from headrace_core.settings import Settings
 from headrace_core.weights import WeightStore, default_root
@@ -135,6 +136,8 @@ class JobController:
         except Cancelled:  # it counts at any moment, also while the job pauses or fails
             await self._ledger.close("cancelled")
             ended = "cancelled"
+        except Damaged as error:  # while it began, paused or ended: `_ended` has met the others
+            ended = await self._end_damaged(error)
         except Replaced:
             replaced = True
             raise
@@ -299,6 +302,18 @@ class JobController:
         await self._ledger.close(code)
         data = error.data if isinstance(error, RewardsFailing | GenerationFailing) else None
         return await self._end("failed", f"failed: {message}", JobError(code, message, param), data)
+
+    async def _end_damaged(self, error: Damaged) -> Status:
+        """Without that record the job can neither go on nor pause: it fails, unless it has ended. What else of it is
+        damaged does not matter."""
+        await self._ledger.close(error.code)
+        try:
+            await self._jobs.move(self._job_id, "failed", JobError(error.code, error.message, error.param))
+        except InvalidState:
+            name(error)
+        else:
+            await self._jobs.tell(self._job_id, f"failed: {error.message}", level="error")
+        return await self._jobs.status(self._job_id)
 
     async def _clean_up(self, over: Status | None, replaced: bool) -> None:
         """Nothing of the job runs afterwards. Where it is over, what a next controller would go on from goes too; where

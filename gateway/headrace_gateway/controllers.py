@@ -37,6 +37,7 @@ from headrace_core.jobs import Job, JobStore, Standing
 from headrace_core.ledger import Ledger
 from headrace_core.logs import get_logger
 from headrace_core.mending import Mending
+from headrace_core.records import name
 from headrace_core.settings import Settings
 
 from .controller import JobController
@@ -168,6 +169,8 @@ class RayControllers:
                         await self._take_over(standing.id)
                     elif standing.status != "queued" and standing.id not in at_work:
                         await self._end_or_start(standing, standing.id in there)
+                except Damaged as error:  # of this job: no next look mends it, and the others are seen to
+                    name(error)
                 except (HeadraceError, RedisError) as error:
                     failed = error
             for job_id in await self._near_their_place([s.id for s in standings if s.status == "queued"]):
@@ -194,8 +197,13 @@ class RayControllers:
             await self._jobs.tell(standing.id, "paused before it began; resume queues it again")
 
     async def _nothing_exists_of(self, job_id: str) -> bool:
-        """Whether none of the job's workers was ever started, and so no group, weight or file of it exists."""
-        return not await self._jobs.workers(job_id) and (await Ledger(self._redis, job_id).account()).admitted == 0
+        """Whether none of the job's workers was ever started, and so no group, weight or file of it exists. Of a ledger
+        that is damaged nobody knows: then a controller sees to it."""
+        try:
+            return not await self._jobs.workers(job_id) and (await Ledger(self._redis, job_id).account()).admitted == 0
+        except Damaged as error:
+            name(error)
+            return False
 
     async def _near_their_place(self, queued: Sequence[str]) -> list[str]:
         """Of the queued jobs, oldest first, those that are to have a controller."""

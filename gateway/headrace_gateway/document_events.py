@@ -11,8 +11,12 @@ _MEDIA_TYPE = "text/event-stream"
 _DONE = {"const": "[DONE]"}
 _STATE = {
     "type": "object",
-    "description": "The job, where its groups are, and what its reward does.",
-    "properties": {"job": {"$ref": SCHEMAS + "JobObject"}, "ledger": {"type": "object"}, "reward": {"type": "object"}},
+    "description": "The job, where its groups are (null where that is damaged), and what its reward does.",
+    "properties": {
+        "job": {"$ref": SCHEMAS + "JobObject"},
+        "ledger": {"type": ["object", "null"]},
+        "reward": {"type": "object"},
+    },
     "required": ["job", "ledger", "reward"],
 }
 _EVENTS: dict[str, tuple[tuple[str, str | dict[str, Any]], ...]] = {

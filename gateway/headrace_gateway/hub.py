@@ -21,16 +21,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from headrace_core.errors import Damaged
 from headrace_core.history import Entry
 from headrace_core.jobs import ENDED, Job, JobStore
 from headrace_core.ledger import Ledger
 from headrace_core.logs import get_logger
+from headrace_core.records import name
 
 from .listener import Batch, Listener, told
 from .progress import estimated_finish
@@ -190,11 +192,19 @@ class Follower:
         for listener in self._listeners:
             listener.end(listener.voice.done)
 
+    async def _account(self) -> dict[str, Any] | None:
+        """None of a ledger that is damaged."""
+        try:
+            return (await self._ledger.account()).as_dict()
+        except Damaged as error:
+            name(error)
+            return None
+
     async def _tell_state(self) -> Job:
         job = await self._jobs.get(self._job_id)
         body = {
             "job": job_object(job, estimated_finish(job)),
-            "ledger": (await self._ledger.account()).as_dict(),
+            "ledger": await self._account(),
             "reward": summary(await self._jobs.rewards(self._job_id)),
         }
         state = sse("state", _encode(body))

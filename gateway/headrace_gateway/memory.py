@@ -16,8 +16,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from headrace_core.errors import Damaged
 from headrace_core.jobs import JobStore
 from headrace_core.ledger import Ledger, Queues
+from headrace_core.records import name
 from headrace_core.redis import answer
 from headrace_core.settings import Settings
 
@@ -58,9 +60,19 @@ class MemoryShare:
         if not bound:
             return 0
         under_way = {job.id for job in await self._jobs.standings() if job.status == "running"} | {self._job_id}
-        groups = sum([(await Ledger(self._redis, job_id).queues()).bytes for job_id in under_way])
+        groups = sum([await self._bytes_of(job_id) for job_id in under_way])
         free = bound - (int(memory["used_memory"]) - groups)
         return max(1, int(free * GROUPS_PART) // max(1, len(under_way)))
+
+    async def _bytes_of(self, job_id: str) -> int:
+        """Of a job's groups; 0 of another one whose ledger is damaged, which is no reason to end this one."""
+        try:
+            return (await Ledger(self._redis, job_id).queues()).bytes
+        except Damaged as error:
+            if job_id == self._job_id:
+                raise
+            name(error)
+            return 0
 
     async def _tell(self, now: Queues) -> None:
         grown, self._held_back = now.held_back > self._held_back, now.held_back

@@ -144,12 +144,12 @@ class OverviewObject(BaseModel):
     suffix: str | None
     created_at: int
     finished_at: int | None
-    step: int = Field(description="Newest policy version.")
+    step: int | None = Field(description="Newest policy version; null where what is kept of it is damaged.")
     total_steps: int
     reward_mean: float | None = Field(description="Of the last step.")
     evaluation_reward_mean: float | None = Field(description="Of the last evaluation.")
     max_staleness: int | None
-    largest_age: int
+    largest_age: int | None = Field(description="Null where what is kept of it is damaged.")
     largest_age_bound: int | None = Field(
         description="`max_staleness` of the step that trained it; null before the first."
     )

@@ -12,13 +12,14 @@ import msgspec
 from headrace_core.history import Spark
 from headrace_core.jobs import Job
 from headrace_core.keys import JobKeys
-from headrace_core.records import readable
+from headrace_core.records import if_sound, readable, whole_number
 
 from .context import Gateway
 from .progress import estimated_finish
 from .schemas import page
 
 T = TypeVar("T")
+_FIGURES = ["version", "largest_age", "largest_age_bound"]
 
 
 class _Rewarded(msgspec.Struct, frozen=True):
@@ -33,7 +34,7 @@ async def overview(here: Gateway, after: str | None, limit: int) -> tuple[list[d
     async with here.redis.pipeline(transaction=False) as pipe:
         for job in jobs:
             keys = JobKeys(job.id)
-            pipe.hmget(keys.ledger, ["version", "largest_age", "largest_age_bound"])
+            pipe.hmget(keys.ledger, _FIGURES)
             pipe.hmget(keys.summary, ["step", "evaluation", "spark"])
         found = await pipe.execute()
     return [_short(*of_job) for of_job in zip(jobs, found[::2], found[1::2], strict=True)], has_more
@@ -46,7 +47,9 @@ def _newest(where: str, raw: bytes | None, otherwise: T) -> T:
 
 
 def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> dict[str, Any]:
-    version, largest_age = (int(count or 0) for count in books[:2])
+    ledger = JobKeys(job.id).ledger
+    figures = zip(_FIGURES, books, strict=True)
+    version, largest_age, bound = (if_sound(whole_number, count, f"{ledger} {name}") for name, count in figures)
     where = JobKeys(job.id).summary
     step, evaluation = (_newest(where, raw, _Rewarded(None)).reward_mean for raw in newest[:2])
     spark = _newest(where, newest[2], Spark())
@@ -65,7 +68,7 @@ def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> d
         "evaluation_reward_mean": evaluation,
         "max_staleness": job.hyperparameters.get("max_staleness"),
         "largest_age": largest_age,
-        "largest_age_bound": None if books[2] is None else int(books[2]),
+        "largest_age_bound": None if books[2] is None else bound,
         "spark": {"reward": spark.reward, "age": spark.age},
         "estimated_finish": None if finish is None else int(finish),
         "error": job.error,

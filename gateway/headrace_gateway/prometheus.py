@@ -23,7 +23,7 @@ from headrace_core.keys import JobKeys
 from headrace_core.ledger import account_of
 from headrace_core.mending import counts_of
 from headrace_core.metrics import EvaluationMetrics, Metrics, StepMetrics, UpdateMetrics, WorkerMetrics
-from headrace_core.records import readable
+from headrace_core.records import if_sound, readable
 
 from .reward_summary import summary
 
@@ -95,10 +95,11 @@ async def exposition(redis: Redis) -> bytes:
         found = await pipe.execute()
     for job, *of_job in zip(exposed, *(found[i::4] for i in range(4)), strict=True):
         books, newest, rewards, mending = of_job
-        samples += _of_ledger(job, account_of(books).as_dict())
+        if (account := if_sound(account_of, job.id, books)) is not None:
+            samples += _of_ledger(job, account.as_dict())
         samples += _of_newest(job, newest)
         samples += _of_reward(job.id, summary(rewards_of(job.id, rewards)))
-        samples += _of_mending(job.id, *counts_of(mending))
+        samples += _of_mending(job.id, *counts_of(job.id, mending))
     registry = CollectorRegistry()
     registry.register(_Scrape(samples))
     return generate_latest(registry)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headrace_core.history import EVENTS, KINDS, Entry, Kind
+from headrace_core.history import EVENTS, KINDS, Entry, Kind, whole
 from headrace_core.jobs import event_of
+from headrace_core.records import UNREADABLE
 
 from .schemas import event_object
 
@@ -40,8 +41,10 @@ def _of_openai(job_id: str, entry: Entry) -> bytes:
 
 
 def _of_everything(job_id: str, entry: Entry) -> bytes:
-    data = _encode(event_object(event_of(job_id, entry))) if entry.kind == "event" else entry.data
-    return sse(entry.kind, data, str(entry.number))
+    """Nothing of a measurement that is damaged: the log names it."""
+    if entry.kind == "event":
+        return sse("event", _encode(event_object(event_of(job_id, entry))), str(entry.number))
+    return b"".join(sse(e.kind, e.data, str(e.number)) for e in whole(job_id, [entry]))
 
 
 OPENAI = Voice(EVENTS, _of_openai, states=False, done=b"data: [DONE]\n\n")
@@ -75,4 +78,7 @@ class _Type(msgspec.Struct, frozen=True):
 def _thinned_with(entry: Entry) -> str:
     if entry.kind != "event":
         return entry.source
-    return "said" if msgspec.json.decode(entry.data, type=_Type).type == "message" else "metrics"
+    try:
+        return "said" if msgspec.json.decode(entry.data, type=_Type).type == "message" else "metrics"
+    except UNREADABLE:  # told as an event of its own, which says so
+        return "said"

@@ -11,6 +11,7 @@ from headrace_core.jobs import Job
 from headrace_core.metrics import WorkerMetrics
 
 from .context import Gateway
+from .waits import LEARNER
 
 LOST_SECONDS = 15.0
 """A worker beats every two seconds; one silent for so long is lost."""
@@ -21,11 +22,9 @@ async def workers(gateway: Gateway, job: Job) -> list[dict[str, Any]]:
     beats = {beat.worker: beat for beat in await gateway.jobs.workers(job.id)}
     drains = await Drains(gateway.redis, job.id).all()
     version, _ = await gateway.ledger(job.id).newest()
-    count = job.hyperparameters.get("rollout_workers", 1)
-    names = ["learner", *(f"rollout-{number}" for number in range(count))]
     return [
         _shown(name, beats.get(name), _status(gateway, job, beats.get(name), drains.get(name)), version)
-        for name in names
+        for name in _names(job)
     ]
 
 
@@ -35,13 +34,12 @@ async def worker(gateway: Gateway, job: Job, name: str) -> dict[str, Any]:
     for each in found:
         if each["id"] == name:
             return each
-    known = ", ".join(each["id"] for each in found)
-    raise NotFound(f"job {job.id} has no worker {name!r}; it has {known}", param="worker")
+    raise _unknown(job, name)
 
 
 async def drain(gateway: Gateway, job: Job, name: str, seconds: float) -> dict[str, Any]:
     """Give a rollout worker no more work. Raises `InvalidRequest` for the learner, `InvalidState` for an ended job."""
-    await _rollout(gateway, job, name)
+    _rollout(job, name)
     await Drains(gateway.redis, job.id).ask(name, seconds)
     await gateway.jobs.tell(job.id, f"{name} is being drained, by {gateway.principal.name}")
     return await worker(gateway, job, name)
@@ -49,16 +47,26 @@ async def drain(gateway: Gateway, job: Job, name: str, seconds: float) -> dict[s
 
 async def undrain(gateway: Gateway, job: Job, name: str) -> bool:
     """Let it go on; whether it was drained. Raises as `drain` does."""
-    await _rollout(gateway, job, name)
+    _rollout(job, name)
     if not await Drains(gateway.redis, job.id).release(name):
         return False
     await gateway.jobs.tell(job.id, f"{name} takes work again, by {gateway.principal.name}")
     return True
 
 
-async def _rollout(gateway: Gateway, job: Job, name: str) -> None:
-    found = await worker(gateway, job, name)
-    if found["role"] == "learner":
+def _names(job: Job) -> list[str]:
+    return [LEARNER, *(f"rollout-{number}" for number in range(job.hyperparameters.get("rollout_workers", 1)))]
+
+
+def _unknown(job: Job, name: str) -> NotFound:
+    return NotFound(f"job {job.id} has no worker {name!r}; it has {', '.join(_names(job))}", param="worker")
+
+
+def _rollout(job: Job, name: str) -> None:
+    """Raises `NotFound`, `InvalidRequest`, `InvalidState`."""
+    if name not in _names(job):
+        raise _unknown(job, name)
+    if name == LEARNER:
         raise InvalidRequest("the learner cannot be drained: pause the job instead", param="worker")
     if job.finished_at is not None:
         raise InvalidState(f"job {job.id} is {job.status}: it has no workers any more")
@@ -80,7 +88,7 @@ def _status(gateway: Gateway, job: Job, beat: WorkerMetrics | None, drain: Drain
 
 
 def _shown(name: str, beat: WorkerMetrics | None, status: str, version: int) -> dict[str, Any]:
-    role = "learner" if name == "learner" else "rollout"
+    role = "learner" if name == LEARNER else "rollout"
     known = beat or WorkerMetrics(worker=name, role=role, time=0, version=version, uptime=0, busy=0, waiting={})
     return {
         "id": name,

@@ -10,7 +10,7 @@ import simulate
 from _plan import plan
 from _plants import PLANTS, planted
 
-from headrace_core.ledger import script_source
+from headrace_core.scripts import script_source
 
 pytestmark = pytest.mark.timeout(1200)
 """Seconds: on a machine that has other things to do, a schedule takes many times as long."""

@@ -35,7 +35,7 @@ local function room_in_memory(outstanding, leased, batch_size)
 end
 
 local answer = { '', version }
-local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', NOW)
+local expired = groups_in(LEASES, 'ZRANGEBYSCORE', LEASES, '-inf', NOW)
 table.sort(expired, function(a, b) return tonumber(a) < tonumber(b) end)
 for _, group in ipairs(expired) do
   if #answer - 2 >= want then break end

@@ -14,6 +14,29 @@ local function number_of_newest()
   return newest and tonumber(string.match(newest[1], '^%d+')) or 0
 end
 
+-- What the summary keeps beside the entries, read. Whatever is damaged of it begins anew: the history goes on.
+local function number_of(field) return tonumber(redis.call('HGET', summary, field) or '') end
+local function json_of(raw)
+  local good, found = pcall(cjson.decode, raw or '')
+  return good and type(found) == 'table' and found or nil
+end
+local function added(field, by, otherwise)
+  local now = redis.call('HGET', summary, field)
+  if now and not string.match(now, '^%d+$') then redis.call('HSET', summary, field, otherwise()) end
+  return redis.call('HINCRBY', summary, field, by)
+end
+local function nothing() return 0 end
+
+-- The newest number of any kind.
+local function number_of_last()
+  local last = 0
+  for _, other in ipairs({ 'event', 'step', 'evaluation', 'update', 'worker', 'reward' }) do
+    local newest = redis.call('XREVRANGE', (string.gsub(stream, '%w+$', other)), '+', '-', 'COUNT', 1)[1]
+    last = math.max(last, newest and tonumber(string.match(newest[1], '^%d+')) or 0)
+  end
+  return last
+end
+
 -- A bucket holds `stride` steps: mean reward, how many steps have one, largest age. With POINTS of them full, pairs merge.
 local function halved(spark)
   local merged = {stride = spark.stride * 2, filled = spark.stride * 2, mean = {}, count = {}, age = {}}
@@ -27,7 +50,10 @@ local function halved(spark)
 end
 
 local function sparked(raw)
-  local spark = raw and cjson.decode(raw) or {stride = 1, filled = 1, mean = {}, count = {}, age = {}}
+  local spark = json_of(raw)
+  if not (spark and spark.stride and spark.filled and spark.mean and spark.count and spark.age) then
+    spark = {stride = 1, filled = 1, mean = {}, count = {}, age = {}}
+  end
   if spark.filled == spark.stride and #spark.age == POINTS then spark = halved(spark) end
   if spark.filled == spark.stride then
     spark.filled = 0
@@ -46,7 +72,7 @@ local function sparked(raw)
 end
 
 local function paced(raw)
-  local pace = raw and cjson.decode(raw) or {}
+  local pace = json_of(raw) or {}
   table.insert(pace, {step, time})
   if #pace > PACE then table.remove(pace, 1) end
   return cjson.encode(pace)
@@ -62,9 +88,9 @@ local function thin()
     for _, entry in ipairs(seen) do
       if at % 2 == 0 or at >= 0.75 * count then
         redis.call('XADD', thinned, entry[1], unpack(entry[2]))
-        bytes = bytes + #entry[2][2] + #entry[2][4]
+        for i = 2, #entry[2], 2 do bytes = bytes + #entry[2][i] end
       else
-        redis.call('HINCRBY', summary, 'left out ' .. kind, 1)
+        added('left out ' .. kind, 1, nothing)
         if kind == 'step' then redis.call('ZREM', marks, string.match(entry[1], '^%d+')) end
       end
       at, after = at + 1, '(' .. entry[1]
@@ -79,16 +105,19 @@ if redis.call('HGET', summary, source) == data then return number_of_newest() en
 redis.call('HSET', summary, source, data)
 
 if kept then
-  local first = tonumber(redis.call('HGET', summary, 'first ' .. source) or time)
-  local last = tonumber(redis.call('HGET', summary, 'last ' .. source))
+  local first, last = number_of('first ' .. source) or time, number_of('last ' .. source)
   if last and time - last < (time - first) / kept then return 0 end
   redis.call('HSETNX', summary, 'first ' .. source, ARGV[3])
   redis.call('HSET', summary, 'last ' .. source, ARGV[3])
 end
 
-local number = redis.call('HINCRBY', summary, 'entries', 1)
+local number = added('entries', 1, number_of_last)
+if number <= number_of_newest() then -- the count is damaged, and a number still
+  number = number_of_last() + 1
+  redis.call('HSET', summary, 'entries', number)
+end
 redis.call('XADD', stream, number .. '-0', 'source', source, 'data', data)
-if redis.call('HINCRBY', summary, 'bytes ' .. kind, #source + #data) > most then thin() end
+if added('bytes ' .. kind, #source + #data, nothing) > most then thin() end
 if step then
   local newest = redis.call('ZREVRANGE', marks, 0, 0, 'WITHSCORES')
   if not newest[2] or step > tonumber(newest[2]) then

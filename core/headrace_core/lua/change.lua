@@ -10,7 +10,7 @@ if #ARGV < 5 then return 'ok' end
 local from = number('version')
 if number('claimed') > 0 then from = from + 1 end
 local last = redis.call('LINDEX', CHANGES, -1)
-if last then from = math.max(from, cjson.decode(last).from_version) end
+if last then from = math.max(from, tonumber(json_in(last, CHANGES .. '[-1]').from_version) or 0) end
 for i = 5, #ARGV, 3 do
   redis.call('HSET', JOB, 'live:' .. ARGV[i], ARGV[i + 1])
   redis.call('RPUSH', CHANGES, string.format('{"time":%.3f,"from_version":%d,', NOW, from) .. ARGV[i + 2]:sub(2))

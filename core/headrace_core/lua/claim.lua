@@ -11,14 +11,14 @@ if field('claim') ~= call then
     if not redis.call('ZSCORE', QUEUED, ARGV[i]) then return 'gone' end
   end
   for i = first, last do
+    move(ARGV[i], 'claimed', 'version ' .. version)
     redis.call('ZREM', QUEUED, ARGV[i])
     redis.call('ZADD', CLAIMED, ARGV[i], ARGV[i])
-    move(ARGV[i], 'claimed', 'version ' .. version)
   end
   for i = last + 1, #ARGV do
-    redis.call('ZREM', QUEUED, ARGV[i])
     local oldest = redis.call('HGET', GROUP .. ARGV[i], 'version')
     move(ARGV[i], 'dropped_stale', 'oldest token of version ' .. oldest .. ' at version ' .. version)
+    redis.call('ZREM', QUEUED, ARGV[i])
     forget(ARGV[i])
   end
   if #ARGV > last then signal('dropped') end
@@ -28,6 +28,8 @@ end
 local messages = {}
 for i = first, last do
   local entry = redis.call('HGET', GROUP .. ARGV[i], 'entry')
-  messages[#messages + 1] = redis.call('XRANGE', GROUPS, entry, entry)[1][2][4]
+  local found = entry and string.match(entry, '^%d+%-%d+$') and redis.call('XRANGE', GROUPS, entry, entry)[1]
+  if not found or not found[2][4] then damaged(GROUP .. ARGV[i] .. ' entry', 'it leads to no encoded group') end
+  messages[#messages + 1] = found[2][4]
 end
 return messages

@@ -1,13 +1,16 @@
 -- (time, reason) → how many groups were cancelled. No lease, claim or settlement succeeds after this; idempotent. What
 -- was trained is forgotten only where the job's status says that it is over: one whose training ended may be paused yet,
--- or lose its controller, and whoever goes on with it may need to make the last state again.
+-- or lose its controller, and whoever goes on with it may need to make the last state again. Whatever is damaged, the job
+-- ends.
 local cancelled = 0
 for _, set in ipairs({ LEASES, QUEUED, CLAIMED }) do
   for _, group in ipairs(redis.call('ZRANGE', set, 0, -1)) do
-    redis.call('HSET', GROUP .. group, 'token', '')
-    move(group, 'cancelled', ARGV[2])
-    forget(group)
-    cancelled = cancelled + 1
+    if redis.call('HEXISTS', GROUP .. group, 'state') == 1 then -- else the set's member is damaged: it is no group
+      redis.call('HSET', GROUP .. group, 'token', '')
+      move(group, 'cancelled', ARGV[2])
+      forget(group)
+      cancelled = cancelled + 1
+    end
   end
   redis.call('DEL', set)
 end

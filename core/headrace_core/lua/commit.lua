@@ -14,6 +14,7 @@ if not holds(group, token) then
 end
 if full(#ARGV[6]) then return redis.error_reply('OOM the memory kept for groups is used up') end
 local entry = redis.call('XADD', GROUPS, '*', 'group', group, 'data', ARGV[6])
+move(group, 'queued', ARGV[5] .. ' tokens')
 redis.call('ZREM', LEASES, group)
 redis.call('ZADD', QUEUED, group, group)
 redis.call(
@@ -23,6 +24,5 @@ redis.call('HINCRBY', LEDGER, 'bytes', #ARGV[6])
 redis.call('HINCRBY', LEDGER, 'sent_bytes', #ARGV[6])
 redis.call('HINCRBY', LEDGER, 'sent', 1)
 redis.call('HINCRBY', LEDGER, 'sampled_tokens', ARGV[5])
-move(group, 'queued', ARGV[5] .. ' tokens')
 signal('queued')
 return 'queued'

@@ -3,7 +3,7 @@ local version, forgotten = math.min(tonumber(ARGV[2]), number('version')), 0
 for step = number('covered'), version - 1 do
   local record = redis.call('HGET', STEPS, step)
   if record then
-    for _, group in ipairs(cjson.decode(record).groups) do
+    for _, group in ipairs((json_in(record, STEPS .. ' ' .. step).groups or {})) do
       forget(group)
       forgotten = forgotten + 1
     end

@@ -6,8 +6,9 @@ for i = 4, #ARGV do
   if not redis.call('ZSCORE', CLAIMED, ARGV[i]) and not filtered(ARGV[i]) then return 'fenced' end
 end
 for i = 4, #ARGV do
-  if redis.call('ZREM', CLAIMED, ARGV[i]) == 1 then
+  if redis.call('ZSCORE', CLAIMED, ARGV[i]) then
     move(ARGV[i], 'filtered', ARGV[3])
+    redis.call('ZREM', CLAIMED, ARGV[i])
     forget(ARGV[i])
   end
 end

@@ -1,7 +1,7 @@
 -- (time, worker) → how many of the worker's leases end now: its process is known to have died
 local ended = 0
-for _, group in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
-  local token = redis.call('HGET', GROUP .. group, 'token')
+for _, group in ipairs(live(LEASES)) do
+  local token = redis.call('HGET', GROUP .. group, 'token') or ''
   if token:sub(1, #ARGV[2] + 1) == ARGV[2] .. '#' then
     redis.call('ZADD', LEASES, 0, group)
     ended = ended + 1

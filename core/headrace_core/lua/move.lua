@@ -1,10 +1,11 @@
 -- (time, call, new status, its time where it ends the job or '', field that says what it ended with or '', its value,
--- statuses it may follow…) → 'ok', or the status that does not lead there; nothing where there is no such job
+-- all statuses where a damaged one may be followed, too, else '', statuses it may follow…) → 'ok', or the status that does not lead there; nothing where there is no such job
 local now = redis.call('HGET', JOB, 'status')
 if not now then return now end
 return once(JOB, 'moved_by', ARGV[2], function()
-  for i = 7, #ARGV do
-    if ARGV[i] == now then
+  local unknown = ARGV[7] ~= '' and not string.find(' ' .. ARGV[7] .. ' ', ' ' .. now .. ' ', 1, true)
+  for i = 8, #ARGV do
+    if ARGV[i] == now or unknown then
       redis.call('HDEL', JOB, 'paused_by', 'at_rest')
       redis.call('HSET', JOB, 'status', ARGV[3])
       if ARGV[4] ~= '' then redis.call('HSET', JOB, 'finished_at', ARGV[4]) end

@@ -15,6 +15,14 @@ local LEDGER, LEASES, QUEUED, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUPS, STEPS, SIGNALS, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local CHANGES, DRAINS, JOB, FAILED = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local FAILED_KEPT = 1000
+local LIVE = { 'leased', 'queued', 'claimed' }
+local STATES = {
+  'leased', 'queued', 'claimed', 'trained', 'dropped_stale', 'filtered', 'reward_failed', 'generation_failed', 'cancelled',
+}
+local FIGURES = {
+  'admitted', 'version', 'masked_tokens', 'largest_age', 'largest_age_bound', 'sampled_tokens', 'fenced', 'bytes', 'sent',
+  'sent_bytes', 'share', 'held_back', 'term', 'tokens', 'covered', 'batch_size', 'max_staleness', 'total_groups',
+}
 
 local function read_clock()
   if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
@@ -23,20 +31,47 @@ local function read_clock()
 end
 local NOW = read_clock()
 
+-- What is kept cannot be what was written: the caller is told where (`scripts.Script`), and the script ends.
+local function damaged(where, why) error('damaged<' .. where .. '>' .. why, 0) end
+local function number_in(found, where)
+  if not found then return 0 end
+  return tonumber(found) or damaged(where, 'it is no number')
+end
+
 local function field(name) return redis.call('HGET', LEDGER, name) end
-local function number(name) return tonumber(field(name) or '0') end
+local function number(name) return number_in(field(name), LEDGER .. ' ' .. name) end
 local function numbers(...)
   local found = redis.call('HMGET', LEDGER, ...)
-  for i = 1, #found do found[i] = tonumber(found[i] or '0') end
+  for i = 1, #found do found[i] = number_in(found[i], LEDGER .. ' ' .. select(i, ...)) end
   return unpack(found)
 end
+-- The groups of a sorted set, each a number.
+local function groups_in(set, ...)
+  local found = redis.call(...)
+  for _, group in ipairs(found) do
+    if not string.match(group, '^%d+$') then damaged(set .. ' ' .. group, 'it is no group') end
+  end
+  return found
+end
+local function version_of(group)
+  local where = GROUP .. group
+  return number_in(redis.call('HGET', where, 'version') or '', where .. ' version')
+end
+local function live(set) return groups_in(set, 'ZRANGE', set, 0, -1) end
 local function signal(what) redis.call('XADD', SIGNALS, 'MAXLEN', '~', 256, '*', 'what', what) end
+
+-- An object of JSON.
+local function json_in(text, where)
+  local good, found = pcall(cjson.decode, text)
+  if good and type(found) == 'table' then return found end
+  damaged(where, 'it is no object of JSON')
+end
 
 -- max_staleness of the step that updates `version`: by the newest change that holds for it, else what the job began with.
 local function bound_of(version)
   local first
   for i = redis.call('LLEN', CHANGES) - 1, 0, -1 do
-    local change = cjson.decode(redis.call('LINDEX', CHANGES, i))
+    local change = json_in(redis.call('LINDEX', CHANGES, i), CHANGES .. '[' .. i .. ']')
     if change.name == 'max_staleness' then
       if change.from_version <= version then return change.after end
       first = change.before
@@ -45,12 +80,29 @@ local function bound_of(version)
   return first or number('max_staleness')
 end
 
--- Into `to`, with a line of history. `note` says why or by whom.
+-- Adds to a figure of the ledger. One that is damaged stays so: only what ends a job comes here with one (sound.lua).
+local function count(name, by)
+  local now = field(name)
+  if not now or string.match(now, '^%-?%d+$') then redis.call('HINCRBY', LEDGER, name, by) end
+end
+
+-- The state that the group's record says; where that cannot be read, that of the set which the group is in.
+local function state_of(group, said)
+  for _, state in ipairs(STATES) do
+    if said == state then return said end
+  end
+  for i, set in ipairs({ LEASES, QUEUED, CLAIMED }) do
+    if said and redis.call('ZSCORE', set, group) then return LIVE[i] end
+  end
+end
+
+-- Into `to`, with a line of history, before the group leaves the set it is in. `note` says why or by whom.
 local function move(group, to, note)
   local key = GROUP .. group
   local was = redis.call('HMGET', key, 'state', 'history')
-  if was[1] then redis.call('HINCRBY', LEDGER, was[1], -1) end
-  redis.call('HINCRBY', LEDGER, to, 1)
+  local from = state_of(group, was[1])
+  if from then count(from, -1) end
+  count(to, 1)
   local line = string.format('%s\t%.3f\t%s\n', to, NOW, (note:gsub('\n', ' ')))
   redis.call('HSET', key, 'state', to, 'history', (was[2] or '') .. line)
 end
@@ -59,18 +111,18 @@ end
 local function forget(group)
   local found = redis.call('HMGET', GROUP .. group, 'entry', 'size')
   if found[1] then
-    redis.call('XDEL', GROUPS, found[1])
+    redis.pcall('XDEL', GROUPS, found[1]) -- refused where the entry is no id: nothing is there to forget then
     redis.call('HDEL', GROUP .. group, 'entry', 'size')
-    redis.call('HINCRBY', LEDGER, 'bytes', -tonumber(found[2] or '0'))
+    count('bytes', -(tonumber(found[2]) or 0))
   end
 end
 
 -- A leased group ends as `state`, a failure. Of such groups the newest FAILED_KEPT are kept, for reading: a job may meet any
 -- number of them, and nothing of an older one is ever asked for again (whatever still arrives for it is fenced).
 local function fail(group, state, note)
+  move(group, state, note)
   redis.call('ZREM', LEASES, group)
   redis.call('HSET', GROUP .. group, 'token', '')
-  move(group, state, note)
   redis.call('RPUSH', FAILED, group)
   while redis.call('LLEN', FAILED) > FAILED_KEPT do
     redis.call('DEL', GROUP .. redis.call('LPOP', FAILED))
@@ -83,7 +135,7 @@ end
 -- least every third of it.
 local function forgive_silence(seconds)
   if ARGV[1] ~= '' then return end
-  local heard = number('heard')
+  local heard = tonumber(field('heard')) or 0 -- of none that can be read, nothing is forgiven once
   local silence = NOW - heard
   if heard > 0 and silence > seconds / 2 then
     local held = redis.call('ZRANGEBYSCORE', LEASES, '(' .. string.format('%.6f', heard), '+inf', 'WITHSCORES')

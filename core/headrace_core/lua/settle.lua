@@ -9,8 +9,8 @@ for i = 8, #ARGV do
   if not redis.call('ZSCORE', CLAIMED, ARGV[i]) then return 'fenced' end
 end
 for i = 8, #ARGV do
-  redis.call('ZREM', CLAIMED, ARGV[i])
   move(ARGV[i], 'trained', 'version ' .. ARGV[3])
+  redis.call('ZREM', CLAIMED, ARGV[i])
 end
 redis.call('HINCRBY', LEDGER, 'masked_tokens', ARGV[6])
 if tonumber(ARGV[5]) > number('largest_age') or not field('largest_age_bound') then

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from headrace_core.errors import InvalidState
-from headrace_core.history import MEASURED
+from headrace_core.history import MEASURED, page_of_entries
 from headrace_core.jobs import ENDED, JobStore
 from headrace_core.records import UNREADABLE
 
@@ -81,7 +81,7 @@ class FromRedis:
 
     async def after(self, number: int) -> list[Measured]:
         """See `Source`."""
-        found = await self._jobs.history.after(self._id, number, BATCH, MEASURED)
+        found, _ = await page_of_entries(self._jobs.history, self._id, number, BATCH, MEASURED)
         return [Measured(e.number, e.kind, msgspec.json.decode(e.data)) for e in found]
 
 

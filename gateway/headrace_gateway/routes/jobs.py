@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from headrace_core.errors import InvalidState
+from headrace_core.errors import Damaged, InvalidState
 from headrace_core.jobs import Job, Status
 
 from .. import repeats
@@ -59,16 +59,21 @@ async def retrieve(here: Here, job_id: str) -> Response:
 
 @router.post("/{job_id}/cancel", response_model=JobObject)
 async def cancel(here: Here, request: Request, job_id: str) -> Response:
-    """End a job that has not ended. What it trained so far stays in its checkpoints."""
+    """End a job that has not ended. What it trained so far stays in its checkpoints. One whose record is damaged is
+    cancelled all the same; the answer is the error that names the record then."""
     if await _asked(here, request, job_id, "cancelled"):
         await here.jobs.tell(job_id, "cancelled")
     await here.controllers.cancel(job_id)
-    return shown(await here.jobs.get(job_id))
+    try:
+        return shown(await here.jobs.get(job_id))
+    except Damaged as error:
+        raise Damaged(f"job {job_id} is cancelled, but cannot be shown: {error.message}") from error
 
 
 @router.post("/{job_id}/pause", response_model=JobObject)
 async def pause(here: Here, request: Request, job_id: str) -> Response:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
+    await here.jobs.get(job_id)  # one that cannot be read stays as it is
     if await _asked(here, request, job_id, "paused"):
         await here.jobs.tell(job_id, "pausing")
     job = await here.jobs.get(job_id)
@@ -79,6 +84,7 @@ async def pause(here: Here, request: Request, job_id: str) -> Response:
 @router.post("/{job_id}/resume", response_model=JobObject)
 async def resume(here: Here, request: Request, job_id: str) -> Response:
     """Let a paused job go on where it was."""
+    await here.jobs.get(job_id)
     if await _asked(here, request, job_id, "queued", "running"):
         await here.jobs.tell(job_id, "Resumed")
     job = await here.jobs.get(job_id)
@@ -92,7 +98,7 @@ async def _asked(here: Gateway, request: Request, job_id: str, to: Status, *also
     try:
         await here.jobs.move(job_id, to)
     except InvalidState:
-        if (await here.jobs.get(job_id)).status not in (to, *also):
+        if await here.jobs.status(job_id) not in (to, *also):
             raise
         unchanged(request)
         return False

@@ -9,7 +9,9 @@ import msgspec
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
 
-from headrace_core.history import MEASURED, STEPS
+from headrace_core.history import MEASURED, STEPS, page_of_entries
+from headrace_core.keys import JobKeys
+from headrace_core.records import readable
 
 from ..answers import ready
 from ..context import Here
@@ -61,8 +63,9 @@ async def staleness(
     job = await here.jobs.get(job_id)
     account = await here.ledger(job_id).account()
     start = 0 if from_step is None else await here.jobs.history.before_step(job_id, from_step)
-    found = await here.jobs.history.after(job_id, start, limit + 1, STEPS)
-    read = [msgspec.json.decode(e.data, type=_StepAges) for e in found[:limit]]
+    found, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, STEPS)
+    where = JobKeys(job_id).history("step")
+    read = readable(((f"{where} {e.number}-0", e.data) for e in found), _StepAges)
     live = await record(here, job)
     steps = [msgspec.structs.asdict(s) | {"max_staleness": live.at(s.step - 1).max_staleness} for s in read]
     return ready(
@@ -76,7 +79,7 @@ async def staleness(
             "masked_tokens": account.masked_tokens,
             "dropped_groups": account.states["dropped_stale"],
             "steps": steps,
-            "has_more": len(found) > limit,
+            "has_more": has_more,
         }
     )
 
@@ -103,9 +106,10 @@ async def metrics(
     start = 0 if after is None else entry_number(after, "after")
     if from_step is not None:
         start = max(start, await here.jobs.history.before_step(job_id, from_step))
-    found = await here.jobs.history.after(job_id, start, limit + 1, MEASURED if kind is None else (kind,))
-    data = [{"id": str(e.number), "kind": e.kind, "data": msgspec.Raw(e.data)} for e in found[:limit]]
-    return ready(listing(data, len(found) > limit))
+    kinds = MEASURED if kind is None else (kind,)
+    found, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, kinds)
+    data = [{"id": str(e.number), "kind": e.kind, "data": msgspec.Raw(e.data)} for e in found]
+    return ready(listing(data, has_more))
 
 
 @router.get("/stream", response_model=None, response_class=EventStream, status_code=200)

@@ -1,0 +1,179 @@
+"""Every record that Redis keeps, damaged one at a time: no route fails or hangs, lists show the other jobs, and an
+answer that cannot be given names the record."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
+
+from headrace_core.drains import Drains
+from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.jobs import Checkpoint, JobStore, Status
+from headrace_core.keys import JobKeys
+from headrace_core.ledger import Ledger, Outcome, Step
+from headrace_core.live import Live
+from headrace_core.mending import Mending
+from headrace_core.publications import Publications
+from headrace_core.redis import answer
+from headrace_core.rollouts import RolloutStore
+from headrace_core.settings import Settings
+from headrace_core.staleness import Limits
+from headrace_core.trajectory import F32, I32, Group, sampled_completion
+from headrace_core.weights import Published
+from headrace_gateway import hub
+from headrace_gateway.app import create_app
+from headrace_gateway.document import operations
+from redis_damage import damaged_one_by_one
+
+from .conftest import ADDER, Served, stored_job
+from .kept_groups import completion
+from .kept_groups import group as kept_group
+from .test_observe import EVALUATION, UPDATE, WORKER, counted, step
+
+SOUND = "ftjob-sound"
+JOB = "/v1/fine_tuning/jobs/{job_id}"
+OF_ALL = ("/v1/fine_tuning/jobs", "/v1/headrace/overview", "/v1/models", "/v1/files", "/metrics")
+"""What shows every job: it shows the others, whatever is damaged of one."""
+OF_JOB = (
+    "", "/events", "/checkpoints", "/ledger", "/ledger/2", "/staleness", "/reward", "/metrics",
+    "/metrics?from_step=2&kind=step", "/rollouts", "/rollouts?group=1&order=asc", "/settings", "/workers", "/queues",
+    "/weights",
+)  # fmt: skip
+STREAMS = ("/events?stream=true", "/stream", "/stream?thin=2")
+OF_OTHERS = ("/healthz", "/readyz", "/v1/models/{name}")
+ACCESS = ("/v1/headrace/keys", "/v1/headrace/audit", "/v1/files/{file_id}", "/v1/files/{file_id}/content")
+OTHER_GROUPS = [f":group:{number}" for number in (0, 1, 3)]
+"""Their records are of the same kinds as those of groups 2, which is claimed, and 4, which is leased."""
+NOT_STREAMED = [f":group:{number}" for number in range(5)] + [":steps", ":rollouts", ":rollouts_index", ":marks"]
+"""Keys that no stream reads."""
+
+
+def generated(group_id: int, version: int) -> Group:
+    tokens, logprobs = np.array([5, 6, 7], I32), np.full(3, -0.5, F32)
+    done = sampled_completion(tokens, logprobs, np.full(3, version, I32), "stop", reward=1.0)
+    return Group(group_id, 1, 0, version, np.array([1, 2], I32), (done, done))
+
+
+async def full_job(redis: Redis, job_id: str, status: Status) -> None:
+    """A job with a record of every kind."""
+    jobs, ledger = JobStore(redis), Ledger(redis, job_id)
+    settings = Hyperparameters.model_validate({"n_steps": 10, "batch_size": 1, "max_staleness": 5})
+    model = str(ADDER / "model")
+    await jobs.create(stored_job(job_id, model_path=model, hyperparameters=settings.model_dump()))
+    await jobs.move(job_id, "queued")
+    await jobs.move(job_id, "running")
+    await jobs.tell(job_id, "Step 1/10", type="metrics", data={"step": 1, "total_steps": 10})
+    await jobs.tell(job_id, "hello")
+    await ledger.open(Limits(batch_size=1, max_staleness=5, total_groups=10))
+    leases = (await ledger.admit("rollout-0", 0, 5, 60.0)).leases
+    await ledger.fail(leases[0], Outcome.REWARD_FAILED, "no such thing")
+    for lease in leases[1:4]:
+        assert await ledger.commit(lease, generated(lease.group_id, lease.version)) == Outcome.QUEUED
+    await Live(redis, job_id, settings).change({"max_staleness": 4}, "local")
+    term, limits = await ledger.enlist(), Limits(batch_size=1, max_staleness=4, total_groups=10)
+    taken = (await ledger.claim(term, limits, "mask", changes=1)).groups[0].group_id
+    assert await ledger.settle(term, Step(0, (taken,), {0: 6}, 0), "v1") == Outcome.SETTLED
+    await ledger.claim(term, limits, "mask", changes=1)
+    await Publications(redis, job_id).add(Published(1, "v1", ADDER, 10, 0.1))
+    await Drains(redis, job_id).ask("rollout-0", 60.0)
+    for measured in (step(1), step(2, 0.6), WORKER, UPDATE, EVALUATION):
+        await jobs.record(job_id, measured)
+    await jobs.beat(job_id, WORKER)
+    await jobs.record_reward(job_id, counted("rollout-0", 1.0, 9.0))
+    mending = Mending(redis, job_id)
+    await mending.acted("reissue")
+    await mending.restarted("rollout-0")
+    await jobs.add_checkpoint(job_id, Checkpoint(f"ftckpt-{job_id}", 90.0, 1, f"ft:{job_id}", model, {"step": 1}))
+    await RolloutStore(redis, job_id).add([kept_group(n, n, [completion("93", n)]) for n in (1, 2)], 10_000_000)
+    await answer(redis.set(JobKeys(job_id).controller, 1))
+    await jobs.update(job_id, trained_tokens=12)
+    if status != "running":
+        await ledger.close("finished")
+        await jobs.move(job_id, status, f"ft:{job_id}")
+        await jobs.rest(job_id, status)
+
+
+@pytest.fixture
+async def http(served: Served, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    """A client, in this process, of a gateway that has a sound job, a running and an ended one."""
+    monkeypatch.setattr(hub, "_QUIET_SECONDS", 0.01)  # an ended job's stream ends sooner
+    jobs: list[tuple[str, Status]] = [(SOUND, "running"), ("ftjob-running", "running"), ("ftjob-ended", "succeeded")]
+    for job_id, status in jobs:
+        await full_job(served.redis, job_id, status)
+    transport = httpx.ASGITransport(served.server.config.app)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=10) as client:
+        yield client
+
+
+def test_every_route_that_is_read_is_read_here() -> None:
+    document = create_app(Settings(), "redis://127.0.0.1:1").openapi()
+    routes = {path for path, method, _ in operations(document) if method == "get"}
+    read = {*OF_ALL, *OF_OTHERS, *ACCESS, *(JOB + path.partition("?")[0] for path in (*OF_JOB, *STREAMS))}
+    assert routes == {path.replace("/ledger/2", "/ledger/{group}") for path in read}
+
+
+async def test_a_damaged_record_of_a_running_job_fails_no_route(http: httpx.AsyncClient, served: Served) -> None:
+    of_job = [JOB.replace("{job_id}", "ftjob-running") + path for path in OF_JOB]
+    await no_route_fails(http, served, "ftjob-running", [*OF_ALL, *of_job], OTHER_GROUPS)
+
+
+async def test_a_damaged_record_of_an_ended_job_fails_no_route_and_no_stream(
+    http: httpx.AsyncClient, served: Served
+) -> None:
+    parts = ("", "/workers", "/settings", "/queues", *STREAMS)
+    paths = [JOB.replace("{job_id}", "ftjob-ended") + path for path in parts]
+    await no_route_fails(http, served, "ftjob-ended", ["/metrics", "/v1/models/ft:ftjob-ended", *paths], NOT_STREAMED)
+
+
+async def no_route_fails(
+    http: httpx.AsyncClient, served: Served, job: str, paths: list[str], but: Sequence[str]
+) -> None:
+    """Each record of the job is damaged once, and each path read while it is."""
+    wrong, number = [], 0
+    async for key, record in damaged_one_by_one(served.redis, JobKeys(job).prefix, but):
+        number += 1
+        for path, response in zip(paths, await asyncio.gather(*map(http.get, paths)), strict=True):
+            if fault := fault_of(response, key):
+                wrong.append(f"{key} {record}: {path} {fault}")
+    assert number > 60
+    assert not wrong, f"{len(wrong)} faults:\n" + "\n".join(wrong)
+
+
+def fault_of(response: httpx.Response, key: str) -> str | None:
+    """What is wrong with an answer while a record of that key is damaged."""
+    path = response.request.url.path
+    if response.status_code == 400:
+        error = response.json()["error"]
+        named = error["code"] == "damaged" and key in error["message"]
+        return None if named and path not in OF_ALL else f"is answered {error}"
+    if response.status_code == 404:
+        return None if "/ledger/" in path or "/models/" in path else "is not found"
+    if response.status_code != 200:
+        return f"is answered {response.status_code}"
+    try:
+        shown = jobs_shown(path, response)
+    except ValueError as error:
+        return f"is answered what nobody can read: {error}"
+    return "lacks the sound job" if path in (*OF_ALL[:2], "/metrics") and SOUND not in shown else None
+
+
+def jobs_shown(path: str, response: httpx.Response) -> set[str | None]:
+    """Raises `ValueError` where the answer is not of its kind."""
+    if path == "/metrics":
+        samples = [sample for family in text_string_to_metric_families(response.text) for sample in family.samples]
+        return {sample.labels.get("job") for sample in samples}
+    if not response.headers["content-type"].startswith("text/event-stream"):
+        return {each.get("id") for each in json.loads(response.content).get("data", ())}
+    lines = [line.partition(b": ") for line in response.content.split(b"\n")]
+    names = [value for name, _, value in lines if name == b"event"]
+    data = [json.loads(value) for name, _, value in lines if name == b"data" and value != b"[DONE]"]
+    if b"error" in names or (b"data", b": ", b"[DONE]") not in lines or not all(isinstance(d, dict) for d in data):
+        raise ValueError(f"the stream broke: {response.content[-200:]!r}")
+    return set()
