@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from .keys import JobKeys
 from .records import damaged
@@ -23,7 +23,7 @@ from .redis import answer, passing
 
 _OF_ANY_STATE = ("close", "move", "rest", "drain")
 """Scripts that a job whose ledger is damaged needs, too: it can be ended."""
-_NAMED = re.compile(r"damaged<(?P<where>.*?)>(?P<why>.*?)(, script: |$)", re.DOTALL)
+_NAMED = re.compile(r"damaged<(?P<where>.*?)>(?P<why>.*?)(,? script: |$)", re.DOTALL)
 """As `damaged` of prelude.lua says it; what follows is Redis' own."""
 
 
@@ -47,7 +47,7 @@ class Script:
         try:
             return await answer(self._script(keys=keys.ledger_scripts, args=arguments))
         except ResponseError as error:
-            if passing(error) or "script" not in str(error):
+            if passing(error) or isinstance(error, NoScriptError) or "script" not in str(error):
                 raise
             found = _NAMED.search(str(error))
             where, why = (found["where"], found["why"]) if found else (f"{keys.prefix}*", f" {self._name}.lua: {error}")

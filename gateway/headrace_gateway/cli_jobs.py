@@ -57,7 +57,7 @@ def list_jobs(
         table.add_row(
             job["id"],
             job["status"],
-            f"{job['step']}/{job['total_steps']}",
+            f"{'?' if job['step'] is None else job['step']}/{job['total_steps']}",
             number(job["reward_mean"]),
             of_its_bound(job, job["max_staleness"]),
             *((spark(job["spark"]["reward"]), created) if wide else ()),

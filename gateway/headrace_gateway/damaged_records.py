@@ -11,6 +11,7 @@ from headrace_core import keys
 from headrace_core.errors import Damaged
 from headrace_core.jobs import Checkpoint, JobStore
 from headrace_core.keys import JobKeys
+from headrace_core.ledger import Ledger
 from headrace_core.records import read
 from headrace_core.redis import answer
 
@@ -19,12 +20,17 @@ from .files import StoredFile
 
 
 async def damaged(redis: Redis) -> list[Damaged]:
-    """Every job, uploaded file, key and checkpoint that cannot be read."""
+    """Every job, uploaded file, key, checkpoint, and figure of a ledger that cannot be read."""
     jobs, broken = await JobStore(redis).sound_and_damaged()
     found = list(broken.values())
     kinds = [(keys.FILES, StoredFile), (keys.API_KEYS, ApiKey)]
     for key, kind in [*kinds, *((JobKeys(job.id).checkpoints, Checkpoint) for job in jobs)]:
         found += [error async for error in _of_hash(redis, key, kind)]
+    for job in jobs:
+        try:
+            await Ledger(redis, job.id).account()
+        except Damaged as error:
+            found.append(error)
     return found
 
 

@@ -36,7 +36,7 @@ class Picture:
     def take(self, kind: str, data: dict[str, Any]) -> None:
         """One entry of the stream."""
         if kind == "state":
-            self.job, self.ledger = data["job"], data["ledger"]
+            self.job, self.ledger = data["job"], data["ledger"] or {}
         elif kind == "step":
             self.step = data
             if data["reward_mean"] is not None:
@@ -78,9 +78,11 @@ class Picture:
 
 
 def of_its_bound(books: dict[str, Any], newest: int | None) -> str:
-    """The largest age that was trained, and the bound of its own step; `newest` holds before the first."""
+    """The largest age that was trained, `?` where it is not known, and the bound of its own step; `newest` holds before
+    the first."""
     bound = books.get("largest_age_bound")
-    return f"{books.get('largest_age', 0)} of {newest if bound is None else bound}"
+    largest = books.get("largest_age")
+    return f"{'?' if largest is None else largest} of {newest if bound is None else bound}"
 
 
 def ages_line(step: dict[str, Any]) -> str:

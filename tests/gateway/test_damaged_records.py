@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from io import BytesIO
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,9 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from headrace_core.drains import Drains
+from headrace_core.errors import Damaged
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Checkpoint, JobStore, Status
-from headrace_core.keys import JobKeys
+from headrace_core.keys import API_KEYS_USED, JobKeys
 from headrace_core.ledger import Ledger, Outcome, Step
 from headrace_core.live import Live
 from headrace_core.mending import Mending
@@ -28,11 +31,13 @@ from headrace_core.staleness import Limits
 from headrace_core.trajectory import F32, I32, Group, sampled_completion
 from headrace_core.weights import Published
 from headrace_gateway import hub
+from headrace_gateway.api_keys import digest
 from headrace_gateway.app import create_app
 from headrace_gateway.document import operations
-from redis_damage import damaged_one_by_one
+from headrace_gateway.memory import MemoryShare
+from redis_damage import NO_RECORD, damaged_one_by_one
 
-from .conftest import ADDER, Served, stored_job
+from .conftest import ADDER, Served, rows, stored_job
 from .kept_groups import completion
 from .kept_groups import group as kept_group
 from .test_observe import EVALUATION, UPDATE, WORKER, counted, step
@@ -177,3 +182,106 @@ def jobs_shown(path: str, response: httpx.Response) -> set[str | None]:
     if b"error" in names or (b"data", b": ", b"[DONE]") not in lines or not all(isinstance(d, dict) for d in data):
         raise ValueError(f"the stream broke: {response.content[-200:]!r}")
     return set()
+
+
+@pytest.mark.parametrize("record", ["document", "status", "pace"])
+async def test_a_job_whose_record_is_damaged_is_cancelled_and_its_controller_asked_to_end_it(
+    http: httpx.AsyncClient, served: Served, record: str
+) -> None:
+    await answer(served.redis.hset(JobKeys("ftjob-running").job, record, NO_RECORD))
+    job = JOB.replace("{job_id}", "ftjob-running")
+    for act in ("pause", "resume"):
+        refused = await http.post(f"{job}/{act}")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "damaged"), act
+    cancelled = await http.post(f"{job}/cancel")
+    assert cancelled.status_code == (200 if record == "status" else 400)
+    if record != "status":
+        assert "is cancelled, but cannot be shown" in cancelled.json()["error"]["message"]
+    assert await served.jobs.status("ftjob-running") == "cancelled"
+    assert "ftjob-running" in served.controllers.cancelled
+
+
+async def test_no_change_of_a_job_with_a_damaged_record_fails_and_it_can_be_cancelled_and_closed(
+    http: httpx.AsyncClient, served: Served
+) -> None:
+    redis, job, wrong = served.redis, JOB.replace("{job_id}", "ftjob-running"), []
+    keys = [key async for key in redis.scan_iter("headrace:*")]
+    whole = [(key, await answer(redis.dump(key))) for key in keys]
+    changes: list[tuple[str, str, dict[str, int] | None]] = [
+        ("PATCH", "/settings", {"max_staleness": 3}), ("POST", "/workers/rollout-0/drain", None),
+        ("POST", "/workers/rollout-0/undrain", None), ("POST", "/pause", None), ("POST", "/resume", None),
+        ("POST", "/cancel", None),
+    ]  # fmt: skip
+    async for key, record in damaged_one_by_one(redis, JobKeys("ftjob-running").prefix, NOT_STREAMED[:4]):
+        for method, path, body in changes:
+            response = await http.request(method, job + path, json=body)
+            if response.status_code not in (200, 400):
+                wrong.append(f"{key} {record}: {path} is answered {response.status_code}")
+        await Ledger(redis, "ftjob-running").close("cancelled")
+        if await served.jobs.status("ftjob-running") != "cancelled":
+            wrong.append(f"{key} {record}: it is not cancelled")
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.flushall()
+            for name, kept in whole:
+                pipe.restore(name, 0, kept)
+            await pipe.execute()
+    assert not wrong, f"{len(wrong)} faults:\n" + "\n".join(wrong)
+
+
+async def test_a_ledger_script_names_the_damaged_figure_and_changes_nothing(redis: Redis) -> None:
+    await full_job(redis, "ftjob-1", "running")
+    ledger, key = Ledger(redis, "ftjob-1"), JobKeys("ftjob-1").ledger
+    await answer(redis.hset(key, "queued", NO_RECORD))
+    before = await answer(redis.hgetall(key))
+    for call in (ledger.enlist(), ledger.window(), ledger.admit("rollout-1", 1, 1, 60.0), ledger.queues()):
+        with pytest.raises(Damaged, match="ledger queued in Redis cannot be read: it is no whole number; restore"):
+            await call
+    assert await answer(redis.hgetall(key)) == before
+    assert await ledger.close("cancelled") == 3  # it ends all the same: what is leased, queued and claimed
+    assert not await answer(
+        redis.exists(JobKeys("ftjob-1").leases, JobKeys("ftjob-1").queued, JobKeys("ftjob-1").claimed)
+    )
+
+
+async def test_another_job_whose_ledger_is_damaged_ends_no_job(redis: Redis, tmp_path: Path) -> None:
+    for job_id in ("ftjob-1", "ftjob-2"):
+        await full_job(redis, job_id, "running")
+    await answer(redis.hset(JobKeys("ftjob-2").ledger, "bytes", NO_RECORD))
+    jobs, settings = JobStore(redis), Settings(data_dir=tmp_path, redis_memory=100_000_000)
+    await MemoryShare(redis, jobs, settings, "ftjob-1").look()
+    with pytest.raises(Damaged, match=r"ftjob-2.*ledger bytes"):
+        await MemoryShare(redis, jobs, settings, "ftjob-2").look()
+
+
+async def test_a_job_tells_on_whatever_is_damaged_of_its_summary(redis: Redis) -> None:
+    await full_job(redis, "ftjob-1", "running")
+    jobs, summary = JobStore(redis), JobKeys("ftjob-1").summary
+    for field in await answer(redis.hkeys(summary)):
+        await answer(redis.hset(summary, field, NO_RECORD))
+    before = [number for number, _ in await jobs.events("ftjob-1")]
+    await jobs.tell("ftjob-1", "it goes on")
+    for metrics in (step(3), WORKER, EVALUATION):
+        await jobs.record("ftjob-1", metrics)
+    number, event = (await jobs.events("ftjob-1"))[-1]
+    assert (number > max(before), event.message) == (True, "it goes on")
+    assert await jobs.history.last_step("ftjob-1") == 3
+
+
+async def test_keys_files_and_the_audit_log_are_read_whatever_is_damaged_of_them(
+    http: httpx.AsyncClient, served: Served
+) -> None:
+    gateway = served.server.config.app.state.gateway  # type: ignore[union-attr]
+    _, secret = await gateway.keys.create("alice", "user")
+    await gateway.keys.open_session(secret)
+    stored = await gateway.files.add(BytesIO(rows(8)), "train.jsonl", "fine-tune")
+    assert (await http.post("/v1/headrace/keys", json={"name": "bob"})).status_code == 200
+    await answer(served.redis.hset(API_KEYS_USED, digest(secret), "60"))
+    wrong = []
+    paths = [path.replace("{file_id}", stored.id) for path in (*ACCESS, *OF_ALL)]
+    for prefix in ("headrace:{access}:", "headrace:files", "headrace:jobs", "headrace:requests"):
+        async for where, record in damaged_one_by_one(served.redis, prefix):
+            for path, response in zip(paths, await asyncio.gather(*map(http.get, paths)), strict=True):
+                named = response.status_code in (200, 404) or response.json()["error"]["code"] == "damaged"
+                if not named or (response.status_code != 200 and path in OF_ALL):
+                    wrong.append(f"{where} {record}: {path} is answered {response.status_code}")
+    assert not wrong, f"{len(wrong)} faults:\n" + "\n".join(wrong)

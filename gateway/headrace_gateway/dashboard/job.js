@@ -42,6 +42,10 @@ class JobPage {
   }
 
   on(kind, data) {
+    if (kind === "state" && !data.ledger) {
+      this.refused({ message: "What is kept of this job's ledger is damaged: the gateway's log and `headrace doctor` name the record. The job can still be cancelled." });
+      return;
+    }
     if (kind === "state") {
       this.state = data;
       this.measured.addDepths(Date.now() / 1000, data.ledger.states);
@@ -60,7 +64,7 @@ class JobPage {
   #draw() {
     clearTimeout(this.#due);
     this.#due = null;
-    if (this.#past) return;
+    if (this.#past || !this.state) return;
     const first = !this.#built;
     if (first) this.#build(this.state.job);
     const { state, measured, settings } = this, bounds = settings.bounds;

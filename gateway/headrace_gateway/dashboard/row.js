@@ -43,7 +43,7 @@ export class Row {
 function progress({ step, total_steps: total, status }) {
   const fill = h("i"), done = total ? Math.min(100, (100 * step) / total) : 0;
   fill.style.width = `${done}%`;
-  return h("div", { class: "cell" }, h("div", { class: "cap" }, `step ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`),
+  return h("div", { class: "cell" }, h("div", { class: "cap" }, `step ${step?.toLocaleString("en") ?? "?"} of ${total.toLocaleString("en")}`),
     h("div", { class: `bar ${status}`, role: "progressbar", "aria-valuenow": Math.round(done), "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": "Steps trained" }, fill));
 }
 
@@ -54,7 +54,7 @@ function reward({ reward_mean: train, evaluation_reward_mean: validation, spark:
 
 function age({ step, largest_age: largest, largest_age_bound: then, max_staleness: newest, spark: line }) {
   const bound = then ?? newest; // of the step that trained it: a bound changed since says nothing of it
-  return h("div", { class: "cell" }, h("div", { class: "cap" }, "oldest token ", h("b", {}, step ? `${largest} of ${bound}` : "–")),
+  return h("div", { class: "cell" }, h("div", { class: "cap" }, "oldest token ", h("b", {}, step ? `${largest ?? "?"} of ${bound}` : "–")),
     spark(line.age, { kind: "age", bound: bound === newest ? bound : null, label: `Age of tokens over the steps, at most ${largest}, bound ${bound}` }));
 }
 
