@@ -33,8 +33,10 @@ from headrace_core.weights import Published
 from headrace_gateway import hub
 from headrace_gateway.api_keys import digest
 from headrace_gateway.app import create_app
+from headrace_gateway.controller import JobController
 from headrace_gateway.document import operations
 from headrace_gateway.memory import MemoryShare
+from headrace_gateway.redis_server import RedisServer
 from redis_damage import NO_RECORD, damaged_one_by_one
 
 from .conftest import ADDER, Served, rows, stored_job
@@ -285,3 +287,23 @@ async def test_keys_files_and_the_audit_log_are_read_whatever_is_damaged_of_them
                 if not named or (response.status_code != 200 and path in OF_ALL):
                     wrong.append(f"{where} {record}: {path} is answered {response.status_code}")
     assert not wrong, f"{len(wrong)} faults:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("key", "field"), [("job", "document"), ("job", "status"), ("ledger", "version")])
+async def test_a_running_job_with_a_damaged_record_ends_with_its_name(
+    redis: Redis, redis_server: RedisServer, tmp_path: Path, key: str, field: str
+) -> None:
+    """By a controller that finds it so, as after a restart of the service."""
+    await full_job(redis, "ftjob-1", "running")
+    name = getattr(JobKeys("ftjob-1"), key)
+    await answer(redis.hset(name, field, NO_RECORD))
+    jobs, settings = JobStore(redis), Settings(data_dir=tmp_path, weights_dir=tmp_path, snapshots_dir=tmp_path)
+    controller = JobController(settings, redis_server.url, "ftjob-1")
+    async with asyncio.timeout(20):
+        assert await controller._once() == "failed"  # what its actor's `run` repeats until the job is at rest
+    assert await jobs.rest("ftjob-1", "failed")
+    error = json.loads(await answer(redis.hget(JobKeys("ftjob-1").job, "error")))
+    assert error["code"] == "damaged"
+    assert error["message"].startswith(name)
+    assert (await jobs.events("ftjob-1"))[-1][1].message == f"failed: {error['message']}"
+    await controller._redis.aclose()
