@@ -69,7 +69,7 @@ class Table:
     answer_N: Tensor
     """Bool: an answer token."""
     fresh_N: Tensor
-    """Bool: of a completion that the policy being updated sampled whole."""
+    """Bool: of a completion that the policy being updated sampled whole, over caches of its own."""
     scales_N: Tensor
     """The token's share in its minibatch's mean, times its loss weight: the loss is Σ scale·ℓ."""
 

@@ -56,7 +56,7 @@ class Sample:
     divergence from the base model is charged for them all the same, where it is part of the reward."""
     charged_behaviour: npt.NDArray[np.float32]
     fresh: bool
-    """All that it sampled, it sampled by the policy being updated."""
+    """All that it sampled, it sampled by the policy being updated, over caches of that policy alone."""
     silent: bool
     """Nothing of it has a gradient."""
     cut_off: bool = False
@@ -140,7 +140,7 @@ def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeC
     greedy = None if group.greedy is None else group.greedy.reward
     if algorithm_facts(settings.algorithm).wants_greedy and greedy is None:
         return []
-    found, silent = [], _is_silent(group, settings)
+    found, silent, clean = [], _is_silent(group, settings), _only_its_caches(group, version, settings)
     for number, completion in enumerate(group.completions):
         if completion.reward is None:
             continue
@@ -153,8 +153,18 @@ def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeC
         answer = completion.roles[kept] == Role.REFERENCE
         rows, tokens = taken.more(answer)
         trajectory = Trajectory(completion.reward, tokens, greedy)
-        found.append(_sample(group, number, trajectory, rows, kept, age, silent and not answer.any()))
+        fresh = clean and bool((age[completion.sampled] == 0).all())
+        found.append(_sample(group, number, trajectory, rows, kept, age, fresh, silent and not answer.any()))
     return found
+
+
+def _only_its_caches(group: Group, version: int, settings: Hyperparameters) -> bool:
+    """Whether what `version` sampled of the group, it sampled over caches of its own alone.
+
+    With `keep_kv` a request that waited through an update may find its prompt's cache computed by the weights before,
+    though all of its tokens are of those after. No request was submitted before its group was admitted.
+    """
+    return settings.update_mode != "keep_kv" or group.admitted_version == version
 
 
 def _sample(
@@ -164,6 +174,7 @@ def _sample(
     rows: slice,
     kept: npt.NDArray[np.bool_],
     age: npt.NDArray[np.int32],
+    fresh: bool,
     silent: bool,
 ) -> Sample:
     completion = group.completions[number]
@@ -183,7 +194,7 @@ def _sample(
         answer=completion.roles[kept] == Role.REFERENCE,
         charged_at=np.flatnonzero(charged) + len(group.prompt_ids),
         charged_behaviour=completion.logprobs[charged],
-        fresh=bool((age[completion.sampled] == 0).all()),
+        fresh=fresh,
         silent=silent,
         cut_off=completion.finish_reason == "length" and bool(completion.sampled[-1:].all()),
     )

@@ -7,8 +7,8 @@ differ by rounding alone. If they do not, every ratio and every gradient is of a
     KL(engine ‖ learner) ≈ mean of exp(−d) − 1 + d, d = log π_engine − log π_learner      (k3, `divergence`)
 
 float32 on both sides gives 1e-9 to 1e-6; bfloat16 1e-4 to 1e-3. A cause is far above: another formula, other weights,
-another temperature. With `update_mode` keep_kv caches of older weights are kept on purpose, so that after the first
-update the figure is theirs too, and no reason to end.
+another temperature. Caches of older weights, which `update_mode` keep_kv keeps on purpose, are none: completions over
+them are not looked at (`contribution`). A step without any other has no figure.
 """
 
 from __future__ import annotations
@@ -38,15 +38,13 @@ class MismatchWatch:
     def __init__(self, jobs: JobStore, job_id: str, settings: Hyperparameters) -> None:
         self._jobs, self._job = jobs, job_id
         self._limit = settings.max_mismatch
-        self._keeps_caches = settings.update_mode == "keep_kv"
         self._told = False
 
     async def look(self, figures: Mapping[str, float], version: int, device: str) -> None:
         """At `figures` of the step that updates policy `version`. Raises `Mismatch` above the limit."""
         if (found := figures.get(MISMATCH)) is None:
             return
-        same_caches = version == 0 or not self._keeps_caches
-        if not found <= self._limit and same_caches:  # NaN is no agreement
+        if not found <= self._limit:  # NaN is no agreement
             raise Mismatch(
                 f"engine and learner disagree: on tokens of version {version}, at its own weights, their divergence is "
                 f"{found:.2g} nats a token (max_mismatch is {self._limit:g}), so that gradients would be of another "
@@ -54,11 +52,10 @@ class MismatchWatch:
                 "arithmetic is meant to differ that much"
             )
         usual = self._limit * (WARN_BFLOAT16 if device.startswith("cuda") else WARN_FLOAT32)
-        if found > (usual if same_caches else self._limit) and not self._told:
+        if found > usual and not self._told:
             self._told = True
-            cause = "" if same_caches else " Caches of older weights (update_mode keep_kv) count into it."
             message = (
                 f"engine and learner differ by {found:.2g} nats a token at version {version}, where up to {usual:g} is "
-                f"usual; above {self._limit:g} the job would end.{cause}"
+                f"usual; above {self._limit:g} the job ends"
             )
             await self._jobs.tell(self._job, message, level="warn")
