@@ -92,7 +92,9 @@ class KeptCompletion(msgspec.Struct, array_like=True, frozen=True, kw_only=True)
     importance: bytes
     parts: bytes
     reward: float | None
-    """None: not applicable, which is not 0."""
+    """As it was given; None: not applicable, which is not 0."""
+    trained_reward: float | None
+    """What the step trained on: another figure where it was computed anew, of the policy that was updated."""
     components: dict[str, float]
     advantage: float | None
     """Mean over its sampled tokens in the gradient; None where there are none."""

@@ -14,9 +14,12 @@ Arrays travel as packed little-endian bytes, never as lists of numbers, inside o
                                    reference answer's; -1 if none
     roles            [T]    u1     `Role`                                                rollout worker
     loss_weights     [T]    <f4    weight of the token in the loss; 0 leaves it out      rollout worker
+    likelihood              list   `Likelihood`: how the reward follows from the         grader
+                                   REFERENCE tokens' log-probabilities
 
 What `None` means: `Completion.reward is None` – the reward was not applicable to this completion (never: it failed; a
-failed reward ends the group as `reward_failed`); `Group.greedy is None` – the algorithm wants no greedy completion.
+failed reward ends the group as `reward_failed`); `Completion.likelihood is None` – the reward is no function of a
+reference answer's likelihood; `Group.greedy is None` – the algorithm wants no greedy completion.
 
 Worked example: the prompt "2+2=" answered "4</s>", its first token sampled by version 6 and its second by version 7,
 has token_ids [19, 2], versions [6, 7], roles [COMPLETION, COMPLETION], loss_weights [1, 1]. A learner about to update
@@ -33,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import WireError
+from .likelihood import Likelihood
 
 WIRE_VERSION = 1
 NO_VERSION = -1
@@ -68,6 +72,7 @@ class Completion:
     """The parts of the reward, by name; for display, the learner uses `reward`."""
     notes: dict[str, str] = field(default_factory=dict)
     """Texts that the reward gave beside it, by name; for display."""
+    likelihood: Likelihood | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(a) for a in (self.token_ids, self.logprobs, self.versions, self.roles, self.loss_weights)}
@@ -81,6 +86,11 @@ class Completion:
     def sampled(self) -> npt.NDArray[np.bool_]:
         """[T], True where the policy sampled the token."""
         return (self.versions != NO_VERSION) & (self.roles != Role.REFERENCE)
+
+    @property
+    def answer(self) -> npt.NDArray[np.bool_]:
+        """[T], True where the token is the reference answer's."""
+        return self.roles == Role.REFERENCE
 
 
 def sampled_completion(
@@ -146,6 +156,7 @@ class _CompletionWire(msgspec.Struct, array_like=True, frozen=True):
     reward: float | None
     components: dict[str, float]
     notes: dict[str, str] = {}
+    likelihood: Likelihood | None = None
 
 
 class _GroupWire(msgspec.Struct, array_like=True, frozen=True):
@@ -219,6 +230,7 @@ def _to_wire(c: Completion) -> _CompletionWire:
         reward=c.reward,
         components=c.components,
         notes=c.notes,
+        likelihood=c.likelihood,
     )
 
 
@@ -233,4 +245,5 @@ def _from_wire(c: _CompletionWire) -> Completion:
         reward=c.reward,
         components=c.components,
         notes=c.notes,
+        likelihood=c.likelihood,
     )

@@ -73,6 +73,7 @@ def _completion(tokenizer: Tokenizer, rollout: Rollout, index: int, kept: KeptCo
         masked=[why is not None for why in left_out],
         left_out=left_out,
         reward=kept.reward,
+        trained_reward=kept.trained_reward,
         components=kept.components,
         notes=kept.notes,
         advantage=kept.advantage,

@@ -27,7 +27,7 @@ from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.trajectory import Group
 
 from .advantages import Column, Trajectory
-from .contribution import AgeCount, Sample, contributing
+from .contribution import AgeCount, Passage, Sample, contributing
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,12 @@ class Table:
     """int64: policy versions between sampling and this update; none is above max_staleness."""
     sequences_N: Tensor
     """int64: number of the sequence, for ratios of sequences: a completion's tokens are one, its answer's another."""
+    completions_N: Tensor
+    """int64: number of the completion, whose answer is part of it."""
     answer_N: Tensor
     """Bool: an answer token."""
+    answer_advantages_N: Tensor
+    """Of an answer token, what stands in its advantage's place; 0 of all others."""
     fresh_N: Tensor
     """Bool: of a completion that the policy being updated sampled whole, over caches of its own."""
     scales_N: Tensor
@@ -84,9 +88,9 @@ class Table:
         """Of a column's N rows, those of completion tokens."""
         return column_N[~self.answer_N].double().cpu().numpy()
 
-    def with_answers(self, column: Column, of_answers: float) -> Tensor:
-        """[N] the other way round: completion tokens have theirs, answer tokens this."""
-        full_N = torch.full_like(self.scales_N, of_answers)
+    def with_answers(self, column: Column, of_answers: Tensor) -> Tensor:
+        """[N] the other way round: completion tokens have theirs, answer tokens what [N] `of_answers` says."""
+        full_N = of_answers.clone()
         full_N[~self.answer_N] = torch.from_numpy(column).to(full_N)
         return full_N
 
@@ -134,9 +138,14 @@ def cut_off(batch: StepBatch, settings: Hyperparameters) -> CutOff:
     samples = [s for of_group in batch.samples for s in of_group]
     numbers = [i for i, s in enumerate(samples) if s.cut_off and s.trajectory.length]
     ends = [samples[number].end(row) for row, number in enumerate(numbers)]
-    chunks = _within_budget(ends, settings.token_budget)
-    part = MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), slice(0, len(ends)))
-    return CutOff(part, np.array(numbers, np.int64))
+    return CutOff(to_read(ends, settings.token_budget), np.array(numbers, np.int64))
+
+
+def to_read(passages: Sequence[Passage], token_budget: int) -> MiniBatch:
+    """Forward passes over these alone, whose rows are of a column of their own, from 0 on."""
+    chunks = _within_budget(passages, token_budget)
+    rows = slice(0, max((p.rows.stop for p in passages), default=0))
+    return MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), rows)
 
 
 def lay_out(groups: Sequence[Group], version: int, settings: Hyperparameters) -> StepBatch:
@@ -163,6 +172,8 @@ def _table(parts: list[list[Sample]], settings: Hyperparameters) -> Table:
         behaviour_N=_column([s.behaviour for s in samples], np.float32),
         ages_N=_column([s.ages for s in samples], np.int64),
         sequences_N=torch.from_numpy(numbers),
+        completions_N=torch.from_numpy(completion),
+        answer_advantages_N=_column([s.answer * s.answer_advantage for s in samples], np.float32),
         answer_N=torch.from_numpy(answer),
         fresh_N=_column([np.full(s.tokens, s.fresh) for s in samples], np.bool_),
         scales_N=_column(scales, np.float32),
@@ -208,9 +219,8 @@ def _charged(samples: list[Sample], settings: Hyperparameters) -> ChargedTokens 
         return None
     ends = np.cumsum(sizes).tolist()
     found = [s.charged(slice(e - n, e)) for s, n, e in zip(samples, sizes, ends, strict=True) if n]
-    chunks = _within_budget(found, settings.token_budget)
     return ChargedTokens(
-        part=MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), slice(0, ends[-1])),
+        part=to_read(found, settings.token_budget),
         behaviour_M=_column([s.behaviour for s in found], np.float32),
         after=np.concatenate([_last_before(s) for s in samples]),
         trajectory=np.repeat(np.arange(len(samples)), sizes),
@@ -224,12 +234,12 @@ def _last_before(sample: Sample) -> npt.NDArray[np.int64]:
     return np.where(number < 0, -1, sample.trajectory.tokens.start + number)
 
 
-def _within_budget(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
+def _within_budget(samples: Sequence[Passage], token_budget: int) -> list[list[Passage]]:
     """Longest first (the largest need of memory shows at once), neighbours in length together; the order is stable.
 
     A sequence longer than the budget gets a micro-batch of its own.
     """
-    chunks: list[list[Sample]] = []
+    chunks: list[list[Passage]] = []
     for sample in sorted(samples, key=lambda s: -s.length):
         if chunks and chunks[-1][0].length * (len(chunks[-1]) + 1) <= token_budget:
             chunks[-1].append(sample)
@@ -238,7 +248,7 @@ def _within_budget(samples: list[Sample], token_budget: int) -> list[list[Sample
     return chunks
 
 
-def _micro_batch(samples: list[Sample]) -> MicroBatch:
+def _micro_batch(samples: Sequence[Passage]) -> MicroBatch:
     inputs_BT = np.zeros((len(samples), samples[0].length), np.int64)
     for row, sample in zip(inputs_BT, samples, strict=True):
         row[: sample.length] = sample.ids[: sample.length]

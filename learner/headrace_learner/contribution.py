@@ -5,8 +5,9 @@ weight above 0, of a completion that has a reward (and, where the algorithm want
 and not older than max_staleness.
 
 An *answer token* is one of the reference answer, appended after the reasoning (`Role.REFERENCE`). The policy did not
-choose it: its advantage is 1 whatever the algorithm, its weight in the loss says the rest, and in ratios of sequences
-it belongs to the answer, a sequence of its own. Rewards, penalties, returns and values are of completion tokens alone.
+choose it: in its advantage's place stands, whatever the algorithm, what the answer's likelihood says (1 where nobody
+says), and in ratios of sequences it belongs to the answer, a sequence of its own. Rewards, penalties, returns and
+values are of completion tokens alone.
 """
 
 from __future__ import annotations
@@ -35,22 +36,40 @@ class AgeCount:
     masked: Counter[int] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """Tokens of a sequence whose log-probabilities are wanted."""
+
+    ids: npt.NDArray[np.int32]
+    targets_at: npt.NDArray[np.int64]
+    """[n] their positions in `ids`."""
+    rows: slice
+    """[n] of the column that they are written to."""
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return len(self.targets_at)
+
+    @property
+    def length(self) -> int:
+        """Input positions: everything before the last target."""
+        return int(self.targets_at[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(Passage):
     """One completion's part in the gradient; arrays are [n] over its contributing tokens, n may be 0."""
 
     completion: int
     """Which of its group's."""
     trajectory: Trajectory
-    rows: slice
-    """Of the table."""
-    ids: npt.NDArray[np.int32]
-    targets_at: npt.NDArray[np.int64]
-    """Positions of the contributing tokens in `ids`."""
     behaviour: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
     ages: npt.NDArray[np.int32]
     answer: npt.NDArray[np.bool_]
+    answer_advantage: float
+    """Of its answer tokens, see the module."""
     charged_at: npt.NDArray[np.int64]
     """[k] positions in `ids` of tokens that it sampled and that do not contribute: too old, or without weight. The
     divergence from the base model is charged for them all the same, where it is part of the reward."""
@@ -61,16 +80,6 @@ class Sample:
     """Nothing of it has a gradient."""
     cut_off: bool = False
     """Its last token was sampled, and max_tokens ended it there."""
-
-    @property
-    def tokens(self) -> int:
-        """How many contribute."""
-        return len(self.targets_at)
-
-    @property
-    def length(self) -> int:
-        """Input positions: everything before the last target."""
-        return int(self.targets_at[-1])
 
     def end(self, row: int) -> Sample:
         """The same, with what would come after its last token in the place of what contributes."""
@@ -117,12 +126,12 @@ def rewards_differ(group: Group) -> bool:
 def teaches(group: Group) -> bool:
     """Whether a group baseline leaves something to learn: by rewards that differ, or by answers that are trained."""
     rewarded = [c for c in group.completions if c.reward is not None]
-    return rewards_differ(group) or any((trained(c) & (c.roles == Role.REFERENCE)).any() for c in rewarded)
+    return rewards_differ(group) or any((trained(c) & c.answer).any() for c in rewarded)
 
 
 def trained(completion: Completion) -> npt.NDArray[np.bool_]:
     """[T], True where a token contributes while it is young enough."""
-    by_the_policy = (completion.roles == Role.COMPLETION) | (completion.roles == Role.REFERENCE)
+    by_the_policy = (completion.roles == Role.COMPLETION) | completion.answer
     return by_the_policy & (completion.versions != NO_VERSION) & (completion.loss_weights > 0)
 
 
@@ -150,7 +159,7 @@ def _samples(group: Group, version: int, settings: Hyperparameters, counts: AgeC
         counts.contributing.update(age[wanted & young].tolist())
         counts.masked.update(age[wanted & ~young].tolist())
         kept = wanted & young
-        answer = completion.roles[kept] == Role.REFERENCE
+        answer = completion.answer[kept]
         rows, tokens = taken.more(answer)
         trajectory = Trajectory(completion.reward, tokens, greedy)
         fresh = clean and bool((age[completion.sampled] == 0).all())
@@ -165,6 +174,12 @@ def _only_its_caches(group: Group, version: int, settings: Hyperparameters) -> b
     though all of its tokens are of those after. No request was submitted before its group was admitted.
     """
     return settings.update_mode != "keep_kv" or group.admitted_version == version
+
+
+def _answer_advantage(completion: Completion) -> float:
+    if completion.likelihood is None:
+        return 1.0
+    return completion.likelihood.answer_weight(completion.logprobs[completion.answer].tolist())
 
 
 def _sample(
@@ -191,7 +206,8 @@ def _sample(
         behaviour=behaviour,
         weights=completion.loss_weights[kept],
         ages=age[kept],
-        answer=completion.roles[kept] == Role.REFERENCE,
+        answer=completion.answer[kept],
+        answer_advantage=_answer_advantage(completion),
         charged_at=np.flatnonzero(charged) + len(group.prompt_ids),
         charged_behaviour=completion.logprobs[charged],
         fresh=fresh,

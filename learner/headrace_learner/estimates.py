@@ -86,6 +86,12 @@ class Estimator:
             charged_M=self._charged(batch.charged, table.behaviour_N.device),
         )
 
+    @torch.no_grad()
+    def logprobs(self, part: MiniBatch) -> Tensor:
+        """[rows of `part`] by the policy as it is now."""
+        like_N = torch.zeros(part.tokens.stop, device=self._policy.device)
+        return self._column([part], like_N, self._current)
+
     def _proximal(self, batch: StepBatch, table: Table) -> Tensor:
         s = self._settings
         if s.proximal == "behaviour":

@@ -11,6 +11,9 @@ w = π_prox/π_b, in one of four ways:
 
 A weight is of a token; of its completion, the product over its contributing tokens; or of the completion's geometric
 mean, which length leaves alone (GSPO, arXiv 2507.18071).
+
+A reference answer is given, not sampled: its tokens have no ratio of their own. What older versions chose is the
+reasoning before them, so that their weight is 1 where each token is weighted for itself, and else the reasoning's.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from headrace_core.hyperparameters import Hyperparameters
 
-from .losses import row_means, row_sums
+from .losses import row_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +38,22 @@ class StalenessWeights:
 
 
 def staleness_weights(
-    proximal_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, settings: Hyperparameters, advantages_N: Tensor
+    proximal_N: Tensor,
+    behaviour_N: Tensor,
+    completions_N: Tensor,
+    answer_N: Tensor,
+    settings: Hyperparameters,
+    advantages_N: Tensor,
 ) -> StalenessWeights:
-    """Of N tokens, whole sequences of which `rows_N` names; for `second_moment`, all tokens of the step."""
-    log_N = (proximal_N - behaviour_N).detach()
-    if settings.importance_level == "sequence":
-        log_N = row_sums(log_N, rows_N)
-    elif settings.importance_level == "geometric":
-        log_N = row_means(log_N, rows_N)
+    """Of N tokens of whole completions, which `completions_N` numbers; `answer_N` are those of reference answers.
+
+    For `second_moment`, of all tokens of the step.
+    """
+    log_N = (proximal_N - behaviour_N).detach().masked_fill(answer_N, 0.0)
+    if settings.importance_level != "token":
+        log_N = row_sums(log_N, completions_N)
+    if settings.importance_level == "geometric":
+        log_N = log_N / row_sums((~answer_N).to(log_N), completions_N).clamp(min=1)
     weight_N, cap = torch.exp(log_N), settings.importance_cap
     match settings.importance:
         case "truncate":

@@ -25,6 +25,9 @@ _NOTED = "noted"
 """The column that says which rows were computed: groups without a gradient are not."""
 MISMATCH = "mismatch_kl"
 """In `extra`: KL(engine ‖ learner) at equal weights, nats a token."""
+REWARD_SHIFT = "reward_shift"
+"""In `extra`: how far rewards trained on are from those given, mean over the completions of which they were computed
+anew."""
 _OWN_PLACE = ("loss", "proximal", "behaviour", "importance", "clipped")
 """Columns that `Measured` has a field for; the means of all others go to `extra`."""
 

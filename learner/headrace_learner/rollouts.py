@@ -73,7 +73,8 @@ def _rollout(group: Group, samples: Sequence[Sample], result: StepResult, step: 
     ]
     if group.greedy is not None:
         parts = np.full(len(group.greedy), Part.GREEDY, U8)
-        kept.append(_packed(group.greedy, parts, np.full(len(parts), np.nan), None, greedy=True))
+        used = samples[0].trajectory.greedy if samples else group.greedy.reward
+        kept.append(_packed(group.greedy, parts, np.full(len(parts), np.nan), used, greedy=True))
     return Rollout(
         group=group.group_id,
         step=step,
@@ -88,13 +89,13 @@ def _rollout(group: Group, samples: Sequence[Sample], result: StepResult, step: 
 def _kept(group: Group, completion: Completion, sample: Sample | None, result: StepResult) -> KeptCompletion:
     """`sample` is the completion's part in the gradient; None: it has no reward, or nothing to be compared with."""
     parts, importance = _parts(completion, sample is not None), np.full(len(completion), np.nan)
-    advantage = None
+    advantage, used = None, completion.reward if sample is None else sample.trajectory.reward
     if sample is not None and sample.tokens:
         taken = sample.targets_at - len(group.prompt_ids)
         parts[taken], importance[taken] = Part.TRAINED, result.importance_N[sample.rows]
         advantages = result.advantages_N[sample.rows][~sample.answer]
         advantage = float(advantages.mean()) if len(advantages) else None
-    return _packed(completion, parts, importance, advantage)
+    return _packed(completion, parts, importance, used, advantage)
 
 
 def _parts(completion: Completion, rewarded: bool) -> npt.NDArray[np.uint8]:
@@ -110,7 +111,8 @@ def _packed(
     completion: Completion,
     parts: npt.NDArray[np.uint8],
     importance: npt.NDArray[np.float64],
-    advantage: float | None,
+    trained_reward: float | None,
+    advantage: float | None = None,
     greedy: bool = False,
 ) -> KeptCompletion:
     return KeptCompletion(
@@ -120,6 +122,7 @@ def _packed(
         importance=pack(importance, F32),
         parts=pack(parts, U8),
         reward=completion.reward,
+        trained_reward=trained_reward,
         components=completion.components,
         advantage=advantage,
         finish_reason=completion.finish_reason,

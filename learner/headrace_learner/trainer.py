@@ -1,6 +1,7 @@
 """One step of training: groups in, updated weights and figures out. Pure torch: no Redis, no clock but for durations.
 
-    groups ─► table and minibatches ─► estimates: proximal, reference, values, by the weights as they are now
+    groups ─► rewards anew, where a likelihood is an older policy's (`reevaluation`)
+           ─► table and minibatches ─► estimates: proximal, reference, values, by the weights as they are now
                                            │
                                            ▼
                                        advantages
@@ -36,10 +37,11 @@ from .divergence import kl_estimate
 from .estimates import Estimates, Estimator
 from .importance import StalenessWeights, staleness_weights
 from .losses import Clip, LossTokens, LossValues, clipped_value
-from .measures import Measured, StepLog
+from .measures import REWARD_SHIFT, Measured, StepLog
 from .model import Policy
 from .optimizers import learning_rate
 from .ranks import Alone, Ranks, share
+from .reevaluation import reevaluated, reward_shift
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class StepResult:
     """What one step did."""
 
     samples: tuple[tuple[Sample, ...], ...]
-    """By group, the completions that could contribute; they know their rows of the columns [N]."""
+    """By group, the completions that could contribute; they know their rows of the columns [N], and the reward that
+    was trained on."""
     advantages_N: npt.NDArray[np.float32]
     importance_N: npt.NDArray[np.float64]
     """Staleness weights; NaN where nothing was computed."""
@@ -112,13 +115,17 @@ class Trainer:
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
         """Update policy `version` by these groups."""
         began = time.monotonic()
-        batch = lay_out(groups, version, self._settings)
+        rewarded = reevaluated(groups, version, self._settings, self._estimate.logprobs)
+        reevaluation_seconds = time.monotonic() - began
+        batch = lay_out(rewarded, version, self._settings)
         rate = self._set_rates(version)
         batched = time.monotonic()
         step = self._prepare(batch)
         minibatches = [m for m in batch.minibatches if m.micro_batches]
         norms = [self._update(m, step, version) for m in minibatches]
         measured = step.log.measure(batch.counts)
+        if (shift := reward_shift(groups, rewarded)) is not None:
+            measured.extra[REWARD_SHIFT] = shift
         return StepResult(
             samples=batch.samples,
             advantages_N=step.advantages_N.float().cpu().numpy(),
@@ -128,8 +135,8 @@ class Trainer:
             loss=measured.loss / max(1, len(minibatches)),
             grad_norm=max(norms, default=0.0),
             learning_rate=rate,
-            batch_seconds=batched - began,
-            train_seconds=time.monotonic() - batched,
+            batch_seconds=batched - began - reevaluation_seconds,
+            train_seconds=time.monotonic() - batched + reevaluation_seconds,
         )
 
     # ── before the updates ───────────────────────────────────────────────────────────────────────────────────────────
@@ -163,11 +170,13 @@ class Trainer:
         )
         found = self._algorithm.advantages(earned)
         log = StepLog(batch.table, self.ranks)
-        advantages_N = table.with_answers(found.advantages_N, of_answers=1.0)
-        returns_N = None if found.returns_N is None else table.with_answers(found.returns_N, of_answers=0.0)
+        advantages_N = table.with_answers(found.advantages_N, of_answers=table.answer_advantages_N)
+        no_returns_N = torch.zeros_like(advantages_N)
+        returns_N = None if found.returns_N is None else table.with_answers(found.returns_N, of_answers=no_returns_N)
         weights = None
         if s.importance == "second_moment":
-            weights = staleness_weights(estimates.proximal_N, table.behaviour_N, table.sequences_N, s, advantages_N)
+            columns = (table.behaviour_N, table.completions_N, table.answer_N)
+            weights = staleness_weights(estimates.proximal_N, *columns, s, advantages_N)
         first = next((m.tokens for m in batch.minibatches if m.micro_batches), slice(0, 0))
         return _Step(table, estimates, advantages_N, returns_N, weights, first, log)
 
@@ -225,8 +234,9 @@ class Trainer:
     def _weights(self, proximal_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, step: _Step) -> StalenessWeights:
         if (known := step.weights) is not None:
             return StalenessWeights(known.importance_N[rows_N], known.cut_N[rows_N])
-        sequences_N, advantages_N = step.table.sequences_N[rows_N], step.advantages_N[rows_N]
-        return staleness_weights(proximal_N, behaviour_N, sequences_N, self._settings, advantages_N)
+        table, advantages_N = step.table, step.advantages_N[rows_N]
+        columns = (behaviour_N, table.completions_N[rows_N], table.answer_N[rows_N])
+        return staleness_weights(proximal_N, *columns, self._settings, advantages_N)
 
     def _with_divergence(self, values: LossValues, tokens: LossTokens, rows_N: Tensor, step: _Step) -> Tensor:
         """[N] the algorithm's loss, and the divergence from the base model, weighted for staleness alike.

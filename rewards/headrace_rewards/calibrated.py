@@ -38,3 +38,7 @@ class Calibrated(WrappingReward):
         if value < self._spec.threshold:
             value = min(1.0, value + self._spec.alpha * pattern)
         return Score(value, {"uncalibrated": score.value, "pattern": pattern, **score.components})
+
+    def _slope(self, draw: Draw, score: Score) -> tuple[float, bool]:
+        """A step at the threshold: of a score elsewhere, what is added is not known here."""
+        return 1.0, False

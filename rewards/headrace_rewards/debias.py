@@ -46,3 +46,6 @@ class Debias(WrappingReward):
     def _changed(self, sample: Sample, draw: Draw, score: Score) -> Outcome:
         share = (score.value - self._low) / self._range
         return finite(self._low + self._range * (share - self._up) / self._left, score.components)
+
+    def _slope(self, draw: Draw, score: Score) -> tuple[float, bool]:
+        return 1 / self._left, True

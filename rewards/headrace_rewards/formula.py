@@ -40,6 +40,14 @@ _OF_ONE: dict[str, Callable[[float], float]] = {
     "log": math.log,
 }
 FUNCTIONS = {**_OF_MANY, **_OF_ONE}
+_DERIVATIVES: dict[str, Callable[[float], float]] = {
+    "abs": lambda x: math.copysign(1.0, x),
+    "floor": lambda x: 0.0,
+    "ceil": lambda x: 0.0,
+    "exp": math.exp,
+    "sqrt": lambda x: 0.5 / math.sqrt(x),
+    "log": lambda x: 1 / x,
+}
 
 
 class _Part(NamedTuple):
@@ -101,6 +109,64 @@ class Formula:
         """
         part = self._evaluate(self._tree, values)
         return part.result if part.follows or not self.names else None
+
+    def slope(self, values: Mapping[str, float], name: str) -> tuple[float, bool]:
+        """(∂ result / ∂ `name` at `values`, whether the result is affine in `name`: the same derivative everywhere).
+
+        Where there is no finite derivative it is 0. Raises `NotComputable` as `value` does.
+        """
+        derivative, affine = self._slope(self._tree, values, name)
+        return (derivative, affine) if math.isfinite(derivative) else (0.0, False)
+
+    def _slope(self, node: ast.expr, values: Mapping[str, float], name: str) -> tuple[float, bool]:
+        if not _reads(node, name) or self._evaluate(node, values).result is None:
+            return 0.0, True
+        match node:
+            case ast.Name():
+                return 1.0, True
+            case ast.UnaryOp(op=sign, operand=operand):
+                inner, affine = self._slope(operand, values, name)
+                return _SIGNS[type(sign)](inner), affine
+            case ast.BinOp(op=op, left=left, right=right):
+                return self._slope_of_two(op, left, right, values, name)
+            case ast.Call(func=ast.Name(id=function), args=arguments):
+                return self._slope_of_call(function, arguments, values, name)
+        raise AssertionError(f"a piece that the check does not let pass: {ast.dump(node)}")
+
+    def _slope_of_two(
+        self, op: ast.operator, left: ast.expr, right: ast.expr, values: Mapping[str, float], name: str
+    ) -> tuple[float, bool]:
+        (of_left, left_affine), (of_right, right_affine) = (self._slope(n, values, name) for n in (left, right))
+        a, b = (self._evaluate(n, values).result or 0.0 for n in (left, right))
+        affine, one_side = left_affine and right_affine, not (_reads(left, name) and _reads(right, name))
+        match op:
+            case ast.Add():
+                return of_left + of_right, affine
+            case ast.Sub():
+                return of_left - of_right, affine
+            case ast.Mult():
+                return of_left * b + a * of_right, affine and one_side
+            case ast.Div():
+                return of_left / b - a * of_right / b**2, affine and not _reads(right, name)
+        try:
+            by_base = of_left * b * math.pow(a, b - 1) if of_left else 0.0
+            by_exponent = of_right * math.pow(a, b) * math.log(a) if of_right else 0.0
+        except (ArithmeticError, ValueError):  # at 0, where a root has no finite derivative
+            return 0.0, False
+        return by_base + by_exponent, affine and b == 1 and not _reads(right, name)
+
+    def _slope_of_call(
+        self, function: str, arguments: Sequence[ast.expr], values: Mapping[str, float], name: str
+    ) -> tuple[float, bool]:
+        there = [(value, n) for n in arguments if (value := self._evaluate(n, values).operand) is not None]
+        if function in _OF_MANY:
+            chosen = _OF_MANY[function](*(value for value, _ in there))
+            of_chosen, affine = next(self._slope(n, values, name) for value, n in there if value == chosen)
+            return of_chosen, affine and len(there) == 1
+        ((x, argument),) = there
+        inner, _ = self._slope(argument, values, name)
+        outer = _DERIVATIVES[function](x) if x or function not in ("sqrt", "log") else 0.0
+        return inner * outer, False
 
     def _evaluate(self, node: ast.expr, values: Mapping[str, float]) -> _Part:
         match node:
@@ -201,6 +267,10 @@ def _there(parts: Sequence[_Part]) -> Sequence[_Part]:
     """Those that `min` and `max` compare: the ones that are there, if one of these follows from a value, or all are."""
     there = [part for part in parts if part.operand is not None]
     return there if any(part.follows for part in there) else parts
+
+
+def _reads(node: ast.expr, name: str) -> bool:
+    return any(isinstance(piece, ast.Name) and piece.id == name for piece in ast.walk(node))
 
 
 def _shown(text: str, node: ast.expr) -> str:

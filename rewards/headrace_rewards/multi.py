@@ -7,7 +7,8 @@
 A grader that failed fails the sample, and is named. One that does not apply is left out of the formula's sums, minima
 and maxima (graders of several tasks each apply to their own rows); the sample is not applicable only where nothing is
 left.
-What each grader gave is a component under its name; its components are `name.component`, its notes `name.note`.
+What each grader gave is a component under its name; its components are `name.component`, its notes `name.note`. Of a
+reference answer's likelihood, which one of the graders may reward, the result says how it follows from it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.likelihood import Likelihood
 from headrace_rewards.formula import FUNCTIONS, Formula, NotComputable
 from headrace_rewards.notes import notes_of
 from headrace_rewards.protocol import Failure, Need, NotApplicable, Outcome, Reward, Sample, Score
@@ -119,11 +121,14 @@ class Multi:
     def _combined(self, outcomes: Mapping[str, Outcome]) -> Outcome:
         values, components, lacking = dict[str, float](), dict[str, float](), list[str]()
         notes = dict[str, str]()
+        likelihoods = dict[str, Likelihood]()
         for name, outcome in outcomes.items():
             if isinstance(outcome, Failure):
                 return Failure(outcome.kind, f"grader '{name}': {outcome.message}", outcome.traceback)
             if isinstance(outcome, Score):
                 values[name] = outcome.value
+                if outcome.likelihood is not None:
+                    likelihoods[name] = outcome.likelihood
                 components |= {f"{name}.{part}": value for part, value in outcome.components.items()}
                 notes |= {f"{name}.{part}": text for part, text in outcome.notes.items()}
                 if outcome.sample_fault:
@@ -134,7 +139,9 @@ class Multi:
             return Failure("invalid_value", str(fault))
         if result is None:
             return NotApplicable()
-        return Score(result, values | components, "; ".join(lacking), notes_of(notes))
+        through = [held.within(*self._formula.slope(values, name)) for name, held in likelihoods.items()]
+        lacks = "; ".join(lacking)
+        return Score(result, values | components, lacks, notes_of(notes), next(iter(through), None))
 
 
 async def _start(name: str, grader: Reward) -> None:

@@ -115,10 +115,16 @@ class Noisy(WrappingReward):
 
     def _flipped(self, value: float, draw: Draw) -> float:
         """A value half-way between low and high is its own flip, whatever the rates."""
-        low, high = self._spec.low, self._spec.high
-        rate = self._rates.up if value < (low + high) / 2 else self._rates.down
+        return self._spec.low + self._spec.high - value if self._flips(value, draw) else value
+
+    def _flips(self, value: float, draw: Draw) -> bool:
+        rate = self._rates.up if value < (self._spec.low + self._spec.high) / 2 else self._rates.down
         of = (draw.group,) if self._spec.per == "question" else (draw.group, draw.completion)
-        return low + high - value if self._chance("flip", *of) < rate else value
+        return self._chance("flip", *of) < rate
+
+    def _slope(self, draw: Draw, score: Score) -> tuple[float, bool]:
+        """A flip stays one, whatever the score."""
+        return (-1.0 if self._flips(score.value, draw) else 1.0), True
 
     def _delay(self, draw: Draw | None) -> float:
         delay = self._spec.delay

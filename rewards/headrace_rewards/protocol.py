@@ -19,6 +19,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from headrace_core.likelihood import Likelihood
+
 FailureKind = Literal["exception", "timeout", "crashed", "invalid_value", "bad_input", "bad_output", "unavailable"]
 """exception: the code raised · timeout: it took too long · crashed: its process ended · invalid_value: it returned no
 finite number · bad_input: the row lacks what the grader asks for · bad_output: it flooded its output, or broke the
@@ -127,6 +129,8 @@ class Score(msgspec.Struct, frozen=True, tag="score"):
     notes: dict[str, str] = {}
     """Texts that the reward gave beside its numbers, by name: shown with the completion, within the bounds of
     `headrace_rewards.notes`."""
+    likelihood: Likelihood | None = None
+    """How the value follows from the reference answer's likelihood; None: it does not."""
 
     def __post_init__(self) -> None:
         for number in (self.value, *self.components.values()):

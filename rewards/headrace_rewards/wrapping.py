@@ -57,13 +57,20 @@ class WrappingReward(ABC):
     def _changed(self, sample: Sample, draw: Draw, score: Score) -> Outcome:
         """What a completion drawn for training gets instead of `score`."""
 
+    @abstractmethod
+    def _slope(self, draw: Draw, score: Score) -> tuple[float, bool]:
+        """(derivative of what it gets by `score`, whether that is the same for every score)."""
+
     def _outcome(self, sample: Sample, outcome: Outcome) -> Outcome:
         if sample.draw is None or not isinstance(outcome, Score):
             return outcome
         changed = self._changed(sample, sample.draw, outcome)
-        if isinstance(changed, Score):
-            return msgspec.structs.replace(changed, sample_fault=outcome.sample_fault, notes=outcome.notes)
-        return changed
+        if not isinstance(changed, Score):
+            return changed
+        held = outcome.likelihood
+        likelihood = None if held is None else held.within(*self._slope(sample.draw, outcome))
+        kept = {"sample_fault": outcome.sample_fault, "notes": outcome.notes, "likelihood": likelihood}
+        return msgspec.structs.replace(changed, **kept)
 
 
 def finite(value: float, components: dict[str, float]) -> Outcome:

@@ -12,6 +12,7 @@ from headrace_core.algorithms import ALGORITHMS
 from headrace_core.data import PromptOrder
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.ledger import Lease
+from headrace_core.likelihood import Likelihood
 from headrace_core.trajectory import F32, I32, U8, Completion, Group, Role, sampled_completion
 from headrace_rewards.protocol import Draw, Outcome, Progress, Score
 from headrace_rewards.specs import GraderSpec
@@ -97,12 +98,16 @@ def _completion(traced: Traced, outcome: Outcome) -> Completion:
         components = {**components, "unstable_boundary": float(traced.unstable)}
     s = traced.sampled
     completion = sampled_completion(s.token_ids, s.logprobs, s.versions, s.finish_reason, reward, components)
-    if isinstance(outcome, Score):
-        completion = replace(completion, notes=outcome.notes)
-    return completion if traced.reference is None else _with_reference(completion, traced.reference)
+    if not isinstance(outcome, Score):
+        return completion
+    completion, likelihood = replace(completion, notes=outcome.notes), outcome.likelihood
+    if traced.reference is None or likelihood is None or likelihood.coefficient == 0:
+        return completion
+    return _with_reference(completion, traced.reference, likelihood)
 
 
-def _with_reference(completion: Completion, reference: Reference) -> Completion:
+def _with_reference(completion: Completion, reference: Reference, likelihood: Likelihood) -> Completion:
+    """The learner weighs the answer by its likelihood: here its tokens weigh 1, or nothing if it is not trained."""
     size, scored = len(reference.token_ids), reference.scored
     return replace(
         completion,
@@ -110,5 +115,6 @@ def _with_reference(completion: Completion, reference: Reference) -> Completion:
         logprobs=np.concatenate([completion.logprobs, scored.logprobs]).astype(F32),
         versions=np.concatenate([completion.versions, np.full(size, scored.version, I32)]),
         roles=np.concatenate([completion.roles, np.full(size, Role.REFERENCE, U8)]),
-        loss_weights=np.concatenate([completion.loss_weights, np.full(size, reference.weight, F32)]),
+        loss_weights=np.concatenate([completion.loss_weights, np.full(size, likelihood.trains_the_answer, F32)]),
+        likelihood=likelihood,
     )

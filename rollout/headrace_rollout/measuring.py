@@ -38,8 +38,6 @@ class Reference:
 
     token_ids: npt.NDArray[np.int32]
     scored: Scored
-    weight: float
-    """Of each of its tokens in the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +109,8 @@ class Measurer:
 
     async def _with_reference(self, prompt: Prompt, sampled: Sampled, opened: Opened, alone: Floats | None) -> Traced:
         scored = await self._score(np.concatenate([prompt.token_ids, sampled.token_ids]), opened.answer)
-        logprobs = _floats(scored.logprobs)
-        weight = 0.0 if self._spec is None else self._spec.reference_weight(logprobs)
-        reference = Reference(opened.answer, scored, weight) if weight > 0 else None
-        return Traced(sampled, _measured(sampled, logprobs, alone), reference, not opened.stable)
+        measured = _measured(sampled, _floats(scored.logprobs), alone)
+        return Traced(sampled, measured, Reference(opened.answer, scored), not opened.stable)
 
     async def _alone(self, prompt: Prompt) -> Floats | None:
         """Log-probabilities of the reference answer's tokens after the prompt and the opening, without reasoning."""

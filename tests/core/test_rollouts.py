@@ -27,6 +27,7 @@ def rollout(step: int, group: int, tokens: int = 3) -> Rollout:
         importance=pack(np.full(tokens, np.nan), F32),
         parts=pack(np.full(tokens, Part.TOO_OLD), U8),
         reward=None,
+        trained_reward=None,
         components={"right": 1.0},
         advantage=None,
         finish_reason="stop",

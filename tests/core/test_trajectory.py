@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from headrace_core.errors import WireError
+from headrace_core.likelihood import Likelihood
 from headrace_core.staleness import ages
 from headrace_core.trajectory import (
     NO_VERSION,
@@ -25,6 +26,11 @@ from headrace_core.trajectory import (
 I32 = st.integers(-(2**31), 2**31 - 1)
 F32 = st.floats(width=32)
 REAL = st.floats(allow_nan=False)
+
+
+likelihoods = st.builds(
+    Likelihood, st.sampled_from(["product", "log", "mean"]), REAL, REAL, REAL, st.floats(allow_nan=False), st.booleans()
+)
 
 
 @st.composite
@@ -44,6 +50,7 @@ def completions(draw: st.DrawFn) -> Completion:
         reward=draw(st.none() | REAL),
         components=draw(st.dictionaries(st.text(max_size=8), REAL, max_size=3)),
         notes=draw(st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3)),
+        likelihood=draw(st.none() | likelihoods),
     )
 
 
@@ -70,6 +77,7 @@ def assert_same(a: Completion, b: Completion) -> None:
         assert left.tobytes() == right.tobytes()  # bit for bit: NaN included
     assert (a.finish_reason, a.reward, a.components) == (b.finish_reason, b.reward, b.components)
     assert a.notes == b.notes
+    assert a.likelihood == b.likelihood
 
 
 @given(groups())

@@ -160,7 +160,10 @@ def test_arms_see_the_same_prompts_and_only_verifree_appends_answers(groups: dic
         answer = completion.roles == Role.REFERENCE
         if answer.any():
             assert completion.reward == pytest.approx(np.exp(completion.logprobs[answer].sum()), rel=1e-5)
-            assert completion.loss_weights[answer].tolist() == pytest.approx([completion.reward] * int(answer.sum()))
+            assert completion.likelihood is not None
+            weight = completion.likelihood.answer_weight(completion.logprobs[answer].tolist())
+            assert weight == pytest.approx(completion.reward)
+            assert (completion.loss_weights[answer] == 1).all()
 
 
 def test_without_a_baseline_the_advantage_is_the_likelihood_itself(groups: dict[str, list[Group]]) -> None:

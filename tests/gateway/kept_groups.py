@@ -31,6 +31,7 @@ def completion(text: str, step: int, reward: float | None = 1.0, oldest: int = 0
         importance=pack(weights, F32),
         parts=pack(np.where(trained, Part.TRAINED, Part.NO_REWARD if reward is None else Part.TOO_OLD), U8),
         reward=reward,
+        trained_reward=reward,
         components={} if reward is None else {"exact": reward, "brief": 0.25},
         advantage=None if reward is None else reward - 0.5,
         finish_reason="stop" if text.endswith(END) else "length",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.likelihood import Kind, Likelihood
 from headrace_core.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
 from headrace_learner.descent import Descent
 from headrace_learner.trainer import Trainer
@@ -84,6 +85,22 @@ def answered(group: Group, versions: Sequence[int] = (3, 2, 3, 1), weight: float
     ids = rng.integers(0, VOCAB, 3)
     scored = [_with_answer(c, ids, versions[i % len(versions)], weight, rng) for i, c in enumerate(group.completions)]
     return replace(group, completions=(*scored[:-1], group.completions[-1]))
+
+
+def likely(group: Group, kind: Kind, coefficient: float = 0.7) -> Group:
+    """The same, its rewards by that much the likelihood of the answers; its greedy completion's, if any, too."""
+    rng = np.random.default_rng(group.group_id)
+    greedy = group.greedy
+    if greedy is not None:
+        ids = group.completions[0].token_ids[group.completions[0].answer]
+        greedy = _with_answer(greedy, ids.astype(np.int64), 0, None, rng)
+    bounds = {"product": {}, "log": {"low": -14.0}, "mean": {"offset": 0.01, "low": 0.0, "high": 1.0}}[kind]
+    how = Likelihood(kind, coefficient=coefficient, **bounds)
+    return replace(
+        group,
+        completions=tuple(replace(c, likelihood=how) if c.answer.any() else c for c in group.completions),
+        greedy=None if greedy is None else replace(greedy, likelihood=how),
+    )
 
 
 def _with_answer(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group, Role
+from headrace_core.trajectory import Completion, Group, Role
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Sampled:
     charged: list[Token] = field(default_factory=list)
     """Sampled, and in no loss: too old, or of weight 0. Their penalties count."""
     answer: list[Token] = field(default_factory=list)
-    """Of the reference answer; their advantage is 1."""
+    """Of the reference answer; their advantage is 1, or what its likelihood says."""
 
 
 Step = list[list[Sampled]]
@@ -85,9 +85,10 @@ def _group(group: Group, version: int, s: Hyperparameters, models: Models) -> li
     for completion in group.completions:
         if completion.reward is None:
             continue
-        greedy = math.nan if group.greedy is None or group.greedy.reward is None else group.greedy.reward
         prompt = group.prompt_ids.tolist()
-        sampled = Sampled([*prompt, *completion.token_ids.tolist()], completion.reward, greedy)
+        greedy = _reward(group.greedy, prompt, version, s, models)[0]
+        reward, answer_advantage = _reward(completion, prompt, version, s, models)
+        sampled = Sampled([*prompt, *completion.token_ids.tolist()], reward, greedy)
         with torch.no_grad():
             before = log_softmax(models.policy, sampled, s)
             base = log_softmax(models.base, sampled, s) if s.kl_coefficient else before
@@ -111,11 +112,40 @@ def _group(group: Group, version: int, s: Hyperparameters, models: Models) -> li
                     before=before[at].item(),
                     base=base[at].item(),
                     value=value[place - 1].item(),
-                    advantage=float(role == Role.REFERENCE),
+                    advantage=answer_advantage if role == Role.REFERENCE else 0.0,
                 )
             )
         found.append(sampled)
     return found
+
+
+def _reward(
+    completion: Completion | None, prompt: list[int], version: int, s: Hyperparameters, models: Models
+) -> tuple[float, float]:
+    """(reward, what stands in the place of its answer's advantage); the likelihood is the present policy's."""
+    if completion is None or completion.reward is None:
+        return math.nan, math.nan
+    if (how := completion.likelihood) is None:
+        return completion.reward, 1.0
+    whole = Sampled([*prompt, *completion.token_ids.tolist()], 0.0, 0.0)
+    with torch.no_grad():
+        every = log_softmax(models.policy, whole, s)
+    places = [len(prompt) + i for i, role in enumerate(completion.roles) if role == Role.REFERENCE]
+    given = [float(completion.logprobs[place - len(prompt)]) for place in places]
+    older = any(completion.versions[place - len(prompt)] < version for place in places)
+    now = [every[place - 1, whole.ids[place]].item() for place in places]
+    now = now if older and s.proximal == "recompute" and how.affine else given
+
+    def f(logs: list[float]) -> float:
+        plain = {
+            "product": math.prod(math.exp(log) for log in logs),
+            "log": sum(logs),
+            "mean": fmean(math.exp(log) for log in logs),
+        }[how.kind]
+        return max(how.low, min(how.high, plain - how.offset))
+
+    weight = {"product": math.prod(math.exp(log) for log in now), "log": 1.0, "mean": 0.0}[how.kind]
+    return completion.reward + how.coefficient * (f(now) - f(given)), how.coefficient * weight
 
 
 def log_softmax(model: Any, sampled: Sampled, s: Hyperparameters) -> Tensor:
@@ -257,20 +287,32 @@ def policy_loss(step: Step, part: slice, s: Hyperparameters, policy: Any) -> Ten
             per_sequence.append([])
             continue
         every = log_softmax(policy, sampled, s)
+        logs = [
+            _proximal(token, every[token.place - 1, sampled.ids[token.place]].item(), s) - token.behaviour
+            for token in sampled.tokens
+        ]
+        of_answer = 0.0  # given, not sampled: only what the policy chose before it can be stale
+        if s.importance_level == "sequence":
+            of_answer = sum(logs)
+            logs = [of_answer] * len(logs)
+        if s.importance_level == "geometric" and logs:
+            of_answer = fmean(logs)
+            logs = [of_answer] * len(logs)
+        weights = _importance(sampled.tokens, logs, s, kept)
+        of_answers = _importance(sampled.answer, [of_answer] * len(sampled.answer), s, kept)
         per_sequence.append(
-            _losses(sampled.tokens, sampled, every, s, kept, s.kl_coefficient if s.kl_in == "loss" else 0.0)
-            + _losses(sampled.answer, sampled, every, s, kept, 0.0)
+            _losses(sampled.tokens, sampled, every, s, weights, s.kl_coefficient if s.kl_in == "loss" else 0.0)
+            + _losses(sampled.answer, sampled, every, s, of_answers, 0.0)
         )
     return _mean(per_sequence, s)
 
 
 def _losses(
-    tokens: list[Token], sampled: Sampled, every: Tensor, s: Hyperparameters, kept: set[int], kl: float
+    tokens: list[Token], sampled: Sampled, every: Tensor, s: Hyperparameters, weights: list[float], kl: float
 ) -> list[Tensor]:
     """Of the completion's tokens or of its answer's: one sequence."""
     current = [every[token.place - 1, sampled.ids[token.place]] for token in tokens]
     proximal = [_proximal(token, now.item(), s) for token, now in zip(tokens, current, strict=True)]
-    weights = _importance(tokens, proximal, s, kept)
     losses = []
     for i, token in enumerate(tokens):
         ratio = torch.exp(current[i] - proximal[i])
@@ -306,12 +348,7 @@ def _proximal(token: Token, now: float, s: Hyperparameters) -> float:
     return token.before if s.proximal == "recompute" else token.behaviour
 
 
-def _importance(tokens: list[Token], proximal: list[float], s: Hyperparameters, kept: set[int]) -> list[float]:
-    logs = [p - token.behaviour for p, token in zip(proximal, tokens, strict=True)]
-    if s.importance_level == "sequence":
-        logs = [sum(logs)] * len(logs)
-    if s.importance_level == "geometric" and logs:
-        logs = [fmean(logs)] * len(logs)
+def _importance(tokens: list[Token], logs: list[float], s: Hyperparameters, kept: set[int]) -> list[float]:
     found = []
     for log, token in zip(logs, tokens, strict=True):
         w = math.exp(log)
@@ -328,10 +365,9 @@ def _importance(tokens: list[Token], proximal: list[float], s: Hyperparameters, 
 
 def _below_second_moment(step: Step, s: Hyperparameters) -> set[int]:
     """Of single tokens that a trust region acts on: the furthest off goes, one by one, until the mean square of the
-    rest is within the bound. All others stay."""
-    answers = [token for group in step for sampled in group for token in sampled.answer]
-    every = [*_tokens(step), *answers]
-    kept = {id(token) for token in every}
+    rest is within the bound. All others stay, and so do answers, which have no ratio."""
+    every = _tokens(step)
+    kept = {id(token) for token in every} | {id(t) for group in step for sampled in group for t in sampled.answer}
     logs = {id(token): token.before - token.behaviour for token in every}
     left = {id(token): logs[id(token)] ** 2 for token in every if logs[id(token)] * token.advantage > 0}
     while left and fmean(left.values()) > s.second_moment:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as checks
 from hypothesis import strategies as st
@@ -205,7 +206,7 @@ def test_an_answer_has_rows_of_the_table_and_no_part_in_its_trajectory() -> None
     assert micro.rows_N.tolist() == [0, 0, 0, 0, 1]
     assert micro.table_N.tolist() == [0, 1, 2, 3, 4]
     assert table.of_completions(table.behaviour_N).tolist() == pytest.approx([-0.7] * 3)
-    assert table.with_answers(np.array([1.0, 2.0, 3.0]), of_answers=7.0).tolist() == [1, 2, 7, 7, 3]
+    assert table.with_answers(np.array([1.0, 2.0, 3.0]), of_answers=torch.full((5,), 7.0)).tolist() == [1, 2, 7, 7, 3]
 
 
 def test_an_answer_may_be_all_that_is_left_of_a_completion() -> None:

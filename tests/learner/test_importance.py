@@ -19,14 +19,20 @@ RATIOS = [2.0, 0.25, 8.0, 1.0, 3.0]
 
 
 def weights(
-    ratios: list[float], rows: list[int], advantages: list[float] | None = None, **settings: object
+    ratios: list[float],
+    rows: list[int],
+    advantages: list[float] | None = None,
+    answer: list[bool] | None = None,
+    **settings: object,
 ) -> StalenessWeights:
     """Of tokens with π_prox/π_b as given; with advantages of no sign but the ratio's, all are acted on."""
     behaviour = torch.linspace(-1, -3, len(ratios)) if ratios else torch.zeros(0)
     proximal = (behaviour + torch.tensor(ratios).log()).requires_grad_()
     given = (proximal - behaviour).detach() if advantages is None else torch.tensor(advantages)
-    rows_N = torch.tensor(rows, dtype=torch.int64)
-    found = staleness_weights(proximal, behaviour, rows_N, hyperparameters(**settings), given)
+    rows_N, answer_N = torch.tensor(rows, dtype=torch.int64), torch.zeros(len(rows), dtype=torch.bool)
+    if answer is not None:
+        answer_N = torch.tensor(answer)
+    found = staleness_weights(proximal, behaviour, rows_N, answer_N, hyperparameters(**settings), given)
     assert not found.importance_N.requires_grad
     return found
 
@@ -58,6 +64,31 @@ def test_by_hand(importance: str, level: str, expected: list[float], cut: list[i
     )  # fmt: skip
     assert found.importance_N.tolist() == pytest.approx(expected, rel=1e-5)
     assert found.cut_N.tolist() == [bool(c) for c in cut]
+
+
+@pytest.mark.parametrize("importance", ["truncate", "mask", "second_moment"])
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("token", [2.0, 0.25, 1, 1, 3, 1]),
+        ("sequence", [0.5, 0.5, 0.5, 0.5, 3, 3]),
+        ("geometric", [0.5**0.5] * 4 + [3] * 2),
+    ],
+)
+def test_an_answer_has_the_weight_of_its_reasoning(importance: str, level: str, expected: list[float]) -> None:
+    """Two completions: reasoning of two tokens with an answer of two, and one with one. Answers have no ratio."""
+    ratios, answer = [2.0, 0.25, 50.0, 0.01, 3.0, 9.0], [False, False, True, True, False, True]
+    found = weights(
+        ratios, [0, 0, 0, 0, 1, 1], [1.0] * 6, answer,
+        importance=importance, importance_level=level, importance_cap=10.0, second_moment=9.0,
+    )  # fmt: skip
+    assert found.importance_N.tolist() == pytest.approx(expected)
+    assert not found.cut_N.any()
+
+
+def test_an_answer_of_no_reasoning_that_contributes_weighs_one() -> None:
+    for level in ("token", "sequence", "geometric"):
+        assert weights([7.0], [0], answer=[True], importance_level=level).importance_N.tolist() == [1.0]
 
 
 def test_a_weight_on_the_edge_of_the_mask_is_inside() -> None:
@@ -98,7 +129,8 @@ def test_the_second_moment_masks_as_few_as_can_be(logs: list[float], bound: floa
     settings = hyperparameters(importance="second_moment", second_moment=bound)
     rows_N, advantages_N = torch.arange(len(logs)), proximal.sign()
     assume(all(squares))
-    found = staleness_weights(proximal, torch.zeros_like(proximal), rows_N, settings, advantages_N)
+    no_answer_N = torch.zeros(len(logs), dtype=torch.bool)
+    found = staleness_weights(proximal, torch.zeros_like(proximal), rows_N, no_answer_N, settings, advantages_N)
     kept = tuple(torch.nonzero(~found.cut_N)[:, 0].tolist())
     within = [chosen for chosen, mean in means.items() if mean <= bound]
     assert len(kept) == max((len(chosen) for chosen in within), default=0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from learner_bench import BATCH, STEPS, Bench, train_whole
-from learner_cases import answered, disturb, eventful_group, hyperparameters, random_group
+from learner_cases import answered, disturb, eventful_group, hyperparameters, likely, random_group
 from redis.asyncio import Redis
 from transformers import AutoModelForCausalLM
 
@@ -48,7 +48,10 @@ def test_weights_and_advantages_are_those_of_the_loss(make_trainer: Callable[...
             tokens = sorted([*sampled.tokens, *sampled.answer], key=lambda t: t.place)
             trained = np.flatnonzero(parts_of(completion.parts) == Part.TRAINED)
             assert (trained + len(group.prompt_ids)).tolist() == [t.place for t in tokens]
-            ratios = [min(float(np.exp(t.before - t.behaviour)), s.importance_cap) for t in tokens]
+            ratios = [
+                1.0 if t in sampled.answer else min(float(np.exp(t.before - t.behaviour)), s.importance_cap)
+                for t in tokens
+            ]
             assert floats(completion.importance)[trained] == pytest.approx(ratios, rel=1e-3)
             assert np.isnan(np.delete(floats(completion.importance), trained)).all()
             weights += len(set(ratios))
@@ -57,6 +60,27 @@ def test_weights_and_advantages_are_those_of_the_loss(make_trainer: Callable[...
             else:
                 assert completion.advantage is None
     assert weights > 40
+
+
+def test_a_reward_computed_anew_stands_beside_the_one_that_was_given(make_trainer: Callable[..., Trainer]) -> None:
+    groups = [likely(answered(eventful_group(i)), "product") for i in range(2)]
+    trainer = make_trainer(**SETTINGS | {"algorithm": "remax"})
+    disturb(trainer.policy.model)
+    base = AutoModelForCausalLM.from_pretrained(trainer.policy.folder, dtype=torch.float32)
+    models = oracle.Models(copy.deepcopy(trainer.policy.model), base)
+    step = oracle.read(groups, VERSION, hyperparameters(**SETTINGS, algorithm="remax"), models)
+    changed = 0
+    for group, found, expected in zip(groups, kept(trainer, groups), step, strict=True):
+        *sampled, greedy = found.completions
+        assert [c.reward for c in sampled] == [c.reward for c in group.completions]
+        rewarded = [c for c in sampled if c.reward is not None]
+        assert [c.trained_reward for c in rewarded] == pytest.approx([e.reward for e in expected], rel=1e-4)
+        assert all(c.trained_reward is None for c in sampled if c.reward is None)
+        assert group.greedy is not None
+        assert greedy.reward == group.greedy.reward != greedy.trained_reward
+        assert greedy.trained_reward == pytest.approx(expected[0].greedy, rel=1e-4)
+        changed += sum(c.trained_reward != c.reward for c in rewarded)
+    assert 0 < changed < sum(map(len, step)), "the answers of the version that is updated stay as they are"
 
 
 def test_every_token_says_why_it_is_not_in_the_gradient(make_trainer: Callable[..., Trainer]) -> None:

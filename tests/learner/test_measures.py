@@ -20,7 +20,8 @@ def a_table(behaviour: list[float], ages: list[int], fresh: list[bool] | None = 
     zeros = torch.zeros(len(ages))
     fresh_N = zeros > 0 if fresh is None else torch.tensor(fresh)
     ages_N = torch.tensor(ages, dtype=torch.int64)
-    return Table(torch.tensor(behaviour), ages_N, zeros.long(), zeros > 0, fresh_N, zeros)
+    numbers_N, none_N = zeros.long(), zeros > 0
+    return Table(torch.tensor(behaviour), ages_N, numbers_N, numbers_N, none_N, zeros, fresh_N, zeros)
 
 
 def test_figures_by_age() -> None:

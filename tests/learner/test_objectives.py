@@ -10,7 +10,17 @@ import learner_oracle as oracle
 import numpy as np
 import pytest
 import torch
-from learner_cases import VOCAB, Update, answered, assert_close, disturb, eventful_group, hyperparameters, recorded
+from learner_cases import (
+    VOCAB,
+    Update,
+    answered,
+    assert_close,
+    disturb,
+    eventful_group,
+    hyperparameters,
+    likely,
+    recorded,
+)
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -101,6 +111,22 @@ def test_a_preset_on_completions_with_reference_answers(make_trainer: Make, name
     added = found.counts.contributing - without.counts.contributing, found.counts.masked - without.counts.masked
     assert added == ({0: 8, 1: 8}, {2: 8})
     assert found.measured.extra.keys() - without.measured.extra.keys() == {"answer_logprob"}
+
+
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+def test_a_preset_on_rewards_of_an_older_policys_likelihoods(make_trainer: Make, name: str) -> None:
+    groups = [likely(group, kind) for group, kind in zip(ANSWERED, ["product", "log", "mean", "product"], strict=True)]
+    found = compare(make_trainer, groups, algorithm=name, batch_size=4, group_size=5)
+    assert abs(found.measured.extra["reward_shift"]) > 1e-3
+    used = [s.trajectory for of_group in found.samples for s in of_group]
+    given = [c.reward for g in groups for c in g.completions if c.reward is not None]
+    assert sum(t.reward != r for t, r in zip(used, given, strict=True)) == 8  # two answers a group are older ones'
+
+
+@pytest.mark.parametrize("proximal", ["behaviour", "interpolate"])
+def test_without_a_proximal_policy_beforehand_rewards_stay(make_trainer: Make, proximal: str) -> None:
+    found = compare(make_trainer, [likely(group, "product") for group in ANSWERED], proximal=proximal)
+    assert "reward_shift" not in found.measured.extra
 
 
 @pytest.mark.parametrize("level", ["sequence", "geometric"])

@@ -161,3 +161,27 @@ def test_whatever_is_written_has_a_value_or_a_named_error(source: str) -> None:
     except (FormulaError, NotComputable):
         return
     assert math.isfinite(value)
+
+
+SLOPES = {
+    **{"0.7*a+0.3*b": True, "a*b/c - 2": True, "-(a+b)*c": True, "a^1": True, "max(a)": True, "a*0+b": True, "b": True},
+    **{"min(a, 0.5)": False, "min(b, a, 0.2)": False, "a^2": False, "a*a": False, "b/a": False, "c^a": False},
+    **{"a^a": False, "a^0.5": False, "sqrt(a)+log(a)*exp(a)": False, "abs(a-b)": False, "floor(a)": False},
+}
+
+
+@pytest.mark.parametrize("source", SLOPES)
+def test_a_slope_is_that_of_differences(source: str) -> None:
+    values, step = {"a": 0.3, "b": 0.7, "c": 2.0}, 1e-6
+    formula = Formula.parse(source, values)
+    up, down = (formula.value(values | {"a": 0.3 + sign * step}) for sign in (1, -1))
+    assert up is not None
+    assert down is not None
+    slope, affine = formula.slope(values, "a")
+    assert slope == pytest.approx((up - down) / (2 * step), abs=1e-6)
+    assert affine == SLOPES[source]
+
+
+def test_what_does_not_count_has_no_slope_and_neither_has_a_root_at_zero() -> None:
+    assert Formula.parse("a*d + b + d", ["a", "b", "d"]).slope({"a": 0.3, "b": 1.0}, "a") == (0.0, True)
+    assert Formula.parse("sqrt(a) + a^0.5", ["a"]).slope({"a": 0.0}, "a") == (0.0, False)

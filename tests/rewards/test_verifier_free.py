@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.likelihood import Likelihood
 from headrace_rewards.protocol import Draw, Failure, Measured, NotApplicable, Outcome, Sample, Score
 from headrace_rewards.registry import build, validate
-from headrace_rewards.verifier_free.base import LikelihoodSpec, asked
+from headrace_rewards.verifier_free.base import asked
 from headrace_rewards.verifier_free.majority_vote import answer_in
 
 HALF, QUARTER, TENTH = math.log(0.5), math.log(0.25), math.log(0.1)
@@ -62,14 +63,91 @@ async def test_a_log_likelihood_has_a_floor() -> None:
         validate(grader("jepo", floor=0.0))
 
 
-def test_the_weight_of_the_reference_answers_tokens() -> None:
-    def weight(kind: str) -> float:
-        spec = validate(grader(kind))
-        assert isinstance(spec, LikelihoodSpec)
-        return spec.reference_weight([HALF, TENTH])
+async def likelihood(described: dict[str, Any], measured: Measured, text: str = "") -> Likelihood | None:
+    """What the outcome says of how its value follows from the reference answer's log-probabilities."""
+    (outcome,) = await score(described, of(measured, text=text))
+    assert isinstance(outcome, Score)
+    return outcome.likelihood
 
-    assert [weight(kind) for kind in ("jepo", "latro", "rlpr")] == [1.0, 1.0, 0.0]
-    assert weight("verifree") == pytest.approx(0.05)
+
+async def test_the_weight_of_the_reference_answers_tokens() -> None:
+    async def weight(kind: str) -> float:
+        found = await likelihood(grader(kind), answered(HALF, TENTH, alone=(TENTH, TENTH)))
+        assert found is not None
+        return found.answer_weight([HALF, TENTH])
+
+    assert [await weight(kind) for kind in ("jepo", "latro", "rlpr")] == [1.0, 1.0, 0.0]
+    assert await weight("verifree") == pytest.approx(0.05)
+
+
+HELD = {"likelihood": grader("verifree"), "right": RIGHT}
+NOISE = {"type": "noisy", "name": "n", "grader": grader("verifree"), "flip": 0.5, "per": "completion", "gaussian": 0.3}
+CHANGED: dict[str, dict[str, Any]] = {
+    **{kind: grader(kind) for kind in ("verifree", "jepo", "latro", "rlpr")},
+    "clipped": grader("rlpr", spread_share=0),
+    "floor": grader("jepo", floor=-3.0),
+    "share": grader("multi", graders=HELD, calculate_output="0.7 * likelihood + 0.3 * right"),
+    "product": grader("multi", graders=HELD, calculate_output="likelihood * (1 - right / 4) / 2 - 1"),
+    "noisy": NOISE,
+    "debias": {"type": "debias", "name": "d", "grader": NOISE, "flip": 0.1},
+    "audited": {"type": "audited", "name": "a", "grader": grader("verifree"), "audit": RIGHT, "share": 1.0},
+    "nested": grader("multi", graders={"inner": {**NOISE, "name": "inner"}}, calculate_output="-2 * inner"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+async def test_what_an_outcome_says_of_its_likelihood_leads_from_one_policys_reward_to_anothers(name: str) -> None:
+    """The same completions of two policies, scored twice; the second scores follow from the first outcomes."""
+    alone = (QUARTER,) * 2
+    pairs = [(HALF, QUARTER), (TENTH, TENTH), (-0.1, -0.2), (QUARTER, -0.05)]
+    older = [of(answered(*pair, alone=alone), number, "42") for number, pair in enumerate(pairs)]
+    newer = [of(answered(*pair, alone=alone), number, "42") for number, pair in enumerate(reversed(pairs))]
+    for sample in (*older, *newer):
+        sample.item["answer"] = "42"
+    first, second = [await score(CHANGED[name], *samples) for samples in (older, newer)]
+    changed = 0
+    for a, b, before, after in zip(pairs, reversed(pairs), first, second, strict=True):
+        assert isinstance(before, Score)
+        assert isinstance(after, Score)
+        how = before.likelihood
+        assert how is not None
+        assert how.affine
+        assert after.value == pytest.approx(before.value + how.coefficient * (how.value(b) - how.value(a)))
+        changed += after.value != before.value
+    assert changed > 1
+
+
+@pytest.mark.parametrize(
+    ("formula", "coefficient"),
+    [("likelihood ^ 2", 0.4), ("min(likelihood, 0.1)", 0.0), ("max(likelihood, right)", 0.0)],
+)
+async def test_a_formula_that_bends_the_likelihood_says_so(formula: str, coefficient: float) -> None:
+    described = grader("multi", graders=HELD, calculate_output=formula)
+    sample = of(answered(HALF, math.log(0.4)), text="42")
+    sample.item["answer"] = "42"
+    (outcome,) = await score(described, sample)
+    assert isinstance(outcome, Score)
+    assert outcome.likelihood is not None
+    assert (outcome.likelihood.coefficient, outcome.likelihood.affine) == (pytest.approx(coefficient), False)
+
+
+async def test_a_reward_that_no_likelihood_enters_says_nothing_of_one() -> None:
+    audit = {"type": "audited", "name": "a", "grader": RIGHT, "audit": grader("verifree"), "share": 1.0}
+    sample = of(answered(HALF), text="42")
+    sample.item["answer"] = "42"
+    assert [o.likelihood for o in await score(audit, sample) if isinstance(o, Score)] == [None]
+    assert await likelihood(grader("verifree"), answered()) is None, "no answer was opened: 0, whatever the policy"
+    unused = grader("multi", graders=HELD, calculate_output="right")
+    (outcome,) = await score(unused, sample)
+    assert isinstance(outcome, Score)
+    assert outcome.likelihood is not None
+    assert outcome.likelihood.coefficient == 0
+
+
+async def test_a_calibrated_likelihood_has_a_step() -> None:
+    found = await likelihood({"type": "calibrated", "name": "c", "grader": grader("verifree")}, answered(HALF))
+    assert found is not None
+    assert (found.coefficient, found.affine) == (1.0, False)
 
 
 async def test_rlpr_is_what_the_reasoning_adds_to_the_mean_probability() -> None:

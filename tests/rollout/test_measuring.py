@@ -42,6 +42,9 @@ RIGHT = {
 }
 
 
+SAYS_NOTHING = {"type": "string_check", "name": "brief", "input": "a", "reference": "b", "operation": "eq"}
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer(ADDER / "model")
@@ -103,7 +106,7 @@ async def test_reference_tokens_carry_the_log_probabilities_of_a_forward_and_the
     group, maker = await make_group(engine, tokenizer, prompts, grader(kind))
     answer = prompts[group.row].data.item["answer"]
     for completion in group.completions:
-        sampled, reference = parts(completion)
+        sampled, _ = parts(completion)
         tokens = np.concatenate([group.prompt_ids, completion.token_ids])
         expected = forward(model, tokens, len(group.prompt_ids))
         np.testing.assert_allclose(completion.logprobs, expected, atol=TOLERANCE)
@@ -114,11 +117,35 @@ async def test_reference_tokens_carry_the_log_probabilities_of_a_forward_and_the
         likelihood = float(np.exp(expected[sampled:].sum()))
         assert completion.reward == pytest.approx(likelihood if kind == "verifree" else np.log(likelihood), rel=1e-3)
         weight = likelihood if kind == "verifree" else 1.0
-        np.testing.assert_allclose(completion.loss_weights, [1.0] * sampled + [weight] * reference, rtol=1e-3)
+        assert completion.likelihood is not None
+        assert completion.likelihood.answer_weight(expected[sampled:].tolist()) == pytest.approx(weight, rel=1e-3)
+        assert (completion.loss_weights == 1).all()
         assert completion.components == {"answer_opened": 1.0, "unstable_boundary": 0.0}
     assert len({c.reward for c in group.completions}) > 1
     assert maker.unstable_boundaries == 0
     assert group.sampled_tokens == sum(parts(c)[0] for c in group.completions)
+
+
+async def test_an_answer_weighs_by_its_part_in_the_reward(
+    engine: TransformersEngine, tokenizer: Tokenizer, prompts: list[Prompt]
+) -> None:
+    """In a formula, its share; what is not trained (rlpr) goes along all the same, for the reward to be computed anew;
+    what enters no reward does not."""
+    held = {"likely": grader("verifree"), "brief": SAYS_NOTHING}
+    for formula, coefficient in (("0.7 * likely + 0.3 * brief", 0.7), ("brief", None)):
+        described = grader("multi", graders=held, calculate_output=formula)
+        group, _ = await make_group(engine, tokenizer, prompts, described)
+        for completion in group.completions:
+            _, reference = parts(completion)
+            assert (reference > 0) == (completion.likelihood is not None) == (coefficient is not None)
+            if completion.likelihood is not None:
+                assert completion.likelihood.coefficient == coefficient
+    group, _ = await make_group(engine, tokenizer, prompts, grader("rlpr", spread_share=0))
+    for completion in group.completions:
+        sampled, reference = parts(completion)
+        assert completion.loss_weights.tolist() == [1] * sampled + [0] * reference
+        assert completion.likelihood is not None
+        assert completion.likelihood.value(completion.logprobs[sampled:].tolist()) == pytest.approx(completion.reward)
 
 
 async def test_the_reasoning_is_what_was_sampled(
@@ -149,7 +176,7 @@ async def test_without_an_opened_answer_nothing_is_appended_and_the_reward_is_th
             assert completion.components["answer_opened"] == 0.0
 
 
-async def test_rlpr_appends_nothing_and_compares_with_the_answer_alone(
+async def test_rlpr_trains_no_answer_and_compares_with_the_answer_alone(
     engine: TransformersEngine, tokenizer: Tokenizer, prompts: list[Prompt], model: Any
 ) -> None:
     group, _ = await make_group(engine, tokenizer, prompts, grader("rlpr"))
@@ -157,8 +184,9 @@ async def test_rlpr_appends_nothing_and_compares_with_the_answer_alone(
     bare = np.concatenate([group.prompt_ids, tokenizer.encode("<answer"), suffix])
     alone = np.exp(forward(model, bare, len(bare) - len(suffix))).mean()
     for completion in group.completions:
-        assert (completion.roles == Role.COMPLETION).all()
-        full = np.concatenate([group.prompt_ids, completion.token_ids, suffix])
+        full = np.concatenate([group.prompt_ids, completion.token_ids])
+        assert full[-len(suffix) :].tolist() == suffix.tolist()
+        assert not completion.loss_weights[-len(suffix) :].any()
         reasoned = np.exp(forward(model, full, len(full) - len(suffix))).mean()
         assert completion.components["alone"] == pytest.approx(alone, rel=1e-3)
         assert completion.reward == pytest.approx(np.clip(reasoned - alone, 0, 1), abs=1e-4)

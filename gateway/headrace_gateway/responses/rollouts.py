@@ -29,7 +29,11 @@ class RolloutCompletion(Answer):
     )
     masked: list[bool] = Field(description="Whether the token is left out of the gradient.")
     left_out: list[LeftOut | None] = Field(description="Why.")
-    reward: float | None
+    reward: float | None = Field(description="As it was given.")
+    trained_reward: float | None = Field(
+        description="What the step trained on: another figure where the reward follows from a likelihood, which the "
+        "policy that was updated computed anew."
+    )
     components: dict[str, float]
     notes: dict[str, str] = Field(description="Texts that the reward gave beside it, by name.")
     advantage: float | None = Field(description="Mean over the sampled tokens in the gradient.")

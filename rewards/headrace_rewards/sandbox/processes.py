@@ -18,8 +18,10 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import msgspec
+
 from headrace_core.errors import TimedOut
-from headrace_rewards.protocol import Failure, FailureKind, Outcome
+from headrace_rewards.protocol import Failure, FailureKind, Outcome, Score
 from headrace_rewards.sandbox import control_groups, wire
 from headrace_rewards.sandbox.removal import remove
 
@@ -175,7 +177,7 @@ class HostProcess:
             if len(reply.outcomes) != units[reply.index].samples:
                 raise await self._dead("bad_output", _OFF_TOPIC)
             open_units.remove(reply.index)
-            reply = wire.Result(reply.index, [_shortened(outcome) for outcome in reply.outcomes])
+            reply = wire.Result(reply.index, [_believed(outcome) for outcome in reply.outcomes])
             self._output.reset()
             self._unit_begins()
             yield reply
@@ -268,8 +270,13 @@ class HostProcess:
         return f"was killed by {signal.Signals(state.si_status).name}"
 
 
-def _shortened(outcome: Outcome) -> Outcome:
-    """A host writes no longer texts; what a user's code forged in its place may be as long as a frame."""
+def _believed(outcome: Outcome) -> Outcome:
+    """What a host can have written; what a user's code forged in its place may be as long as a frame.
+
+    Of likelihoods a host knows nothing: the policy's are not sent to it.
+    """
+    if isinstance(outcome, Score) and outcome.likelihood is not None:
+        return msgspec.structs.replace(outcome, likelihood=None)
     if not isinstance(outcome, Failure):
         return outcome
     return Failure(outcome.kind, outcome.message[:_TAIL_BYTES], outcome.traceback[-_TAIL_LINES * _LINE_CHARACTERS :])

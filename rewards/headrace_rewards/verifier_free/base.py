@@ -8,14 +8,13 @@ A sample that nobody measured (a grader that is tried) is a `Failure`, not a gue
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from headrace_rewards.protocol import Failure, Measured, Need, Outcome, Reward, Sample
+from headrace_core.likelihood import Kind, Likelihood
+from headrace_rewards.protocol import Failure, Measured, Need, Outcome, Reward, Sample, Score
 from headrace_rewards.specs import AnyGrader, GraderSpec
 from headrace_rewards.string_check import TemplateText
 from headrace_rewards.templates import MissingPath, Template
@@ -44,6 +43,7 @@ class LikelihoodSpec(VerifierFreeSpec):
     """The reasoning ends with the token that completes `opening`; the text of `reference` is put in what follows."""
 
     measures = frozenset({"reference"})
+    kind: ClassVar[Kind]
     opening: str = Field("<answer", min_length=1)
     reference: TemplateText = "> {{ item.answer }} </answer>"
 
@@ -54,10 +54,6 @@ class LikelihoodSpec(VerifierFreeSpec):
         except MissingPath as missing:
             return f"the row has no reference answer: {missing}"
         return None
-
-    @abstractmethod
-    def reference_weight(self, logprobs: Sequence[float]) -> float:
-        """The weight in the loss of the reference answer's tokens, of these log-probabilities; 0: they stay out."""
 
 
 class VerifierFreeReward:
@@ -94,9 +90,12 @@ def of_each(score: Callable[[Measured], Outcome]) -> Judge:
     return lambda samples: [UNMEASURED if sample.measured is None else score(sample.measured) for sample in samples]
 
 
-def log_likelihood(logprobs: Sequence[float]) -> float:
-    """log π(y*|x, z), from the log-probabilities of y*'s tokens; -inf where no answer was opened (none)."""
-    return math.fsum(logprobs) if logprobs else -math.inf
+def scored(likelihood: Likelihood, logprobs: Sequence[float], unopened: float, **parts: float) -> Score:
+    """By these log-probabilities of y*'s tokens; `unopened` where there are none, because no answer was opened."""
+    components = {**parts, "answer_opened": float(bool(logprobs))}
+    if not logprobs:
+        return Score(unopened, components)
+    return Score(likelihood.value(logprobs), components, likelihood=likelihood)
 
 
 def asked(grader: GraderSpec, evaluating: bool) -> Iterator[GraderSpec]:

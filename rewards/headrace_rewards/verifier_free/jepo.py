@@ -8,23 +8,20 @@ unlikely, and where none is opened there is no likelihood at all, so R is not le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
-from headrace_rewards.protocol import Measured, Outcome, Reward, Score
+from headrace_core.likelihood import Likelihood
+from headrace_rewards.protocol import Measured, Outcome, Reward
 from headrace_rewards.verifier_free import base
 
 
 class LogLikelihoodSpec(base.LikelihoodSpec):
     """`floor`: the least reward, in nats, and that of a completion that opens no answer."""
 
+    kind = "log"
     floor: float = Field(-20.0, lt=0, allow_inf_nan=False)
-
-    def reference_weight(self, logprobs: Sequence[float]) -> float:
-        """1 for every token."""
-        return 1.0
 
 
 class JepoSpec(LogLikelihoodSpec):
@@ -40,6 +37,6 @@ def make(spec: LogLikelihoodSpec, builder: Any) -> Reward:
         logprobs = measured.reference
         if logprobs is None:
             return base.UNMEASURED
-        return Score(max(base.log_likelihood(logprobs), spec.floor), {"answer_opened": float(bool(logprobs))})
+        return base.scored(Likelihood(spec.kind, low=spec.floor), logprobs, spec.floor)
 
     return base.make(base.of_each(bound), spec, builder)

@@ -5,18 +5,22 @@ not make R vanish. Groups whose rewards hardly differ are left out: those with a
 `spread_share` times its moving average over the groups that this worker has scored before; each counts there once, and
 what was said of it holds when it is scored again. It is the deviation of the
 sampled completions' rewards: a greedy one, which an algorithm may want beside them, is left out with its group.
+
+Off-policy the learner computes the first mean anew. The second, one number a group, stays as it was measured, and so
+does what was left out.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import msgspec
 from pydantic import Field
 
+from headrace_core.likelihood import Likelihood
 from headrace_rewards.protocol import NotApplicable, Outcome, Reward, Sample, Score
 from headrace_rewards.verifier_free import base
 
@@ -31,11 +35,8 @@ class RlprSpec(base.LikelihoodSpec):
 
     type: Literal["rlpr"]
     measures = frozenset({"reference", "reference_alone"})
+    kind = "mean"
     spread_share: float = Field(0.5, ge=0, le=10)
-
-    def reference_weight(self, logprobs: Sequence[float]) -> float:
-        """0: only what was sampled is trained."""
-        return 0.0
 
 
 class Rlpr:
@@ -74,15 +75,12 @@ def added(sample: Sample) -> Outcome:
     measured = sample.measured
     if measured is None or measured.reference is None or measured.reference_alone is None:
         return base.UNMEASURED
-    reasoned, alone = (_mean_probability(part) for part in (measured.reference, measured.reference_alone))
-    parts = {"reasoned": reasoned, "alone": alone, "answer_opened": float(bool(measured.reference))}
-    return Score(min(max(reasoned - alone, 0.0), 1.0), parts)
+    mean = Likelihood(RlprSpec.kind)
+    reasoned, alone = (mean.value(part) for part in (measured.reference, measured.reference_alone))
+    added_to = msgspec.structs.replace(mean, offset=alone, low=0.0, high=1.0)
+    return base.scored(added_to, measured.reference, 0.0, reasoned=reasoned, alone=alone)
 
 
 def make(spec: RlprSpec, builder: Any) -> Reward:
     """The reward of `spec`."""
     return base.make(Rlpr(spec.spread_share), spec, builder)
-
-
-def _mean_probability(logprobs: Sequence[float]) -> float:
-    return math.fsum(map(math.exp, logprobs)) / len(logprobs) if logprobs else 0.0

@@ -8,11 +8,10 @@ taken instead of sampled. A is the learner's (`algorithm` rloo); R is the weight
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
-from headrace_rewards.protocol import Measured, Outcome, Reward, Score
+from headrace_core.likelihood import Likelihood
+from headrace_rewards.protocol import Measured, Outcome, Reward
 from headrace_rewards.verifier_free import base
 
 
@@ -20,10 +19,7 @@ class VeriFreeSpec(base.LikelihoodSpec):
     """Without an `evaluation`, evaluations report the same likelihood."""
 
     type: Literal["verifree"]
-
-    def reference_weight(self, logprobs: Sequence[float]) -> float:
-        """R."""
-        return math.exp(base.log_likelihood(logprobs))
+    kind = "product"
 
 
 def likelihood(measured: Measured) -> Outcome:
@@ -31,7 +27,7 @@ def likelihood(measured: Measured) -> Outcome:
     logprobs = measured.reference
     if logprobs is None:
         return base.UNMEASURED
-    return Score(math.exp(base.log_likelihood(logprobs)), {"answer_opened": float(bool(logprobs))})
+    return base.scored(Likelihood(VeriFreeSpec.kind), logprobs, 0.0)
 
 
 def make(spec: VeriFreeSpec, builder: Any) -> Reward:

@@ -86,9 +86,10 @@ function notes(texts) {
 }
 
 function verdict(completion) {
-  const { reward, advantage, components, finish_reason: finish, greedy, tokens, masked } = completion;
+  const { reward, trained_reward: used, advantage, components, finish_reason: finish, greedy, tokens, masked } = completion;
   const left = masked.filter(Boolean).length;
   const lines = [
+    ...(used === reward ? [] : [["trained on", short(used)]]),
     ["advantage", advantage === null ? "none" : `${advantage > 0 ? "+" : ""}${short(advantage)}`],
     ["tokens", left ? `${tokens.length}, ${left === tokens.length ? "none" : tokens.length - left} trained` : `${tokens.length}`],
     ["ended by", greedy ? `${finish}, greedy` : finish],
