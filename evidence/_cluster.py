@@ -24,6 +24,7 @@ import numpy.typing as npt
 from _simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
 from _virtual_time import InlineRedis, run
 
+from headrace_core.concurrency import cancel
 from headrace_core.data import Row
 from headrace_core.drains import Drains
 from headrace_core.jobs import JobStore
@@ -39,8 +40,10 @@ from headrace_gateway.redis_server import RedisServer
 from headrace_learner.contribution import AgeCount
 from headrace_learner.worker import LearnerWorker
 from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_rollout.evaluation import Evaluator
 from headrace_rollout.following import Follower
 from headrace_rollout.groups import GroupMaker
+from headrace_rollout.measuring import Measurer
 from headrace_rollout.prompts import Prompt
 from headrace_rollout.telling import Telling
 from headrace_rollout.worker import RolloutWorker
@@ -128,6 +131,13 @@ class VirtualRolloutWorker(RolloutWorker):
         tokenizer, reward = cast(Any, Tokenizer()), InstantReward()
         self._maker = GroupMaker(engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader)
 
+    def evaluator(self, held_out: list[Prompt]) -> Evaluator:
+        """The real one, on this engine, of these rows."""
+        engine, tokenizer, s = self._engine, cast(Any, Tokenizer()), self._settings
+        measurer = Measurer(engine, tokenizer, self._grader, s, held_out, evaluating=True)
+        limits = {"max_tokens": s.max_tokens, "at_once": s.max_running}
+        return Evaluator(self._follower, measurer, tokenizer, InstantReward(), held_out, **limits)
+
     async def _beat(self) -> None:
         """Nobody watches."""
 
@@ -152,6 +162,8 @@ class VirtualLearner(LearnerWorker):
         self._live, self._drains = Live(self._redis, config.job_id, self._settings), Drains(self._redis, config.job_id)
         self._split = TimeSplit("groups", self._clock)
         self.steps: list[Settled] = []
+        self.settled = asyncio.Event()
+        """Set for a moment whenever a step is."""
 
     async def open(self) -> None:
         """Begin the job and the term."""
@@ -176,6 +188,8 @@ class VirtualLearner(LearnerWorker):
         await self._settle(groups, cast(Any, SimpleNamespace(counts=counts)), weights.name)
         await self._ledger.covered(self._version)
         self.steps.append(Settled(self._clock() * FASTER, counts, train_seconds))
+        self.settled.set()
+        self.settled.clear()
 
     async def _save(self, metrics: dict[str, float]) -> None:
         """There is nothing to save."""
@@ -191,20 +205,47 @@ def age_count(groups: Sequence[Group], version: int, max_staleness: int) -> AgeC
     return AgeCount(Counter(old[young].tolist()), Counter(old[~young].tolist()))
 
 
-def measure(cluster: Cluster, max_staleness: int, warm: int, steps: int) -> Throughput:
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """On the first rollout device, as in a job."""
+
+    rows: int
+    every: int
+    """Steps."""
+
+    async def run(self, worker: VirtualRolloutWorker, learner: VirtualLearner) -> None:
+        """One after the other until cancelled; of the newest version, where an evaluation outlasts the interval."""
+        evaluator = worker.evaluator([Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(self.rows)])
+        version = 0
+        while True:
+            while len(learner.steps) < version + self.every:
+                await learner.settled.wait()
+            version = len(learner.steps) // self.every * self.every
+            await evaluator.evaluate(version, LONGEST_RUN)
+
+
+def measure(
+    cluster: Cluster, max_staleness: int, warm: int, steps: int, evaluations: Evaluations | None = None
+) -> Throughput:
     """Steady state over `steps` steps, after `warm` of them. Raises `TimeoutError` where the job does not end."""
     with tempfile.TemporaryDirectory(prefix="headrace-cluster-") as folder:
         server = RedisServer(Path(folder) / "redis")
         server.start()
         try:
-            return run(_measure(cluster, max_staleness, warm, steps, server.url, folder))
+            return run(_measure(cluster, max_staleness, (warm, steps), server.url, folder, evaluations))
         finally:
             server.stop()
 
 
 async def _measure(
-    cluster: Cluster, max_staleness: int, warm: int, steps: int, redis_url: str, folder: str
+    cluster: Cluster,
+    max_staleness: int,
+    measured: tuple[int, int],
+    redis_url: str,
+    folder: str,
+    evaluations: Evaluations | None,
 ) -> Throughput:
+    warm, steps = measured
     redis = InlineRedis(redis_url)
     blocks = -(-cluster.lengths.table(ROWS, cluster.group_size) // BLOCK)
     s = cluster.speed
@@ -219,7 +260,9 @@ async def _measure(
         async with asyncio.timeout(LONGEST_RUN), asyncio.TaskGroup() as tasks:
             for worker in workers:
                 tasks.create_task(worker.run())
+            beside = [] if evaluations is None else [tasks.create_task(evaluations.run(workers[0], learner))]
             await learner.run()
+            await cancel(beside)
             await learner.close()
     finally:
         await redis.aclose()

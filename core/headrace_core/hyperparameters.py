@@ -207,8 +207,18 @@ class Hyperparameters(BaseModel):
     )
 
     # evaluation, checkpoints, and what is kept for reading
-    eval_interval: Whole | None = Field(None, ge=1, description="Steps between evaluations on the validation file.")
-    eval_samples: Whole | None = Field(None, ge=1, description="Validation rows evaluated; all by default.")
+    eval_interval: Whole | None = Field(
+        None,
+        ge=1,
+        description="Steps between evaluations on the validation file; a tenth of the job by default. "
+        "docs/staleness.md says what one costs, and how to lower that.",
+    )
+    eval_samples: Whole | None = Field(
+        None,
+        ge=1,
+        description="Validation rows evaluated; all by default, which costs a job with one rollout worker the time in "
+        "which it would have sampled as many completions.",
+    )
     checkpoint_interval: Whole | None = Field(None, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: Whole = Field(
         5,
