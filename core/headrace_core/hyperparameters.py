@@ -108,9 +108,9 @@ class Hyperparameters(BaseModel):
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of a later token's reward.")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="λ of generalised advantage estimation, with a critic.")
     truncation: Literal["bootstrap", "end"] = Field(
-        "bootstrap",
-        description="With a critic, where max_tokens cut a completion off: the critic's value of what would come next "
-        "is added to its return (bootstrap), or nothing is (end).",
+        "end",
+        description="With a critic, where max_tokens cut a completion off: its return ends with its reward, like any "
+        "other's (end), or the critic's value of what would come next is added (bootstrap).",
     )
     value_clip: float = Field(0.2, gt=0, description="Largest change of a value that still lowers the critic's loss.")
     critic_learning_rate: float | None = Field(

@@ -128,8 +128,8 @@ def reinforce_pp(earned: Earned) -> Advantages:
 def gae(earned: Earned) -> Advantages:
     """Generalised advantage estimation (arXiv 1506.02438), normalised over the batch, minus penalties to go.
 
-    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return_t = A_t + V_t. After the last token V is 0, but of a
-    completion that was cut off the critic's value of going on (arXiv 1712.00378). The reward comes with the last token;
+    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return_t = A_t + V_t. After the last token V is 0, or what
+    `after_K` says, as of completions that were cut off (arXiv 1712.00378). The reward comes with the last token;
     the critic learns rewards alone, and penalties have their mean for a baseline. Raises ValueError without values.
     """
     if earned.values_N is None:
