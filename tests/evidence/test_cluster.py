@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import _areal as areal
 import pytest
-from _cluster import Cluster, measure
+from _cluster import Cluster, Evaluations, measure
 from _simulated_engine import DecodeSpeed, Lengths
 
 SMALL = Cluster(
@@ -41,6 +41,14 @@ def test_a_synchronous_step_is_generation_then_training_and_nothing_else() -> No
     expected = cap * (0.01 + 32 * 0.0001) + tokens / 2000.0 + 0.5 + 0.5
     assert found.seconds == pytest.approx(expected, rel=0.01)
     assert found.tokens_per_second == pytest.approx(tokens / expected, rel=0.01)
+
+
+def test_an_evaluation_takes_its_worker_the_time_of_its_completions() -> None:
+    """As many as a step has, every second step; synchronous, so that some of it falls in the time of training."""
+    one = replace(SMALL, rollout_devices=1)
+    without, found = (measure(one, 0, 2, 4, evaluations) for evaluations in (None, Evaluations(rows=32, every=2)))
+    generation = without.seconds - without.tokens_per_second * without.seconds / 2000.0 - 0.5
+    assert without.seconds < found.seconds < without.seconds + generation / 2
 
 
 def test_areal_s_devices_meet_the_facts_they_were_derived_from() -> None:
