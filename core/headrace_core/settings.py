@@ -156,6 +156,20 @@ class Settings(BaseSettings):
     def _redis_url_is_one(cls, url: str | None) -> str | None:
         return None if url is None else checked_url(url)
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        """A name, or a network that is none, would be believed by nobody, and without a word."""
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(
+                    f'{proxy!r} is no address and no network: {error}; write ["10.0.0.5"] or ["10.0.0.0/24"], no names '
+                    "and no ports"
+                ) from None
+        return proxies
+
     @property
     def redis_address(self) -> str | None:
         """`redis_url` with the password and the certificates that belong to it. Raises `InvalidRequest`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ def test_a_setting_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.setenv(f"HEADRACE_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "*", "10.0.0.1:443", "10.0.0.1/8", "10.0.0.0/33", "", "::1%eth0/64"])
+def test_a_proxy_that_would_be_believed_by_nobody_is_refused(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HEADRACE_TRUSTED_PROXIES", json.dumps(["127.0.0.1", proxy]))
+    with pytest.raises(ValidationError, match="is no address and no network") as refused:
+        Settings()
+    assert repr(proxy) in str(refused.value)
+
+
+def test_proxies_are_addresses_or_networks() -> None:
+    proxies = ("127.0.0.1", "::1", "10.0.0.0/24", "fd00::/8", "0.0.0.0/0")
+    assert Settings(trusted_proxies=proxies).trusted_proxies == proxies
 
 
 @pytest.mark.parametrize(
