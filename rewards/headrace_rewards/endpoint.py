@@ -57,6 +57,9 @@ class EndpointSpec(GraderSpec):
     timeout: float = Field(default=30.0, gt=0, le=600)
     """Seconds for one attempt."""
     attempts: int = Field(default=3, ge=1, le=10)
+    check_connection: bool = True
+    """Whether a job is refused at its submission where the server accepts no connection then; false for one that is
+    started later."""
     headers_env: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default={})
     """Header → variable, such as {"Authorization": "REWARD_ENDPOINT_TOKEN"}."""
 
@@ -73,6 +76,7 @@ class Endpoint:
                 "HEADRACE_REWARD_HOSTS",
                 param="grader.url",
             )
+        self._check_connection = spec.check_connection
         self._client = JsonClient(
             spec.url,
             timeout=spec.timeout,
@@ -93,7 +97,7 @@ class Endpoint:
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
         """See `Rehearsed`: whether the server accepts a connection, and what could be sent."""
-        unreached = await self._client.unreached()
+        unreached = await self._client.unreached() if self._check_connection else None
         encoded = [_encoded(sample) for sample in samples]
         return [entry if isinstance(entry, Failure) else unreached or NotApplicable() for entry in encoded]
 

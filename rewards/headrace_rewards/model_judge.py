@@ -70,7 +70,7 @@ class SamplingParams(_Part):
 
 
 class JudgeSpec(GraderSpec):
-    """OpenAI's fields that the two graders share; `timeout` and `attempts` are ours."""
+    """OpenAI's fields that the two graders share; `timeout`, `attempts` and `check_connection` are ours."""
 
     model: str = Field(min_length=1)
     """As the judge's server calls it."""
@@ -81,6 +81,9 @@ class JudgeSpec(GraderSpec):
     timeout: float = Field(default=60.0, gt=0, le=600)
     """Seconds for one attempt."""
     attempts: int = Field(default=3, ge=1, le=10)
+    check_connection: bool = True
+    """Whether a job is refused at its submission where the server accepts no connection then; false for one that is
+    started later."""
 
 
 class _Said(msgspec.Struct):
@@ -109,6 +112,7 @@ class ModelJudge(Generic[Result]):
     ) -> None:
         """`lowest`: the least reward. Raises `InvalidRequest` where the operator named no judge."""
         self._client = _client(spec, rules)
+        self._check_connection = spec.check_connection
         self._messages = [("system" if m.role == "developer" else m.role, m.template()) for m in spec.input]
         self._fixed = {
             "model": spec.model,
@@ -136,7 +140,7 @@ class ModelJudge(Generic[Result]):
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
         """See `Rehearsed`: whether the judge accepts a connection, and whether the templates can be filled."""
-        unreached = await self._client.unreached()
+        unreached = await self._client.unreached() if self._check_connection else None
         questions = [self._question(sample) for sample in samples]
         return [unreached or NotApplicable() if isinstance(body, bytes) else body for body in questions]
 

@@ -144,6 +144,7 @@ def refusal(part: Watched, failure: Failure) -> str:
     hint = {
         "exception": "; code that trips over a text of the wrong form should return 0, or None",
         "timeout": "; raise its timeout, or make it faster",
+        "unavailable": "; start the server first, or set the grader's check_connection to false where it starts later",
     }.get(failure.kind, "")
     if failure.kind == "exception" and form is not None and failure.message.startswith(_TAKEN_FOR_MESSAGES):
         hint += "; for conversations, lists of messages, set its form to 'messages'"

@@ -210,6 +210,9 @@ async def test_a_server_that_is_not_there_is_found(kind: str) -> None:
         grader["input"][0]["content"] = "{{ sample.output_text }}"
     report = await rehearsed(grader, rules=rules)
     assert f"unavailable: http://127.0.0.1:{port} accepts no connection" in report["cannot"]
+    assert "start the server first, or set the grader's check_connection to false" in report["cannot"]
+    report = await rehearsed(grader | {"check_connection": False}, rules=rules)
+    assert (report["cannot"], report["remarks"]) == (None, [])
 
 
 async def test_a_judges_templates_are_filled() -> None:
