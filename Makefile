@@ -102,9 +102,9 @@ evidence: setup-dev ## all checks of claims from papers; results in evidence/res
 chaos: setup-dev ## kill the processes of running jobs at random (N=100 SEED=0); results in chaos/results
 	$(BIN)/python chaos/campaign.py --kills $(or $(N),100) --seed $(or $(SEED),0)
 
-simulate: setup-dev ## hostile schedules in virtual time (N=1000 SEED=0 JOBS=1 PLANT=); results in simulation/results
+simulate: setup-dev ## hostile schedules in virtual time (N=1000 SEED=0 JOBS=1 PLANT= WORLD=job); results in simulation/results
 	$(BIN)/python simulation/simulate.py --n $(or $(N),1000) --seed $(or $(SEED),0) --jobs $(or $(JOBS),1) \
-		$(if $(PLANT),--plant $(PLANT))
+		--world $(or $(WORLD),job) $(if $(PLANT),--plant $(PLANT))
 
 clean: ## remove the environment, caches and run folders
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -220,6 +220,10 @@ class Observer:
             for message, group in zip(raw, given[4:], strict=False):
                 expect(bytes(message) == self.record.committed.get(int(group)), f"claim of group {group}: other bytes")
 
+    def ended_as(self) -> list[str]:
+        """The job's status."""
+        return [self.status]
+
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def replayed(self, version: int, model: str) -> None:

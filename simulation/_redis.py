@@ -123,11 +123,14 @@ class PortPipeline(AsyncCoreCommands):
         self._queued.append((command, options))
         return self
 
-    async def execute(self) -> list[Any]:
-        """The answers, in order."""
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """The answers, in order; without `raise_on_error` errors are among them."""
         queued, self._queued = self._queued, []
         answers = await self._wire.call([command for command, _ in queued]) if queued else []
-        return [_parsed(command, options, raw) for (command, options), raw in zip(queued, answers, strict=True)]
+        return [
+            raw if isinstance(raw, Exception) and not raise_on_error else _parsed(command, options, raw)
+            for (command, options), raw in zip(queued, answers, strict=True)
+        ]
 
 
 def pack(command: Command) -> Packed:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from _books import Violation
 from _loop import Process, Stalled
@@ -59,7 +59,7 @@ class Schedule:
         self.world = World(server, plan, folder, plant, traced)
         self.happened: Counter[str] = Counter()
         """Faults that took place, by kind."""
-        self._cluster = Cluster(self.world, _settings(folder, plan.job.lease_seconds))
+        self._cluster = Cluster(self.world, settings_of(folder, plan.job.lease_seconds))
         self._calls: Counter[str] = Counter()
         self._deadly = [f for f in plan.faults if f.kind == "dies_at_call"]
         self._damaged = False
@@ -320,7 +320,7 @@ class Schedule:
 
 
 @cache
-def _settings(folder: Path, lease_seconds: float) -> Settings:
+def settings_of(folder: Path, lease_seconds: float) -> Settings:
     """The service's. To read them takes as long as a tenth of a schedule: the environment may hold some."""
     return Settings(
         data_dir=folder,
@@ -334,11 +334,28 @@ def _settings(folder: Path, lease_seconds: float) -> Settings:
     )
 
 
-def drive(
-    server: Server, schedules: Iterator[Schedule], at_once: int
-) -> Generator[tuple[Schedule, BaseException | None]]:
+class ToDrive(Protocol):
+    """A schedule, of whatever world."""
+
+    def advance(self) -> list[Command | Packed] | None:
+        """Run to the next question to Redis; None once it is over. Raises `Violation`."""
+        ...
+
+    def answered(self, raw: list[Any]) -> None:
+        """Redis's answers. Raises `Violation`."""
+        ...
+
+    def clear(self) -> list[Command]:
+        """Remove its files; what removes its keys is returned."""
+        ...
+
+
+Driven = TypeVar("Driven", bound=ToDrive)
+
+
+def drive(server: Server, schedules: Iterator[Driven], at_once: int) -> Generator[tuple[Driven, BaseException | None]]:
     """Run them, some at a time so that they share round trips; each as it ends, with what it violated."""
-    active: list[Schedule] = []
+    active: list[Driven] = []
     try:
         yield from _driven(server, schedules, at_once, active)
     finally:
@@ -347,14 +364,14 @@ def drive(
 
 
 def _driven(
-    server: Server, schedules: Iterator[Schedule], at_once: int, active: list[Schedule]
-) -> Iterator[tuple[Schedule, BaseException | None]]:
+    server: Server, schedules: Iterator[Driven], at_once: int, active: list[Driven]
+) -> Iterator[tuple[Driven, BaseException | None]]:
     while True:
         active += [s for _, s in zip(range(at_once - len(active)), schedules, strict=False)]
         if not active:
             return
-        asked = list[tuple[Schedule, list[Command | Packed]]]()
-        over = list[tuple[Schedule, BaseException | None]]()
+        asked = list[tuple[Driven, list[Command | Packed]]]()
+        over = list[tuple[Driven, BaseException | None]]()
         for schedule in active:
             try:
                 commands = schedule.advance()

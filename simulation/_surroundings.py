@@ -15,19 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from _learning import SimulatedLead, load_state, save_state
 from _loop import PROCESS, here
 from _plan import ROWS
+from _queue_ray import SimulatedPlacement, ask
 from _simulated_engine import DecodeSpeed, SimulatedEngine
 from _world import EPOCH
 
 from headrace_core import drains
 from headrace_core.data import Row
 from headrace_core.weights import WeightStore
-from headrace_gateway import controller, silence, supervisor
+from headrace_gateway import controller, controllers, crew, silence, supervisor
 from headrace_gateway.partials import remove_partials
 from headrace_learner import checkpoint, recovery, room
 from headrace_learner import worker as learner
@@ -96,6 +97,23 @@ class Clocks:
         return asyncio.get_running_loop().time()
 
 
+class _Ray:
+    """`ray`, for the gateway: that of the world it is in."""
+
+    def available_resources(self) -> dict[str, float]:
+        return cast("dict[str, float]", here().world.ray.available())
+
+    def get_actor(self, name: str, namespace: str) -> Any:
+        return here().world.ray.get(name, namespace)
+
+    def kill(self, actor: Any) -> None:
+        here().world.ray.kill(actor)
+
+
+def _nodes() -> list[dict[str, float]]:
+    return cast("list[dict[str, float]]", here().world.ray.nodes())
+
+
 def _connect(url: str, *_: Any, **__: Any) -> Any:
     return here().port
 
@@ -134,6 +152,7 @@ def simulated_surroundings() -> Iterator[None]:
     text = SimpleNamespace(text=lambda ids: "")
     changes: list[tuple[Any, str, Any]] = [
         *((module, "time", clocks) for module in (learner, room, rollout, following, controller, supervisor, drains)),
+        *((module, "time", clocks) for module in (controllers, crew)),
         *((module, "connect", _connect) for module in (learner, rollout, controller)),
         *((module, "BEAT_SECONDS", BEAT_SECONDS) for module in (learner, rollout)),
         (controller, "WATCH_SECONDS", WATCH_SECONDS),
@@ -150,6 +169,12 @@ def simulated_surroundings() -> Iterator[None]:
         (controller, "WeightStore", _Weights),
         (controller, "snapshots", SimpleNamespace(remove=_remove_snapshots)),
         (controller, "remove_partials", _remove_partials),
+        (controllers, "ray", _Ray()),
+        (controllers, "_ask", ask),
+        (controllers, "list_named_actors", lambda **_: here().world.ray.named()),
+        *((module, "alive_nodes", _nodes) for module in (controllers, crew)),
+        (crew, "only_node", lambda: False),
+        (crew, "Placement", SimulatedPlacement),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     try:

@@ -3,8 +3,10 @@
     make simulate N=10000 SEED=0          that many schedules, of the seeds from SEED on; JOBS=2: in two processes
     make simulate N=1 SEED=4711           one of them again, with every step it took
     … PLANT=fencing_off                   with a bug in it (`_plants`): the campaign ends when it is found
+    … WORLD=queue                         several jobs that wait for few cores, and the gateways that start them
 
 What is real, what is simulated: `_surroundings`. What goes wrong: `_plan`. What must hold after every event: `_books`.
+Of the queue: `_queue_world`, `_queue_plan`, `_queue_books`.
 A failing schedule is tried again with fewer of its faults; what is printed is the smallest that fails. The last line
 says PASS where no invariant was broken, or where a planted bug was found, and else MISS.
 """
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +36,9 @@ sys.path[:0] = [str(_ROOT / "benchmarks"), str(_ROOT / "evidence")]
 
 from _plan import Plan, plan  # noqa: E402
 from _plants import PLANTS  # noqa: E402
+from _queue_plan import QueuePlan, queue_plan  # noqa: E402
+from _queue_ray import QUEUE_PLANTS  # noqa: E402
+from _queue_schedule import QueueSchedule  # noqa: E402
 from _redis import Server  # noqa: E402
 from _report import arguments, report  # noqa: E402
 from _schedule import Schedule, drive  # noqa: E402
@@ -43,6 +48,8 @@ from headrace_rewards.sandbox.kernel import signal_at_death_of_parent  # noqa: E
 
 CHUNK = 250
 """Schedules between two lines of progress."""
+WORLDS: dict[str, Callable[[int], Plan | QueuePlan]] = {"job": plan, "queue": queue_plan}
+"""What a seed stands for."""
 AT_ONCE = 48
 """Schedules that share a round trip to Redis."""
 PLANT_WITHIN = 10_000
@@ -72,8 +79,8 @@ class Tally:
 
 
 def run(
-    plans: Sequence[Plan], plant: str | None = None, at_once: int = AT_ONCE, traced: bool = True
-) -> Generator[tuple[Schedule, str | None]]:
+    plans: Sequence[Plan | QueuePlan], plant: str | None = None, at_once: int = AT_ONCE, traced: bool = True
+) -> Generator[tuple[Schedule | QueueSchedule, str | None]]:
     """Each schedule as it ends, with what it violated; where `traced`, with every call it made."""
     with (
         tempfile.TemporaryDirectory(prefix="headrace-simulation-", dir=_memory()) as folder,
@@ -81,10 +88,18 @@ def run(
         simulated_surroundings(),
         _collected_afterwards(),
     ):
-        schedules = (Schedule(server, each, Path(folder), plant, traced) for each in plans)
+        schedules = (_schedule(server, each, Path(folder), plant, traced) for each in plans)
         with closing(drive(server, schedules, at_once)) as driven:
             for schedule, error in driven:
                 yield schedule, None if error is None else f"{type(error).__name__}: {error}"
+
+
+def _schedule(
+    server: Server, plan: Plan | QueuePlan, folder: Path, plant: str | None, traced: bool
+) -> Schedule | QueueSchedule:
+    if isinstance(plan, QueuePlan):
+        return QueueSchedule(server, plan, folder, plant, traced)
+    return Schedule(server, plan, folder, plant, traced)
 
 
 @contextmanager
@@ -103,16 +118,16 @@ def _memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def tally(first: int, count: int, plant: str | None = None) -> Tally:
+def tally(first: int, count: int, plant: str | None = None, world: str = "job") -> Tally:
     """The schedules of `count` seeds; with a plant, up to the first that finds it."""
     silence()
     total = Tally()
-    with closing(run([plan(seed) for seed in range(first, first + count)], plant, traced=False)) as ended:
+    with closing(run([WORLDS[world](seed) for seed in range(first, first + count)], plant, traced=False)) as ended:
         for schedule, violation in ended:
             total.schedules += 1
             total.events += schedule.world.observer.events
             total.faults += schedule.happened
-            total.ended[schedule.world.observer.status] += 1
+            total.ended.update(schedule.world.observer.ended_as())
             if violation is not None:
                 total.broken.append((schedule.plan.seed, violation))
                 if plant is not None:
@@ -120,7 +135,7 @@ def tally(first: int, count: int, plant: str | None = None) -> Tally:
     return total
 
 
-def shrunk(whole: Plan, plant: str | None) -> Plan:
+def shrunk(whole: Plan | QueuePlan, plant: str | None) -> Plan | QueuePlan:
     """The same schedule without the faults that its failure does not need."""
     kept = tuple(range(len(whole.faults)))
     for fault in reversed(kept):
@@ -130,12 +145,14 @@ def shrunk(whole: Plan, plant: str | None) -> Plan:
     return whole.only(kept)
 
 
-def trace(schedule: Schedule, violation: str | None) -> str:
+def trace(schedule: Schedule | QueueSchedule, violation: str | None) -> str:
     """Every step, one a line: virtual seconds, who, what."""
     lines = [f"{at:9.3f}  {who:<12} {what}" for at, who, what in schedule.world.steps]
     faults = [f"  fault      {fault}" for fault in schedule.plan.faults]
-    head = [f"seed {schedule.plan.seed}: {schedule.plan.job}", f"  {schedule.plan.network}", *faults]
-    return "\n".join([*head, *lines, f"→ {violation or schedule.world.observer.status}"])
+    plan = schedule.plan
+    jobs = plan.jobs if isinstance(plan, QueuePlan) else (plan.job,)
+    head = [f"seed {plan.seed}: {', '.join(map(str, jobs))}", f"  {plan.network}", *faults]
+    return "\n".join([*head, *lines, f"→ {violation or ', '.join(schedule.world.observer.ended_as())}"])
 
 
 def silence() -> None:
@@ -143,19 +160,20 @@ def silence() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-def explain(seed: int, plant: str | None) -> None:
+def explain(seed: int, plant: str | None, world: str) -> None:
     """Print a failing schedule, as small as it gets, and how to have it again."""
-    small = shrunk(plan(seed), plant)
+    small = shrunk(WORLDS[world](seed), plant)
     for schedule, violation in run([small], plant):
         print(trace(schedule, violation))
-    print(f"again: make simulate N=1 SEED={seed}" + (f" PLANT={plant}" if plant else ""))
+    asked = f" WORLD={world}" * (world != "job") + (f" PLANT={plant}" if plant else "")
+    print(f"again: make simulate N=1 SEED={seed}{asked}")
 
 
-def campaign(first: int, count: int, jobs: int, plant: str | None) -> Tally:
+def campaign(first: int, count: int, jobs: int, plant: str | None, world: str) -> Tally:
     """All of it, with a line of progress now and then."""
     chunks = [(at, min(CHUNK, first + count - at)) for at in range(first, first + count, CHUNK)]
     total, began = Tally(), time.monotonic()
-    for part in _parts_of(chunks, jobs, plant):
+    for part in _parts_of(chunks, jobs, plant, world):
         total.add(part)
         for seed, violation in part.broken:
             print(f"seed {seed}: {violation}", flush=True)
@@ -166,13 +184,13 @@ def campaign(first: int, count: int, jobs: int, plant: str | None) -> Tally:
     return total
 
 
-def _parts_of(chunks: Sequence[tuple[int, int]], jobs: int, plant: str | None) -> Iterator[Tally]:
+def _parts_of(chunks: Sequence[tuple[int, int]], jobs: int, plant: str | None, world: str) -> Iterator[Tally]:
     if jobs == 1:
-        yield from (tally(first, count, plant) for first, count in chunks)
+        yield from (tally(first, count, plant, world) for first, count in chunks)
         return
     spawn, ends = multiprocessing.get_context("spawn"), (signal.SIGTERM,)  # a killed campaign leaves none behind
     with ProcessPoolExecutor(jobs, spawn, signal_at_death_of_parent, ends) as pool:
-        asked = [pool.submit(tally, first, count, plant) for first, count in chunks]
+        asked = [pool.submit(tally, first, count, plant, world) for first, count in chunks]
         try:
             for each in asked:
                 yield each.result()
@@ -185,12 +203,12 @@ def main() -> None:
     silence()
     began = time.monotonic()
     if options.n == 1:
-        for schedule, violation in run([plan(options.seed)], options.plant):
+        for schedule, violation in run([WORLDS[options.world](options.seed)], options.plant):
             print(trace(schedule, violation))
-    total = campaign(options.seed, options.n, options.jobs, options.plant)
+    total = campaign(options.seed, options.n, options.jobs, options.plant, options.world)
     minutes = (time.monotonic() - began) / 60
     if total.broken and options.n > 1:
-        explain(total.broken[0][0], options.plant)
+        explain(total.broken[0][0], options.plant, options.world)
     passed = bool(total.broken) if options.plant else not total.broken
     result = {
         "schedules": total.schedules,
@@ -200,21 +218,28 @@ def main() -> None:
         "schedules_per_minute": total.schedules / minutes,
         "processes": options.jobs,
         "plant": options.plant,
+        "world": options.world,
         "broken": total.broken,
     }
     figures = (
         f"{total.schedules} schedules, {total.events} events, {total.faults.total()} faults, "
         f"{len(total.broken)} broken, {total.schedules / minutes:.0f} a minute"
     )
-    report("simulate", passed, figures, result, options)
+    report("simulate" if options.world == "job" else "simulate_queue", passed, figures, result, options)
 
 
 def _options() -> argparse.Namespace:
     parser = arguments("simulate", __doc__)
     parser.add_argument("--n", type=int, default=1000, help="schedules")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--plant", choices=PLANTS, help=f"a bug that must be found; give it {PLANT_WITHIN} schedules")
-    return parser.parse_args()
+    parser.add_argument(
+        "--plant", choices=(*PLANTS, *QUEUE_PLANTS), help=f"a bug that must be found; give it {PLANT_WITHIN} schedules"
+    )
+    parser.add_argument("--world", choices=WORLDS, default="job", help="one job, or a queue of several")
+    options = parser.parse_args()
+    if options.plant is not None and (options.plant in QUEUE_PLANTS) != (options.world == "queue"):
+        parser.error(f"{options.plant} is a bug of another world")
+    return options
 
 
 atexit.register(gc.unfreeze)  # see `_collected_afterwards`

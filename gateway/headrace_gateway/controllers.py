@@ -173,9 +173,10 @@ class RayControllers:
                     name(error)
                 except (HeadraceError, RedisError) as error:
                     failed = error
-            for job_id in await self._near_their_place([s.id for s in standings if s.status == "queued"]):
-                if job_id not in at_work:
-                    await self._start(job_id)
+            if any(standing.status == "queued" for standing in standings):
+                for job_id in await self._near_their_place():
+                    if job_id not in at_work:
+                        await self._start(job_id)
             if failed is not None:
                 raise failed
 
@@ -205,13 +206,15 @@ class RayControllers:
             name(error)
             return False
 
-    async def _near_their_place(self, queued: Sequence[str]) -> list[str]:
+    async def _queued(self) -> list[str]:
+        """Oldest first."""
+        return [standing.id for standing in await self._jobs.standings() if standing.status == "queued"]
+
+    async def _near_their_place(self) -> list[str]:
         """Of the queued jobs, oldest first, those that are to have a controller."""
-        if not queued:
-            return []
         nodes, free = await _ask(alive_nodes), await _ask(ray.available_resources)
         window, near = QueueWindow(free), list[str]()
-        for job_id in queued[:MOST_LOOKED_AT]:
+        for job_id in (await self._queued())[:MOST_LOOKED_AT]:  # as it is now: Ray may have needed half a minute
             try:
                 job = await self._jobs.get(job_id)
             except Damaged:  # named wherever jobs are listed

@@ -1,11 +1,15 @@
-"""Which of the queued jobs get a controller: those that have room now, and the next one. A controller is a process of
-more than 100 MB; the jobs behind those cost nothing but their record.
+"""Which of the queued jobs get a controller: those that have room now, or else the next one. A controller is a process
+of more than 100 MB; the jobs behind those cost nothing but their record.
 
     oldest ──────────────────────────────────────────────► newest
-    fits what is free │ the next one │ waits without a controller
+    fits what is free        │ waits without a controller
+    the next one, once all   │
+    that fit have been placed│ waits without a controller
 
-Jobs are placed in the order in which they were made. One that fits no node as they are now (nodes may still come, or
-come back) keeps no other from its place, and has a controller, which says so; of such, `MISFITS` at a time.
+Jobs are placed in the order in which they were made: Ray serves whoever asks first for what there is, and a controller
+takes a while to ask, so that one beside those that fit could be served in their place. One that fits no node as they
+are now (nodes may still come, or come back) keeps no other from its place, and has a controller, which says so; of
+such, `MISFITS` at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ class QueueWindow:
     def __init__(self, free: Mapping[str, float]) -> None:
         self._free = dict(free)
         self._misfits = 0
+        self._fitting = False
+        """Whether one fits that still waits."""
         self.full = False
 
     def takes(self, plan: Plan | None) -> bool:
@@ -32,7 +38,9 @@ class QueueWindow:
             return self._misfits <= MISFITS
         needed = plan.total
         if any(self._free.get(name, 0.0) < amount for name, amount in needed.items()):
-            self.full = True  # it is the next one
+            self.full = True
+            return not self._fitting
+        self._fitting = True
         for name, amount in needed.items():
             self._free[name] = self._free.get(name, 0.0) - amount
         return True

@@ -9,6 +9,7 @@ import pytest
 import simulate
 from _plan import plan
 from _plants import PLANTS, planted
+from _queue_ray import QUEUE_PLANTS
 
 from headrace_core.scripts import script_source
 
@@ -49,6 +50,22 @@ def test_a_planted_bug_is_found(plant: str) -> None:
     seed, violation = first_found(plant)
     assert seed < simulate.PLANT_WITHIN
     assert violation.startswith("Violation: ")
+
+
+def test_a_short_campaign_of_the_queue_breaks_no_invariant() -> None:
+    total = simulate.tally(0, SCHEDULES, world="queue")
+    assert total.broken == [], f"again: make simulate N=1 SEED={total.broken[0][0]} WORLD=queue"
+    assert total.schedules == SCHEDULES
+    assert set(total.ended) == {"succeeded", "cancelled"}
+    assert total.ended["succeeded"] > 3 * SCHEDULES  # each has several jobs
+    assert len(total.faults) == 10  # kinds
+
+
+@pytest.mark.parametrize("plant", QUEUE_PLANTS)
+def test_a_bug_planted_in_the_queue_is_found(plant: str) -> None:
+    broken = simulate.tally(0, SCHEDULES, plant, "queue").broken
+    assert broken
+    assert broken[0][1].startswith("Violation: ")
 
 
 def test_a_failing_schedule_is_shown_with_the_faults_it_needs() -> None:

@@ -1,0 +1,81 @@
+"""The world of the queue: several jobs, gateways that start controllers near their place, a cluster with few cores.
+
+real       RayControllers and its window of the queue · JobController, Crew and ControllerBeats · JobStore and Ledger
+           over a real redis-server
+simulated  Ray: named actors, placement, nodes · what a placed job does: it holds its cores for a while · keys that
+           expire, in virtual time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from _loop import Process
+from _queue_books import STANDINGS, QueueObserver
+from _queue_plan import QueuePlan
+from _redis import Command, Packed, Server, pack
+from _world import World
+
+from headrace_core import keys
+
+if TYPE_CHECKING:
+    from _queue_ray import SimulatedRay
+
+_SHARED = (keys.JOBS, keys.GATEWAY)
+
+
+class QueueWorld(World):
+    """See the module. Keys of the whole service are this world's own."""
+
+    plan: QueuePlan  # type: ignore[assignment]
+    observer: QueueObserver  # type: ignore[assignment]
+
+    def __init__(self, server: Server, plan: QueuePlan, folder: Path, plant: str | None, traced: bool) -> None:
+        super().__init__(server, cast(Any, plan), folder, plant, traced)
+        self.job_ids = [f"ftjob-queue-{plan.seed}-{number}" for number in range(len(plan.jobs))]
+        self.ray: SimulatedRay
+        self.observer = QueueObserver(self)
+        of_jobs = self.observer.keys()
+        self._books = pack(("EVALSHA", server.load(STANDINGS), len(of_jobs), *of_jobs))
+        self._expires = dict[str, float]()
+        """Virtual time, by key."""
+        self._dropped = 0
+
+    def own(self, key: str) -> str:
+        """A key of the whole service, as it is in this world."""
+        return f"{key}:{self.job_id}"
+
+    async def call(self, process: Process, commands: Sequence[Command]) -> list[Any]:
+        return await super().call(process, [self._owned(command) for command in commands])
+
+    def _owned(self, command: Command) -> Command:
+        return tuple(self.own(word) if isinstance(word, str) and word in _SHARED else word for word in command)
+
+    def commands(self) -> list[Command | Packed]:
+        """Keys whose time is over go first."""
+        gone = [key for key, at in self._expires.items() if at <= self.loop.now]
+        for key in gone:
+            del self._expires[key]
+        self._dropped = len(gone)
+        asked = [self._timed(c) if isinstance(c, tuple) else c for c in super().commands()]
+        return [*(("DEL", key) for key in gone), *asked]
+
+    def answered(self, raw: list[Any]) -> None:
+        super().answered(raw[self._dropped :])
+
+    def _timed(self, command: Command) -> Command:
+        """Without its expiry, which is the world's."""
+        name, *words = command
+        if name == "SET" and "EX" in words:
+            at = words.index("EX")
+            key, rest = str(words[0]), words[:at] + words[at + 2 :]
+            if "NX" not in words or key not in self._expires:
+                self._expires[key] = self.loop.now + float(words[at + 1])
+            return (name, *rest)
+        if name == "EXPIRE":
+            if str(words[0]) in self._expires:
+                self._expires[str(words[0])] = self.loop.now + float(words[1])
+            return ("EXISTS", words[0])
+        return command
