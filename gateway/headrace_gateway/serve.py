@@ -150,11 +150,13 @@ class _SignalledServer(Server):
     """Ends at a signal without raising it again, because what comes after it still has to be done."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """The first submission, too, finds the process that forks its checks."""
-        gateway: Gateway = self._app.state.gateway
+        """The process that forks checks imports while nobody has asked for one yet."""
+        await super().startup(sockets)
+        if self.should_exit:  # the app could not start
+            return
+        gateway: Gateway = self._app.state.gateway  # made at the app's own start
         if gateway.fork_server is not None:
             await gateway.fork_server.start()
-        await super().startup(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
