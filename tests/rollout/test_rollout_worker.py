@@ -24,10 +24,11 @@ from headrace_core.drains import Drains
 from headrace_core.errors import InvalidData, InvalidState, TimedOut
 from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import Ledger, Outcome, Step, Term, script_source
+from headrace_core.ledger import Ledger, Outcome, Step, Term
 from headrace_core.live import Live
 from headrace_core.mending import Mending
 from headrace_core.redis import answer
+from headrace_core.scripts import script_source
 from headrace_core.weights import WeightStore
 from headrace_core.workers import WorkerConfig
 from headrace_gateway.redis_server import RedisServer
