@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, object]] = {
     "ppo": {"algorithm": "ppo", "critic_warmup_steps": 1, "kl_coefficient": 0.1, "gae_lambda": 0.9, "minibatches": 3},
     "gspo": {"algorithm": "gspo", "kl_coefficient": 0.1, "kl_in": "loss", "kl_estimator": "k3"},
     "m2po": {"algorithm": "m2po", "gradient_checkpointing": True},
-    "lora": {"lora_rank": 4, "kl_coefficient": 0.1, "learning_rate": 1e-2},
+    "lora": {"lora_rank": 4, "kl_coefficient": 0.1, "learning_rate": 8e-3},
 }
 """Settings by name. The budget makes micro-batches of odd number: ranks idle now and then."""
 

@@ -49,7 +49,14 @@ def test_outcomes_of_samples(tmp_path: Path) -> None:
     assert answer["error"] is None
     assert answer["grader"] == {**GRADER, "function": f"{tmp_path}/user.py:grade", "workers": 1, "form": "text"}
     score, skipped, failed = answer["outcomes"]
-    assert score == {"type": "score", "value": 0.5, "components": {}, "sample_fault": "", "notes": {}}
+    assert score == {
+        "type": "score",
+        "value": 0.5,
+        "components": {},
+        "sample_fault": "",
+        "notes": {},
+        "likelihood": None,
+    }
     assert skipped == {"type": "not_applicable"}
     assert failed["kind"] == "exception"
     assert failed["message"] == "ZeroDivisionError: division by zero"

@@ -399,6 +399,7 @@ def test_a_host_loads_none_of_the_service() -> None:
     assert "headrace_rewards.sandbox.host" in loaded
     assert {name for name in loaded if name.startswith("headrace_core")} <= {
         "headrace_core",
+        "headrace_core.likelihood",
         "headrace_core.reward_rules",
     }
     tops = {name.partition(".")[0] for name in loaded}
