@@ -329,8 +329,8 @@ class RolloutWorker:
         task.add_done_callback(lambda _: self._let_go(lease))
 
     def _let_go(self, lease: Lease) -> None:
-        """Its task has ended, and may never have begun."""
-        del self._held[lease.token]
+        """Its task has ended, and may never have begun. A ledger at fault may have given two tasks one token."""
+        self._held.pop(lease.token, None)
         self._wake.set()
 
     async def _make(self, lease: Lease) -> None:
