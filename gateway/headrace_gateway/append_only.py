@@ -23,6 +23,8 @@ MANIFEST = f"{AOF}.manifest"
 _SNAPSHOTS = (b"REDIS", b"VALKEY")
 _LONGEST_COUNT = 32
 """Bytes of a line that says how many parts or bytes follow."""
+_MOST_DIGITS = 12
+"""Of such a number: no file system goes to a place as far as a larger one, which is damaged."""
 _NAMED = re.compile(
     r"(?:Bad file format|Unrecoverable error|Unexpected end of file) reading the append only file (\S+?):"
 )
@@ -107,4 +109,5 @@ def _command(lines: BinaryIO) -> bool:
 def _count(lines: BinaryIO, mark: bytes) -> int | None:
     line = lines.readline(_LONGEST_COUNT)
     digits = line[1:-2]
-    return int(digits) if line[:1] == mark and line[-2:] == b"\r\n" and digits.isdigit() else None
+    sound = line[:1] == mark and line[-2:] == b"\r\n" and digits.isdigit() and len(digits) <= _MOST_DIGITS
+    return int(digits) if sound else None

@@ -212,6 +212,8 @@ async def test_the_single_file_of_versions_before_7_is_taken_over(tmp_path: Path
         b"*1\r\n$-1\r\n",
         b"\0" * 99,
         b"*0\r\n",
+        b"*1\r\n$1000000000000000000\r\na\r\n",
+        b"*1\r\n$9999999999999999999999999\r\na\r\n",
     ],
 )
 def test_what_is_not_a_whole_command_is_not_counted(tmp_path: Path, broken: bytes) -> None:
