@@ -98,11 +98,18 @@ class ChatPrompts:
             answer = await process.asked(_Question(list(request.messages)))
             if request.json_schema is not None:
                 await process.asked(_Question(json_schema=request.json_schema))
-        except BaseException:  # cancelled, too: its answer would be taken for another's
-            await process.end()
+        except BaseException:
+            await self._take_back(process)
             raise
-        self._free.append(process)
+        await self._take_back(process)
         return ChatPrompt(token_ids=tuple(answer.ids))
+
+    async def _take_back(self, process: _Process) -> None:
+        """For the next chat, unless an answer of it is still to come, which would be taken for that chat's."""
+        if process.owes_answer:
+            await process.end()
+        else:
+            self._free.append(process)
 
     async def _process(self) -> _Process:
         while self._free:
@@ -130,6 +137,8 @@ class _Process:
     def __init__(self, process: asyncio.subprocess.Process, config: ChatConfig) -> None:
         self._process = process
         self._config = config
+        self.owes_answer = False
+        """Whether it was asked what it has not answered, or never will."""
 
     @classmethod
     async def started(cls, config: ChatConfig) -> _Process:
@@ -172,12 +181,15 @@ class _Process:
         into, out = self._process.stdin, self._process.stdout
         assert into is not None  # both are pipes
         assert out is not None
+        self.owes_answer = True
         into.write(len(question).to_bytes(_LENGTH_BYTES) + question)
         await into.drain()
         size = int.from_bytes(await out.readexactly(_LENGTH_BYTES))
         if size > _MOST_SAID + _ANSWER_BYTES_A_TOKEN * self._config.context:
             raise Unavailable(f"the prompt of {self._config.model} came back as {size} bytes")
-        return msgspec.json.decode(await out.readexactly(size), type=_Answer)
+        answer = msgspec.json.decode(await out.readexactly(size), type=_Answer)
+        self.owes_answer = False
+        return answer
 
     async def _end_of(self, question: _Start | _Question) -> HeadraceError:
         """Why it ended without an answer."""

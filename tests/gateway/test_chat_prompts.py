@@ -142,6 +142,17 @@ async def test_a_process_that_died_idle_is_replaced(prompts: ChatPrompts) -> Non
     assert await prompts.made(asked()) == before
 
 
+async def test_a_chat_that_is_refused_costs_no_process(prompts: ChatPrompts) -> None:
+    await prompts.made(asked())
+    (process,) = prompts._free
+    for _ in range(3):
+        with pytest.raises(InvalidRequest, match="tokens, more than the context"):
+            await prompts.made(asked("1 + " * CONTEXT))
+    await prompts.made(asked())
+    assert prompts._free == [process]
+    assert process.lives
+
+
 async def test_it_ends_where_the_pipe_of_its_questions_does() -> None:
     """Whoever asked may have been killed."""
     prompts = prompts_of()
