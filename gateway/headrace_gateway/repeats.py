@@ -72,18 +72,16 @@ async def once(here: Gateway, request: Request, make: Callable[[str], Awaitable[
     try:
         async with _leased(here.redis, reservation):
             job = await make(reservation.job_id)
-    except (RedisError, Unavailable):  # whether there is a job is not known: it is looked for under this id
-        await give_up(here.redis, reservation, keep=True)
-        raise
-    except BaseException:
-        await give_up(here.redis, reservation)
+    except BaseException as error:  # unless it was refused, there may be a job: it is looked for under this id
+        was_refused = isinstance(error, HeadraceError) and not isinstance(error, Unavailable)
+        await give_up(here.redis, reservation, keep=not was_refused)
         raise
     made(request, job.id)
     return job
 
 
 async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: bytes) -> Reservation:
-    """Whether this request of `caller` is his first of its kind. Raises `InvalidRequest` for a key used with another
+    """Whether this request is the first of its kind by `caller`. Raises `InvalidRequest` for a key used with another
     body."""
     digest = hashlib.sha256(body).hexdigest()
     named = headers.get("idempotency-key")

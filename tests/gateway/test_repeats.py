@@ -8,17 +8,22 @@ import time
 from pathlib import Path
 
 import pytest
+from fastapi import Request
 from redis.asyncio import Redis
+from starlette.types import Message
 
 from headrace_core import keys
-from headrace_core.errors import Damaged
-from headrace_core.jobs import JobStore
+from headrace_core.errors import Damaged, InvalidRequest, Unavailable
+from headrace_core.jobs import Job, JobStore
 from headrace_core.redis import connect, ping
+from headrace_core.settings import Settings
 from headrace_gateway import repeats
+from headrace_gateway.chats import RayChats
+from headrace_gateway.context import Gateway
 from headrace_gateway.redis_server import RedisServer
 from held_answers import held_answers
 
-from .conftest import stored_job
+from .conftest import Controllers, stored_job
 
 RETRY = {"x-stainless-retry-count": "1"}
 
@@ -78,6 +83,47 @@ async def test_a_request_that_takes_longer_than_a_lease_keeps_it(redis: Redis, m
     job = await asyncio.wait_for(waiting, timeout=5)
     assert job is not None
     assert job.id == first.job_id
+
+
+def named_request() -> Request:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"body", "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "server": ("a", 80), "scheme": "http"}
+    return Request({**scope, "headers": [(b"idempotency-key", b"k")], "state": {}}, receive)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), ValueError("a fault"), Unavailable("Redis is away")])
+async def test_a_request_that_ends_after_its_job_is_stored_names_it_still(
+    redis: Redis, tmp_path: Path, error: BaseException
+) -> None:
+    """As where its gateway is told to end: the repeat finds the job, and makes no second one."""
+    settings = Settings(data_dir=tmp_path, fork_server=False)
+    here = Gateway.over(settings, redis, Controllers(), RayChats(settings, redis))
+
+    async def stores(job_id: str) -> Job:
+        await here.jobs.create(stored_job(job_id))
+        raise error
+
+    async def another(job_id: str) -> Job:
+        raise AssertionError("it was carried out again")
+
+    with pytest.raises(type(error)):
+        await repeats.once(here, named_request(), stores)
+    job = await repeats.once(here, named_request(), another)
+    assert await here.jobs.ids() == [job.id]
+
+
+async def test_the_name_of_a_request_that_was_refused_is_free_for_a_better_one(redis: Redis, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, fork_server=False)
+    here = Gateway.over(settings, redis, Controllers(), RayChats(settings, redis))
+
+    async def refuses(job_id: str) -> Job:
+        raise InvalidRequest("no such model")
+
+    with pytest.raises(InvalidRequest):
+        await repeats.once(here, named_request(), refuses)
+    assert not (await repeats.reserve(redis, here.principal.name, {"idempotency-key": "k"}, b"a better one")).repeated
 
 
 async def test_a_damaged_reservation_is_named(redis: Redis) -> None:
