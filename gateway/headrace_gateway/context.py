@@ -23,7 +23,9 @@ from .graders import Trials
 from .hub import Hub
 from .identity import LOCAL, By, Principal
 from .models import Models
+from .places import Places
 from .prompt_process import ENVIRONMENT, PromptChecks
+from .task_files import task_places
 
 PRELOADED = ("headrace_rewards.check:prepare", "headrace_gateway.prompts")
 """What the checks of a submission import."""
@@ -43,6 +45,7 @@ class Gateway:
     chats: Chats
     trials: Trials
     prompts: PromptChecks
+    task_places: Places
     hub: Hub
     keys: KeyStore
     audit: Audit
@@ -69,6 +72,7 @@ class Gateway:
             chats,
             Trials(rules) if forks is None else Trials(rules, forks.run),
             PromptChecks() if forks is None else PromptChecks(forks.run),
+            task_places(),
             Hub(redis),
             keys,
             audit,

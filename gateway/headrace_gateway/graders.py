@@ -7,18 +7,17 @@ In the gateway the process is forked from one that has imported everything: `for
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from headrace_core.data import Row
-from headrace_core.errors import InvalidRequest, TimedOut
+from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
 
+from .places import Places
 from .plausible import plausible_completions
 from .rewards_process import Run, ask_rewards, started
 
@@ -115,11 +114,11 @@ class Trials:
     def __init__(self, rules: RewardRules, run: Run = started) -> None:
         self._rules = rules
         self._run = run
-        self._places = asyncio.Semaphore(_TRIALS_AT_ONCE)
+        self._places = Places(_TRIALS_AT_ONCE, _TRIAL_SECONDS, f"{_TRIALS_AT_ONCE} graders are being tried")
 
     async def verdict(self, grader: Any, samples: Sequence[dict[str, Any]] = ()) -> Verdict:
         """Raises `InvalidRequest` for a grader that cannot work, `TimedOut` where no place came free in time."""
-        async with self._place():
+        async with self._places.one():
             return await ask(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS, run=self._run)
 
     async def rehearsed(
@@ -131,7 +130,7 @@ class Trials:
         """
         groups = plausible_completions(row)
         samples, sizes = [sample for group in groups for sample in group], [*map(len, groups)]
-        async with self._place():
+        async with self._places.one():
             verdict = await ask(
                 *(grader, rules), samples=samples, groups=sizes, param=PARAM, rehearsal=True, model=model, run=self._run
             )
@@ -140,16 +139,3 @@ class Trials:
             raise InvalidRequest(verdict.cannot, param=PARAM)
         tried = [f"The reward was tried on the first row: {remark}" for remark in verdict.remarks]
         return verdict.grader, tried + [f"Without effect: {told}" for told in verdict.ignored]
-
-    @contextlib.asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(_TRIAL_SECONDS):
-                await self._places.acquire()
-        except TimeoutError as error:
-            busy = f"{_TRIALS_AT_ONCE} graders are being tried, and none ended within {_TRIAL_SECONDS:.0f} s"
-            raise TimedOut(busy) from error
-        try:
-            yield
-        finally:
-            self._places.release()

@@ -39,12 +39,13 @@ _SETTINGS = "method.reinforcement.hyperparameters"
 async def submit(gateway: Gateway, job_id: str, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
     """Check everything, store the job, start its controller. What it raises, it raises before the job is stored: one
     that is stored is answered as such, whatever fails then."""
-    async with TaskFiles(gateway.files, gateway.settings.data_dir, gateway.settings.reward_rules) as tasks:
+    settings = gateway.settings
+    async with TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_places) as tasks:
         job, first, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
         async with RewardCode(gateway.settings, job_id, forked_from) as rules:
             grader, tried = await _rehearsed(gateway, job, first, rules)
-        job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
-        await gateway.jobs.create(job)
+    job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
+    await gateway.jobs.create(job)  # its files stay where this fails: it may have been stored all the same
     try:
         return await _hand_over(gateway, job, [*remarked, *tried])
     except (RedisError, Unavailable, InvalidState) as error:  # it is stored: an error would say that it is not

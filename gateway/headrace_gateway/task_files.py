@@ -18,9 +18,12 @@ from headrace_core.reward_rules import RewardRules
 
 from .files import FileStore
 from .graders import Problem
+from .places import Places
 from .rewards_process import ask_rewards
 
 TASK_SECONDS = 300.0
+AT_ONCE = 2
+"""Of one gateway: each is a process that imports a library of tasks, with a sandbox, and writes a file."""
 
 
 class _Made(msgspec.Struct):
@@ -31,12 +34,18 @@ class _Made(msgspec.Struct):
     rows: int
 
 
+def task_places() -> Places:
+    """Of one gateway, for all its requests."""
+    return Places(AT_ONCE, TASK_SECONDS, f"the rows of {AT_ONCE} other tasks are being made")
+
+
 class TaskFiles:
     """The files that one request needs made. `async with`: a request that is refused leaves none."""
 
-    def __init__(self, files: FileStore, folder: Path, rules: RewardRules) -> None:
+    def __init__(self, files: FileStore, folder: Path, rules: RewardRules, places: Places) -> None:
         """`folder` takes what is not whole yet; `rules` hold the libraries as they hold reward code."""
         self._files = files
+        self._places = places
         self._rules = rules
         self._folder = folder
         self._made: list[str] = []
@@ -52,24 +61,26 @@ class TaskFiles:
                 await self._files.remove(file_id)
 
     async def file_id(self, reference: str, param: str) -> str:
-        """The id of the file with the rows of a task; what is no task is given back. Raises `InvalidRequest`."""
+        """The id of the file with the rows of a task; what is no task is given back. Raises `InvalidRequest`,
+        and `TimedOut` where others were being made all the time."""
         if not names_task(reference):
             return reference
         self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".task-", dir=self._folder) as folder:
-            path = Path(folder) / "rows.jsonl"
-            question = {
-                "reference": reference,
-                "path": str(path.absolute()),
-                "max_bytes": self._files.max_bytes,
-                "rules": self._rules,
-            }
-            made = await ask_rewards(
-                "tasks", question, _Made, seconds=TASK_SECONDS, what=f"making the rows of {reference}", param=param
-            )
-            if made.error is not None:
-                raise InvalidRequest(f"{param}: {made.error.message}", param=param, code=made.error.code)
-            with path.open("rb") as source:
-                stored = await self._files.add(source, f"{reference}.jsonl", "fine-tune")
+        async with self._places.one():
+            with tempfile.TemporaryDirectory(prefix=".task-", dir=self._folder) as folder:
+                path = Path(folder) / "rows.jsonl"
+                question = {
+                    "reference": reference,
+                    "path": str(path.absolute()),
+                    "max_bytes": self._files.max_bytes,
+                    "rules": self._rules,
+                }
+                made = await ask_rewards(
+                    "tasks", question, _Made, seconds=TASK_SECONDS, what=f"making the rows of {reference}", param=param
+                )
+                if made.error is not None:
+                    raise InvalidRequest(f"{param}: {made.error.message}", param=param, code=made.error.code)
+                with path.open("rb") as source:
+                    stored = await self._files.add(source, f"{reference}.jsonl", "fine-tune")
         self._made.append(stored.id)
         return stored.id

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI
+from redis.asyncio import Redis
 
 from headrace_core.data import read_rows
-from headrace_gateway import job_file
+from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
+from headrace_core.jobs import Job, JobStore
+from headrace_core.reward_rules import RewardRules
+from headrace_gateway import job_file, task_files
+from headrace_gateway.files import FileStore
+from headrace_gateway.places import Places
+from headrace_gateway.task_files import TaskFiles
 
 from .conftest import Served, body
 
@@ -39,6 +49,54 @@ async def test_a_request_that_is_refused_leaves_no_file(client: AsyncOpenAI) -> 
     with pytest.raises(openai.BadRequestError):
         await client.fine_tuning.jobs.create(**body(SUMS, grader={"type": "oracle", "name": "o"}))
     assert [file.id async for file in client.files.list()] == []
+
+
+async def test_where_storing_the_job_fails_its_rows_stay(
+    client: AsyncOpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been stored all the same, and runs then."""
+    create = JobStore.create
+
+    async def stored_without_an_answer(jobs: JobStore, job: Job) -> None:
+        await create(jobs, job)
+        raise Unavailable("Redis does not answer")
+
+    monkeypatch.setattr(JobStore, "create", stored_without_an_answer)
+    with pytest.raises(openai.InternalServerError, match="Redis does not answer"):
+        await client.fine_tuning.jobs.create(**body(SUMS))
+    (job,) = await served.jobs.all()
+    assert len(read_rows(served.data_dir / "files" / job.training_file)) == job.rows
+
+
+async def test_so_many_are_made_at_once(redis: Redis, tmp_path: Path) -> None:
+    """A submission without a limit of its own would be a process, and a file, for each of any number of requests."""
+    places = Places(1, 0.2, "the rows of 1 other task are being made")
+    tasks = TaskFiles(FileStore(redis, tmp_path / "files", 10**6), tmp_path, RewardRules(), places)
+    async with places.one():
+        with pytest.raises(TimedOut, match=r"1 other task.*: ask again"):
+            await tasks.file_id(SUMS, "training_file")
+    assert not any(entry.startswith(".task-") for entry in os.listdir(tmp_path))
+
+
+async def test_all_submissions_of_a_gateway_share_the_places(
+    client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, most = 0, 0
+
+    async def counted(command: str, *_: Any, **__: Any) -> Any:
+        nonlocal held, most
+        assert command == "tasks"
+        held += 1
+        most = max(most, held)
+        await asyncio.sleep(0.1)
+        held -= 1
+        raise InvalidRequest("no such task")
+
+    monkeypatch.setattr(task_files, "ask_rewards", counted)
+    asked = [client.fine_tuning.jobs.create(**body(f"{SUMS}&n={n}")) for n in range(3 * task_files.AT_ONCE)]
+    ends = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(end) for end in ends] == [openai.BadRequestError] * len(ends)
+    assert most == task_files.AT_ONCE
 
 
 def test_a_job_file_may_name_a_task(tmp_path: Path) -> None:
