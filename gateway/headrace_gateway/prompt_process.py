@@ -37,6 +37,8 @@ ENVIRONMENT = {
 }
 """Of the process: threads have stacks and arenas, and its address space is limited."""
 _started_within_limits = partial(started, env=ENVIRONMENT)
+MOST_TOLD = 4000
+"""Characters of what is wrong."""
 OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "capacity overflow", "Cannot allocate memory")
 
 
@@ -60,7 +62,11 @@ class Problem(msgspec.Struct):
 
     @classmethod
     def of(cls, error: InvalidRequest) -> Problem:
-        return cls(error.message, error.param, error.code)
+        """Of a message that is long, the beginning and the end: a template may raise any text."""
+        told = error.message
+        if len(told) > MOST_TOLD:
+            told = f"{told[: MOST_TOLD // 2]} … {told[-MOST_TOLD // 2 :]}"
+        return cls(told, error.param, error.code)
 
     def error(self) -> InvalidRequest:
         return InvalidRequest(self.message, param=self.param, code=self.code)

@@ -86,6 +86,13 @@ async def test_a_template_that_grows_without_end_is_refused(
     assert refused.value.code == "prompts_too_large"
 
 
+async def test_of_a_refusal_of_megabytes_the_gateway_is_told_the_ends(tmp_path: Path) -> None:
+    model = model_with(tmp_path, "{{ raise_exception('no ' * 10000000 ~ 'tools') }}")
+    with pytest.raises(InvalidRequest, match=r"(?s)line 1: .*refuses the messages: no no .* … .*no tools$") as refused:
+        await measured(data(tmp_path, "1"), model)
+    assert len(refused.value.message) < 2 * prompt_process.MOST_TOLD
+
+
 async def test_a_template_that_does_not_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_process, "SECONDS", 2.0)
     template = (
