@@ -12,6 +12,8 @@ from headrace_core.redis import answer
 
 NO_RECORD = b"\xff\xfe\x00"
 """No UTF-8, so no JSON, no number, no name."""
+TOO_LARGE = b"1" * 20
+"""Digits alone, and beyond every figure that Redis counts with."""
 
 
 async def damaged_one_by_one(redis: Redis, prefix: str, but: Sequence[str] = ()) -> AsyncIterator[tuple[str, str]]:

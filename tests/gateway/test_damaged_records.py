@@ -37,7 +37,7 @@ from headrace_gateway.controller import JobController
 from headrace_gateway.document import operations
 from headrace_gateway.memory import MemoryShare
 from headrace_gateway.redis_server import RedisServer
-from redis_damage import NO_RECORD, damaged_one_by_one
+from redis_damage import NO_RECORD, TOO_LARGE, damaged_one_by_one
 
 from .conftest import ADDER, Served, rows, stored_job
 from .kept_groups import completion
@@ -230,10 +230,11 @@ async def test_no_change_of_a_job_with_a_damaged_record_fails_and_it_can_be_canc
     assert not wrong, f"{len(wrong)} faults:\n" + "\n".join(wrong)
 
 
-async def test_a_ledger_script_names_the_damaged_figure_and_changes_nothing(redis: Redis) -> None:
+@pytest.mark.parametrize("bad", [NO_RECORD, TOO_LARGE])
+async def test_a_ledger_script_names_the_damaged_figure_and_changes_nothing(redis: Redis, bad: bytes) -> None:
     await full_job(redis, "ftjob-1", "running")
     ledger, key = Ledger(redis, "ftjob-1"), JobKeys("ftjob-1").ledger
-    await answer(redis.hset(key, "queued", NO_RECORD))
+    await answer(redis.hset(key, "queued", bad))
     before = await answer(redis.hgetall(key))
     for call in (ledger.enlist(), ledger.window(), ledger.admit("rollout-1", 1, 1, 60.0), ledger.queues()):
         with pytest.raises(Damaged, match="ledger queued in Redis cannot be read: it is no whole number; restore"):
@@ -255,11 +256,12 @@ async def test_another_job_whose_ledger_is_damaged_ends_no_job(redis: Redis, tmp
         await MemoryShare(redis, jobs, settings, "ftjob-2").look()
 
 
-async def test_a_job_tells_on_whatever_is_damaged_of_its_summary(redis: Redis) -> None:
+@pytest.mark.parametrize("bad", [NO_RECORD, TOO_LARGE])
+async def test_a_job_tells_on_whatever_is_damaged_of_its_summary(redis: Redis, bad: bytes) -> None:
     await full_job(redis, "ftjob-1", "running")
     jobs, summary = JobStore(redis), JobKeys("ftjob-1").summary
     for field in await answer(redis.hkeys(summary)):
-        await answer(redis.hset(summary, field, NO_RECORD))
+        await answer(redis.hset(summary, field, bad))
     before = [number for number, _ in await jobs.events("ftjob-1")]
     await jobs.tell("ftjob-1", "it goes on")
     for metrics in (step(3), WORKER, EVALUATION):

@@ -22,7 +22,7 @@ local function json_of(raw)
 end
 local function added(field, by, otherwise)
   local now = redis.call('HGET', summary, field)
-  if now and not string.match(now, '^%d+$') then redis.call('HSET', summary, field, otherwise()) end
+  if now and not (string.match(now, '^%d+$') and #now <= 16) then redis.call('HSET', summary, field, otherwise()) end
   return redis.call('HINCRBY', summary, field, by)
 end
 local function nothing() return 0 end
@@ -105,8 +105,9 @@ if redis.call('HGET', summary, source) == data then return number_of_newest() en
 redis.call('HSET', summary, source, data)
 
 if kept then
-  local first, last = number_of('first ' .. source) or time, number_of('last ' .. source)
-  if last and time - last < (time - first) / kept then return 0 end
+  -- a time to come is damaged, or of a clock that was set back
+  local first, last = math.min(number_of('first ' .. source) or time, time), number_of('last ' .. source)
+  if last and last <= time and time - last < (time - first) / kept then return 0 end
   redis.call('HSETNX', summary, 'first ' .. source, ARGV[3])
   redis.call('HSET', summary, 'last ' .. source, ARGV[3])
 end

@@ -38,6 +38,9 @@ local function number_in(found, where)
   return tonumber(found) or damaged(where, 'it is no number')
 end
 
+-- Whether a text is a figure that can be counted on: whole, and exact as a number of Lua and of Redis.
+local function is_figure(text) return string.match(text, '^%-?%d+$') and #text <= 16 end
+
 local function field(name) return redis.call('HGET', LEDGER, name) end
 local function number(name) return number_in(field(name), LEDGER .. ' ' .. name) end
 local function numbers(...)
@@ -83,7 +86,7 @@ end
 -- Adds to a figure of the ledger. One that is damaged stays so: only what ends a job comes here with one (sound.lua).
 local function count(name, by)
   local now = field(name)
-  if not now or string.match(now, '^%-?%d+$') then redis.call('HINCRBY', LEDGER, name, by) end
+  if not now or is_figure(now) then redis.call('HINCRBY', LEDGER, name, by) end
 end
 
 -- The state that the group's record says; where that cannot be read, that of the set which the group is in.

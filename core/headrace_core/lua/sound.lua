@@ -1,6 +1,6 @@
 -- Before a script changes anything: every figure of the ledger is one, else nothing is changed.
 for _, names in ipairs({ STATES, FIGURES }) do
   for i, found in pairs(redis.call('HMGET', LEDGER, unpack(names))) do
-    if found and not string.match(found, '^%-?%d+$') then damaged(LEDGER .. ' ' .. names[i], 'it is no whole number') end
+    if found and not is_figure(found) then damaged(LEDGER .. ' ' .. names[i], 'it is no whole number') end
   end
 end
