@@ -21,14 +21,18 @@ SHORTEST = 6
 _MOST = 1000
 """Values that are kept; the oldest goes first."""
 
+_NAMED = r"(?:password|api[-_]?key|secret|auth_token|access_token)"
+"""What a value is called that is struck out, in quotes as far as they go, else up to the next space."""
+
 _FORMS = (
     (re.compile(r"\bhr-[A-Za-z0-9_-]{8,}"), "hr-***"),
     (re.compile(r"\b(sk-|hf_)[A-Za-z0-9_-]{16,}"), r"\1***"),
     (re.compile(r"(?i)\b(bearer)(\s+|%20)[^\s'\",;)\]}]+"), r"\1\2***"),
     (re.compile(r"(?i)\b(headrace_session=)[^\s'\",;)\]}]+"), r"\1***"),
+    (re.compile(r"(?i)(authorization['\"]?\s*[:=,]\s*b?['\"]?basic)\s+[^\s'\",;)\]}]+"), r"\1 ***"),
+    (re.compile(rf"(?i)({_NAMED}['\"]\s*[:,]\s*b?|{_NAMED}\s*[=:]\s*b?)(['\"])(?!\*\*\*)[^'\"]+"), r"\1\2***"),
     (
-        re.compile(r"(?i)((?:password|api[-_]?key|secret|auth_token|access_token)(?:['\"]\s*:|\s*=)\s*b?(['\"]?))"
-                   r"(?!\*\*\*)[^\s'\",;&)\]}]+"),
+        re.compile(rf"(?i)({_NAMED}\s*=\s*|--{_NAMED}\s+|\bapi-key:\s+)(?!b?['\"]|\*\*\*)[^\s'\",;&)\]}}]+"),
         r"\1***",
     ),
 )  # fmt: skip
