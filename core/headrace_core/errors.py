@@ -22,6 +22,15 @@ A lost race (a lease that another worker took over, say) is a normal outcome wit
 
 from __future__ import annotations
 
+MOST_TOLD = 4000
+"""Characters of a text that is not ours, in a message of ours."""
+
+
+def shortened(told: str) -> str:
+    """The beginning and the end of a text of any length, such as one that a user's program raises."""
+    half = MOST_TOLD // 2
+    return told if len(told) <= MOST_TOLD else f"{told[:half]} … {told[-half:]}"
+
 
 class HeadraceError(Exception):
     """Base of all. `code` is stable and machine-readable; `param` names the offending field where there is one."""

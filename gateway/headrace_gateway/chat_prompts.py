@@ -37,7 +37,8 @@ LOAD_SECONDS = 60
 """Of the processor, until template and tokenizer are loaded."""
 WAIT_SECONDS = 60.0
 """For an answer, and for a process that is free: the machine may be busy with other work."""
-AT_ONCE = 2
+AT_ONCE, MOST_WAITING = 2, 256
+"""Chats whose prompts are made, and that wait for that: as many as may be under way with the model."""
 _LENGTH_BYTES = 4
 _ANSWER_BYTES_A_TOKEN = 16
 _MOST_SAID = 64 * 1024
@@ -71,24 +72,35 @@ class ChatPrompts:
         self._config = config
         self._places = asyncio.Semaphore(AT_ONCE)
         self._free: list[_Process] = []
+        self._waiting = 0
+        self._closed = False
 
     async def made(self, request: ChatRequest) -> ChatPrompt:
         """What the model is to go on from. Raises `InvalidRequest`, also for what is beyond the limits, and
         `Unavailable` where no process was free in time."""
         self._check_bytes(request)
+        if self._waiting >= MOST_WAITING:
+            raise self._busy(f"{MOST_WAITING} other chats with {self._config.model} wait for their prompts")
+        self._waiting += 1
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 await self._places.acquire()
         except TimeoutError as error:
             busy = f"the prompts of {AT_ONCE} other chats with {self._config.model} are being made"
-            raise Unavailable(f"{busy}: ask again", code="model_busy", retry_after=1) from error
+            raise self._busy(busy) from error
+        finally:
+            self._waiting -= 1
         try:
             return await self._made(request)
         finally:
             self._places.release()
 
+    def _busy(self, why: str) -> Unavailable:
+        return Unavailable(f"{why}: ask again", code="model_busy", retry_after=1)
+
     async def close(self) -> None:
         """End the processes that are free; one that is busy ends with its question."""
+        self._closed = True
         while self._free:
             await self._free.pop().end()
 
@@ -106,7 +118,7 @@ class ChatPrompts:
 
     async def _take_back(self, process: _Process) -> None:
         """For the next chat, unless an answer of it is still to come, which would be taken for that chat's."""
-        if process.owes_answer:
+        if process.owes_answer or self._closed:
             await process.end()
         else:
             self._free.append(process)
@@ -139,6 +151,8 @@ class _Process:
         self._config = config
         self.owes_answer = False
         """Whether it was asked what it has not answered, or never will."""
+        self._said = bytearray()
+        self._listening = asyncio.create_task(self._listen(), name="listen to a process that renders")
 
     @classmethod
     async def started(cls, config: ChatConfig) -> _Process:
@@ -176,6 +190,14 @@ class _Process:
         if self.lives:
             self._process.kill()
         await self._process.wait()
+        await self._listening
+
+    async def _listen(self) -> None:
+        """Keep the end of its error stream, which would else be full one day, and the process wait for ever."""
+        errors = self._process.stderr
+        assert errors is not None  # a pipe
+        while said := await errors.read(_MOST_SAID):
+            self._said = (self._said + said)[-_MOST_SAID:]
 
     async def _exchanged(self, question: bytes) -> _Answer:
         into, out = self._process.stdin, self._process.stdout
@@ -193,11 +215,13 @@ class _Process:
 
     async def _end_of(self, question: _Start | _Question) -> HeadraceError:
         """Why it ended without an answer."""
-        errors = self._process.stderr
-        assert errors is not None  # a pipe
-        async with asyncio.timeout(WAIT_SECONDS):
-            said = (await errors.read(_MOST_SAID)).decode(errors="replace")
-            code = await self._process.wait()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                code = await self._process.wait()
+                await asyncio.shield(self._listening)
+        except TimeoutError:
+            return Unavailable(f"the process that renders chats of {self._config.model} closed its output, and runs on")
+        said = self._said.decode(errors="replace")
         if code == -signal.SIGXCPU:
             return self._refused(question, f"took longer than {CPU_SECONDS} s", "prompts_too_slow")
         if any(sign in said for sign in OUT_OF_MEMORY):

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from headrace_core.data import each_row
-from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
+from headrace_core.errors import InvalidRequest, TimedOut, Unavailable, shortened
 
 from .prompts import Prompts, check_prompts
 from .rewards_process import EndedWithoutAnswer, Run, ask, started
@@ -37,8 +37,6 @@ ENVIRONMENT = {
 }
 """Of the process: threads have stacks and arenas, and its address space is limited."""
 _started_within_limits = partial(started, env=ENVIRONMENT)
-MOST_TOLD = 4000
-"""Characters of what is wrong."""
 OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "capacity overflow", "Cannot allocate memory")
 
 
@@ -63,10 +61,7 @@ class Problem(msgspec.Struct):
     @classmethod
     def of(cls, error: InvalidRequest) -> Problem:
         """Of a message that is long, the beginning and the end: a template may raise any text."""
-        told = error.message
-        if len(told) > MOST_TOLD:
-            told = f"{told[: MOST_TOLD // 2]} … {told[-MOST_TOLD // 2 :]}"
-        return cls(told, error.param, error.code)
+        return cls(shortened(error.message), error.param, error.code)
 
     def error(self) -> InvalidRequest:
         return InvalidRequest(self.message, param=self.param, code=self.code)

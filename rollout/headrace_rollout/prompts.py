@@ -12,7 +12,7 @@ import numpy.typing as npt
 from transformers import AutoConfig, AutoTokenizer
 
 from headrace_core.data import Row, check_prompt, check_prompt_bytes, read_rows
-from headrace_core.errors import InvalidData
+from headrace_core.errors import InvalidData, shortened
 from headrace_core.prompt_ids import before_going_on
 
 from .end_of_text import end_tokens
@@ -97,7 +97,7 @@ def read_prompts(
         except MemoryError:  # no refusal of these messages
             raise
         except Exception as error:  # a template is a program: it may fail in any way
-            told = str(error) or type(error).__name__
+            told = shortened(str(error)) or type(error).__name__
             raise InvalidData(f"{where}: the model's chat template refuses the messages: {told}") from error
         check_prompt_bytes(where, [{"content": rendered}], longest)
         ids = tokenizer.prompt_of(rendered)

@@ -162,3 +162,39 @@ async def test_it_ends_where_the_pipe_of_its_questions_does() -> None:
     assert pipe is not None
     pipe.close()
     await asyncio.to_thread(process.wait, 10)
+
+
+async def test_what_it_writes_to_its_error_stream_stops_no_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: ChatPrompts
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.stderr.write('a warning\\n' * 100_000)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(chat_prompts, "WAIT_SECONDS", 20.0)
+    assert (await prompts.made(asked())).token_ids
+    assert len(prompts._free[0]._said) <= chat_prompts._MOST_SAID
+
+
+async def test_more_than_can_be_under_way_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_prompts, "AT_ONCE", 1)
+    monkeypatch.setattr(chat_prompts, "MOST_WAITING", 1)
+    prompts = prompts_of(model_with(tmp_path, ONLY_FOR.format(ENDLESS)))
+    hostile = asyncio.create_task(prompts.made(asked("hostile")))
+    await asyncio.sleep(0.1)
+    waits = asyncio.create_task(prompts.made(asked()))
+    await asyncio.sleep(0.1)
+    with pytest.raises(Unavailable, match="1 other chats with somebody/model wait") as busy:
+        await prompts.made(asked())
+    assert busy.value.code == "model_busy"
+    for task in (waits, hostile):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_process_that_was_busy_at_the_end_ends_with_its_question() -> None:
+    prompts = prompts_of()
+    under_way = asyncio.create_task(prompts.made(asked()))
+    await asyncio.sleep(0.1)
+    await prompts.close()
+    assert (await under_way).token_ids
+    assert prompts._free == []

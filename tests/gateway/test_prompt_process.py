@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from headrace_core.data import MOST_BYTES_A_TOKEN, read_rows
-from headrace_core.errors import InvalidRequest, Unavailable
+from headrace_core.errors import MOST_TOLD, InvalidRequest, Unavailable
 from headrace_gateway import prompt_process
 from headrace_gateway.prompt_process import PromptChecks
 from headrace_gateway.prompts import Prompts, check_prompts
@@ -90,7 +90,7 @@ async def test_of_a_refusal_of_megabytes_the_gateway_is_told_the_ends(tmp_path: 
     model = model_with(tmp_path, "{{ raise_exception('no ' * 10000000 ~ 'tools') }}")
     with pytest.raises(InvalidRequest, match=r"(?s)line 1: .*refuses the messages: no no .* … .*no tools$") as refused:
         await measured(data(tmp_path, "1"), model)
-    assert len(refused.value.message) < 2 * prompt_process.MOST_TOLD
+    assert len(refused.value.message) < 2 * MOST_TOLD
 
 
 async def test_a_template_that_does_not_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

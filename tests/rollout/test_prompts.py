@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headrace_core.errors import InvalidData
+from headrace_core.errors import MOST_TOLD, InvalidData
 from headrace_rollout.prompts import Tokenizer, read_prompts
 from headrace_rollout.reading import read_within_limits
 
@@ -62,8 +62,9 @@ ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% if i < 0 %}x
         (ENDLESS, "prompts_too_slow", "not rendered within 1 s"),
         ("{{ 'x' * 2 ** 34 }}", "prompts_too_large", "more than 0.5 GiB of memory"),
         ("{{ 1 // 0 }}", "invalid_data", "division"),
+        ("{{ raise_exception('no ' * 10000000 ~ 'tools') }}", "invalid_data", "no tools"),
     ],
-    ids=["endless", "grows", "raises"],
+    ids=["endless", "grows", "raises", "raises megabytes"],
 )
 def test_a_template_beyond_its_limits_ends_the_reading_with_its_line(
     tmp_path: Path, does: str, code: str, why: str
@@ -91,6 +92,7 @@ def test_a_template_beyond_its_limits_ends_the_reading_with_its_line(
     assert told == code
     assert message.startswith("rows, line 2: ")
     assert why in message
+    assert len(message) < 2 * MOST_TOLD
 
 
 async def test_rows_are_read_within_limits_as_without() -> None:
