@@ -13,14 +13,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from _books import Violation
-from _loop import Process, Stalled
-from _plan import FAULT_SECONDS, FINISHED_WITHIN, ROWS, Fault
+from _loop import Process
+from _plan import FAULT_SECONDS, ROWS, Fault
 from _queue_plan import NODES_COME_AT, QueuePlan
 from _queue_ray import SimulatedControllers, SimulatedRay
 from _queue_world import QueueWorld
 from _redis import Command, Packed, Server
-from _schedule import QUIET, RECONCILE_SECONDS, settings_of
+from _schedule import QUIET, RECONCILE_SECONDS, advanced, settings_of
 from _world import EPOCH
 from redis.exceptions import RedisError
 
@@ -76,20 +75,8 @@ class QueueSchedule:
 
     def advance(self) -> list[Command | Packed] | None:
         """Run to the next question to Redis; None once the schedule is over. Raises `Violation`."""
-        world = self.world
-        try:
-            while world.loop.pump(FAULT_SECONDS + FINISHED_WITHIN):
-                if world.broken is not None:
-                    raise world.broken
-                if world.done:
-                    world.observer.ended()
-                    return None
-                if world.wanted is not None:
-                    return world.commands()
-        except Stalled as stalled:
-            raise Violation(f"nothing can happen any more: {stalled}") from stalled
-        statuses, rest = world.observer.statuses, world.observer.at_rest
-        raise Violation(f"not finished {FINISHED_WITHIN:.0f} s after the last fault: {statuses}, at rest {rest}")
+        observer = self.world.observer
+        return advanced(self.world, lambda: f"{observer.statuses}, at rest {observer.at_rest}")
 
     def answered(self, raw: list[Any]) -> None:
         """Redis's answers. Raises `Violation`."""

@@ -72,20 +72,7 @@ class Schedule:
 
     def advance(self) -> list[Command | Packed] | None:
         """Run to the next question to Redis; None once the schedule is over. Raises `Violation`."""
-        world = self.world
-        try:
-            while world.loop.pump(FAULT_SECONDS + FINISHED_WITHIN):
-                if world.broken is not None:
-                    raise world.broken
-                if world.done:
-                    world.observer.ended()
-                    return None
-                if world.wanted is not None:
-                    return world.commands()
-        except Stalled as stalled:
-            raise Violation(f"nothing can happen any more: {stalled}") from stalled
-        books = world.observer.books
-        raise Violation(f"not finished {FINISHED_WITHIN:.0f} s after the last fault: {world.observer.status}, {books}")
+        return advanced(self.world, lambda: f"{self.world.observer.status}, {self.world.observer.books}")
 
     def answered(self, raw: list[Any]) -> None:
         """Redis's answers. Raises `Violation`."""
@@ -351,6 +338,23 @@ class ToDrive(Protocol):
 
 
 Driven = TypeVar("Driven", bound=ToDrive)
+
+
+def advanced(world: World, state: Callable[[], str]) -> list[Command | Packed] | None:
+    """Run a world to its next question to Redis; None once its schedule is over. Raises `Violation`, which shows the
+    `state` where the schedule does not end in time."""
+    try:
+        while world.loop.pump(FAULT_SECONDS + FINISHED_WITHIN):
+            if world.broken is not None:
+                raise world.broken
+            if world.done:
+                world.observer.ended()
+                return None
+            if world.wanted is not None:
+                return world.commands()
+    except Stalled as stalled:
+        raise Violation(f"nothing can happen any more: {stalled}") from stalled
+    raise Violation(f"not finished {FINISHED_WITHIN:.0f} s after the last fault: {state()}")
 
 
 def drive(server: Server, schedules: Iterator[Driven], at_once: int) -> Generator[tuple[Driven, BaseException | None]]:

@@ -33,15 +33,6 @@ STEPS, BATCH = 24, 4
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """As an operator's: the service neither starts nor ends it."""
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Room for two checkpoints of a small job and one that is being written, and some more."""
     with own_disk(tmp_path / "disk", 96) as folder:
