@@ -25,7 +25,8 @@ INTRO = """\
 Claims, ours and papers', checked on what a laptop has: small models, fixed seeds, thresholds written before the run.
 Each section is one script; `python evidence/<name>.py` runs it again, `make evidence` all of them. A threshold that is
 missed stays missed here, with its figure. A section says what was put in, where the runs start, how many seeds are
-counted, and which seeds chose the settings.
+counted, and which seeds chose the settings. `--seed` in its last line is the script's option: counted seeds follow from
+it, and seed 0 need not be one of them.
 """
 
 
@@ -67,7 +68,7 @@ def _section(result: dict[str, Any]) -> str:
     machine = result["machine"]
     seen = time.strftime("%Y-%m-%d", time.gmtime(result["time"]))
     parts.append(
-        f"Seed {result['seed']}, {seen}, {machine['cores']} cores, torch {machine['packages']['torch']}; "
+        f"`--seed {result['seed']}`, {seen}, {machine['cores']} cores, torch {machine['packages']['torch']}; "
         f"[script](../evidence/{name}.py), [result](../evidence/results/{name}.json).\n"
     )
     return "\n".join(parts)

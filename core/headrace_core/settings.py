@@ -103,7 +103,7 @@ class Settings(BaseSettings):
         600.0,
         gt=0,
         description="Seconds without progress after which a wait is an error and a job pauses; after half of them, "
-        "whom all wait for is started again. More than twice the longest training step.",
+        "whom all wait for is started again. Set it to more than twice the longest training step.",
     )
     watchdog_seconds: float = Field(
         60.0,
@@ -123,7 +123,9 @@ class Settings(BaseSettings):
     )
     max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
     exports: tuple[Literal["jsonl", "tensorboard"], ...] = Field(
-        (), description="What else becomes of every job's measurements, a JSON list: files beside its checkpoints."
+        (),
+        description="Files of every job's measurements beside its checkpoints, a JSON list of "
+        '`"jsonl"` and `"tensorboard"`.',
     )
     reward_sandbox: SandboxLevel = Field(
         "limits", description="Reward code of users is refused where the machine holds it less well than this."
