@@ -1,9 +1,9 @@
-"""How the service is started, and what its operator does when a part that he started has ended.
+"""How the service is started, and what its operator does when a part that they started has ended.
 
     Embedded   headrace serve, with a Redis and a Ray of its own: they end and begin with it
     Cluster    valkey-server · a Ray head with one core · a Ray node with two · headrace serve, as four programs
 
-`tend` is the operator, or the system's service manager in his place: it starts again what ended, and nothing else.
+`tend` is the operator, or the system's service manager in their place: it starts again what ended, and nothing else.
 Neither kills or stops anything; the kinds of processes that a campaign may strike are in `kinds`.
 """
 

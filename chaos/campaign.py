@@ -1,9 +1,9 @@
 """Kill anything at any moment: jobs on real parts, whose processes are struck at random until N strikes are done.
 
-    plan (seed) ─► strike ─► the operator starts again what he had started ─► the job goes on ─┬─► next strike
-                     ▲                                                       └─ or: hurried ───┤
-                     └── another job, where one has ended ◄────────────────────────────────────┘
-    watcher: what an outsider sees, all the time                                 at the end: the verdict
+    plan (seed) ─► strike ─► the operator starts again what they had started ─► the job goes on ─┬─► next strike
+                     ▲                                                       └─ or: hurried ─────┤
+                     └── another job, where one has ended ◄──────────────────────────────────────┘
+    watcher: what an outsider sees, all the time                                   at the end: the verdict
 
 Real are the service (`headrace serve`), Redis, Ray, the engine, the sandboxed python grader and the learner. A fourth
 of the strikes stop a process (SIGSTOP) for a while, the others kill it (SIGKILL). The plan comes from the seed; what

@@ -1,6 +1,6 @@
 """One schedule: a job in a world of its own, the faults of its plan, and whether it ended as it must.
 
-plan ──► faults at their moments ──► processes die, stop, Redis goes away, the user changes his mind …
+plan ──► faults at their moments ──► processes die, stop, Redis goes away, the user changes their mind …
                                         │
          the gateway's round every five seconds starts the controller that is lacking
                                         │

@@ -76,7 +76,7 @@ class InvalidState(InvalidRequest):
 class Damaged(InvalidState):
     """A record or a file that is read back is not what was written; the message names it, and what to do.
 
-    Of the caller's errors, because his request is answered, and another try would be answered alike.
+    Of the caller's errors, because their request is answered, and another try would be answered alike.
     """
 
     code = "damaged"

@@ -181,8 +181,8 @@ class Standing(NamedTuple):
 
 
 class JobStore:
-    """All jobs; with `owner`, `get`, `ids` and `all` know his alone. Methods raise `NotFound` for a job that does not
-    exist."""
+    """All jobs; with `owner`, `get`, `ids` and `all` know only the owner's. Methods raise `NotFound` for a job that
+    does not exist."""
 
     def __init__(self, redis: Redis, owner: str | None = None) -> None:
         self._redis = redis

@@ -1,6 +1,6 @@
 """The door: every request passes here before any route, and every answer leaves by it.
 
-    request ─► Envelope ─► is it from a page of ours? ─► how often has he come? whose key? whose job? ─► routes
+    request ─► Envelope ─► is it from a page of ours? ─► how often has it come? whose key? whose job? ─► routes
                                      │ 403                          │ 429 · 401 · 404                       │
     answer ◄─────────────────── rate-limit headers ◄── what changes, and what is refused, is written down ◄─┘
 

@@ -1,4 +1,4 @@
-"""Whether a request comes in: whose key it carries, whether he may make one more now, whose job or file it names.
+"""Whether a request comes in: whose key it carries, whether they may make one more now, whose job or file it names.
 
 One round trip to Redis, whatever the answers are. The limit is a token bucket: it holds a minute's requests, a request
 takes one, and it fills as time passes. It is kept as one number, the time until which its requests are paid for: a

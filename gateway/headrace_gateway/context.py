@@ -34,7 +34,7 @@ PRELOADED = ("headrace_rewards.check:prepare", "headrace_gateway.prompts")
 @dataclass(frozen=True)
 class Gateway:
     """The parts behind the routes, as the caller sees them: for a caller of scope `user`, `jobs`, `files` and `models`
-    hold his own alone."""
+    hold only the caller's own."""
 
     settings: Settings
     redis: Redis

@@ -47,7 +47,7 @@ def owner_of(file_id: str, raw: bytes) -> str:
 
 
 class FileStore:
-    """The uploaded files that `principal` may see; what is added is his. Methods raise `NotFound` for any other."""
+    """The uploaded files that `principal` may see; what is added is theirs. Methods raise `NotFound` for any other."""
 
     def __init__(self, redis: Redis, folder: Path, max_bytes: int, principal: Principal = LOCAL) -> None:
         self._redis = redis

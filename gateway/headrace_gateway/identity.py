@@ -14,7 +14,7 @@ from .scopes import Scope
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The holder of a key. Two keys of one name are the same person's: what he owns, he owns by his name."""
+    """The holder of a key. Two keys of one name are the same person's: what they own, they own by their name."""
 
     key_id: str
     name: str
@@ -37,7 +37,7 @@ LOCAL = Principal("local", "local", "admin")
 """Whoever reaches a gateway that asks for no keys."""
 
 NOBODY = Principal("", "", "user")
-"""Whoever shows no key where one is asked for: he reaches what is open to all, and owns nothing."""
+"""Whoever shows no key where one is asked for: they reach what is open to all, and own nothing."""
 
 
 # The dependencies are `async` although they wait for nothing: FastAPI would run each in a thread of its pool.
@@ -63,7 +63,7 @@ By = Annotated[Principal, Depends(caller)]
 
 
 async def admin(principal: By) -> Principal:
-    """The caller, where he is an admin: `Depends(admin)` on a route that is for admins alone. Raises `Forbidden`."""
+    """The caller, where they are an admin: `Depends(admin)` on a route that is for admins alone. Raises `Forbidden`."""
     if principal.scope != "admin":
         raise Forbidden(f"this needs a key of scope 'admin'; {principal.name!r} has one of scope {principal.scope!r}")
     return principal

@@ -83,7 +83,7 @@ async def test_a_login_is_a_change_by_the_keys_holder(keyed: Keyed) -> None:
 
 
 async def test_what_changed_nothing_is_no_change(keyed: Keyed) -> None:
-    """Who has no key, or repeats himself, pushes nothing out of the log."""
+    """Who has no key, or repeats themself, pushes nothing out of the log."""
     async with keyed.http(keyed.alice) as alice, keyed.http() as nobody, keyed.http(keyed.admin) as admin:
         for _ in range(3):
             assert (await nobody.post("/logout")).status_code == 303

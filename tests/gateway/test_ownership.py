@@ -36,7 +36,7 @@ def filled(path: str, job_id: str, file_id: str) -> str:
 
 @pytest.fixture
 async def of_alice(keyed: Keyed) -> tuple[str, str, str]:
-    """(job, file, trained model) of hers; the job has ended, so that its streams end."""
+    """Alice's (job, file, trained model); the job has ended, so that its streams end."""
     async with keyed.openai(keyed.alice) as client:
         file = await client.files.create(file=("a.jsonl", rows(8)), purpose="fine-tune")
     jobs = JobStore(keyed.redis)

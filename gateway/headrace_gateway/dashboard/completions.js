@@ -1,7 +1,7 @@
 // The completions of a job that steps consumed, newest first. The address holds what is looked at: ?step= ?group= ?color=
 //
 //     newest page ──every few seconds: is there a newer group?──► a reader at the top sees it at once,
-//                                                                 one further down is told, and shows it when he likes
+//                                                                 one further down is told, and shows it when they like
 
 import { get, jobPath } from "./api.js";
 import { connection, h, setText } from "./dom.js";

@@ -39,7 +39,7 @@ Next = Annotated[str, Query(max_length=2048)]
 
 @router.get("/login")
 async def login_page(here: Here, request: Request, next: Next = "/") -> Response:
-    """The form; for who is logged in already, who he is and the way out."""
+    """The form; for somebody who is logged in already, who they are and the way out."""
     if not here.settings.keys_required:
         return RedirectResponse(_safe(next), 303)
     try:
