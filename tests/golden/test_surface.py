@@ -1,0 +1,15 @@
+"""What users and stored data rely on stays as it is, however the code behind it is arranged."""
+
+from __future__ import annotations
+
+import pytest
+
+from golden import surface
+
+
+@pytest.mark.parametrize("name", surface.SURFACES)
+def test_what_others_rely_on_is_unchanged(name: str) -> None:
+    expected = (surface.HERE / f"{name}.json").read_text()
+    assert surface.text(name) == expected, (
+        "where this is meant: python tests/golden/surface.py, and say so in the commit"
+    )
