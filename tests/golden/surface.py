@@ -21,6 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import msgspec
+import structlog
 import typer.main
 from pydantic import BaseModel
 
@@ -158,7 +159,15 @@ class _Recorded(Schedule):
 
 def simulation() -> dict[str, Any]:
     """Of fixed seeds: how many calls, faults and endings; and which keys the `data` of their events has."""
+    configured = structlog.get_config()
     simulate.silence()
+    try:
+        return _simulated()
+    finally:
+        structlog.configure(**configured)  # the tests after this one read logs
+
+
+def _simulated() -> dict[str, Any]:
     events, faults, ended = dict[str, int](), Counter[str](), Counter[str]()
     data = set[tuple[str, ...]]()
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "redis") as server, simulated_surroundings():
@@ -188,7 +197,7 @@ SURFACES: dict[str, Callable[[], Any]] = {
 
 def text(name: str) -> str:
     """As it stands in the file."""
-    return json.dumps(SURFACES[name](), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(SURFACES[name](), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def main() -> None:
