@@ -5,11 +5,9 @@ Adding a type is one line in `GRADERS`: its spec, and what makes a reward of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-from pydantic import ValidationError
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.reward_rules import RewardRules
@@ -27,7 +25,7 @@ from headrace_rewards.python_source import PythonReward, PythonSpec
 from headrace_rewards.reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
 from headrace_rewards.registered import Registered, RegisteredSpec
 from headrace_rewards.score_model import ScoreModel, ScoreModelSpec
-from headrace_rewards.specs import GraderSpec
+from headrace_rewards.specs import GraderSpec, validate
 from headrace_rewards.string_check import StringCheck, StringCheckSpec
 from headrace_rewards.tasks import environment, verifier
 from headrace_rewards.text_similarity import TextSimilarity, TextSimilaritySpec
@@ -89,23 +87,6 @@ _IN_PROCESSES = ("python", "function", "registered", "math_verify", "reasoning_g
 """Types whose `workers` are processes."""
 
 
-def validate(grader: Any) -> GraderSpec:
-    """The parsed description; raises `InvalidRequest` that names the field. Executes nothing of the user's.
-
-    Paths in the result are absolute, so that its `model_dump()` means the same in every process of this machine.
-    """
-    if not isinstance(grader, Mapping):
-        raise InvalidRequest("a grader is an object with a 'type' and a 'name'", param="grader")
-    kind = grader.get("type")
-    if not isinstance(kind, str) or kind not in GRADERS:
-        known = ", ".join(GRADERS)
-        raise InvalidRequest(f"there is no grader of type {kind!r}; known types: {known}", param="grader.type")
-    try:
-        return GRADERS[kind].spec.model_validate(dict(grader))
-    except ValidationError as errors:
-        raise _invalid(errors) from None
-
-
 def build(grader: Any, rules: RewardRules | None = None) -> Reward:
     """A reward that is not started yet; raises `InvalidRequest` as `validate` does."""
     spec, rules = validate(grader), rules or RewardRules()
@@ -130,11 +111,3 @@ def require_processes(spec: GraderSpec, rules: RewardRules) -> None:
             f"{rules.processes} (HEADRACE_REWARD_PROCESSES)",
             param="grader",
         )
-
-
-def _invalid(errors: ValidationError) -> InvalidRequest:
-    faults = []
-    for error in errors.errors(include_url=False, include_context=False):
-        field = ".".join(["grader", *map(str, error["loc"])])
-        faults.append((field, error["msg"].removeprefix("Value error, ")))
-    return InvalidRequest("; ".join(f"{field}: {message}" for field, message in faults), param=faults[0][0])

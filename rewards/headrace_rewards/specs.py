@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from headrace_core.errors import InvalidRequest
 from headrace_rewards.protocol import Need
 
 MAX_NAME = 256
+SPEC_TYPES: dict[str, type[GraderSpec]] = {}
+"""Name of a type → its description. Each is entered as its module is imported; `registry` imports them all."""
 
 
 def _is_none(value: Any) -> bool:
@@ -26,6 +37,12 @@ class GraderSpec(BaseModel):
     """Its type where none is given; in a `multi` grader the name that the formula has for it."""
     pass_threshold: float | None = Field(default=None, allow_inf_nan=False, exclude_if=_is_none)
     """OpenAI's: a reward from here on counts as high, instead of `middle`. The reward stays as it is."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        names = cls.model_fields["type"].annotation
+        if get_origin(names) is Literal:
+            SPEC_TYPES.update(dict.fromkeys(get_args(names), cls))
 
     @model_validator(mode="before")
     @classmethod
@@ -57,9 +74,32 @@ class GraderSpec(BaseModel):
         return {}
 
 
-def _parsed(value: Any) -> GraderSpec:
-    from headrace_rewards.registry import validate  # the registry knows every type, those that hold others too
+def validate(grader: Any) -> GraderSpec:
+    """The parsed description; raises `InvalidRequest` that names the field. Executes nothing of the user's.
 
+    Paths in the result are absolute, so that its `model_dump()` means the same in every process of this machine.
+    """
+    if not isinstance(grader, Mapping):
+        raise InvalidRequest("a grader is an object with a 'type' and a 'name'", param="grader")
+    kind = grader.get("type")
+    if not isinstance(kind, str) or kind not in SPEC_TYPES:
+        known = ", ".join(SPEC_TYPES)
+        raise InvalidRequest(f"there is no grader of type {kind!r}; known types: {known}", param="grader.type")
+    try:
+        return SPEC_TYPES[kind].model_validate(dict(grader))
+    except ValidationError as errors:
+        raise _invalid(errors) from None
+
+
+def _invalid(errors: ValidationError) -> InvalidRequest:
+    faults = []
+    for error in errors.errors(include_url=False, include_context=False):
+        field = ".".join(["grader", *map(str, error["loc"])])
+        faults.append((field, error["msg"].removeprefix("Value error, ")))
+    return InvalidRequest("; ".join(f"{field}: {message}" for field, message in faults), param=faults[0][0])
+
+
+def _parsed(value: Any) -> GraderSpec:
     if isinstance(value, GraderSpec):
         return value
     try:
