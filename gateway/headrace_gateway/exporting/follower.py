@@ -26,7 +26,8 @@ from headrace_core.records import UNREADABLE
 
 from ..client import Client
 from .series import point
-from .sinks import Measured, Sink, create
+from .sink import Measured, Sink
+from .sinks import create
 from .targets import Target
 
 BATCH = 1000

@@ -1,47 +1,18 @@
-"""Where measurements go: a file of JSON lines, a TensorBoard event file, a run at Weights & Biases.
-
-Promises of a `Sink`: what `write` was given is out when `flush` has returned; a file that is cut back to what a `flush`
-answered holds what was written before it, and nothing else. So a follower that died goes on without a gap, and without
-writing anything twice.
-"""
+"""The sink of each target; TensorBoard's and Weights & Biases' are loaded where they are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 import msgspec
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.history import Kind
 
 from .series import Point
+from .sink import Measured, Sink, opened_at
 from .targets import Target
-
-
-class Measured(msgspec.Struct, frozen=True):
-    """One entry of a job's measurements."""
-
-    number: int
-    kind: Kind
-    data: dict[str, Any]
-
-
-class Sink(Protocol):
-    """See the module."""
-
-    def write(self, entry: Measured, point: Point) -> None:
-        """Take one entry, also as scalars."""
-        ...
-
-    def flush(self) -> int:
-        """The size in bytes of what is out; 0 for what is no file."""
-        ...
-
-    def close(self) -> None:
-        """All is out afterwards."""
-        ...
 
 
 def create(target: Target, folder: Path, size: int, job: Mapping[str, Any], options: Mapping[str, Any]) -> Sink:
@@ -85,11 +56,3 @@ class Jsonl:
     def close(self) -> None:
         """See `Sink`."""
         self._file.close()
-
-
-def opened_at(path: Path, size: int) -> IO[bytes]:
-    """The file, cut to `size`, to be written on; made where `size` is 0."""
-    file = path.open("r+b" if size else "wb")
-    file.truncate(size)
-    file.seek(size)
-    return file

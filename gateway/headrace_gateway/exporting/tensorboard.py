@@ -11,7 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from .series import Point
-from .sinks import Measured, opened_at
+from .sink import Measured, opened_at
 
 
 class TensorBoard:

@@ -13,7 +13,7 @@ from typing import Any
 import wandb
 
 from .series import Point
-from .sinks import Measured
+from .sink import Measured
 
 
 class WandbRun:
