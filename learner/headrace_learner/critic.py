@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from .batch import MicroBatch
-from .model import chosen_hidden, load_model, precision, training_device
+from .device import precision, training_device
+from .model import chosen_hidden, load_model
 
 
 class ValueNet(nn.Module):

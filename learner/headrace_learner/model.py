@@ -24,6 +24,7 @@ from headrace_core.hyperparameters import Hyperparameters
 
 from . import adapters, logits
 from .batch import MicroBatch
+from .device import precision, training_device
 from .head import chosen_logprobs
 from .ranks import Ranks
 
@@ -161,16 +162,6 @@ def _as_saved(tensors: dict[str, Tensor], base: Path) -> dict[str, Tensor]:
 
 
 # ── shared with the critic ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def training_device() -> torch.device:
-    """The first GPU, where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def precision(device: torch.device) -> torch.autocast:
-    """bfloat16 for matrix products on a GPU, float32 elsewhere (a CPU has no hardware for it)."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def load_model(kind: Any, folder: Path, gradient_checkpointing: bool) -> Any:

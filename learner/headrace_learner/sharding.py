@@ -35,7 +35,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headrace_core.errors import TimedOut, Unavailable
 
-from .model import training_device
+from .device import training_device
 
 _LOOPBACK = "127.0.0.1"
 
