@@ -33,7 +33,7 @@ from headrace_core.settings import Settings
 from .admission import Admitted, admit
 from .audit import LONGEST_PATH, Entry
 from .context import Gateway
-from .envelope import answer_to, redis_trouble
+from .http_errors import answer_to, redis_trouble
 from .identity import LOCAL, NOBODY, OpenedBy, Principal
 from .visit import Visit
 

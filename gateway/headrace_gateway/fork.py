@@ -16,7 +16,7 @@ from headrace_core.hyperparameters import Hyperparameters
 from headrace_core.jobs import ENDED, Checkpoint, ForkedFrom, Job
 
 from .context import Gateway
-from .envelope import explain
+from .http_errors import explain
 from .schemas import CreateJob, Integration, MetadataKey, MetadataValue, Method, Reference, Reinforcement
 from .submission import submit
 

@@ -13,7 +13,7 @@ from headrace_core.jobs import Job
 from headrace_core.live import CHANGEABLE, Change, Live
 
 from .context import Gateway
-from .envelope import explain
+from .http_errors import explain
 
 _TRIES = 20
 

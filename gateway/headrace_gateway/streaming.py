@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from headrace_core.errors import NotAuthenticated
 
 from .api_keys import KeyStore
-from .envelope import redis_trouble
+from .http_errors import redis_trouble
 from .identity import OpenedBy
 
 PING_SECONDS = 10

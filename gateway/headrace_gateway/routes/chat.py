@@ -31,7 +31,7 @@ from ..chat_schemas import (
 )
 from ..chats import Chat
 from ..context import Here
-from ..envelope import answer_to
+from ..http_errors import answer_to
 from ..responses.base import ErrorAnswer
 from ..streaming import EventStream
 
