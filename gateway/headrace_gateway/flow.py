@@ -6,24 +6,24 @@ import time
 from typing import Any
 
 import msgspec
+from redis.asyncio import Redis
 
-from headrace_core.jobs import Job
+from headrace_core.jobs import Job, JobStore
 from headrace_core.keys import JobKeys
+from headrace_core.ledger import Ledger
 from headrace_core.metrics import UpdateMetrics
 from headrace_core.publications import Publications
 from headrace_core.records import readable
 from headrace_core.redis import answer
-
-from .context import Gateway
 
 _LATELY = 400
 """Updates looked back on, of all workers together."""
 _UPDATES = 20
 
 
-async def queues(gateway: Gateway, job: Job) -> dict[str, Any]:
+async def queues(redis: Redis, jobs: JobStore, job: Job) -> dict[str, Any]:
     """Groups by stage, the pacing window, and what the stream of groups takes."""
-    found = await gateway.ledger(job.id).queues()
+    found = await Ledger(redis, job.id).queues()
     held = {stage.name: stage.bytes for stage in found.stages}
     stream, now = JobKeys(job.id).groups, time.time()
     return {
@@ -50,24 +50,24 @@ async def queues(gateway: Gateway, job: Job) -> dict[str, Any]:
             "kept": found.bytes - held["queued"] - held["claimed"],
             "share": found.share or None,
             "held_back": found.held_back,
-            "left_out": await gateway.jobs.history.left_out(job.id),
+            "left_out": await jobs.history.left_out(job.id),
         },
-        "stream": int(await answer(gateway.redis.xlen(stream))),
-        "bytes": int(await answer(gateway.redis.memory_usage(stream)) or 0),
+        "stream": int(await answer(redis.xlen(stream))),
+        "bytes": int(await answer(redis.memory_usage(stream)) or 0),
     }
 
 
-async def weights(gateway: Gateway, job: Job) -> dict[str, Any]:
+async def weights(redis: Redis, jobs: JobStore, job: Job) -> dict[str, Any]:
     """What was published, and how each rollout worker took it."""
-    version, _ = await gateway.ledger(job.id).newest()
-    entries = await gateway.jobs.history.newest(job.id, "update", None, _LATELY)
+    version, _ = await Ledger(redis, job.id).newest()
+    entries = await jobs.history.newest(job.id, "update", None, _LATELY)
     updates = readable(((JobKeys(job.id).history("update"), entry.data) for entry in entries), UpdateMetrics)
-    beats = [beat for beat in await gateway.jobs.workers(job.id) if beat.role == "rollout"]
+    beats = [beat for beat in await jobs.workers(job.id) if beat.role == "rollout"]
     return {
         "object": "fine_tuning.job.weights",
         "fine_tuning_job_id": job.id,
         "version": version,
-        "published": [msgspec.to_builtins(p) for p in await Publications(gateway.redis, job.id).last()],
+        "published": [msgspec.to_builtins(p) for p in await Publications(redis, job.id).last()],
         "workers": [
             {
                 "worker": beat.worker,

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import msgspec
+from redis.asyncio import Redis
 
 from headrace_core.history import Spark
-from headrace_core.jobs import Job
+from headrace_core.jobs import Job, JobStore
 from headrace_core.keys import JobKeys
 from headrace_core.records import if_sound, readable, whole_number
 
-from .context import Gateway
+from .pagination import page
 from .progress import estimated_finish
-from .schemas import page
 
 T = TypeVar("T")
 _FIGURES = ["version", "largest_age", "largest_age_bound"]
@@ -28,10 +28,10 @@ class _Rewarded(msgspec.Struct, frozen=True):
     reward_mean: float | None
 
 
-async def overview(here: Gateway, after: str | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+async def overview(redis: Redis, store: JobStore, after: str | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
     """(jobs in short, newest first, from the one after `after`; whether there are more). Raises `InvalidRequest`."""
-    jobs, has_more = page(await here.jobs.all(), after, limit)
-    async with here.redis.pipeline(transaction=False) as pipe:
+    jobs, has_more = page(await store.all(), after, limit)
+    async with redis.pipeline(transaction=False) as pipe:
         for job in jobs:
             keys = JobKeys(job.id)
             pipe.hmget(keys.ledger, _FIGURES)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from headrace_core.errors import InvalidRequest
 from headrace_core.hyperparameters import BASE_LEARNING_RATE, Hyperparameters
 from headrace_core.jobs import Checkpoint, Event, Job
 
@@ -171,32 +170,3 @@ def model_object(model: Model) -> dict[str, Any]:
     """A model as OpenAI's client reads it; `path` is ours: the folder on the server."""
     known = {"id": model.name, "object": "model", "created": int(model.created_at), "owned_by": model.owner}
     return known | {"path": str(model.path)}
-
-
-class _Identified(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-_T = TypeVar("_T", bound=_Identified)
-
-
-def page(items: Sequence[_T], after: str | None, limit: int) -> tuple[Sequence[_T], bool]:
-    """(the items that follow the one of id `after`, whether there are more)."""
-    start = 0
-    if after is not None:
-        start = next((i + 1 for i, item in enumerate(items) if item.id == after), -1)
-        if start < 0:
-            raise InvalidRequest(f"after: this list holds no {after!r}", param="after")
-    return items[start : start + limit], start + limit < len(items)
-
-
-def listing(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
-    """A page of a list."""
-    return {
-        "object": "list",
-        "data": data,
-        "has_more": has_more,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-    }

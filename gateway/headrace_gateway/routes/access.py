@@ -12,7 +12,7 @@ from ..audit import Entry, Log
 from ..context import Here
 from ..identity import admin, made, unchanged
 from ..kept import KeptRoute
-from ..schemas import page
+from ..pagination import page
 from ..scopes import NAME, Scope
 
 router = APIRouter(prefix="/v1/headrace", tags=["access"], dependencies=[Depends(admin)], route_class=KeptRoute)

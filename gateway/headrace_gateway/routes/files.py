@@ -17,8 +17,9 @@ from ..answers import CLIENT_LEFT, ready
 from ..context import Gateway, Here
 from ..identity import made
 from ..kept import KeptRoute
+from ..pagination import listing, page
 from ..responses.files import DeletedFile, FileList, FileObject, Purpose, UploadPurpose
-from ..schemas import file_object, listing, page
+from ..schemas import file_object
 
 
 class _FormRoute(KeptRoute):

@@ -12,8 +12,9 @@ from headrace_core.jobs import event_of
 from ..answers import ready
 from ..context import Here
 from ..cursors import event_number, resumed
+from ..pagination import listing, page
 from ..responses.jobs import CheckpointList, EventList
-from ..schemas import checkpoint_object, event_object, listing, page
+from ..schemas import checkpoint_object, event_object
 from ..streaming import EVENT_STREAM, EventStream
 from ..voices import OPENAI
 

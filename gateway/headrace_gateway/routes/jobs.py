@@ -16,9 +16,10 @@ from ..answers import ready
 from ..context import Gateway, Here
 from ..identity import unchanged
 from ..kept import KeptRoute
+from ..pagination import listing, page
 from ..progress import estimated_finish
 from ..responses.jobs import JobList, JobObject
-from ..schemas import CreateJob, job_object, listing, page
+from ..schemas import CreateJob, job_object
 from ..submission import submit
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], route_class=KeptRoute)

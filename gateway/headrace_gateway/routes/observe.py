@@ -18,8 +18,8 @@ from ..context import Here
 from ..cursors import entry_number, resumed
 from ..live_settings import record
 from ..observed import GroupObject, LedgerObject, Measured, MeasurementList, RewardObject, StalenessObject
+from ..pagination import listing
 from ..reward_summary import summary
-from ..schemas import listing
 from ..streaming import EventStream
 from ..voices import EVERYTHING
 from .history import After, LastEventId

@@ -11,7 +11,7 @@ from ..answers import ready
 from ..context import Here
 from ..observed import OverviewList
 from ..overview import overview
-from ..schemas import listing
+from ..pagination import listing
 
 router = APIRouter(prefix="/v1/headrace", tags=["observe"])
 
@@ -23,4 +23,4 @@ async def jobs_in_short(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """Jobs in short, newest first: progress, newest figures, sparklines."""
-    return ready(listing(*await overview(here, after, limit)))
+    return ready(listing(*await overview(here.redis, here.jobs, after, limit)))

@@ -7,14 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
-from .. import flow, live_settings, worker_states
+from headrace_core.jobs import Job
+
+from .. import flow, live_settings, worker_drain, worker_states
 from ..answers import ready
-from ..context import Here
+from ..context import Gateway, Here
 from ..identity import unchanged
 from ..kept import KeptRoute
 from ..live_settings import ChangeSettings
+from ..pagination import listing
 from ..responses.control import QueuesObject, SettingsObject, WeightsObject, WorkerList, WorkerObject
-from ..schemas import listing
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["control"], route_class=KeptRoute)
 
@@ -39,7 +41,9 @@ async def change_settings(here: Here, request: Request, job_id: str, body: Chang
 @router.get("/workers", response_model=WorkerList)
 async def workers(here: Here, job_id: str) -> Response:
     """Every worker of the job, by its last heartbeat."""
-    return ready(listing(await worker_states.workers(here, await here.jobs.get(job_id)), has_more=False))
+    job = await here.jobs.get(job_id)
+    found = await worker_states.workers(here.redis, here.jobs, job, here.settings.start_timeout)
+    return ready(listing(found, has_more=False))
 
 
 @router.post("/workers/{worker}/drain", response_model=WorkerObject)
@@ -47,25 +51,31 @@ async def drain(
     here: Here, job_id: str, worker: Worker, timeout: Annotated[float, Query(ge=0, le=_DAY)] = 600.0
 ) -> Response:
     """Give a rollout worker no more groups; those it has after `timeout` seconds go to others. It stays up."""
-    return ready(await worker_states.drain(here, await here.jobs.get(job_id), worker, timeout))
+    job = await here.jobs.get(job_id)
+    await worker_drain.drain(here, job, worker, timeout)
+    return await _worker(here, job, worker)
 
 
 @router.post("/workers/{worker}/undrain", response_model=WorkerObject)
 async def undrain(here: Here, request: Request, job_id: str, worker: Worker) -> Response:
     """Let a drained worker take groups again."""
     job = await here.jobs.get(job_id)
-    if not await worker_states.undrain(here, job, worker):
+    if not await worker_drain.undrain(here, job, worker):
         unchanged(request)
-    return ready(await worker_states.worker(here, job, worker))
+    return await _worker(here, job, worker)
+
+
+async def _worker(here: Gateway, job: Job, name: str) -> Response:
+    return ready(await worker_states.worker(here.redis, here.jobs, job, name, here.settings.start_timeout))
 
 
 @router.get("/queues", response_model=QueuesObject)
 async def queues(here: Here, job_id: str) -> Response:
     """Groups under way by stage, how old the oldest are, the pacing window, and the memory that they take."""
-    return ready(await flow.queues(here, await here.jobs.get(job_id)))
+    return ready(await flow.queues(here.redis, here.jobs, await here.jobs.get(job_id)))
 
 
 @router.get("/weights", response_model=WeightsObject)
 async def weights(here: Here, job_id: str) -> Response:
     """Policy versions that were published, and how each rollout worker took them."""
-    return ready(await flow.weights(here, await here.jobs.get(job_id)))
+    return ready(await flow.weights(here.redis, here.jobs, await here.jobs.get(job_id)))

@@ -1,0 +1,37 @@
+"""Pages of lists: what follows an item, and the shape that carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+from headrace_core.errors import InvalidRequest
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+_T = TypeVar("_T", bound=_Identified)
+
+
+def page(items: Sequence[_T], after: str | None, limit: int) -> tuple[Sequence[_T], bool]:
+    """(the items that follow the one of id `after`, whether there are more)."""
+    start = 0
+    if after is not None:
+        start = next((i + 1 for i, item in enumerate(items) if item.id == after), -1)
+        if start < 0:
+            raise InvalidRequest(f"after: this list holds no {after!r}", param="after")
+    return items[start : start + limit], start + limit < len(items)
+
+
+def listing(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+    """A page of a list."""
+    return {
+        "object": "list",
+        "data": data,
+        "has_more": has_more,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+    }
