@@ -83,7 +83,7 @@ def validate(grader: Any) -> GraderSpec:
         raise InvalidRequest("a grader is an object with a 'type' and a 'name'", param="grader")
     kind = grader.get("type")
     if not isinstance(kind, str) or kind not in SPEC_TYPES:
-        known = ", ".join(SPEC_TYPES)
+        known = ", ".join(sorted(SPEC_TYPES))
         raise InvalidRequest(f"there is no grader of type {kind!r}; known types: {known}", param="grader.type")
     try:
         return SPEC_TYPES[kind].model_validate(dict(grader))

@@ -19,8 +19,8 @@ CHECK = {"type": "string_check", "name": "n", "input": "{{ item.a }}", "referenc
     ("grader", "param", "message"),
     [
         ("string_check", "grader", "object"),
-        ({}, "grader.type", "known types: string_check, text_similarity"),
-        ({**CHECK, "type": "vibes"}, "grader.type", "'vibes'; known types: string_check, text_similarity"),
+        ({}, "grader.type", "known types: audited, calibrated"),
+        ({**CHECK, "type": "vibes"}, "grader.type", "'vibes'; known types: audited, calibrated"),
         ({**CHECK, "type": ["function"]}, "grader.type", "known types"),
         ({**CHECK, "operation": "equals"}, "grader.operation", "'eq'"),
         ({**CHECK, "input": "{{ item.a"}, "grader.input", "without its"),
