@@ -15,11 +15,11 @@ from pathlib import Path
 
 import uvloop
 
-from headrace_core.jobs import Job
-from headrace_core.settings import Settings
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import Job
 from headrace_gateway import allocator
 from headrace_gateway.app import create_app
-from headrace_gateway.serve import Server
+from headrace_gateway.service.serve import Server
 
 
 class NoControllers:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import ENDED, Job, JobError, JobStore, Status
-from headrace_core.keys import JobKeys
-from headrace_core.ledger import STATES
-from headrace_core.metrics import (
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.jobs.job_store import ENDED, Job, JobError, JobStore, Status
+from headrace_core.ledger.ledger import STATES
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import (
     AgeMetrics,
     EvaluationMetrics,
     Metrics,
@@ -23,7 +24,6 @@ from headrace_core.metrics import (
     UpdateMetrics,
     WorkerMetrics,
 )
-from headrace_core.redis import answer
 
 STEP_SECONDS = 1.5
 BATCH, GROUP_SIZE, BOUND = 16, 8, 4
@@ -142,7 +142,7 @@ class Seeded:
             if self.tells and isinstance(measured, StepMetrics):
                 message = f"Step {measured.step}/{measured.total_steps}: reward {measured.reward_mean:.3f}"
                 await jobs.tell(self.id, message, type="metrics", data={"step": measured.step})
-        await answer(redis.hset(JobKeys(self.id).ledger, mapping=self._books()))
+        await run(redis.hset(JobKeys(self.id).ledger, mapping=self._books()))
 
     def _books(self) -> dict[str, int]:
         trained = self.steps * BATCH

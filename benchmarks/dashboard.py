@@ -37,12 +37,12 @@ import uvloop
 from _report import arguments, report
 from _seeded import Seeded
 
-from headrace_core.jobs import Job
-from headrace_core.redis import connect
-from headrace_core.settings import Settings
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import Job
+from headrace_core.redis_access.client import connect
 from headrace_gateway.app import create_app
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.serve import Server
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.serve import Server
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

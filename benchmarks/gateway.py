@@ -37,11 +37,12 @@ from _report import arguments, report
 from _seeded import Seeded
 from redis.asyncio import Redis
 
-from headrace_core.jobs import JobStore
-from headrace_core.keys import JobKeys
-from headrace_core.metrics import StepMetrics, WorkerMetrics
-from headrace_core.redis import answer, connect
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.redis_access.client import connect
+from headrace_core.redis_access.client import run as answer
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import StepMetrics, WorkerMetrics
+from headrace_gateway.service.embedded_redis import RedisServer
 
 READS_PER_SECOND = 1000
 """PASS: at least so many reads of a job's status a second, on one core, while it runs,"""

@@ -34,8 +34,8 @@ from _report import arguments, report
 from _seeded import Seeded
 from redis.asyncio import Redis
 
-from headrace_core.redis import connect
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.redis_access.client import connect
+from headrace_gateway.service.embedded_redis import RedisServer
 
 MOST_BYTES = 300_000_000
 """PASS: the process never takes more."""

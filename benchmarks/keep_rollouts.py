@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from _report import arguments, report
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import Ledger
-from headrace_core.redis import connect
-from headrace_core.trajectory import Group, sampled_completion
-from headrace_core.workers import WorkerConfig
-from headrace_gateway.redis_server import RedisServer
-from headrace_learner.rollouts import Keeper
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.client import connect
+from headrace_core.types.trajectory import Group, sampled_completion
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_learner.rollout_recorder import RolloutRecorder
 from headrace_learner.worker import LearnerWorker
 
 MOST_SHARE = 0.01
@@ -53,19 +53,19 @@ class Watched:
     def __init__(self) -> None:
         self.path = list[float]()
         self.write = list[float]()
-        keep, write = Keeper.keep, Keeper._write
+        keep, write = RolloutRecorder.keep, RolloutRecorder._write
 
-        async def timed_keep(keeper: Keeper, *args: Any) -> None:
+        async def timed_keep(keeper: RolloutRecorder, *args: Any) -> None:
             began = time.perf_counter()
             await keep(keeper, *args)
             self.path.append(time.perf_counter() - began)
 
-        async def timed_write(keeper: Keeper, *args: Any) -> None:
+        async def timed_write(keeper: RolloutRecorder, *args: Any) -> None:
             began = time.perf_counter()
             await write(keeper, *args)
             self.write.append(time.perf_counter() - began)
 
-        Keeper.keep, Keeper._write = timed_keep, timed_write  # type: ignore[method-assign]
+        RolloutRecorder.keep, RolloutRecorder._write = timed_keep, timed_write  # type: ignore[method-assign]
 
 
 def group(group_id: int, version: int, seed: int) -> Group:

@@ -36,13 +36,13 @@ from _models import make_model, smollm2_config
 from _report import arguments, report
 from torch import Tensor
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group, sampled_completion
-from headrace_learner.algorithms import algorithm
-from headrace_learner.head import chosen_logprobs
-from headrace_learner.model import Policy
-from headrace_learner.torch_thread import keep_freed_memory
-from headrace_learner.trainer import Trainer
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group, sampled_completion
+from headrace_learner.algorithms.presets import algorithm
+from headrace_learner.distributed.torch_thread import keep_freed_memory
+from headrace_learner.models.chunked_logprobs import chosen_logprobs
+from headrace_learner.models.policy import Policy
+from headrace_learner.training.trainer import Trainer
 
 # Written before the first run.
 SPEED_RATIO = 1.5

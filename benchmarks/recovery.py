@@ -78,13 +78,13 @@ ADDER = ROOT / "examples" / "adder"
 
 
 def measure_stall(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from headrace_core.hyperparameters import Hyperparameters
-    from headrace_learner import checkpoint
-    from headrace_learner.algorithms import algorithm
-    from headrace_learner.model import Policy
-    from headrace_learner.snapshot import Snapshots
-    from headrace_learner.torch_thread import keep_freed_memory
-    from headrace_learner.trainer import Trainer
+    from headrace_core.config.hyperparameters import Hyperparameters
+    from headrace_learner.algorithms.presets import algorithm
+    from headrace_learner.checkpoints import checkpoint
+    from headrace_learner.checkpoints.memory_snapshot import Snapshots
+    from headrace_learner.distributed.torch_thread import keep_freed_memory
+    from headrace_learner.models.policy import Policy
+    from headrace_learner.training.trainer import Trainer
     from learner import GROUP_SIZE, groups, timed
 
     keep_freed_memory()

@@ -12,10 +12,10 @@ import time
 
 from _report import arguments, report
 
-from headrace_core.reward_rules import SANDBOX_LEVELS, SandboxLevel
+from headrace_core.config.reward_permissions import SANDBOX_LEVELS, SandboxLevel
+from headrace_rewards.graders.python_source import PythonReward, PythonSpec
 from headrace_rewards.protocol import Sample, Score
-from headrace_rewards.python_source import PythonReward, PythonSpec
-from headrace_rewards.sandbox.machine import assess
+from headrace_rewards.sandbox.level_probe import probe_level
 
 MOST_EXTRA_START_SECONDS = 0.3
 """Median start at the strongest level, beyond that of `limits`."""
@@ -42,7 +42,7 @@ async def round_of(level: SandboxLevel) -> tuple[float, float, float]:
 
 async def measure(rounds: int) -> dict[str, dict[str, float]]:
     """The medians of each level."""
-    held = SANDBOX_LEVELS[: SANDBOX_LEVELS.index((await assess()).level) + 1]
+    held = SANDBOX_LEVELS[: SANDBOX_LEVELS.index((await probe_level()).level) + 1]
     measured: dict[SandboxLevel, list[tuple[float, float, float]]] = {level: [] for level in held}
     for _ in range(rounds):
         for level in held:

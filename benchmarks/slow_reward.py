@@ -100,7 +100,7 @@ class Learner:
         self.steps, self.ages, self.waits = 0, Counter[int](), list[float]()
 
     async def run(self) -> None:
-        from headrace_core.ledger import Step
+        from headrace_core.ledger.ledger import Step
 
         term, signal = await self._ledger.enlist(), "0"
         while True:
@@ -126,12 +126,12 @@ def copy_model(folder: Path) -> None:
 
 async def measure(pairs: int, seed: int, url: str, root: Path) -> list[Window]:
     """Windows of one worker: instant, slow, instant, …, instant."""
-    from headrace_core.hyperparameters import Hyperparameters
-    from headrace_core.jobs import JobStore
-    from headrace_core.ledger import Ledger
-    from headrace_core.redis import connect
-    from headrace_core.weights import WeightStore
-    from headrace_core.workers import WorkerConfig
+    from headrace_core.config.hyperparameters import Hyperparameters
+    from headrace_core.jobs.job_store import JobStore
+    from headrace_core.ledger.ledger import Ledger
+    from headrace_core.protocols.worker import WorkerConfig
+    from headrace_core.redis_access.client import connect
+    from headrace_core.storage.weight_store import WeightStore
     from headrace_rollout.worker import RolloutWorker
 
     code = root / "reward.py"
@@ -215,7 +215,7 @@ async def still_running(tasks: list[asyncio.Task[object]], seconds: float) -> No
 
 
 async def alternate(pairs: int, seed: int, root: Path) -> list[Window]:
-    from headrace_gateway.redis_server import RedisServer
+    from headrace_gateway.service.embedded_redis import RedisServer
 
     server = RedisServer(root / "redis")
     server.start()

@@ -35,7 +35,7 @@ import psutil
 import uvloop
 from _report import arguments, report
 
-from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.service.embedded_redis import RedisServer
 
 WITH_SECONDS = 0.400
 """PASS: at most this for a submission (median), of either kind, with the fork server,"""
@@ -87,7 +87,10 @@ class Side:
 
     def fork_server(self) -> psutil.Process | None:
         """None where there is none."""
-        return next((c for c in self.process.children() if "headrace_gateway.fork_server" in c.cmdline()), None)
+        return next(
+            (c for c in self.process.children() if "headrace_gateway.limited_processes.fork_server" in c.cmdline()),
+            None,
+        )
 
 
 @asynccontextmanager

@@ -28,11 +28,11 @@ import numpy as np
 from _report import arguments, report
 from redis.asyncio import Redis
 
-from headrace_core.ledger import Ledger, Outcome, Step
-from headrace_core.redis import answer, connect
-from headrace_core.staleness import Limits, ages
-from headrace_core.trajectory import Group, encode, sampled_completion
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
+from headrace_core.redis_access.client import connect, run
+from headrace_core.types.staleness import Limits, ages
+from headrace_core.types.trajectory import Group, encode, sampled_completion
+from headrace_gateway.service.embedded_redis import RedisServer
 
 RATIO_LIMIT = 3.0
 """PASS: for each shape, carrying a group takes at most so many times as long as its raw round trips."""
@@ -91,7 +91,7 @@ class Carrier:
         for group in groups:
             lease = (await self._ledger.admit("rollout-0", version, 1, 60.0)).leases[0]
             mine = Group(lease.group_id, lease.attempt, group.row, lease.version, group.prompt_ids, group.completions)
-            assert await self._ledger.commit(lease, mine) is Outcome.QUEUED
+            assert await self._ledger.commit(lease, mine) is TransitionOutcome.QUEUED
         committed = time.perf_counter()
         claim = await self._ledger.claim(self._term, self._limits, "mask")
         claimed = time.perf_counter()
@@ -100,7 +100,7 @@ class Carrier:
             counts[int(age)] = counts.get(int(age), 0) + 1
         step = Step(version, tuple(g.group_id for g in claim.groups), counts, 0)
         counted = time.perf_counter()
-        assert await self._ledger.settle(self._term, step, f"v{version + 1:08d}-t1") is Outcome.SETTLED
+        assert await self._ledger.settle(self._term, step, f"v{version + 1:08d}-t1") is TransitionOutcome.SETTLED
         await self._ledger.covered(version + 1)
         settled = time.perf_counter()
         self._note(admit_commit=committed - began, claim_decode=claimed - committed, settle_cover=settled - counted)
@@ -116,9 +116,9 @@ async def raw(redis: Redis, messages: list[bytes]) -> float:
     began = time.perf_counter()
     for number, message in enumerate(messages):
         key = f"raw-{number}"
-        await answer(redis.set(key, message))
-        read = await answer(redis.get(key))
-        await answer(redis.delete(key))
+        await run(redis.set(key, message))
+        read = await run(redis.get(key))
+        await run(redis.delete(key))
         assert len(read) == len(message)
     return time.perf_counter() - began
 

@@ -106,7 +106,7 @@ class Load:
         return self._chance.integers(2, self._vocabulary, size=16, dtype=np.int32)
 
     async def _client(self) -> None:
-        from headrace_rollout.engines.base import SamplingConfig
+        from headrace_rollout.engines.engine import SamplingConfig
 
         while True:
             sampled = await self._engine.generate(self._prompt(), SamplingConfig(self._case.tokens))
@@ -143,8 +143,8 @@ class Load:
 
 
 async def measure(case: Case, folders: tuple[Path, Path], weights: str, seed: int) -> Figures:
-    from headrace_rollout.engines.base import EngineConfig
-    from headrace_rollout.engines.vllm_engine import VllmEngine
+    from headrace_rollout.engines.engine import EngineConfig
+    from headrace_rollout.engines.vllm.engine import VllmEngine
 
     size = weight_bytes(folders[0])
     copied = copy_seconds(size)

@@ -1,7 +1,8 @@
 """The service's own processes, found by walking down from those that were started here, never by name over the machine.
 
     headrace serve ─┬─► valkey-server                          redis
-                    ├─► headrace_gateway.fork_server           not struck: no job that was taken in needs it
+                    ├─► headrace_gateway.limited_processes.fork_server           not struck: no job that was taken in
+                    needs it
                     └─► raylet (or under `ray start`)          node
                           ├─► ray::JobController               controller
                           └─► ray::WorkerActor                 learner, rank, rollout: whose pid the job's events name;

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 import typer.main
 
-from headrace_gateway import cli
+from headrace_gateway.cli import main
 
 INTRO = """\
 # The command line
@@ -22,7 +22,7 @@ is asked for. What a user can mend is one line on the error stream, and exit cod
 
 def page() -> str:
     """The text."""
-    root: Any = typer.main.get_command(cli.app)
+    root: Any = typer.main.get_command(main.app)
     return INTRO + "".join(_commands("headrace", root))
 
 

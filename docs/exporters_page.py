@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from headrace_gateway.exporting.series import SERIES
-from headrace_gateway.exporting.supervisor import ATTEMPTS
+from headrace_gateway.exporters.export_processes import ATTEMPTS
+from headrace_gateway.exporters.series import SERIES
 
 TEXT = """\
 # Exporters
 
-<!-- Written by docs/generate.py. Change gateway/headrace_gateway/exporting/series.py or docs/exporters_page.py. -->
+<!-- Written by docs/generate.py. Change gateway/headrace_gateway/exporters/series.py or docs/exporters_page.py. -->
 
 What a job measures ([metrics.md](metrics.md)) can go on to JSON lines, TensorBoard and Weights & Biases. What
 Prometheus scrapes is on [prometheus.md](prometheus.md).

@@ -21,11 +21,11 @@ from typing import Any
 import typer.main
 from pydantic import BaseModel
 
-from headrace_core import metrics
-from headrace_core.algorithms import ALGORITHMS
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.settings import Settings
-from headrace_gateway import cli
+from headrace_core.config.algorithm_presets import ALGORITHMS
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
+from headrace_core.types import metrics
+from headrace_gateway.cli import main as cli
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

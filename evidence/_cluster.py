@@ -24,29 +24,29 @@ import numpy.typing as npt
 from _simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
 from _virtual_time import InlineRedis, run
 
+from headrace_core.activity_timer import ActivityTimer
 from headrace_core.concurrency import cancel
-from headrace_core.data import Row
-from headrace_core.drains import Drains
-from headrace_core.jobs import JobStore
-from headrace_core.ledger import Ledger
-from headrace_core.live import Live
-from headrace_core.mending import Mending
-from headrace_core.staleness import ages, contributes
-from headrace_core.timesplit import TimeSplit
-from headrace_core.trajectory import Group
-from headrace_core.weights import WeightStore
-from headrace_core.workers import WorkerConfig
-from headrace_gateway.redis_server import RedisServer
-from headrace_learner.contribution import AgeCount
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.storage.dataset import Row
+from headrace_core.storage.weight_store import WeightStore
+from headrace_core.types.staleness import ages, contributes
+from headrace_core.types.trajectory import Group
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_learner.algorithms.token_selection import AgeCount
 from headrace_learner.worker import LearnerWorker
 from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_rollout.completion_sampler import CompletionSampler
 from headrace_rollout.evaluation import Evaluator
-from headrace_rollout.following import Follower
-from headrace_rollout.groups import GroupMaker
-from headrace_rollout.measuring import Measurer
+from headrace_rollout.group_builder import GroupBuilder
 from headrace_rollout.prompts import Prompt
-from headrace_rollout.telling import Telling
+from headrace_rollout.weight_sync import WeightSync
 from headrace_rollout.worker import RolloutWorker
+from headrace_rollout.worker_reporter import WorkerReporter
 
 BLOCK = 64
 FASTER = 20.0
@@ -122,19 +122,22 @@ class VirtualRolloutWorker(RolloutWorker):
         clock = asyncio.get_running_loop().time
         self._redis, self._engine = cast(Any, redis), engine
         self._ledger, self._jobs = Ledger(self._redis, config.job_id, clock), JobStore(self._redis)
-        self._live, self._drains = Live(self._redis, config.job_id, self._settings), Drains(self._redis, config.job_id)
-        mending = Mending(self._redis, config.job_id)
-        self._telling = Telling(self._jobs, mending, config.job_id, config.worker)
+        self._live, self._drains = (
+            SettingsLog(self._redis, config.job_id, self._settings),
+            WorkerDrains(self._redis, config.job_id),
+        )
+        mending = RecoveryCounters(self._redis, config.job_id)
+        self._telling = WorkerReporter(self._jobs, mending, config.job_id, config.worker)
         weights = WeightStore(Path(config.weights_root), config.job_id)
-        self._follower = Follower(cast(Any, engine), self._ledger, weights, self._telling, config.start_timeout)
-        self._split = TimeSplit("window", clock)
+        self._follower = WeightSync(cast(Any, engine), self._ledger, weights, self._telling, config.start_timeout)
+        self._split = ActivityTimer("window", clock)
         tokenizer, reward = cast(Any, Tokenizer()), InstantReward()
-        self._maker = GroupMaker(engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader)
+        self._maker = GroupBuilder(engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader)
 
     def evaluator(self, held_out: list[Prompt]) -> Evaluator:
         """The real one, on this engine, of these rows."""
         engine, tokenizer, s = self._engine, cast(Any, Tokenizer()), self._settings
-        measurer = Measurer(engine, tokenizer, self._grader, s, held_out, evaluating=True)
+        measurer = CompletionSampler(engine, tokenizer, self._grader, s, held_out, evaluating=True)
         limits = {"max_tokens": s.max_tokens, "at_once": s.max_running}
         return Evaluator(self._follower, measurer, tokenizer, InstantReward(), held_out, **limits)
 
@@ -159,8 +162,11 @@ class VirtualLearner(LearnerWorker):
         self._clock = asyncio.get_running_loop().time
         self._redis, self._cluster = cast(Any, redis), cluster
         self._ledger, self._jobs = Ledger(self._redis, config.job_id, self._clock), JobStore(self._redis)
-        self._live, self._drains = Live(self._redis, config.job_id, self._settings), Drains(self._redis, config.job_id)
-        self._split = TimeSplit("groups", self._clock)
+        self._live, self._drains = (
+            SettingsLog(self._redis, config.job_id, self._settings),
+            WorkerDrains(self._redis, config.job_id),
+        )
+        self._split = ActivityTimer("groups", self._clock)
         self.steps: list[Settled] = []
         self.settled = asyncio.Event()
         """Set for a moment whenever a step is."""

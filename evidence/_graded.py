@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from _lag import LaggedRun, Task, adder
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group
-from headrace_rewards.protocol import Draw, Reward, Sample
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group
+from headrace_rewards.protocol import Reward, Sample, SampleKey
 from headrace_rewards.registry import build
-from headrace_rollout.scoring import score, value_of
+from headrace_rollout.reward_scoring import score, value_of
 
 RIGHT: dict[str, Any] = {
     "type": "string_check",
@@ -89,7 +89,7 @@ class GradedRun(LaggedRun):
                 output_text=self._tokenizer.text(completion.token_ids),
                 item=row.item,
                 messages=row.messages,
-                draw=Draw(group.group_id, number),
+                draw=SampleKey(group.group_id, number),
             )
             for number, completion in enumerate(group.completions)
         ]

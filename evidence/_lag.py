@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace_core.algorithms import ALGORITHMS
-from headrace_core.data import PromptOrder
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Completion, Group, sampled_completion
-from headrace_learner.algorithms import algorithm
-from headrace_learner.model import Policy
-from headrace_learner.trainer import StepResult, Trainer
-from headrace_rollout.engines.base import EngineConfig, Sampled, SamplingConfig
-from headrace_rollout.engines.decoder import Decoder
-from headrace_rollout.engines.policy_model import PolicyModel
-from headrace_rollout.engines.slots import Generation
+from headrace_core.config.algorithm_presets import ALGORITHMS
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.storage.dataset import PromptOrder
+from headrace_core.types.trajectory import Completion, Group, sampled_completion
+from headrace_learner.algorithms.presets import algorithm
+from headrace_learner.models.policy import Policy
+from headrace_learner.training.trainer import StepResult, Trainer
+from headrace_rollout.engines.engine import EngineConfig, Sampled, SamplingConfig
+from headrace_rollout.engines.transformers.batch_slots import Generation
+from headrace_rollout.engines.transformers.decoder import Decoder
+from headrace_rollout.engines.transformers.policy_model import PolicyModel
 from headrace_rollout.prompts import Prompt, Tokenizer, read_prompts
 
 Grade = Callable[[dict[str, Any], dict[str, Any]], float]

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from _graded import RIGHT, GradedRun
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group
-from headrace_learner.advantages import Column, Earned
-from headrace_learner.algorithms import algorithm
-from headrace_learner.batch import StepBatch, lay_out
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group
+from headrace_learner.algorithms.advantages import AdvantageInputs, Column
+from headrace_learner.algorithms.batch import StepBatch, build_step_batch
+from headrace_learner.algorithms.presets import algorithm
 
 GROUPS, GROUP_SIZE, DRAWS = 512, 4, 24
 ADVANTAGES = ("dr_grpo", "grpo", "ppo")
@@ -77,7 +77,7 @@ class Slopes:
 
     def _batch(self, groups: Sequence[Group]) -> StepBatch:
         """Laid out as PPO's: no group is left out because its rewards are equal, which noise may change."""
-        return lay_out(groups, 0, self.settings.model_copy(update={"algorithm": "ppo"}))
+        return build_step_batch(groups, 0, self.settings.model_copy(update={"algorithm": "ppo"}))
 
     def _carried(self) -> Column:
         """[N] derivative of each token's log-probability along the descent of the clean loss."""
@@ -109,6 +109,6 @@ class Slopes:
 def _advantages(name: str, batch: StepBatch) -> Column:
     """[N] of the step's tokens; PPO's before they are divided by the batch's deviation."""
     chosen, nothing_N = algorithm(name), np.zeros(len(batch.table))
-    earned = Earned(batch.trajectories, nothing_N, nothing_N if chosen.critic else None)
+    earned = AdvantageInputs(batch.trajectories, nothing_N, nothing_N if chosen.critic else None)
     found = chosen.advantages(earned)
     return found.advantages_N if found.returns_N is None else found.advantages_N * found.returns_N.std()

@@ -18,8 +18,8 @@ from _lag import LaggedRun, adder
 from _remax_gradients import UNMOVED
 from _remax_training import COMMON
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_learner.trainer import Trainer
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_learner.training.trainer import Trainer
 
 ROUNDS = 12
 RUNS: dict[str, dict[str, Any]] = {

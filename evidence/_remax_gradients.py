@@ -19,9 +19,9 @@ from _gram import Matrix, gram, interval, mean_z, squared_mean, squared_mean_err
 from _lag import LaggedRun, adder
 from _remax_rewards import OFFSET, Baseline, Rewards, greedy_baseline, looking_baseline, no_baseline, rewarded
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group
-from headrace_learner.trainer import Trainer
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group
+from headrace_learner.training.trainer import Trainer
 
 BATCHES, GROUPS_A_BATCH = 256, 8
 UNMOVED = 1e-30

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from statistics import NormalDist
 from typing import Literal
 
-from headrace_core.trajectory import Completion, Group
+from headrace_core.types.trajectory import Completion, Group
 
 OFFSET = 5.0
 """Deviation of the prompts' offsets where there are any: the rewards themselves vary by 1 or less."""

@@ -13,8 +13,8 @@ import torch
 from _lag import LaggedRun, adder
 from _remax_rewards import Baseline, Rewards, greedy_baseline, no_baseline, rewarded
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group
 
 STEPS, BATCH, EVALUATE_EVERY = 32, 128, 4
 COMMON: dict[str, Any] = {"batch_size": BATCH, "group_size": 1, "max_tokens": 64, "max_context": 128}

@@ -5,7 +5,7 @@
 
 Progress is the number of tokens that a request which was there from the start would have; between two changes of the
 number of requests it grows steadily, so an event costs O(log requests), not a token each. Keeps the promises of
-`headrace_rollout.engines.base`, but for `score`; the text means nothing, only lengths and versions do.
+`headrace_rollout.engines.engine`, but for `score`; the text means nothing, only lengths and versions do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from headrace_rollout.engines.base import Sampled, SamplingConfig, UpdateMode, UpdateReport
+from headrace_rollout.engines.engine import Sampled, SamplingConfig, UpdateMode, UpdateReport
 
 
 @dataclass(frozen=True, slots=True)

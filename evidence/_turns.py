@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from _lag import Sampler
 
-from headrace_rollout.engines.base import Sampled, SamplingConfig, Scored
-from headrace_rollout.engines.slots import Generation
+from headrace_rollout.engines.engine import Sampled, SamplingConfig, Scored
+from headrace_rollout.engines.transformers.batch_slots import Generation
 
 T = TypeVar("T")
 SETTLING = 8

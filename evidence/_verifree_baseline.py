@@ -15,10 +15,10 @@ from _gram import Matrix, gram, interval, variance
 from _verifree_exact import gradient
 from _verifree_training import ARMS, SETTINGS, Run, without_baseline
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group
-from headrace_learner.algorithms import algorithm
-from headrace_learner.trainer import Trainer
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group
+from headrace_learner.algorithms.presets import algorithm
+from headrace_learner.training.trainer import Trainer
 
 STEPS = 24
 BATCHES, GROUPS_A_BATCH = 64, 2

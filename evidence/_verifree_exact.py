@@ -22,11 +22,11 @@ from _gram import Matrix, gram, interval, mean_z, variance
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import F32, I32, U8, Completion, Group, Role
-from headrace_learner.algorithms import algorithm
-from headrace_learner.model import Policy
-from headrace_learner.trainer import Trainer
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, Role
+from headrace_learner.algorithms.presets import algorithm
+from headrace_learner.models.policy import Policy
+from headrace_learner.training.trainer import Trainer
 
 VOCAB, PROMPT = 16, (1, 2, 3)
 MODELS = 8

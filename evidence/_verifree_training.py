@@ -1,8 +1,8 @@
 """The careless adder trained by VeriFree, by its verifier, and by VeriFree without the leave-one-out baseline.
 
-Groups are made by the service's own `GroupMaker`: it cuts completions where the answer opens, has the reference answer
-scored by the policy that sampled, and asks the graders `verifree` and `string_check`, built from the JSON that a user
-writes. The arms differ in that JSON and in the baseline; prompts, sampling, learning rate and loss are the same.
+Groups are made by the service's own `GroupBuilder`: it cuts completions where the answer opens, has the reference
+answer scored by the policy that sampled, and asks the graders `verifree` and `string_check`, built from the JSON that a
+user writes. The arms differ in that JSON and in the baseline; prompts, sampling, learning rate and loss are the same.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from _lag import ADDER
 from _turns import TurnEngine
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.ledger import Lease
-from headrace_core.trajectory import Group
-from headrace_learner.algorithms import algorithm
-from headrace_learner.model import Policy
-from headrace_learner.trainer import Trainer
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.ledger.ledger import Lease
+from headrace_core.types.trajectory import Group
+from headrace_learner.algorithms.presets import algorithm
+from headrace_learner.models.policy import Policy
+from headrace_learner.training.trainer import Trainer
 from headrace_rewards.registry import build, validate
-from headrace_rollout.engines.base import SamplingConfig
-from headrace_rollout.groups import GroupMaker
+from headrace_rollout.engines.engine import SamplingConfig
+from headrace_rollout.group_builder import GroupBuilder
+from headrace_rollout.monitored_reward import MonitoredReward
 from headrace_rollout.prompts import Tokenizer, read_prompts
-from headrace_rollout.reward_watch import WatchedReward
 
 EVALUATE_EVERY = 2
 SETTINGS: dict[str, Any] = {
@@ -67,10 +67,10 @@ class Run:
         self._held_out = read_prompts(ADDER / "validation.jsonl", self._tokenizer, longest)
         self._engine = TurnEngine(model, self._settings)
         spec = validate(grader)
-        self._maker = GroupMaker(
+        self._maker = GroupBuilder(
             cast(Any, self._engine),
             self._tokenizer,
-            WatchedReward(build(grader), spec, "evidence", self._settings),
+            MonitoredReward(build(grader), spec, "evidence", self._settings),
             read_prompts(ADDER / "train.jsonl", self._tokenizer, longest),
             self._settings,
             lambda: None,

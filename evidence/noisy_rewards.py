@@ -59,7 +59,7 @@ from _noise_plot import draw  # noqa: E402
 from _noise_slopes import ADVANTAGES, DRAWS, Slopes, debiased, noisy  # noqa: E402
 from _report import arguments, report  # noqa: E402
 
-from headrace_core.hyperparameters import Hyperparameters  # noqa: E402
+from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
 
 # Written before the first counted run.
 SLOPE_WITHIN = 0.05

@@ -54,7 +54,7 @@ from _graded import RIGHT, GradedRun  # noqa: E402
 from _pattern_plot import draw  # noqa: E402
 from _report import arguments, report  # noqa: E402
 
-from headrace_core.hyperparameters import Hyperparameters  # noqa: E402
+from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
 
 # Written before the first counted run.
 PEAK_OF_CLEAN = 0.90

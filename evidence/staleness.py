@@ -55,7 +55,7 @@ from _lag import LaggedRun, adder  # noqa: E402
 from _report import arguments, report  # noqa: E402
 from _staleness_plot import draw  # noqa: E402
 
-from headrace_core.hyperparameters import Hyperparameters  # noqa: E402
+from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
 
 # Written before the first counted run.
 BOUNDS: tuple[int | None, ...] = (0, 1, 2, 4, 8, 16, None)

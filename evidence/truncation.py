@@ -34,7 +34,7 @@ import torch  # noqa: E402
 from _lag import LaggedRun, adder  # noqa: E402
 from _report import arguments, report  # noqa: E402
 
-from headrace_core.hyperparameters import Hyperparameters  # noqa: E402
+from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
 
 # Written before the counted run.
 SHARE_OF_BOOTSTRAP = 0.5

@@ -23,9 +23,9 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace_core.jobs import ENDED
-from headrace_core.ledger import LIVE, STATES
-from headrace_core.trajectory import NO_VERSION, Group, decode
+from headrace_core.jobs.job_store import ENDED
+from headrace_core.ledger.ledger import LIVE, STATES
+from headrace_core.types.trajectory import NO_VERSION, Group, decode
 
 if TYPE_CHECKING:
     from _world import Call, World

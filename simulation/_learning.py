@@ -18,13 +18,13 @@ from _books import age_counts, chain
 from _loop import Process
 from _world import World
 
-from headrace_core.trajectory import Group
-from headrace_core.workers import WorkerConfig
-from headrace_learner import checkpoint
-from headrace_learner.contribution import AgeCount
-from headrace_learner.orders import Save
-from headrace_learner.ranks import Alone
-from headrace_learner.snapshot import Restored
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.types.trajectory import Group
+from headrace_learner.algorithms.token_selection import AgeCount
+from headrace_learner.checkpoints import checkpoint
+from headrace_learner.checkpoints.memory_snapshot import Restored
+from headrace_learner.distributed.process_group import SingleProcess
+from headrace_learner.distributed.rank_commands import Save
 from headrace_learner.worker import LearnerWorker
 
 _NO_MEASURES = SimpleNamespace(
@@ -43,7 +43,7 @@ class Chain:
     def __init__(self) -> None:
         self.state = chain("", 0, [], 0)
         self.max_staleness = 0
-        self.ranks = Alone()
+        self.ranks = SingleProcess()
         self.policy = SimpleNamespace(
             device="none", parameters=0, write_weights=self.write, write_model=self.write, folder=Path()
         )
@@ -99,7 +99,7 @@ class SimulatedLead:
 
     def __init__(self, world: World, process: Process) -> None:
         self._world, self._process = world, process
-        self.ranks = Alone()
+        self.ranks = SingleProcess()
 
     async def muster(self) -> None: ...
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from _books import expect
 
-from headrace_core.jobs import ENDED
-from headrace_core.keys import JobKeys
-from headrace_gateway.queue_window import MISFITS
+from headrace_controller.queue_window import MISFITS
+from headrace_core.jobs.job_store import ENDED
+from headrace_core.redis_access.keys import JobKeys
 
 if TYPE_CHECKING:
     from _queue_world import QueueWorld

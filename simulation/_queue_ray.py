@@ -14,13 +14,13 @@ from typing import Any, TypeVar, cast
 from _loop import Process, here
 from _queue_world import QueueWorld
 
+from headrace_controller.heartbeat import ControllerHeartbeats
+from headrace_controller.job_controller import JobController
+from headrace_controller.manager import NAMESPACE, PREFIX, RayControllerManager
+from headrace_controller.placement import Plan
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
-from headrace_core.jobs import Job, Standing
-from headrace_core.settings import Settings
-from headrace_gateway.controller import JobController
-from headrace_gateway.controller_beats import ControllerBeats
-from headrace_gateway.controllers import NAMESPACE, PREFIX, RayControllers
-from headrace_gateway.placement import Plan
+from headrace_core.jobs.job_store import Job, JobStanding
 
 T = TypeVar("T")
 QUEUE_PLANTS = ("queue_unbounded", "next_one_beside_those_that_fit", "queued_cancel_forgotten")
@@ -163,7 +163,7 @@ class QueuedController(JobController):
 
     async def live(self) -> None:
         """Its whole life."""
-        beating = asyncio.create_task(ControllerBeats(self._redis, self._settings).beat_forever(self._job_id))
+        beating = asyncio.create_task(ControllerHeartbeats(self._redis, self._settings).beat_forever(self._job_id))
         await self._live()
         beating.cancel()
 
@@ -184,7 +184,7 @@ async def _nothing() -> None: ...
 
 
 class SimulatedPlacement:
-    """Of one controller (`headrace_gateway.placement.Placement`)."""
+    """Of one controller (`headrace_controller.placement.Placement`)."""
 
     def __init__(self, plan: Plan) -> None:
         self.owner = here()
@@ -214,7 +214,7 @@ class SimulatedPlacement:
         raise NotImplementedError
 
 
-class SimulatedControllers(RayControllers):
+class SimulatedControllers(RayControllerManager):
     """The real one, whose actors are the world's; with the planted bug, if there is one."""
 
     def _started(self, job_id: str) -> None:
@@ -227,14 +227,14 @@ class SimulatedControllers(RayControllers):
         queued = await self._queued()
         return queued if plant == "queue_unbounded" else queued[: len(near) + 1]
 
-    async def _end_or_start(self, standing: Standing, has_controller: bool) -> None:
+    async def _end_or_start(self, standing: JobStanding, has_controller: bool) -> None:
         forgotten = here().world.plant == "queued_cancel_forgotten" and standing.status == "cancelled"
         if not (forgotten and not has_controller):
             await super()._end_or_start(standing, has_controller)
 
 
 async def ask(call: Callable[..., T], *arguments: Any, seconds: float = 30.0) -> T:
-    """`headrace_gateway.controllers._ask`, in virtual time."""
+    """`headrace_controller.manager._ask`, in virtual time."""
     process, world = here(), here().world
     await asyncio.sleep(world.random.uniform(0.001, 0.05))
     away = world.ray.back - world.loop.now

@@ -23,10 +23,10 @@ from _schedule import QUIET, RECONCILE_SECONDS, advanced, settings_of
 from _world import EPOCH
 from redis.exceptions import RedisError
 
-from headrace_core import keys
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError, InvalidState, NotFound
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import ENDED, Job, JobStore
+from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.redis_access import keys
 from headrace_gateway.app import _is_mine
 
 Request = Callable[["Gateway"], Awaitable[None]]

@@ -18,7 +18,7 @@ from _queue_plan import QueuePlan
 from _redis import Command, Packed, Server, pack
 from _world import World
 
-from headrace_core import keys
+from headrace_core.redis_access import keys
 
 if TYPE_CHECKING:
     from _queue_ray import SimulatedRay

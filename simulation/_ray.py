@@ -16,12 +16,12 @@ from _world import World
 from ray.exceptions import RayActorError, RayTaskError
 from redis.exceptions import RedisError
 
+from headrace_controller.job_controller import JobController
+from headrace_controller.worker_group import WorkerGroup
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import HeadraceError
-from headrace_core.jobs import Job
-from headrace_core.settings import Settings
-from headrace_core.workers import WorkerConfig
-from headrace_gateway.controller import JobController
-from headrace_gateway.crew import Crew
+from headrace_core.jobs.job_store import Job
+from headrace_core.protocols.worker import WorkerConfig
 from headrace_rollout.worker import RolloutWorker
 
 MESSAGE_SECONDS = 0.004
@@ -31,7 +31,7 @@ DEATH_NOTICED_SECONDS = 0.5
 
 
 class Handle:
-    """A worker's process as its supervisor has it (`headrace_gateway.placement.Process`)."""
+    """A worker's process as its supervisor has it (`headrace_controller.placement.Process`)."""
 
     def __init__(self, cluster: Cluster, config: WorkerConfig) -> None:
         self._cluster, self._world = cluster, cluster.world
@@ -108,7 +108,7 @@ def _give(asked: asyncio.Future[Any], found: Any) -> None:
         asked.set_result(found)
 
 
-class SimulatedCrew(Crew):
+class SimulatedCrew(WorkerGroup):
     """The real one, whose place is the world."""
 
     def __init__(self, cluster: Cluster, *given: Any) -> None:

@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 from redis.commands import AsyncCoreCommands
 from redis.exceptions import ResponseError
 
-from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.service.embedded_redis import RedisServer
 
 Command = tuple[Any, ...]
 Packed = bytes

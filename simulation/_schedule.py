@@ -24,14 +24,14 @@ from _ray import Cluster
 from _redis import Command, Packed, Server
 from _world import World
 
-from headrace_core import keys
-from headrace_core.drains import Drains
-from headrace_core.durability import durable
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidState, NotFound
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import ENDED, Job, JobStore
-from headrace_core.live import Live
-from headrace_core.settings import Settings
+from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.durability import wait_until_durable
 
 Action = Callable[[Process], Coroutine[Any, Any, Any]]
 RECONCILE_SECONDS = 5.0
@@ -173,7 +173,7 @@ class Schedule:
 
         async def act() -> None:
             await ask()
-            await durable(process.port)
+            await wait_until_durable(process.port)
             self._asked.remove(asked)
 
         async def ask() -> None:
@@ -276,7 +276,7 @@ class Schedule:
     def _change(self, name: str, value: int) -> None:
         async def change(process: Process) -> None:
             settings = Hyperparameters.model_validate(self._job().hyperparameters)
-            live = Live(process.port, self.world.job_id, settings)
+            live = SettingsLog(process.port, self.world.job_id, settings)
             while True:
                 await live.refresh()
                 if await live.change({name: value}, "user") is not None:
@@ -286,9 +286,9 @@ class Schedule:
 
     def _drain(self, fault: Fault) -> None:
         async def drain(process: Process) -> None:
-            drains = Drains(process.port, self.world.job_id)
+            drains = WorkerDrains(process.port, self.world.job_id)
             await drains.ask(fault.who, 2.0)
-            await durable(process.port)
+            await wait_until_durable(process.port)
             await asyncio.sleep(fault.seconds)
             await drains.release(fault.who)
 

@@ -25,17 +25,18 @@ from _queue_ray import SimulatedPlacement, ask
 from _simulated_engine import DecodeSpeed, SimulatedEngine
 from _world import EPOCH
 
-from headrace_core import drains
-from headrace_core.data import Row
-from headrace_core.weights import WeightStore
-from headrace_gateway import controller, controllers, crew, silence, supervisor
-from headrace_gateway.partials import remove_partials
-from headrace_learner import checkpoint, recovery, room
+from headrace_controller import job_controller, liveness, manager, worker_group, worker_supervisor
+from headrace_core.ledger import worker_drains
+from headrace_core.storage.dataset import Row
+from headrace_core.storage.incomplete_files import remove_partials
+from headrace_core.storage.weight_store import WeightStore
+from headrace_learner import durable_writes, recovery
 from headrace_learner import worker as learner
+from headrace_learner.checkpoints import checkpoint
 from headrace_rewards.protocol import Outcome, Sample, Score
-from headrace_rollout import following
+from headrace_rollout import weight_sync
 from headrace_rollout import worker as rollout
-from headrace_rollout.engines.base import RequestRefused
+from headrace_rollout.engines.engine import RequestRefused
 from headrace_rollout.prompts import Prompt
 
 WATCH_SECONDS, BEAT_SECONDS = 2.0, 4.0
@@ -151,30 +152,41 @@ def simulated_surroundings() -> Iterator[None]:
     files = SimpleNamespace(newest=checkpoint.newest, save=save_state, load=load_state, Found=checkpoint.Found)
     text = SimpleNamespace(text=lambda ids: "")
     changes: list[tuple[Any, str, Any]] = [
-        *((module, "time", clocks) for module in (learner, room, rollout, following, controller, supervisor, drains)),
-        *((module, "time", clocks) for module in (controllers, crew)),
-        *((module, "connect", _connect) for module in (learner, rollout, controller)),
+        *(
+            (module, "time", clocks)
+            for module in (
+                learner,
+                durable_writes,
+                rollout,
+                weight_sync,
+                job_controller,
+                worker_supervisor,
+                worker_drains,
+            )
+        ),
+        *((module, "time", clocks) for module in (manager, worker_group)),
+        *((module, "connect", _connect) for module in (learner, rollout, job_controller)),
         *((module, "BEAT_SECONDS", BEAT_SECONDS) for module in (learner, rollout)),
-        (controller, "WATCH_SECONDS", WATCH_SECONDS),
-        (silence.Stillness.__init__, "__defaults__", (clocks.monotonic,)),
-        (learner, "Lead", lambda *_: SimulatedLead(here().world, here())),
+        (job_controller, "WATCH_SECONDS", WATCH_SECONDS),
+        (liveness.StallTimer.__init__, "__defaults__", (clocks.monotonic,)),
+        (learner, "RankCoordinator", lambda *_: SimulatedLead(here().world, here())),
         (learner, "checkpoint", files),
         (recovery, "checkpoint", files),
         (rollout, "create", _engine),
         (rollout, "build", lambda *_: InstantReward()),
         (rollout, "Tokenizer", lambda *_: text),
         (rollout, "read_within_limits", _prompts),
-        (rollout, "Measurer", lambda *_, **__: None),
-        (rollout, "assess", _no_sandbox),
-        (controller, "WeightStore", _Weights),
-        (controller, "snapshots", SimpleNamespace(remove=_remove_snapshots)),
-        (controller, "remove_partials", _remove_partials),
-        (controllers, "ray", _Ray()),
-        (controllers, "_ask", ask),
-        (controllers, "list_named_actors", lambda **_: here().world.ray.named()),
-        *((module, "alive_nodes", _nodes) for module in (controllers, crew)),
-        (crew, "only_node", lambda: False),
-        (crew, "Placement", SimulatedPlacement),
+        (rollout, "CompletionSampler", lambda *_, **__: None),
+        (rollout, "probe_level", _no_sandbox),
+        (job_controller, "WeightStore", _Weights),
+        (job_controller, "snapshot_folder", SimpleNamespace(remove=_remove_snapshots)),
+        (job_controller, "remove_partials", _remove_partials),
+        (manager, "ray", _Ray()),
+        (manager, "_ask", ask),
+        (manager, "list_named_actors", lambda **_: here().world.ray.named()),
+        *((module, "alive_nodes", _nodes) for module in (manager, worker_group)),
+        (worker_group, "only_node", lambda: False),
+        (worker_group, "Placement", SimulatedPlacement),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     try:

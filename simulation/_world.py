@@ -27,10 +27,10 @@ from _plants import planted
 from _redis import Command, Packed, Port, Server, pack
 from redis.exceptions import ConnectionError as RedisGone
 
-from headrace_core.keys import JobKeys
-from headrace_core.ledger import _SCRIPTS
-from headrace_core.redis import WAIT_SECONDS
-from headrace_core.scripts import script_source
+from headrace_core.ledger.ledger import _SCRIPTS
+from headrace_core.redis_access.client import WAIT_SECONDS
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.redis_access.scripts import script_source
 
 SCRIPT_NAMES = {script_source(name): name for name in (*_SCRIPTS, "change", "move", "rest", "drain")}
 READS = {"HGET", "HMGET", "HGETALL", "HVALS", "HLEN", "XREAD", "XRANGE", "LRANGE", "LLEN", "window", "queues"}

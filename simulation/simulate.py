@@ -44,7 +44,7 @@ from _report import arguments, report  # noqa: E402
 from _schedule import Schedule, drive  # noqa: E402
 from _surroundings import simulated_surroundings  # noqa: E402
 
-from headrace_rewards.sandbox.kernel import signal_at_death_of_parent  # noqa: E402
+from headrace_rewards.sandbox.kernel.syscalls import signal_at_death_of_parent  # noqa: E402
 
 CHUNK = 250
 """Schedules between two lines of progress."""

@@ -9,8 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from disks import own_disk
-from headrace_core.redis import answer, connect
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.redis_access.client import connect, run
+from headrace_gateway.service.embedded_redis import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     client = connect(redis_server.url)
-    await answer(client.flushall())
+    await run(client.flushall())
     yield client
     await client.aclose()
 

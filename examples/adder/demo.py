@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parent))
 from openai import OpenAI  # noqa: E402
 from shared_run import connect, fetch, follow, server  # noqa: E402
 
-from headrace_core.algorithms import ALGORITHMS  # noqa: E402
+from headrace_core.config.algorithm_presets import ALGORITHMS  # noqa: E402
 from headrace_gateway.report import Record, steady_shares, write_report  # noqa: E402
 
 JOB_SECONDS = 1800

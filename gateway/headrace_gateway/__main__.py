@@ -1,5 +1,5 @@
 """`python -m headrace_gateway` is `headrace`, in an environment whose scripts are not on the path."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -20,37 +20,39 @@ from fastapi import APIRouter, FastAPI
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from headrace_core import keys
+from headrace_controller.manager import ControllerManager, RayControllerManager
 from headrace_core.concurrency import cancel
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import HeadraceError
-from headrace_core.jobs import JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.logs import get_logger
-from headrace_core.redis import answer, connect_for_requests
-from headrace_core.settings import Settings
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.client import connect_for_requests, run
+from headrace_core.storage.incomplete_files import sweep
 
-from . import allocator, document, envelope
-from .access import Access
-from .chats import Chats, RayChats
-from .context import Gateway
-from .controllers import Controllers, RayControllers
-from .exporting.supervisor import Exports
-from .partials import sweep
+from . import allocator
+from .chat.chat_pool import ChatPool, RayChatPool
+from .context import GatewayContext
+from .exporters.export_processes import ExportProcesses
+from .middleware import request_envelope
+from .middleware.access import AccessMiddleware
+from .openapi import document
 from .routes import (
     access,
     chat,
-    control,
     dashboard,
     files,
+    fork,
     graders,
     health,
-    history,
+    job_control,
+    job_events,
     jobs,
     login,
     models,
     observe,
     overview,
     rollouts,
-    running,
 )
 
 log = get_logger(__name__)
@@ -59,14 +61,14 @@ RECONCILE_SECONDS = 5.0
 CLEAN_SECONDS = 600.0
 TRIM_SECONDS = 20.0
 _ROUTERS: Sequence[APIRouter] = (
-    files.router, jobs.router, history.router, observe.router, rollouts.router, control.router, running.router,
+    files.router, jobs.router, job_events.router, observe.router, rollouts.router, fork.router, job_control.router,
     overview.router, graders.router, chat.router, models.router, access.router, health.router, login.router,
     dashboard.router,
 )  # fmt: skip
 
 
 def create_app(
-    settings: Settings, redis_url: str, controllers: Controllers | None = None, chats: Chats | None = None
+    settings: Settings, redis_url: str, controllers: ControllerManager | None = None, chats: ChatPool | None = None
 ) -> FastAPI:
     """The app over the Redis at `redis_url`; jobs are run by `controllers`, models chat in `chats` (Ray actors, if not
     given)."""
@@ -74,9 +76,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect_for_requests(redis_url)
-        runs = controllers or RayControllers(settings, redis_url, redis)
-        gateway = app.state.gateway = Gateway.over(settings, redis, runs, chats or RayChats(settings, redis))
-        exports = Exports(settings, redis_url, JobStore(redis))
+        runs = controllers or RayControllerManager(settings, redis_url, redis)
+        gateway = app.state.gateway = GatewayContext.over(settings, redis, runs, chats or RayChatPool(settings, redis))
+        exports = ExportProcesses(settings, redis_url, JobStore(redis))
         background = [
             asyncio.create_task(_reconcile_forever(gateway, exports), name="reconcile"),
             asyncio.create_task(_trim_forever(), name="give memory back"),
@@ -95,13 +97,13 @@ def create_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, generate_unique_id_function=document.operation_id)
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_middleware(Access, settings=settings)
-    envelope.install(app, settings.max_upload_bytes)
+    app.add_middleware(AccessMiddleware, settings=settings)
+    request_envelope.install(app, settings.max_upload_bytes)
     document.install(app)
     return app
 
 
-async def _reconcile_forever(gateway: Gateway, exports: Exports) -> None:
+async def _reconcile_forever(gateway: GatewayContext, exports: ExportProcesses) -> None:
     """An attempt that fails is logged and made again: neither Redis nor Ray needs to be there at every moment."""
     me, cleaned = uuid.uuid4().hex, -math.inf
     while True:
@@ -125,7 +127,7 @@ async def _trim_forever() -> None:
         await asyncio.to_thread(allocator.trim)
 
 
-async def _clean(gateway: Gateway) -> None:
+async def _clean(gateway: GatewayContext) -> None:
     """What gateways that died have left."""
     await gateway.audit.settle()
     if swept := await asyncio.to_thread(sweep, gateway.settings.data_dir):
@@ -135,9 +137,9 @@ async def _clean(gateway: Gateway) -> None:
 async def _is_mine(redis: Redis, me: str) -> bool:
     """Whether this app is the one that reconciles; it stays so while it asks again in time."""
     seconds = int(RECONCILE_SECONDS * 3)
-    if await answer(redis.set(keys.GATEWAY, me, ex=seconds, nx=True)):
+    if await run(redis.set(keys.GATEWAY, me, ex=seconds, nx=True)):
         return True
-    if await answer(redis.get(keys.GATEWAY)) != me.encode():
+    if await run(redis.get(keys.GATEWAY)) != me.encode():
         return False
-    await answer(redis.expire(keys.GATEWAY, seconds))
+    await run(redis.expire(keys.GATEWAY, seconds))
     return True

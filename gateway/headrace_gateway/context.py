@@ -1,5 +1,5 @@
-"""What every route needs, made once for each app and handed to routes as `Here`. The gateway keeps no state of its own:
-everything here is a view of Redis or of the data folder."""
+"""What every route needs, made once for each app and handed to routes as `Context`. The gateway keeps no state of its
+own: everything here is a view of Redis or of the data folder."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Annotated
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 
-from headrace_core.jobs import JobStore
-from headrace_core.ledger import Ledger
-from headrace_core.settings import Settings
+from headrace_controller.manager import ControllerManager
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.ledger.ledger import Ledger
 
-from .api_keys import KeyStore
-from .audit import Audit
-from .chats import Chats
-from .controllers import Controllers
-from .files import FileStore
-from .forked import ForkServer
-from .graders import Trials
-from .hub import Hub
-from .identity import LOCAL, By, Principal
-from .models import Models
-from .places import Places
-from .prompt_process import ENVIRONMENT, PromptChecks
-from .task_files import task_places
+from .auth.api_keys import KeyStore
+from .auth.audit_log import Audit
+from .chat.chat_pool import ChatPool
+from .events.job_streams import JobStreams
+from .files.file_store import FileStore
+from .files.task_files import task_places
+from .grading.grader_checks import GraderTrials
+from .limited_processes.forked_process import ForkServer
+from .limited_processes.process_slots import Places
+from .models.catalog import Models
+from .models.prompt_process import ENVIRONMENT, PromptChecks
+from .principal import LOCAL, Caller, Principal
 
-PRELOADED = ("headrace_rewards.check:prepare", "headrace_gateway.prompts")
+PRELOADED = ("headrace_rewards.grader_check:prepare", "headrace_gateway.models.prompt_tokens")
 """What the checks of a submission import."""
 
 
 @dataclass(frozen=True)
-class Gateway:
+class GatewayContext:
     """The parts behind the routes, as the caller sees them: for a caller of scope `user`, `jobs`, `files` and `models`
     hold only the caller's own."""
 
@@ -41,12 +41,12 @@ class Gateway:
     jobs: JobStore
     files: FileStore
     models: Models
-    controllers: Controllers
-    chats: Chats
-    trials: Trials
+    controllers: ControllerManager
+    chats: ChatPool
+    trials: GraderTrials
     prompts: PromptChecks
     task_places: Places
-    hub: Hub
+    hub: JobStreams
     keys: KeyStore
     audit: Audit
     fork_server: ForkServer | None = None
@@ -55,7 +55,7 @@ class Gateway:
     """In whose name things are made."""
 
     @classmethod
-    def over(cls, settings: Settings, redis: Redis, controllers: Controllers, chats: Chats) -> Gateway:
+    def over(cls, settings: Settings, redis: Redis, controllers: ControllerManager, chats: ChatPool) -> GatewayContext:
         """The parts, all over one Redis."""
         jobs = JobStore(redis)
         files = FileStore(redis, settings.data_dir / "files", settings.max_upload_bytes)
@@ -70,16 +70,16 @@ class Gateway:
             Models(settings, jobs),
             controllers,
             chats,
-            Trials(rules) if forks is None else Trials(rules, forks.run),
+            GraderTrials(rules) if forks is None else GraderTrials(rules, forks.run),
             PromptChecks() if forks is None else PromptChecks(forks.run),
             task_places(),
-            Hub(redis),
+            JobStreams(redis),
             keys,
             audit,
             forks,
         )
 
-    def seen_by(self, principal: Principal) -> Gateway:
+    def seen_by(self, principal: Principal) -> GatewayContext:
         """The same parts, in the hands of another."""
         files = self.files.seen_by(principal)
         if principal.scope == "admin":
@@ -93,9 +93,9 @@ class Gateway:
         return Ledger(self.redis, job_id)
 
 
-async def _gateway(request: Request, principal: By) -> Gateway:
-    gateway: Gateway = request.app.state.gateway
+async def _gateway(request: Request, principal: Caller) -> GatewayContext:
+    gateway: GatewayContext = request.app.state.gateway
     return gateway if principal is LOCAL else gateway.seen_by(principal)
 
 
-Here = Annotated[Gateway, Depends(_gateway)]
+Context = Annotated[GatewayContext, Depends(_gateway)]

@@ -21,32 +21,44 @@ import torch
 
 from headrace_core.concurrency import cancel
 from headrace_core.errors import HeadraceError
-from headrace_core.ledger import Ledger
-from headrace_core.redis import connect
-from headrace_core.workers import WorkerConfig
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.client import connect
 
-from . import checkpoint
-from .algorithms import algorithm
-from .model import Policy
-from .orders import End, Load, Meet, Order, Orders, Publish, Restore, Save, Snapshot, Train, WriteModel
-from .sharding import Sharded, join, meet, own_address
-from .snapshot import Snapshots, taken_by
-from .torch_thread import torch_thread
-from .trainer import Trainer
+from .algorithms.presets import algorithm
+from .checkpoints import checkpoint
+from .checkpoints.memory_snapshot import Snapshots, taken_by
+from .distributed.fsdp import FsdpGroup, connect_store, join_group, own_address
+from .distributed.rank_commands import (
+    Command,
+    CommandStream,
+    Finish,
+    JoinGroup,
+    Load,
+    Publish,
+    Restore,
+    Save,
+    Snapshot,
+    Train,
+    WriteModel,
+)
+from .distributed.torch_thread import torch_thread
+from .models.policy import Policy
+from .training.trainer import Trainer
 
 T = TypeVar("T")
 
 
 class RankWorker:
-    """See `headrace_core.workers.Worker`. Obeys from `start` on: rank 0 replays before it runs."""
+    """See `headrace_core.protocols.worker.Worker`. Obeys from `start` on: rank 0 replays before it runs."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._redis = connect(config.redis_url, config.redis_wait)
         self._ledger = Ledger(self._redis, config.job_id)
-        self._orders = Orders(self._redis, config.job_id, config.ranks_start)
+        self._orders = CommandStream(self._redis, config.job_id, config.ranks_start)
         self._thread = torch_thread(config.threads)
-        self._ranks: Sharded | None = None
+        self._ranks: FsdpGroup | None = None
         self._snapshots: Snapshots | None = None
         self._obeying: asyncio.Task[str] | None = None
 
@@ -54,7 +66,7 @@ class RankWorker:
         """Join the other ranks and load the model. Raises `TimedOut` when rank 0 does not call."""
         began = time.monotonic()
         order = await self._orders.next(self._config.start_timeout)
-        if not isinstance(order, Meet):
+        if not isinstance(order, JoinGroup):
             raise HeadraceError(f"the first order of a rank is to meet the others, not {order}")
         ranks = self._ranks = await self._in_thread(lambda: self._join(order))
         trainer = await self._in_thread(lambda: self._load(ranks))
@@ -83,12 +95,12 @@ class RankWorker:
 
     # ── in the thread for torch ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _join(self, order: Meet) -> Sharded:
+    def _join(self, order: JoinGroup) -> FsdpGroup:
         config, size, limit = self._config, self._config.settings.learner_ranks, self._config.start_timeout
-        store = meet(order.host, order.port, size, limit)
-        return join(store, own_address(config.redis_url), config.rank, size, limit, config.stall_timeout)
+        store = connect_store(order.host, order.port, size, limit)
+        return join_group(store, own_address(config.redis_url), config.rank, size, limit, config.stall_timeout)
 
-    def _load(self, ranks: Sharded) -> Trainer:
+    def _load(self, ranks: FsdpGroup) -> Trainer:
         settings = self._config.settings
         torch.manual_seed(settings.seed)
         policy = Policy(Path(self._config.model_path), settings)
@@ -98,9 +110,9 @@ class RankWorker:
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _obey(self, trainer: Trainer, ranks: Sharded) -> str:
+    async def _obey(self, trainer: Trainer, ranks: FsdpGroup) -> str:
         try:
-            while not isinstance(order := await self._orders.next(self._config.stall_timeout), End):
+            while not isinstance(order := await self._orders.next(self._config.stall_timeout), Finish):
                 work = await self._work(order, trainer)
                 with ranks.together():
                     await self._in_thread(work)
@@ -111,7 +123,7 @@ class RankWorker:
             raise
         return "finished"
 
-    async def _work(self, order: Order, trainer: Trainer) -> Callable[[], object]:
+    async def _work(self, order: Command, trainer: Trainer) -> Callable[[], object]:
         """Rank 0's part is `worker.LearnerWorker`'s method of that name."""
         match order:
             case Load(path):

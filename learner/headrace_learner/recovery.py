@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from headrace_core.errors import Damaged, NotFound
-from headrace_core.jobs import JobStore
-from headrace_core.ledger import Ledger, Step
-from headrace_core.trajectory import Group
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.ledger.ledger import Ledger, Step
+from headrace_core.types.trajectory import Group
 
-from . import checkpoint
-from .checkpoint import Found
-from .lead import Lead
-from .orders import Load, Restore
-from .snapshot import Snapshots
-from .trainer import Trainer
+from .checkpoints import checkpoint
+from .checkpoints.checkpoint import Found
+from .checkpoints.memory_snapshot import Snapshots
+from .distributed.rank_commands import Load, Restore
+from .distributed.rank_coordinator import RankCoordinator
+from .training.trainer import Trainer
 
 
 class Recovery:
     """Of one start of a learner; `newest` is the ledger's policy version."""
 
-    def __init__(self, lead: Lead, ledger: Ledger, jobs: JobStore, job_id: str, newest: int) -> None:
+    def __init__(self, lead: RankCoordinator, ledger: Ledger, jobs: JobStore, job_id: str, newest: int) -> None:
         self._lead, self._ledger, self._jobs, self._job_id, self._newest = lead, ledger, jobs, job_id, newest
 
     async def go_back(self, trainer: Trainer, snapshots: Snapshots | None, found: Found) -> tuple[int, str]:

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Completion, Group
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Completion, Group
 
-from .batch import MiniBatch, to_read
-from .contribution import Passage
+from .algorithms.batch import MiniBatch, to_read
+from .algorithms.token_selection import Passage
 
 
 def reevaluated(

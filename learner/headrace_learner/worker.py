@@ -26,37 +26,37 @@ from typing import Any
 
 import torch
 
+from headrace_core.activity_timer import ActivityTimer
 from headrace_core.concurrency import first_to_end
-from headrace_core.drains import Drains
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import Damaged, InvalidState, TimedOut, WeightsDamaged
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Checkpoint, JobStore, model_name, new_id
-from headrace_core.ledger import Claim, Ledger, Outcome, Step
-from headrace_core.live import Live
-from headrace_core.metrics import WorkerMetrics, furthest_evaluation
-from headrace_core.publications import Publications
-from headrace_core.redis import connect
-from headrace_core.staleness import Selection
-from headrace_core.timesplit import TimeSplit
-from headrace_core.trajectory import Group
-from headrace_core.weights import WeightStore
-from headrace_core.workers import WorkerConfig
+from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name, new_id
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.jobs.weight_publications import Publications
+from headrace_core.ledger.ledger import Claim, Ledger, Step, TransitionOutcome
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.client import connect
+from headrace_core.storage.weight_store import WeightStore
+from headrace_core.types.metrics import WorkerMetrics, furthest_evaluation
+from headrace_core.types.staleness import Selection
+from headrace_core.types.trajectory import Group
 
-from . import checkpoint
-from .algorithms import algorithm
-from .contribution import teaches
-from .lead import Lead
-from .measures import summarise
-from .mismatch import MismatchWatch
-from .model import Policy
-from .orders import Publish, Save, Snapshot, Train, WriteModel
+from .algorithms.presets import algorithm
+from .algorithms.token_selection import has_learning_signal
+from .checkpoints import checkpoint
+from .checkpoints.memory_snapshot import Snapshots, taken_by
+from .checkpoints.retention import Retention
+from .distributed.rank_commands import Publish, Save, Snapshot, Train, WriteModel
+from .distributed.rank_coordinator import RankCoordinator
+from .durable_writes import DurableWriter
+from .models.policy import Policy
 from .recovery import Recovery
-from .report import event_data, event_message, step_metrics
-from .retention import Retention
-from .rollouts import Keeper
-from .room import Room
-from .snapshot import Snapshots, taken_by
-from .trainer import StepResult, Trainer
+from .rollout_recorder import RolloutRecorder
+from .step_report import event_data, event_message, step_metrics
+from .training.mismatch import MismatchWatch
+from .training.step_metrics import summarise
+from .training.trainer import StepResult, Trainer
 
 BEAT_SECONDS = 2.0
 SIGNAL_SECONDS = 1.0
@@ -68,7 +68,7 @@ class _Ended(Exception):
 
 
 class LearnerWorker:
-    """See `headrace_core.workers.Worker`."""
+    """See `headrace_core.protocols.worker.Worker`."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
@@ -77,22 +77,22 @@ class LearnerWorker:
         self._output = Path(config.output_dir)
         self._redis = connect(config.redis_url, config.redis_wait)
         self._ledger = Ledger(self._redis, config.job_id)
-        self._live = Live(self._redis, config.job_id, self._settings)
-        self._drains = Drains(self._redis, config.job_id)
+        self._live = SettingsLog(self._redis, config.job_id, self._settings)
+        self._drains = WorkerDrains(self._redis, config.job_id)
         self._jobs = JobStore(self._redis)
         self._weights = WeightStore(Path(config.weights_root), config.job_id)
         self._publications = Publications(self._redis, config.job_id)
-        self._lead = Lead(config, self._redis)
-        self._room = Room(self._lead, self._redis, self._jobs, config)
+        self._lead = RankCoordinator(config, self._redis)
+        self._room = DurableWriter(self._lead, self._redis, self._jobs, config)
         every = self._settings.checkpoint_every(config.total_steps)
         self._retention = Retention(self._jobs, config.job_id, self._output, self._settings.keep_checkpoints, every)
         self._mismatch = MismatchWatch(self._jobs, config.job_id, self._settings)
-        self._keeper = Keeper(self._redis, config.job_id, self._settings)
+        self._keeper = RolloutRecorder(self._redis, config.job_id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._ahead = False
         """Whether the trainer holds a step that is not settled: no state of it may be kept."""
-        self._split = TimeSplit("start")
+        self._split = ActivityTimer("start")
         self._told: dict[str, float] = {}
         """What the time was split into when a step was last told."""
         self._heard = "0"
@@ -127,7 +127,7 @@ class LearnerWorker:
         replayed = await self._replay(recovery, found)
         caught_up = time.monotonic()
         await self._publish_again()
-        self._split, self._told = TimeSplit("groups"), {}
+        self._split, self._told = ActivityTimer("groups"), {}
         return {
             "device": str(self._trainer.policy.device),
             "parameters": self._trainer.policy.parameters,
@@ -264,7 +264,7 @@ class LearnerWorker:
         s, batch, filtered = self._settings, list[Group](), 0
         while len(batch) < s.batch_size:
             groups = await self._claim(held=len(batch))
-            alike = [g.group_id for g in groups if s.filter_groups and not teaches(g)]
+            alike = [g.group_id for g in groups if s.filter_groups and not has_learning_signal(g)]
             if alike and filtered < s.filter_limit * s.batch_size:
                 self._end_if_void(await self._ledger.filter(self._term, alike, "all rewards equal"))
                 filtered += len(alike)
@@ -285,7 +285,7 @@ class LearnerWorker:
             self._end_if_void(claim.outcome)
             if claim.groups:
                 return claim.groups
-            if claim.outcome is Outcome.GONE:
+            if claim.outcome is TransitionOutcome.GONE:
                 continue
             if claim.selection != seen:
                 progress, seen = time.monotonic(), claim.selection
@@ -391,10 +391,10 @@ class LearnerWorker:
         if self._stopping.is_set():
             raise _Ended("stopped")
 
-    def _end_if_void(self, outcome: Outcome | None) -> None:
-        if outcome is Outcome.CLOSED:
+    def _end_if_void(self, outcome: TransitionOutcome | None) -> None:
+        if outcome is TransitionOutcome.CLOSED:
             raise _Ended("closed")
-        if outcome is Outcome.FENCED:
+        if outcome is TransitionOutcome.FENCED:
             raise InvalidState(
                 f"another learner has taken over job {self._config.job_id}; term {self._term.number} is void",
                 code="learner_replaced",

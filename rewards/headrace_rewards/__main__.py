@@ -1,5 +1,5 @@
-"""`python -m headrace_rewards check | tasks | sandbox | control-groups`: see `main` of `check`, `tasks.make_file`,
-`sandbox.machine`, `sandbox.control_groups`.
+"""`python -m headrace_rewards check | tasks | sandbox | control-groups`: see `main` of `grader_check`,
+`tasks.make_file`, `sandbox.machine`, `sandbox.control_groups`.
 
 Each imports what it needs alone.
 """
@@ -12,19 +12,19 @@ import sys
 def main() -> int:
     """The exit status: 0 for an answer on stdout, 2 for a wrong command line."""
     if sys.argv[1:] == ["check"]:
-        from headrace_rewards import check
+        from . import grader_check
 
-        check.main()
+        grader_check.main()
     elif sys.argv[1:] == ["tasks"]:
-        from headrace_rewards.tasks import make_file
+        from .tasks import dataset_file
 
-        make_file.main()
+        dataset_file.main()
     elif sys.argv[1:] == ["sandbox"]:
-        from headrace_rewards.sandbox import machine
+        from .sandbox import level_probe
 
-        machine.main()
+        level_probe.main()
     elif sys.argv[1:] == ["control-groups"]:
-        from headrace_rewards.sandbox import control_groups
+        from .sandbox.kernel import control_groups
 
         control_groups.main()
     else:

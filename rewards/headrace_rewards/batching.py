@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from headrace_core.errors import InvalidState
-from headrace_rewards.protocol import Failure, Outcome, Sample
+
+from .protocol import Failure, Outcome, Sample
 
 _LINGER_SECONDS = 0.01
 _CLOSED = Failure("unavailable", "the reward was closed")

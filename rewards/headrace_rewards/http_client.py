@@ -30,7 +30,8 @@ import msgspec
 
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_core.redaction import conceal
-from headrace_rewards.protocol import Failure
+
+from .protocol import Failure
 
 MAX_ANSWER_BYTES = 4 << 20
 _CONNECT_SECONDS = 5.0
@@ -44,7 +45,7 @@ _BAD_INPUT = (400, 413, 422)
 _CLOSED = Failure("unavailable", "the reward was closed")
 
 
-class Answer(NamedTuple):
+class JsonAnswer(NamedTuple):
     """The JSON that the server answered."""
 
     value: Any
@@ -129,7 +130,7 @@ class JsonClient:
                 raise InvalidRequest(f"the value of the header '{name}' holds characters that no header can hold")
             conceal(value.rpartition(" ")[2])
         self._client: httpx.AsyncClient | None = None
-        self._posts: set[asyncio.Task[Answer | Failure]] = set()
+        self._posts: set[asyncio.Task[JsonAnswer | Failure]] = set()
         self._closed = False
 
     async def start(self) -> None:
@@ -168,7 +169,7 @@ class JsonClient:
             await writer.wait_closed()
         return None
 
-    async def post(self, body: bytes) -> Answer | Failure:
+    async def post(self, body: bytes) -> JsonAnswer | Failure:
         """The server's answer to an encoded body."""
         if self._client is None:
             raise InvalidState("the reward was not started")
@@ -199,17 +200,17 @@ class JsonClient:
         text = " ".join(self.redacted(text).split())
         return f"{text[:_QUOTED_CHARACTERS]}{'…' if len(text) > _QUOTED_CHARACTERS else ''}"
 
-    async def _settle(self, client: httpx.AsyncClient, body: bytes) -> Answer | Failure:
+    async def _settle(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | Failure:
         async with self._places:
             return await self._ask(client, body)
 
-    async def _ask(self, client: httpx.AsyncClient, body: bytes) -> Answer | Failure:
+    async def _ask(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | Failure:
         attempt = 1
         while True:
             if not self._breaker.admits():
                 return Failure("unavailable", f"{self._server} {self._breaker}")
             answer = await self._attempt(client, body)
-            if isinstance(answer, Answer):
+            if isinstance(answer, JsonAnswer):
                 self._breaker.note(well=True)
                 return answer
             if attempt == self._attempts or not answer.again or answer.after > _LONGEST_WAIT:
@@ -218,7 +219,7 @@ class JsonClient:
             await asyncio.sleep(max(answer.after, _backoff(attempt)))
             attempt += 1
 
-    async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> Answer | _Fault:
+    async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | _Fault:
         try:
             async with (
                 asyncio.timeout(self._timeout),
@@ -232,7 +233,7 @@ class JsonClient:
             return _Fault(Failure("unavailable", f"{self._server} cannot be asked: {reason}"), again=True)
         return self._read_answer(response, content)
 
-    def _read_answer(self, response: httpx.Response, content: bytes) -> Answer | _Fault:
+    def _read_answer(self, response: httpx.Response, content: bytes) -> JsonAnswer | _Fault:
         status = response.status_code
         said = f"{self._server} answered {status}: {self.quoted(content)}"
         if status == 429 or status >= 500:
@@ -251,7 +252,7 @@ class JsonClient:
         if response.headers.get("content-encoding", "identity") != "identity":
             return _Fault(Failure("bad_output", f"{self._server} compressed its answer, and was asked not to"))
         try:
-            return Answer(msgspec.json.decode(content))
+            return JsonAnswer(msgspec.json.decode(content))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             reason = f"{self._server} answered no JSON ({type(fault).__name__}): {self.quoted(content)}"
             return _Fault(Failure("bad_output", reason))

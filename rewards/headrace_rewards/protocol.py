@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from headrace_core.likelihood import Likelihood
+from headrace_core.types.likelihood import Likelihood
 
 FailureKind = Literal["exception", "timeout", "crashed", "invalid_value", "bad_input", "bad_output", "unavailable"]
 """exception: the code raised · timeout: it took too long · crashed: its process ended · invalid_value: it returned no
@@ -28,10 +28,10 @@ protocol · unavailable: nothing could be asked (closed, or its process does not
 
 
 Need = Literal["reference", "reference_alone", "distribution"]
-"""What a reward wants measured by the policy that sampled: see `Measured`."""
+"""What a reward wants measured by the policy that sampled: see `PolicyMeasurements`."""
 
 
-class Draw(msgspec.Struct, frozen=True):
+class SampleKey(msgspec.Struct, frozen=True):
     """Which sampled completion of a job this is: the same completion scored again has the same draw."""
 
     group: int
@@ -40,7 +40,7 @@ class Draw(msgspec.Struct, frozen=True):
     """It is compared with the group's others, and is none of them: no statistic over the group counts it."""
 
 
-class Measured(msgspec.Struct, frozen=True):
+class PolicyMeasurements(msgspec.Struct, frozen=True):
     """What the policy that sampled a completion makes of it, in nats; `None` where nobody needs it.
 
     T tokens of the completion, R tokens of the row's reference answer.
@@ -75,18 +75,18 @@ class Sample:
     output_text: str
     """The completion as it was written, special tokens too, but for those that end a text or fill it up."""
     item: dict[str, Any] = field(default_factory=dict)
-    """The row: see `headrace_core.data.Row`."""
+    """The row: see `headrace_core.storage.dataset.Row`."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     """The prompt: `{"role": …, "content": …}`, the last one from the user."""
     finish_reason: Literal["stop", "length"] = "stop"
     """`length`: the completion was cut off at `max_tokens`."""
     token_ids: tuple[int, ...] | None = None
     """[T] token ids of the completion; `None` where the caller has only text."""
-    draw: Draw | None = None
+    draw: SampleKey | None = None
     """`None` outside training: an evaluation, or a grader that is tried."""
     progress: Progress | None = None
     """`None` for a grader that is tried."""
-    measured: Measured | None = None
+    measured: PolicyMeasurements | None = None
     """`None` unless the reward needs it (`GraderSpec.needs`); not sent to a user's process."""
     again: bool = False
     """Its group was scored before, and is scored now because a score failed, or to see whether it differs: no statistic
@@ -128,7 +128,7 @@ class Score(msgspec.Struct, frozen=True, tag="score"):
     in a sum. OpenAI calls it `sample_parse_error`. Empty: it lacks nothing."""
     notes: dict[str, str] = {}
     """Texts that the reward gave beside its numbers, by name: shown with the completion, within the bounds of
-    `headrace_rewards.notes`."""
+    `headrace_rewards.user_code.notes`."""
     likelihood: Likelihood | None = None
     """How the value follows from the reference answer's likelihood; None: it does not."""
 

@@ -9,27 +9,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
-from headrace_core.reward_rules import RewardRules
-from headrace_rewards import maths
-from headrace_rewards.audited import Audited, AuditedSpec
-from headrace_rewards.calibrated import Calibrated, CalibratedSpec
-from headrace_rewards.debias import Debias, DebiasSpec
-from headrace_rewards.endpoint import Endpoint, EndpointSpec
-from headrace_rewards.functions import FunctionReward, FunctionSpec
-from headrace_rewards.label_model import LabelModel, LabelModelSpec
-from headrace_rewards.multi import Multi, MultiSpec
-from headrace_rewards.noisy import Noisy, NoisySpec
-from headrace_rewards.protocol import Reward
-from headrace_rewards.python_source import PythonReward, PythonSpec
-from headrace_rewards.reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
-from headrace_rewards.registered import Registered, RegisteredSpec
-from headrace_rewards.score_model import ScoreModel, ScoreModelSpec
-from headrace_rewards.specs import GraderSpec, validate
-from headrace_rewards.string_check import StringCheck, StringCheckSpec
-from headrace_rewards.tasks import environment, verifier
-from headrace_rewards.text_similarity import TextSimilarity, TextSimilaritySpec
-from headrace_rewards.verifier_free import entropy, jepo, latro, majority_vote, rlpr, self_certainty, verifree
+
+from .graders import math_verify, reasoning_gym, verifiers_env
+from .graders.audited import Audited, AuditedSpec
+from .graders.calibrated import Calibrated, CalibratedSpec
+from .graders.debias import Debias, DebiasSpec
+from .graders.endpoint import Endpoint, EndpointSpec
+from .graders.entry_point import EntryPointReward, EntryPointSpec
+from .graders.function import FunctionReward, FunctionSpec
+from .graders.label_model import LabelModel, LabelModelSpec
+from .graders.multi import Multi, MultiSpec
+from .graders.noisy import Noisy, NoisySpec
+from .graders.python_source import PythonReward, PythonSpec
+from .graders.reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
+from .graders.score_model import ScoreModel, ScoreModelSpec
+from .graders.spec import GraderSpec, validate
+from .graders.string_check import StringCheck, StringCheckSpec
+from .graders.text_similarity import TextSimilarity, TextSimilaritySpec
+from .graders.verifier_free import entropy, jepo, latro, majority_vote, rlpr, self_certainty, verifree
+from .protocol import Reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Grader:
 class Builder:
     """Makes rewards under the operator's rules."""
 
-    rules: RewardRules
+    rules: RewardPermissions
 
     def build(self, spec: GraderSpec) -> Reward:
         """A reward that is not started yet; a grader of graders calls it for those it holds."""
@@ -59,13 +59,15 @@ GRADERS: dict[str, Grader] = {
     ),
     "python": Grader(PythonSpec, lambda spec, builder: PythonReward(spec, builder.rules)),
     "function": Grader(FunctionSpec, lambda spec, builder: FunctionReward(spec, builder.rules)),
-    "registered": Grader(RegisteredSpec, lambda spec, builder: Registered(spec, builder.rules)),
+    "registered": Grader(EntryPointSpec, lambda spec, builder: EntryPointReward(spec, builder.rules)),
     "endpoint": Grader(EndpointSpec, lambda spec, builder: Endpoint(spec, builder.rules)),
     "score_model": Grader(ScoreModelSpec, lambda spec, builder: ScoreModel(spec, builder.rules)),
     "label_model": Grader(LabelModelSpec, lambda spec, builder: LabelModel(spec, builder.rules)),
-    "math_verify": Grader(maths.MathVerifySpec, lambda spec, builder: maths.make(spec, builder.rules)),
-    "reasoning_gym": Grader(verifier.ReasoningGymSpec, lambda spec, builder: verifier.make(spec, builder.rules)),
-    "verifiers": Grader(environment.EnvironmentSpec, lambda spec, builder: environment.make(spec, builder.rules)),
+    "math_verify": Grader(math_verify.MathVerifySpec, lambda spec, builder: math_verify.make(spec, builder.rules)),
+    "reasoning_gym": Grader(
+        reasoning_gym.ReasoningGymSpec, lambda spec, builder: reasoning_gym.make(spec, builder.rules)
+    ),
+    "verifiers": Grader(verifiers_env.VerifiersEnvSpec, lambda spec, builder: verifiers_env.make(spec, builder.rules)),
     "noisy": Grader(NoisySpec, lambda spec, builder: Noisy(spec, builder.build(spec.grader))),
     "debias": Grader(DebiasSpec, lambda spec, builder: Debias(spec, builder.build(spec.grader))),
     "reasoning_pattern": Grader(ReasoningPatternSpec, lambda spec, _: ReasoningPattern(spec)),
@@ -87,14 +89,14 @@ _IN_PROCESSES = ("python", "function", "registered", "math_verify", "reasoning_g
 """Types whose `workers` are processes."""
 
 
-def build(grader: Any, rules: RewardRules | None = None) -> Reward:
+def build(grader: Any, rules: RewardPermissions | None = None) -> Reward:
     """A reward that is not started yet; raises `InvalidRequest` as `validate` does."""
-    spec, rules = validate(grader), rules or RewardRules()
+    spec, rules = validate(grader), rules or RewardPermissions()
     require_processes(spec, rules)
     return Builder(rules).build(spec)
 
 
-def require_processes(spec: GraderSpec, rules: RewardRules) -> None:
+def require_processes(spec: GraderSpec, rules: RewardPermissions) -> None:
     """Raises `InvalidRequest` where a grader, with those it holds, asks for more processes than the operator allows."""
     asked = 0
     open_values: list[Any] = [spec.model_dump()]

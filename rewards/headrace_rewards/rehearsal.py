@@ -19,20 +19,21 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from headrace_core.reward_rules import RewardRules
-from headrace_rewards.binding import Form
-from headrace_rewards.functions import FunctionSpec, keep
-from headrace_rewards.protocol import Failure, Outcome, Reward, Sample
-from headrace_rewards.registry import Builder
-from headrace_rewards.specs import GraderSpec
-from headrace_rewards.verifier_free.base import UNMEASURED, LikelihoodSpec
+from headrace_core.config.reward_permissions import RewardPermissions
+
+from .graders.function import FunctionSpec, keep
+from .graders.spec import GraderSpec
+from .graders.verifier_free.base import UNMEASURED, LikelihoodSpec
+from .protocol import Failure, Outcome, Reward, Sample
+from .registry import Builder
+from .user_code.argument_binding import Form
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b")
 _SHOWN = 60
 _TAKEN_FOR_MESSAGES = ("TypeError: string ind", "AttributeError: 'str' object")
 
 
-class Part(msgspec.Struct):
+class GraderPart(msgspec.Struct):
     """A grader, or one that it holds."""
 
     name: str
@@ -91,9 +92,9 @@ class Watched:
         await self._reward.close()
 
     @property
-    def part(self) -> Part:
+    def part(self) -> GraderPart:
         """For the report."""
-        return Part(self.spec.name, self.spec.type, self.failures)
+        return GraderPart(self.spec.name, self.spec.type, self.failures)
 
     @property
     def failures(self) -> list[Failure]:
@@ -161,7 +162,7 @@ def with_form(spec: GraderSpec, chosen: frozenset[int], form: Form) -> GraderSpe
     return each(spec, lambda of: {"form": form} if id(of) in chosen else {})
 
 
-def with_kept_code(spec: GraderSpec, rules: RewardRules, folder: Path) -> GraderSpec:
+def with_kept_code(spec: GraderSpec, rules: RewardPermissions, folder: Path) -> GraderSpec:
     """The grader with the hash of its functions' code, which `folder` holds from then on."""
     return each(spec, lambda of: {"sha256": keep(of, rules, folder).sha256} if isinstance(of, FunctionSpec) else {})
 

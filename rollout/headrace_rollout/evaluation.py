@@ -16,15 +16,15 @@ from statistics import fmean
 from typing import Any
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.metrics import EvaluationMetrics
+from headrace_core.types.metrics import EvaluationMetrics
 from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 
+from .completion_sampler import CompletionSampler, SampledCompletion
 from .concurrency import all_or_none
-from .engines.base import EngineFailure, RequestRefused, SamplingConfig
-from .following import Follower
-from .measuring import Measurer, Traced
+from .engines.engine import EngineFailure, RequestRefused, SamplingConfig
 from .prompts import Prompt, Tokenizer
-from .scoring import sample_of, score
+from .reward_scoring import sample_of, score
+from .weight_sync import WeightSync
 
 
 class Evaluator:
@@ -32,8 +32,8 @@ class Evaluator:
 
     def __init__(
         self,
-        follower: Follower,
-        measurer: Measurer,
+        follower: WeightSync,
+        measurer: CompletionSampler,
         tokenizer: Tokenizer,
         reward: Reward,
         prompts: Sequence[Prompt],
@@ -82,7 +82,7 @@ class Evaluator:
             (outcome,) = await score(self._reward, [sample], attempts=2)
         return outcome
 
-    async def _complete(self, prompt: Prompt, held: int) -> Traced | None:
+    async def _complete(self, prompt: Prompt, held: int) -> SampledCompletion | None:
         """`None` where the engine refuses the row: another worker would, too."""
         async with self._slots:
             try:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from transformers import AutoConfig, AutoTokenizer
 
-from headrace_core.data import Row, check_prompt, check_prompt_bytes, read_rows
 from headrace_core.errors import InvalidData, shortened
-from headrace_core.prompt_ids import before_going_on
+from headrace_core.protocols.prompt_ids import before_going_on
+from headrace_core.storage.dataset import Row, check_prompt, check_prompt_bytes, read_rows
 
 from .end_of_text import end_tokens
 

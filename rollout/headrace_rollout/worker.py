@@ -29,34 +29,34 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from headrace_core.activity_timer import ActivityTimer
 from headrace_core.concurrency import cancel, first_to_end, taken_or_undone
-from headrace_core.drains import Drains
 from headrace_core.errors import InvalidState, TimedOut
-from headrace_core.jobs import JobStore
-from headrace_core.ledger import Lease, Ledger, Outcome, Refusal
-from headrace_core.live import Live
-from headrace_core.mending import Mending
-from headrace_core.metrics import EvaluationMetrics, WorkerMetrics, WorkerState
-from headrace_core.redis import connect
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.ledger.ledger import Lease, Ledger, Refusal, TransitionOutcome
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.client import connect
 from headrace_core.seeds import derived_seed
-from headrace_core.timesplit import TimeSplit
-from headrace_core.weights import WeightStore
-from headrace_core.workers import WorkerConfig
+from headrace_core.storage.weight_store import WeightStore
+from headrace_core.types.metrics import EvaluationMetrics, WorkerMetrics, WorkerState
 from headrace_rewards.registry import build, validate
-from headrace_rewards.sandbox import control_groups
-from headrace_rewards.sandbox.machine import assess
+from headrace_rewards.sandbox.kernel import control_groups
+from headrace_rewards.sandbox.level_probe import probe_level
 
+from .completion_sampler import CompletionSampler, needs
 from .engines import create
-from .engines.base import EngineConfig, RequestRefused
+from .engines.engine import EngineConfig, RequestRefused
 from .evaluation import Evaluator
-from .following import Followed, Follower
-from .groups import GroupMaker
-from .measuring import Measurer, needs
+from .group_builder import GroupBuilder
+from .monitored_reward import MonitoredReward
 from .prompts import Prompt, Tokenizer
 from .reading import read_within_limits
-from .reward_watch import WatchedReward
-from .scoring import RewardFailed
-from .telling import Telling
+from .reward_scoring import RewardFailed
+from .weight_sync import SyncResult, WeightSync
+from .worker_reporter import WorkerReporter
 
 BEAT_SECONDS = 2.0
 STOP_SECONDS = 10.0
@@ -71,23 +71,25 @@ SIGNAL_SECONDS = 1.0
 
 
 class RolloutWorker:
-    """See `headrace_core.workers.EvaluatingWorker`."""
+    """See `headrace_core.protocols.worker.EvaluatingWorker`."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._settings = config.settings
         self._redis = connect(config.redis_url, config.redis_wait)
         self._ledger = Ledger(self._redis, config.job_id)
-        self._live = Live(self._redis, config.job_id, self._settings)
-        self._drains = Drains(self._redis, config.job_id)
+        self._live = SettingsLog(self._redis, config.job_id, self._settings)
+        self._drains = WorkerDrains(self._redis, config.job_id)
         self._jobs = JobStore(self._redis)
-        self._telling = Telling(self._jobs, Mending(self._redis, config.job_id), config.job_id, config.worker)
+        self._telling = WorkerReporter(
+            self._jobs, RecoveryCounters(self._redis, config.job_id), config.job_id, config.worker
+        )
         self._grader = validate(config.grader)
         self._engine = create(self._settings.engine, self._engine_config())
         self._reward = build(config.grader, config.reward_rules)
         weights = WeightStore(Path(config.weights_root), config.job_id)
-        self._follower = Follower(self._engine, self._ledger, weights, self._telling, config.start_timeout)
-        self._watched = WatchedReward(self._reward, self._grader, config.worker, self._settings)
+        self._follower = WeightSync(self._engine, self._ledger, weights, self._telling, config.start_timeout)
+        self._watched = MonitoredReward(self._reward, self._grader, config.worker, self._settings)
         self._held: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
         """By token: a group that was lost may come back under a newer lease before the task of the older has ended."""
         self._unsettled: dict[str, Lease] = {}
@@ -99,7 +101,7 @@ class RolloutWorker:
         self._refused: Refusal | None = None
         """Why the last admission gave nothing."""
         self._told: WorkerState = "starting"
-        self._split = TimeSplit("start")
+        self._split = ActivityTimer("start")
         self._wake, self._news, self._stopping, self._idle = (asyncio.Event() for _ in range(4))
         self._idle.set()
         self._starting: asyncio.Task[dict[str, Any]] | None = None
@@ -147,10 +149,10 @@ class RolloutWorker:
         if self._config.validation_file is not None:
             held_out = await self._prompts(self._config.validation_file, longest)
             self._held_out = held_out[: self._settings.eval_samples]
-        self._maker = GroupMaker(
+        self._maker = GroupBuilder(
             self._engine, self._tokenizer, self._watched, train, self._settings, self._wake.set, self._grader
         )
-        measurer = Measurer(
+        measurer = CompletionSampler(
             self._engine, self._tokenizer, self._grader, self._settings, self._held_out, evaluating=True
         )
         self._evaluator = Evaluator(
@@ -164,8 +166,8 @@ class RolloutWorker:
         while not await self._catch_up():
             pass  # a few times in a row, then it raises
         await self._ledger.lapse(self._config.worker)  # of a process before this one, if it died
-        self._split = TimeSplit("window")
-        sandbox = f"{(await assess()).level}, {control_groups.held()}"
+        self._split = ActivityTimer("window")
+        sandbox = f"{(await probe_level()).level}, {control_groups.held()}"
         seconds = round(time.monotonic() - began, 1)
         return {"engine": self._settings.engine, "seconds": seconds, "prompts": len(train), "sandbox": sandbox}
 
@@ -346,19 +348,19 @@ class RolloutWorker:
             await self._live.refresh()
             group = await self._maker.make(lease, self._live.at(lease.version).group_size)
             await self._note_boundaries()
-            if await self._ledger.commit(lease, group) is Outcome.QUEUED:
+            if await self._ledger.commit(lease, group) is TransitionOutcome.QUEUED:
                 self._refused_in_a_row = 0
                 self._groups += 1
                 self._tokens += group.sampled_tokens
             await self._telling.failures(self._watched)
         except RewardFailed as error:
             await self._telling.failures(self._watched)
-            await self._ledger.fail(lease, Outcome.REWARD_FAILED, str(error))
+            await self._ledger.fail(lease, TransitionOutcome.REWARD_FAILED, str(error))
         except RequestRefused as error:
             self._back_off()
             await self._telling.refused_row(lease.group_id, self._maker.prompt(lease), error, self._errors[error.code])
             self._errors[error.code] += 1
-            await self._ledger.fail(lease, Outcome.GENERATION_FAILED, str(error))
+            await self._ledger.fail(lease, TransitionOutcome.GENERATION_FAILED, str(error))
 
     def _back_off(self) -> None:
         """A row was refused, which takes no time at all: let the next ones not follow as fast as they can fail."""
@@ -379,11 +381,11 @@ class RolloutWorker:
     async def _catch_up(self) -> bool:
         """Apply the newest policy version. False: it was given up, and is to be tried again."""
         done = await self._follower.catch_up()
-        if done is Followed.APPLIED:
+        if done is SyncResult.APPLIED:
             self._wake.set()
-        if done is not Followed.CURRENT:
+        if done is not SyncResult.CURRENT:
             self._news.set()  # a newer one may have come meanwhile
-        return done is not Followed.GIVEN_UP
+        return done is not SyncResult.GIVEN_UP
 
     @property
     def _state(self) -> WorkerState:

@@ -18,12 +18,12 @@ from redis.asyncio import Redis
 from selenium import webdriver
 
 from gateway.conftest import Controllers
-from headrace_core.jobs import JobStore
-from headrace_core.redis import answer, connect
-from headrace_core.settings import Settings
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.redis_access.client import connect, run
 from headrace_gateway.app import create_app
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.serve import Server
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.serve import Server
 from paths import ROOT
 
 from .chromium import Browser, start_chromium
@@ -76,7 +76,7 @@ class Site:
 @pytest.fixture
 def site(redis_server: RedisServer, tmp_path: Path) -> Iterator[Site]:
     site = Site(redis_server.url, Settings(data_dir=tmp_path))
-    site.redis(lambda redis: answer(redis.flushall()))
+    site.redis(lambda redis: run(redis.flushall()))
     site.start()
     yield site
     site.stop()

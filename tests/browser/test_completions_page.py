@@ -11,8 +11,8 @@ from selenium.webdriver.common.keys import Keys
 
 from gateway.conftest import stored_job
 from gateway.kept_groups import END, MODEL_FOLDER, completion, group
-from headrace_core.jobs import JobStore
-from headrace_core.rollouts import Rollout, RolloutStore
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.rollout_records import Rollout, RolloutStore
 
 from .chromium import PHONE, Browser
 from .conftest import Site

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from headrace_core.jobs import PausedBy
+from headrace_core.jobs.job_store import PausedBy
 
 from .chromium import PHONE, Browser
 from .conftest import Site

@@ -6,7 +6,7 @@ import time
 
 from redis.asyncio import Redis
 
-from headrace_core.keys import JobKeys
+from headrace_core.redis_access.keys import JobKeys
 
 from .chromium import PHONE, Browser
 from .conftest import Site

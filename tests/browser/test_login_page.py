@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from headrace_core.jobs import JobStore
-from headrace_core.redis import answer
-from headrace_core.settings import Settings
-from headrace_gateway.api_keys import KeyStore
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.redis_access.client import run
+from headrace_gateway.auth.api_keys import KeyStore
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .chromium import PHONE, Browser
 from .conftest import Site
@@ -24,7 +24,7 @@ RUNNING = Seeded(0, steps=30, total=80, suffix="running")
 def locked(redis_server: RedisServer, tmp_path: Path) -> Iterator[Site]:
     """As `site`, and keys are required."""
     site = Site(redis_server.url, Settings(data_dir=tmp_path, require_keys="on"))
-    site.redis(lambda redis: answer(redis.flushall()))
+    site.redis(lambda redis: run(redis.flushall()))
     site.start()
     yield site
     site.stop()

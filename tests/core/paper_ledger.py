@@ -10,21 +10,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from headrace_core.ledger import (
+from headrace_core.ledger.ledger import (
     LIVE,
     MAX_LAPSES,
     STATES,
-    Account,
     Admission,
     Claim,
     Lease,
-    Outcome,
+    LedgerCounts,
     Refusal,
     Step,
     Term,
+    TransitionOutcome,
 )
-from headrace_core.staleness import Late, Limits, Pending, Window, capacity, select
-from headrace_core.trajectory import Group
+from headrace_core.types.staleness import Late, Limits, Pending, Window, capacity, select
+from headrace_core.types.trajectory import Group
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Entry:
 
 
 class PaperLedger:
-    """See `headrace_core.ledger.Ledger`; only what the simulation calls."""
+    """See `headrace_core.ledger.ledger.Ledger`; only what the simulation calls."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -53,10 +53,10 @@ class PaperLedger:
     async def open(self, limits: Limits) -> None:
         self._limits = limits
 
-    async def account(self) -> Account:
+    async def account(self) -> LedgerCounts:
         counts = Counter(e.state for e in self._entries.values())
         states = {s: counts[s] for s in STATES}
-        return Account(len(self._entries), states, self._version, self._masked, self._largest, 0, 0)
+        return LedgerCounts(len(self._entries), states, self._version, self._masked, self._largest, 0, 0)
 
     async def newest(self) -> tuple[int, str | None]:
         return self._version, None
@@ -109,21 +109,21 @@ class PaperLedger:
                 entry.expires = self._clock() + lease_seconds
         return lost
 
-    async def commit(self, lease: Lease, group: Group) -> Outcome:
+    async def commit(self, lease: Lease, group: Group) -> TransitionOutcome:
         entry = self._held(lease)
         if entry is None:
-            return Outcome.FENCED
+            return TransitionOutcome.FENCED
         entry.state, entry.token, entry.group, entry.version = "queued", "", group, group.oldest_version
-        return Outcome.QUEUED
+        return TransitionOutcome.QUEUED
 
-    async def fail(self, lease: Lease, outcome: Outcome, reason: str, attempts: int = 1) -> Outcome:
+    async def fail(self, lease: Lease, outcome: TransitionOutcome, reason: str, attempts: int = 1) -> TransitionOutcome:
         entry = self._held(lease)
         if entry is None:
-            return Outcome.FENCED
+            return TransitionOutcome.FENCED
         entry.failures += 1
         if entry.failures < attempts:
             entry.token, entry.expires, entry.version = "", 0.0, self._version
-            return Outcome.LEASED
+            return TransitionOutcome.LEASED
         self._end(lease.group_id, outcome.value)
         return outcome
 
@@ -141,7 +141,7 @@ class PaperLedger:
             return tuple(Pending(g, e.version) for g, e in sorted(self._live.items()) if e.state == state)
 
         if term.number != self._term:
-            return Claim(self._version, outcome=Outcome.FENCED)
+            return Claim(self._version, outcome=TransitionOutcome.FENCED)
         window = Window(self._version, in_state("queued"), in_state("leased"))
         selection = select(window, limits.batch_size, limits.max_staleness, late)
         for group_id in selection.drop:
@@ -154,15 +154,15 @@ class PaperLedger:
             taken.append(group)
         return Claim(self._version, tuple(taken), selection)
 
-    async def settle(self, term: Term, step: Step, weights: str) -> Outcome:
+    async def settle(self, term: Term, step: Step, weights: str) -> TransitionOutcome:
         if term.number != self._term or step.version != self._version:
-            return Outcome.FENCED
+            return TransitionOutcome.FENCED
         for group_id in step.groups:
             self._end(group_id, "trained")
         self._masked += step.masked_tokens
         self._largest = max(self._largest, max(step.ages, default=0))
         self._version += 1
-        return Outcome.SETTLED
+        return TransitionOutcome.SETTLED
 
     def outstanding(self) -> int:
         """leased + queued + claimed."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from paper_ledger import PaperLedger
 
-from headrace_core.ledger import Lease, Ledger, Outcome, Refusal, Step, Term
-from headrace_core.staleness import Late, Limits, ages, contributes
-from headrace_core.trajectory import Group, sampled_completion
+from headrace_core.ledger.ledger import Lease, Ledger, Refusal, Step, Term, TransitionOutcome
+from headrace_core.types.staleness import Late, Limits, ages, contributes
+from headrace_core.types.trajectory import Group, sampled_completion
 
 LEASE_TICKS = 12
 LONGEST = 120
@@ -98,7 +98,7 @@ class SimulatedWorker:
 
     async def _finish(self, work: Work) -> None:
         if self._rng.random() < 0.05:
-            await self._ledger.fail(work.lease, Outcome.REWARD_FAILED, "by chance", attempts=2)
+            await self._ledger.fail(work.lease, TransitionOutcome.REWARD_FAILED, "by chance", attempts=2)
         else:
             await self._ledger.commit(work.lease, a_group(work.lease.group_id, work.versions))
 
@@ -143,7 +143,7 @@ class SimulatedLearner:
         kept = contributes(every, self._version, self._limits.max_staleness)
         counts = Counter(ages(every, self._version)[kept].tolist())
         step = Step(self._version, tuple(g.group_id for g in self._batch), dict(counts), int((~kept).sum()))
-        assert await self._ledger.settle(term, step, f"v{self._version + 1}") is Outcome.SETTLED
+        assert await self._ledger.settle(term, step, f"v{self._version + 1}") is TransitionOutcome.SETTLED
         versions = [[int(v) for c in g.completions for v in c.versions] for g in self._batch]
         self.trained.append(Trained(step, versions))
         self._batch = ()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace_core.agreement import clopper_pearson, in_share, mean, share
-from headrace_core.metrics import Flips, Pairs, Tally
+from headrace_core.types.metrics import Flips, Pairs, Tally
+from headrace_core.types.reward_statistics import clopper_pearson, is_in_sample, mean, share
 
 
 def tally(*groups: list[float]) -> Tally:
@@ -84,9 +84,9 @@ def test_flips_and_pairs_by_hand() -> None:
 
 
 def test_a_share_is_drawn_alike_everywhere_and_for_each_purpose_anew() -> None:
-    chosen = [n for n in range(5000) if in_share(0.1, 7, "audit", n)]
+    chosen = [n for n in range(5000) if is_in_sample(0.1, 7, "audit", n)]
     assert 400 < len(chosen) < 600
-    assert chosen == [n for n in range(5000) if in_share(0.1, 7, "audit", n)]
-    assert len(set(chosen) & {n for n in range(5000) if in_share(0.1, 7, "again", n)}) < 100
-    assert not any(in_share(0.0, n) for n in range(100))
-    assert all(in_share(1.0, n) for n in range(100))
+    assert chosen == [n for n in range(5000) if is_in_sample(0.1, 7, "audit", n)]
+    assert len(set(chosen) & {n for n in range(5000) if is_in_sample(0.1, 7, "again", n)}) < 100
+    assert not any(is_in_sample(0.0, n) for n in range(100))
+    assert all(is_in_sample(1.0, n) for n in range(100))

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from headrace_core.agreement import Estimate, mean, share
-from headrace_core.metrics import Tally
+from headrace_core.types.metrics import Tally
+from headrace_core.types.reward_statistics import Estimate, mean, share
 
 Array = npt.NDArray[Any]
 TRIALS = 600

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from damage import damages
-from headrace_core.data import PromptOrder, read_rows
 from headrace_core.errors import InvalidData
+from headrace_core.storage.dataset import PromptOrder, read_rows
 
 GOOD = '{"messages": [{"role": "user", "content": "2+2="}], "answer": "4"}\n'
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from headrace_core.disk import check_room, room_for
 from headrace_core.errors import DiskFull
-from headrace_core.weights import WeightStore
+from headrace_core.storage.disk_space import check_room, require_space
+from headrace_core.storage.weight_store import WeightStore
 
 
 def test_what_does_not_fit_is_refused_before_it_is_written(tmp_path: Path) -> None:
@@ -23,14 +23,14 @@ def test_what_does_not_fit_is_refused_before_it_is_written(tmp_path: Path) -> No
 
 
 def test_the_error_of_a_device_that_becomes_full_gets_its_name(tmp_path: Path) -> None:
-    with pytest.raises(DiskFull, match=str(tmp_path)), room_for(tmp_path), open("/dev/full", "w") as full:
+    with pytest.raises(DiskFull, match=str(tmp_path)), require_space(tmp_path), open("/dev/full", "w") as full:
         full.write("x")
 
 
 @pytest.mark.parametrize("text", ["I/O error: No space left on device (os error 28)", "something else"])
 def test_a_library_that_keeps_the_number_to_itself_is_understood(tmp_path: Path, text: str) -> None:
     expected = DiskFull if "space" in text else RuntimeError
-    with pytest.raises(expected), room_for(tmp_path):
+    with pytest.raises(expected), require_space(tmp_path):
         raise RuntimeError(text)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from headrace_core.durability import durable
-from headrace_core.redis import answer, connect
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.redis_access.client import connect, run
+from headrace_core.redis_access.durability import wait_until_durable
+from headrace_gateway.service.embedded_redis import RedisServer
 
 
 @contextmanager
@@ -44,7 +44,7 @@ async def test_durable_returns_after_the_kernel_has_written_the_file_through(
     with traced(own_redis, calls):
         for number in range(4):  # within one second: the server's own write-through comes at most once in it
             await own_client.set("key", f"value-{number}")
-            assert await durable(own_client)
+            assert await wait_until_durable(own_client)
             await own_client.set("key", f"after-{number}")
     told = calls.read_text()
     for number in range(4):
@@ -54,22 +54,22 @@ async def test_durable_returns_after_the_kernel_has_written_the_file_through(
 
 async def test_the_server_is_left_as_it_was(own_client: Redis) -> None:
     await own_client.set("a", "1")
-    assert await asyncio.gather(*(durable(own_client) for _ in range(3))) == [True] * 3
+    assert await asyncio.gather(*(wait_until_durable(own_client) for _ in range(3))) == [True] * 3
     assert (await own_client.config_get("appendfsync")) == {"appendfsync": "everysec"}
 
 
 async def test_without_an_append_only_file_nothing_is_durable(own_client: Redis) -> None:
     await own_client.config_set("appendonly", "no")
-    assert not await durable(own_client)
+    assert not await wait_until_durable(own_client)
 
 
 async def test_one_that_may_not_configure_valkey_does_not_take_its_word(
     own_redis: RedisServer, own_client: Redis
 ) -> None:
     """Its WAITAOF answers too soon."""
-    await answer(
+    await run(
         own_client.acl_setuser("bound", enabled=True, passwords=["+p"], keys=["*"], commands=["+@all", "-config"])
     )
     async with connect(own_redis.url.replace("unix://", "unix://bound:p@"), wait=5.0) as bound:
         await bound.set("a", "1")
-        assert not await durable(bound)
+        assert not await wait_until_durable(bound)

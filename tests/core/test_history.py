@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core import history as history_module
-from headrace_core.history import EVENTS, KINDS, Entry, History, Spark
-from headrace_core.jobs import Job, JobStore
-from headrace_core.keys import JobKeys
-from headrace_core.metrics import AgeMetrics, StepMetrics, UpdateMetrics, WorkerMetrics
-from headrace_core.redis import answer
+from headrace_core.jobs import history as history_module
+from headrace_core.jobs.history import EVENTS, KINDS, History, HistoryEntry, Spark
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import AgeMetrics, StepMetrics, UpdateMetrics, WorkerMetrics
 
 JOB = "ftjob-a"
 
@@ -49,16 +49,16 @@ def history(redis: Redis) -> History:
     return History(redis)
 
 
-async def everything(history: History, count: int = 1000) -> list[Entry]:
+async def everything(history: History, count: int = 1000) -> list[HistoryEntry]:
     """Read as a follower reads: page by page, until nothing comes."""
-    found: list[Entry] = []
+    found: list[HistoryEntry] = []
     while page := await history.after(JOB, found[-1].number if found else 0, count):
         found += page
     return found
 
 
 async def spark(redis: Redis) -> Spark:
-    return msgspec.json.decode(await answer(redis.hget(JobKeys(JOB).summary, "spark")), type=Spark)
+    return msgspec.json.decode(await run(redis.hget(JobKeys(JOB).summary, "spark")), type=Spark)
 
 
 async def test_writers_at_once_number_without_a_gap_and_readers_miss_nothing(history: History) -> None:
@@ -68,8 +68,8 @@ async def test_writers_at_once_number_without_a_gap_and_readers_miss_nothing(his
             await history.tell(JOB, f'"{worker} {version}"'.encode(), float(version))
             await history.record(JOB, a_heartbeat(worker, float(version)))
 
-    async def read(count: int) -> list[Entry]:
-        found: list[Entry] = []
+    async def read(count: int) -> list[HistoryEntry]:
+        found: list[HistoryEntry] = []
         async with asyncio.timeout(30):
             while len(found) < 1200:
                 found += await history.after(JOB, found[-1].number if found else 0, count, block=1.0)
@@ -133,11 +133,11 @@ async def test_heartbeats_thin_out_and_nothing_else_does(redis: Redis) -> None:
     assert max(b - a for a, b in pairwise(kept)) <= 1998 / 50 + 2
     assert [e.kind for e in found].count("update") == 100
     assert [e.source for e in found].count("worker rollout-1") > 50  # sources thin out apart from each other
-    newest = await answer(redis.hget(JobKeys(JOB).summary, "worker rollout-0"))
+    newest = await run(redis.hget(JobKeys(JOB).summary, "worker rollout-0"))
     assert msgspec.json.decode(newest)["time"] == 1998.0
 
 
-async def a_long_job(history: History, steps: int) -> list[Entry]:
+async def a_long_job(history: History, steps: int) -> list[HistoryEntry]:
     """Steps, three workers of which one beats seldom, an event for each step; everything that there is of it."""
     for number in range(1, steps + 1):
         await history.record(JOB, a_step(number))
@@ -174,7 +174,7 @@ async def test_a_sample_of_what_is_short_is_all_of_it(history: History) -> None:
 async def test_what_is_read_for_a_sample_does_not_grow_with_the_job(history: History, redis: Redis) -> None:
     async def commands(steps: int) -> tuple[int, int]:
         """(commands that a sample takes, entries that it reads)"""
-        await answer(redis.flushall())
+        await run(redis.flushall())
         last = (await a_long_job(history, steps))[-1].number
         before = (await redis.info("stats"))["total_commands_processed"]
         found = await history.sampled(JOB, 0, last, 5)
@@ -226,7 +226,7 @@ async def test_a_long_history_keeps_within_its_bytes_and_counts_what_it_left_out
     found = await everything(history)
     numbers = [e.number for e in found]
     assert sum(len(e.source) + len(e.data) for e in found) <= most
-    assert await answer(redis.memory_usage(JobKeys(JOB).history("event"), samples=0)) < 2 * most + 20_000
+    assert await run(redis.memory_usage(JobKeys(JOB).history("event"), samples=0)) < 2 * most + 20_000
     assert numbers[0] == 1, "the first is gone"
     assert numbers[-25:] == list(range(976, 1001)), "the newest are not all there"
     assert (await history.left_out(JOB))["event"] == 1000 - len(found)

@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidState, NotFound
-from headrace_core.jobs import ENDED, Checkpoint, Job, JobError, JobStore, PausedBy, Status, new_id
-from headrace_core.metrics import UpdateMetrics, WorkerMetrics
+from headrace_core.jobs.job_store import ENDED, Checkpoint, Job, JobError, JobStore, PausedBy, Status, new_id
+from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics
 
 ALLOWED = {
     ("validating_files", "queued"),

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from headrace_core.keys import FILES, GATEWAY, JOBS, JobKeys, request
+from headrace_core.redis_access.keys import FILES, GATEWAY, JOBS, JobKeys, request
 from paths import ROOT
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.drains import Drains
 from headrace_core.errors import InvalidState, NotFound
-from headrace_core.jobs import Job, JobStore
-from headrace_core.keys import JobKeys
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.redis_access.keys import JobKeys
 
 JOB = "ftjob-copies"
 Sent = list[tuple[Any, ...]]
@@ -37,7 +37,7 @@ async def told(redis: Redis, call: tuple[Any, ...]) -> Any:
 
 
 async def test_of_a_drain_and_of_its_end(redis: Redis, sent: Sent) -> None:
-    drains = Drains(redis, JOB)
+    drains = WorkerDrains(redis, JOB)
     await drains.ask("rollout-0", 60)
     assert await drains.release("rollout-0")
     ask, release = sent[-2:]
@@ -82,7 +82,7 @@ async def test_of_a_rest(redis: Redis, sent: Sent) -> None:
 
 
 async def test_what_is_kept_of_calls_stays_small(redis: Redis, sent: Sent) -> None:
-    drains = Drains(redis, JOB)
+    drains = WorkerDrains(redis, JOB)
     for _ in range(100):
         await drains.ask("rollout-0", 60)
         await drains.release("rollout-0")
@@ -91,8 +91,8 @@ async def test_what_is_kept_of_calls_stays_small(redis: Redis, sent: Sent) -> No
 
 @pytest.mark.parametrize("call", [lambda d: d.ask("rollout-0", 60), lambda d: d.release("rollout-0")])
 async def test_that_outlived_its_job_leaves_nothing_behind(
-    redis: Redis, call: Callable[[Drains], Awaitable[Any]]
+    redis: Redis, call: Callable[[WorkerDrains], Awaitable[Any]]
 ) -> None:
     with pytest.raises(NotFound, match="no job 'ftjob-none'"):
-        await call(Drains(redis, "ftjob-none"))
+        await call(WorkerDrains(redis, "ftjob-none"))
     assert await redis.keys("*ftjob-none*") == []

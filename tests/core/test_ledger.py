@@ -10,12 +10,20 @@ from pipeline import Clock
 from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidRequest, NotFound
-from headrace_core.jobs import Job, JobStore
-from headrace_core.keys import JobKeys
-from headrace_core.ledger import MAX_LAPSES, BoundBroken, Lease, Ledger, Outcome, Refusal, Step
-from headrace_core.redis import answer
-from headrace_core.staleness import Limits
-from headrace_core.trajectory import Group, sampled_completion
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.ledger.ledger import (
+    MAX_LAPSES,
+    Lease,
+    Ledger,
+    Refusal,
+    StalenessBoundViolated,
+    Step,
+    TransitionOutcome,
+)
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.staleness import Limits
+from headrace_core.types.trajectory import Group, sampled_completion
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=20)
 
@@ -39,12 +47,12 @@ async def test_a_group_goes_from_admission_to_trained(ledger: Ledger) -> None:
     assert [lease.group_id for lease in admission.leases] == [0, 1, 2, 3]  # (1 + 1) × 2
     assert (await ledger.admit("rollout-0", 0, 10, 60)).refusal is Refusal.FULL
     for lease in reversed(admission.leases):
-        assert await ledger.commit(lease, a_group(lease.group_id)) is Outcome.QUEUED
+        assert await ledger.commit(lease, a_group(lease.group_id)) is TransitionOutcome.QUEUED
     term = await ledger.enlist()
     claim = await ledger.claim(term, LIMITS, "mask")
     assert [g.group_id for g in claim.groups] == [0, 1]  # admission order, not completion order
     step = Step(version=0, groups=(0, 1), ages={0: 12}, masked_tokens=0)
-    assert await ledger.settle(term, step, "v1") is Outcome.SETTLED
+    assert await ledger.settle(term, step, "v1") is TransitionOutcome.SETTLED
     assert await ledger.newest() == (1, "v1")
     account = await ledger.account()
     assert account.balanced
@@ -57,7 +65,7 @@ async def test_a_group_goes_from_admission_to_trained(ledger: Ledger) -> None:
 
 async def test_a_step_beyond_the_bound_is_refused(ledger: Ledger) -> None:
     term = await ledger.enlist()
-    with pytest.raises(BoundBroken):
+    with pytest.raises(StalenessBoundViolated):
         await ledger.settle(term, Step(0, (), {2: 1}, 0), "v1")
 
 
@@ -66,7 +74,7 @@ async def committed(ledger: Ledger, want: int) -> list[Lease]:
     version, _ = await ledger.newest()
     leases = list((await ledger.admit("rollout-0", version, want, 60)).leases)
     for lease in leases:
-        assert await ledger.commit(lease, a_group(lease.group_id, version)) is Outcome.QUEUED
+        assert await ledger.commit(lease, a_group(lease.group_id, version)) is TransitionOutcome.QUEUED
     return leases
 
 
@@ -83,10 +91,10 @@ async def test_an_expired_lease_is_issued_again_and_its_old_holder_is_refused(re
     second = (await ledger.admit("rollout-1", 0, 1, 10)).leases[0]
     assert (second.group_id, second.attempt) == (0, 2)
     assert await ledger.renew([first], 10) == {0}
-    assert await ledger.commit(first, a_group(0)) is Outcome.FENCED
-    assert await ledger.fail(first, Outcome.GENERATION_FAILED, "late") is Outcome.FENCED
+    assert await ledger.commit(first, a_group(0)) is TransitionOutcome.FENCED
+    assert await ledger.fail(first, TransitionOutcome.GENERATION_FAILED, "late") is TransitionOutcome.FENCED
     assert await ledger.release([first]) == 0
-    assert await ledger.commit(second, a_group(0)) is Outcome.QUEUED
+    assert await ledger.commit(second, a_group(0)) is TransitionOutcome.QUEUED
     assert (await ledger.account()).fenced == 2
 
 
@@ -96,7 +104,7 @@ async def test_an_expired_lease_that_nobody_took_over_still_commits(redis: Redis
     await ledger.open(LIMITS)
     lease = (await ledger.admit("rollout-0", 0, 1, lease_seconds=10)).leases[0]
     clock.now += 1000
-    assert await ledger.commit(lease, a_group(0)) is Outcome.QUEUED
+    assert await ledger.commit(lease, a_group(0)) is TransitionOutcome.QUEUED
 
 
 async def test_of_groups_that_failed_the_newest_thousand_are_kept(ledger: Ledger, redis: Redis) -> None:
@@ -104,7 +112,7 @@ async def test_of_groups_that_failed_the_newest_thousand_are_kept(ledger: Ledger
     for _ in range(600):
         admitted = (await ledger.admit("rollout-0", 0, 2, 60)).leases
         for lease in admitted:
-            outcome = (Outcome.GENERATION_FAILED, Outcome.REWARD_FAILED)[lease.group_id % 2]
+            outcome = (TransitionOutcome.GENERATION_FAILED, TransitionOutcome.REWARD_FAILED)[lease.group_id % 2]
             assert await ledger.fail(lease, outcome, "no engine can serve it") is outcome
     account = await ledger.account()
     assert (account.admitted, account.balanced) == (1200, True)
@@ -114,8 +122,8 @@ async def test_of_groups_that_failed_the_newest_thousand_are_kept(ledger: Ledger
         await ledger.history(199)
     assert [t.state for t in await ledger.history(200)] == ["leased", "generation_failed"]
     forgotten = Lease(0, "rollout-0#1", 1, 0)
-    assert await ledger.commit(forgotten, a_group(0)) is Outcome.FENCED
-    assert await ledger.fail(forgotten, Outcome.GENERATION_FAILED, "again") is Outcome.FENCED
+    assert await ledger.commit(forgotten, a_group(0)) is TransitionOutcome.FENCED
+    assert await ledger.fail(forgotten, TransitionOutcome.GENERATION_FAILED, "again") is TransitionOutcome.FENCED
     assert await ledger.renew([forgotten], 60) == {0}
     assert (await ledger.account()).states == account.states
 
@@ -138,13 +146,16 @@ async def test_what_is_given_back_is_no_lapse_and_no_failure(ledger: Ledger) -> 
         assert [lease.group_id for lease in leases] == [0]
         assert await ledger.release(leases) == 1
     lease = (await ledger.admit("rollout-0", 0, 1, 60)).leases[0]
-    assert await ledger.fail(lease, Outcome.REWARD_FAILED, "first", attempts=2) is Outcome.LEASED
+    assert await ledger.fail(lease, TransitionOutcome.REWARD_FAILED, "first", attempts=2) is TransitionOutcome.LEASED
     lease = (await ledger.admit("rollout-0", 0, 1, 60)).leases[0]
     assert lease.group_id == 0
-    assert await ledger.fail(lease, Outcome.REWARD_FAILED, "sec\nond", attempts=2) is Outcome.REWARD_FAILED
+    assert (
+        await ledger.fail(lease, TransitionOutcome.REWARD_FAILED, "sec\nond", attempts=2)
+        is TransitionOutcome.REWARD_FAILED
+    )
     assert (await ledger.history(0))[-1].note == "sec ond"
     with pytest.raises(ValueError, match="cannot fail as"):
-        await ledger.fail(lease, Outcome.QUEUED, "")
+        await ledger.fail(lease, TransitionOutcome.QUEUED, "")
 
 
 async def test_a_new_learner_fences_out_the_old_one_and_trains_what_it_had_claimed(ledger: Ledger) -> None:
@@ -156,20 +167,20 @@ async def test_a_new_learner_fences_out_the_old_one_and_trains_what_it_had_claim
     assert [g.group_id for g in again.groups] == [g.group_id for g in claim.groups] == [0, 1]
     step = Step(0, (0, 1), {0: 12}, 0)
     # the old learner's step is the very same, and the groups are claimed: only its term tells it apart
-    assert await ledger.settle(old, step, "v1-t1") is Outcome.FENCED
-    assert await ledger.filter(old, [0], "no use") is Outcome.FENCED
-    assert (await ledger.claim(old, LIMITS, "mask")).outcome is Outcome.FENCED
+    assert await ledger.settle(old, step, "v1-t1") is TransitionOutcome.FENCED
+    assert await ledger.filter(old, [0], "no use") is TransitionOutcome.FENCED
+    assert (await ledger.claim(old, LIMITS, "mask")).outcome is TransitionOutcome.FENCED
     assert await ledger.newest() == (0, None)
-    assert await ledger.settle(new, step, "v1-t2") is Outcome.SETTLED
-    assert await ledger.settle(new, step, "v1-t2") is Outcome.SETTLED  # the same call, sent again
-    assert await ledger.settle(new, Step(0, (2, 3), {0: 12}, 0), "v1-t2") is Outcome.FENCED
+    assert await ledger.settle(new, step, "v1-t2") is TransitionOutcome.SETTLED
+    assert await ledger.settle(new, step, "v1-t2") is TransitionOutcome.SETTLED  # the same call, sent again
+    assert await ledger.settle(new, Step(0, (2, 3), {0: 12}, 0), "v1-t2") is TransitionOutcome.FENCED
     assert await ledger.newest() == (1, "v1-t2")
 
 
 async def test_a_step_settles_with_claimed_groups_only_and_each_once(ledger: Ledger) -> None:
     await committed(ledger, 2)
     term = await ledger.enlist()
-    assert await ledger.settle(term, Step(0, (0, 1), {}, 0), "v1") is Outcome.FENCED
+    assert await ledger.settle(term, Step(0, (0, 1), {}, 0), "v1") is TransitionOutcome.FENCED
     await ledger.claim(term, LIMITS, "mask")
     with pytest.raises(ValueError, match="twice"):
         await ledger.settle(term, Step(0, (0, 0), {}, 0), "v1")
@@ -184,7 +195,7 @@ async def test_a_commit_holds_what_its_lease_says(ledger: Ledger) -> None:
     await ledger.claim(term, LIMITS, "mask")
     await ledger.settle(term, Step(0, (1, 2), {}, 0), "v1")
     newer = (await ledger.admit("rollout-0", 1, 1, 60)).leases[0]
-    with pytest.raises(BoundBroken, match="version 0"):
+    with pytest.raises(StalenessBoundViolated, match="version 0"):
         await ledger.commit(newer, a_group(newer.group_id, version=0))
 
 
@@ -213,8 +224,8 @@ async def test_a_filtered_group_makes_room_for_another(ledger: Ledger) -> None:
     await committed(ledger, 4)
     term = await ledger.enlist()
     await ledger.claim(term, LIMITS, "mask")
-    assert await ledger.filter(term, [1], "all rewards equal") is Outcome.FILTERED
-    assert await ledger.filter(term, [3], "not claimed") is Outcome.FENCED
+    assert await ledger.filter(term, [1], "all rewards equal") is TransitionOutcome.FILTERED
+    assert await ledger.filter(term, [3], "not claimed") is TransitionOutcome.FENCED
     assert [lease.group_id for lease in (await ledger.admit("rollout-0", 0, 9, 60)).leases] == [4]
     assert (await ledger.history(1))[-1].note == "all rewards equal"
 
@@ -234,7 +245,7 @@ async def test_what_was_trained_is_kept_until_the_job_is_over(redis: Redis, ledg
     assert [g.group_id for g in await ledger.replay(step)] == [0, 1]
     await jobs.move(job.id, "cancelled")
     assert await ledger.close("cancelled") == 0
-    assert not await answer(redis.exists(stream))
+    assert not await run(redis.exists(stream))
 
 
 async def test_after_the_end_nothing_goes_on_and_nothing_is_kept(redis: Redis, ledger: Ledger) -> None:
@@ -246,11 +257,11 @@ async def test_after_the_end_nothing_goes_on_and_nothing_is_kept(redis: Redis, l
     assert await ledger.close("again") == 0
     assert (await ledger.account()).states["cancelled"] == 4
     assert (await ledger.admit("rollout-0", 0, 1, 60)).refusal is Refusal.CLOSED
-    assert await ledger.commit(held, a_group(held.group_id)) is Outcome.FENCED
+    assert await ledger.commit(held, a_group(held.group_id)) is TransitionOutcome.FENCED
     assert (await ledger.claim(term, Limits(1, 1, 20), "mask")).groups == ()
-    assert await ledger.settle(term, Step(0, (0, 1), {}, 0), "v1") is Outcome.CLOSED
-    assert await ledger.filter(term, [0], "no use") is Outcome.CLOSED
-    assert not await answer(redis.exists(JobKeys("ftjob-test").groups))
+    assert await ledger.settle(term, Step(0, (0, 1), {}, 0), "v1") is TransitionOutcome.CLOSED
+    assert await ledger.filter(term, [0], "no use") is TransitionOutcome.CLOSED
+    assert not await run(redis.exists(JobKeys("ftjob-test").groups))
     assert (await ledger.history(leases[0].group_id))[-1].note == "cancelled by the user"
     with pytest.raises(NotFound, match="no group 99"):
         await ledger.history(99)
@@ -278,5 +289,5 @@ async def test_the_leases_of_a_dead_worker_end_at_once_and_nobody_elses(ledger: 
     assert await ledger.lapse("rollout-1") == 2
     again = await ledger.admit("rollout-1", 0, 3, 60)
     assert [lease.group_id for lease in again.leases[:2]] == [lease.group_id for lease in dead.leases]
-    assert await ledger.commit(dead.leases[0], a_group(dead.leases[0].group_id)) is Outcome.FENCED
+    assert await ledger.commit(dead.leases[0], a_group(dead.leases[0].group_id)) is TransitionOutcome.FENCED
     assert (await ledger.account()).balanced

@@ -1,7 +1,7 @@
 """The ledger's balance under random interleavings of several workers and learners on the real Redis.
 
 Any party may vanish between any two of its calls (it then forgets what it held), come back late, or send a call twice.
-After every call the whole of what Redis holds is read and held against the invariants of `headrace_core.ledger`.
+After every call the whole of what Redis holds is read and held against the invariants of `headrace_core.ledger.ledger`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from pipeline import Clock, a_group
 from redis.asyncio import Redis
 
-from headrace_core.keys import JobKeys
-from headrace_core.ledger import LIVE, TERMINAL, Claim, Lease, Ledger, Outcome, Refusal, Step, Term
-from headrace_core.redis import answer
-from headrace_core.staleness import Limits
+from headrace_core.ledger.ledger import LIVE, TERMINAL, Claim, Lease, Ledger, Refusal, Step, Term, TransitionOutcome
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.staleness import Limits
 
 LEASE_SECONDS = 30
 SENT_TWICE = ("renew", "commit", "claim", "settle", "filter", "covered", "close")
@@ -88,14 +88,16 @@ class Parties:
         before = await self.dump()
         newest = (await self.ledger.newest())[0]
         group = a_group(lease.group_id, sorted({lease.version, newest}))
-        state = (await answer(self.redis.hget(self.keys.group(lease.group_id), "state"))).decode()
+        state = (await run(self.redis.hget(self.keys.group(lease.group_id), "state"))).decode()
         outcome = await self.ledger.commit(lease, group)
-        if outcome is Outcome.FENCED or state != "leased":  # fenced, or the answer to a commit that was taken before
+        if (
+            outcome is TransitionOutcome.FENCED or state != "leased"
+        ):  # fenced, or the answer to a commit that was taken before
             assert await self.dump() == before
 
     async def fail(self, which: int) -> None:
         if held := self.held[which % len(self.held)]:
-            outcome = (Outcome.REWARD_FAILED, Outcome.GENERATION_FAILED)[which % 2]
+            outcome = (TransitionOutcome.REWARD_FAILED, TransitionOutcome.GENERATION_FAILED)[which % 2]
             await self.ledger.fail(held.pop(), outcome, "a reason\nof two lines", attempts=1 + which % 3)
 
     async def release(self, which: int) -> None:
@@ -153,17 +155,17 @@ class Parties:
     async def dump(self) -> dict[bytes, Any]:
         """All that Redis holds of the job, without the count of fenced commits."""
         found: dict[bytes, Any] = {}
-        for key in sorted(await answer(self.redis.keys("*" + self.keys.job_id + "*"))):
-            kind = await answer(self.redis.type(key))
+        for key in sorted(await run(self.redis.keys("*" + self.keys.job_id + "*"))):
+            kind = await run(self.redis.type(key))
             if kind == b"hash":
-                found[key] = await answer(self.redis.hgetall(key))
+                found[key] = await run(self.redis.hgetall(key))
                 found[key].pop(b"fenced", None)
             elif kind == b"zset":
-                found[key] = await answer(self.redis.zrange(key, 0, -1, withscores=True))
+                found[key] = await run(self.redis.zrange(key, 0, -1, withscores=True))
             elif kind == b"list":
-                found[key] = await answer(self.redis.lrange(key, 0, -1))
+                found[key] = await run(self.redis.lrange(key, 0, -1))
             else:
-                found[key] = await answer(self.redis.xrange(key))
+                found[key] = await run(self.redis.xrange(key))
         return found
 
     async def check(self) -> None:
@@ -172,7 +174,7 @@ class Parties:
         states = await self._states(books.admitted)
         assert Counter(states.values()) == Counter({s: n for s, n in books.states.items() if n})
         for state, key in (("leased", self.keys.leases), ("queued", self.keys.queued), ("claimed", self.keys.claimed)):
-            members = {int(g) for g in await answer(self.redis.zrange(key, 0, -1))}
+            members = {int(g) for g in await run(self.redis.zrange(key, 0, -1))}
             assert members == {g for g, s in states.items() if s == state}, state
         outstanding = sum(books.states[s] for s in LIVE)
         assert outstanding <= (self.limits.max_staleness + 1) * self.limits.batch_size
@@ -205,8 +207,8 @@ class Parties:
         return dict(trained)
 
     async def _check_stream(self, states: dict[int, str], trained: dict[int, int]) -> None:
-        covered = int(await answer(self.redis.hget(self.keys.ledger, "covered")) or 0)
-        kept = [int(fields[b"group"]) for _, fields in await answer(self.redis.xrange(self.keys.groups))]
+        covered = int(await run(self.redis.hget(self.keys.ledger, "covered")) or 0)
+        kept = [int(fields[b"group"]) for _, fields in await run(self.redis.xrange(self.keys.groups))]
         wanted = {g for g, s in states.items() if s in ("queued", "claimed")}
         wanted |= {g for g, version in trained.items() if version >= covered}
         assert sorted(kept) == ([] if self.closed else sorted(wanted))
@@ -272,10 +274,10 @@ async def test_racing_parties_leave_balanced_books(redis: Redis) -> None:
         term, mine = await ledger.enlist(), list[int]()
         while (await ledger.account()).states["trained"] < limits.total_groups:
             claim = await ledger.claim(term, limits, "mask")
-            if claim.outcome is Outcome.FENCED:
+            if claim.outcome is TransitionOutcome.FENCED:
                 return mine
             step = Step(claim.version, tuple(g.group_id for g in claim.groups), {}, 0)
-            if claim.groups and await ledger.settle(term, step, f"v{claim.version + 1}") is Outcome.SETTLED:
+            if claim.groups and await ledger.settle(term, step, f"v{claim.version + 1}") is TransitionOutcome.SETTLED:
                 mine += step.groups
         await ledger.close("finished")
         return mine

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from headrace_core.likelihood import Kind, Likelihood
+from headrace_core.types.likelihood import Kind, Likelihood
 
 LOGS = [math.log(0.5), math.log(0.2), math.log(0.8)]
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pipeline import Clock, SimulatedLearner, SimulatedWorker, a_group
 from redis.asyncio import Redis
 
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidState
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import BoundBroken, Claim, Ledger, Outcome, Refusal, Step, Term
-from headrace_core.live import Live
-from headrace_core.staleness import Late, Limits
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.ledger.ledger import Claim, Ledger, Refusal, StalenessBoundViolated, Step, Term, TransitionOutcome
+from headrace_core.types.staleness import Late, Limits
 
 SETTINGS = Hyperparameters.model_validate(
     {"n_steps": 20, "batch_size": 2, "max_staleness": 1, "group_size": 4, "learning_rate": 1e-5}
@@ -30,7 +30,7 @@ class Bench:
 
     def __init__(self, redis: Redis, job_id: str) -> None:
         self.job_id, self.redis = job_id, redis
-        self.ledger, self.jobs, self.live = Ledger(redis, job_id), JobStore(redis), Live(redis, job_id, SETTINGS)
+        self.ledger, self.jobs, self.live = Ledger(redis, job_id), JobStore(redis), SettingsLog(redis, job_id, SETTINGS)
 
     async def open(self) -> Term:
         whole = SETTINGS.model_dump()
@@ -58,7 +58,9 @@ async def test_a_change_holds_from_a_version_that_is_not_claimed(bench: Bench) -
         ("max_staleness", 1, 3, 0, "alice"), ("learning_rate", 1e-5, 2e-5, 0, "alice")
     ]  # fmt: skip
     await bench.queue(2)
-    assert (await bench.ledger.claim(term, LIMITS, "mask")).outcome is Outcome.GONE  # it does not know of the changes
+    assert (
+        await bench.ledger.claim(term, LIMITS, "mask")
+    ).outcome is TransitionOutcome.GONE  # it does not know of the changes
     claim = await bench.ledger.claim(term, LIMITS, "mask", changes=2)
     assert claim.groups
     second = await bench.live.change({"max_staleness": 0}, "bob")
@@ -68,8 +70,8 @@ async def test_a_change_holds_from_a_version_that_is_not_claimed(bench: Bench) -
     assert bench.live.newest.max_staleness == 0
     assert bench.live.at(5).learning_rate == 2e-5
     step = Step(0, tuple(g.group_id for g in claim.groups), {3: 1}, 0)
-    assert await bench.ledger.settle(term, step, "v1") is Outcome.SETTLED  # by the bound of its own version
-    with pytest.raises(BoundBroken):
+    assert await bench.ledger.settle(term, step, "v1") is TransitionOutcome.SETTLED  # by the bound of its own version
+    with pytest.raises(StalenessBoundViolated):
         await bench.ledger.settle(term, Step(1, (), {1: 1}, 0), "v2")
 
 
@@ -81,7 +83,7 @@ async def test_the_oldest_token_is_held_against_the_bound_of_its_own_step(bench:
         await bench.queue(2)
         claim = await bench.ledger.claim(term, bench.live.at(version).limits(100), "mask", 0, len(bench.live.changes))
         step = Step(version, tuple(g.group_id for g in claim.groups), {age: 1}, 0)
-        assert await bench.ledger.settle(term, step, f"v{version + 1}") is Outcome.SETTLED
+        assert await bench.ledger.settle(term, step, f"v{version + 1}") is TransitionOutcome.SETTLED
         books = await bench.ledger.account()
         return books.largest_age, books.largest_age_bound
 
@@ -110,7 +112,7 @@ async def test_any_reader_finds_the_same_whatever_settings_it_began_with(bench: 
     await bench.live.change({"max_staleness": 2, "group_size": 8}, "alice")
     job = await bench.jobs.get(bench.job_id)
     assert job.hyperparameters == SETTINGS.model_dump() | {"max_staleness": 2, "group_size": 8}
-    later = Live(bench.redis, bench.job_id, Hyperparameters.model_validate(job.hyperparameters))
+    later = SettingsLog(bench.redis, bench.job_id, Hyperparameters.model_validate(job.hyperparameters))
     await later.refresh()
     assert [later.at(v) for v in range(3)] == [bench.live.at(v) for v in range(3)]
     assert later.at(0) == SETTINGS
@@ -118,7 +120,7 @@ async def test_any_reader_finds_the_same_whatever_settings_it_began_with(bench: 
 
 async def test_who_has_not_read_all_of_the_record_changes_nothing(bench: Bench) -> None:
     await bench.open()
-    other = Live(bench.redis, bench.job_id, SETTINGS)
+    other = SettingsLog(bench.redis, bench.job_id, SETTINGS)
     await bench.live.change({"max_staleness": 3}, "alice")
     assert await other.change({"max_staleness": 0}, "bob") is None
     await other.refresh()
@@ -134,7 +136,7 @@ async def test_racing_changes_are_all_on_record_one_after_the_other(bench: Bench
     await bench.open()
 
     async def change(bound: int) -> None:
-        live = Live(bench.redis, bench.job_id, SETTINGS)
+        live = SettingsLog(bench.redis, bench.job_id, SETTINGS)
         while await live.change({"max_staleness": bound}, f"user {bound}") is None:
             await live.refresh()
 
@@ -163,7 +165,7 @@ async def test_the_window_follows_the_newest_bound(bench: Bench) -> None:
 class LiveLedger(Ledger):
     """Says with each claim how much of the record `live` knows."""
 
-    live: Live
+    live: SettingsLog
 
     async def claim(self, term: Term, limits: Limits, late: Late, held: int = 0, changes: int = 0) -> Claim:
         return await super().claim(term, limits, late, held, len(self.live.changes))
@@ -197,7 +199,7 @@ async def test_no_token_older_than_the_bound_of_its_version_is_trained(
     """Workers and learner crash and stall as in `pipeline`; after so many ticks each, the bound changes."""
     bench, clock, rng = Bench(redis, f"ftjob-bound-{next(_jobs)}"), Clock(), random.Random(seed)
     bench.ledger = ledger = LiveLedger(redis, bench.job_id, clock)
-    ledger.live = Live(redis, bench.job_id, SETTINGS)
+    ledger.live = SettingsLog(redis, bench.job_id, SETTINGS)
     await bench.open()
     workers = [SimulatedWorker(f"w{i}", bench.ledger, 4, rng) for i in range(2)]
     learner = LiveLearner(bench.ledger, Limits(LIMITS.batch_size, 1, LIMITS.total_groups), late, rng)

@@ -117,7 +117,9 @@ def test_what_libraries_log_is_redacted_too(capsys: pytest.CaptureFixture[str]) 
     assert "unheard" not in said
 
 
-@pytest.mark.parametrize("module", ["headrace_core.redis", "headrace_gateway.controller", "headrace_gateway.app"])
+@pytest.mark.parametrize(
+    "module", ["headrace_core.redis_access.client", "headrace_controller.job_controller", "headrace_gateway.app"]
+)
 def test_who_logs_does_not_have_to_set_it_up(module: str) -> None:
     """A fresh process that imports what it needs, and logs an error there, as a Ray actor does."""
     program = f"""

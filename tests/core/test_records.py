@@ -8,18 +8,18 @@ import pytest
 from redis.asyncio import Redis
 
 from damage import WRONG_JSON, damages
-from headrace_core import keys
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import Damaged, WireError
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Checkpoint, Event, Job, JobStore, event_of
-from headrace_core.keys import JobKeys
-from headrace_core.ledger import Ledger, Step
-from headrace_core.live import Live
-from headrace_core.metrics import RewardMetrics, WorkerMetrics
-from headrace_core.publications import Publication, Publications
-from headrace_core.records import read
-from headrace_core.redis import answer
-from headrace_core.trajectory import F32, I32, U8, Completion, Group, decode, encode
+from headrace_core.jobs.job_store import Checkpoint, Event, Job, JobStore, event_of
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.jobs.weight_publications import Publication, Publications
+from headrace_core.ledger.ledger import Ledger, Step
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.json_records import decode_record
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import RewardMetrics, WorkerMetrics
+from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, decode, encode
 
 JOB = "ftjob-1"
 
@@ -76,7 +76,7 @@ def test_a_damaged_record_is_read_as_one_of_its_kind_or_named(record: msgspec.St
     named = 0
     for what, raw in damages(msgspec.json.encode(record)):
         try:
-            found = read(raw, type(record), "headrace:jobs ftjob-1")
+            found = decode_record(raw, type(record), "headrace:jobs ftjob-1")
         except Damaged as error:
             assert error.message.startswith("headrace:jobs ftjob-1 in Redis cannot be read: "), what  # noqa: PT017
             assert "restore it from a copy" in error.message  # noqa: PT017
@@ -103,7 +103,7 @@ async def test_one_damaged_job_breaks_no_list(store: JobStore, redis: Redis) -> 
     for number in range(3):
         await store.create(a_job(f"ftjob-{number}", created_at=number))
     for what, raw in damages(msgspec.json.encode(a_job("ftjob-1")), seed=1):
-        await answer(redis.hset(JobKeys("ftjob-1").job, "document", raw))
+        await run(redis.hset(JobKeys("ftjob-1").job, "document", raw))
         whole, broken = await store.sound_and_damaged()
         listed = [job.id for job in await store.all()]
         assert listed == [job.id for job in whole], what
@@ -117,7 +117,7 @@ async def test_a_damaged_field_beside_the_document_is_named_or_taken(
     store: JobStore, redis: Redis, field: str, raw: bytes
 ) -> None:
     await store.create(a_job(JOB))
-    await answer(redis.hset(JobKeys(JOB).job, field, raw))
+    await run(redis.hset(JobKeys(JOB).job, field, raw))
     try:
         assert isinstance(await store.get(JOB), Job)
     except Damaged as error:
@@ -126,9 +126,9 @@ async def test_a_damaged_field_beside_the_document_is_named_or_taken(
 
 async def test_a_job_without_a_document_and_one_that_is_no_hash_are_named(store: JobStore, redis: Redis) -> None:
     await store.create(a_job("ftjob-0"))
-    await answer(redis.zadd(keys.JOBS, {"ftjob-1": 1.0, "ftjob-2": 2.0}))
-    await answer(redis.hset(JobKeys("ftjob-1").job, "status", "running"))
-    await answer(redis.set(JobKeys("ftjob-2").job, "text"))
+    await run(redis.zadd(keys.JOBS, {"ftjob-1": 1.0, "ftjob-2": 2.0}))
+    await run(redis.hset(JobKeys("ftjob-1").job, "status", "running"))
+    await run(redis.set(JobKeys("ftjob-2").job, "text"))
     _, broken = await store.sound_and_damaged()
     assert "Input data was truncated" in broken["ftjob-1"].message
     assert "WRONGTYPE" in broken["ftjob-2"].message
@@ -145,7 +145,7 @@ async def test_damaged_fields_of_a_jobs_hashes_are_passed_over(
     await store.add_checkpoint(JOB, checkpoint)
     await store.starts(JOB, "rollout-0", "rollout")
     for key in (JobKeys(JOB).checkpoints, JobKeys(JOB).workers, JobKeys(JOB).rewards):
-        await answer(redis.hset(key, "damaged", b'{"cut'))
+        await run(redis.hset(key, "damaged", b'{"cut'))
     for _ in range(2):
         assert await store.checkpoints(JOB) == [checkpoint]
         assert [w.worker for w in await store.workers(JOB)] == ["rollout-0"]
@@ -157,7 +157,7 @@ async def test_damaged_fields_of_a_jobs_hashes_are_passed_over(
 async def test_a_damaged_event_says_so_in_its_place(store: JobStore, redis: Redis) -> None:
     await store.create(a_job(JOB))
     await store.tell(JOB, "Queued")
-    await answer(redis.xadd(JobKeys(JOB).history("event"), {"source": "event", "data": b'{"cut'}, id="2-0"))
+    await run(redis.xadd(JobKeys(JOB).history("event"), {"source": "event", "data": b'{"cut'}, id="2-0"))
     events = [event_of(JOB, e) for e in await store.history.after(JOB, 0, 10)]
     assert [e.level for e in events] == ["info", "error"]
     assert "this entry of the job's history is damaged" in events[1].message
@@ -165,26 +165,26 @@ async def test_a_damaged_event_says_so_in_its_place(store: JobStore, redis: Redi
 
 async def test_a_damaged_line_of_what_changed_is_not_passed_over(redis: Redis) -> None:
     """Without it, nobody knows which settings hold."""
-    await answer(redis.rpush(JobKeys(JOB).changes, b'{"time": 1.0}'))
+    await run(redis.rpush(JobKeys(JOB).changes, b'{"time": 1.0}'))
     with pytest.raises(Damaged, match=r"changes\[0\] in Redis"):
-        await Live(redis, JOB, Hyperparameters.model_validate({"n_steps": 3})).refresh()
+        await SettingsLog(redis, JOB, Hyperparameters.model_validate({"n_steps": 3})).refresh()
 
 
 async def test_publications_that_are_damaged_are_passed_over(redis: Redis) -> None:
     whole = Publication(1, "v00000001-t1", 10, 0.1, 1.0)
-    await answer(redis.rpush(JobKeys(JOB).published, b"\x00", msgspec.json.encode(whole)))
+    await run(redis.rpush(JobKeys(JOB).published, b"\x00", msgspec.json.encode(whole)))
     assert await Publications(redis, JOB).last() == [whole]
 
 
 async def test_a_damaged_step_or_group_of_the_ledger_is_named(redis: Redis) -> None:
     ledger, of = Ledger(redis, JOB), JobKeys(JOB)
-    await answer(redis.hset(of.ledger, "version", 1))
-    await answer(redis.hset(of.steps, "0", b'{"version": 0, "groups": [7], "ages": {"0": 3}, "masked_tokens": 0}'))
+    await run(redis.hset(of.ledger, "version", 1))
+    await run(redis.hset(of.steps, "0", b'{"version": 0, "groups": [7], "ages": {"0": 3}, "masked_tokens": 0}'))
     assert await ledger.steps() == [Step(0, (7,), {0: 3}, 0)]
-    await answer(redis.hset(of.steps, "0", b'{"version": 0, "groups": 7}'))
+    await run(redis.hset(of.steps, "0", b'{"version": 0, "groups": 7}'))
     with pytest.raises(Damaged, match=r"steps 0 in Redis"):
         await ledger.steps()
-    entry = await answer(redis.xadd(of.groups, {"data": b"\x93"}))
-    await answer(redis.hset(of.group(7), "entry", entry))
+    entry = await run(redis.xadd(of.groups, {"data": b"\x93"}))
+    await run(redis.hset(of.group(7), "entry", entry))
     with pytest.raises(WireError, match="group 7 in Redis cannot be read"):
         await ledger.groups([7])

@@ -12,10 +12,10 @@ from pipeline import a_group
 from redis.asyncio import Redis
 
 from headrace_core.errors import Unavailable
-from headrace_core.ledger import Ledger, Outcome, Step
-from headrace_core.redis import acquired, connect, ping
-from headrace_core.staleness import Limits
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
+from headrace_core.redis_access.client import acquired, connect, ping
+from headrace_core.types.staleness import Limits
+from headrace_gateway.service.embedded_redis import RedisServer
 from held_answers import held_answers
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=20)
@@ -82,7 +82,7 @@ async def test_calls_whose_answers_are_lost_count_once(lossy: tuple[LossyProxy, 
     proxy, ledger = lossy
     lease, other = (await ledger.admit("rollout-0", 0, 2, 60)).leases
     proxy.lose_the_answer_to(b"EVALSHA", lease.token.encode())
-    assert await ledger.commit(lease, a_group(lease.group_id, [0])) is Outcome.QUEUED
+    assert await ledger.commit(lease, a_group(lease.group_id, [0])) is TransitionOutcome.QUEUED
     await ledger.commit(other, a_group(other.group_id, [0]))
     term = await ledger.enlist()
     await ledger.claim(term, Limits(9, 1, 20), "mask")  # takes nothing, asks for the window: its script is loaded now
@@ -90,7 +90,7 @@ async def test_calls_whose_answers_are_lost_count_once(lossy: tuple[LossyProxy, 
     claim = await ledger.claim(term, LIMITS, "mask")
     assert [g.group_id for g in claim.groups] == [0, 1]
     proxy.lose_the_answer_to(b"EVALSHA", b"v1-t1")
-    assert await ledger.settle(term, Step(0, (0, 1), {0: 2}, 0), "v1-t1") is Outcome.SETTLED
+    assert await ledger.settle(term, Step(0, (0, 1), {0: 2}, 0), "v1-t1") is TransitionOutcome.SETTLED
     assert proxy.lost == 3
     books = await ledger.account()
     assert books.balanced

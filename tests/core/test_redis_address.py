@@ -15,13 +15,13 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError
 
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest, Unavailable
-from headrace_core.redis import connect, ping
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.client import connect, ping
 from headrace_core.redis_address import masked, redis_address
-from headrace_core.settings import Settings
-from headrace_core.workers import WorkerConfig
-from headrace_gateway.cli_common import service_settings
-from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.cli.common import service_settings
+from headrace_gateway.service.embedded_redis import RedisServer
 
 SECRET = "o:pen/ses@me?#&="
 

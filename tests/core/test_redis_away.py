@@ -14,12 +14,12 @@ from redis.exceptions import ConnectionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from headrace_core.errors import RedisFull
-from headrace_core.history import EVENTS
-from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import Ledger, Outcome, Step
-from headrace_core.redis import answer, connect, passing
-from headrace_core.staleness import Limits
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.jobs.history import EVENTS
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
+from headrace_core.redis_access.client import connect, is_transient, run
+from headrace_core.types.staleness import Limits
+from headrace_gateway.service.embedded_redis import RedisServer
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=60)
 JOB = "ftjob-away"
@@ -44,7 +44,7 @@ async def work(ledger: Ledger, worker: str) -> int:
             return done
         version = admission.version
         for lease in admission.leases:
-            assert await ledger.commit(lease, a_group(lease.group_id, [lease.version])) is Outcome.QUEUED
+            assert await ledger.commit(lease, a_group(lease.group_id, [lease.version])) is TransitionOutcome.QUEUED
             done += 1
         await asyncio.sleep(0.002)
 
@@ -105,7 +105,7 @@ async def test_a_lease_does_not_end_while_nobody_can_prolong_it(own_redis: Redis
     others = [one.group_id for one in (await ledger.admit("rollout-1", 0, 9, 0.6)).leases]
     assert lease.group_id not in others, "the other took over what could not be prolonged"
     assert await ledger.renew([lease], 0.6) == set()
-    assert await ledger.commit(lease, a_group(lease.group_id, [0])) is Outcome.QUEUED
+    assert await ledger.commit(lease, a_group(lease.group_id, [0])) is TransitionOutcome.QUEUED
     assert (await ledger.account()).fenced == 0
 
 
@@ -175,7 +175,7 @@ async def test_answers_that_say_later_are_waited_for(own_client: Redis, own_redi
     ],
 )
 def test_which_answers_say_later(error: Exception, later: bool) -> None:
-    assert passing(error) is later
+    assert is_transient(error) is later
 
 
 async def test_scripts_are_there_again_after_a_restart(own_client: Redis, own_redis: RedisServer) -> None:
@@ -193,7 +193,7 @@ async def test_a_full_redis_refuses_groups_and_lets_a_job_pause(own_redis: Redis
         await jobs.create(Job(id=JOB, created_at=1.0, model="m", model_path="/m", training_file="f", status="running"))
         await ledger.open(LIMITS)
         leases = (await ledger.admit("rollout-0", 0, 2, 60.0)).leases
-        memory = await answer(client.info("memory"))
+        memory = await run(client.info("memory"))
         await client.config_set("maxmemory", str(int(memory["used_memory"]) - 1000))
         with pytest.raises(RedisFull, match=r"HEADRACE_REDIS_MEMORY") as error:
             await ledger.commit(leases[0], a_group(0, [0]))
@@ -208,5 +208,5 @@ async def test_a_full_redis_refuses_groups_and_lets_a_job_pause(own_redis: Redis
         await client.config_set("maxmemory", "0")
         await jobs.move(JOB, "queued")
         again = (await ledger.admit("rollout-0", 0, 2, 60.0)).leases
-        assert await ledger.commit(again[0], a_group(0, [0])) is Outcome.QUEUED
+        assert await ledger.commit(again[0], a_group(0, [0])) is TransitionOutcome.QUEUED
         assert (await ledger.account()).balanced

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.ledger import Ledger, Outcome, Refusal, Step
-from headrace_core.staleness import Limits
-from headrace_core.trajectory import Group, encode, sampled_completion
+from headrace_core.ledger.ledger import Ledger, Refusal, Step, TransitionOutcome
+from headrace_core.types.staleness import Limits
+from headrace_core.types.trajectory import Group, encode, sampled_completion
 
 BATCH, WINDOW = 2, 10
 LIMITS = Limits(batch_size=BATCH, max_staleness=WINDOW // BATCH - 1, total_groups=60)
@@ -37,7 +37,7 @@ async def admitted(ledger: Ledger) -> list[int]:
     version, _ = await ledger.newest()
     leases = (await ledger.admit("rollout-0", version, 99, 60)).leases
     for lease in leases:
-        assert await ledger.commit(lease, long_group(lease.group_id, version)) is Outcome.QUEUED
+        assert await ledger.commit(lease, long_group(lease.group_id, version)) is TransitionOutcome.QUEUED
     return [lease.group_id for lease in leases]
 
 
@@ -101,7 +101,7 @@ async def test_a_job_ends_with_any_share_and_stays_near_it(ledger: Ledger, share
 async def test_a_commit_that_arrives_twice_counts_its_bytes_once(ledger: Ledger) -> None:
     lease = (await ledger.admit("rollout-0", 0, 1, 60)).leases[0]
     for _ in range(2):
-        assert await ledger.commit(lease, long_group(lease.group_id)) is Outcome.QUEUED
+        assert await ledger.commit(lease, long_group(lease.group_id)) is TransitionOutcome.QUEUED
     assert (await ledger.queues()).bytes == ONE
 
 

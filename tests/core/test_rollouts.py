@@ -10,22 +10,32 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import Damaged
-from headrace_core.keys import JobKeys
-from headrace_core.redis import answer
-from headrace_core.rollouts import KeptCompletion, Part, Rollout, RolloutStore, chosen, floats, ints, pack, parts_of
-from headrace_core.trajectory import F32, I32, U8
+from headrace_core.jobs.rollout_records import (
+    RecordedCompletion,
+    Rollout,
+    RolloutStore,
+    TokenRole,
+    chosen,
+    floats,
+    ints,
+    pack,
+    parts_of,
+)
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.trajectory import F32, I32, U8
 
 JOB = "ftjob-1"
 PLENTY = 1_000_000
 
 
 def rollout(step: int, group: int, tokens: int = 3) -> Rollout:
-    completion = KeptCompletion(
+    completion = RecordedCompletion(
         token_ids=pack(np.arange(tokens), I32),
         versions=pack(np.full(tokens, step - 1), I32),
         logprobs=pack(np.full(tokens, -0.5), F32),
         importance=pack(np.full(tokens, np.nan), F32),
-        parts=pack(np.full(tokens, Part.TOO_OLD), U8),
+        parts=pack(np.full(tokens, TokenRole.TOO_OLD), U8),
         reward=None,
         trained_reward=None,
         components={"right": 1.0},
@@ -54,7 +64,7 @@ async def test_a_group_comes_back_as_it_was_kept(store: RolloutStore) -> None:
     assert (found.id, found.version) == ("3-17", 2)
     completion = found.completions[1]
     assert ints(completion.versions).tolist() == [2, 2, 2]
-    assert parts_of(completion.parts).tolist() == [Part.TOO_OLD] * 3
+    assert parts_of(completion.parts).tolist() == [TokenRole.TOO_OLD] * 3
     assert np.isnan(floats(completion.importance)).all()
     assert await store.of_group(16) is None
 
@@ -75,12 +85,12 @@ async def test_the_oldest_go_when_the_bytes_do_not_suffice_and_do_not_come_back(
     limit = 3 * size + 2
     for step in range(1, 8):
         await store.add([rollout(step, step)], limit)
-        kept = await answer(redis.xrange(JobKeys(JOB).rollouts))
+        kept = await run(redis.xrange(JobKeys(JOB).rollouts))
         assert sum(len(fields[b"data"]) for _, fields in kept) <= limit
     assert await ids(store) == ["7-7", "6-6", "5-5"]
     assert [await store.of_group(g) is None for g in (4, 5)] == [True, False]
     assert await store.add([rollout(3, 3)], limit) == 0
-    assert set(await answer(redis.hkeys(JobKeys(JOB).rollouts_index))) == {
+    assert set(await run(redis.hkeys(JobKeys(JOB).rollouts_index))) == {
         *(b"5", b"6", b"7"),
         *(b"bytes", b"last_step", b"last_group"),
     }
@@ -123,8 +133,8 @@ def test_the_choice_is_the_same_each_time_and_every_place_of_a_step_is_as_likely
 
 async def test_what_is_no_kept_group_is_named_and_passed_over(store: RolloutStore, redis: Redis) -> None:
     await store.add([rollout(1, 5)], PLENTY)
-    await answer(redis.xadd(JobKeys(JOB).rollouts, {"data": b"\x93\x01"}, id="1-6"))
-    await answer(redis.hset(JobKeys(JOB).rollouts_index, "6", "1"))
+    await run(redis.xadd(JobKeys(JOB).rollouts, {"data": b"\x93\x01"}, id="1-6"))
+    await run(redis.hset(JobKeys(JOB).rollouts_index, "6", "1"))
     assert await ids(store) == ["1-5"]
     with pytest.raises(Damaged, match=r"rollouts 1-6 in Redis cannot be read: not a kept group.*restore"):
         await store.of_group(6)

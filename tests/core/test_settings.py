@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from headrace_core.hyperparameters import WHOLE_DISTRIBUTION, Hyperparameters
-from headrace_core.settings import Settings
-from headrace_core.staleness import Limits
+from headrace_core.config.hyperparameters import WHOLE_DISTRIBUTION, Hyperparameters
+from headrace_core.config.service_settings import Settings
+from headrace_core.types.staleness import Limits
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

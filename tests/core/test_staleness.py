@@ -10,9 +10,9 @@ from paper_ledger import PaperLedger
 from pipeline import Clock, SimulatedLearner, a_group, simulate
 from redis.asyncio import Redis
 
-from headrace_core.ledger import Ledger, Step
-from headrace_core.staleness import Late, Limits, Pending, Window, ages, capacity, contributes, select
-from headrace_core.trajectory import NO_VERSION
+from headrace_core.ledger.ledger import Ledger, Step
+from headrace_core.types.staleness import Late, Limits, Pending, Window, ages, capacity, contributes, select
+from headrace_core.types.trajectory import NO_VERSION
 
 BOUNDS = (0, 1, 2, 4)
 SCHEDULES = 200

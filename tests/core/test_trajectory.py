@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from headrace_core.errors import WireError
-from headrace_core.likelihood import Likelihood
-from headrace_core.staleness import ages
-from headrace_core.trajectory import (
+from headrace_core.types.likelihood import Likelihood
+from headrace_core.types.staleness import ages
+from headrace_core.types.trajectory import (
     NO_VERSION,
     WIRE_VERSION,
     Completion,

@@ -14,7 +14,7 @@ import pytest
 
 from damage import damages
 from headrace_core.errors import WeightsDamaged
-from headrace_core.weights import MANIFEST, WeightStore, default_root
+from headrace_core.storage.weight_store import MANIFEST, WeightStore, default_root
 
 
 def writing(text: str) -> Callable[[Path], None]:
@@ -50,7 +50,7 @@ def test_a_write_that_raises_leaves_nothing(store: WeightStore) -> None:
 
 def test_a_killed_write_is_never_a_version_and_the_next_term_clears_it(store: WeightStore, tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from pathlib import Path; from headrace_core.weights import WeightStore\n"
+        "import os, signal, sys; from pathlib import Path; from headrace_core.storage.weight_store import WeightStore\n"
         "def write(folder):\n"
         "    (folder / 'model.safetensors').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

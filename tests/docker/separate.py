@@ -23,7 +23,7 @@ from types import TracebackType
 
 import psutil
 
-from headrace_gateway.redis_program import executable
+from headrace_gateway.service.redis_program import executable
 
 DOCKER = Path(__file__).parents[2] / "docker"
 MARK = "TEST_PART_OF_HEADRACE"

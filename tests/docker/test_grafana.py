@@ -17,7 +17,7 @@ import pytest
 import yaml
 from prometheus_client.core import CounterMetricFamily
 
-from headrace_gateway.prometheus import _SERIES
+from headrace_gateway.exporters.prometheus import _SERIES
 from paths import ROOT
 
 DASHBOARD = ROOT / "docker" / "grafana" / "headrace.json"

@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 
 from gateway.conftest import rows, stored_job
 from gateway.keyed import Keyed, gateway
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import JobStore
-from headrace_core.ledger import Ledger
-from headrace_core.settings import Settings
-from headrace_core.staleness import Limits
-from headrace_gateway import cli
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.types.staleness import Limits
+from headrace_gateway.cli import main
+from headrace_gateway.service.embedded_redis import RedisServer
 from paths import ROOT
 
 README, API = ROOT / "README.md", DOCS / "api.md"
@@ -112,7 +112,7 @@ async def test_a_command_is_answered(served: Keyed, redis: Redis, line: str) -> 
         assert answer.json()
         return
     runner = CliRunner(env={"HEADRACE_URL": served.url, "COLUMNS": "160"})
-    done = await asyncio.to_thread(runner.invoke, cli.app, words[1:])
+    done = await asyncio.to_thread(runner.invoke, main.app, words[1:])
     assert done.exit_code == 0, (done.output, done.exception)
 
 

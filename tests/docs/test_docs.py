@@ -20,13 +20,13 @@ import typer.main
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.metrics import AgeMetrics, StepMetrics
-from headrace_core.settings import Settings
-from headrace_gateway import cli, job_file
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
+from headrace_core.types.metrics import AgeMetrics, StepMetrics
 from headrace_gateway.app import create_app
-from headrace_gateway.schemas import Method
-from headrace_rewards.check import check
+from headrace_gateway.cli import job_file, main
+from headrace_gateway.schemas.jobs import Method
+from headrace_rewards.grader_check import check
 from headrace_rewards.registry import GRADERS, validate
 from paths import ROOT
 
@@ -84,7 +84,7 @@ def test_every_setting_is_on_its_page() -> None:
 
 
 def test_the_event_of_a_step_has_the_documented_fields() -> None:
-    from headrace_learner.report import event_data  # imports torch: only here
+    from headrace_learner.step_report import event_data  # imports torch: only here
 
     age = AgeMetrics(tokens=9, masked=0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0)
     values: dict[str, Any] = dict.fromkeys(StepMetrics.__struct_fields__, 0) | {"ages": {"1": age}}
@@ -152,7 +152,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def assert_exists(words: list[str]) -> None:
-    command: Any = typer.main.get_command(cli.app)
+    command: Any = typer.main.get_command(main.app)
     words = list(words)
     while hasattr(command, "commands") and words:
         word = words.pop(0)

@@ -16,8 +16,8 @@ from test_tutorial import files
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from headrace_gateway import cli
-from headrace_rewards.protocol import Draw, Failure, NotApplicable, Sample, Score
+from headrace_gateway.cli import main
+from headrace_rewards.protocol import Failure, NotApplicable, Sample, SampleKey, Score
 from headrace_rewards.registry import GRADERS, build, validate
 from headrace_rollout.prompts import Tokenizer
 from paths import ROOT
@@ -81,7 +81,7 @@ def checked(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the page's `headrace rewards check` says, run in `folder`."""
     shown = [line for text in blocks(page, "sh") for line in text.splitlines() if "headrace rewards check" in line]
     monkeypatch.chdir(folder)
-    done = CliRunner(env={"COLUMNS": "160"}).invoke(cli.app, shlex.split(shown[0])[1:])
+    done = CliRunner(env={"COLUMNS": "160"}).invoke(main.app, shlex.split(shown[0])[1:])
     assert done.exit_code == 0, (done.output, done.exception)
     return done.output
 
@@ -139,7 +139,7 @@ async def test_a_grader_scores_and_prefers_the_right_answer(grader: dict[str, An
     reward = build(without_noise(grader))
     await reward.start()
     try:
-        samples = [Sample(text, {"answer": "93"}, draw=Draw(0, n)) for n, text in enumerate(texts)]
+        samples = [Sample(text, {"answer": "93"}, draw=SampleKey(0, n)) for n, text in enumerate(texts)]
         outcomes = await reward.score(samples)
     finally:
         await reward.close()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_docs import DOCS, blocks
 
-from headrace_learner.advantages import Earned, Trajectory, dr_grpo, grpo
-from headrace_rewards.protocol import Draw, Sample, Score
+from headrace_learner.algorithms.advantages import AdvantageInputs, Trajectory, dr_grpo, grpo
+from headrace_rewards.protocol import Sample, SampleKey, Score
 from headrace_rewards.registry import build
 
 PAGE = DOCS / "how-to" / "noisy-rewards.md"
@@ -39,7 +39,7 @@ async def scored(grader: dict[str, Any], texts: tuple[str, ...], draws: int) -> 
     reward = build(grader)
     found = []
     for group in range(draws):
-        samples = [Sample(text, {"answer": "93"}, draw=Draw(group, n)) for n, text in enumerate(texts)]
+        samples = [Sample(text, {"answer": "93"}, draw=SampleKey(group, n)) for n, text in enumerate(texts)]
         outcomes = await reward.score(samples)
         found.append([outcome.value for outcome in outcomes if isinstance(outcome, Score)])
     return np.array(found)
@@ -58,7 +58,7 @@ async def test_the_recipe_gives_each_part_its_weight_back() -> None:
 
 def advantages(function: Any, rewards: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
     group = [Trajectory(reward, slice(n, n + 1)) for n, reward in enumerate(rewards)]
-    return function(Earned([group], np.zeros(len(rewards)))).advantages_N
+    return function(AdvantageInputs([group], np.zeros(len(rewards)))).advantages_N
 
 
 async def test_around_the_whole_reward_it_changes_no_advantage_of_grpo_and_in_the_recipe_it_does() -> None:

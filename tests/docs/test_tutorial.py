@@ -12,7 +12,7 @@ import pytest
 from test_docs import blocks, scores
 from typer.testing import CliRunner
 
-from headrace_gateway import cli, job_file
+from headrace_gateway.cli import job_file, main
 from paths import ROOT
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -47,7 +47,7 @@ def test_its_data_is_data(folder: Path) -> None:
 
 def test_its_check_of_the_reward_runs_and_scores_nothing(folder: Path) -> None:
     [command] = [line for text in blocks(TUTORIAL, "sh") for line in text.splitlines() if "rewards check" in line]
-    done = CliRunner(env={"COLUMNS": "160"}).invoke(cli.app, shlex.split(command)[1:])
+    done = CliRunner(env={"COLUMNS": "160"}).invoke(main.app, shlex.split(command)[1:])
     assert done.exit_code == 0, (done.output, done.exception)
     assert "scored 100.0%" in done.output
     assert "mean 0" in done.output

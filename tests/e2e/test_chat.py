@@ -16,7 +16,7 @@ import openai
 import psutil
 import pytest
 
-from headrace_core.data import read_rows
+from headrace_core.storage.dataset import read_rows
 
 from .service import ADDER, Service
 

@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from disks import own_disk
-from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .service import Service
 from .test_deaths import pid_of

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import redis
 
-from headrace_core.keys import JobKeys
-from headrace_core.weights import default_root
-from headrace_gateway.redis_server import running
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.storage.weight_store import default_root
+from headrace_gateway.service.embedded_redis import running
 
 from .service import Service
 

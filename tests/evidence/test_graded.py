@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group
 from paths import ROOT
 
 sys.path.insert(0, str(ROOT / "evidence"))

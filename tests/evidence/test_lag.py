@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.config.hyperparameters import Hyperparameters
 from paths import ROOT
 
 sys.path.insert(0, str(ROOT / "evidence"))

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from headrace_core.trajectory import Completion, Group, sampled_completion
+from headrace_core.types.trajectory import Completion, Group, sampled_completion
 from paths import ROOT
 
 sys.path.insert(0, str(ROOT / "evidence"))

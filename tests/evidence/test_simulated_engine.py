@@ -10,7 +10,7 @@ import pytest
 from _simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
 from _virtual_time import run
 
-from headrace_rollout.engines.base import Sampled, SamplingConfig
+from headrace_rollout.engines.engine import Sampled, SamplingConfig
 
 SPEED = DecodeSpeed(base=1.0, each=0.5, update_pause=2.0)
 SAMPLING = SamplingConfig(max_tokens=100)

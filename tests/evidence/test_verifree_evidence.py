@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Group, Role
-from headrace_learner.algorithms import algorithm
-from headrace_learner.model import Policy
-from headrace_learner.trainer import Trainer
-from headrace_rollout.engines.base import Sampled, SamplingConfig, Scored
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group, Role
+from headrace_learner.algorithms.presets import algorithm
+from headrace_learner.models.policy import Policy
+from headrace_learner.training.trainer import Trainer
+from headrace_rollout.engines.engine import Sampled, SamplingConfig, Scored
 from paths import ROOT
 
 sys.path.insert(0, str(ROOT / "evidence"))

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from _virtual_time import InlineRedis, Stalled, run
 
-from headrace_core.ledger import Ledger
-from headrace_core.staleness import Limits
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.types.staleness import Limits
+from headrace_gateway.service.embedded_redis import RedisServer
 
 
 def now() -> float:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from headrace_core.data import read_rows
-from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_core.storage.dataset import read_rows
+from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample, Score
 
 REAL = Path(__file__).resolve().parents[2] / "examples" / "real"

@@ -14,13 +14,13 @@ import pytest
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
-from headrace_core.jobs import Job, JobStore
-from headrace_core.settings import Settings
+from headrace_core.jobs.job_store import Job, JobStore
 from headrace_gateway.app import create_app
-from headrace_gateway.hub import Hub
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.serve import Server
+from headrace_gateway.events.job_streams import JobStreams
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.serve import Server
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder"
 MODEL = "headrace/tiny-adder"
@@ -73,7 +73,7 @@ class Served:
     controllers: Controllers
     data_dir: Path
     server: Server
-    hub: Hub
+    hub: JobStreams
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ async def served(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> Asy
         async with asyncio.timeout(30):
             while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
                 await asyncio.sleep(0.005)
-        hub: Hub = app.state.gateway.hub
+        hub: JobStreams = app.state.gateway.hub
         yield Served(f"http://127.0.0.1:{port}", JobStore(redis), redis, controllers, tmp_path, server, hub)
         server.should_exit = True
         await asyncio.wait_for(running, timeout=10)

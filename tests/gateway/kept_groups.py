@@ -8,15 +8,15 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gateway.conftest import ADDER
-from headrace_core.rollouts import KeptCompletion, Part, Rollout, pack
-from headrace_core.trajectory import F32, I32, NO_VERSION, U8
+from headrace_core.jobs.rollout_records import RecordedCompletion, Rollout, TokenRole, pack
+from headrace_core.types.trajectory import F32, I32, NO_VERSION, U8
 
 MODEL_FOLDER = ADDER / "model"
 TOKENIZER = Tokenizer.from_file(str(MODEL_FOLDER / "tokenizer.json"))
 END = "<|end|>"
 
 
-def completion(text: str, step: int, reward: float | None = 1.0, oldest: int = 0, bound: int = 4) -> KeptCompletion:
+def completion(text: str, step: int, reward: float | None = 1.0, oldest: int = 0, bound: int = 4) -> RecordedCompletion:
     """Sampled over the last `oldest` versions, the oldest first; what is older than `bound` is masked."""
     ids = TOKENIZER.encode(text).ids
     size = len(ids)
@@ -24,12 +24,14 @@ def completion(text: str, step: int, reward: float | None = 1.0, oldest: int = 0
     trained = (ages <= bound) & (reward is not None)
     rng = np.random.default_rng(len(text))
     weights = np.where(trained, np.exp(rng.normal(0, 0.15, size) * ages), np.nan)
-    return KeptCompletion(
+    return RecordedCompletion(
         token_ids=pack(np.array(ids), I32),
         versions=pack(step - 1 - ages, I32),
         logprobs=pack(-rng.exponential(0.7, size), F32),
         importance=pack(weights, F32),
-        parts=pack(np.where(trained, Part.TRAINED, Part.NO_REWARD if reward is None else Part.TOO_OLD), U8),
+        parts=pack(
+            np.where(trained, TokenRole.TRAINED, TokenRole.NO_REWARD if reward is None else TokenRole.TOO_OLD), U8
+        ),
         reward=reward,
         trained_reward=reward,
         components={} if reward is None else {"exact": reward, "brief": 0.25},
@@ -40,15 +42,15 @@ def completion(text: str, step: int, reward: float | None = 1.0, oldest: int = 0
     )
 
 
-def environment_token(kept: KeptCompletion) -> KeptCompletion:
+def environment_token(kept: RecordedCompletion) -> RecordedCompletion:
     """The same, with a first token that the policy did not sample."""
     size = len(kept.parts)
     arrays = {
         name: np.frombuffer(getattr(kept, name), kind).copy() for name, kind in (("versions", I32), ("parts", U8))
     }
-    arrays["versions"][0], arrays["parts"][0] = NO_VERSION, Part.NOT_SAMPLED
+    arrays["versions"][0], arrays["parts"][0] = NO_VERSION, TokenRole.NOT_SAMPLED
     logprobs = np.full(size, np.nan)
-    return KeptCompletion(
+    return RecordedCompletion(
         **{f: getattr(kept, f) for f in kept.__struct_fields__ if f not in ("versions", "parts", "logprobs")},
         versions=pack(arrays["versions"], I32),
         parts=pack(arrays["parts"], U8),
@@ -56,7 +58,9 @@ def environment_token(kept: KeptCompletion) -> KeptCompletion:
     )
 
 
-def group(step: int, number: int, completions: Sequence[KeptCompletion], prompt: str = "What is 37 + 56?") -> Rollout:
+def group(
+    step: int, number: int, completions: Sequence[RecordedCompletion], prompt: str = "What is 37 + 56?"
+) -> Rollout:
     """A kept group of these."""
     return Rollout(
         group=number,

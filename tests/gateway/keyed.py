@@ -16,11 +16,11 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
-from headrace_core.settings import Settings
-from headrace_gateway.api_keys import KeyStore
+from headrace_core.config.service_settings import Settings
 from headrace_gateway.app import create_app
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.serve import Server
+from headrace_gateway.auth.api_keys import KeyStore
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.serve import Server
 
 from .conftest import MAX_UPLOAD_BYTES, Controllers
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import CHECKPOINT_MODEL, Checkpoint, Job, JobError, JobStore, Status, model_name
-from headrace_core.ledger import Ledger, Outcome
-from headrace_core.redis import answer
-from headrace_core.rollouts import RolloutStore
-from headrace_core.staleness import Limits
-from headrace_gateway.api_keys import KeyStore
-from headrace_gateway.files import FileStore
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.jobs.job_store import CHECKPOINT_MODEL, Checkpoint, Job, JobError, JobStore, Status, model_name
+from headrace_core.jobs.rollout_records import RolloutStore
+from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.redis_access.client import run
+from headrace_core.types.staleness import Limits
+from headrace_gateway.auth.api_keys import KeyStore
+from headrace_gateway.files.file_store import FileStore
 
 from .conftest import ADDER, GRADER, MODEL
 from .kept_groups import completion, group
@@ -46,7 +46,7 @@ class World:
 
 async def seeded(redis: Redis, data_dir: Path) -> World:
     """An emptied Redis with all of it; each call makes the same ids."""
-    await answer(redis.flushall())
+    await run(redis.flushall())
     jobs, files = JobStore(redis), FileStore(redis, data_dir / "files", 10_000_000)
     named = [f"file-{number}" for number in range(5)] + [TRAINING_FILE]
     for number, file_id in enumerate(named):
@@ -90,7 +90,7 @@ async def _seed_job(redis: Redis, jobs: JobStore, job: Job, status: Status, data
     ledger = Ledger(redis, job.id)
     await ledger.open(Limits(batch_size=4, max_staleness=2, total_groups=40))
     leases = (await ledger.admit("rollout-0", 0, 3, 60.0)).leases
-    await ledger.fail(leases[0], Outcome.REWARD_FAILED, "no such thing")
+    await ledger.fail(leases[0], TransitionOutcome.REWARD_FAILED, "no such thing")
     measured: list[Any] = [*(step(n, n / 10) for n in range(1, STEPS + 1)), EVALUATION, UPDATE]
     for metrics in measured:
         await jobs.record(job.id, metrics)

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-import headrace_gateway.audit
-from headrace_core import keys
-from headrace_core.jobs import Job, JobStore
-from headrace_gateway.audit import Audit, Entry
+import headrace_gateway.auth.audit_log
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.redis_access import keys
+from headrace_gateway.auth.audit_log import Audit, AuditEntry
 
 from .conftest import Served, body, rows
 from .keyed import Keyed, keyed
@@ -152,14 +152,14 @@ async def test_it_is_bounded_and_refusals_push_out_no_change(redis: Redis) -> No
     audit = Audit(redis, 100)
     shared: dict[str, Any] = {"time": 1.0, "scope": "user", "address": "a", "method": "POST"}
     entry = {**shared, "by": "alice", "path": "/", "made": None, "request_id": "r"}
-    await audit.write(Entry(**entry, key_id="k", status=200))
-    await audit.write(Entry(**entry, key_id="k", status=403))
+    await audit.write(AuditEntry(**entry, key_id="k", status=200))
+    await audit.write(AuditEntry(**entry, key_id="k", status=403))
     for _ in range(1000):
-        await audit.write(Entry(**entry, key_id="", status=401))
+        await audit.write(AuditEntry(**entry, key_id="", status=401))
     assert await redis.xlen(keys.audit("changes")) == await redis.xlen(keys.audit("refusals")) == 1
     assert 100 <= await redis.xlen(keys.audit("unauthenticated")) < 300
     for _ in range(1000):
-        await audit.write(Entry(**entry, key_id="k", status=404))
+        await audit.write(AuditEntry(**entry, key_id="k", status=404))
     assert await redis.xlen(keys.audit("changes")) == 1
     assert 100 <= await redis.xlen(keys.audit("refusals")) < 300
 
@@ -207,7 +207,7 @@ async def test_what_was_done_is_answered_so_whatever_fails_then(
         await keyed.redis.config_set("maxmemory", "0")
         assert [job["id"] for job in (await http.get("/v1/fine_tuning/jobs")).json()["data"]] == [made.json()["id"]]
         assert [entry["path"] for entry in await log(admin)] == ["/v1/files"]
-        monkeypatch.setattr(headrace_gateway.audit, "SETTLED_SECONDS", -1.0)
+        monkeypatch.setattr(headrace_gateway.auth.audit_log, "SETTLED_SECONDS", -1.0)
         await keyed.app.state.gateway.audit.settle()
         [settled, _] = await log(admin)
         assert (settled["by"], settled["path"], settled["status"]) == ("alice", "/v1/fine_tuning/jobs", 0)

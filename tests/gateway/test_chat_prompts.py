@@ -10,10 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from headrace_core.chat import ChatConfig, ChatRequest
 from headrace_core.errors import InvalidRequest, Unavailable
-from headrace_gateway import chat_prompts
-from headrace_gateway.chat_prompts import ChatPrompts
+from headrace_core.protocols.chat import ChatConfig, ChatRequest
+from headrace_gateway.chat import chat_prompts
+from headrace_gateway.chat.chat_prompts import ChatPrompts
 from headrace_rollout.prompts import Tokenizer
 
 from .test_prompt_process import LOOPS, MODEL, model_with
@@ -46,7 +46,7 @@ def prompts_of(model: Path = MODEL, **changes: Any) -> ChatPrompts:
 @pytest.fixture(autouse=True)
 async def no_process_is_left() -> AsyncIterator[None]:
     yield
-    left = [p for p in psutil.Process().children() if "headrace_gateway.chat_prompts" in p.cmdline()]
+    left = [p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline()]
     _, left = await asyncio.to_thread(psutil.wait_procs, left, timeout=10)
     assert left == []
 
@@ -135,7 +135,7 @@ async def test_where_none_is_free_in_time_it_is_said(tmp_path: Path, monkeypatch
 
 async def test_a_process_that_died_idle_is_replaced(prompts: ChatPrompts) -> None:
     before = await prompts.made(asked())
-    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat_prompts" in p.cmdline())
+    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
     process.kill()
     while prompts._free[0].lives:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -157,7 +157,7 @@ async def test_it_ends_where_the_pipe_of_its_questions_does() -> None:
     """Whoever asked may have been killed."""
     prompts = prompts_of()
     await prompts.made(asked())
-    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat_prompts" in p.cmdline())
+    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
     pipe = prompts._free[0]._process.stdin
     assert pipe is not None
     pipe.close()

@@ -17,14 +17,14 @@ import uvicorn
 from openai import AsyncOpenAI
 from pydantic import BaseModel, Field
 
-from headrace_core.chat import ChatBegun, ChatConfig, ChatProgress, ChatRequest
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
-from headrace_core.settings import Settings
+from headrace_core.protocols.chat import ChatBegun, ChatConfig, ChatProgress, ChatRequest
 from headrace_gateway.app import create_app
-from headrace_gateway.chat_prompts import ChatPrompts
-from headrace_gateway.models import Model
-from headrace_gateway.redis_server import RedisServer
-from headrace_rollout.chat import ChatServer
+from headrace_gateway.chat.chat_prompts import ChatPrompts
+from headrace_gateway.models.catalog import Model
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_rollout.chat.server import ChatServer
 
 from .conftest import MODEL, Controllers
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from headrace_core.errors import Damaged, InvalidRequest
-from headrace_gateway.prompts import PromptCounter, compiled, render
+from headrace_gateway.models.prompt_tokens import PromptCounter, compiled, render
 
 from .conftest import ADDER
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest, Unavailable
-from headrace_core.settings import Settings
-from headrace_gateway import cli
-from headrace_gateway.cli_common import service_settings
-from headrace_gateway.serve import serve
+from headrace_gateway.cli import main
+from headrace_gateway.cli.common import service_settings
+from headrace_gateway.service.serve import serve
 
 from .conftest import Served, stored_job
 
@@ -23,7 +23,7 @@ HEAVY = {"fastapi", "httpx", "numpy", "pydantic", "pydantic_settings", "ray", "r
 
 
 def headrace(*words: str, **environment: str) -> Result:
-    return CliRunner(env={"COLUMNS": "80", **environment}).invoke(cli.app, list(words))
+    return CliRunner(env={"COLUMNS": "80", **environment}).invoke(main.app, list(words))
 
 
 def test_help_shows_defaults_and_fills_its_lines() -> None:
@@ -48,7 +48,7 @@ def test_version_and_completion() -> None:
 
 
 def test_a_command_imports_what_it_needs_alone() -> None:
-    program = f"import sys, headrace_gateway.cli; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    program = f"import sys, headrace_gateway.cli.main; print(*sorted({HEAVY!r} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert told.stdout.split() == []
 

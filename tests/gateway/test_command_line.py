@@ -12,8 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from headrace_core.errors import InvalidData, InvalidRequest, NotFound, Unavailable
-from headrace_core.jobs import JobError, PausedBy
-from headrace_gateway import cli, job_file
+from headrace_core.jobs.job_store import JobError, PausedBy
+from headrace_gateway.cli import job_file, main
 from headrace_gateway.client import Client
 
 from .conftest import ADDER, Served, rows, stored_job
@@ -43,7 +43,7 @@ def job(tmp_path: Path) -> Path:
 
 
 async def headrace(*arguments: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, cli.app, list(arguments))
+    return await asyncio.to_thread(CliRunner().invoke, main.app, list(arguments))
 
 
 def test_paths_are_relative_to_the_job_file(job: Path) -> None:

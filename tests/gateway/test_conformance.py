@@ -28,11 +28,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from headrace_core.redis import connect
-from headrace_core.settings import Settings
+from headrace_core.config.service_settings import Settings
+from headrace_core.redis_access.client import connect
 from headrace_gateway.app import create_app
-from headrace_gateway.document import operations
-from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.openapi.document import operations
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .conftest import Controllers
 from .seeded_world import World, seeded

@@ -12,17 +12,18 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from damage import damages
-from headrace_core import keys
 from headrace_core.errors import Damaged, InvalidData, InvalidRequest, NotAuthenticated, Unavailable, WeightsDamaged
-from headrace_core.jobs import Checkpoint, JobStore
-from headrace_core.keys import JobKeys
-from headrace_core.redis import answer
-from headrace_gateway import job_file, model_folder
-from headrace_gateway.api_keys import key_of
-from headrace_gateway.exporting.follower import Cursor, read_cursor
-from headrace_gateway.models import Model
-from headrace_gateway.prompts import PromptCounter
-from headrace_gateway.redis_server import running
+from headrace_core.jobs.job_store import Checkpoint, JobStore
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_gateway.auth.api_keys import key_of
+from headrace_gateway.cli import job_file
+from headrace_gateway.exporters.export_loop import Cursor, read_cursor
+from headrace_gateway.models import model_folder
+from headrace_gateway.models.catalog import Model
+from headrace_gateway.models.prompt_tokens import PromptCounter
+from headrace_gateway.service.embedded_redis import running
 
 from .conftest import ADDER, MODEL, Served, body, rows, stored_job
 from .keyed import Keyed, keyed
@@ -65,7 +66,7 @@ async def test_a_damaged_record_breaks_no_list(
     for job_id in ("ftjob-whole", "ftjob-broken"):
         await served.jobs.create(stored_job(job_id, status="running"))
     for raw in (b"", b'{"cut', b"[]", b"7", b"[" * 100_000, b"\xff"):
-        await answer(redis.hset(key, field, raw))
+        await run(redis.hset(key, field, raw))
         for path in LISTS:
             assert (await http.get(path)).status_code == 200, (path, raw[:9])
     assert "ftjob-whole" in {job["id"] for job in (await http.get(JOBS)).json()["data"]}
@@ -73,7 +74,7 @@ async def test_a_damaged_record_breaks_no_list(
 
 async def test_a_damaged_job_is_refused_by_name(http: httpx.AsyncClient, served: Served, redis: Redis) -> None:
     await served.jobs.create(stored_job("ftjob-broken"))
-    await answer(redis.hset(JobKeys("ftjob-broken").job, "document", b'{"cut'))
+    await run(redis.hset(JobKeys("ftjob-broken").job, "document", b'{"cut'))
     for path in ("", "/events", "/ledger", "/stream", "/workers"):
         error = error_of(await http.get(f"{JOBS}/ftjob-broken{path}"), 400)
         assert error["code"] == "damaged"
@@ -84,21 +85,21 @@ async def test_a_damaged_job_is_refused_by_name(http: httpx.AsyncClient, served:
 async def test_data_of_the_wrong_type_is_an_error_of_ours_and_not_redis_away(
     http: httpx.AsyncClient, redis: Redis, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await answer(redis.set(keys.JOBS, "no sorted set"))
+    await run(redis.set(keys.JOBS, "no sorted set"))
     response = await http.get(JOBS)
     assert error_of(response, 500)["code"] == "internal_error"
     assert response.headers["x-request-id"] in capsys.readouterr().out
 
 
 async def test_a_damaged_key_opens_nothing(keyed: Keyed, redis: Redis) -> None:
-    [digest] = [d for d, r in (await answer(redis.hgetall(keys.API_KEYS))).items() if b'"alice"' in r]
-    whole = await answer(redis.hget(keys.API_KEYS, digest))
+    [digest] = [d for d, r in (await run(redis.hgetall(keys.API_KEYS))).items() if b'"alice"' in r]
+    whole = await run(redis.hget(keys.API_KEYS, digest))
     async with keyed.http(keyed.alice) as alice, keyed.http(keyed.admin) as admin:
         for what, raw in damages(whole, seed=2):
             with suppress(NotAuthenticated):
                 key_of(raw)
                 continue  # a flipped bit, and still a record: Redis' checksum is there for that
-            await answer(redis.hset(keys.API_KEYS, digest, raw))
+            await run(redis.hset(keys.API_KEYS, digest, raw))
             refused = await alice.get("/v1/models")
             assert refused.status_code == 401, what
             assert (await admin.get("/v1/headrace/keys")).status_code == 200, what
@@ -248,5 +249,5 @@ async def test_every_job_that_can_be_read_is_reconciled(redis: Redis) -> None:
     store = JobStore(redis)
     for job_id in ("ftjob-a", "ftjob-broken", "ftjob-b"):
         await store.create(stored_job(job_id, status="running"))
-    await answer(redis.hset(JobKeys("ftjob-broken").job, "document", b"\x00"))
+    await run(redis.hset(JobKeys("ftjob-broken").job, "document", b"\x00"))
     assert {job.id for job in await store.all() if job.status == "running"} == {"ftjob-a", "ftjob-b"}

@@ -15,28 +15,28 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from headrace_core.drains import Drains
+from headrace_controller.job_controller import JobController
+from headrace_controller.memory_share import MemoryShare
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Checkpoint, JobStore, Status
-from headrace_core.keys import API_KEYS_USED, JobKeys
-from headrace_core.ledger import Ledger, Outcome, Step
-from headrace_core.live import Live
-from headrace_core.mending import Mending
-from headrace_core.publications import Publications
-from headrace_core.redis import answer
-from headrace_core.rollouts import RolloutStore
-from headrace_core.settings import Settings
-from headrace_core.staleness import Limits
-from headrace_core.trajectory import F32, I32, Group, sampled_completion
-from headrace_core.weights import Published
-from headrace_gateway import hub
-from headrace_gateway.api_keys import digest
+from headrace_core.jobs.job_store import Checkpoint, JobStore, Status
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.jobs.rollout_records import RolloutStore
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.jobs.weight_publications import Publications
+from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import API_KEYS_USED, JobKeys
+from headrace_core.storage.weight_store import Published
+from headrace_core.types.staleness import Limits
+from headrace_core.types.trajectory import F32, I32, Group, sampled_completion
 from headrace_gateway.app import create_app
-from headrace_gateway.controller import JobController
-from headrace_gateway.document import operations
-from headrace_gateway.memory import MemoryShare
-from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.auth.api_keys import digest
+from headrace_gateway.events import job_streams
+from headrace_gateway.openapi.document import operations
+from headrace_gateway.service.embedded_redis import RedisServer
 from redis_damage import NO_RECORD, TOO_LARGE, damaged_one_by_one
 
 from .conftest import ADDER, Served, rows, stored_job
@@ -80,26 +80,26 @@ async def full_job(redis: Redis, job_id: str, status: Status) -> None:
     await jobs.tell(job_id, "hello")
     await ledger.open(Limits(batch_size=1, max_staleness=5, total_groups=10))
     leases = (await ledger.admit("rollout-0", 0, 5, 60.0)).leases
-    await ledger.fail(leases[0], Outcome.REWARD_FAILED, "no such thing")
+    await ledger.fail(leases[0], TransitionOutcome.REWARD_FAILED, "no such thing")
     for lease in leases[1:4]:
-        assert await ledger.commit(lease, generated(lease.group_id, lease.version)) == Outcome.QUEUED
-    await Live(redis, job_id, settings).change({"max_staleness": 4}, "local")
+        assert await ledger.commit(lease, generated(lease.group_id, lease.version)) == TransitionOutcome.QUEUED
+    await SettingsLog(redis, job_id, settings).change({"max_staleness": 4}, "local")
     term, limits = await ledger.enlist(), Limits(batch_size=1, max_staleness=4, total_groups=10)
     taken = (await ledger.claim(term, limits, "mask", changes=1)).groups[0].group_id
-    assert await ledger.settle(term, Step(0, (taken,), {0: 6}, 0), "v1") == Outcome.SETTLED
+    assert await ledger.settle(term, Step(0, (taken,), {0: 6}, 0), "v1") == TransitionOutcome.SETTLED
     await ledger.claim(term, limits, "mask", changes=1)
     await Publications(redis, job_id).add(Published(1, "v1", ADDER, 10, 0.1))
-    await Drains(redis, job_id).ask("rollout-0", 60.0)
+    await WorkerDrains(redis, job_id).ask("rollout-0", 60.0)
     for measured in (step(1), step(2, 0.6), WORKER, UPDATE, EVALUATION):
         await jobs.record(job_id, measured)
     await jobs.beat(job_id, WORKER)
     await jobs.record_reward(job_id, counted("rollout-0", 1.0, 9.0))
-    mending = Mending(redis, job_id)
+    mending = RecoveryCounters(redis, job_id)
     await mending.acted("reissue")
     await mending.restarted("rollout-0")
     await jobs.add_checkpoint(job_id, Checkpoint(f"ftckpt-{job_id}", 90.0, 1, f"ft:{job_id}", model, {"step": 1}))
     await RolloutStore(redis, job_id).add([kept_group(n, n, [completion("93", n)]) for n in (1, 2)], 10_000_000)
-    await answer(redis.set(JobKeys(job_id).controller, 1))
+    await run(redis.set(JobKeys(job_id).controller, 1))
     await jobs.update(job_id, trained_tokens=12)
     if status != "running":
         await ledger.close("finished")
@@ -110,7 +110,7 @@ async def full_job(redis: Redis, job_id: str, status: Status) -> None:
 @pytest.fixture
 async def http(served: Served, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
     """A client, in this process, of a gateway that has a sound job, a running and an ended one."""
-    monkeypatch.setattr(hub, "_QUIET_SECONDS", 0.01)  # an ended job's stream ends sooner
+    monkeypatch.setattr(job_streams, "_QUIET_SECONDS", 0.01)  # an ended job's stream ends sooner
     jobs: list[tuple[str, Status]] = [(SOUND, "running"), ("ftjob-running", "running"), ("ftjob-ended", "succeeded")]
     for job_id, status in jobs:
         await full_job(served.redis, job_id, status)
@@ -190,7 +190,7 @@ def jobs_shown(path: str, response: httpx.Response) -> set[str | None]:
 async def test_a_job_whose_record_is_damaged_is_cancelled_and_its_controller_asked_to_end_it(
     http: httpx.AsyncClient, served: Served, record: str
 ) -> None:
-    await answer(served.redis.hset(JobKeys("ftjob-running").job, record, NO_RECORD))
+    await run(served.redis.hset(JobKeys("ftjob-running").job, record, NO_RECORD))
     job = JOB.replace("{job_id}", "ftjob-running")
     for act in ("pause", "resume"):
         refused = await http.post(f"{job}/{act}")
@@ -208,7 +208,7 @@ async def test_no_change_of_a_job_with_a_damaged_record_fails_and_it_can_be_canc
 ) -> None:
     redis, job, wrong = served.redis, JOB.replace("{job_id}", "ftjob-running"), []
     keys = [key async for key in redis.scan_iter("headrace:*")]
-    whole = [(key, await answer(redis.dump(key))) for key in keys]
+    whole = [(key, await run(redis.dump(key))) for key in keys]
     changes: list[tuple[str, str, dict[str, int] | None]] = [
         ("PATCH", "/settings", {"max_staleness": 3}), ("POST", "/workers/rollout-0/drain", None),
         ("POST", "/workers/rollout-0/undrain", None), ("POST", "/pause", None), ("POST", "/resume", None),
@@ -234,22 +234,20 @@ async def test_no_change_of_a_job_with_a_damaged_record_fails_and_it_can_be_canc
 async def test_a_ledger_script_names_the_damaged_figure_and_changes_nothing(redis: Redis, bad: bytes) -> None:
     await full_job(redis, "ftjob-1", "running")
     ledger, key = Ledger(redis, "ftjob-1"), JobKeys("ftjob-1").ledger
-    await answer(redis.hset(key, "queued", bad))
-    before = await answer(redis.hgetall(key))
+    await run(redis.hset(key, "queued", bad))
+    before = await run(redis.hgetall(key))
     for call in (ledger.enlist(), ledger.window(), ledger.admit("rollout-1", 1, 1, 60.0), ledger.queues()):
         with pytest.raises(Damaged, match="ledger queued in Redis cannot be read: it is no whole number; restore"):
             await call
-    assert await answer(redis.hgetall(key)) == before
+    assert await run(redis.hgetall(key)) == before
     assert await ledger.close("cancelled") == 3  # it ends all the same: what is leased, queued and claimed
-    assert not await answer(
-        redis.exists(JobKeys("ftjob-1").leases, JobKeys("ftjob-1").queued, JobKeys("ftjob-1").claimed)
-    )
+    assert not await run(redis.exists(JobKeys("ftjob-1").leases, JobKeys("ftjob-1").queued, JobKeys("ftjob-1").claimed))
 
 
 async def test_another_job_whose_ledger_is_damaged_ends_no_job(redis: Redis, tmp_path: Path) -> None:
     for job_id in ("ftjob-1", "ftjob-2"):
         await full_job(redis, job_id, "running")
-    await answer(redis.hset(JobKeys("ftjob-2").ledger, "bytes", NO_RECORD))
+    await run(redis.hset(JobKeys("ftjob-2").ledger, "bytes", NO_RECORD))
     jobs, settings = JobStore(redis), Settings(data_dir=tmp_path, redis_memory=100_000_000)
     await MemoryShare(redis, jobs, settings, "ftjob-1").look()
     with pytest.raises(Damaged, match=r"ftjob-2.*ledger bytes"):
@@ -260,8 +258,8 @@ async def test_another_job_whose_ledger_is_damaged_ends_no_job(redis: Redis, tmp
 async def test_a_job_tells_on_whatever_is_damaged_of_its_summary(redis: Redis, bad: bytes) -> None:
     await full_job(redis, "ftjob-1", "running")
     jobs, summary = JobStore(redis), JobKeys("ftjob-1").summary
-    for field in await answer(redis.hkeys(summary)):
-        await answer(redis.hset(summary, field, bad))
+    for field in await run(redis.hkeys(summary)):
+        await run(redis.hset(summary, field, bad))
     before = [number for number, _ in await jobs.events("ftjob-1")]
     await jobs.tell("ftjob-1", "it goes on")
     for metrics in (step(3), WORKER, EVALUATION):
@@ -279,7 +277,7 @@ async def test_keys_files_and_the_audit_log_are_read_whatever_is_damaged_of_them
     await gateway.keys.open_session(secret)
     stored = await gateway.files.add(BytesIO(rows(8)), "train.jsonl", "fine-tune")
     assert (await http.post("/v1/headrace/keys", json={"name": "bob"})).status_code == 200
-    await answer(served.redis.hset(API_KEYS_USED, digest(secret), "60"))
+    await run(served.redis.hset(API_KEYS_USED, digest(secret), "60"))
     wrong = []
     paths = [path.replace("{file_id}", stored.id) for path in (*ACCESS, *OF_ALL)]
     for prefix in ("headrace:{access}:", "headrace:files", "headrace:jobs", "headrace:requests"):
@@ -298,13 +296,13 @@ async def test_a_running_job_with_a_damaged_record_ends_with_its_name(
     """By a controller that finds it so, as after a restart of the service."""
     await full_job(redis, "ftjob-1", "running")
     name = getattr(JobKeys("ftjob-1"), key)
-    await answer(redis.hset(name, field, NO_RECORD))
+    await run(redis.hset(name, field, NO_RECORD))
     jobs, settings = JobStore(redis), Settings(data_dir=tmp_path, weights_dir=tmp_path, snapshots_dir=tmp_path)
     controller = JobController(settings, redis_server.url, "ftjob-1")
     async with asyncio.timeout(20):
         assert await controller._once() == "failed"  # what its actor's `run` repeats until the job is at rest
     assert await jobs.rest("ftjob-1", "failed")
-    error = json.loads(await answer(redis.hget(JobKeys("ftjob-1").job, "error")))
+    error = json.loads(await run(redis.hget(JobKeys("ftjob-1").job, "error")))
     assert error["code"] == "damaged"
     assert error["message"].startswith(name)
     assert (await jobs.events("ftjob-1"))[-1][1].message == f"failed: {error['message']}"

@@ -15,13 +15,13 @@ from click.testing import Result
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from headrace_core import keys
-from headrace_core.jobs import JobStore
-from headrace_core.keys import JobKeys
-from headrace_core.redis import answer
-from headrace_core.settings import Settings
-from headrace_gateway import cli
-from headrace_gateway.doctor import (
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_gateway.cli import main
+from headrace_gateway.cli.machine_checks import (
     Check,
     Finding,
     engine_imports,
@@ -32,7 +32,7 @@ from headrace_gateway.doctor import (
     redis_starts,
     storage,
 )
-from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .conftest import Served, stored_job
 
@@ -41,7 +41,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 async def doctor(url: str, *arguments: str, **environment: str) -> Result:
     variables = {"HEADRACE_URL": url, **environment}
-    return await asyncio.to_thread(CliRunner(env=variables).invoke, cli.app, ["doctor", *arguments])
+    return await asyncio.to_thread(CliRunner(env=variables).invoke, main.app, ["doctor", *arguments])
 
 
 def found(check: Check, **settings: Any) -> dict[str, Finding]:
@@ -133,7 +133,7 @@ async def test_every_damaged_record_is_named(redis: Redis, redis_server: RedisSe
         (keys.API_KEYS, "0" * 64),
     ]  # fmt: skip
     for key, field in places:
-        await answer(redis.hset(key, field, b'{"cut'))
+        await run(redis.hset(key, field, b'{"cut'))
     named = await asyncio.to_thread(lambda: list(records(Settings(redis_url=redis_server.url), NOWHERE)))
     assert [finding.level for finding in named] == ["warn"] * 4
     assert all(any(key in finding.found for finding in named) for key, _ in places)

@@ -10,9 +10,9 @@ import jsonschema_rs
 import pytest
 from fastapi.routing import APIRoute
 
-from headrace_core.settings import Settings
+from headrace_core.config.service_settings import Settings
 from headrace_gateway.app import create_app
-from headrace_gateway.document import operations
+from headrace_gateway.openapi.document import operations
 
 from .conftest import Served
 

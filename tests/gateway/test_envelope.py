@@ -11,8 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from headrace_gateway import envelope
-from headrace_gateway.document import operations
+from headrace_gateway.middleware import request_envelope
+from headrace_gateway.openapi.document import operations
 
 from .conftest import MAX_UPLOAD_BYTES, Served, body, rows, stored_job
 
@@ -113,7 +113,7 @@ async def test_a_missing_field_is_named_by_its_path(http: httpx.AsyncClient) -> 
 
 
 async def test_bodies_beyond_their_limits(http: httpx.AsyncClient) -> None:
-    large = body("file-1", suffix="x" * envelope.MAX_JSON_BYTES)
+    large = body("file-1", suffix="x" * request_envelope.MAX_JSON_BYTES)
     assert error_of(await http.post("/v1/fine_tuning/jobs", json=large), 413)["code"] == "too_large"
     for size in (MAX_UPLOAD_BYTES + 1, MAX_UPLOAD_BYTES * 5):  # caught by the store, and while the body comes in
         form = {"files": {"file": ("large.jsonl", b"x" * size)}, "data": {"purpose": "fine-tune"}}
@@ -124,7 +124,7 @@ async def test_bodies_beyond_their_limits(http: httpx.AsyncClient) -> None:
 
 async def test_an_unexpected_error_names_its_request(capsys: pytest.CaptureFixture[str]) -> None:
     app = FastAPI()
-    envelope.install(app, MAX_UPLOAD_BYTES)
+    request_envelope.install(app, MAX_UPLOAD_BYTES)
 
     @app.get("/broken")
     async def broken() -> None:
@@ -159,7 +159,7 @@ async def test_request_ids_differ(http: httpx.AsyncClient) -> None:
 
 async def test_what_a_request_says_is_escaped_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     app = FastAPI()
-    envelope.install(app, MAX_UPLOAD_BYTES)
+    request_envelope.install(app, MAX_UPLOAD_BYTES)
 
     @app.get("/{name}")
     async def broken(name: str) -> None:

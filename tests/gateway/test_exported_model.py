@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Checkpoint, model_name
-from headrace_gateway import cli
-from headrace_learner.model import Policy
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.jobs.job_store import Checkpoint, model_name
+from headrace_gateway.cli import main
+from headrace_learner.models.policy import Policy
 
 from .conftest import ADDER, Served, stored_job
 
@@ -47,7 +47,7 @@ async def test_an_exported_checkpoint_says_what_the_policy_says(served: Served, 
     await served.jobs.add_checkpoint(job.id, Checkpoint("ftckpt_1", 5.0, 3, model_name(job, 3), str(saved), {}))
     target = tmp_path / "mine"
     command = ["checkpoints", "export", job.id, str(target), "--url", served.url]
-    done = await asyncio.to_thread(CliRunner().invoke, cli.app, command)
+    done = await asyncio.to_thread(CliRunner().invoke, main.app, command)
     assert done.exit_code == 0, (done.output, done.exception)
     tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True)
     exported = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, local_files_only=True).eval()

@@ -13,17 +13,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 from wandb.proto.wandb_internal_pb2 import Record
 
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidState
-from headrace_core.history import KINDS
-from headrace_core.jobs import Job, JobStore
-from headrace_core.metrics import WorkerMetrics
-from headrace_core.settings import Settings
-from headrace_gateway import cli
-from headrace_gateway.exporting.follower import Cursor, FromRedis, export, read_cursor
-from headrace_gateway.exporting.series import SERIES, point
-from headrace_gateway.exporting.supervisor import ATTEMPTS, Exports
-from headrace_gateway.exporting.targets import Target
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.jobs.history import KINDS
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.types.metrics import WorkerMetrics
+from headrace_gateway.cli import main
+from headrace_gateway.exporters.export_loop import Cursor, FromRedis, export, read_cursor
+from headrace_gateway.exporters.export_processes import ATTEMPTS, ExportProcesses
+from headrace_gateway.exporters.series import SERIES, point
+from headrace_gateway.exporters.targets import Target
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .conftest import Served, stored_job
 from .test_observe import EVALUATION, UPDATE, WORKER, counted, step
@@ -157,7 +157,7 @@ async def test_one_export_at_a_time_writes_a_folder(jobs: JobStore, tmp_path: Pa
 # ── beside the gateway ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def until(exports: Exports, folder: Path, complete: bool, number: int = 1) -> None:
+async def until(exports: ExportProcesses, folder: Path, complete: bool, number: int = 1) -> None:
     """Reconcile until the folder has that much."""
     async with asyncio.timeout(SECONDS):
         while (cursor := read_cursor(folder)).number < number or cursor.complete < complete:
@@ -170,7 +170,7 @@ async def test_a_job_is_exported_while_it_runs_and_across_gateways(
 ) -> None:
     settings = Settings(data_dir=tmp_path, exports=("jsonl", "tensorboard"))
     for last in (False, True):
-        exports = Exports(settings, redis_server.url, jobs)
+        exports = ExportProcesses(settings, redis_server.url, jobs)
         folder = exports.folder("ftjob-1", "jsonl")
         await until(exports, folder, complete=False, number=8 if last else 6)
         if last:
@@ -196,7 +196,7 @@ async def test_a_run_at_wandb_offline(
     monkeypatch.setenv("WANDB_MODE", "offline")
     await jobs.create(wandb_job())
     await started(jobs, "ftjob-w")
-    exports = Exports(Settings(data_dir=tmp_path), redis_server.url, jobs)
+    exports = ExportProcesses(Settings(data_dir=tmp_path), redis_server.url, jobs)
     folder = exports.folder("ftjob-w", "wandb")
     await until(exports, folder, complete=False, number=6)
     await jobs.move("ftjob-w", "succeeded")
@@ -239,7 +239,9 @@ async def test_an_export_that_fails_says_so_and_disturbs_nothing(
     monkeypatch.setenv("HOME", str(tmp_path))  # no key in ~/.netrc either
     await jobs.create(wandb_job())
     await started(jobs, "ftjob-w")
-    exports = Exports(Settings(data_dir=tmp_path, exports=("jsonl",)), redis_server.url, jobs, backoff_seconds=0.0)
+    exports = ExportProcesses(
+        Settings(data_dir=tmp_path, exports=("jsonl",)), redis_server.url, jobs, backoff_seconds=0.0
+    )
     async with asyncio.timeout(2 * SECONDS):
         while len(told := [e.message for _, e in await jobs.events("ftjob-w") if e.level == "warn"]) < ATTEMPTS:
             await exports.reconcile()
@@ -262,7 +264,7 @@ async def test_a_job_is_exported_by_command(served: Served, tmp_path: Path) -> N
     for target in ("jsonl", "tensorboard"):
         command = ["jobs", "export", "ftjob-1", target, "--out", str(tmp_path / target), "--url", served.url]
         for state in ("so far", "so far"):
-            done = await asyncio.to_thread(CliRunner().invoke, cli.app, command)
+            done = await asyncio.to_thread(CliRunner().invoke, main.app, command)
             assert done.exit_code == 0, (done.output, done.exception)
             assert f"up to step 2, {state}" in " ".join(done.output.split())
     assert len(lines(tmp_path / "jsonl")) == 6

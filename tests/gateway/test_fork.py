@@ -11,8 +11,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from headrace_core.jobs import Checkpoint, Job, model_name
-from headrace_gateway.responses.jobs import JobObject
+from headrace_core.jobs.job_store import Checkpoint, Job, model_name
+from headrace_gateway.schemas.job_answers import JobObject
 
 from .conftest import ADDER, GRADER, Served, body, rows
 

@@ -18,18 +18,20 @@ import pytest
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
-from headrace_core.data import read_rows
+from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
-from headrace_core.reward_rules import RewardRules
-from headrace_core.settings import Settings
-from headrace_gateway import fork_server, graders, prompt_process
-from headrace_gateway.chats import RayChats
-from headrace_gateway.context import PRELOADED, Gateway
-from headrace_gateway.forked import ForkServer
-from headrace_gateway.prompt_process import ENVIRONMENT, PromptChecks
-from headrace_gateway.prompts import check_prompts
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.rewards_process import EndedWithoutAnswer, ask, started
+from headrace_core.storage.dataset import read_rows
+from headrace_gateway.chat.chat_pool import RayChatPool
+from headrace_gateway.context import PRELOADED, GatewayContext
+from headrace_gateway.grading import grader_checks
+from headrace_gateway.limited_processes import fork_server
+from headrace_gateway.limited_processes.forked_process import ForkServer
+from headrace_gateway.limited_processes.json_process import EndedWithoutAnswer, ask, started
+from headrace_gateway.models import prompt_process
+from headrace_gateway.models.prompt_process import ENVIRONMENT, PromptChecks
+from headrace_gateway.models.prompt_tokens import check_prompts
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .conftest import ADDER, GRADER, Controllers, Served, body
 from .test_prompt_process import LOOPS, data, model_with
@@ -124,7 +126,9 @@ async def test_code_of_users_runs_in_no_process_that_was_forked_from_it(forks: F
     )
     (tmp_path / "r.py").write_text(code)
     grader = {"type": "function", "name": "r", "function": f"{tmp_path}/r.py:r"}
-    verdict = await graders.ask(grader, RewardRules(), samples=[{"output_text": "a"}], run=forks.run)
+    verdict = await grader_checks.check_grader(
+        grader, RewardPermissions(), samples=[{"output_text": "a"}], run=forks.run
+    )
     assert verdict.outcomes[0].components == {"msgspec": 1.0, "httpx": 0.0, "jinja2": 0.0}
 
 
@@ -136,12 +140,15 @@ async def test_a_check_finds_what_one_that_is_started_anew_finds(forks: ForkServ
     function = {"type": "function", "name": "r", "function": f"{tmp_path}/r.py:r"}
     samples = [{"output_text": text, "item": {"answer": "1"}} for text in ("1", "one")]
     for grader in (GRADER, function):
-        verdicts = [await graders.ask(grader, RewardRules(), samples=samples, run=run) for run in (started, forks.run)]
+        verdicts = [
+            await grader_checks.check_grader(grader, RewardPermissions(), samples=samples, run=run)
+            for run in (started, forks.run)
+        ]
         (one, two), seconds = ([verdict.outcomes for verdict in verdicts], [verdict.seconds for verdict in verdicts])
         assert one == two
         assert [len(each) for each in seconds] == [1, 1]
     with pytest.raises(InvalidRequest, match="there is no grader of type 'none'"):
-        await graders.ask({"type": "none"}, RewardRules(), run=forks.run)
+        await grader_checks.check_grader({"type": "none"}, RewardPermissions(), run=forks.run)
 
 
 async def test_prompts_are_counted_within_the_limits(
@@ -224,7 +231,7 @@ def test_all_end_with_the_gateway(tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
     question = json.dumps({"leave": "", "sleep": 600.0, "file": str(tmp_path / "pid")})
     program = (
-        "import asyncio\nfrom headrace_gateway.forked import ForkServer\n"
+        "import asyncio\nfrom headrace_gateway.limited_processes.forked_process import ForkServer\n"
         f"server = ForkServer([{SEEN!r}], {{'PYTHONPATH': {str(tmp_path)!r}}})\n"
         f"asyncio.run(server.run('probe', {question.encode()!r}))"
     )
@@ -256,7 +263,7 @@ def test_what_leaves_a_thread_is_not_forked() -> None:
 
 def servers() -> list[int]:
     children = psutil.Process().children()
-    return [c.pid for c in children if "headrace_gateway.fork_server" in " ".join(c.cmdline())]
+    return [c.pid for c in children if "headrace_gateway.limited_processes.fork_server" in " ".join(c.cmdline())]
 
 
 async def test_submissions_are_checked_by_forked_processes(
@@ -273,7 +280,7 @@ async def test_submissions_are_checked_by_forked_processes(
 
 async def test_an_operator_may_do_without(tmp_path: Path, redis: Redis, redis_server: RedisServer) -> None:
     settings = Settings(data_dir=tmp_path, fork_server=False)
-    gateway = Gateway.over(settings, redis, Controllers(), RayChats(settings, redis))
+    gateway = GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
     assert gateway.fork_server is None
     verdict = await gateway.trials.verdict(GRADER, [{"output_text": "93", "item": {"answer": "93"}}])
     assert [outcome.value for outcome in verdict.outcomes] == [1.0]

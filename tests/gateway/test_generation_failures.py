@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.ledger import STATES, Account
-from headrace_gateway.generation_failures import GenerationFailing, check_generation
+from headrace_controller.generation_failure_limit import TooManyGenerationFailures, check_generation
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.ledger.ledger import STATES, LedgerCounts
 
 from .conftest import Served, stored_job
 
 SETTINGS = Hyperparameters(batch_size=8, group_size=2, n_steps=1, max_generation_failures=0.25)
-EMPTY = Account(0, dict.fromkeys(STATES, 0), 0, 0, 0, 0, 0)
+EMPTY = LedgerCounts(0, dict.fromkeys(STATES, 0), 0, 0, 0, 0, 0)
 
 
 async def check(served: Served, failed: int, good: int, **settings: Any) -> None:
@@ -29,10 +29,11 @@ async def test_a_share_of_groups_is_allowed(served: Served) -> None:
     await check(served, 15, 0)  # two batches are not judged
     await check(served, 9, 0, batch_size=1)  # nor are fewer than ten groups
     with pytest.raises(
-        GenerationFailing, match=r"^5 of 16 groups could not be generated, more than max_generation_failures=0.25 "
+        TooManyGenerationFailures,
+        match=r"^5 of 16 groups could not be generated, more than max_generation_failures=0.25 ",
     ):
         await check(served, 5, 11)
-    with pytest.raises(GenerationFailing, match="10 of 10"):
+    with pytest.raises(TooManyGenerationFailures, match="10 of 10"):
         await check(served, 10, 0, batch_size=1)
 
 
@@ -42,7 +43,7 @@ async def test_the_error_names_the_first_rows(served: Served) -> None:
     for line in (7, 3, 9, 11):
         data = {"group": line, "row": line - 1, "line": line, "error": "of no use"}
         await served.jobs.tell("ftjob-1", f"the row of line {line} cannot be generated", level="warn", data=data)
-    with pytest.raises(GenerationFailing) as caught:
+    with pytest.raises(TooManyGenerationFailures) as caught:
         await check(served, 16, 0)
     assert [row["line"] for row in caught.value.data["rows"]] == [7, 3, 9]
     assert str(caught.value).endswith("\n\nthe row of line 9 cannot be generated")

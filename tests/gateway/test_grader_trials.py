@@ -1,4 +1,5 @@
-"""OpenAI's client tries graders, `graders.validate` and `graders.run`: a real gateway, real reward processes."""
+"""OpenAI's client tries graders, `grader_checks.validate` and `grader_checks.run`: a real gateway, real reward
+processes."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.fine_tuning.alpha.grader_run_response import MetadataErrors
 
-from headrace_core.data import read_rows
+from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import TimedOut
-from headrace_core.reward_rules import RewardRules
-from headrace_gateway import graders
-from headrace_gateway.graders import Outcome, Part, Trials, Verdict
+from headrace_core.storage.dataset import read_rows
+from headrace_gateway.grading import grader_checks
+from headrace_gateway.grading.grader_checks import CheckedPart, GraderOutcome, GraderTrials, Verdict
 from headrace_gateway.routes.graders import _DETAILS, _FLAGS, _answer, _named
 
 from .conftest import GRADER, Served, body
@@ -203,7 +204,7 @@ def test_the_errors_are_those_of_the_clients_type() -> None:
     ],
 )
 def test_every_failure_has_a_name_of_openais(grader: str, kind: str, message: str, flags: set[str]) -> None:
-    named = _named(grader, Outcome("failure", kind=kind, message=message, traceback="File …"))
+    named = _named(grader, GraderOutcome("failure", kind=kind, message=message, traceback="File …"))
     assert {name for name, value in named.items() if value is True} == flags
     assert set(named) <= set(_FLAGS) | set(_DETAILS)
 
@@ -213,9 +214,9 @@ def test_a_judge_is_named_and_what_does_not_apply_has_no_reward() -> None:
         ok=True,
         error=None,
         grader={"type": "score_model", "model": "judge-1"},
-        outcomes=[Outcome("not_applicable")],
+        outcomes=[GraderOutcome("not_applicable")],
         seconds=[0.5],
-        parts=[Part("style", "score_model")],
+        parts=[CheckedPart("style", "score_model")],
     )
     answer = _answer(judged)
     assert (answer["reward"], answer["sub_rewards"], answer["metadata"]["failure"]) == (None, {}, None)
@@ -226,9 +227,9 @@ def test_a_judge_is_named_and_what_does_not_apply_has_no_reward() -> None:
 async def test_trials_wait_for_a_place_and_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "r.py").write_text("import time\ndef r(completion): time.sleep(60)\n")
     hangs = {"type": "function", "name": "r", "function": f"{tmp_path}/r.py:r"}
-    monkeypatch.setattr(graders, "_TRIALS_AT_ONCE", 1)
-    monkeypatch.setattr(graders, "_TRIAL_SECONDS", 1.0)
-    trials = Trials(RewardRules())
+    monkeypatch.setattr(grader_checks, "_TRIALS_AT_ONCE", 1)
+    monkeypatch.setattr(grader_checks, "_TRIAL_SECONDS", 1.0)
+    trials = GraderTrials(RewardPermissions())
     first = asyncio.create_task(trials.verdict(hangs, [{"output_text": "a"}]))
     await asyncio.sleep(0)  # it has the place
     with pytest.raises(TimedOut, match="1 graders are being tried"):

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from headrace_gateway import http_protocol
-from headrace_gateway.http_protocol import MAX_HEAD_BYTES
+from headrace_gateway.service import bounded_http
+from headrace_gateway.service.bounded_http import MAX_HEAD_BYTES
 
 from .conftest import Served
 from .keyed import Keyed, keyed
@@ -61,7 +61,7 @@ async def test_a_long_head_behind_another_request_is_not_answered(served: Served
 
 
 async def test_a_head_that_does_not_come_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.2)
     for pieces in ([], [b"G"], [START], [START + b"\r\n" + START]):
         said = await answered(served, *pieces)
         assert said.count(b"HTTP/1.1 200") == b"".join(pieces).count(b"\r\n\r\n")
@@ -107,7 +107,7 @@ async def test_what_is_between_the_bytes_of_a_body_has_an_end(served: Served, be
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(bounded_http, "BODY_SECONDS", 0.3)
     form = b"POST /login HTTP/1.1\r\nhost: localhost\r\ncontent-type: %s\r\ncontent-length: 900\r\n\r\n" % FORM
     for body in (b"", b"key=", b"key=" + b"a" * 800):
         said = await answered(served, form + body)
@@ -127,7 +127,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(served: Served, monke
 
 
 async def test_a_slow_body_that_comes_on_is_taken(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(bounded_http, "BODY_SECONDS", 0.2)
     post = b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     where = urlsplit(served.url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -143,7 +143,7 @@ async def test_a_slow_body_that_comes_on_is_taken(served: Served, monkeypatch: p
 async def test_the_rest_of_a_body_that_was_refused_is_not_read_for_ever(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(bounded_http, "BODY_SECONDS", 0.3)
     post = b"POST /login HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\ncontent-type: %s\r\n\r\n"
     said = await answered(served, post % (10**12, FORM), b"a" * 1000)
     assert said.startswith(b"HTTP/1.1 303 ") or said.startswith(b"HTTP/1.1 413 ")

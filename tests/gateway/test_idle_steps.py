@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.keys import JobKeys
-from headrace_core.metrics import RewardMetrics, StepMetrics
-from headrace_gateway.idle_steps import IdleSteps, NothingLearned, NothingScored
+from headrace_controller.idle_steps import IdleSteps, NothingLearned, NothingScored
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import RewardMetrics, StepMetrics
 
 from .conftest import Served, stored_job
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from headrace_core.errors import InvalidRequest, NotFound, WeightsDamaged
-from headrace_core.jobs import Checkpoint, JobError, model_name
-from headrace_core.keys import JobKeys
-from headrace_core.ledger import Ledger
-from headrace_core.staleness import Limits
-from headrace_gateway import cli
-from headrace_gateway.following import follow
-from headrace_gateway.model_folder import copy
+from headrace_core.jobs.job_store import Checkpoint, JobError, model_name
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.staleness import Limits
+from headrace_gateway.cli import main
+from headrace_gateway.cli.live_view import follow
+from headrace_gateway.models.model_folder import copy
 
 from .conftest import Served, body, stored_job
 from .test_observe import EVALUATION, WORKER, step
@@ -31,7 +31,7 @@ SHIPPED = Path(__file__).parents[2] / "examples" / "adder" / "model"
 
 async def headrace(served: Served, *arguments: str) -> Result:
     environment = {"HEADRACE_URL": served.url, "COLUMNS": "160"}
-    return await asyncio.to_thread(CliRunner(env=environment).invoke, cli.app, list(arguments))
+    return await asyncio.to_thread(CliRunner(env=environment).invoke, main.app, list(arguments))
 
 
 def message(result: Result) -> str:

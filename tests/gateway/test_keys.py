@@ -14,9 +14,10 @@ import pytest
 from fastapi.routing import APIRoute
 from redis.asyncio import Redis
 
-from headrace_core.jobs import JobStore
-from headrace_core.settings import Settings
-from headrace_gateway import api_keys, streaming
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import JobStore
+from headrace_gateway.auth import api_keys
+from headrace_gateway.events import sse_response
 
 from .conftest import Served, body, rows, stored_job
 from .keyed import Keyed, gateway, keyed
@@ -204,7 +205,7 @@ async def test_without_redis_nobody_comes_in(redis: Redis, redis_server: Any, tm
 async def test_an_open_stream_ends_soon_after_its_key(
     keyed: Keyed, redis: Redis, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(streaming, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(sse_response, "CHECK_SECONDS", 0.05)
     await JobStore(redis).create(stored_job("ftjob-1", owner="carol", status="running"))
     key, secret = await keyed.keys.create("carol", "user", 1.0 if how == "expired" else None)
     _, token = await keyed.keys.open_session(secret)

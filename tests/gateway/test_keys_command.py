@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
-from headrace_core.settings import Settings
-from headrace_gateway import cli, data_folder
-from headrace_gateway.redis_server import RedisServer
+from headrace_gateway.cli import main
+from headrace_gateway.service import data_folder_lock
+from headrace_gateway.service.embedded_redis import RedisServer
 
 KEY = re.compile(r"hr-[\w-]{43}")
 
 
 def headrace(*words: str) -> Result:
-    result = CliRunner().invoke(cli.app, list(words), env={"COLUMNS": "200"})
+    result = CliRunner().invoke(main.app, list(words), env={"COLUMNS": "200"})
     if isinstance(result.exception, HeadraceError):
         raise result.exception
     return result
@@ -33,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(folder: Path) -> Iterator[RedisServer]:
     """What `headrace serve` holds while it runs."""
-    with data_folder.held(folder):
+    with data_folder_lock.held(folder):
         server = RedisServer(folder / "redis")
         server.start()
         yield server
@@ -42,7 +43,7 @@ def server(folder: Path) -> Iterator[RedisServer]:
 
 def test_the_life_of_a_key_where_no_server_runs(folder: Path) -> None:
     at = ("--data-dir", str(folder))
-    with data_folder.held(folder):  # as `headrace serve` made it
+    with data_folder_lock.held(folder):  # as `headrace serve` made it
         pass
     made = headrace("keys", "create", "--name", "alice", "--expires-in", "90d", *at)
     assert made.exit_code == 0
@@ -58,7 +59,7 @@ def test_the_life_of_a_key_where_no_server_runs(folder: Path) -> None:
     assert "is revoked" in headrace("keys", "revoke", key_id, *at).stdout
     line = next(line for line in headrace("keys", "list", *at).stdout.splitlines() if key_id in line)
     assert line.split()[-1] == "revoked"
-    with data_folder.held(folder):  # it let the folder go
+    with data_folder_lock.held(folder):  # it let the folder go
         pass
 
 
@@ -78,7 +79,7 @@ def test_beside_a_running_server(folder: Path, server: RedisServer) -> None:
 
 
 def test_a_server_that_has_no_redis_yet_is_named(folder: Path) -> None:
-    with data_folder.held(folder), pytest.raises(Unavailable, match="try again"):
+    with data_folder_lock.held(folder), pytest.raises(Unavailable, match="try again"):
         headrace("keys", "list", "--data-dir", str(folder))
 
 
@@ -91,7 +92,7 @@ def test_a_time_that_is_none(folder: Path, time: str) -> None:
 def test_a_name_that_is_none_and_a_key_that_is_not_there(folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="--name"):
         headrace("keys", "create", "--name", "a b", "--data-dir", str(folder))
-    with data_folder.held(folder):
+    with data_folder_lock.held(folder):
         pass
     with pytest.raises(NotFound, match="key_none"):
         headrace("keys", "revoke", "key_none", "--data-dir", str(folder))
@@ -100,9 +101,9 @@ def test_a_name_that_is_none_and_a_key_that_is_not_there(folder: Path) -> None:
 @pytest.mark.parametrize("url", [None, "redis://:password@redis:6379/0"])
 def test_serve_says_how_to_make_the_first_key(url: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(host="0.0.0.0", redis_url=url, data_dir=Path("/srv/headrace"))
-    cli._announce(settings, "http://0.0.0.0:8000", True)
+    main._announce(settings, "http://0.0.0.0:8000", True)
     assert "keys create" not in capsys.readouterr().out
-    cli._announce(settings, "http://0.0.0.0:8000", False)
+    main._announce(settings, "http://0.0.0.0:8000", False)
     told = capsys.readouterr().out
     assert "headrace keys create --name you --scope admin" in told
     assert "password" not in told

@@ -12,12 +12,12 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core import keys
-from headrace_core.settings import Settings
-from headrace_gateway.admission import admit
-from headrace_gateway.envelope import MAX_JSON_BYTES
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.visit import Visit
+from headrace_core.config.service_settings import Settings
+from headrace_core.redis_access import keys
+from headrace_gateway.auth.authenticate import authenticate
+from headrace_gateway.auth.request_info import RequestInfo
+from headrace_gateway.middleware.request_envelope import MAX_JSON_BYTES
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .conftest import MAX_UPLOAD_BYTES, Served, body
 from .keyed import Keyed, gateway
@@ -73,7 +73,7 @@ async def test_who_tries_keys_is_counted_by_address(slow: Keyed) -> None:
 
 
 async def ask(redis: Redis, per_minute: int, address: str = "a") -> Any:
-    return await admit(redis, key="", session="", address=address, per_minute=per_minute, about=None)
+    return await authenticate(redis, key="", session="", address=address, per_minute=per_minute, about=None)
 
 
 async def test_the_bucket_fills_as_time_passes(redis: Redis) -> None:
@@ -131,7 +131,7 @@ async def test_nothing_is_counted_on_loopback_without_keys(served: Served) -> No
     ],
 )  # fmt: skip
 def test_what_is_counted_together(address: str, network: str) -> None:
-    assert Visit("GET", "/", "", address, {}).network == network
+    assert RequestInfo("GET", "/", "", address, {}).network == network
 
 
 # ── bodies ───────────────────────────────────────────────────────────────────────────────────────────────────────────

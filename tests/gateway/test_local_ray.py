@@ -16,19 +16,19 @@ import ray
 from msgspec import structs
 from redis.asyncio import Redis
 
+from headrace_controller.heartbeat import ControllerHeartbeats
+from headrace_controller.job_controller import JobController
+from headrace_controller.manager import PREFIX, RayControllerManager
+from headrace_controller.placement import NAMESPACE
 from headrace_core.concurrency import cancel
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
-from headrace_core.history import EVENTS
-from headrace_core.jobs import JobStore, event_of
-from headrace_core.settings import Settings
-from headrace_gateway.controller import JobController
-from headrace_gateway.controller_beats import ControllerBeats
-from headrace_gateway.controllers import PREFIX, RayControllers
-from headrace_gateway.keeper import Keeper
-from headrace_gateway.local_ray import RayConnection
-from headrace_gateway.placement import NAMESPACE
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.restarts import Restarts
+from headrace_core.jobs.history import EVENTS
+from headrace_core.jobs.job_store import JobStore, event_of
+from headrace_core.restart_budget import RestartBudget
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.part_supervisor import PartSupervisor
+from headrace_gateway.service.ray_connection import RayConnection
 
 from .conftest import stored_job
 
@@ -54,7 +54,7 @@ async def test_either_of_its_processes_may_die(redis: Redis, before: set[psutil.
     jobs = JobStore(redis)
     await jobs.create(stored_job(status="running"))
     with RayConnection(None) as connection:
-        keeping = asyncio.create_task(Keeper(connection, jobs, Restarts(2, 600.0, first=0.1)).run())
+        keeping = asyncio.create_task(PartSupervisor(connection, jobs, RestartBudget(2, 600.0, first=0.1)).run())
         for number, name in enumerate(("raylet", "gcs_server"), 1):
             ours(before)[name].kill()
             async with asyncio.timeout(120):
@@ -82,7 +82,7 @@ async def test_what_a_gateway_began_before_it_died_is_finished(
     await jobs.create(job)
     for name, created_at in (("ftjob-stored", 0.0), ("ftjob-now", time.time())):
         await jobs.create(structs.replace(stored_job(), id=name, created_at=created_at, status="validating_files"))
-    controllers, beats = RayControllers(settings, redis_server.url, redis), ControllerBeats(redis, settings)
+    controllers, beats = RayControllerManager(settings, redis_server.url, redis), ControllerHeartbeats(redis, settings)
     with RayConnection(None):
         await beats.starts(job.id)
         ray.remote(JobController).options(
@@ -101,7 +101,7 @@ async def test_what_a_gateway_began_before_it_died_is_finished(
 ALONE = """
 import json, os
 from pathlib import Path
-from headrace_gateway.local_ray import RayConnection
+from headrace_gateway.service.ray_connection import RayConnection
 
 with RayConnection(None):
     held = (path for path in Path("/tmp").glob("headrace-ray-*/held") if path.read_text() == f"{os.getpid()}\\n")
@@ -135,7 +135,9 @@ async def test_who_asks_while_there_is_none_is_refused(redis: Redis) -> None:
 
 async def test_an_end_comes_behind_a_restart_that_is_under_way(redis: Redis, before: set[psutil.Process]) -> None:
     with RayConnection(None) as connection:
-        keeping = asyncio.create_task(Keeper(connection, JobStore(redis), Restarts(1, 600.0, first=0.0)).run())
+        keeping = asyncio.create_task(
+            PartSupervisor(connection, JobStore(redis), RestartBudget(1, 600.0, first=0.0)).run()
+        )
         ours(before)["raylet"].kill()
         async with asyncio.timeout(60):
             while ray.is_initialized():  # noqa: ASYNC110 (Ray says nothing of it)

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core import keys
-from headrace_core.settings import Settings
-from headrace_gateway import api_keys
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.config.service_settings import Settings
+from headrace_core.redis_access import keys
+from headrace_gateway.auth import api_keys
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .keyed import Keyed, gateway, keyed
 from .test_envelope import error_of

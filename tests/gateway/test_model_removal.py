@@ -10,9 +10,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from headrace_core.jobs import Checkpoint, JobStore, model_name
-from headrace_core.settings import Settings
-from headrace_gateway.models import Models
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name
+from headrace_gateway.models.catalog import Models
 
 from .conftest import ADDER, MODEL, Served, stored_job
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, GPT2Config, LlamaConfig, MistralConfig, Qwe
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from headrace_core.errors import InvalidRequest
-from headrace_gateway.model_support import causal_models, check_trainable
+from headrace_gateway.models.model_support import causal_models, check_trainable
 
 from .conftest import ADDER, Served, body
 from .test_envelope import error_of, http
@@ -120,7 +120,7 @@ def test_the_known_types_are_those_of_transformers_without_its_import() -> None:
     expected = {k: v if isinstance(v, tuple) else (v,) for k, v in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()}
     assert causal_models() == expected
     program = (
-        "import sys; from headrace_gateway.model_support import causal_models; assert causal_models()\n"
+        "import sys; from headrace_gateway.models.model_support import causal_models; assert causal_models()\n"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)

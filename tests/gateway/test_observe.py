@@ -12,10 +12,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from headrace_core.keys import JobKeys
-from headrace_core.ledger import Ledger, Outcome
-from headrace_core.mending import Mending
-from headrace_core.metrics import (
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import (
     AgeMetrics,
     EvaluationMetrics,
     Flips,
@@ -25,8 +26,7 @@ from headrace_core.metrics import (
     UpdateMetrics,
     WorkerMetrics,
 )
-from headrace_core.redis import answer
-from headrace_core.staleness import Limits
+from headrace_core.types.staleness import Limits
 
 from .conftest import Served, stored_job
 
@@ -75,12 +75,12 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     ledger = Ledger(served.redis, "ftjob-1")
     await ledger.open(Limits(batch_size=1, max_staleness=2, total_groups=10))
     leases = (await ledger.admit("rollout-0", 0, 3, 60.0)).leases
-    await ledger.fail(leases[0], Outcome.REWARD_FAILED, "no such thing")
+    await ledger.fail(leases[0], TransitionOutcome.REWARD_FAILED, "no such thing")
     for measured in (step(1), step(2, 0.6), WORKER, UPDATE, EVALUATION):
         await served.jobs.record("ftjob-1", measured)
     for started, time in ((1.0, 7.0), (1.0, 8.0), (2.0, 9.0)):
         await served.jobs.record_reward("ftjob-1", counted("rollout-0", started, time))
-    mending = Mending(served.redis, "ftjob-1")
+    mending = RecoveryCounters(served.redis, "ftjob-1")
     await mending.acted("reissue")
     for _ in range(2):
         await mending.restarted("rollout-0")
@@ -167,7 +167,7 @@ async def test_estimated_finish_follows_the_pace(http: httpx.AsyncClient) -> Non
 
 async def test_prometheus_series_are_those_documented(http: httpx.AsyncClient, served: Served) -> None:
     oldest = {"largest_age": 1, "largest_age_bound": 2}  # as settling a step writes them
-    await answer(served.redis.hset(JobKeys("ftjob-1").ledger, mapping=oldest))
+    await run(served.redis.hset(JobKeys("ftjob-1").ledger, mapping=oldest))
     response = await http.get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(response.text)}
     series = {(s.name, tuple(sorted(s.labels))): s.value for f in families.values() for s in f.samples}

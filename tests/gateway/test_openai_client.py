@@ -17,8 +17,8 @@ from openai import AsyncOpenAI, AsyncStream
 from openai.types.fine_tuning import FineTuningJobEvent
 from redis.asyncio import Redis
 
-from headrace_core.jobs import CHECKPOINT_MODEL, Checkpoint, JobStore, model_name
-from headrace_gateway.document import operations
+from headrace_core.jobs.job_store import CHECKPOINT_MODEL, Checkpoint, JobStore, model_name
+from headrace_gateway.openapi.document import operations
 
 from .conftest import ADDER, GRADER, MODEL, Served, body, rows
 from .test_chat_routes import LocalChats, chats, url  # noqa: F401 (fixtures)

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from headrace_core.jobs import JobError, JobStore
-from headrace_core.ledger import Ledger
-from headrace_core.metrics import EvaluationMetrics
-from headrace_core.staleness import Limits
-from headrace_gateway.observed import OverviewList
+from headrace_core.jobs.job_store import JobError, JobStore
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.types.metrics import EvaluationMetrics
+from headrace_core.types.staleness import Limits
+from headrace_gateway.schemas.observe import OverviewList
 
 from .conftest import MODEL, Served, stored_job
 from .test_observe import EVALUATION, step

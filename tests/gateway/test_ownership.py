@@ -13,8 +13,8 @@ import pytest
 from fastapi.routing import APIRoute
 
 from browser.seeds import Seeded
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Checkpoint, JobStore, model_name
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name
 
 from .conftest import ADDER, GRADER, body, rows, stored_job
 from .keyed import Keyed, keyed

@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace
 from openai import AsyncOpenAI
 
-from headrace_core.history import MEASURED
-from headrace_core.ledger import Admission, Ledger
-from headrace_core.staleness import Limits
-from headrace_gateway.observed import (
+from headrace_core.jobs.history import MEASURED
+from headrace_core.ledger.ledger import Admission, Ledger
+from headrace_core.types.staleness import Limits
+from headrace_gateway.schemas.observe import (
     GroupObject,
     LedgerObject,
     Measured,

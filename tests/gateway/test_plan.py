@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from headrace_controller.placement import Plan, plan
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidRequest
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_gateway.placement import Plan, plan
 
 LEARNER, ROLLOUT = "headrace_learner", "headrace_rollout"
 

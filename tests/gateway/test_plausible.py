@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from headrace_core.data import Row
-from headrace_gateway.plausible import plausible_completions
+from headrace_core.storage.dataset import Row
+from headrace_gateway.grading.plausible_completions import plausible_completions
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from headrace_core.data import MOST_BYTES_A_TOKEN, read_rows
 from headrace_core.errors import MOST_TOLD, InvalidRequest, Unavailable
-from headrace_gateway import prompt_process
-from headrace_gateway.prompt_process import PromptChecks
-from headrace_gateway.prompts import Prompts, check_prompts
+from headrace_core.storage.dataset import MOST_BYTES_A_TOKEN, read_rows
+from headrace_gateway.models import prompt_process
+from headrace_gateway.models.prompt_process import PromptChecks
+from headrace_gateway.models.prompt_tokens import Prompts, check_prompts
 
 from .conftest import ADDER, MAX_UPLOAD_BYTES, Served, body
 from .test_envelope import error_of, http

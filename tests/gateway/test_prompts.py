@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from headrace_core.data import Row, read_rows
 from headrace_core.errors import InvalidData, InvalidRequest
-from headrace_gateway.prompts import MOST_CHECKED, PromptCounter, check_prompts
+from headrace_core.storage.dataset import Row, read_rows
+from headrace_gateway.models.prompt_tokens import MOST_CHECKED, PromptCounter, check_prompts
 
 from .conftest import ADDER
 
@@ -116,7 +116,7 @@ def test_a_model_without_a_fast_tokenizer(tmp_path: Path) -> None:
 
 def test_the_gateway_loads_no_torch() -> None:
     program = (
-        "import sys, json, pathlib, headrace_gateway.app, headrace_gateway.prompts as p\n"
+        "import sys, json, pathlib, headrace_gateway.app, headrace_gateway.models.prompt_tokens as p\n"
         f"p.PromptCounter(pathlib.Path({str(ADDER / 'model')!r}))\n"
         "print(json.dumps([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules]))"
     )

@@ -15,14 +15,14 @@ from ray.util import list_named_actors
 from ray.util.placement_group import placement_group
 from redis.asyncio import Redis
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import JobStore
-from headrace_core.ledger import Ledger
-from headrace_core.settings import Settings
-from headrace_gateway.controllers import PREFIX, RayControllers
-from headrace_gateway.local_ray import RayConnection
-from headrace_gateway.placement import NAMESPACE
-from headrace_gateway.redis_server import RedisServer
+from headrace_controller.manager import PREFIX, RayControllerManager
+from headrace_controller.placement import NAMESPACE
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.ledger.ledger import Ledger
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.ray_connection import RayConnection
 
 from .conftest import stored_job
 
@@ -30,16 +30,16 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 QUEUED = 1000
 WAIT_SECONDS = 120.0
 """For Ray to start or end a process, on a machine that others load."""
-Gateway = Callable[[], RayControllers]
+Gateway = Callable[[], RayControllerManager]
 
 
 @pytest.fixture
 async def gateway(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Gateway]:
     """Makes the controllers' side of a gateway, over a Ray whose cores another job holds."""
-    made: list[RayControllers] = []
+    made: list[RayControllerManager] = []
 
-    def another() -> RayControllers:
-        made.append(RayControllers(Settings(data_dir=tmp_path), redis_server.url, redis))
+    def another() -> RayControllerManager:
+        made.append(RayControllerManager(Settings(data_dir=tmp_path), redis_server.url, redis))
         return made[-1]
 
     with RayConnection(None):
@@ -134,7 +134,7 @@ async def test_a_job_is_told_that_it_cannot_start_yet_while_ray_is_away(
 ) -> None:
     jobs = JobStore(redis)
     (job_id,) = await queue(jobs, 1)
-    controllers = RayControllers(Settings(data_dir=tmp_path), redis_server.url, redis)
+    controllers = RayControllerManager(Settings(data_dir=tmp_path), redis_server.url, redis)
     await controllers.ensure(await jobs.get(job_id))
     async with asyncio.timeout(WAIT_SECONDS):
         while not (told := await jobs.events(job_id)):  # noqa: ASYNC110

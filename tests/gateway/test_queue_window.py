@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from headrace_gateway.placement import Plan
-from headrace_gateway.queue_window import MISFITS, QueueWindow
+from headrace_controller.placement import Plan
+from headrace_controller.queue_window import MISFITS, QueueWindow
 
 ONE = Plan(({"CPU": 1.0}, {"CPU": 1.0}))
 WITH_GPU = Plan(({"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.5}))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace_core.errors import Unavailable
-from headrace_gateway import ray_token
+from headrace_gateway.service import ray_token
 
 
 @pytest.fixture

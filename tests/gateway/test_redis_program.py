@@ -9,9 +9,9 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import Unavailable
-from headrace_core.redis import answer
-from headrace_gateway.redis_program import Version, executable, version_from, version_of
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.redis_access.client import run
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.redis_program import Version, executable, version_from, version_of
 
 
 def test_the_one_of_the_package_has_no_known_flaw() -> None:
@@ -48,7 +48,7 @@ def test_a_version_with_known_flaws_is_named_with_the_first_that_has_none(
 
 
 async def test_a_server_that_runs_says_the_same_as_its_program(redis: Redis) -> None:
-    assert version_from(await answer(redis.info("server"))) == version_of(executable())
+    assert version_from(await run(redis.info("server"))) == version_of(executable())
     assert version_from({"redis_version": "7.4.2"}) == Version("Redis", (7, 4, 2))
     assert version_from({}) is None
 

@@ -15,13 +15,13 @@ from redis.asyncio import Redis
 
 from headrace_core.concurrency import cancel
 from headrace_core.errors import Damaged, Unavailable
-from headrace_core.history import EVENTS
-from headrace_core.jobs import Event, Job, JobStore, event_of
-from headrace_core.redis import answer, connect
-from headrace_gateway.append_only import AOF, FOLDER, MANIFEST, whole_bytes
-from headrace_gateway.keeper import Keeper
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.restarts import Restarts
+from headrace_core.jobs.history import EVENTS
+from headrace_core.jobs.job_store import Event, Job, JobStore, event_of
+from headrace_core.redis_access.client import connect, run
+from headrace_core.restart_budget import RestartBudget
+from headrace_gateway.service.aof_check import AOF, FOLDER, MANIFEST, whole_bytes
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.part_supervisor import PartSupervisor
 
 Reach = Callable[[RedisServer], Redis]
 COMMANDS, SNAPSHOT = f"{AOF}.1.incr.aof", f"{AOF}.1.base.rdb"
@@ -53,7 +53,7 @@ def job(job_id: str) -> Job:
 
 async def written(redis: Redis, count: int) -> None:
     for number in range(count):
-        await answer(redis.set(f"key:{number}", f"value {number}"))
+        await run(redis.set(f"key:{number}", f"value {number}"))
 
 
 async def events(jobs: JobStore, count: int) -> list[Event]:
@@ -71,7 +71,7 @@ async def test_one_that_is_killed_comes_back_with_everything_and_says_so(server:
     for job_id in ("ftjob-a", "ftjob-b"):
         await jobs.create(job(job_id))
     await jobs.move("ftjob-b", "cancelled")
-    keeping = asyncio.create_task(Keeper(server, jobs, Restarts(2, 60.0, first=0.1)).run())
+    keeping = asyncio.create_task(PartSupervisor(server, jobs, RestartBudget(2, 60.0, first=0.1)).run())
     for round_ in range(2):
         await redis.set("number", round_)
         before = server.pid
@@ -92,7 +92,9 @@ async def test_one_that_is_killed_comes_back_with_everything_and_says_so(server:
 async def test_one_that_ran_for_a_while_has_its_restarts_again(server: RedisServer, reach: Reach) -> None:
     server.start()
     redis = reach(server)
-    keeping = asyncio.create_task(Keeper(server, JobStore(redis), Restarts(1, window=0.0, first=0.01)).run())
+    keeping = asyncio.create_task(
+        PartSupervisor(server, JobStore(redis), RestartBudget(1, window=0.0, first=0.01)).run()
+    )
     for _ in range(3):
         os.kill(server.pid, signal.SIGKILL)
         assert await redis.ping()
@@ -118,7 +120,7 @@ async def test_a_file_that_was_cut_short_is_read_to_its_last_whole_command(
     await jobs.create(job("ftjob-a"))
     assert again.cut == f"{file} was cut short after {whole} bytes"
     assert (await redis.get("key:8"), await redis.get("key:9")) == (b"value 8", None)
-    keeping = asyncio.create_task(Keeper(again, jobs, Restarts(1, 60.0)).run())
+    keeping = asyncio.create_task(PartSupervisor(again, jobs, RestartBudget(1, 60.0)).run())
     told = await events(jobs, 1)
     await cancel([keeping])
     assert told[0].message.startswith("redis left out the last command, not wholly written")

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_gateway.prompts import LongestPrompt
-from headrace_gateway.remarks import least_completion, remarks
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_gateway.models.prompt_tokens import LongestPrompt
+from headrace_gateway.operations.remarks import least_completion, remarks
 
 from .conftest import Served, body, rows
 from .test_envelope import error_of, http

@@ -12,15 +12,15 @@ from fastapi import Request
 from redis.asyncio import Redis
 from starlette.types import Message
 
-from headrace_core import keys
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, InvalidRequest, Unavailable
-from headrace_core.jobs import Job, JobStore
-from headrace_core.redis import connect, ping
-from headrace_core.settings import Settings
-from headrace_gateway import repeats
-from headrace_gateway.chats import RayChats
-from headrace_gateway.context import Gateway
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.client import connect, ping
+from headrace_gateway.chat.chat_pool import RayChatPool
+from headrace_gateway.context import GatewayContext
+from headrace_gateway.operations import idempotency
+from headrace_gateway.service.embedded_redis import RedisServer
 from held_answers import held_answers
 
 from .conftest import Controllers, stored_job
@@ -30,10 +30,10 @@ RETRY = {"x-stainless-retry-count": "1"}
 
 async def test_a_retry_waits_for_the_first_request(redis: Redis) -> None:
     jobs = JobStore(redis)
-    first = await repeats.reserve(redis, "me", {}, b"body")
-    retry = await repeats.reserve(redis, "me", RETRY, b"body")
+    first = await idempotency.reserve(redis, "me", {}, b"body")
+    retry = await idempotency.reserve(redis, "me", RETRY, b"body")
     assert (first.repeated, retry.repeated, retry.job_id) == (False, True, first.job_id)
-    waiting = asyncio.create_task(repeats.result(redis, jobs, retry))
+    waiting = asyncio.create_task(idempotency.result(redis, jobs, retry))
     await asyncio.sleep(0)
     assert not waiting.done()
     await jobs.create(stored_job(first.job_id))
@@ -43,27 +43,27 @@ async def test_a_retry_waits_for_the_first_request(redis: Redis) -> None:
 
 
 async def test_a_retry_of_a_request_that_failed_is_carried_out(redis: Redis) -> None:
-    first = await repeats.reserve(redis, "me", {}, b"body")
-    retry = await repeats.reserve(redis, "me", RETRY, b"body")
-    await repeats.give_up(redis, first)
-    assert await repeats.result(redis, JobStore(redis), retry) is None
-    again = await repeats.reserve(redis, "me", RETRY, b"body")
+    first = await idempotency.reserve(redis, "me", {}, b"body")
+    retry = await idempotency.reserve(redis, "me", RETRY, b"body")
+    await idempotency.give_up(redis, first)
+    assert await idempotency.result(redis, JobStore(redis), retry) is None
+    again = await idempotency.reserve(redis, "me", RETRY, b"body")
     assert (again.repeated, again.job_id) == (True, first.job_id)  # of the one that carries it out now
 
 
 async def test_a_request_whose_gateway_died_is_carried_out_under_the_same_id(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repeats, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(idempotency, "LEASE_SECONDS", 0.4)
     named = {"idempotency-key": "k"}
-    died = await repeats.reserve(redis, "me", named, b"body")
-    repeat = await repeats.reserve(redis, "me", named, b"body")
+    died = await idempotency.reserve(redis, "me", named, b"body")
+    repeat = await idempotency.reserve(redis, "me", named, b"body")
     began = time.monotonic()
-    assert await asyncio.wait_for(repeats.result(redis, JobStore(redis), repeat), timeout=5) is None
+    assert await asyncio.wait_for(idempotency.result(redis, JobStore(redis), repeat), timeout=5) is None
     assert time.monotonic() - began > 0.2
     assert (repeat.repeated, repeat.job_id) == (True, died.job_id)
-    other = await repeats.reserve(redis, "me", named, b"body")
-    waiting = asyncio.create_task(repeats.result(redis, JobStore(redis), other))
+    other = await idempotency.reserve(redis, "me", named, b"body")
+    waiting = asyncio.create_task(idempotency.result(redis, JobStore(redis), other))
     await JobStore(redis).create(stored_job(repeat.job_id))
     job = await asyncio.wait_for(waiting, timeout=5)
     assert job is not None
@@ -71,12 +71,12 @@ async def test_a_request_whose_gateway_died_is_carried_out_under_the_same_id(
 
 
 async def test_a_request_that_takes_longer_than_a_lease_keeps_it(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(idempotency, "LEASE_SECONDS", 0.3)
     jobs = JobStore(redis)
-    first = await repeats.reserve(redis, "me", {}, b"body")
-    repeat = await repeats.reserve(redis, "me", RETRY, b"body")
-    async with repeats._leased(redis, first):
-        waiting = asyncio.create_task(repeats.result(redis, jobs, repeat))
+    first = await idempotency.reserve(redis, "me", {}, b"body")
+    repeat = await idempotency.reserve(redis, "me", RETRY, b"body")
+    async with idempotency._leased(redis, first):
+        waiting = asyncio.create_task(idempotency.result(redis, jobs, repeat))
         await asyncio.sleep(1.0)
         assert not waiting.done()
         await jobs.create(stored_job(first.job_id))
@@ -99,7 +99,7 @@ async def test_a_request_that_ends_after_its_job_is_stored_names_it_still(
 ) -> None:
     """As where its gateway is told to end: the repeat finds the job, and makes no second one."""
     settings = Settings(data_dir=tmp_path, fork_server=False)
-    here = Gateway.over(settings, redis, Controllers(), RayChats(settings, redis))
+    here = GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
 
     async def stores(job_id: str) -> Job:
         await here.jobs.create(stored_job(job_id))
@@ -109,48 +109,52 @@ async def test_a_request_that_ends_after_its_job_is_stored_names_it_still(
         raise AssertionError("it was carried out again")
 
     with pytest.raises(type(error)):
-        await repeats.once(here, named_request(), stores)
-    job = await repeats.once(here, named_request(), another)
+        await idempotency.create_once(here, named_request(), stores)
+    job = await idempotency.create_once(here, named_request(), another)
     assert await here.jobs.ids() == [job.id]
 
 
 async def test_the_name_of_a_request_that_was_refused_is_free_for_a_better_one(redis: Redis, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, fork_server=False)
-    here = Gateway.over(settings, redis, Controllers(), RayChats(settings, redis))
+    here = GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
 
     async def refuses(job_id: str) -> Job:
         raise InvalidRequest("no such model")
 
     with pytest.raises(InvalidRequest):
-        await repeats.once(here, named_request(), refuses)
-    assert not (await repeats.reserve(redis, here.principal.name, {"idempotency-key": "k"}, b"a better one")).repeated
+        await idempotency.create_once(here, named_request(), refuses)
+    assert not (
+        await idempotency.reserve(redis, here.principal.name, {"idempotency-key": "k"}, b"a better one")
+    ).repeated
 
 
 async def test_a_damaged_reservation_is_named(redis: Redis) -> None:
-    first = await repeats.reserve(redis, "me", {"idempotency-key": "k"}, b"body")
+    first = await idempotency.reserve(redis, "me", {"idempotency-key": "k"}, b"body")
     for raw in (b"", b"\xff", b"a b c"):
         await redis.set(first.key, raw)
         with pytest.raises(Damaged, match="headrace:requests"):
-            await repeats.reserve(redis, "me", {"idempotency-key": "k"}, b"body")
+            await idempotency.reserve(redis, "me", {"idempotency-key": "k"}, b"body")
 
 
 async def test_of_many_requests_with_one_key_one_creates(redis: Redis) -> None:
-    made = await asyncio.gather(*(repeats.reserve(redis, "me", {"idempotency-key": "k"}, b"body") for _ in range(20)))
+    made = await asyncio.gather(
+        *(idempotency.reserve(redis, "me", {"idempotency-key": "k"}, b"body") for _ in range(20))
+    )
     assert sum(not r.repeated for r in made) == 1
     assert len({r.job_id for r in made}) == 1
 
 
 async def test_another_body_is_another_request(redis: Redis) -> None:
-    first = await repeats.reserve(redis, "me", {}, b"one")
-    other = await repeats.reserve(redis, "me", RETRY, b"two")
+    first = await idempotency.reserve(redis, "me", {}, b"one")
+    other = await idempotency.reserve(redis, "me", RETRY, b"two")
     assert not other.repeated
     assert other.job_id != first.job_id
 
 
 async def test_what_two_callers_send_are_two_requests(redis: Redis) -> None:
     for headers in ({"idempotency-key": "k"}, RETRY):
-        mine = await repeats.reserve(redis, "me", headers, b"body")
-        theirs = await repeats.reserve(redis, "them", headers, b"body")
+        mine = await idempotency.reserve(redis, "me", headers, b"body")
+        theirs = await idempotency.reserve(redis, "them", headers, b"body")
         assert not mine.repeated
         assert not theirs.repeated
         assert mine.job_id != theirs.job_id
@@ -165,7 +169,7 @@ async def test_a_request_that_is_cancelled_while_it_reserves_leaves_nothing_for_
     async with held_answers(redis_server.url, tmp_path) as held, connect(held.url) as client:
         await ping(client)
         held.hold(marker)
-        first = asyncio.create_task(repeats.reserve(client, "me", {"idempotency-key": "k"}, b"body"))
+        first = asyncio.create_task(idempotency.reserve(client, "me", {"idempotency-key": "k"}, b"body"))
         await held.answered()
         first.cancel()
         await asyncio.sleep(0)
@@ -173,21 +177,21 @@ async def test_a_request_that_is_cancelled_while_it_reserves_leaves_nothing_for_
         with pytest.raises(asyncio.CancelledError):
             await first
     assert await redis.keys("*") == [b"x"]
-    assert not (await repeats.reserve(redis, "me", {"idempotency-key": "k"}, b"body")).repeated
+    assert not (await idempotency.reserve(redis, "me", {"idempotency-key": "k"}, b"body")).repeated
 
 
 async def test_a_repeat_that_is_cancelled_while_it_takes_the_lease_over_gives_it_back(
     redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     named = {"idempotency-key": "k"}
-    first = await repeats.reserve(redis, "me", named, b"body")
-    await repeats.give_up(redis, first, keep=True)  # it failed in between
-    repeat = await repeats.reserve(redis, "me", named, b"body")
+    first = await idempotency.reserve(redis, "me", named, b"body")
+    await idempotency.give_up(redis, first, keep=True)  # it failed in between
+    repeat = await idempotency.reserve(redis, "me", named, b"body")
     lease = keys.request_lease(first.job_id)
     async with held_answers(redis_server.url, tmp_path) as held, connect(held.url) as client:
         await ping(client)
         held.hold(lease.encode())
-        taking = asyncio.create_task(repeats.result(client, JobStore(client), repeat))
+        taking = asyncio.create_task(idempotency.result(client, JobStore(client), repeat))
         await held.answered()
         assert await redis.exists(lease)
         taking.cancel()

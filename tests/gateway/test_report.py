@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from browser.seeds import Seeded
-from headrace_core.history import History
-from headrace_core.jobs import JobStore
-from headrace_core.metrics import RewardMetrics
+from headrace_core.jobs.history import History
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.metrics import RewardMetrics
 from headrace_gateway.report import Record, steady_shares, write_report
 from paths import ROOT
 

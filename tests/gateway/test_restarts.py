@@ -9,23 +9,23 @@ import pytest
 from ray.exceptions import RayActorError
 from redis.asyncio import Redis
 
-from headrace_core.jobs import JobStore
-from headrace_core.mending import Mending
-from headrace_core.workers import WorkerConfig
-from headrace_gateway.pausing import GaveUp
-from headrace_gateway.restarts import Restart, Restarts
-from headrace_gateway.supervisor import Supervisor
+from headrace_controller.pause_reasons import RestartsExhausted
+from headrace_controller.worker_supervisor import WorkerSupervisor
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.restart_budget import Restart, RestartBudget
 
 
 def test_the_delay_doubles_up_to_its_longest_until_all_are_used_up() -> None:
-    restarts = Restarts(most=7, window=600.0)
+    restarts = RestartBudget(most=7, window=600.0)
     found = [restarts.next(worked=0.0) for _ in range(8)]
     assert [r and r.delay for r in found] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, None]
     assert found[2] == Restart(3, 7, 4.0)
 
 
 def test_a_worker_that_worked_long_enough_has_all_of_them_again() -> None:
-    restarts = Restarts(most=2, window=600.0)
+    restarts = RestartBudget(most=2, window=600.0)
     assert [restarts.next(0.0), restarts.next(599.9), restarts.next(599.9)] == [
         Restart(1, 2, 1.0), Restart(2, 2, 2.0), None
     ]  # fmt: skip
@@ -33,7 +33,7 @@ def test_a_worker_that_worked_long_enough_has_all_of_them_again() -> None:
 
 
 def test_without_any_the_first_failure_is_the_last() -> None:
-    assert Restarts(most=0, window=1.0).next(worked=5.0) is None
+    assert RestartBudget(most=0, window=1.0).next(worked=5.0) is None
 
 
 class ShortLived:
@@ -71,10 +71,10 @@ async def test_restarts_come_back_only_where_the_job_got_on(redis: Redis, progre
             asyncio.get_running_loop().call_soon(supervisor.progressed)
         return ShortLived()
 
-    restarts = Restarts(1, window=0.05, first=0.01)
-    supervisor = Supervisor(config, launch, JobStore(redis), Mending(redis, config.job_id), restarts)
+    restarts = RestartBudget(1, window=0.05, first=0.01)
+    supervisor = WorkerSupervisor(config, launch, JobStore(redis), RecoveryCounters(redis, config.job_id), restarts)
     begin = asyncio.Event()
     begin.set()
-    with pytest.raises(GaveUp, match="used up its restarts"):
+    with pytest.raises(RestartsExhausted, match="used up its restarts"):
         await asyncio.wait_for(supervisor.run(begin), 20)
     assert started == deaths

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.ledger import STATES, Account
-from headrace_core.metrics import RewardMetrics
-from headrace_gateway.reward_failures import RewardsFailing, check_rewards
+from headrace_controller.reward_failure_limit import TooManyRewardFailures, check_rewards
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.ledger.ledger import STATES, LedgerCounts
+from headrace_core.types.metrics import RewardMetrics
 
 from .conftest import Served, stored_job
 
 SETTINGS = Hyperparameters(batch_size=4, group_size=2, max_reward_failures=0.25, n_steps=1)
-EMPTY = Account(0, dict.fromkeys(STATES, 0), 0, 0, 0, 0, 0)
+EMPTY = LedgerCounts(0, dict.fromkeys(STATES, 0), 0, 0, 0, 0, 0)
 
 Check = Callable[..., Awaitable[None]]
 
 
-def account(failed: int, good: int) -> Account:
+def account(failed: int, good: int) -> LedgerCounts:
     states = EMPTY.states | {"reward_failed": failed, "trained": good - good // 2, "queued": good // 2}
     return replace(EMPTY, admitted=failed + good, states=states)
 
@@ -50,7 +50,7 @@ async def test_a_share_of_groups_is_allowed(check: Check) -> None:
     await check(2, 6)
     await check(7, 0)  # two batches are not judged
     with pytest.raises(
-        RewardsFailing, match=r"^the reward failed for 3 of 8 groups, more than max_reward_failures=0.25 "
+        TooManyRewardFailures, match=r"^the reward failed for 3 of 8 groups, more than max_reward_failures=0.25 "
     ):
         await check(3, 5)
 
@@ -69,7 +69,7 @@ async def test_the_error_shows_kinds_and_one_sample_of_each_first(served: Served
     for group, kind in ((0, "exception"), (1, "exception"), (2, "timeout"), (3, "exception"), (4, "timeout")):
         await tell(served, group, kind)
     await served.jobs.tell("ftjob-1", "of an evaluation", data={"kind": "crashed", "traceback": "of no group"})
-    with pytest.raises(RewardsFailing) as caught:
+    with pytest.raises(TooManyRewardFailures) as caught:
         await check(8, 0)
     error = caught.value
     assert error.data["failures"] == {"timeout": 6, "exception": 3, "crashed": 1}
@@ -88,7 +88,9 @@ async def test_completions_left_out_are_a_share_too(served: Served, check: Check
     await count(served, completions=100, left_out=25, failures={"timeout": 25})
     await check(0, 8)
     await count(served, "rollout-1", completions=20, left_out=6, failures={"timeout": 6})
-    with pytest.raises(RewardsFailing, match=r"31 of 120 completions, which were left out of their groups.*timeout 31"):
+    with pytest.raises(
+        TooManyRewardFailures, match=r"31 of 120 completions, which were left out of their groups.*timeout 31"
+    ):
         await check(0, 8)
 
 
@@ -97,5 +99,5 @@ async def test_it_waits_for_what_workers_have_yet_to_report(served: Served, chec
     await count(served, failures={"crashed": 4})
     await asyncio.wait([checking], timeout=0.1)
     await count(served, "rollout-1", failures={"crashed": 4})
-    with pytest.raises(RewardsFailing, match="crashed 8"):
+    with pytest.raises(TooManyRewardFailures, match="crashed 8"):
         await checking

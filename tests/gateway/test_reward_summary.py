@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from headrace_core.agreement import clopper_pearson
-from headrace_core.metrics import Flips, Pairs, RewardMetrics
-from headrace_gateway.reward_summary import in_words, summary
+from headrace_core.types.metrics import Flips, Pairs, RewardMetrics
+from headrace_core.types.reward_statistics import clopper_pearson
+from headrace_gateway.views.reward_summary import in_words, summary
 
 
 def counted(worker: str = "rollout-0", started: float = 1.0, **fields: object) -> RewardMetrics:

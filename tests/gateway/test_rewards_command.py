@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from headrace_core.errors import HeadraceError, InvalidData
-from headrace_gateway import cli
-from headrace_gateway.graders import Outcome, Verdict
-from headrace_gateway.reward_trial import read, summary
+from headrace_gateway.cli import main
+from headrace_gateway.cli.reward_trial import read, summary
+from headrace_gateway.grading.grader_checks import GraderOutcome, Verdict
 
 REWARDS = """
 def exact(completion, answer):
@@ -109,7 +109,7 @@ def test_what_cannot_be_tried_says_why(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HEADRACE_REWARD_SANDBOX", sandbox)
-    tried = CliRunner().invoke(cli.app, ["rewards", "check", *arguments])
+    tried = CliRunner().invoke(main.app, ["rewards", "check", *arguments])
     assert tried.exit_code == 1
     assert isinstance(tried.exception, HeadraceError)
     assert message in tried.exception.message
@@ -153,9 +153,12 @@ def test_completions_that_are_none(
 
 def test_figures_of_a_summary(folder: Path) -> None:
     trial = read(folder / "data.jsonl", "guesses", 3)
-    late, broken = Outcome("failure", kind="timeout", message="a"), Outcome("failure", kind="exception", message="b")
-    scores = [Outcome("score", value=v) for v in (0.0, 1.0)]
-    outcomes = [*scores, Outcome("not_applicable"), late, broken, late, Outcome("failure", kind="crashed")]
+    late, broken = (
+        GraderOutcome("failure", kind="timeout", message="a"),
+        GraderOutcome("failure", kind="exception", message="b"),
+    )
+    scores = [GraderOutcome("score", value=v) for v in (0.0, 1.0)]
+    outcomes = [*scores, GraderOutcome("not_applicable"), late, broken, late, GraderOutcome("failure", kind="crashed")]
     found = summary(trial, Verdict(True, None, {}, outcomes, [0.3, 0.1, 0.2, 9.0], []))
     assert (found.mean, found.deviation, found.share(len(found.scores))) == (0.5, 0.5, 2 / 6)
     assert (found.quantile(0.5), found.quantile(0.95)) == (0.2, 0.3)

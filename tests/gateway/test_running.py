@@ -9,16 +9,16 @@ from typing import Any
 import httpx
 import pytest
 
-from headrace_core.drains import Drains
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import JobStore
-from headrace_core.ledger import Ledger, Refusal
-from headrace_core.metrics import UpdateMetrics, WorkerMetrics, WorkerState
-from headrace_core.publications import Publications
-from headrace_core.staleness import Limits
-from headrace_core.weights import Published
-from headrace_gateway.live_settings import ChangeSettings
-from headrace_gateway.responses.control import QueuesObject, SettingsObject, WeightsObject, WorkerList, WorkerObject
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.weight_publications import Publications
+from headrace_core.ledger.ledger import Ledger, Refusal
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.storage.weight_store import Published
+from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics, WorkerState
+from headrace_core.types.staleness import Limits
+from headrace_gateway.operations.settings_change import ChangeSettings
+from headrace_gateway.schemas.control import QueuesObject, SettingsObject, WeightsObject, WorkerList, WorkerObject
 
 from .conftest import Served, stored_job
 
@@ -123,7 +123,7 @@ async def test_a_worker_is_drained_and_goes_on(served: Served, http: httpx.Async
     ledger = Ledger(served.redis, "ftjob-1")
     assert (await ledger.admit("rollout-0", 0, 1, 60.0)).refusal is Refusal.DRAINED
     assert (await ledger.admit("rollout-1", 0, 1, 60.0)).leases
-    request = await Drains(served.redis, "ftjob-1").of("rollout-0")
+    request = await WorkerDrains(served.redis, "ftjob-1").of("rollout-0")
     assert request is not None
     assert request.until - request.asked_at == pytest.approx(5)
     await served.jobs.beat("ftjob-1", beat("rollout-0", "drained"))

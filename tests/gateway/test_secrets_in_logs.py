@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace_core import keys
-from headrace_core.keys import JobKeys
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.keys import JobKeys
 
 from .conftest import body, rows, stored_job
 from .keyed import Keyed, keyed

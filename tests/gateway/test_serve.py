@@ -16,10 +16,10 @@ import httpx
 import psutil
 import pytest
 
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidState, Unavailable
-from headrace_core.settings import Settings
-from headrace_gateway import data_folder
-from headrace_gateway.serve import serve
+from headrace_gateway.service import data_folder_lock
+from headrace_gateway.service.serve import serve
 
 from .conftest import rows
 
@@ -106,7 +106,7 @@ def test_what_is_kept_in_the_data_folder_is_for_its_user_alone(tmp_path: Path) -
     (tmp_path / "jobs").mkdir(mode=0o755)
     before = os.umask(0)
     try:
-        with data_folder.held(tmp_path / "new"), data_folder.held(tmp_path):
+        with data_folder_lock.held(tmp_path / "new"), data_folder_lock.held(tmp_path):
             made = [tmp_path / "new", *(tmp_path / name for name in ("files", "jobs", "redis"))]
             assert [oct(folder.stat().st_mode & 0o777) for folder in made] == ["0o700"] * 4
     finally:
@@ -115,7 +115,7 @@ def test_what_is_kept_in_the_data_folder_is_for_its_user_alone(tmp_path: Path) -
 
 def test_a_data_folder_is_free_again_when_its_holder_ends(tmp_path: Path) -> None:
     for _ in range(2):
-        with data_folder.held(tmp_path):
-            with pytest.raises(InvalidState, match="--data-dir"), data_folder.held(tmp_path):
+        with data_folder_lock.held(tmp_path):
+            with pytest.raises(InvalidState, match="--data-dir"), data_folder_lock.held(tmp_path):
                 pass
             assert (tmp_path / "headrace.lock").read_text() == str(os.getpid())

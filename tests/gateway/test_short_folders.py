@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace_gateway import short_folders
-from headrace_gateway.short_folders import HeldFolder
+from headrace_gateway.service import socket_folders
+from headrace_gateway.service.socket_folders import LockedFolder
 
 MAKE_ONE = """
 import sys
@@ -26,7 +26,7 @@ sys.stdin.read()
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(short_folders, "_ROOT", tmp_path)
+    monkeypatch.setattr(socket_folders, "_ROOT", tmp_path)
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def other(root: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
 
 
 def test_one_is_held_until_it_is_removed(root: Path) -> None:
-    first, second = HeldFolder("test"), HeldFolder("test")
+    first, second = LockedFolder("test"), LockedFolder("test")
     assert first.path.is_dir(), "the second left it alone"
     assert (second.path / "held").read_text() == f"{os.getpid()}\n"
     assert second.path.stat().st_mode & 0o777 == 0o700
@@ -53,13 +53,13 @@ def test_one_is_held_until_it_is_removed(root: Path) -> None:
 def test_that_of_a_process_that_was_killed_is_removed_by_the_next(other: tuple[subprocess.Popen[str], Path]) -> None:
     process, its = other
     (its / "session").mkdir()
-    HeldFolder("test").remove()
+    LockedFolder("test").remove()
     assert its.is_dir(), "its process lives"
     process.kill()
     process.wait(10)
-    HeldFolder("another").remove()
+    LockedFolder("another").remove()
     assert its.is_dir(), "of another kind"
-    HeldFolder("test").remove()
+    LockedFolder("test").remove()
     assert not its.exists()
 
 
@@ -69,7 +69,7 @@ def test_what_was_not_made_by_us_is_left_alone(root: Path, tmp_path_factory: pyt
     (root / "headrace-test-link").symlink_to(elsewhere)
     (root / "headrace-test-empty").mkdir()
     (root / "headrace-test-file").touch()
-    HeldFolder("test").remove()
+    LockedFolder("test").remove()
     assert (elsewhere / "held").exists()
     assert (root / "headrace-test-empty").is_dir()
     assert (root / "headrace-test-file").exists()

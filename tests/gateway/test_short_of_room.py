@@ -13,17 +13,17 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from headrace_controller.memory_share import MemoryShare
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
-from headrace_core.history import EVENTS
-from headrace_core.jobs import Event, JobStore, event_of
-from headrace_core.ledger import Ledger
-from headrace_core.redis import connect
-from headrace_core.settings import Settings
-from headrace_core.staleness import Limits
+from headrace_core.jobs.history import EVENTS
+from headrace_core.jobs.job_store import Event, JobStore, event_of
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.redis_access.client import connect
+from headrace_core.types.staleness import Limits
 from headrace_gateway.app import create_app
-from headrace_gateway.memory import MemoryShare
-from headrace_gateway.redis_server import RedisServer
-from headrace_gateway.serve import Server, serve_over
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_gateway.service.serve import Server, serve_over
 
 from .conftest import Controllers, rows, stored_job
 from .keyed import gateway

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from headrace_gateway.silence import LONGEST_LOOK, Pulse, Stillness
+from headrace_controller.liveness import LONGEST_LOOK, PingMonitor, StallTimer
 
 
 def test_what_changes_is_not_still_and_what_stays_is() -> None:
     clock = [0.0]
-    still = Stillness(lambda: clock[0])
+    still = StallTimer(lambda: clock[0])
     seen = []
     for now in ("a", "a", "a", "b", "b"):
         seen.append(still.look(now))
@@ -19,7 +19,7 @@ def test_what_changes_is_not_still_and_what_stays_is() -> None:
 
 def test_a_minute_in_which_nobody_looked_counts_as_one_look() -> None:
     clock = [0.0]
-    still = Stillness(lambda: clock[0])
+    still = StallTimer(lambda: clock[0])
     still.look("a")
     clock[0] = 60.0
     assert still.look("a") == LONGEST_LOOK
@@ -34,7 +34,7 @@ async def test_a_pulse_is_silent_only_while_an_answer_is_owed() -> None:
     async def ask() -> None:
         await answers.wait()
 
-    pulse = Pulse(ask)
+    pulse = PingMonitor(ask)
     assert pulse.silent() == 0.0
     await asyncio.sleep(0.05)
     assert pulse.silent() >= 0.05

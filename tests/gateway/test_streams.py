@@ -15,15 +15,15 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.history import EVENTS
-from headrace_core.jobs import JobStore, Status
-from headrace_core.keys import JobKeys
-from headrace_core.metrics import UpdateMetrics, WorkerMetrics
-from headrace_gateway import hub as hub_module
-from headrace_gateway import listener as listener_module
-from headrace_gateway import streaming
-from headrace_gateway.hub import Hub
-from headrace_gateway.voices import EVERYTHING, OPENAI, thinned
+from headrace_core.jobs.history import EVENTS
+from headrace_core.jobs.job_store import JobStore, Status
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics
+from headrace_gateway.events import job_streams as hub_module
+from headrace_gateway.events import sse_response
+from headrace_gateway.events import subscriber as listener_module
+from headrace_gateway.events.job_streams import JobStreams
+from headrace_gateway.events.stream_formats import EVERYTHING, OPENAI, downsample
 
 from .conftest import Served, stored_job
 from .test_observe import step
@@ -57,8 +57,8 @@ async def http(jobs: JobStore, served: Served) -> AsyncIterator[httpx.AsyncClien
 
 
 @pytest.fixture
-async def hub(redis: Redis) -> AsyncIterator[Hub]:
-    hub = Hub(redis)
+async def hub(redis: Redis) -> AsyncIterator[JobStreams]:
+    hub = JobStreams(redis)
     yield hub
     hub.close()
 
@@ -129,7 +129,7 @@ async def test_listeners_that_come_at_any_moment_get_every_entry_once(http: http
         assert found[-1]["data"] == "[DONE]"
 
 
-async def test_one_reader_serves_all_listeners_and_leaves_with_the_last(hub: Hub, jobs: JobStore) -> None:
+async def test_one_reader_serves_all_listeners_and_leaves_with_the_last(hub: JobStreams, jobs: JobStore) -> None:
     streams = [hub.listen(JOB, 0, voice) for voice in (EVERYTHING, OPENAI) * 10]
     firsts = [asyncio.create_task(anext(s)) for s in streams]
     await jobs.tell(JOB, "hello")
@@ -143,7 +143,7 @@ async def test_one_reader_serves_all_listeners_and_leaves_with_the_last(hub: Hub
     await until(lambda: not [t for t in asyncio.all_tasks() if t.get_name() == f"follow {JOB}"], "the follower ends")
 
 
-async def test_a_slow_listener_misses_nothing(hub: Hub, jobs: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_listener_misses_nothing(hub: JobStreams, jobs: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "WAITING", 2)
     monkeypatch.setattr(hub_module, "_GATHER_SECONDS", 0.0)
     slow, fast = hub.listen(JOB, 0, OPENAI), hub.listen(JOB, 0, OPENAI)
@@ -239,11 +239,11 @@ async def test_thinning_is_by_worker(jobs: JobStore) -> None:
             )
             await jobs.record(JOB, beat)
     entries = await jobs.history.after(JOB, 0, 1000)
-    kept = thinned(entries, 5)
+    kept = downsample(entries, 5)
     assert [e.source for e in kept].count("worker rollout-0") == 5
     assert [e.source for e in kept].count("worker learner") == 4
     assert {entries[0], entries[-1]} <= set(kept)
-    assert thinned(entries, 1000) == entries
+    assert downsample(entries, 1000) == entries
 
 
 async def test_a_stream_that_breaks_says_so(http: httpx.AsyncClient, jobs: JobStore, redis: Redis) -> None:
@@ -257,7 +257,7 @@ async def test_a_stream_that_breaks_says_so(http: httpx.AsyncClient, jobs: JobSt
 async def test_a_client_that_takes_nothing_is_cut_off(
     served: Served, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "STUCK_SECONDS", 0.5)
+    monkeypatch.setattr(sse_response, "STUCK_SECONDS", 0.5)
     for _ in range(40):
         await jobs.tell(JOB, "x" * 500_000)
     host, port = served.url.removeprefix("http://").split(":")

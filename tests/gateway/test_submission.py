@@ -10,8 +10,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from headrace_core.data import read_rows
-from headrace_gateway.engine_room import main_memory
+from headrace_core.storage.dataset import read_rows
+from headrace_gateway.operations.cache_memory import main_memory
 
 from .conftest import ADDER, Served, body, rows
 

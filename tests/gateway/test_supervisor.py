@@ -14,16 +14,16 @@ import pytest
 import ray
 from redis.asyncio import Redis
 
+from headrace_controller.pause_reasons import RestartsExhausted
+from headrace_controller.worker_process import ActorProcess, RankedProcess, WorkerProcess
+from headrace_controller.worker_supervisor import WorkerSupervisor
 from headrace_core.concurrency import cancel
 from headrace_core.errors import FAILED_BY_ITSELF, HeadraceError, Unavailable
-from headrace_core.jobs import JobStore
-from headrace_core.mending import Mending
-from headrace_core.workers import WorkerConfig
-from headrace_gateway.local_ray import RayConnection
-from headrace_gateway.pausing import GaveUp
-from headrace_gateway.processes import OneProcess, Process, RankProcesses
-from headrace_gateway.restarts import Restarts
-from headrace_gateway.supervisor import Supervisor
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.restart_budget import RestartBudget
+from headrace_gateway.service.ray_connection import RayConnection
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -33,9 +33,9 @@ CONFIG = WorkerConfig(
 )  # fmt: skip
 
 
-def supervisor_of(redis: Redis, launch: Callable[[WorkerConfig], Process], max_restarts: int) -> Supervisor:
-    restarts = Restarts(max_restarts, window=600.0)
-    return Supervisor(CONFIG, launch, JobStore(redis), Mending(redis, CONFIG.job_id), restarts)
+def supervisor_of(redis: Redis, launch: Callable[[WorkerConfig], WorkerProcess], max_restarts: int) -> WorkerSupervisor:
+    restarts = RestartBudget(max_restarts, window=600.0)
+    return WorkerSupervisor(CONFIG, launch, JobStore(redis), RecoveryCounters(redis, CONFIG.job_id), restarts)
 
 
 def begun() -> asyncio.Event:
@@ -83,10 +83,10 @@ def mortal_class() -> type:
 async def test_a_worker_that_dies_before_it_works_is_started_again_up_to_a_limit(redis: Redis, tmp_path: Path) -> None:
     with RayConnection(None):
 
-        def supervisor(deaths: int) -> Supervisor:
+        def supervisor(deaths: int) -> WorkerSupervisor:
             mortal = ray.remote(mortal_class()).options(num_cpus=0)
             file = str(tmp_path / str(deaths))
-            return supervisor_of(redis, lambda _: OneProcess(mortal.remote(deaths, file)), max_restarts=2)
+            return supervisor_of(redis, lambda _: ActorProcess(mortal.remote(deaths, file)), max_restarts=2)
 
         mended = supervisor(deaths=2)
         running = asyncio.create_task(mended.run(asyncio.Event()))
@@ -96,7 +96,7 @@ async def test_a_worker_that_dies_before_it_works_is_started_again_up_to_a_limit
 
         lost = supervisor(deaths=3)
         running, asked = asyncio.create_task(lost.run(asyncio.Event())), asyncio.create_task(lost.call("evaluate", 7))
-        with pytest.raises(GaveUp, match="used up its restarts"):
+        with pytest.raises(RestartsExhausted, match="used up its restarts"):
             await running
         await cancel([asked])
         told = [event for _, event in await JobStore(redis).events(CONFIG.job_id)]
@@ -106,7 +106,7 @@ async def test_a_worker_that_dies_before_it_works_is_started_again_up_to_a_limit
             ("rollout-0", 1, 2, 1.0), ("rollout-0", 2, 2, 2.0)
         ] * 2  # fmt: skip
         assert all("died" in s["cause"] for s in said)
-        assert await Mending(redis, CONFIG.job_id).counts() == ({}, {"rollout-0": 4})
+        assert await RecoveryCounters(redis, CONFIG.job_id).counts() == ({}, {"rollout-0": 4})
 
 
 def stubborn_class() -> type:
@@ -137,8 +137,8 @@ async def test_a_start_that_fails_twice_in_the_same_way_is_not_tried_again(redis
         async def starts(name: str, *errors: Exception) -> int:
             stubborn = ray.remote(stubborn_class()).options(num_cpus=0)
             file = str(tmp_path / name)
-            worker = supervisor_of(redis, lambda _: OneProcess(stubborn.remote(list(errors), file)), max_restarts=2)
-            with pytest.raises(GaveUp) as gave_up:
+            worker = supervisor_of(redis, lambda _: ActorProcess(stubborn.remote(list(errors), file)), max_restarts=2)
+            with pytest.raises(RestartsExhausted) as gave_up:
                 await worker.run(asyncio.Event())
             assert str(errors[-1]) in gave_up.value.message
             return (tmp_path / name).stat().st_size
@@ -180,7 +180,7 @@ async def test_a_worker_that_dies_while_it_waits_for_others_is_started_again(red
     """Those may wait for it: a rollout worker that starts, for weights that were lost with a learner."""
     with RayConnection(None):
         silent, pids, begin = ray.remote(silent_class()).options(num_cpus=0), tmp_path / "pids", asyncio.Event()
-        worker = supervisor_of(redis, lambda _: OneProcess(silent.remote(str(pids))), max_restarts=1)
+        worker = supervisor_of(redis, lambda _: ActorProcess(silent.remote(str(pids))), max_restarts=1)
         running = asyncio.create_task(worker.run(begin))
         await worker.until_ready()
         assert not worker.working
@@ -197,8 +197,8 @@ async def test_a_worker_that_dies_while_it_waits_for_others_is_started_again(red
 async def test_when_one_rank_of_a_learner_dies_all_are_started_again(redis: Redis, tmp_path: Path) -> None:
     with RayConnection(None):
         rank = ray.remote(rank_class()).options(num_cpus=0)
-        launch = lambda _: RankProcesses(  # noqa: E731
-            [OneProcess(rank.remote(number, str(tmp_path), number == 1)) for number in range(2)]
+        launch = lambda _: RankedProcess(  # noqa: E731
+            [ActorProcess(rank.remote(number, str(tmp_path), number == 1)) for number in range(2)]
         )
         learner = supervisor_of(redis, launch, max_restarts=1)
         assert await learner.run(begun()) == "rank 0 ended"
@@ -242,7 +242,7 @@ async def test_a_stopped_process_is_silent_and_once_ended_is_killed_and_started_
 ) -> None:
     with RayConnection(None):
         silent, pids = ray.remote(silent_class()).options(num_cpus=1), tmp_path / "pids"
-        worker = supervisor_of(redis, lambda _: OneProcess(silent.remote(str(pids))), max_restarts=1)
+        worker = supervisor_of(redis, lambda _: ActorProcess(silent.remote(str(pids))), max_restarts=1)
         running = asyncio.create_task(worker.run(begun()))
         await until(lambda: worker.ready and worker.silent() == 0.0)
         pid = int(pids.read_text())

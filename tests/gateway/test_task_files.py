@@ -12,14 +12,15 @@ import pytest
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
-from headrace_core.data import read_rows
+from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
-from headrace_core.jobs import Job, JobStore
-from headrace_core.reward_rules import RewardRules
-from headrace_gateway import job_file, task_files
-from headrace_gateway.files import FileStore
-from headrace_gateway.places import Places
-from headrace_gateway.task_files import TaskFiles
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.storage.dataset import read_rows
+from headrace_gateway.cli import job_file
+from headrace_gateway.files import task_files
+from headrace_gateway.files.file_store import FileStore
+from headrace_gateway.files.task_files import TaskFiles
+from headrace_gateway.limited_processes.process_slots import Places
 
 from .conftest import Served, body
 
@@ -71,7 +72,7 @@ async def test_where_storing_the_job_fails_its_rows_stay(
 async def test_so_many_are_made_at_once(redis: Redis, tmp_path: Path) -> None:
     """A submission without a limit of its own would be a process, and a file, for each of any number of requests."""
     places = Places(1, 0.2, "the rows of 1 other task are being made")
-    tasks = TaskFiles(FileStore(redis, tmp_path / "files", 10**6), tmp_path, RewardRules(), places)
+    tasks = TaskFiles(FileStore(redis, tmp_path / "files", 10**6), tmp_path, RewardPermissions(), places)
     async with places.one():
         with pytest.raises(TimedOut, match=r"1 other task.*: ask again"):
             await tasks.file_id(SUMS, "training_file")

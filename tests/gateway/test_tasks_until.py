@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from headrace_gateway.tasks import until
+from headrace_core.awaiting import until
 
 
 async def fails() -> None:

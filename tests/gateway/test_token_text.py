@@ -11,7 +11,7 @@ import pytest
 
 from gateway.kept_groups import END, MODEL_FOLDER, TOKENIZER
 from headrace_core.errors import InvalidState
-from headrace_gateway.token_text import spelled, tokenizer_of
+from headrace_gateway.views.token_text import spelled, tokenizer_of
 
 
 def ids(text: str) -> list[int]:

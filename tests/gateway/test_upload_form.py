@@ -13,8 +13,8 @@ import pytest
 from redis.asyncio import Redis
 
 from disks import own_disk
-from headrace_core.settings import Settings
-from headrace_gateway.redis_server import RedisServer
+from headrace_core.config.service_settings import Settings
+from headrace_gateway.service.embedded_redis import RedisServer
 
 from .conftest import rows
 from .keyed import gateway

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from headrace_core.metrics import WorkerMetrics
-from headrace_gateway.waits import Waits
+from headrace_controller.wait_graph import WaitGraph
+from headrace_core.types.metrics import WorkerMetrics
 
 
 def beat(worker: str, time: float, running: int = 0, busy: float = 0.0, **waiting: float) -> WorkerMetrics:
@@ -15,12 +15,12 @@ def beat(worker: str, time: float, running: int = 0, busy: float = 0.0, **waitin
     )
 
 
-def told(waits: Waits, **silent: float) -> dict[str, tuple[str, float]]:
+def told(waits: WaitGraph, **silent: float) -> dict[str, tuple[str, float]]:
     return {wait.who: (wait.for_, wait.seconds) for wait in waits.now(silent)}
 
 
 def test_the_learner_waits_for_whoever_makes_groups_and_that_one_for_its_reward() -> None:
-    waits = Waits()
+    waits = WaitGraph()
     for time in (100.0, 102.0, 104.0):
         since = time - 100.0
         waits.heard(
@@ -40,7 +40,7 @@ def test_the_learner_waits_for_whoever_makes_groups_and_that_one_for_its_reward(
 
 
 def test_a_long_training_step_is_what_all_wait_for() -> None:
-    waits = Waits()
+    waits = WaitGraph()
     for time in (10.0, 12.0):
         waits.heard([beat("learner", time, busy=time - 9.0), beat("rollout-0", time, window=time - 9.0)])
     assert told(waits)["learner"] == ("its training step", 3.0)
@@ -48,7 +48,7 @@ def test_a_long_training_step_is_what_all_wait_for() -> None:
 
 
 def test_where_each_waits_for_the_other_the_learner_is_the_root() -> None:
-    waits = Waits()
+    waits = WaitGraph()
     for time in (10.0, 12.0):
         waits.heard([beat("learner", time, groups=time - 9.0), beat("rollout-0", time, window=time - 9.0)])
     assert told(waits)["learner"][0] == "groups of rollout workers"
@@ -56,7 +56,7 @@ def test_where_each_waits_for_the_other_the_learner_is_the_root() -> None:
 
 
 def test_a_silent_process_is_named_whatever_it_said_last() -> None:
-    waits = Waits()
+    waits = WaitGraph()
     waits.heard([beat("rollout-0", 10.0, busy=9.0, running=7)])
     assert told(waits) == {"rollout-0": ("its engine, 7 requests in flight", 9.0)}
     found = waits.now({"rollout-0": 31.5}, starting=["learner"])
@@ -67,7 +67,7 @@ def test_a_silent_process_is_named_whatever_it_said_last() -> None:
 
 
 def test_a_successor_counts_anew() -> None:
-    waits = Waits()
+    waits = WaitGraph()
     waits.heard([beat("learner", 1000.0, busy=900.0, groups=50.0)])
     again = msgspec.structs.replace(beat("learner", 1010.0, busy=1.0, groups=3.0), uptime=4.0)
     waits.heard([again])

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.jobs import JobStore
-from headrace_core.ledger import Ledger, Outcome
-from headrace_core.mending import Mending
-from headrace_core.metrics import WorkerMetrics
-from headrace_core.settings import Settings
-from headrace_core.staleness import Limits
-from headrace_core.trajectory import Group, sampled_completion
-from headrace_gateway.pausing import Stalled
-from headrace_gateway.supervisor import Supervisor
-from headrace_gateway.watchdog import Watchdog
+from headrace_controller.pause_reasons import Stalled
+from headrace_controller.watchdog import Watchdog
+from headrace_controller.worker_supervisor import WorkerSupervisor
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.types.metrics import WorkerMetrics
+from headrace_core.types.staleness import Limits
+from headrace_core.types.trajectory import Group, sampled_completion
 
 from .conftest import stored_job
 
@@ -56,7 +56,7 @@ class Job:
     """A watchdog over two workers, and a clock."""
 
     def __init__(self, redis: Redis) -> None:
-        self.jobs, self.ledger, self.mending = JobStore(redis), Ledger(redis, JOB.id), Mending(redis, JOB.id)
+        self.jobs, self.ledger, self.mending = JobStore(redis), Ledger(redis, JOB.id), RecoveryCounters(redis, JOB.id)
         self.learner, self.rollout = Worker("learner"), Worker("rollout-0")
         self.now = 1000.0
         self.evaluation: tuple[int, int] | None = None
@@ -75,7 +75,7 @@ class Job:
                 if name == "rollout-0":
                     beat = msgspec.structs.replace(beat, evaluation=self.evaluation)
                 await self.jobs.beat(JOB.id, beat)
-            workers = cast("list[Supervisor]", [self.learner, self.rollout])
+            workers = cast("list[WorkerSupervisor]", [self.learner, self.rollout])
             await self.dog.look(workers, await self.ledger.account(), held)
 
     async def told(self) -> list[tuple[str, dict[str, Any]]]:
@@ -160,15 +160,15 @@ async def test_a_lease_or_a_restart_is_no_progress_and_an_arrival_is(job: Job) -
     (lease,) = (await job.ledger.admit("rollout-0", 0, 1, 60.0)).leases
     await job.looks(2)
     assert len(await job.told()) == 1
-    assert await job.ledger.commit(lease, a_group(lease.group_id)) is Outcome.QUEUED
+    assert await job.ledger.commit(lease, a_group(lease.group_id)) is TransitionOutcome.QUEUED
     await job.looks(int(SOON) + 1)
     assert len(await job.told()) == 2
     assert job.rollout.ends == []
     assert (job.rollout.times_progressed, job.learner.times_progressed) == (1, 1)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.GENERATION_FAILED, Outcome.REWARD_FAILED])
-async def test_groups_that_fail_are_no_progress_however_many(job: Job, outcome: Outcome) -> None:
+@pytest.mark.parametrize("outcome", [TransitionOutcome.GENERATION_FAILED, TransitionOutcome.REWARD_FAILED])
+async def test_groups_that_fail_are_no_progress_however_many(job: Job, outcome: TransitionOutcome) -> None:
     """Rows that no engine can serve failed 900 groups a second, and nobody noticed that nothing was ever trained."""
 
     async def looks_while_groups_fail(seconds: int) -> None:

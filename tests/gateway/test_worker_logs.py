@@ -9,10 +9,10 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from headrace_core.reward_rules import RewardRules
-from headrace_core.workers import WorkerConfig
-from headrace_gateway.local_ray import RayConnection
-from headrace_gateway.placement import WorkerActor
+from headrace_controller.placement import WorkerActor
+from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_gateway.service.ray_connection import RayConnection
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -31,7 +31,7 @@ import uvicorn
 import vllm.logger
 
 from headrace_core.logs import get_logger
-from headrace_core.redis import connect
+from headrace_core.redis_access.client import connect
 
 
 def fails(secrets):
@@ -95,7 +95,7 @@ def config(worker: str) -> WorkerConfig:
         rows=1,
         total_steps=1,
         grader={},
-        reward_rules=RewardRules(hosts=(SECRETS["endpoint"], SECRETS["bearer"]), judge_key=SECRETS["judge"]),
+        reward_rules=RewardPermissions(hosts=(SECRETS["endpoint"], SECRETS["bearer"]), judge_key=SECRETS["judge"]),
         hyperparameters={},
     )
 

@@ -35,12 +35,14 @@ from _redis import Server  # noqa: E402
 from _schedule import Schedule, drive  # noqa: E402
 from _surroundings import simulated_surroundings  # noqa: E402
 
-from headrace_core import keys, metrics  # noqa: E402
-from headrace_core.hyperparameters import Hyperparameters  # noqa: E402
-from headrace_core.jobs import Event  # noqa: E402
-from headrace_core.settings import Settings  # noqa: E402
-from headrace_gateway import cli, prometheus  # noqa: E402
+from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
+from headrace_core.config.service_settings import Settings  # noqa: E402
+from headrace_core.jobs.job_store import Event  # noqa: E402
+from headrace_core.redis_access import keys  # noqa: E402
+from headrace_core.types import metrics  # noqa: E402
 from headrace_gateway.app import create_app  # noqa: E402
+from headrace_gateway.cli import main as cli  # noqa: E402
+from headrace_gateway.exporters import prometheus  # noqa: E402
 
 HERE = Path(__file__).parent
 PRODUCT = ("core", "rollout", "learner", "rewards", "gateway", "controller")

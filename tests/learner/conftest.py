@@ -13,10 +13,10 @@ from learner_cases import VOCAB, hyperparameters
 from redis.asyncio import Redis
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from headrace_gateway.redis_server import RedisServer
-from headrace_learner.algorithms import algorithm
-from headrace_learner.model import Policy
-from headrace_learner.trainer import Trainer
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_learner.algorithms.presets import algorithm
+from headrace_learner.models.policy import Policy
+from headrace_learner.training.trainer import Trainer
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import msgspec
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from headrace_core.workers import WorkerConfig
-from headrace_learner.trainer import Trainer
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_learner.training.trainer import Trainer
 from headrace_learner.worker import LearnerWorker
 
 

@@ -12,11 +12,11 @@ from learner_cases import hyperparameters, random_group
 from redis.asyncio import Redis
 from safetensors.torch import load_file
 
-from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import Ledger, Outcome
-from headrace_core.staleness import Limits
-from headrace_core.weights import WeightStore
-from headrace_core.workers import WorkerConfig
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.storage.weight_store import WeightStore
+from headrace_core.types.staleness import Limits
 from headrace_learner.worker import LearnerWorker
 
 STEPS, BATCH, ROWS = 6, 4, 24
@@ -64,7 +64,7 @@ class Bench:
             admission = await self.ledger.admit("rollout-0", version, BATCH - await self._waiting(), 60)
             for lease in admission.leases:
                 group = random_group(lease.group_id, (lease.version,))
-                assert await self.ledger.commit(lease, group) is Outcome.QUEUED
+                assert await self.ledger.commit(lease, group) is TransitionOutcome.QUEUED
             await self.next_version(version)
 
     async def _waiting(self) -> int:

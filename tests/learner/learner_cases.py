@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.likelihood import Kind, Likelihood
-from headrace_core.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
-from headrace_learner.descent import Descent
-from headrace_learner.trainer import Trainer
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.likelihood import Kind, Likelihood
+from headrace_core.types.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
+from headrace_learner.training.model_optimizer import ModelOptimizer
+from headrace_learner.training.trainer import Trainer
 
 VOCAB = 32
 
@@ -142,7 +142,7 @@ class Update:
     gradients: list[Tensor]
 
 
-def recorded(descent: Descent, move: bool = True) -> list[Update]:
+def recorded(descent: ModelOptimizer, move: bool = True) -> list[Update]:
     """Its updates from now on; without `move` they leave the weights as they are."""
     updates: list[Update] = []
     step = descent.optimizer.step

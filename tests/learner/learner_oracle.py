@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.trajectory import Completion, Group, Role
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Completion, Group, Role
 
 
 @dataclass

@@ -15,16 +15,16 @@ from learner_cases import answered, hyperparameters, random_group
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from headrace_core.trajectory import Group
-from headrace_core.workers import WorkerConfig
-from headrace_learner import checkpoint
-from headrace_learner.algorithms import algorithm
-from headrace_learner.model import Policy
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.types.trajectory import Group
+from headrace_learner.algorithms.presets import algorithm
+from headrace_learner.checkpoints import checkpoint
+from headrace_learner.checkpoints.memory_snapshot import Restored, Snapshots
+from headrace_learner.distributed.fsdp import connect_store, join_group
+from headrace_learner.distributed.process_group import ProcessGroup
+from headrace_learner.models.policy import Policy
 from headrace_learner.rank_worker import RankWorker
-from headrace_learner.ranks import Ranks
-from headrace_learner.sharding import join, meet
-from headrace_learner.snapshot import Restored, Snapshots
-from headrace_learner.trainer import StepResult, Trainer
+from headrace_learner.training.trainer import StepResult, Trainer
 
 STEPS = 10
 _SMALL = {"learning_rate": 1e-3, "token_budget": 64, "minibatches": 2}
@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, object]] = {
 """Settings by name. The budget makes micro-batches of odd number: ranks idle now and then."""
 
 
-def make(model: Path, name: str, ranks: Ranks | None = None) -> Trainer:
+def make(model: Path, name: str, ranks: ProcessGroup | None = None) -> Trainer:
     """A fresh trainer of a case."""
     torch.manual_seed(0)
     settings = hyperparameters(**(_SMALL | CASES[name]))
@@ -78,7 +78,7 @@ def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder
     """Train every case, leaving figures, weights and checkpoints in `folder`/<case>; see `test_sharding`."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    ranks = join(meet(*address, size, 60), "127.0.0.1", index, size, 60, 60)
+    ranks = join_group(connect_store(*address, size, 60), "127.0.0.1", index, size, 60, 60)
     try:
         for name in CASES:
             own, first = folder / name, index == 0

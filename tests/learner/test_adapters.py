@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
 from headrace_core.errors import InvalidRequest
-from headrace_learner import adapters
+from headrace_learner.models import lora
 
 RANK, ALPHA = 4, 6.0
 LINEAR_SHAPES = [(64, 32), (32, 32), (32, 32), (32, 64), (64, 32), (64, 32), (32, 64)]
@@ -33,7 +33,7 @@ def plain(model_folder: Path) -> Any:
 def model(model_folder: Path) -> Any:
     """An attached model whose adapters have been trained."""
     made = base(model_folder)
-    adapters.attach(made, RANK, ALPHA, seed=1)
+    lora.attach(made, RANK, ALPHA, seed=1)
     train(made)
     return made
 
@@ -57,7 +57,7 @@ def logits(model: Any) -> Tensor:
 
 def test_a_fresh_adapter_changes_nothing_and_alone_is_trained(plain: Any, model_folder: Path) -> None:
     attached = base(model_folder)
-    adapters.attach(attached, RANK, ALPHA, seed=1)
+    lora.attach(attached, RANK, ALPHA, seed=1)
     assert type(attached) is Qwen3ForCausalLM
     assert type(attached.get_output_embeddings()) is torch.nn.Linear
     torch.testing.assert_close(logits(attached), logits(plain), rtol=0, atol=0)
@@ -80,7 +80,7 @@ def test_the_seed_alone_decides_the_first_adapter_and_no_random_state_is_spent(m
         made = base(model_folder)
         torch.manual_seed(spent)
         before = torch.get_rng_state()
-        adapters.attach(made, RANK, ALPHA, seed)
+        lora.attach(made, RANK, ALPHA, seed)
         assert torch.equal(torch.get_rng_state(), before)
         drawn.append({name: p for name, p in made.named_parameters() if ".lora_A." in name})
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
@@ -89,9 +89,9 @@ def test_the_seed_alone_decides_the_first_adapter_and_no_random_state_is_spent(m
 
 def test_disabled_is_the_base_model_and_ends_with_an_error_too(model: Any, plain: Any) -> None:
     trained, adapted = [p.requires_grad for p in model.parameters()], logits(model)
-    with adapters.disabled(model):
+    with lora.disabled(model):
         torch.testing.assert_close(logits(model), logits(plain), rtol=0, atol=0)
-    with pytest.raises(IndexError), adapters.disabled(model):
+    with pytest.raises(IndexError), lora.disabled(model):
         model(torch.tensor([[VOCAB]]))
     torch.testing.assert_close(logits(model), adapted, rtol=0, atol=0)
     assert [p.requires_grad for p in model.parameters()] == trained
@@ -103,7 +103,7 @@ def test_gradients_are_the_same_whether_or_not_the_reference_was_asked_in_betwee
         model.zero_grad()
         loss = model(TOKENS).logits.log_softmax(-1)[..., 3].mean()
         if asked:
-            with adapters.disabled(model), torch.no_grad():
+            with lora.disabled(model), torch.no_grad():
                 model(TOKENS)
         loss.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
@@ -114,14 +114,14 @@ def test_gradients_are_the_same_whether_or_not_the_reference_was_asked_in_betwee
 def test_peft_loads_what_was_written(model: Any, plain: Any, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    adapters.write_adapter(model, tmp_path)
+    lora.write_adapter(model, tmp_path)
     loaded = PeftModel.from_pretrained(plain, str(tmp_path))
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-6)
     assert {f.name for f in tmp_path.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
 
 
 def test_a_merged_model_is_plain_and_computes_the_same(model: Any, plain: Any) -> None:
-    merged = adapters.merged(model)
+    merged = lora.merged(model)
     assert merged.keys() == plain.state_dict().keys()
     name = "model.layers.1.mlp.down_proj"
     layer = model.get_submodule(name)
@@ -133,19 +133,19 @@ def test_a_merged_model_is_plain_and_computes_the_same(model: Any, plain: Any) -
 
 
 def test_a_model_that_was_never_attached_is_its_own_merge(plain: Any) -> None:
-    merged = adapters.merged(plain)
+    merged = lora.merged(plain)
     assert merged.keys() == plain.state_dict().keys()
     assert all(merged[name].data_ptr() == tensor.data_ptr() for name, tensor in plain.state_dict().items())
 
 
 def test_a_state_that_was_gathered_elsewhere_is_written_and_merged(model: Any, tmp_path: Path) -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    merged = adapters.merged(model)
+    merged = lora.merged(model)
     train(model, steps=1)
-    old = adapters.merged(model, state)
+    old = lora.merged(model, state)
     assert all(torch.equal(old[name], tensor) for name, tensor in merged.items())
-    adapters.write_adapter(model, tmp_path, state)
-    for name, tensor in load_file(tmp_path / adapters.ADAPTER).items():
+    lora.write_adapter(model, tmp_path, state)
+    for name, tensor in load_file(tmp_path / lora.ADAPTER).items():
         ours = name.removeprefix("base_model.model.").replace(".weight", ".default.weight")
         assert torch.equal(tensor, state[ours])
 
@@ -154,4 +154,4 @@ def test_a_model_without_linear_layers_is_refused() -> None:
     """GPT-2's layers are convolutions of width 1."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=16, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(InvalidRequest, match="lora_rank"):
-        adapters.attach(model, RANK, ALPHA, seed=1)
+        lora.attach(model, RANK, ALPHA, seed=1)

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import settings as checks
 from hypothesis import strategies as st
 
-from headrace_learner.advantages import (
+from headrace_learner.algorithms.advantages import (
     AdvantageFunction,
+    AdvantageInputs,
     Column,
-    Earned,
     Trajectory,
     dr_grpo,
     gae,
@@ -37,7 +37,7 @@ def earned(
     gamma: float = 1.0,
     gae_lambda: float = 1.0,
     clip: float | None = None,
-) -> Earned:
+) -> AdvantageInputs:
     """From groups of (reward, number of contributing tokens)."""
     made, first = [], 0
     for group in groups:
@@ -48,7 +48,7 @@ def earned(
         made.append(trajectories)
     penalties_N = np.zeros(first) if penalties is None else np.array(penalties, np.float64)
     assert len(penalties_N) == first
-    return Earned(
+    return AdvantageInputs(
         groups=made,
         penalties_N=penalties_N,
         values_N=None if values is None else np.array(values),

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from learner_cases import eventful_group, hyperparameters, random_group
 
 from headrace_core.errors import InvalidData
-from headrace_core.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
-from headrace_learner.advantages import Trajectory
-from headrace_learner.batch import StepBatch, lay_out
-from headrace_learner.contribution import teaches
+from headrace_core.types.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
+from headrace_learner.algorithms.advantages import Trajectory
+from headrace_learner.algorithms.batch import StepBatch, build_step_batch
+from headrace_learner.algorithms.token_selection import has_learning_signal
 
 
 def multi_turn() -> Group:
@@ -47,7 +47,9 @@ def group_of(*completions: Completion, group_id: int = 0) -> Group:
 
 def laid_out(groups: list[Group], version: int = 0, **settings: object) -> StepBatch:
     """REINFORCE++ computes every group, also those whose rewards are all equal."""
-    return lay_out(groups, version, hyperparameters(**{"token_budget": 4096, "algorithm": "reinforce_pp"} | settings))
+    return build_step_batch(
+        groups, version, hyperparameters(**{"token_budget": 4096, "algorithm": "reinforce_pp"} | settings)
+    )
 
 
 def test_every_field_of_a_small_batch() -> None:
@@ -229,10 +231,10 @@ def test_where_rewards_are_equal_only_answers_are_computed() -> None:
     group = group_of(with_answer(3, 4), with_answer(5, weight=0.0))
     batch = laid_out([group], version=3, algorithm="rloo")
     assert computed(batch) == {0, 1, 2, 3}
-    assert teaches(group)
-    assert not teaches(group_of(with_answer(5, weight=0.0), with_answer(6, weight=0.0)))
-    assert not teaches(group_of(with_answer(3, reward=None), with_answer(6, weight=0.0)))
-    assert teaches(group_of(with_answer(5, weight=0.0), completion_of(6)))
+    assert has_learning_signal(group)
+    assert not has_learning_signal(group_of(with_answer(5, weight=0.0), with_answer(6, weight=0.0)))
+    assert not has_learning_signal(group_of(with_answer(3, reward=None), with_answer(6, weight=0.0)))
+    assert has_learning_signal(group_of(with_answer(5, weight=0.0), completion_of(6)))
 
 
 # ── shares ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,10 +10,10 @@ import pytest
 import torch
 from learner_cases import assert_same_state, random_group
 
-from headrace_core.trajectory import Group
-from headrace_learner import checkpoint
-from headrace_learner.algorithms import IMPLEMENTATIONS
-from headrace_learner.trainer import Trainer
+from headrace_core.types.trajectory import Group
+from headrace_learner.algorithms.presets import IMPLEMENTATIONS
+from headrace_learner.checkpoints import checkpoint
+from headrace_learner.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
 

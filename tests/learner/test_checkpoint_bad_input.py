@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace_learner import checkpoint
-from headrace_learner.trainer import Trainer
+from headrace_learner.checkpoints import checkpoint
+from headrace_learner.training.trainer import Trainer
 
 OLD, NEW = 3, 4
 

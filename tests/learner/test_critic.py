@@ -10,10 +10,10 @@ import torch
 from learner_cases import assert_close, disturb, hyperparameters, random_group, recorded
 from torch import Tensor
 
-from headrace_core.trajectory import Group
-from headrace_learner.batch import lay_out
-from headrace_learner.critic import Critic
-from headrace_learner.trainer import Trainer
+from headrace_core.types.trajectory import Group
+from headrace_learner.algorithms.batch import build_step_batch
+from headrace_learner.models.critic import Critic
+from headrace_learner.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
 
@@ -34,7 +34,7 @@ def test_it_starts_from_the_policys_layers_and_says_zero(model_folder: Path, mak
     critic, policy = Critic(model_folder), make_trainer().policy
     state = policy.model.base_model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in critic.net.base.state_dict().items())
-    (minibatch,) = lay_out(groups(), 0, hyperparameters()).minibatches
+    (minibatch,) = build_step_batch(groups(), 0, hyperparameters()).minibatches
     values = critic.values(minibatch.micro_batches[0])
     assert values.shape == minibatch.micro_batches[0].targets_N.shape
     assert not values.any()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace_core.hyperparameters import KlEstimator
-from headrace_learner.divergence import kl_estimate
+from headrace_core.config.hyperparameters import KlEstimator
+from headrace_learner.algorithms.kl import kl_estimate
 
 REFERENCE = torch.log_softmax(torch.tensor([0.3, -1.0, 0.8, 0.0, -0.4], dtype=torch.float64), 0)
 

@@ -17,12 +17,20 @@ from learner_cases import VOCAB, assert_close, disturb, hyperparameters, random_
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from headrace_core.hyperparameters import KlEstimator
-from headrace_core.trajectory import Completion, Group, Role
-from headrace_learner.advantages import AdvantageFunction, Earned, Trajectory, dr_grpo, grpo, remax, rloo
-from headrace_learner.algorithms import IMPLEMENTATIONS
-from headrace_learner.divergence import kl_estimate
-from headrace_learner.trainer import Trainer
+from headrace_core.config.hyperparameters import KlEstimator
+from headrace_core.types.trajectory import Completion, Group, Role
+from headrace_learner.algorithms.advantages import (
+    AdvantageFunction,
+    AdvantageInputs,
+    Trajectory,
+    dr_grpo,
+    grpo,
+    remax,
+    rloo,
+)
+from headrace_learner.algorithms.kl import kl_estimate
+from headrace_learner.algorithms.presets import IMPLEMENTATIONS
+from headrace_learner.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
 PROMPT = [3, 1, 4]
@@ -226,7 +234,7 @@ def test_penalties_lead_down_the_divergence_of_whole_completions(function: Advan
         second = slice(first.stop, first.stop + len(each[b]))
         group = [Trajectory(1.0, first, greedy=1.0), Trajectory(1.0, second, greedy=1.0)]
         penalties_N = np.array([d.item() for d in (*apart[a], *apart[b])])
-        advantages_N = torch.from_numpy(function(Earned([group], penalties_N)).advantages_N)
+        advantages_N = torch.from_numpy(function(AdvantageInputs([group], penalties_N)).advantages_N)
         objective = objective + (chances[a] * chances[b]).detach() * (advantages_N @ torch.stack([*each[a], *each[b]]))
     (found,) = torch.autograd.grad(objective / 2, policy, retain_graph=True)
     (wanted,) = torch.autograd.grad(-divergence, policy)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from headrace_learner import head
-from headrace_learner.head import chosen_logprobs
+from headrace_learner.models import chunked_logprobs
+from headrace_learner.models.chunked_logprobs import chosen_logprobs
 
 
 def cases(bias: bool, dtype: torch.dtype = torch.float64) -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:
@@ -23,7 +23,7 @@ def cases(bias: bool, dtype: torch.dtype = torch.float64) -> tuple[nn.Linear, to
 def test_values_and_gradients_are_those_of_full_logits(
     monkeypatch: pytest.MonkeyPatch, bias: bool, temperature: float, chunk_tokens: int, soft_cap: float | None
 ) -> None:
-    monkeypatch.setattr(head, "_LOGITS_AT_ONCE", 21 * chunk_tokens)
+    monkeypatch.setattr(chunked_logprobs, "_LOGITS_AT_ONCE", 21 * chunk_tokens)
     layer, hidden, targets = cases(bias)
     weights = torch.randn(13, dtype=torch.float64)
     logits = layer(hidden) if soft_cap is None else soft_cap * torch.tanh(layer(hidden) / soft_cap)
@@ -38,10 +38,10 @@ def test_values_and_gradients_are_those_of_full_logits(
 
 def test_what_is_kept_between_the_passes_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, hidden, targets = cases(bias=True, dtype=torch.float32)
-    monkeypatch.setattr(head, "_LOGITS_AT_ONCE", 21 * 3)
+    monkeypatch.setattr(chunked_logprobs, "_LOGITS_AT_ONCE", 21 * 3)
     found = []
     for kept in (0, 2, 100):
-        monkeypatch.setattr(head, "_CHUNKS_KEPT", kept)
+        monkeypatch.setattr(chunked_logprobs, "_CHUNKS_KEPT", kept)
         logprobs = chosen_logprobs(layer, hidden, targets, 0.7)
         found.append([logprobs, *torch.autograd.grad(logprobs.sum(), [hidden, *layer.parameters()])])
     for other in found[1:]:

@@ -11,7 +11,7 @@ from hypothesis import settings as checks
 from hypothesis import strategies as st
 from learner_cases import hyperparameters
 
-from headrace_learner.importance import StalenessWeights, staleness_weights
+from headrace_learner.algorithms.importance_weights import StalenessWeights, staleness_weights
 
 ROWS = [0, 1, 0, 1, 2]
 RATIOS = [2.0, 0.25, 8.0, 1.0, 3.0]

@@ -19,10 +19,10 @@ from kill_cases import be_learner
 from learner_bench import BATCH, Bench
 from learner_cases import assert_same_state, random_group
 
-from headrace_core.ledger import Outcome
-from headrace_core.workers import WorkerConfig
-from headrace_learner import checkpoint
-from headrace_learner.trainer import Trainer
+from headrace_core.ledger.ledger import TransitionOutcome
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_learner.checkpoints import checkpoint
+from headrace_learner.training.trainer import Trainer
 
 KILLS, STEPS, SEED = 20, 40, 6
 IN_STEPS, IN_START = 3.5, 0.25
@@ -47,7 +47,7 @@ async def feed(job: Bench) -> None:
             heard = await job.ledger.signal(heard, 0.1)
         for lease in (await job.ledger.admit("rollout-0", version, BATCH, 600)).leases:
             group = random_group(lease.group_id, (version,))
-            assert await job.ledger.commit(lease, group) is Outcome.QUEUED
+            assert await job.ledger.commit(lease, group) is TransitionOutcome.QUEUED
 
 
 async def live(config: WorkerConfig, point: float | None, told: Path) -> int:

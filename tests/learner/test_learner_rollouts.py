@@ -17,12 +17,12 @@ from learner_cases import answered, disturb, eventful_group, hyperparameters, li
 from redis.asyncio import Redis
 from transformers import AutoModelForCausalLM
 
-from headrace_core.keys import JobKeys
-from headrace_core.redis import answer
-from headrace_core.rollouts import Part, Rollout, RolloutStore, chosen, floats, ints, parts_of
-from headrace_core.trajectory import NO_VERSION, Group, Role
-from headrace_learner.rollouts import rollouts
-from headrace_learner.trainer import Trainer
+from headrace_core.jobs.rollout_records import Rollout, RolloutStore, TokenRole, chosen, floats, ints, parts_of
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.trajectory import NO_VERSION, Group, Role
+from headrace_learner.rollout_recorder import rollouts
+from headrace_learner.training.trainer import Trainer
 from headrace_learner.worker import LearnerWorker
 
 VERSION = 3
@@ -46,7 +46,7 @@ def test_weights_and_advantages_are_those_of_the_loss(make_trainer: Callable[...
         rewarded = [f for f in found.completions if f.reward is not None and not f.greedy]
         for completion, sampled in zip(rewarded, step, strict=True):
             tokens = sorted([*sampled.tokens, *sampled.answer], key=lambda t: t.place)
-            trained = np.flatnonzero(parts_of(completion.parts) == Part.TRAINED)
+            trained = np.flatnonzero(parts_of(completion.parts) == TokenRole.TRAINED)
             assert (trained + len(group.prompt_ids)).tolist() == [t.place for t in tokens]
             ratios = [
                 1.0 if t in sampled.answer else min(float(np.exp(t.before - t.behaviour)), s.importance_cap)
@@ -95,21 +95,27 @@ def test_every_token_says_why_it_is_not_in_the_gradient(make_trainer: Callable[.
         seen |= set(parts)
         for i, part in enumerate(parts):
             if completion.reward is None:
-                assert part == Part.NO_REWARD
+                assert part == TokenRole.NO_REWARD
             elif completion.versions[i] == NO_VERSION or completion.roles[i] == Role.ENVIRONMENT:
-                assert part == Part.NOT_SAMPLED
+                assert part == TokenRole.NOT_SAMPLED
             elif completion.loss_weights[i] == 0:
-                assert part == Part.ZERO_WEIGHT
+                assert part == TokenRole.ZERO_WEIGHT
             else:
-                assert part == (Part.TOO_OLD if VERSION - completion.versions[i] > 1 else Part.TRAINED)
+                assert part == (TokenRole.TOO_OLD if VERSION - completion.versions[i] > 1 else TokenRole.TRAINED)
         assert ints(record.token_ids).tolist() == completion.token_ids.tolist()
         assert np.array_equal(floats(record.logprobs), completion.logprobs, equal_nan=True)
         assert (record.reward, record.components) == (completion.reward, completion.components)
         assert record.notes == completion.notes
-    assert seen == {Part.TRAINED, Part.TOO_OLD, Part.ZERO_WEIGHT, Part.NOT_SAMPLED, Part.NO_REWARD}
+    assert seen == {
+        TokenRole.TRAINED,
+        TokenRole.TOO_OLD,
+        TokenRole.ZERO_WEIGHT,
+        TokenRole.NOT_SAMPLED,
+        TokenRole.NO_REWARD,
+    }
     greedy = found.completions[-1]
     assert greedy.greedy
-    assert set(parts_of(greedy.parts)) == {Part.GREEDY}
+    assert set(parts_of(greedy.parts)) == {TokenRole.GREEDY}
     assert greedy.advantage is None
 
 
@@ -195,4 +201,4 @@ async def test_nothing_is_kept_of_a_step_that_is_not_settled_or_of_a_job_that_wa
     with pytest.raises(Exception, match="another learner has taken over"):
         await worker.run()
     await worker.stop()
-    assert await answer(redis.exists(JobKeys(fenced.job_id).rollouts)) == 0
+    assert await run(redis.exists(JobKeys(fenced.job_id).rollouts)) == 0

@@ -15,12 +15,12 @@ from learner_bench import BATCH, STEPS, Bench, learner, train_whole
 from learner_cases import random_group
 from safetensors.torch import load_file
 
-from headrace_core.drains import Drains
 from headrace_core.errors import InvalidState, TimedOut
-from headrace_core.jobs import model_name
-from headrace_core.ledger import Outcome
-from headrace_core.live import Live
-from headrace_core.metrics import WorkerMetrics
+from headrace_core.jobs.job_store import model_name
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.ledger.ledger import TransitionOutcome
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.types.metrics import WorkerMetrics
 from headrace_learner.worker import LearnerWorker
 
 
@@ -247,7 +247,7 @@ async def feed_alike(job: Bench, alike: Callable[[int], bool]) -> None:
         for lease in admission.leases:
             rewards = [1.0] * 4 if alike(lease.group_id) else [1.0, 0.0, 0.0, 1.0]
             group = random_group(lease.group_id, (lease.version,), rewards=rewards)
-            assert await job.ledger.commit(lease, group) is Outcome.QUEUED
+            assert await job.ledger.commit(lease, group) is TransitionOutcome.QUEUED
         await asyncio.sleep(0.01)
 
 
@@ -280,7 +280,7 @@ async def test_the_search_for_groups_that_differ_has_an_end(bench: Callable[...,
 
 async def change(job: Bench, **values: float) -> int:
     """Change settings as the gateway does; the version from which they hold."""
-    live = Live(job.redis, job.job_id, job.settings)
+    live = SettingsLog(job.redis, job.job_id, job.settings)
     await live.refresh()
     made = await live.change(values, "alice")
     assert made is not None
@@ -345,7 +345,7 @@ async def test_what_is_queued_when_the_bound_shrinks_is_masked_by_the_new_one(be
 
 
 async def test_a_learner_whose_rollout_workers_are_all_drained_waits_without_limit(bench: Callable[..., Bench]) -> None:
-    job, drains = bench("drained"), Drains(bench("drained").redis, "ftjob-drained")
+    job, drains = bench("drained"), WorkerDrains(bench("drained").redis, "ftjob-drained")
     await job.open()
     await drains.ask("rollout-0", seconds=60)
     async with learner(msgspec.structs.replace(job.config, stall_timeout=0.3)) as worker:

@@ -11,9 +11,9 @@ from learner_cases import VOCAB, hyperparameters, random_group
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace_core.errors import InvalidRequest
-from headrace_learner import logits
-from headrace_learner.batch import lay_out
-from headrace_learner.model import Policy
+from headrace_learner.algorithms.batch import build_step_batch
+from headrace_learner.models import logits
+from headrace_learner.models.policy import Policy
 
 SMALL = {
     **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},
@@ -49,7 +49,7 @@ def test_log_probabilities_are_those_of_the_models_own_logits(
     tmp_path: Path, kind: str, settings: dict[str, Any]
 ) -> None:
     policy = Policy(save(tmp_path, kind, **settings))
-    (minibatch,) = lay_out([random_group(1)], 0, hyperparameters(token_budget=4096)).minibatches
+    (minibatch,) = build_step_batch([random_group(1)], 0, hyperparameters(token_budget=4096)).minibatches
     batch = minibatch.micro_batches[0]
     with torch.no_grad():
         found = policy.logprobs(batch, 0.8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace_learner.losses import (
+from headrace_learner.algorithms.losses import (
     Clip,
     LossTokens,
     LossValues,

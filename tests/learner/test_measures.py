@@ -9,11 +9,11 @@ import pytest
 import torch
 from learner_cases import answered, random_group
 
-from headrace_core.metrics import AgeMetrics
-from headrace_learner.batch import Table
-from headrace_learner.contribution import AgeCount, rewards_differ
-from headrace_learner.measures import MISMATCH, StepLog, summarise
-from headrace_learner.ranks import Alone
+from headrace_core.types.metrics import AgeMetrics
+from headrace_learner.algorithms.batch import Table
+from headrace_learner.algorithms.token_selection import AgeCount, rewards_differ
+from headrace_learner.distributed.process_group import SingleProcess
+from headrace_learner.training.step_metrics import MISMATCH, StepLog, summarise
 
 
 def a_table(behaviour: list[float], ages: list[int], fresh: list[bool] | None = None) -> Table:
@@ -26,7 +26,7 @@ def a_table(behaviour: list[float], ages: list[int], fresh: list[bool] | None = 
 
 def test_figures_by_age() -> None:
     """Noted in two micro-batches, out of order."""
-    log = StepLog(a_table([-1.0, -1.0, -3.0, -3.0], [0, 1, 0, 1]), Alone())
+    log = StepLog(a_table([-1.0, -1.0, -3.0, -3.0], [0, 1, 0, 1]), SingleProcess())
     log.note(
         torch.tensor([3, 0]),
         loss=torch.tensor([6.0, 1.0]),
@@ -55,21 +55,21 @@ def test_figures_by_age() -> None:
 
 
 def test_no_gradient_is_kept() -> None:
-    log = StepLog(a_table([-1.0], [0]), Alone())
+    log = StepLog(a_table([-1.0], [0]), SingleProcess())
     one = torch.ones(1, requires_grad=True)
     log.note(torch.tensor([0]), loss=2 * one, proximal=-one, importance=one, clipped=one > 2)
     assert log.measure(AgeCount(Counter({0: 1}))).loss == 2.0
 
 
 def test_tokens_all_masked_by_their_weight_are_no_sample() -> None:
-    log = StepLog(a_table([-1.0, -1.0], [0, 0]), Alone())
+    log = StepLog(a_table([-1.0, -1.0], [0, 0]), SingleProcess())
     none = torch.zeros(2)
     log.note(torch.arange(2), loss=none, proximal=none, importance=none, clipped=none > 0)
     assert log.measure(AgeCount(Counter({0: 2}))).effective_sample_size == 0.0
 
 
 def test_a_step_without_tokens_measures_nothing() -> None:
-    found = StepLog(a_table([], []), Alone()).measure(AgeCount(masked=Counter({4: 3})))
+    found = StepLog(a_table([], []), SingleProcess()).measure(AgeCount(masked=Counter({4: 3})))
     assert (found.loss, found.entropy, found.effective_sample_size, found.extra) == (0.0, 0.0, 0.0, {})
     assert found.ages == {4: AgeMetrics(3, 3, effective_sample_size=0.0, clip_share=0.0, behaviour_kl=0.0)}
 
@@ -77,7 +77,7 @@ def test_a_step_without_tokens_measures_nothing() -> None:
 def test_answers_have_a_figure_of_their_own_and_a_part_in_the_loss() -> None:
     table = a_table([-1.0, -1.0, -3.0], [0, 0, 0])
     table.answer_N[1:] = True
-    log = StepLog(table, Alone())
+    log = StepLog(table, SingleProcess())
     log.note(
         torch.arange(3),
         loss=torch.tensor([1.0, 2.0, 4.0]),
@@ -122,7 +122,7 @@ def test_of_no_reward_there_is_no_mean() -> None:
 
 def test_the_mismatch_is_of_fresh_completions_before_the_first_update() -> None:
     """exp(−d) − 1 + d of two tokens; the third is of a completion begun by an older policy, the fourth comes later."""
-    log = StepLog(a_table([-1.0, -2.0, -3.0, -4.0], [0, 0, 0, 0], [True, True, False, True]), Alone())
+    log = StepLog(a_table([-1.0, -2.0, -3.0, -4.0], [0, 0, 0, 0], [True, True, False, True]), SingleProcess())
     log.note_unmoved(torch.tensor([0, 1, 2]), torch.tensor([-1.5, -1.9, -9.0]))
     log.note(torch.tensor([0, 1, 2, 3]), importance=torch.ones(4), proximal=torch.zeros(4), clipped=torch.zeros(4))
     found = log.measure(AgeCount(Counter({0: 4}))).extra

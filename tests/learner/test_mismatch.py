@@ -15,11 +15,11 @@ from learner_cases import hyperparameters, random_group
 from redis.asyncio import Redis
 
 from headrace_core.concurrency import cancel
-from headrace_core.jobs import JobStore
-from headrace_core.trajectory import Group
-from headrace_learner.measures import MISMATCH
-from headrace_learner.mismatch import Mismatch, MismatchWatch
-from headrace_learner.trainer import Trainer
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.trajectory import Group
+from headrace_learner.training.mismatch import Mismatch, MismatchWatch
+from headrace_learner.training.step_metrics import MISMATCH
+from headrace_learner.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
 

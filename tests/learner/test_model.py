@@ -23,12 +23,14 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from headrace_learner.batch import MicroBatch, lay_out
-from headrace_learner.model import Policy
+from headrace_learner.algorithms.batch import MicroBatch, build_step_batch
+from headrace_learner.models.policy import Policy
 
 
 def a_batch() -> MicroBatch:
-    (minibatch,) = lay_out([random_group(i) for i in range(3)], 0, hyperparameters(token_budget=4096)).minibatches
+    (minibatch,) = build_step_batch(
+        [random_group(i) for i in range(3)], 0, hyperparameters(token_budget=4096)
+    ).minibatches
     return minibatch.micro_batches[0]
 
 

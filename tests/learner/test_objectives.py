@@ -24,10 +24,10 @@ from learner_cases import (
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from headrace_core.algorithms import ALGORITHMS
-from headrace_core.trajectory import Completion, Group, Role
-from headrace_learner.algorithms import IMPLEMENTATIONS
-from headrace_learner.trainer import StepResult, Trainer
+from headrace_core.config.algorithm_presets import ALGORITHMS
+from headrace_core.types.trajectory import Completion, Group, Role
+from headrace_learner.algorithms.presets import IMPLEMENTATIONS
+from headrace_learner.training.trainer import StepResult, Trainer
 
 Make = Callable[..., Trainer]
 VERSION = 3

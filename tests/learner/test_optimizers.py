@@ -18,11 +18,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from headrace_core.errors import InvalidRequest
-from headrace_learner import checkpoint
+from headrace_learner.checkpoints import checkpoint
 from headrace_learner.optimizers import OPTIMIZERS
 from headrace_learner.optimizers.dct import cosine_basis
 from headrace_learner.optimizers.galore import leading_directions, limit_growth
-from headrace_learner.trainer import Trainer
+from headrace_learner.training.trainer import Trainer
 from paths import ROOT
 
 LOW_RANK = ("galore", "fira", "dct_adamw")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace_learner import parity
-from headrace_learner.ranks import Alone
+from headrace_learner.checkpoints import xor_parity
+from headrace_learner.distributed.process_group import SingleProcess
 
 
-class InThreads(Alone):
+class InThreads(SingleProcess):
     """One of several ranks that are threads of this process and exchange bytes through a table."""
 
     def __init__(self, index: int, size: int, table: dict[tuple[int, int], Tensor], meeting: threading.Barrier) -> None:
@@ -38,8 +38,8 @@ def contents(size: int, block: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_any_rank_is_rebuilt(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "_CHUNK", 4096)  # several chunks a block
-    block = parity.block_size((size - 1) * 9000, size)
+    monkeypatch.setattr(xor_parity, "_CHUNK", 4096)  # several chunks a block
+    block = xor_parity.block_size((size - 1) * 9000, size)
     assert block == 12288
     table: dict[tuple[int, int], Tensor] = {}
     meeting = threading.Barrier(size)
@@ -47,11 +47,11 @@ def test_any_rank_is_rebuilt(size: int, monkeypatch: pytest.MonkeyPatch) -> None
     whole = contents(size, block)
     parities = [torch.zeros(block, dtype=torch.uint8) for _ in ranks]
     with ThreadPoolExecutor(size) as threads:
-        list(threads.map(parity.fill, parities, whole, ranks))
+        list(threads.map(xor_parity.fill, parities, whole, ranks))
         for lost in range(size):
             left = [content.clone() if r != lost else torch.zeros_like(content) for r, content in enumerate(whole)]
             kept = [p if r != lost else torch.zeros_like(p) for r, p in enumerate(parities)]
-            list(threads.map(parity.rebuild, [lost] * size, left, kept, ranks))
+            list(threads.map(xor_parity.rebuild, [lost] * size, left, kept, ranks))
             assert all(torch.equal(found, expected) for found, expected in zip(left, whole, strict=True))
 
 
@@ -63,7 +63,7 @@ def test_a_parity_is_what_the_picture_says() -> None:
     whole = contents(size, 4096)
     found = [torch.zeros(4096, dtype=torch.uint8) for _ in ranks]
     with ThreadPoolExecutor(size) as threads:
-        list(threads.map(parity.fill, found, whole, ranks))
+        list(threads.map(xor_parity.fill, found, whole, ranks))
     blocks = [content.view(2, -1) for content in whole]
     assert torch.equal(found[0], blocks[1][1] ^ blocks[2][0])
     assert torch.equal(found[1], blocks[0][0] ^ blocks[2][1])
@@ -74,4 +74,4 @@ def test_a_parity_is_what_the_picture_says() -> None:
     ("largest", "ranks", "block"), [(1, 2, 4096), (4096, 2, 4096), (4097, 2, 8192), (8193, 3, 8192)]
 )
 def test_blocks_hold_the_largest_state_in_whole_pages(largest: int, ranks: int, block: int) -> None:
-    assert parity.block_size(largest, ranks) == block
+    assert xor_parity.block_size(largest, ranks) == block

@@ -10,8 +10,8 @@ import pytest
 import torch
 from learner_bench import BATCH, STEPS, Bench, train_whole
 
-from headrace_core.ledger import Ledger
-from headrace_learner.lead import Lead
+from headrace_core.ledger.ledger import Ledger
+from headrace_learner.distributed.rank_coordinator import RankCoordinator
 from headrace_learner.worker import LearnerWorker
 
 PAUSES = ((None, 0), ("Train", 1), ("Publish", 2), ("settle", 3), ("Save", 4), ("Train", 5), ("WriteModel", 6))
@@ -25,9 +25,9 @@ class Door:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._stage: str | None = None
         self._reached, self._opened = asyncio.Event(), asyncio.Event()
-        together, settle, pausing = Lead.together, Ledger.settle, LearnerWorker._pausing
+        together, settle, pausing = RankCoordinator.together, Ledger.settle, LearnerWorker._pausing
 
-        async def held_together(lead: Lead, order: Any, work: Any) -> Any:
+        async def held_together(lead: RankCoordinator, order: Any, work: Any) -> Any:
             await self._pass(type(order).__name__)
             return await together(lead, order, work)
 
@@ -41,7 +41,7 @@ class Door:
             return found
 
         monkeypatch.setattr(LearnerWorker, "_pausing", held_pausing)
-        monkeypatch.setattr(Lead, "together", held_together)
+        monkeypatch.setattr(RankCoordinator, "together", held_together)
         monkeypatch.setattr(Ledger, "settle", held_settle)
 
     async def _pass(self, stage: str) -> None:

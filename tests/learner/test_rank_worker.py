@@ -15,9 +15,9 @@ from rank_cases import be_follower
 from redis.asyncio import Redis
 
 from headrace_core.errors import TimedOut
-from headrace_core.workers import WorkerConfig
-from headrace_learner.orders import End, Orders, Present, Train
-from headrace_learner.sharding import RanksLost
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_learner.distributed.fsdp import RanksLost
+from headrace_learner.distributed.rank_commands import CommandStream, Finish, Heartbeat, Train
 from headrace_learner.worker import LearnerWorker
 
 Follow = Callable[[WorkerConfig], SpawnProcess]
@@ -101,15 +101,15 @@ async def test_a_learner_whose_ranks_do_not_come_says_which(bench: Callable[...,
 
 
 async def test_orders_are_heard_once_in_order_and_only_of_their_start(redis: Redis) -> None:
-    first, train = Orders(redis, "ftjob-orders", "a"), Train(0, (3, 1, 2), 4, 1e-5)
-    for order in (train, Present(), End()):
+    first, train = CommandStream(redis, "ftjob-orders", "a"), Train(0, (3, 1, 2), 4, 1e-5)
+    for order in (train, Heartbeat(), Finish()):
         await first.give(order)
-    await Orders(redis, "ftjob-orders", "b").give(End())
+    await CommandStream(redis, "ftjob-orders", "b").give(Finish())
     key = "headrace:{ftjob-orders}:orders:a"
     ((_, entry),) = await redis.xrange(key, count=1)
     await redis.xadd(key, entry)  # as if the connection had broken before the answer
-    heard = Orders(redis, "ftjob-orders", "a")
-    assert [await heard.next(5), await heard.next(5)] == [train, End()]
+    heard = CommandStream(redis, "ftjob-orders", "a")
+    assert [await heard.next(5), await heard.next(5)] == [train, Finish()]
     with pytest.raises(TimedOut, match="rank 0 of the learner gave no order and no sign of life"):
         await heard.next(0.1)
     assert 0 < await redis.ttl(key) <= 3600

@@ -12,8 +12,8 @@ import pytest
 import torch
 from learner_bench import STEPS, Bench, train_whole
 
-from headrace_core import snapshots
 from headrace_core.errors import Damaged
+from headrace_core.storage import snapshot_folder
 from headrace_learner.worker import LearnerWorker
 
 AT = 3
@@ -46,7 +46,7 @@ async def warnings(job: Bench) -> list[str]:
 
 
 def memory(job: Bench) -> Path:
-    return snapshots.folder(Path(job.config.snapshots_root), job.job_id)
+    return snapshot_folder.folder(Path(job.config.snapshots_root), job.job_id)
 
 
 def damage(file: Path) -> None:
@@ -67,7 +67,7 @@ async def test_the_newest_whole_state_is_gone_back_to(bench: Callable[..., Bench
         for file in {"one damaged": files[:1], "all damaged": files}.get(name, []):
             damage(file)
         if name == "gone":
-            snapshots.remove(Path(job.config.snapshots_root), job.job_id)
+            snapshot_folder.remove(Path(job.config.snapshots_root), job.job_id)
         facts = await go_on(job)
         sources[name] = (facts["from"], facts["replayed_steps"], await warnings(job))
         expected, found = calm.model(), job.model()
@@ -117,7 +117,7 @@ async def test_where_the_ledger_lost_the_steps_too_the_error_says_what_is_lackin
 async def test_a_job_without_room_for_snapshots_says_so_once_and_goes_on(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace_learner.snapshot._MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr("headrace_learner.checkpoints.memory_snapshot._MEMORY_SHARE", 1e-9)
     job = bench("no room")
     await train_whole(job)
     (told,) = await warnings(job)

@@ -12,9 +12,9 @@ import torch
 from learner_cases import VOCAB, answered, disturb, eventful_group, likely, recorded
 from torch import Tensor
 
-from headrace_core.likelihood import Kind, Likelihood
-from headrace_core.trajectory import Completion, Group, Role
-from headrace_learner.trainer import Trainer
+from headrace_core.types.likelihood import Kind, Likelihood
+from headrace_core.types.trajectory import Completion, Group, Role
+from headrace_learner.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
 PROMPT, Y = [3, 1, 4], [15, 9]

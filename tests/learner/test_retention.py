@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.jobs import Checkpoint, Job, JobStore
-from headrace_core.metrics import EvaluationMetrics
-from headrace_learner.retention import Retention, best_of
+from headrace_core.jobs.job_store import Checkpoint, Job, JobStore
+from headrace_core.types.metrics import EvaluationMetrics
+from headrace_learner.checkpoints.retention import Retention, best_of
 
 JOB = "ftjob-kept"
 

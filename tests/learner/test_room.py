@@ -12,14 +12,14 @@ from learner_cases import random_group
 from redis.asyncio import Redis
 
 from headrace_core.errors import DiskFull
-from headrace_core.history import EVENTS
-from headrace_core.jobs import Job, JobStore, event_of
-from headrace_core.workers import WorkerConfig
-from headrace_learner import checkpoint
-from headrace_learner.lead import Lead
-from headrace_learner.orders import Save
-from headrace_learner.room import Room
-from headrace_learner.trainer import Trainer
+from headrace_core.jobs.history import EVENTS
+from headrace_core.jobs.job_store import Job, JobStore, event_of
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_learner.checkpoints import checkpoint
+from headrace_learner.distributed.rank_commands import Save
+from headrace_learner.distributed.rank_coordinator import RankCoordinator
+from headrace_learner.durable_writes import DurableWriter
+from headrace_learner.training.trainer import Trainer
 
 JOB = "ftjob-room"
 
@@ -42,8 +42,8 @@ async def test_a_checkpoint_waits_for_room_and_is_then_whole(
     trainer.step([random_group(i, (0,)) for i in range(4)], 0)
     jobs, settings = JobStore(redis), config(redis, 20.0, small_disk)
     await jobs.create(Job(id=JOB, created_at=1.0, model="m", model_path="/m", training_file="f"))
-    lead = Lead(settings, redis)
-    room = Room(lead, redis, jobs, settings, again=0.05)
+    lead = RankCoordinator(settings, redis)
+    room = DurableWriter(lead, redis, jobs, settings, again=0.05)
     in_the_way = small_disk / "in-the-way"
     in_the_way.write_bytes(bytes(1_000_000))
 
@@ -73,8 +73,8 @@ async def test_without_room_it_ends_with_the_reason_and_the_last_checkpoint_stay
     (small_disk / "in-the-way").write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - left)))
     jobs, settings = JobStore(redis), config(redis, 0.2, small_disk)
     await jobs.create(Job(id=JOB, created_at=1.0, model="m", model_path="/m", training_file="f"))
-    lead = Lead(settings, redis)
-    room = Room(lead, redis, jobs, settings, again=0.05)
+    lead = RankCoordinator(settings, redis)
+    room = DurableWriter(lead, redis, jobs, settings, again=0.05)
     with pytest.raises(DiskFull, match=r"bytes are needed, [\d,]+ are free"):
         await room.to_save(Save(2), lambda: checkpoint.save(trainer, small_disk, 2))
     assert [p.name for p in (small_disk / "checkpoints").iterdir()] == [whole.name]

@@ -12,8 +12,8 @@ import torch
 from learner_cases import VOCAB, assert_close, recorded
 from transformers import AutoModelForCausalLM
 
-from headrace_core.trajectory import Completion, Group, Role
-from headrace_learner.trainer import Trainer
+from headrace_core.types.trajectory import Completion, Group, Role
+from headrace_learner.training.trainer import Trainer
 
 PROMPT = np.array([3, 1, 4, 1, 5], np.int32)
 MAX_TOKENS = 16

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headrace_learner.segment import Header, Segment, check_size, checksum
+from headrace_learner.checkpoints.shm_segment import Header, Segment, check_size, checksum
 
 SIZE = 3 * (1 << 20) + 24
 WHO = (1, 4, 1234)

@@ -26,9 +26,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headrace_core.errors import TimedOut
-from headrace_learner import checkpoint
-from headrace_learner.sharding import hold, join, meet, own_address
-from headrace_learner.trainer import Trainer
+from headrace_learner.checkpoints import checkpoint
+from headrace_learner.distributed.fsdp import connect_store, host_store, join_group, own_address
+from headrace_learner.training.trainer import Trainer
 
 CHECKPOINT = Path("checkpoints") / f"step-{STEPS:08d}"
 
@@ -46,7 +46,7 @@ class Runs:
             checkpoint.save(trainer, folder / "alone" / name, STEPS)
 
     def in_two_ranks(self) -> None:
-        store = hold("127.0.0.1", 2, 60)
+        store = host_store("127.0.0.1", 2, 60)
         spawn = multiprocessing.get_context("spawn")
         address = (store.host, store.port)
         ranks = [spawn.Process(target=be_rank, args=(i, 2, address, self.model, self.folder)) for i in range(2)]
@@ -152,8 +152,8 @@ def test_ranks_of_one_machine_listen_on_loopback_alone(runs: Runs) -> None:
 
 
 def test_a_store_listens_where_it_says_and_nowhere_else() -> None:
-    store = hold("127.0.0.1", 1, 5)
-    meet(store.host, store.port, 1, 5).set("here", "yes")
+    store = host_store("127.0.0.1", 1, 5)
+    connect_store(store.host, store.port, 1, 5).set("here", "yes")
     assert store.get("here") == b"yes"
     with pytest.raises(OSError, match="refused"), socket.create_connection(("127.0.0.2", store.port), 5):
         pass
@@ -162,9 +162,9 @@ def test_a_store_listens_where_it_says_and_nowhere_else() -> None:
 @pytest.mark.parametrize(
     ("wait", "named"),
     [
-        (lambda port: meet("127.0.0.1", port, 2, 0.5), "rank 0 of the learner did not answer at 127.0.0.1:"),
+        (lambda port: connect_store("127.0.0.1", port, 2, 0.5), "rank 0 of the learner did not answer at 127.0.0.1:"),
         (
-            lambda port: join(hold("127.0.0.1", 2, 5), "127.0.0.1", 0, 2, 0.5, 5),
+            lambda port: join_group(host_store("127.0.0.1", 2, 5), "127.0.0.1", 0, 2, 0.5, 5),
             "rank 1 of the learner's 2 ranks did not come",
         ),
     ],

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from headrace_learner.torch_thread import torch_thread
+from headrace_learner.distributed.torch_thread import torch_thread
 
 _FAULTS = """
 import resource, torch
@@ -40,6 +40,6 @@ def test_arrays_of_the_next_step_cost_no_page_faults() -> None:
         ended = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
         return int(ended.stdout)
 
-    kept = faults("from headrace_learner.torch_thread import keep_freed_memory; keep_freed_memory()")
+    kept = faults("from headrace_learner.distributed.torch_thread import keep_freed_memory; keep_freed_memory()")
     assert kept < 100
     assert faults("") > 50 * max(kept, 1)  # 5 arrays of 64 MB by pages of 4 KiB: some 78,000

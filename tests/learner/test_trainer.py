@@ -10,10 +10,10 @@ import torch
 from learner_cases import answered, assert_close, assert_same_state, disturb, eventful_group, random_group, recorded
 from torch import Tensor
 
-from headrace_core.trajectory import Group
-from headrace_learner.algorithms import IMPLEMENTATIONS
-from headrace_learner.descent import Diverged
-from headrace_learner.trainer import Trainer
+from headrace_core.types.trajectory import Group
+from headrace_learner.algorithms.presets import IMPLEMENTATIONS
+from headrace_learner.training.model_optimizer import TrainingDiverged
+from headrace_learner.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
 PRESETS = sorted(IMPLEMENTATIONS)
@@ -157,7 +157,7 @@ def test_a_gradient_that_is_not_finite_ends_training_before_it_harms(make_traine
     weights = trainer.policy.model.state_dict()
     weights["model.norm.weight"][0] = torch.nan
     before = {k: v.clone() for k, v in weights.items() if k != "model.norm.weight"}
-    with pytest.raises(Diverged, match="norm is nan"):
+    with pytest.raises(TrainingDiverged, match="norm is nan"):
         trainer.step([random_group(i) for i in range(4)], 0)
     assert all(torch.equal(v, weights[k]) for k, v in before.items())
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.protocol import Draw, Failure, NotApplicable, Outcome, Sample, Score
+from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, SampleKey, Score
 from headrace_rewards.registry import build, validate
 
 
@@ -23,7 +23,7 @@ def audited(grader: Any = None, audit: Any = None, **changes: Any) -> dict[str, 
 
 
 def group(number: int, *texts: str) -> list[Sample]:
-    return [Sample(text, draw=Draw(number, i)) for i, text in enumerate(texts)]
+    return [Sample(text, draw=SampleKey(number, i)) for i, text in enumerate(texts)]
 
 
 async def test_the_audit_stands_beside_the_reward() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.protocol import Draw, Failure, Sample, Score
+from headrace_rewards.graders.spec import GraderSpec
+from headrace_rewards.protocol import Failure, Sample, SampleKey, Score
 from headrace_rewards.registry import GRADERS, build, validate
-from headrace_rewards.specs import GraderSpec
 from paths import ROOT
 
 RIGHT = {
@@ -21,7 +21,7 @@ RIGHT = {
     "reference": "{{ item.part }}",
     "operation": "like",
 }
-DRAW = Draw(3, 1)
+DRAW = SampleKey(3, 1)
 
 
 def calibrated(**changes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace_rewards import check as checking
+from headrace_rewards import grader_check as checking
 
 GRADER = {"type": "function", "name": "g", "function": "user.py:grade", "timeout": 5}
 TEXTS = {"input": "{{ sample.output_text }}", "reference": ""}

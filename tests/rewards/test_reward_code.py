@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
-from headrace_core.reward_rules import RewardRules
-from headrace_rewards import check as checking
+from headrace_rewards import grader_check as checking
 from headrace_rewards import reward_code
 from headrace_rewards.protocol import Outcome, Sample, Score
 from headrace_rewards.registry import build
@@ -72,7 +72,7 @@ async def submitted(described: Any, code: Path) -> dict[str, Any]:
 
 
 async def scored(described: Any, code: Path, text: str = "a") -> list[Outcome]:
-    reward = build(described, RewardRules(code=str(code)))
+    reward = build(described, RewardPermissions(code=str(code)))
     await reward.start()
     try:
         return await reward.score([Sample(text)])
@@ -125,9 +125,9 @@ async def test_a_copy_that_was_changed_or_has_gone_is_not_run(source: Path, tmp_
     kept = await submitted(grader(source), code)
     (code / kept["sha256"] / "helpers.py").write_text("def one(): return 2")
     with pytest.raises(InvalidRequest, match="code was changed in"):
-        build(kept, RewardRules(code=str(code)))
+        build(kept, RewardPermissions(code=str(code)))
     with pytest.raises(InvalidRequest, match="has gone from"):
-        build(kept, RewardRules(code=str(tmp_path)))
+        build(kept, RewardPermissions(code=str(tmp_path)))
 
 
 def test_the_code_that_is_kept_is_bounded(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from headrace_rewards.sandbox import control_groups
+from headrace_rewards.sandbox.kernel import control_groups
 
 INSIDE = Path(__file__).parent / "user_mode_linux.py"
 TOO_MUCH = "its processes used more than 67108864 bytes of memory together"

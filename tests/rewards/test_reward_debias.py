@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.protocol import Draw, Failure, Sample, Score
+from headrace_rewards.protocol import Failure, Sample, SampleKey, Score
 from headrace_rewards.registry import build, validate
 
 EXACT = {
@@ -34,14 +34,14 @@ def debias(flip: Any, grader: Any = EXACT, **changes: Any) -> dict[str, Any]:
     ],
 )
 async def test_by_hand(flip: Any, right: float, wrong: float) -> None:
-    outcomes = await build(debias(flip)).score([Sample(text, draw=Draw(0, 0)) for text in ("yes", "no")])
+    outcomes = await build(debias(flip)).score([Sample(text, draw=SampleKey(0, 0)) for text in ("yes", "no")])
     assert [o.value for o in outcomes if isinstance(o, Score)] == pytest.approx([right, wrong])
 
 
 async def test_between_other_values() -> None:
     """Of −1 and 3 flipped at 0.25: an observed 1 is at half of the range, and stays; 0 is at a quarter of it, and goes
     to low."""
-    outcomes = await build(debias(0.25, low=-1, high=3)).score([Sample(t, draw=Draw(0, 0)) for t in ("yes", "no")])
+    outcomes = await build(debias(0.25, low=-1, high=3)).score([Sample(t, draw=SampleKey(0, 0)) for t in ("yes", "no")])
     assert [o.value for o in outcomes if isinstance(o, Score)] == pytest.approx([1.0, -1.0])
 
 
@@ -50,7 +50,7 @@ async def test_the_mean_over_the_flips_is_the_reward_before_them(flip: Any) -> N
     noise = {"type": "noisy", "name": "n", "grader": EXACT, "flip": flip, "per": "completion"}
     reward = build(debias(flip, noise))
     for text, clean in (("yes", 1.0), ("no", 0.0)):
-        outcomes = await reward.score([Sample(text, draw=Draw(0, n)) for n in range(DRAWS)])
+        outcomes = await reward.score([Sample(text, draw=SampleKey(0, n)) for n in range(DRAWS)])
         values = [o.value for o in outcomes if isinstance(o, Score)]
         spread = (sum((v - clean) ** 2 for v in values) / DRAWS) ** 0.5
         assert abs(sum(values) / DRAWS - clean) < 4 * spread / DRAWS**0.5
@@ -68,7 +68,7 @@ async def test_a_value_beyond_a_float_is_a_failure(tmp_path: Any) -> None:
     reward = build(debias(0.49, function))
     await reward.start()
     try:
-        (outcome,) = await reward.score([Sample("", draw=Draw(0, 0))])
+        (outcome,) = await reward.score([Sample("", draw=SampleKey(0, 0))])
     finally:
         await reward.close()
     assert isinstance(outcome, Failure)

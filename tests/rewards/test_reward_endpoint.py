@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 from http_server import Answerer, Asked, Reply, Server, serving
 
+from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, InvalidState
-from headrace_core.reward_rules import RewardRules
-from headrace_rewards.protocol import Draw, Failure, Measured, NotApplicable, Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import (
+    Failure,
+    NotApplicable,
+    Outcome,
+    PolicyMeasurements,
+    Reward,
+    Sample,
+    SampleKey,
+    Score,
+)
 from headrace_rewards.registry import build, validate
 
 
@@ -24,7 +33,7 @@ def described(url: str, **fields: Any) -> dict[str, Any]:
 async def asking(answer: Answerer, **fields: Any) -> AsyncIterator[tuple[Reward, Server]]:
     """A started endpoint, and its server."""
     async with serving(answer) as server:
-        reward = build(described(f"{server.url}/grade", **fields), RewardRules(hosts=(server.host,)))
+        reward = build(described(f"{server.url}/grade", **fields), RewardPermissions(hosts=(server.host,)))
         await reward.start()
         try:
             yield reward, server
@@ -45,7 +54,7 @@ def kinds(outcomes: list[Outcome]) -> list[Any]:
 
 
 async def test_what_is_asked() -> None:
-    sample = Sample("42", {"answer": 42}, [], "length", (1, 2), Draw(0, 1), Measured((-0.5, -0.5)))
+    sample = Sample("42", {"answer": 42}, [], "length", (1, 2), SampleKey(0, 1), PolicyMeasurements((-0.5, -0.5)))
     async with asking(lengths) as (reward, server):
         assert await reward.score([sample]) == [Score(2.0)]
     assert server.asked[0].path == "/grade"
@@ -147,7 +156,7 @@ async def test_a_caller_that_gave_up_does_not_block_the_others() -> None:
 
 
 async def test_it_must_be_started() -> None:
-    reward = build(described("http://127.0.0.1:1/"), RewardRules(hosts=("127.0.0.1",)))
+    reward = build(described("http://127.0.0.1:1/"), RewardPermissions(hosts=("127.0.0.1",)))
     with pytest.raises(InvalidState):
         await reward.score(group("a"))
     await reward.close()
@@ -156,7 +165,7 @@ async def test_it_must_be_started() -> None:
 @pytest.mark.parametrize("hosts", [(), ("localhost",), ("127.0.0.1:2",)])
 def test_only_hosts_that_the_operator_listed(hosts: tuple[str, ...]) -> None:
     with pytest.raises(InvalidRequest, match="HEADRACE_REWARD_HOSTS") as refused:
-        build(described("http://127.0.0.1:1/"), RewardRules(hosts=hosts))
+        build(described("http://127.0.0.1:1/"), RewardPermissions(hosts=hosts))
     assert refused.value.param == "grader.url"
 
 
@@ -181,4 +190,4 @@ def test_descriptions_that_are_refused(fields: dict[str, Any], param: str) -> No
 
 def test_a_variable_that_is_not_set_is_named() -> None:
     with pytest.raises(InvalidRequest, match="REWARD_ENDPOINT_NONE"):
-        build(described("http://a/", headers_env={"X": "REWARD_ENDPOINT_NONE"}), RewardRules(hosts=("a",)))
+        build(described("http://a/", headers_env={"X": "REWARD_ENDPOINT_NONE"}), RewardPermissions(hosts=("a",)))

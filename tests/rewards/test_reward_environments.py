@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from headrace_core.data import read_rows
 from headrace_core.errors import InvalidRequest
+from headrace_core.storage.dataset import read_rows
 from headrace_rewards.protocol import Failure, Reward, Sample, Score
 from headrace_rewards.registry import build, validate
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace_rewards.formula import MAX_CHARACTERS, MAX_DEPTH, Formula, FormulaError, NotComputable
+from headrace_rewards.graders.formula import MAX_CHARACTERS, MAX_DEPTH, Formula, FormulaError, NotComputable
 
 NAMES = {"a": 3.0, "b": 1.0, "größe": 2.0}
 

@@ -19,11 +19,11 @@ import psutil
 import pytest
 import uvloop
 
+from headrace_core.config.reward_permissions import SandboxLevel
 from headrace_core.errors import InvalidRequest, InvalidState
-from headrace_core.reward_rules import SandboxLevel
-from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, Score
-from headrace_rewards.sandbox.limits import Limits
+from headrace_rewards.sandbox.kernel.resource_limits import ResourceLimits
 
 Start = Callable[..., Awaitable[FunctionReward]]
 
@@ -34,7 +34,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     rewards: list[FunctionReward] = []
 
     async def begin(
-        source: str, limits: Limits | None = None, level: SandboxLevel | None = None, **fields: Any
+        source: str, limits: ResourceLimits | None = None, level: SandboxLevel | None = None, **fields: Any
     ) -> FunctionReward:
         (tmp_path / "user.py").write_text(textwrap.dedent(source))
         spec = FunctionSpec(type="function", name="t", function=f"{tmp_path}/user.py:grade", **fields)
@@ -210,7 +210,7 @@ async def test_a_fork_does_not_answer_twice(start: Start) -> None:
 async def test_memory_is_limited(start: Start) -> None:
     reward = await start(
         "def grade(completion): return len(bytearray(1 << 30)) if completion == 'big' else 1",
-        Limits(memory_bytes=512 << 20),
+        ResourceLimits(memory_bytes=512 << 20),
     )
     outcomes = await reward.score(samples("big", "a"))
     assert kinds(outcomes) == ["exception", 1.0]
@@ -289,7 +289,7 @@ async def test_neighbours_of_the_file_can_be_imported(start: Start, tmp_path: Pa
 )
 async def test_a_file_that_does_not_load_is_a_clear_error(start: Start, source: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        await start(source, Limits(start_seconds=1.5))
+        await start(source, ResourceLimits(start_seconds=1.5))
     assert message in refused.value.message
     assert refused.value.param == "grader.function"
     assert not hosts_of_this_process()

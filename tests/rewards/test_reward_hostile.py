@@ -25,11 +25,11 @@ from typing import Any
 import psutil
 import pytest
 
-from headrace_core.reward_rules import RewardRules, SandboxLevel
-from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_core.config.reward_permissions import RewardPermissions, SandboxLevel
+from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Failure, Outcome, Sample, Score
-from headrace_rewards.sandbox.limits import Limits
-from headrace_rewards.sandbox.machine import assess
+from headrace_rewards.sandbox.kernel.resource_limits import ResourceLimits
+from headrace_rewards.sandbox.level_probe import probe_level
 
 CORPUS = Path(__file__).parent / "hostile"
 SECRET = "hunter2-of-the-service"
@@ -37,7 +37,7 @@ LEFT_BEHIND = "599.25"
 TIMEOUT = 2.0
 LANES = 3
 """Acts at a time: most of them wait for a limit."""
-LIMITS = Limits(
+LIMITS = ResourceLimits(
     memory_bytes=256 << 20,
     processes=32,
     file_bytes=16 << 20,
@@ -250,7 +250,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Su
 
 def reward(level: SandboxLevel, surroundings: Surroundings) -> FunctionReward:
     spec = FunctionSpec(type="function", name="hostile", function=f"{CORPUS}/grader.py:grade", timeout=TIMEOUT)
-    return FunctionReward(spec, RewardRules(hidden=(surroundings.item["data_folder"],)), LIMITS, level)
+    return FunctionReward(spec, RewardPermissions(hidden=(surroundings.item["data_folder"],)), LIMITS, level)
 
 
 class Pair:
@@ -337,6 +337,6 @@ def test_the_corpus_is_large_and_wholly_used() -> None:
 
 async def test_this_machine_holds_the_strongest_level() -> None:
     """Where this fails, so do the tests of that level; the text says what is missing."""
-    machine = await assess()
+    machine = await probe_level()
     assert str(machine) == "isolated"
     assert sys.platform == "linux"

@@ -16,7 +16,7 @@ from http_server import Answerer, Asked, Reply, Server, serving
 
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_rewards import http_client
-from headrace_rewards.http_client import MAX_ANSWER_BYTES, Answer, Breaker, JsonClient, is_allowed, parsed_url
+from headrace_rewards.http_client import MAX_ANSWER_BYTES, Breaker, JsonAnswer, JsonClient, is_allowed, parsed_url
 from headrace_rewards.protocol import Failure
 
 SECRET = 'Bearer s3cret"key'
@@ -46,14 +46,14 @@ def in_turn(*replies: Reply) -> Callable[[Asked], Reply]:
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
-def failure(result: Answer | Failure) -> Failure:
+def failure(result: JsonAnswer | Failure) -> Failure:
     assert isinstance(result, Failure), result
     return result
 
 
 async def test_an_answer_and_what_was_asked() -> None:
     async with asking(lambda asked: Reply({"echo": asked.body}), headers={"authorization": SECRET}) as (client, server):
-        assert await client.post(b'{"a": 1}') == Answer({"echo": {"a": 1}})
+        assert await client.post(b'{"a": 1}') == JsonAnswer({"echo": {"a": 1}})
     (asked,) = server.asked
     assert asked.path == "/score"
     assert asked.headers["authorization"] == SECRET
@@ -65,7 +65,7 @@ async def test_an_answer_and_what_was_asked() -> None:
 )
 async def test_what_may_pass_is_tried_again(bad: Reply) -> None:
     async with asking(in_turn(bad, bad, Reply({"ok": 1}))) as (client, server):
-        assert await client.post(b"{}") == Answer({"ok": 1})
+        assert await client.post(b"{}") == JsonAnswer({"ok": 1})
         assert len(server.asked) == 3
 
 
@@ -94,7 +94,7 @@ async def test_retry_after_is_honoured(form: str) -> None:
     busy = Reply(status=429, headers={"retry-after": value})
     async with asking(in_turn(busy, Reply({}))) as (client, server):
         began = time.monotonic()
-        assert await client.post(b"{}") == Answer({})
+        assert await client.post(b"{}") == JsonAnswer({})
         assert time.monotonic() - began > 0.9
         assert len(server.asked) == 2
 
@@ -108,7 +108,7 @@ async def test_a_server_that_wants_an_hour_is_not_waited_for() -> None:
 @pytest.mark.parametrize("value", ["soon", "-5", "", "Wed, 21 Oct 2015 07:28:00 GMT"])
 async def test_a_retry_after_that_says_nothing_is_no_obstacle(value: str) -> None:
     async with asking(in_turn(Reply(status=503, headers={"retry-after": value}), Reply({}))) as (client, _):
-        assert await client.post(b"{}") == Answer({})
+        assert await client.post(b"{}") == JsonAnswer({})
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ async def test_no_more_at_once_than_allowed() -> None:
         return Reply({})
 
     async with asking(slow, concurrency=2) as (client, _):
-        assert await asyncio.gather(*(client.post(b"{}") for _ in range(6))) == [Answer({})] * 6
+        assert await asyncio.gather(*(client.post(b"{}") for _ in range(6))) == [JsonAnswer({})] * 6
     assert most == 2
 
 
@@ -175,8 +175,8 @@ async def test_the_breaker_opens_lets_one_through_and_closes() -> None:
         assert len(server.asked) == 4, "half open, one asks"
         await asyncio.sleep(0.35)
         server.answer = in_turn(Reply({}))
-        assert await client.post(b"{}") == Answer({})
-        assert await asyncio.gather(*(client.post(b"{}") for _ in range(4))) == [Answer({})] * 4
+        assert await client.post(b"{}") == JsonAnswer({})
+        assert await asyncio.gather(*(client.post(b"{}") for _ in range(4))) == [JsonAnswer({})] * 4
 
 
 async def test_one_bad_moment_of_many_requests_does_not_open_it() -> None:
@@ -189,7 +189,7 @@ async def test_one_bad_moment_of_many_requests_does_not_open_it() -> None:
         return Reply(status=503) if seen <= 4 else Reply({})
 
     async with asking(once_each, breaker=Breaker(2, 60)) as (client, _):
-        assert await asyncio.gather(*(client.post(b"{}") for _ in range(4))) == [Answer({})] * 4
+        assert await asyncio.gather(*(client.post(b"{}") for _ in range(4))) == [JsonAnswer({})] * 4
 
 
 async def test_a_refusal_is_no_sign_of_illness() -> None:
@@ -223,7 +223,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     async with asking(in_turn(Reply({}))) as (client, _):
-        assert await client.post(b"{}") == Answer({})
+        assert await client.post(b"{}") == JsonAnswer({})
 
 
 async def test_before_start_and_after_close() -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+from headrace_core.config.reward_permissions import SANDBOX_LEVELS, RewardPermissions, SandboxLevel
 from headrace_core.errors import Unavailable
-from headrace_core.reward_rules import SANDBOX_LEVELS, RewardRules, SandboxLevel
-from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Failure, Sample, Score
-from headrace_rewards.sandbox import control_groups, view
-from headrace_rewards.sandbox.limits import Limits
-from headrace_rewards.sandbox.machine import Machine
+from headrace_rewards.sandbox.kernel import control_groups, readable_paths
+from headrace_rewards.sandbox.kernel.resource_limits import ResourceLimits
+from headrace_rewards.sandbox.level_probe import MachineReport
 
 LEVELS = pytest.mark.parametrize("level", SANDBOX_LEVELS)
 CONTAINED = pytest.mark.parametrize("level", SANDBOX_LEVELS[1:])
@@ -76,7 +76,7 @@ async def test_the_environment_is_scrubbed(
 
 @LEVELS
 async def test_limits_hold(level: SandboxLevel, tmp_path: Path) -> None:
-    limits = Limits(memory_bytes=1 << 30, open_files=64, file_bytes=1 << 20, processes=40)
+    limits = ResourceLimits(memory_bytes=1 << 30, open_files=64, file_bytes=1 << 20, processes=40)
     spec = write(
         tmp_path,
         """
@@ -104,7 +104,7 @@ async def test_limits_hold(level: SandboxLevel, tmp_path: Path) -> None:
 
 
 async def test_processor_time_is_counted_from_unit_to_unit_whatever_limits_the_code_lifts(tmp_path: Path) -> None:
-    limits = Limits(cpu_per_second=0.0, cpu_seconds=0.8)
+    limits = ResourceLimits(cpu_per_second=0.0, cpu_seconds=0.8)
     source = """
         import resource, time
         def grade(completion):
@@ -133,7 +133,7 @@ async def test_the_guard_counts_where_the_kernel_does_not(tmp_path: Path) -> Non
                 if os.fork() == 0: time.sleep(60)
             time.sleep(60)
         """
-    reward = FunctionReward(write(tmp_path, source), limits=Limits(processes=16), level="limits")
+    reward = FunctionReward(write(tmp_path, source), limits=ResourceLimits(processes=16), level="limits")
     await reward.start()
     try:
         [outcome] = await reward.score([Sample("")])
@@ -191,7 +191,7 @@ async def test_its_own_folder_is_readable_but_for_what_is_hidden(level: SandboxL
         """,
     )
     (tmp_path / "user.py").chmod(0o600)
-    rules = RewardRules(hidden=(str(tmp_path / "headrace-data"),))
+    rules = RewardPermissions(hidden=(str(tmp_path / "headrace-data"),))
     assert await report(FunctionReward(spec, rules, level=level)) == {"table": "7", "reached": []}
 
 
@@ -201,17 +201,19 @@ def test_a_view_leaves_out_what_is_hidden(tmp_path: Path) -> None:
         (home / name).mkdir(parents=True)
     (home / "reward.py").touch()
     hidden = [home / "data", home / "deep" / "data"]
-    shown = [path for path in view.of(home / "reward.py", hidden, home).readable if path.is_relative_to(tmp_path)]
+    shown = [
+        path for path in readable_paths.of(home / "reward.py", hidden, home).readable if path.is_relative_to(tmp_path)
+    ]
     assert shown == [home / "project", home / "reward.py"]
     (home / "deep" / "table").touch()
-    shown, listed = view.of(home / "reward.py", hidden, home)
+    shown, listed = readable_paths.of(home / "reward.py", hidden, home)
     assert {home, home / "deep"} <= set(listed)
     assert home / "deep" / "table" in shown
     assert home / "deep" not in shown
-    in_project = view.of(home / "project" / "reward.py", hidden, home).readable
+    in_project = readable_paths.of(home / "project" / "reward.py", hidden, home).readable
     assert home / "project" in in_project
     assert home not in in_project
-    inside = view.of(home / "data" / "reward.py", hidden, home).readable
+    inside = readable_paths.of(home / "data" / "reward.py", hidden, home).readable
     assert home / "data" not in inside
     assert Path(sys.prefix) in inside or any(parent in inside for parent in Path(sys.prefix).parents)
 
@@ -222,7 +224,7 @@ def test_a_view_of_the_import_path_leaves_out_what_is_hidden(tmp_path: Path, mon
         (tmp_path / name).mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/:{tmp_path / 'package'}")
-    shown, listed = view.of(None, [tmp_path / "headrace-data"])
+    shown, listed = readable_paths.of(None, [tmp_path / "headrace-data"])
     assert [path for path in shown if path.is_relative_to(tmp_path)] == [tmp_path / "package"]
     assert tmp_path in listed
     assert Path("/") not in shown
@@ -230,7 +232,7 @@ def test_a_view_of_the_import_path_leaves_out_what_is_hidden(tmp_path: Path, mon
 
 _SERVICE = """
 import asyncio, sys
-from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample
 
 async def main():
@@ -315,7 +317,7 @@ async def test_a_guard_that_is_killed_takes_its_world_with_it(tmp_path: Path) ->
 
 
 def test_what_falls_short_is_refused_with_its_reason() -> None:
-    machine = Machine("filtered", {"isolated": "no namespaces: Operation not permitted"})
+    machine = MachineReport("filtered", {"isolated": "no namespaces: Operation not permitted"})
     for wanted in ("limits", "filtered"):
         machine.require(wanted)  # type: ignore[arg-type]
     with pytest.raises(Unavailable, match=r"'isolated'.*holds 'filtered' \(no namespaces: Operation not permitted\)"):
@@ -327,11 +329,11 @@ _LESSER_MACHINE = """
 import asyncio, sys
 from pathlib import Path
 from headrace_core.errors import Unavailable
-from headrace_core.reward_rules import RewardRules
-from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_core.config.reward_permissions import RewardRules
+from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox import kernel, landlock, seccomp
-from headrace_rewards.sandbox.machine import assess
+from headrace_rewards.sandbox.level_probe import assess
 
 kernel.gain_nothing_by_exec()
 seccomp.apply()
@@ -399,8 +401,8 @@ def test_a_host_loads_none_of_the_service() -> None:
     assert "headrace_rewards.sandbox.host" in loaded
     assert {name for name in loaded if name.startswith("headrace_core")} <= {
         "headrace_core",
-        "headrace_core.likelihood",
-        "headrace_core.reward_rules",
+        "headrace_core.types.likelihood",
+        "headrace_core.config.reward_permissions",
     }
     tops = {name.partition(".")[0] for name in loaded}
     assert not tops & {"pydantic", "numpy", "torch", "redis", "ray", "vllm", "headrace_gateway"}

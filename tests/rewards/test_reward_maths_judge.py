@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from headrace_rewards.judges.maths_judge import boxed, core, judge
+from headrace_rewards.judges.math_verify_judge import boxed, core, judge
 
 INTEGERS = st.integers(-(10**15) + 1, 10**15 - 1)
 ANSWERS = st.sampled_from(
@@ -157,7 +157,7 @@ def test_what_a_batch_has_in_common_is_done_once(monkeypatch: pytest.MonkeyPatch
         parsed.append(text)
         return parse(text, parsing_timeout=parsing_timeout)
 
-    monkeypatch.setattr("headrace_rewards.judges.maths_judge.parse", counted)
+    monkeypatch.setattr("headrace_rewards.judges.math_verify_judge.parse", counted)
     texts = [rf"Step {n}, so $\boxed{{\sqrt{{3}}}}$." for n in range(8)] + [r"no: \boxed{\sqrt{2}}"] * 4
     assert judge(texts, [r"\sqrt{3}"] * 12) == [1.0] * 8 + [0.0] * 4
     assert parsed == [r"$\boxed{\sqrt{3}}$", r"\boxed{\sqrt{3}}", r"\boxed{\sqrt{2}}"]

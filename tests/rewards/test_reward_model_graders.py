@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from http_server import Answerer, Asked, Reply, Server, serving
 
+from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
-from headrace_core.reward_rules import RewardRules
 from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 from headrace_rewards.registry import build, validate
 from paths import ROOT
@@ -61,7 +61,7 @@ async def asking(
     answer: Answerer, grader: dict[str, Any], key: str | None = KEY
 ) -> AsyncIterator[tuple[Reward, Server]]:
     async with serving(answer) as server:
-        reward = build(grader, RewardRules(judge_url=f"{server.url}/v1/", judge_key=key))
+        reward = build(grader, RewardPermissions(judge_url=f"{server.url}/v1/", judge_key=key))
         await reward.start()
         try:
             yield reward, server
@@ -234,7 +234,7 @@ async def test_the_key_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
         first, second = await reward.score(group("1", "2"))
         assert "Incorrect key ***" in failure(first).message
         assert failure(second).kind == "invalid_value"
-        rules = RewardRules(judge_url="http://a/v1", judge_key=KEY)
+        rules = RewardPermissions(judge_url="http://a/v1", judge_key=KEY)
         assert "judge_url='http://a/v1'" in repr(rules)
         assert KEY not in f"{first} {second} {reward!r} {rules!r} {rules!s} {caplog.text}"
 
@@ -276,7 +276,7 @@ def test_without_a_judge_they_are_refused(grader: dict[str, Any]) -> None:
         build(grader)
     assert refused.value.param == "grader.type"
     with pytest.raises(InvalidRequest, match="HEADRACE_JUDGE_URL: an address begins with"):
-        build(grader, RewardRules(judge_url="judge:8000"))
+        build(grader, RewardPermissions(judge_url="judge:8000"))
 
 
 @pytest.mark.parametrize(

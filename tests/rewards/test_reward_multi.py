@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.multi import MAX_GRADERS, Multi, MultiSpec
+from headrace_rewards.graders.multi import MAX_GRADERS, Multi, MultiSpec
 from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, Score
 from headrace_rewards.registry import build, validate
 

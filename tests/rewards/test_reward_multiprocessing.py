@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from headrace_core.reward_rules import SANDBOX_LEVELS, SandboxLevel
-from headrace_rewards.functions import FunctionReward, FunctionSpec
+from headrace_core.config.reward_permissions import SANDBOX_LEVELS, SandboxLevel
+from headrace_rewards.graders.function import FunctionReward, FunctionSpec
+from headrace_rewards.graders.python_source import PythonReward, PythonSpec
 from headrace_rewards.protocol import Failure, Outcome, Sample, Score
-from headrace_rewards.python_source import PythonReward, PythonSpec
-from headrace_rewards.sandbox.reward import HostedReward
+from headrace_rewards.sandbox.hosted_reward import HostedReward
 
 CHECKER = Path(__file__).parent / "code_checker.py"
 RIGHT = "a, b = map(int, input().split())\nprint(a + b)"

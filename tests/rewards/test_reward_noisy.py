@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.protocol import Draw, Failure, NotApplicable, Outcome, Sample, Score
+from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, SampleKey, Score
 from headrace_rewards.registry import build, validate
 from paths import ROOT
 
@@ -34,7 +34,7 @@ def noisy(**changes: Any) -> dict[str, Any]:
 
 
 def group(number: int, texts: Sequence[str] = ("yes", "no", "yes", "no")) -> list[Sample]:
-    return [Sample(text, ITEM, draw=Draw(number, n)) for n, text in enumerate(texts)]
+    return [Sample(text, ITEM, draw=SampleKey(number, n)) for n, text in enumerate(texts)]
 
 
 async def scored(grader: dict[str, Any], groups: int = GROUPS) -> list[list[Outcome]]:
@@ -136,7 +136,7 @@ def test_another_process_makes_the_same_noise() -> None:
     command = [sys.executable, "-c", code, json.dumps(spec)]
     environment = {"PYTHONHASHSEED": "12345"}
     ended = subprocess.run(command, capture_output=True, check=True, timeout=60, cwd=ROOT, env=environment)
-    here = asyncio.run(build(spec).score([Sample("yes", ITEM, draw=Draw(g, 0)) for g in range(40)]))
+    here = asyncio.run(build(spec).score([Sample("yes", ITEM, draw=SampleKey(g, 0)) for g in range(40)]))
     assert json.loads(ended.stdout) == [o.value for o in here if isinstance(o, Score)]
 
 
@@ -166,7 +166,9 @@ def test_no_noise_without_a_draw(spec: dict[str, Any], texts: list[str]) -> None
 
 async def test_a_failure_stays_one() -> None:
     reward = build(noisy(flip=1, missing=1))
-    right, unanswerable = await reward.score([Sample("yes", ITEM, draw=Draw(0, 0)), Sample("yes", draw=Draw(0, 1))])
+    right, unanswerable = await reward.score(
+        [Sample("yes", ITEM, draw=SampleKey(0, 0)), Sample("yes", draw=SampleKey(0, 1))]
+    )
     assert right == NotApplicable()
     assert isinstance(unanswerable, Failure)
 
@@ -184,7 +186,7 @@ async def test_the_delays_of_a_group_pass_at_once() -> None:
 
 async def test_exponential_delays_have_their_mean() -> None:
     reward: Any = build(noisy(delay={"mean": 2.0}))
-    delays = [reward._delay(Draw(number, 0)) for number in range(GROUPS)]
+    delays = [reward._delay(SampleKey(number, 0)) for number in range(GROUPS)]
     assert sum(delays) / GROUPS == pytest.approx(2.0, rel=4 / GROUPS**0.5)
     assert within(sum(d > 2.0 for d in delays) / GROUPS, 0.3679, GROUPS)
 

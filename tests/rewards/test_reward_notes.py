@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from headrace_core.reward_rules import RewardRules
-from headrace_rewards.notes import MOST_BYTES, MOST_BYTES_A_CALL, bounded, notes_of
-from headrace_rewards.protocol import Draw, NotApplicable, Outcome, Sample, Score
+from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_rewards.protocol import NotApplicable, Outcome, Sample, SampleKey, Score
 from headrace_rewards.registry import build
-from headrace_rewards.values import to_outcome, to_outcomes
+from headrace_rewards.user_code.notes import MOST_BYTES, MOST_BYTES_A_CALL, bounded, notes_of
+from headrace_rewards.user_code.return_values import to_outcome, to_outcomes
 
 
 def size(notes: dict[str, str]) -> int:
@@ -64,10 +64,12 @@ def grade(completions, log_extra, **kwargs):
     function = {"type": "function", "name": "f", "function": f"{tmp_path}/reward.py:grade"}
     noisy = {"type": "noisy", "name": "n", "grader": function, "flip": 0.0}
     multi = {"type": "multi", "name": "m", "graders": {"part": noisy}, "calculate_output": "part"}
-    reward = build(multi, RewardRules())
+    reward = build(multi, RewardPermissions())
     await reward.start()
     try:
-        outcomes = await reward.score([Sample(text, draw=Draw(0, n)) for n, text in enumerate(("six by seven", ""))])
+        outcomes = await reward.score(
+            [Sample(text, draw=SampleKey(0, n)) for n, text in enumerate(("six by seven", ""))]
+        )
     finally:
         await reward.close()
     found, none = outcomes

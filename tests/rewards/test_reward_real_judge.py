@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headrace_core.reward_rules import RewardRules
+from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_rewards.protocol import Failure, Outcome, Sample, Score
 from headrace_rewards.registry import build
 from paths import ROOT
@@ -92,7 +92,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def graded(url: str, key: str, **grader: Any) -> list[Outcome]:
     question = {"role": "user", "content": "Is {{ sample.output_text }} {{ item.answer }}?"}
     described = {"name": "judged", "model": "judge", "input": [question], "timeout": 60, "steps": False, **grader}
-    reward = build(described, RewardRules(judge_url=url, judge_key=key))
+    reward = build(described, RewardPermissions(judge_url=url, judge_key=key))
     await reward.start()
     try:
         return await reward.score([Sample(text, {"answer": 42}) for text in ("42", "41", "40")])

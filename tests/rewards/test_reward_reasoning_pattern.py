@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_rewards.graders.reasoning_pattern import PHRASES, repetition
 from headrace_rewards.protocol import Sample, Score
-from headrace_rewards.reasoning_pattern import PHRASES, repetition
 from headrace_rewards.registry import build, validate
 
 EVERY_PHRASE = " | ".join(PHRASES)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest
-from headrace_core.reward_rules import RewardRules
-from headrace_core.settings import Settings
 from headrace_rewards.registry import GRADERS, build, validate
 
 CHECK = {"type": "string_check", "name": "n", "input": "{{ item.a }}", "reference": "b", "operation": "eq"}
@@ -62,7 +62,7 @@ def test_a_function_is_taken_from_the_operators_folders_alone(tmp_path: Path) ->
         function = {"type": "function", "name": "f", "function": f"{tmp_path / path}:grade"}
         return {"type": "multi", "name": "n", "graders": {"f": function}, "calculate_output": "f"}
 
-    rules = RewardRules(folders=(str(tmp_path / "listed"),))
+    rules = RewardPermissions(folders=(str(tmp_path / "listed"),))
     build(described("listed/r.py"), rules)
     build(described("other/r.py"))
     for path in ("other/r.py", "listed/link.py", "listed/../other/r.py"):
@@ -78,7 +78,7 @@ def test_of_files_outside_the_operators_folders_nothing_is_told(tmp_path: Path) 
     (outside / "there.py").write_text("def grade(completion): return 1")
     (outside / "loop.py").symlink_to(outside / "loop.py")
     (outside / "dangling.py").symlink_to(outside / "nowhere.py")
-    rules = RewardRules(folders=(str(tmp_path / "listed"),))
+    rules = RewardPermissions(folders=(str(tmp_path / "listed"),))
 
     def answered(path: str) -> tuple[str, str | None]:
         with pytest.raises(InvalidRequest) as refused:
@@ -112,4 +112,4 @@ def test_the_parts_of_a_grader_share_what_processes_there_may_be() -> None:
     whole = {"type": "multi", "name": "all", "graders": graders, "calculate_output": "m0 + m1 + m2 + m3"}
     with pytest.raises(InvalidRequest, match=r"80 processes .* allows 64"):
         build(whole)
-    build(whole, RewardRules(processes=80))
+    build(whole, RewardPermissions(processes=80))

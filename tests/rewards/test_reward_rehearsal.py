@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace_core.data import Row
-from headrace_gateway.plausible import plausible_completions
-from headrace_rewards import check as checking
+from headrace_core.storage.dataset import Row
+from headrace_gateway.grading.plausible_completions import plausible_completions
+from headrace_rewards import grader_check as checking
 from paths import ROOT
 
 ROW = Row.of({"messages": [{"role": "user", "content": "40+2="}], "answer": "42"})

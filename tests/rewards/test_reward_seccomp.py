@@ -10,7 +10,7 @@ import struct
 
 import pytest
 
-from headrace_rewards.sandbox import seccomp
+from headrace_rewards.sandbox.kernel import seccomp
 
 ALLOWED, ASKED, KILLED, IGNORED = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x00050000
 X86, ARM = "x86_64", "aarch64"

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from headrace_core.data import read_rows
 from headrace_core.errors import InvalidRequest
+from headrace_core.storage.dataset import read_rows
 from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 from headrace_rewards.registry import build
-from headrace_rewards.tasks import gym, make_file
-from headrace_rewards.tasks.answers import answer_in
+from headrace_rewards.tasks import dataset_file, gym_dataset
+from headrace_rewards.tasks.answer_extraction import answer_in
 from headrace_rewards.tasks.file_names import refuse_places
-from headrace_rewards.tasks.reference import Reference
+from headrace_rewards.tasks.task_reference import TaskReference
 
 STRINGS = "reasoning_gym:isomorphic_strings?size=20&seed=7&min_string_length=3"
 """A task that goes through sets of strings, whose order is of the process."""
@@ -70,13 +70,13 @@ def test_seeds_draw_rows_of_their_own() -> None:
     seen = [
         row["question"]
         for seed in (1, 2)
-        for row in gym.rows(Reference("reasoning_gym", "chain_sum", {}, 50, seed, "whole", None))
+        for row in gym_dataset.rows(TaskReference("reasoning_gym", "chain_sum", {}, 50, seed, "whole", None))
     ]
     assert len(set(seen)) == 100
 
 
 def test_a_system_message_and_another_place_for_the_answer() -> None:
-    (row,) = gym.rows(Reference("reasoning_gym", "chain_sum", {}, 1, 0, "whole", "Be brief."))
+    (row,) = gym_dataset.rows(TaskReference("reasoning_gym", "chain_sum", {}, 1, 0, "whole", "Be brief."))
     assert row["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": row["question"]}]
 
 
@@ -92,13 +92,13 @@ def test_a_system_message_and_another_place_for_the_answer() -> None:
 )
 def test_what_cannot_be_made_says_why(reference: str, said: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        list(gym.rows(Reference.parse(reference)))
+        list(gym_dataset.rows(TaskReference.parse(reference)))
     assert said in refusal.value.message
 
 
 def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
     with (tmp_path / "rows").open("w") as file, pytest.raises(InvalidRequest, match="2 rows are beyond 30 bytes"):
-        make_file.write(file, iter([{"n": "0123456789"}] * 3), 30)
+        dataset_file.write(file, iter([{"n": "0123456789"}] * 3), 30)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_parameter_that_names_a_file_is_refused(tmp_path: Path, reference: str
 
 @pytest.mark.parametrize("operators", ['["/"]', '["%2B","/","*"]'])
 def test_a_stroke_alone_is_no_file(tmp_path: Path, operators: str) -> None:
-    refuse_places(Reference.parse(f"reasoning_gym:chain_sum?operators={operators}").parameters, "x")
+    refuse_places(TaskReference.parse(f"reasoning_gym:chain_sum?operators={operators}").parameters, "x")
     refuse_places({"dataset": "openai/gsm8k", "text": "1/2 of ... it", "n": 3}, "x")
 
 
@@ -162,8 +162,10 @@ def load_environment():
 
 
 def test_a_reference_is_read() -> None:
-    read = Reference.parse("reasoning_gym:x?size=3&a=2&b=[1,2]&c=true&d=word&e=&system=Be%20brief.&answer=last_line")
-    assert read == Reference(
+    read = TaskReference.parse(
+        "reasoning_gym:x?size=3&a=2&b=[1,2]&c=true&d=word&e=&system=Be%20brief.&answer=last_line"
+    )
+    assert read == TaskReference(
         "reasoning_gym", "x", {"a": 2, "b": [1, 2], "c": True, "d": "word", "e": ""}, 3, 0, "last_line", "Be brief."
     )
 
@@ -185,7 +187,7 @@ def test_a_reference_is_read() -> None:
 )
 def test_a_reference_that_cannot_be_read(text: str) -> None:
     with pytest.raises(InvalidRequest):
-        Reference.parse(text)
+        TaskReference.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +250,14 @@ SLOW = {"knight_swap", "arc_agi", "zebra_puzzles", "rubiks_cube", "puzzle24"}
 """They take a second or more for a row."""
 
 
-@pytest.mark.parametrize("task", sorted(set(gym.TASKS) - SLOW))
+@pytest.mark.parametrize("task", sorted(set(gym_dataset.TASKS) - SLOW))
 def test_every_task_scores_its_rows_as_before_json(task: str) -> None:
-    (row,) = gym.rows(Reference("reasoning_gym", task, {}, 1, 3))
-    read = json.loads(json.dumps(row, default=make_file.plain))
-    verify = gym.reasoning_gym.get_score_answer_fn(task)
+    (row,) = gym_dataset.rows(TaskReference("reasoning_gym", task, {}, 1, 3))
+    read = json.loads(json.dumps(row, default=dataset_file.plain))
+    verify = gym_dataset.reasoning_gym.get_score_answer_fn(task)
     for answer in (row["answer"], "1", None):
         try:
             before = float(verify(answer, {key: row[key] for key in ("question", "answer", "metadata")}))
         except Exception:  # the verifier trips over what it is given
             before = 0.0
-        assert gym.scorer(task)(answer, read) == before
+        assert gym_dataset.scorer(task)(answer, read) == before

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from headrace_rewards.graders.templates import MissingFromSample, MissingPath, Template, TemplateSyntaxError
 from headrace_rewards.protocol import Sample
-from headrace_rewards.templates import MissingFromSample, MissingPath, Template, TemplateSyntaxError
 
 SAMPLE = Sample(
     output_text='{"sum": 41}',

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_rewards.graders.text_similarity import METRICS
 from headrace_rewards.protocol import Failure, Sample, Score
 from headrace_rewards.registry import build, validate
-from headrace_rewards.text_similarity import METRICS
 
 CAT = ("the cat is sitting on the mat", "the cat sat on the mats")
 GUIDE = (

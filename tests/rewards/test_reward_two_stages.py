@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy, latex2sympy
 
-from headrace_rewards.judges import two_stages
+from headrace_rewards.judges import antlr_two_stage
 
 FORMULAS = [
     r"42",
@@ -69,7 +69,7 @@ def read(formula: str) -> Any:
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_the_same_trees(formula: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Latex2Sympy, "parse", two_stages._parse)
+    monkeypatch.setattr(_Latex2Sympy, "parse", antlr_two_stage._parse)
     strong = read(formula)
-    two_stages.install()
+    antlr_two_stage.install()
     assert (type(read(formula)), repr(read(formula))) == (type(strong), repr(strong))

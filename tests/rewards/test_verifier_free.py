@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.likelihood import Likelihood
-from headrace_rewards.protocol import Draw, Failure, Measured, NotApplicable, Outcome, Sample, Score
+from headrace_core.types.likelihood import Likelihood
+from headrace_rewards.graders.verifier_free.base import asked
+from headrace_rewards.graders.verifier_free.majority_vote import answer_in
+from headrace_rewards.protocol import Failure, NotApplicable, Outcome, PolicyMeasurements, Sample, SampleKey, Score
 from headrace_rewards.registry import build, validate
-from headrace_rewards.verifier_free.base import asked
-from headrace_rewards.verifier_free.majority_vote import answer_in
 
 HALF, QUARTER, TENTH = math.log(0.5), math.log(0.25), math.log(0.1)
 RIGHT = {
@@ -28,12 +28,12 @@ def grader(kind: str, **fields: Any) -> dict[str, Any]:
     return {"type": kind, "name": kind, **fields}
 
 
-def of(measured: Measured | None, completion: int = 0, text: str = "", group: int = 0) -> Sample:
-    return Sample(text, draw=Draw(group, completion), measured=measured)
+def of(measured: PolicyMeasurements | None, completion: int = 0, text: str = "", group: int = 0) -> Sample:
+    return Sample(text, draw=SampleKey(group, completion), measured=measured)
 
 
-def answered(*reference: float, alone: tuple[float, ...] | None = None) -> Measured:
-    return Measured(logprobs=(-1.0,), reference=reference, reference_alone=alone)
+def answered(*reference: float, alone: tuple[float, ...] | None = None) -> PolicyMeasurements:
+    return PolicyMeasurements(logprobs=(-1.0,), reference=reference, reference_alone=alone)
 
 
 async def score(described: dict[str, Any], *samples: Sample) -> list[Outcome]:
@@ -63,7 +63,7 @@ async def test_a_log_likelihood_has_a_floor() -> None:
         validate(grader("jepo", floor=0.0))
 
 
-async def likelihood(described: dict[str, Any], measured: Measured, text: str = "") -> Likelihood | None:
+async def likelihood(described: dict[str, Any], measured: PolicyMeasurements, text: str = "") -> Likelihood | None:
     """What the outcome says of how its value follows from the reference answer's log-probabilities."""
     (outcome,) = await score(described, of(measured, text=text))
     assert isinstance(outcome, Score)
@@ -201,7 +201,7 @@ def test_the_answer_in_a_text(text: str, answer: str | None) -> None:
 async def test_the_greedy_completion_is_judged_by_the_vote_and_has_none() -> None:
     """Of an algorithm that wants one: here it would break the tie, and be right by its own vote."""
     sampled = [of(None, i, text) for i, text in enumerate(["7", "8"])]
-    greedy = Sample("8", draw=Draw(0, 2, greedy=True))
+    greedy = Sample("8", draw=SampleKey(0, 2, greedy=True))
     outcomes = await score(grader("majority_vote"), *sampled, greedy)
     assert outcomes == [Score(right, {"agreement": 0.5}) for right in (1.0, 0.0, 0.0)]
     silent = [of(None, i, "") for i in range(2)]
@@ -209,11 +209,11 @@ async def test_the_greedy_completion_is_judged_by_the_vote_and_has_none() -> Non
 
 
 async def test_rlprs_spread_is_that_of_the_sampled_completions() -> None:
-    def measured(p: float) -> Measured:
+    def measured(p: float) -> PolicyMeasurements:
         return answered(math.log(p), alone=(math.log(0.001),))
 
     def group(number: int, *ps: float, greedy: float) -> list[Sample]:
-        baseline = Sample("", draw=Draw(number, len(ps), greedy=True), measured=measured(greedy))
+        baseline = Sample("", draw=SampleKey(number, len(ps), greedy=True), measured=measured(greedy))
         return [*(of(measured(p), i, group=number) for i, p in enumerate(ps)), baseline]
 
     reward = build(grader("rlpr"))
@@ -238,14 +238,14 @@ async def test_the_majority_of_a_group_is_right_and_ties_go_to_the_first_seen() 
 
 
 async def test_certainty_and_entropy_are_means_over_the_tokens() -> None:
-    measured = Measured((-1.0, -1.0), entropies=(0.5, 1.5), certainties=(3.0, 5.0))
+    measured = PolicyMeasurements((-1.0, -1.0), entropies=(0.5, 1.5), certainties=(3.0, 5.0))
     assert values(await score(grader("self_certainty"), of(measured))) == [4.0]
     assert values(await score(grader("entropy"), of(measured))) == [-1.0]
 
 
 @pytest.mark.parametrize("kind", ["verifree", "jepo", "latro", "rlpr", "self_certainty", "entropy"])
 async def test_what_was_not_measured_is_a_failure_and_an_evaluation_may_have_a_grader_of_its_own(kind: str) -> None:
-    for sample in (Sample("42", {"answer": "42"}), of(Measured((-1.0,)))):
+    for sample in (Sample("42", {"answer": "42"}), of(PolicyMeasurements((-1.0,)))):
         (outcome,) = await score(grader(kind), sample)
         assert isinstance(outcome, Failure)
         assert "name another one as its 'evaluation'" in outcome.message

@@ -69,24 +69,24 @@ def grade(completion): return globals()[completion]()
 
 def mounted() -> None:
     """What the reward processes expect of a machine."""
-    from headrace_rewards.sandbox import kernel
+    from headrace_rewards.sandbox.kernel import syscalls
 
     Path("/dev/shm").mkdir(exist_ok=True)
     for kind, place in (("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/dev/shm"), ("tmpfs", "/run")):
-        kernel.mount(kind, place, kind, 0)
-    kernel.mount("cgroup2", str(GROUPS), "cgroup2", 0)
+        syscalls.mount(kind, place, kind, 0)
+    syscalls.mount("cgroup2", str(GROUPS), "cgroup2", 0)
     Path("/run/reward.py").write_text(REWARD)
     os.environ.update(TMPDIR="/run", HOME="/run", PATH="/usr/bin:/bin", OMP_NUM_THREADS="1")
 
 
 async def scored(level: Any, *completions: str) -> dict[str, str]:
     """How each act ended, and how many groups were there while it ran, and after."""
-    from headrace_rewards.functions import FunctionReward, FunctionSpec
+    from headrace_rewards.graders.function import FunctionReward, FunctionSpec
     from headrace_rewards.protocol import Sample
-    from headrace_rewards.sandbox.limits import Limits
+    from headrace_rewards.sandbox.kernel.resource_limits import ResourceLimits
 
     spec = FunctionSpec(type="function", name="t", function="/run/reward.py:grade", timeout=40)
-    reward = FunctionReward(spec, limits=Limits(memory_bytes=64 << 20, processes=12), level=level)
+    reward = FunctionReward(spec, limits=ResourceLimits(memory_bytes=64 << 20, processes=12), level=level)
     await reward.start()
     found = {"groups": str(len(of_hosts()))}
     try:
@@ -126,7 +126,7 @@ def of_hosts() -> list[Path]:
 
 def claimed() -> list[str]:
     """What holds memory before and after, and the group of this process then."""
-    from headrace_rewards.sandbox import control_groups
+    from headrace_rewards.sandbox.kernel import control_groups
 
     before = control_groups.held()
     control_groups.claim()
@@ -134,13 +134,13 @@ def claimed() -> list[str]:
 
 
 def in_a_container() -> list[str]:
-    from headrace_rewards.sandbox import kernel
+    from headrace_rewards.sandbox.kernel import syscalls
 
     enter("container")
-    kernel.unshare(_CLONE_NEWNS | _CLONE_NEWCGROUP)
-    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    kernel.mount("tmpfs", str(GROUPS), "tmpfs", 0)  # no file system is mounted over itself
-    kernel.mount("cgroup2", str(GROUPS), "cgroup2", 0)
+    syscalls.unshare(_CLONE_NEWNS | _CLONE_NEWCGROUP)
+    syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount("tmpfs", str(GROUPS), "tmpfs", 0)  # no file system is mounted over itself
+    syscalls.mount("cgroup2", str(GROUPS), "cgroup2", 0)
     return claimed()
 
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3ForCausalLM
 
-from headrace_learner import adapters
-from headrace_rollout.engines.base import Engine, EngineConfig, UpdateMode, UpdateReport
+from headrace_learner.models import lora
+from headrace_rollout.engines.engine import Engine, EngineConfig, UpdateMode, UpdateReport
 
 MAX_RUNNING = 16
 ADAPTER_RANK = 4
@@ -51,14 +51,14 @@ def adapted(folder: Path, seed: int, only: str = "") -> Weights:
     """An adapter of the model `first`, as the learner publishes it, not zero in the layers with `only` in their name;
     and the plain model that it makes of `first`."""
     trained, plain = tiny_model.tiny_model(seed=11), tiny_model.tiny_model(seed=11)
-    adapters.attach(trained, ADAPTER_RANK, alpha=8.0, seed=seed)
+    lora.attach(trained, ADAPTER_RANK, alpha=8.0, seed=seed)
     chance = torch.Generator().manual_seed(seed)
     for name, parameter in trained.named_parameters():
         if ".lora_B." in name and only in name:
             torch.nn.init.normal_(parameter, std=0.4, generator=chance)
     folder.mkdir()
-    adapters.write_adapter(trained, folder)
-    plain.load_state_dict(adapters.merged(trained))
+    lora.write_adapter(trained, folder)
+    plain.load_state_dict(lora.merged(trained))
     return Weights(plain, folder)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace_core.chat import ChatBegun, ChatConfig, ChatProgress, ChatPrompt, ChatRequest
 from headrace_core.errors import InvalidRequest, NotFound, Unavailable
-from headrace_rollout import chat as chat_module
-from headrace_rollout.chat import ChatServer
+from headrace_core.protocols.chat import ChatBegun, ChatConfig, ChatProgress, ChatPrompt, ChatRequest
+from headrace_rollout.chat import server as chat_module
+from headrace_rollout.chat.server import ChatServer
 from headrace_rollout.engines import create
-from headrace_rollout.engines.base import EngineConfig, SamplingConfig
+from headrace_rollout.engines.engine import EngineConfig, SamplingConfig
 from headrace_rollout.prompts import Tokenizer
 
 MODEL = Path(__file__).parents[2] / "examples" / "adder" / "model"
@@ -208,7 +208,7 @@ async def idle(server: ChatServer) -> bool:
 
 def test_half_a_character_is_held_back() -> None:
     """By a tokenizer of bytes, as every byte-level one is at its worst: three tokens of one character."""
-    from headrace_rollout.chat_text import ChatText
+    from headrace_rollout.chat.text_stream import TextStream
 
     class Bytes(Tokenizer):
         def __init__(self) -> None:
@@ -219,7 +219,7 @@ def test_half_a_character_is_held_back() -> None:
 
         exact_text = text
 
-    text = ChatText(Bytes(), stop=("→b",))
+    text = TextStream(Bytes(), stop=("→b",))
     given = []
     for token in "a→a→bc".encode():
         if not text.stopped:
@@ -230,7 +230,7 @@ def test_half_a_character_is_held_back() -> None:
     text.end()
     assert text.take(ended=True) == ("", ())
 
-    cut = ChatText(Bytes(), stop=())
+    cut = TextStream(Bytes(), stop=())
     for token in "a→".encode()[:3]:
         cut.add(token, -1.0)
     cut.end()

@@ -14,11 +14,11 @@ from tiny_model import EOS, VOCABULARY, next_token_logprobs, of_tokens, save, ti
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from headrace_core.errors import WeightsDamaged
-from headrace_rollout.engines import policy_model
-from headrace_rollout.engines.base import EngineConfig, EngineFailure, Sampled, SamplingConfig
-from headrace_rollout.engines.decoder import Decoder
-from headrace_rollout.engines.policy_model import PolicyModel
-from headrace_rollout.engines.slots import Generation
+from headrace_rollout.engines.engine import EngineConfig, EngineFailure, Sampled, SamplingConfig
+from headrace_rollout.engines.transformers import policy_model
+from headrace_rollout.engines.transformers.batch_slots import Generation
+from headrace_rollout.engines.transformers.decoder import Decoder
+from headrace_rollout.engines.transformers.policy_model import PolicyModel
 
 TOKEN_BYTES = 2 * 2 * 32 * 4
 """Keys and values · layers · width of the one key-value head · float32."""

@@ -13,10 +13,10 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Fast
 from tokenizers.processors import TemplateProcessing
 
-from headrace_gateway.prompts import PromptCounter
+from headrace_gateway.models.prompt_tokens import PromptCounter
 from headrace_rollout.end_of_text import end_tokens
-from headrace_rollout.engines.base import EngineConfig
-from headrace_rollout.engines.policy_model import PolicyModel
+from headrace_rollout.engines.engine import EngineConfig
+from headrace_rollout.engines.transformers.policy_model import PolicyModel
 from headrace_rollout.prompts import Tokenizer
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder" / "model"

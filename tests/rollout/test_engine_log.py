@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import subprocess, sys
-from headrace_rollout.engines.engine_log import EngineLog
+from headrace_rollout.engines.vllm.engine_log import EngineLog
 
 log = EngineLog()
 says = '''

@@ -20,7 +20,7 @@ from tiny_model import CONTEXT, EOS, VOCABULARY, next_token_logprobs, of_tokens
 
 from headrace_core.errors import WeightsDamaged
 from headrace_rollout.engines import create
-from headrace_rollout.engines.base import EngineFailure, RequestRefused, Sampled, SamplingConfig, UpdateMode
+from headrace_rollout.engines.engine import EngineFailure, RequestRefused, Sampled, SamplingConfig, UpdateMode
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headrace_rollout.end_of_text import end_tokens
 from headrace_rollout.engines import create
-from headrace_rollout.engines.base import Engine, EngineConfig, RequestRefused, Sampled, SamplingConfig
+from headrace_rollout.engines.engine import Engine, EngineConfig, RequestRefused, Sampled, SamplingConfig
 from headrace_rollout.engines.json_constraint import JsonConstraints
 from headrace_rollout.prompts import Tokenizer
 

@@ -16,17 +16,17 @@ import torch
 from tiny_model import of_tokens
 from transformers import AutoModelForCausalLM
 
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidData, InvalidRequest
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.ledger import Lease
-from headrace_core.trajectory import Completion, Group, Role, decode, encode
+from headrace_core.ledger.ledger import Lease
+from headrace_core.types.trajectory import Completion, Group, Role, decode, encode
 from headrace_rewards.registry import build, validate
-from headrace_rollout.engines.base import EngineConfig, SamplingConfig
-from headrace_rollout.engines.transformers_engine import TransformersEngine
-from headrace_rollout.groups import GroupMaker
-from headrace_rollout.measuring import Measurer
+from headrace_rollout.completion_sampler import CompletionSampler
+from headrace_rollout.engines.engine import EngineConfig, SamplingConfig
+from headrace_rollout.engines.transformers.engine import TransformersEngine
+from headrace_rollout.group_builder import GroupBuilder
+from headrace_rollout.monitored_reward import MonitoredReward
 from headrace_rollout.prompts import Prompt, Tokenizer, read_prompts
-from headrace_rollout.reward_watch import WatchedReward
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder"
 SETTINGS = Hyperparameters(
@@ -82,12 +82,12 @@ def forward(model: Any, tokens: npt.NDArray[np.int32], start: int) -> npt.NDArra
 
 async def make_group(
     engine: TransformersEngine, tokenizer: Tokenizer, prompts: list[Prompt], described: dict[str, Any], **changes: Any
-) -> tuple[Group, GroupMaker]:
+) -> tuple[Group, GroupBuilder]:
     """The first group, over the wire and back."""
     settings = SETTINGS.model_copy(update=changes)
     spec = validate(described)
-    watched = WatchedReward(build(described), spec, "rollout-0", settings)
-    maker = GroupMaker(engine, tokenizer, watched, prompts, settings, lambda: None, spec)
+    watched = MonitoredReward(build(described), spec, "rollout-0", settings)
+    maker = GroupBuilder(engine, tokenizer, watched, prompts, settings, lambda: None, spec)
     return decode(encode(await maker.make(Lease(0, "token", 1, 3), settings.group_size))), maker
 
 
@@ -152,7 +152,7 @@ async def test_the_reasoning_is_what_was_sampled(
     engine: TransformersEngine, tokenizer: Tokenizer, prompts: list[Prompt]
 ) -> None:
     """A seeded request samples alike, with and without the cut."""
-    measurer = Measurer(engine, tokenizer, validate(grader("verifree")), SETTINGS, prompts)
+    measurer = CompletionSampler(engine, tokenizer, validate(grader("verifree")), SETTINGS, prompts)
     configs = [SamplingConfig(60, 0.8, seed=seed) for seed in range(4)]
     for config, traced in zip(configs, await measurer.complete(prompts[1], configs), strict=True):
         whole = await engine.generate(prompts[1].token_ids, config)
@@ -198,7 +198,7 @@ async def test_an_evaluation_with_a_grader_of_its_own_sees_the_completion_whole(
     greedy = SamplingConfig(60, temperature=0.0)
     for described, whole in ((grader("verifree", evaluation=RIGHT), True), (grader("verifree"), False)):
         spec = validate(described)
-        measurer = Measurer(engine, tokenizer, spec, SETTINGS, prompts, evaluating=True)
+        measurer = CompletionSampler(engine, tokenizer, spec, SETTINGS, prompts, evaluating=True)
         (traced,) = await measurer.complete(prompts[0], [greedy])
         assert tokenizer.text(traced.sampled.token_ids).endswith("</answer>") == whole
         assert (traced.measured is None) == whole
@@ -224,7 +224,7 @@ async def test_what_cannot_be_measured_is_said_before_the_first_group(
 ) -> None:
     bad = validate(grader("verifree", reference="> {{ item.solution }} </answer>"))
     with pytest.raises(InvalidData, match=r"line 1: there is no reference answer: there is no 'item\.solution'"):
-        Measurer(engine, tokenizer, bad, SETTINGS, prompts)
+        CompletionSampler(engine, tokenizer, bad, SETTINGS, prompts)
     two = {
         "type": "multi",
         "name": "two",
@@ -232,7 +232,7 @@ async def test_what_cannot_be_measured_is_said_before_the_first_group(
         "calculate_output": "a + b",
     }
     with pytest.raises(InvalidRequest, match="'verifree', 'jepo'"):
-        Measurer(engine, tokenizer, validate(two), SETTINGS, prompts)
+        CompletionSampler(engine, tokenizer, validate(two), SETTINGS, prompts)
 
 
 async def test_a_reference_answer_that_does_not_fit_is_refused_and_a_tight_context_shortens_the_reasoning(
@@ -241,8 +241,8 @@ async def test_a_reference_answer_that_does_not_fit_is_refused_and_a_tight_conte
     spec, prompt = validate(grader("verifree")), prompts[0]
     needed = len(prompt.token_ids) + len(tokenizer.encode(f"<answer> {prompt.data.item['answer']} </answer>"))
     tight = SETTINGS.model_copy(update={"max_context": needed + 2})
-    measurer = Measurer(engine, tokenizer, spec, tight, [prompt])
+    measurer = CompletionSampler(engine, tokenizer, spec, tight, [prompt])
     (traced,) = await measurer.complete(prompt, [SamplingConfig(60)])
     assert len(traced.sampled.token_ids) <= 2
     with pytest.raises(InvalidData, match=r"line 1: .* raise max_context"):
-        Measurer(engine, tokenizer, spec, SETTINGS.model_copy(update={"max_context": needed}), [prompt])
+        CompletionSampler(engine, tokenizer, spec, SETTINGS.model_copy(update={"max_context": needed}), [prompt])

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from headrace_core.data import Row
+from headrace_core.storage.dataset import Row
+from headrace_rewards.graders.verifier_free.base import LikelihoodSpec
 from headrace_rewards.registry import validate
-from headrace_rewards.verifier_free.base import LikelihoodSpec
 from headrace_rollout.prompts import Tokenizer
-from headrace_rollout.reference import ReferenceAnswers
+from headrace_rollout.reference_answers import ReferenceAnswers
 
 ROW = Row([], {"answer": "93"})
 

@@ -11,14 +11,23 @@ from typing import Any
 
 import pytest
 
-from headrace_core.agreement import mean, share
 from headrace_core.concurrency import cancel
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.metrics import Tally
-from headrace_rewards.protocol import Draw, Failure, Measured, NotApplicable, Outcome, Sample, Score, each
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.metrics import Tally
+from headrace_core.types.reward_statistics import mean, share
+from headrace_rewards.protocol import (
+    Failure,
+    NotApplicable,
+    Outcome,
+    PolicyMeasurements,
+    Sample,
+    SampleKey,
+    Score,
+    each,
+)
 from headrace_rewards.registry import build, validate
-from headrace_rollout.reward_watch import PANEL, TOLD_FAILURES, WAITING, WatchedReward
-from headrace_rollout.scoring import RewardFailed, value_of
+from headrace_rollout.monitored_reward import PANEL, TOLD_FAILURES, WAITING, MonitoredReward
+from headrace_rollout.reward_scoring import RewardFailed, value_of
 
 EXACT = {
     "type": "string_check",
@@ -39,7 +48,7 @@ class Written:
         self.calls: list[int] = []
         self.open = asyncio.Event()
         self.open.set()
-        self._seen: set[Draw | None] = set()
+        self._seen: set[SampleKey | None] = set()
 
     async def start(self) -> None: ...
 
@@ -67,17 +76,17 @@ class Written:
         return Score((1.0 if text == "once" else float(text)) + self.moved * again)
 
 
-def watched(reward: Any = None, grader: Any = EXACT, **settings: Any) -> WatchedReward:
+def watched(reward: Any = None, grader: Any = EXACT, **settings: Any) -> MonitoredReward:
     spec = validate(grader)
     plain = {"group_size": 4, "reward_recheck": 0.0}
-    return WatchedReward(reward or build(grader), spec, "rollout-0", Hyperparameters.model_validate(plain | settings))
+    return MonitoredReward(reward or build(grader), spec, "rollout-0", Hyperparameters.model_validate(plain | settings))
 
 
 def group(number: int, *texts: str) -> list[Sample]:
-    return [Sample(text, draw=Draw(number, i)) for i, text in enumerate(texts)]
+    return [Sample(text, draw=SampleKey(number, i)) for i, text in enumerate(texts)]
 
 
-async def until_counted(reward: WatchedReward, condition: Any) -> Any:
+async def until_counted(reward: MonitoredReward, condition: Any) -> Any:
     """Run the watch until its figures satisfy `condition`; the last figures."""
     run, figures = asyncio.create_task(reward.run()), None
     try:
@@ -110,7 +119,7 @@ async def test_a_greedy_completion_counts_in_no_statistic_of_the_sampled_ones() 
 
     def with_greedy(number: int, *texts: str) -> list[Sample]:
         *sampled, last = group(number, *texts)
-        return [*sampled, replace(last, draw=Draw(number, len(sampled), greedy=True))]
+        return [*sampled, replace(last, draw=SampleKey(number, len(sampled), greedy=True))]
 
     await reward.score(with_greedy(0, "1", "late", "0"))
     with pytest.raises(RewardFailed):
@@ -208,8 +217,8 @@ async def test_scored_again_a_group_moves_no_statistic_of_its_grader() -> None:
 
     def measured(number: int, *ps: float) -> list[Sample]:
         alone = (math.log(1e-9),)
-        found = [Measured((-1.0,), (math.log(p),), alone) for p in ps]
-        return [Sample("", draw=Draw(number, i), measured=m) for i, m in enumerate(found)]
+        found = [PolicyMeasurements((-1.0,), (math.log(p),), alone) for p in ps]
+        return [Sample("", draw=SampleKey(number, i), measured=m) for i, m in enumerate(found)]
 
     reward = watched(grader={"type": "rlpr", "name": "r"}, reward_recheck=1.0)
     run = asyncio.create_task(reward.run())

@@ -19,21 +19,21 @@ from redis.asyncio import Redis
 from safetensors.torch import load_file, save_file
 
 from headrace_core.concurrency import cancel
-from headrace_core.data import PromptOrder, read_rows
-from headrace_core.drains import Drains
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidData, InvalidState, TimedOut
-from headrace_core.hyperparameters import Hyperparameters
-from headrace_core.jobs import Job, JobStore
-from headrace_core.ledger import Ledger, Outcome, Step, Term
-from headrace_core.live import Live
-from headrace_core.mending import Mending
-from headrace_core.redis import answer
-from headrace_core.scripts import script_source
-from headrace_core.weights import WeightStore
-from headrace_core.workers import WorkerConfig
-from headrace_gateway.redis_server import RedisServer
-from headrace_rollout.engines.base import EngineFailure, RequestRefused
-from headrace_rollout.engines.policy_model import PolicyModel, StagedWeights
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.ledger.ledger import Ledger, Step, Term, TransitionOutcome
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.client import run as answer
+from headrace_core.redis_access.scripts import script_source
+from headrace_core.storage.dataset import PromptOrder, read_rows
+from headrace_core.storage.weight_store import WeightStore
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_rollout.engines.engine import EngineFailure, RequestRefused
+from headrace_rollout.engines.transformers.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.worker import RolloutWorker
 from held_answers import held_answers
 
@@ -139,7 +139,7 @@ async def train_one_step(
     version = claim.version
     name = store.publish(version + 1, term.number, write or copy_model).name
     step = Step(version, tuple(g.group_id for g in claim.groups), {0: 1}, 0)
-    assert await ledger.settle(term, step, name) is Outcome.SETTLED
+    assert await ledger.settle(term, step, name) is TransitionOutcome.SETTLED
     return list(claim.groups)
 
 
@@ -662,7 +662,7 @@ async def test_an_update_that_cannot_be_had_is_given_up_and_a_later_one_is_appli
     await until(lambda: equals(version_of(jobs), 2), "the next version is applied")
     await until(lambda: equals(queued(ledger), WINDOW), "the window is full again")
     release.set()
-    assert (await Mending(redis, JOB).counts())[0]["abort_update"] >= 1
+    assert (await RecoveryCounters(redis, JOB).counts())[0]["abort_update"] >= 1
     (event, *_) = [e for _, e in await jobs.events(JOB) if "gave up the update" in e.message]
     assert event.data is not None
     (wait,) = event.data["waits"]
@@ -687,7 +687,7 @@ async def test_a_drained_worker_finishes_and_takes_no_more_until_it_is_released(
     worker = await start()
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
-    drains, store = Drains(redis, JOB), WeightStore(tmp_path / "weights", JOB)
+    drains, store = WorkerDrains(redis, JOB), WeightStore(tmp_path / "weights", JOB)
     await drains.ask("rollout-0", seconds=60)
     await until(lambda: state(jobs, "drained"), "it says so")
     await train_one_step(ledger, store)
@@ -705,14 +705,14 @@ async def test_a_drained_worker_whose_time_is_up_gives_back_what_it_holds(
 ) -> None:
     code = tmp_path / "slow.py"
     code.write_text("import time\n\ndef slow(completions):\n    time.sleep(60)\n")
-    await Drains(redis, JOB).ask("rollout-0", seconds=60)
+    await WorkerDrains(redis, JOB).ask("rollout-0", seconds=60)
     worker = await start(function=f"{code}:slow")  # a drain outlives the worker's process
     run = asyncio.create_task(worker.run())
     await until(lambda: state(jobs, "drained"), "it takes nothing")
     assert (await ledger.account()).admitted == 0
-    await Drains(redis, JOB).release("rollout-0")
+    await WorkerDrains(redis, JOB).release("rollout-0")
     await until(lambda: equals(leased(ledger), WINDOW), "it holds the window")
-    await Drains(redis, JOB).ask("rollout-0", seconds=0)
+    await WorkerDrains(redis, JOB).ask("rollout-0", seconds=0)
     await until(lambda: state(jobs, "drained"), "it holds nothing any more")
     other = await ledger.admit("rollout-1", 0, 100, 60.0)
     assert len(other.leases) == WINDOW
@@ -730,7 +730,7 @@ async def test_a_changed_group_size_holds_for_groups_leased_from_its_version(
     worker = await start()
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
-    live = Live(redis, JOB, SETTINGS)
+    live = SettingsLog(redis, JOB, SETTINGS)
     assert await live.change({"group_size": 5}, "alice")
     await ledger.enlist()
     store = WeightStore(tmp_path / "weights", JOB)

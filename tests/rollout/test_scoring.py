@@ -11,9 +11,18 @@ from typing import Any
 
 import pytest
 
-from headrace_rewards.protocol import Draw, Failure, Measured, NotApplicable, Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import (
+    Failure,
+    NotApplicable,
+    Outcome,
+    PolicyMeasurements,
+    Reward,
+    Sample,
+    SampleKey,
+    Score,
+)
 from headrace_rewards.registry import build
-from headrace_rollout.scoring import score
+from headrace_rollout.reward_scoring import score
 
 LATE = """
 calls = {}
@@ -35,7 +44,7 @@ def size(completions):
 
 
 def group(*texts: str, number: int = 0) -> list[Sample]:
-    return [Sample(text, draw=Draw(number, i)) for i, text in enumerate(texts)]
+    return [Sample(text, draw=SampleKey(number, i)) for i, text in enumerate(texts)]
 
 
 @pytest.fixture
@@ -101,7 +110,7 @@ def measured(number: int, *ps: float, **flags: bool) -> list[Sample]:
     """A group with rewards `ps` under `rlpr`."""
     alone = (math.log(1e-9),)
     return [
-        Sample("", draw=Draw(number, i), measured=Measured((-1.0,), (math.log(p),), alone), **flags)
+        Sample("", draw=SampleKey(number, i), measured=PolicyMeasurements((-1.0,), (math.log(p),), alone), **flags)
         for i, p in enumerate(ps)
     ]
 

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from headrace_rollout.engines.base import SamplingConfig
-from headrace_rollout.engines.slots import Generation, SlotTable, admission_pays
+from headrace_rollout.engines.engine import SamplingConfig
+from headrace_rollout.engines.transformers.batch_slots import Generation, SlotTable, admission_pays
 
 STOP = 1
 ALL = slice(0, None)

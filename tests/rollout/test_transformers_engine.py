@@ -17,13 +17,13 @@ from tiny_model import VOCABULARY, save, tiny_model
 from transformers import AutoModelForCausalLM
 
 from headrace_core.errors import TimedOut, WeightsDamaged
-from headrace_learner.model import load_model
-from headrace_rollout.engines.base import EngineConfig, EngineFailure, RequestRefused, SamplingConfig
-from headrace_rollout.engines.decode_thread import WeightUpdate
-from headrace_rollout.engines.decoder import Decoder
-from headrace_rollout.engines.policy_model import PolicyModel
-from headrace_rollout.engines.slot_cache import GROUPED_ATTENTION
-from headrace_rollout.engines.transformers_engine import TransformersEngine
+from headrace_learner.models.policy import load_model
+from headrace_rollout.engines.engine import EngineConfig, EngineFailure, RequestRefused, SamplingConfig
+from headrace_rollout.engines.transformers.decode_thread import WeightUpdate
+from headrace_rollout.engines.transformers.decoder import Decoder
+from headrace_rollout.engines.transformers.engine import TransformersEngine
+from headrace_rollout.engines.transformers.kv_cache import GROUPED_ATTENTION
+from headrace_rollout.engines.transformers.policy_model import PolicyModel
 
 PROMPT = np.array([3, 4, 5], np.int32)
 LONG = SamplingConfig(max_tokens=60_000, temperature=1.0)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from headrace_rollout.engines.vllm_guard import _WATCH_SECONDS, Guard
+from headrace_rollout.engines.vllm.orphan_guard import _WATCH_SECONDS, OrphanGuard
 
 PARENT = """
 import os, subprocess, sys, time
-from headrace_rollout.engines.vllm_guard import Guard
+from headrace_rollout.engines.vllm.orphan_guard import Guard
 guard = Guard()
 child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
 marked = subprocess.Popen([sys.executable, "-c", child], env=os.environ | guard.environment, stdout=subprocess.PIPE)
@@ -50,7 +50,7 @@ def test_a_killed_parent_s_engine_is_ended_with_all_it_started_a_stopped_one_too
 
 
 def test_a_released_guard_ends_what_is_left_and_itself() -> None:
-    guard = Guard()
+    guard = OrphanGuard()
     with subprocess.Popen(["sleep", "600"], env=dict(os.environ) | guard.environment) as left:
         guard.release()
         assert left.wait(30) == -signal.SIGKILL
@@ -68,7 +68,7 @@ time.sleep(600)
 
 
 def test_memory_shared_by_one_that_was_killed_before_is_not_left() -> None:
-    guard = Guard()
+    guard = OrphanGuard()
     command = [sys.executable, "-c", SHARING]
     environment = dict(os.environ) | guard.environment
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as engine:

@@ -17,8 +17,8 @@ import pytest
 from engine_cases import Weights, engine_config, import_vllm
 
 from headrace_core.errors import FAILED_BY_ITSELF
-from headrace_rollout.engines.base import EngineFailure, SamplingConfig
-from headrace_rollout.engines.vllm_engine import VllmEngine
+from headrace_rollout.engines.engine import EngineFailure, SamplingConfig
+from headrace_rollout.engines.vllm.engine import VllmEngine
 
 pytestmark = [
     pytest.mark.vllm,

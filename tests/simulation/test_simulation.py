@@ -11,7 +11,7 @@ from _plan import plan
 from _plants import PLANTS, planted
 from _queue_ray import QUEUE_PLANTS
 
-from headrace_core.scripts import script_source
+from headrace_core.redis_access.scripts import script_source
 
 pytestmark = pytest.mark.timeout(1200)
 """Seconds: on a machine that has other things to do, a schedule takes many times as long."""

@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..api_keys import ApiKey
-from ..audit import Entry, Log
-from ..context import Here
-from ..identity import admin, made, unchanged
-from ..kept import KeptRoute
-from ..pagination import page
+from ..auth.api_keys import ApiKey
+from ..auth.audit_log import AuditEntry, Log
+from ..context import Context
+from ..principal import admin, note_created_id, unchanged
 from ..scopes import NAME, Scope
+from ..web.durable_route import DurableRoute
+from ..web.pagination import page
 
-router = APIRouter(prefix="/v1/headrace", tags=["access"], dependencies=[Depends(admin)], route_class=KeptRoute)
+router = APIRouter(prefix="/v1/headrace", tags=["access"], dependencies=[Depends(admin)], route_class=DurableRoute)
 
 _TEN_YEARS = 10 * 366 * 86_400
 
@@ -94,22 +94,24 @@ class AuditLog(BaseModel):
 
 
 @router.post("/keys", response_model=CreatedKey)
-async def create_key(here: Here, request: Request, body: CreateKey) -> CreatedKey:
+async def create_key(here: Context, request: Request, body: CreateKey) -> CreatedKey:
     """Make an API key. It is in this answer, and nobody can show it again."""
     key, secret = await here.keys.create(body.name, body.scope, body.expires_in)
-    made(request, key.id)
+    note_created_id(request, key.id)
     return CreatedKey(**_shown(key).model_dump(), key=secret)
 
 
 @router.get("/keys", response_model=Keys)
-async def list_keys(here: Here, after: Annotated[str | None, Query(max_length=64)] = None, limit: Limit = 100) -> Keys:
+async def list_keys(
+    here: Context, after: Annotated[str | None, Query(max_length=64)] = None, limit: Limit = 100
+) -> Keys:
     """What is known of every key, newest first, also of those that were revoked or have expired."""
     found, has_more = page(await here.keys.all(), after, limit)
     return Keys(data=[_shown(key) for key in found], has_more=has_more)
 
 
 @router.delete("/keys/{key_id}", response_model=RevokedKey)
-async def revoke_key(here: Here, request: Request, key_id: KeyId) -> RevokedKey:
+async def revoke_key(here: Context, request: Request, key_id: KeyId) -> RevokedKey:
     """Revoke a key: from the next request on it opens nothing, nor do the sessions that it began."""
     _, changed = await here.keys.revoke(key_id)
     if not changed:
@@ -119,7 +121,7 @@ async def revoke_key(here: Here, request: Request, key_id: KeyId) -> RevokedKey:
 
 @router.get("/audit", response_model=AuditLog)
 async def audit(
-    here: Here,
+    here: Context,
     log: Log = "changes",
     after: Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,18}-[0-9]{1,19}$")] = None,
     limit: Limit = 100,
@@ -142,5 +144,5 @@ def _shown(key: ApiKey) -> KeyObject:
     )
 
 
-def _written(entry_id: str, entry: Entry) -> Audited:
+def _written(entry_id: str, entry: AuditEntry) -> Audited:
     return Audited(id=entry_id, **{name: getattr(entry, name) for name in entry.__struct_fields__})

@@ -12,12 +12,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from headrace_core.chat import ChatPart, ChatProgress, ChatToken
 from headrace_core.errors import HeadraceError
-from headrace_core.jobs import new_id
+from headrace_core.jobs.job_store import new_id
+from headrace_core.protocols.chat import ChatPart, ChatProgress, ChatToken
 
-from ..answers import CLIENT_LEFT
-from ..chat_schemas import (
+from ..chat.chat_pool import ChatConnection
+from ..context import Context
+from ..events.sse_response import SseResponse
+from ..schemas.base import ErrorAnswer
+from ..schemas.chat import (
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
@@ -29,11 +32,8 @@ from ..chat_schemas import (
     TokenLogprob,
     Usage,
 )
-from ..chats import Chat
-from ..context import Here
-from ..http_errors import answer_to
-from ..responses.base import ErrorAnswer
-from ..streaming import EventStream
+from ..web.errors import error_response_for
+from ..web.json_response import CLIENT_LEFT
 
 router = APIRouter(prefix="/v1/chat", tags=["chat"])
 
@@ -52,13 +52,13 @@ _IMPOSSIBLE = -9999.0
         404: {"model": ErrorAnswer, "description": "There is no such model."},
     },
 )
-async def create(here: Here, body: CreateChatCompletion, request: Request) -> Response:
+async def create(here: Context, body: CreateChatCompletion, request: Request) -> Response:
     """What a model says next in a conversation. The first request for a model loads it, which takes a while."""
     model = await here.models.get(body.model)
     chat = await here.chats.begin(model, body.request())
     answer = _Answer(body, chat.prompt_tokens)
     if body.stream:
-        return EventStream(_events(chat, answer, body))
+        return SseResponse(_events(chat, answer, body))
     try:
         async for progress in _progress(chat):
             if await request.is_disconnected():
@@ -69,7 +69,7 @@ async def create(here: Here, body: CreateChatCompletion, request: Request) -> Re
     return Response(answer.whole().model_dump_json(), media_type="application/json")
 
 
-async def _progress(chat: Chat) -> AsyncIterator[ChatProgress]:
+async def _progress(chat: ChatConnection) -> AsyncIterator[ChatProgress]:
     """Every reading of it, to its end."""
     while True:
         progress = await chat.read()
@@ -78,7 +78,7 @@ async def _progress(chat: Chat) -> AsyncIterator[ChatProgress]:
             return
 
 
-async def _events(chat: Chat, answer: _Answer, body: CreateChatCompletion) -> AsyncGenerator[bytes, None]:
+async def _events(chat: ChatConnection, answer: _Answer, body: CreateChatCompletion) -> AsyncGenerator[bytes, None]:
     """The role of every choice, its parts as they come, how it ended; then the usage if it was asked for."""
     usage = body.stream_options is not None and body.stream_options.include_usage
 
@@ -99,7 +99,7 @@ async def _events(chat: Chat, answer: _Answer, body: CreateChatCompletion) -> As
             yield event(answer.chunk(None))
         yield _event("[DONE]")
     except HeadraceError as error:  # the status is long sent; the client raises what an event says
-        yield _event(bytes(answer_to(error).body).decode())
+        yield _event(bytes(error_response_for(error).body).decode())
     finally:
         chat.abort()
 

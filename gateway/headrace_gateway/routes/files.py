@@ -10,19 +10,20 @@ from fastapi.responses import FileResponse, Response
 from starlette.requests import ClientDisconnect
 
 from headrace_core.errors import InvalidState
-from headrace_core.jobs import ENDED, JobStore
+from headrace_core.jobs.job_store import ENDED, JobStore
 
-from .. import result_files, upload_form
-from ..answers import CLIENT_LEFT, ready
-from ..context import Gateway, Here
-from ..identity import made
-from ..kept import KeptRoute
-from ..pagination import listing, page
-from ..responses.files import DeletedFile, FileList, FileObject, Purpose, UploadPurpose
-from ..schemas import file_object
+from ..context import Context, GatewayContext
+from ..files import result_files
+from ..principal import note_created_id
+from ..schemas.files import DeletedFile, FileList, FileObject, Purpose, UploadPurpose
+from ..schemas.jobs import file_object
+from ..web import upload_form
+from ..web.durable_route import DurableRoute
+from ..web.json_response import CLIENT_LEFT, json_response
+from ..web.pagination import listing, page
 
 
-class _FormRoute(KeptRoute):
+class _FormRoute(DurableRoute):
     """Reads a form with bounds of its own: what is no file is kept in memory."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -55,16 +56,18 @@ FileId = Annotated[str, Path(max_length=200, description="As the upload answered
 
 
 @router.post("", response_model=FileObject)
-async def upload(here: Here, request: Request, file: UploadFile, purpose: Annotated[UploadPurpose, Form()]) -> Response:
+async def upload(
+    here: Context, request: Request, file: UploadFile, purpose: Annotated[UploadPurpose, Form()]
+) -> Response:
     """Keep a file. Only `fine-tune` files can be trained on."""
     stored = await here.files.add(file.file, file.filename or "upload", purpose)
-    made(request, stored.id)
-    return ready(file_object(stored))
+    note_created_id(request, stored.id)
+    return json_response(file_object(stored))
 
 
 @router.get("", response_model=FileList)
 async def list_files(
-    here: Here,
+    here: Context,
     after: Annotated[str | None, Query(max_length=200, description="Id of the last file of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Annotated[Literal["asc", "desc"], Query(description="By time: `desc` is newest first.")] = "desc",
@@ -73,32 +76,32 @@ async def list_files(
     """Files: those that were uploaded, and the results of jobs that have ended."""
     files = [f for f in await result_files.every(here.files, here.jobs) if purpose in (None, f.purpose)]
     found, has_more = page(files if order == "desc" else files[::-1], after, limit)
-    return ready(listing([file_object(f) for f in found], has_more))
+    return json_response(listing([file_object(f) for f in found], has_more))
 
 
 @router.get("/{file_id}", response_model=FileObject)
-async def retrieve(here: Here, file_id: FileId) -> Response:
+async def retrieve(here: Context, file_id: FileId) -> Response:
     """One file's description."""
-    return ready(file_object(await result_files.find(here.files, here.jobs, file_id)))
+    return json_response(file_object(await result_files.find(here.files, here.jobs, file_id)))
 
 
 @router.delete("/{file_id}", response_model=DeletedFile)
-async def delete(here: Here, file_id: FileId) -> Response:
+async def delete(here: Context, file_id: FileId) -> Response:
     """Forget a file that no unfinished job needs. A job's result file is kept with its job."""
     result_files.check_removable(await result_files.find(here.files, here.jobs, file_id))
     await _not_in_use(here, file_id)
     await here.files.remove(file_id)
-    return ready({"id": file_id, "object": "file", "deleted": True})
+    return json_response({"id": file_id, "object": "file", "deleted": True})
 
 
 @router.get("/{file_id}/content", response_class=FileResponse, responses=_CONTENT)
-async def content(here: Here, file_id: FileId) -> FileResponse:
+async def content(here: Context, file_id: FileId) -> FileResponse:
     """The bytes, as they were uploaded."""
     stored = await result_files.find(here.files, here.jobs, file_id)
     return FileResponse(here.files.whole(stored), media_type=_BYTES, filename=stored.filename)
 
 
-async def _not_in_use(here: Gateway, file_id: str) -> None:
+async def _not_in_use(here: GatewayContext, file_id: str) -> None:
     for job in await JobStore(here.redis).all():  # an admin's job may use a user's file
         if file_id in (job.training_file, job.validation_file) and job.status not in ENDED:
             which = f"job {job.id}" if here.principal.sees(job.owner) else "a job of another"

@@ -8,13 +8,13 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
-from headrace_core.data import Row
+from headrace_core.storage.dataset import Row
 
-from ..answers import ready
-from ..context import Here
-from ..graders import Outcome, Verdict
-from ..plausible import sample
-from ..responses.graders import GraderRun, ValidatedGrader
+from ..context import Context
+from ..grading.grader_checks import GraderOutcome, Verdict
+from ..grading.plausible_completions import sample
+from ..schemas.graders import GraderRun, ValidatedGrader
+from ..web.json_response import json_response
 
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"])
 
@@ -49,17 +49,17 @@ class Run(BaseModel):
 
 
 @router.post("/validate", response_model=ValidatedGrader)
-async def validate(here: Here, body: Validate) -> Response:
+async def validate(here: Context, body: Validate) -> Response:
     """The grader, complete; 400 where it cannot work."""
     verdict = await here.trials.verdict(body.grader)
-    return ready({"grader": verdict.grader, "ignored": verdict.ignored})
+    return json_response({"grader": verdict.grader, "ignored": verdict.ignored})
 
 
 @router.post("/run", response_model=GraderRun)
-async def run(here: Here, body: Run) -> Response:
+async def run(here: Context, body: Run) -> Response:
     """What a grader makes of one completion; a failure has no reward, and is named in `metadata.errors`."""
     tried = sample(Row.of(body.item), body.model_sample)
-    return ready(_answer(await here.trials.verdict(body.grader, [tried])))
+    return json_response(_answer(await here.trials.verdict(body.grader, [tried])))
 
 
 def _answer(verdict: Verdict) -> dict[str, Any]:
@@ -87,11 +87,11 @@ def _answer(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _failure(outcome: Outcome) -> dict[str, str]:
+def _failure(outcome: GraderOutcome) -> dict[str, str]:
     return {"kind": outcome.kind, "message": outcome.message, "traceback": outcome.traceback}
 
 
-def _named(grader: str, failure: Outcome) -> dict[str, Any]:
+def _named(grader: str, failure: GraderOutcome) -> dict[str, Any]:
     """OpenAI's names for what went wrong in a grader of that type."""
     late = {"unresponsive_reward_error": True} if failure.kind == "timeout" else {}
     if failure.kind == "bad_input":

@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
 from headrace_core.errors import Unavailable
-from headrace_core.redis import ping
+from headrace_core.redis_access.client import ping
 
-from ..context import Here
-from ..prometheus import CONTENT_TYPE, exposition
-from ..responses.service import Alive, Ready
+from ..context import Context
+from ..exporters.prometheus import CONTENT_TYPE, exposition
+from ..schemas.service import Alive, Ready
 
 router = APIRouter(tags=["health"])
 
@@ -22,7 +22,7 @@ async def healthz() -> Alive:
 
 
 @router.get("/readyz")
-async def readyz(here: Here) -> Ready:
+async def readyz(here: Context) -> Ready:
     """Redis and Ray answer; else 503, and the message says which does not."""
     wrong = []
     for check in (ping(here.redis), here.controllers.ping()):
@@ -36,6 +36,6 @@ async def readyz(here: Here) -> Ready:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(here: Here) -> Response:
+async def metrics(here: Context) -> Response:
     """Every job's state, for Prometheus; docs/prometheus.md names the series."""
     return Response(await exposition(here.redis), media_type=CONTENT_TYPE)

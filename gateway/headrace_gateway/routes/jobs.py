@@ -9,20 +9,20 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from headrace_core.errors import Damaged, InvalidState
-from headrace_core.jobs import Job, Status
+from headrace_core.jobs.job_store import Job, Status
 
-from .. import repeats
-from ..answers import ready
-from ..context import Gateway, Here
-from ..identity import unchanged
-from ..kept import KeptRoute
-from ..pagination import listing, page
-from ..progress import estimated_finish
-from ..responses.jobs import JobList, JobObject
-from ..schemas import CreateJob, job_object
-from ..submission import submit
+from ..context import Context, GatewayContext
+from ..operations import idempotency
+from ..operations.submission import submit
+from ..principal import unchanged
+from ..schemas.job_answers import JobList, JobObject
+from ..schemas.jobs import CreateJob, job_object
+from ..views.eta import estimated_finish
+from ..web.durable_route import DurableRoute
+from ..web.json_response import json_response
+from ..web.pagination import listing, page
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], route_class=KeptRoute)
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], route_class=DurableRoute)
 
 After = Annotated[str | None, Query(max_length=200, description="Id of the last job of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -38,28 +38,28 @@ _BY_METADATA = {
 
 
 @router.post("", response_model=JobObject)
-async def create(here: Here, request: Request, body: CreateJob) -> Response:
+async def create(here: Context, request: Request, body: CreateJob) -> Response:
     """Submit a job. What can be known to be wrong is refused now."""
-    return shown(await repeats.once(here, request, lambda job_id: submit(here, job_id, body)))
+    return shown(await idempotency.create_once(here, request, lambda job_id: submit(here, job_id, body)))
 
 
 @router.get("", response_model=JobList, openapi_extra={"parameters": [_BY_METADATA]})
-async def list_jobs(here: Here, request: Request, after: After = None, limit: Limit = 20) -> Response:
+async def list_jobs(here: Context, request: Request, after: After = None, limit: Limit = 20) -> Response:
     """Jobs, newest first; `metadata[k]=v` keeps those that have it."""
     wanted = {m[1]: v for k, v in request.query_params.items() if (m := _METADATA.fullmatch(k))}
     jobs = [j for j in await here.jobs.all() if wanted.items() <= j.metadata.items()]
     found, has_more = page(jobs, after, limit)
-    return ready(listing([_object(job) for job in found], has_more))
+    return json_response(listing([_object(job) for job in found], has_more))
 
 
 @router.get("/{job_id}", response_model=JobObject)
-async def retrieve(here: Here, job_id: str) -> Response:
+async def retrieve(here: Context, job_id: str) -> Response:
     """One job."""
     return shown(await here.jobs.get(job_id))
 
 
 @router.post("/{job_id}/cancel", response_model=JobObject)
-async def cancel(here: Here, request: Request, job_id: str) -> Response:
+async def cancel(here: Context, request: Request, job_id: str) -> Response:
     """End a job that has not ended. What it trained so far stays in its checkpoints. One whose record is damaged is
     cancelled all the same; the answer is the error that names the record then."""
     if await _asked(here, request, job_id, "cancelled"):
@@ -72,7 +72,7 @@ async def cancel(here: Here, request: Request, job_id: str) -> Response:
 
 
 @router.post("/{job_id}/pause", response_model=JobObject)
-async def pause(here: Here, request: Request, job_id: str) -> Response:
+async def pause(here: Context, request: Request, job_id: str) -> Response:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
     await here.jobs.get(job_id)  # one that cannot be read stays as it is
     if await _asked(here, request, job_id, "paused"):
@@ -83,7 +83,7 @@ async def pause(here: Here, request: Request, job_id: str) -> Response:
 
 
 @router.post("/{job_id}/resume", response_model=JobObject)
-async def resume(here: Here, request: Request, job_id: str) -> Response:
+async def resume(here: Context, request: Request, job_id: str) -> Response:
     """Let a paused job go on where it was."""
     await here.jobs.get(job_id)
     if await _asked(here, request, job_id, "queued", "running"):
@@ -93,7 +93,7 @@ async def resume(here: Here, request: Request, job_id: str) -> Response:
     return shown(job)
 
 
-async def _asked(here: Gateway, request: Request, job_id: str, to: Status, *also: Status) -> bool:
+async def _asked(here: GatewayContext, request: Request, job_id: str, to: Status, *also: Status) -> bool:
     """Whether the status changed. Asked for twice, by two clients or by one that did not hear the answer, the job is so
     already, or beyond (`also`), and that is no error. Raises `InvalidState` where it cannot become so."""
     try:
@@ -112,4 +112,4 @@ def _object(job: Job) -> dict[str, Any]:
 
 def shown(job: Job) -> Response:
     """The answer that is a job."""
-    return ready(_object(job))
+    return json_response(_object(job))

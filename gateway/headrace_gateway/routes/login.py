@@ -17,10 +17,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from headrace_core.errors import NotAuthenticated
 
-from ..api_keys import SESSION_SECONDS
-from ..context import Here
-from ..identity import unchanged
-from ..visit import SESSION_COOKIE
+from ..auth.api_keys import SESSION_SECONDS
+from ..auth.request_info import SESSION_COOKIE
+from ..context import Context
+from ..principal import unchanged
 
 router = APIRouter(include_in_schema=False)
 
@@ -38,7 +38,7 @@ Next = Annotated[str, Query(max_length=2048)]
 
 
 @router.get("/login")
-async def login_page(here: Here, request: Request, next: Next = "/") -> Response:
+async def login_page(here: Context, request: Request, next: Next = "/") -> Response:
     """The form; for somebody who is logged in already, who they are and the way out."""
     if not here.settings.keys_required:
         return RedirectResponse(_safe(next), 303)
@@ -51,7 +51,7 @@ async def login_page(here: Here, request: Request, next: Next = "/") -> Response
 
 @router.post("/login")
 async def login(
-    here: Here,
+    here: Context,
     request: Request,
     key: Annotated[str, Form(max_length=512)] = "",
     next: Annotated[str, Form(max_length=2048)] = "/",
@@ -78,7 +78,7 @@ async def login(
 
 
 @router.post("/logout")
-async def logout(here: Here, request: Request) -> Response:
+async def logout(here: Context, request: Request) -> Response:
     """Ends the session, here and in the browser."""
     holder = await here.keys.close_session(request.cookies.get(SESSION_COOKIE, ""))
     if holder is None:

@@ -5,30 +5,30 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from ..answers import ready
-from ..context import Here
-from ..kept import KeptRoute
-from ..model_removal import remove
-from ..responses.service import DeletedModel, ModelList, ModelObject
-from ..schemas import model_object
+from ..context import Context
+from ..operations.model_removal import remove
+from ..schemas.jobs import model_object
+from ..schemas.service import DeletedModel, ModelList, ModelObject
+from ..web.durable_route import DurableRoute
+from ..web.json_response import json_response
 
-router = APIRouter(prefix="/v1/models", tags=["models"], route_class=KeptRoute)
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=DurableRoute)
 
 
 @router.get("", response_model=ModelList)
-async def list_models(here: Here) -> Response:
+async def list_models(here: Context) -> Response:
     """Everything that may stand in a job's `model` by name."""
-    return ready({"object": "list", "data": [model_object(m) for m in await here.models.all()]})
+    return json_response({"object": "list", "data": [model_object(m) for m in await here.models.all()]})
 
 
 @router.get("/{name:path}", response_model=ModelObject)
-async def retrieve(here: Here, name: str) -> Response:
+async def retrieve(here: Context, name: str) -> Response:
     """One model."""
-    return ready(model_object(await here.models.get(name)))
+    return json_response(model_object(await here.models.get(name)))
 
 
 @router.delete("/{name:path}", response_model=DeletedModel)
-async def delete(here: Here, name: str) -> Response:
+async def delete(here: Context, name: str) -> Response:
     """Deletes a trained model's checkpoint. Refused while an unfinished job needs it, and for a base model."""
     await remove(here, name)
-    return ready({"id": name, "object": "model", "deleted": True})
+    return json_response({"id": name, "object": "model", "deleted": True})

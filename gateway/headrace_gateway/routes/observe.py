@@ -9,20 +9,20 @@ import msgspec
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
 
-from headrace_core.history import MEASURED, STEPS, page_of_entries
-from headrace_core.keys import JobKeys
-from headrace_core.records import readable
+from headrace_core.jobs.history import MEASURED, STEPS, page_of_entries
+from headrace_core.redis_access.json_records import decode_records
+from headrace_core.redis_access.keys import JobKeys
 
-from ..answers import ready
-from ..context import Here
-from ..cursors import entry_number, resumed
-from ..live_settings import record
-from ..observed import GroupObject, LedgerObject, Measured, MeasurementList, RewardObject, StalenessObject
-from ..pagination import listing
-from ..reward_summary import summary
-from ..streaming import EventStream
-from ..voices import EVERYTHING
-from .history import After, LastEventId
+from ..context import Context
+from ..events.sse_response import SseResponse
+from ..events.stream_formats import EVERYTHING
+from ..operations.settings_change import record
+from ..schemas.observe import GroupObject, LedgerObject, Measured, MeasurementList, RewardObject, StalenessObject
+from ..views.reward_summary import summary
+from ..web.cursors import entry_number, resume_after
+from ..web.json_response import json_response
+from ..web.pagination import listing
+from .job_events import After, LastEventId
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
 
@@ -32,21 +32,23 @@ FromStep = Annotated[int | None, Query(ge=0, le=_MOST)]
 
 
 @router.get("/ledger", response_model=LedgerObject | GroupObject)
-async def ledger(here: Here, job_id: str, group: Annotated[int | None, Query(ge=0, le=_MOST)] = None) -> Response:
+async def ledger(here: Context, job_id: str, group: Annotated[int | None, Query(ge=0, le=_MOST)] = None) -> Response:
     """Counts by state, which always add up to `admitted`; with `group`, everything that happened to that group."""
     if group is not None:
         return await group_history(here, job_id, group)
     await here.jobs.get(job_id)
     account = await here.ledger(job_id).account()
-    return ready({"object": "fine_tuning.job.ledger", "fine_tuning_job_id": job_id, **account.as_dict()})
+    return json_response({"object": "fine_tuning.job.ledger", "fine_tuning_job_id": job_id, **account.as_dict()})
 
 
 @router.get("/ledger/{group}", response_model=GroupObject)
-async def group_history(here: Here, job_id: str, group: Annotated[int, Path(ge=0, le=_MOST)]) -> Response:
+async def group_history(here: Context, job_id: str, group: Annotated[int, Path(ge=0, le=_MOST)]) -> Response:
     """Every state that one group was in, and when."""
     await here.jobs.get(job_id)
     history = [asdict(t) for t in await here.ledger(job_id).history(group)]
-    return ready({"object": "fine_tuning.job.group", "fine_tuning_job_id": job_id, "group": group, "history": history})
+    return json_response(
+        {"object": "fine_tuning.job.group", "fine_tuning_job_id": job_id, "group": group, "history": history}
+    )
 
 
 class _StepAges(msgspec.Struct, frozen=True):
@@ -57,7 +59,7 @@ class _StepAges(msgspec.Struct, frozen=True):
 
 @router.get("/staleness", response_model=StalenessObject)
 async def staleness(
-    here: Here, job_id: str, from_step: FromStep = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 2000
+    here: Context, job_id: str, from_step: FromStep = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 2000
 ) -> Response:
     """The bound, the largest age that entered a gradient, and each step by age, with its bound, oldest first."""
     job = await here.jobs.get(job_id)
@@ -65,10 +67,10 @@ async def staleness(
     start = 0 if from_step is None else await here.jobs.history.before_step(job_id, from_step)
     found, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, STEPS)
     where = JobKeys(job_id).history("step")
-    read = readable(((f"{where} {e.number}-0", e.data) for e in found), _StepAges)
+    read = decode_records(((f"{where} {e.number}-0", e.data) for e in found), _StepAges)
     live = await record(here, job)
     steps = [msgspec.structs.asdict(s) | {"max_staleness": live.at(s.step - 1).max_staleness} for s in read]
-    return ready(
+    return json_response(
         {
             "object": "fine_tuning.job.staleness",
             "fine_tuning_job_id": job_id,
@@ -85,16 +87,16 @@ async def staleness(
 
 
 @router.get("/reward", response_model=RewardObject)
-async def reward(here: Here, job_id: str) -> Response:
+async def reward(here: Context, job_id: str) -> Response:
     """How far the reward can be relied on: failures by kind, scored again, held against a truth, its drift."""
     await here.jobs.get(job_id)
     found = summary(await here.jobs.rewards(job_id))
-    return ready({"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **found})
+    return json_response({"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **found})
 
 
 @router.get("/metrics", response_model=MeasurementList)
 async def metrics(
-    here: Here,
+    here: Context,
     job_id: str,
     after: After = None,
     from_step: FromStep = None,
@@ -109,19 +111,19 @@ async def metrics(
     kinds = MEASURED if kind is None else (kind,)
     found, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, kinds)
     data = [{"id": str(e.number), "kind": e.kind, "data": msgspec.Raw(e.data)} for e in found]
-    return ready(listing(data, has_more))
+    return json_response(listing(data, has_more))
 
 
-@router.get("/stream", response_model=None, response_class=EventStream, status_code=200)
+@router.get("/stream", response_model=None, response_class=SseResponse, status_code=200)
 async def stream(
-    here: Here,
+    here: Context,
     job_id: str,
     thin: Annotated[int | None, Query(ge=2, le=10_000)] = None,
     last_event_id: LastEventId = None,
-) -> EventStream:
+) -> SseResponse:
     """Everything the dashboard shows, from the job's beginning and on as it comes. SSE events: `event` (what the job
     says), `step`, `evaluation`, `update`, `worker`, `reward` (measurements), `state` (job, ledger and what the reward
     does, when it changes, at most once a second), `done`. With `thin`, of what is past at most so many of each kind and
     worker, the first and the last among them; an event `live` follows them."""
     await here.jobs.get(job_id)
-    return EventStream(here.hub.listen(job_id, resumed(job_id, last_event_id), EVERYTHING, thin))
+    return SseResponse(here.hub.listen(job_id, resume_after(job_id, last_event_id), EVERYTHING, thin))

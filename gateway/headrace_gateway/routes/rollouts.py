@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from headrace_core.rollouts import Rollout, RolloutStore
+from headrace_core.jobs.rollout_records import Rollout, RolloutStore
 
-from ..context import Here
-from ..responses.rollouts import RolloutList
-from ..rollout_objects import rollout_list, tokens_in
+from ..context import Context
+from ..schemas.rollouts import RolloutList
+from ..views.rollouts import rollout_list, tokens_in
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
 
@@ -28,7 +28,7 @@ Number = Annotated[int | None, Query(ge=0, le=10**12)]
 
 @router.get("/rollouts", response_model=RolloutList)
 async def rollouts(
-    here: Here,
+    here: Context,
     job_id: str,
     step: Number = None,
     group: Number = None,

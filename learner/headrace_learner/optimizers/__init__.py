@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.config.hyperparameters import Hyperparameters
 
 from .adamw import adamw
 from .dct import DctAdamW

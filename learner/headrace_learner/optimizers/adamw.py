@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.config.hyperparameters import Hyperparameters
 
 BETAS = (0.9, 0.95)
 """β₂ is below the usual 0.999: at a few hundred steps a longer memory of squared gradients never warms up."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace_core.hyperparameters import Hyperparameters
+from headrace_core.config.hyperparameters import Hyperparameters
 
 from .low_rank import LowRankAdamW
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as fused_adamw
 
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidRequest
-from headrace_core.hyperparameters import Hyperparameters
 
 from .adamw import BETAS, moments, trained
 

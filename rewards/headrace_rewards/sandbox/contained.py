@@ -20,8 +20,9 @@ from typing import NoReturn
 
 import msgspec
 
-from headrace_rewards.sandbox import containment, guard, kernel, wire
-from headrace_rewards.sandbox.removal import remove
+from . import frames, guard
+from .kernel import containment, syscalls
+from .removal import remove
 
 _MOST_BYTES = 1 << 20
 
@@ -32,12 +33,12 @@ class _End(msgspec.Struct):
     """Why the guard ended it, or that the machine does not hold it."""
 
 
-class Ended(Exception):
+class ContainedEnd(Exception):
     """The work took more than its share, or its process ended without an answer; the message says which."""
 
 
-def run(setup: wire.Setup, work: Callable[[], bytes]) -> bytes:
-    """What `work` returns; raises `Ended`, also where the machine does not hold it at that level."""
+def run(setup: frames.Setup, work: Callable[[], bytes]) -> bytes:
+    """What `work` returns; raises `ContainedEnd`, also where the machine does not hold it at that level."""
     scratch = Path(tempfile.mkdtemp(prefix="headrace-reward-"))
     ours, theirs = socket.socketpair()
     this = os.getpid()
@@ -52,16 +53,16 @@ def run(setup: wire.Setup, work: Callable[[], bytes]) -> bytes:
     remove(scratch)
     end = msgspec.json.decode(said, type=_End) if said else _End(fault="its process ended without an answer")
     if end.answer is None:
-        raise Ended(end.fault)
+        raise ContainedEnd(end.fault)
     return end.answer
 
 
 def _guard(
-    setup: wire.Setup, scratch: Path, channel: socket.socket, work: Callable[[], bytes], parent: int
+    setup: frames.Setup, scratch: Path, channel: socket.socket, work: Callable[[], bytes], parent: int
 ) -> NoReturn:
     try:
-        kernel.signal_at_death_of_parent(signal.SIGTERM)
-        kernel.adopt_orphans()
+        syscalls.signal_at_death_of_parent(signal.SIGTERM)
+        syscalls.adopt_orphans()
         if os.getppid() != parent:
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_BLOCK, guard.WAITED_FOR)
@@ -69,11 +70,11 @@ def _guard(
         host = os.fork()
         if host == 0:
             _work(cell, channel, work)
-        watching = guard.Guard(cell, host, channel.fileno(), parent)
+        watching = guard.HostGuard(cell, host, channel.fileno(), parent)
         watching.watch()
         if watching.fault is not None:
             channel.sendall(msgspec.json.encode(_End(fault=watching.fault)))
-    except kernel.Unheld as fault:
+    except syscalls.ContainmentFailed as fault:
         channel.sendall(msgspec.json.encode(_End(fault=str(fault))))
     except BaseException:
         traceback.print_exc()
@@ -90,7 +91,7 @@ def _work(cell: containment.Cell, channel: socket.socket, work: Callable[[], byt
         containment.confine(cell)
         answer = work()
         channel.sendall(msgspec.json.encode(_End(answer=answer)))
-    except kernel.Unheld as fault:
+    except syscalls.ContainmentFailed as fault:
         channel.sendall(msgspec.json.encode(_End(fault=str(fault))))
     except BaseException:
         traceback.print_exc(file=sys.stderr)

@@ -24,9 +24,10 @@ import sys
 import time
 from pathlib import Path
 
-from headrace_rewards.sandbox import containment, host, kernel, loading, semaphores, wire
-from headrace_rewards.sandbox.removal import remove
-from headrace_rewards.sandbox.usage import Usage, descendants
+from . import code_loading, frames, host
+from .kernel import containment, semaphores, syscalls
+from .kernel.usage import Usage, descendants
+from .removal import remove
 
 _BUSY_SECONDS, _QUIET_SECONDS = 0.05, 0.2
 """Between two looks at what is used: with processes beside the host, and without."""
@@ -38,7 +39,7 @@ _CLOSED = "it closed its socket to the service"
 WAITED_FOR = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1)
 
 
-class Guard:
+class HostGuard:
     """See the module's picture."""
 
     def __init__(self, cell: containment.Cell, host_pid: int, channel: int, service: int) -> None:
@@ -54,7 +55,7 @@ class Guard:
         self.fault: str | None = None
         """Why the host was ended, where the guard ended it."""
         self._poll = select.poll()
-        self._poll.register(kernel.file_of_signals(WAITED_FOR), select.POLLIN)
+        self._poll.register(syscalls.file_of_signals(WAITED_FOR), select.POLLIN)
         if self._keeper is not None:
             self._poll.register(self._keeper.file, select.POLLIN)
 
@@ -182,21 +183,21 @@ def _end_like(status: int) -> None:
 def main() -> None:
     """Guard the host that the first frame describes."""
     service = int(sys.argv[1])
-    kernel.signal_at_death_of_parent(signal.SIGTERM)
-    kernel.adopt_orphans()
+    syscalls.signal_at_death_of_parent(signal.SIGTERM)
+    syscalls.adopt_orphans()
     if os.getppid() != service:
         return
     channel = host.Channel()
     body = channel.receive()
     if body is None:
         return
-    setup = wire.decode_request(body)
-    assert isinstance(setup, wire.Setup)
+    setup = frames.decode_request(body)
+    assert isinstance(setup, frames.Setup)
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)  # until here SIGTERM ended it at once
     try:
         cell = containment.enclose(setup, Path.cwd())
-    except kernel.Unheld as fault:
-        channel.send(wire.Broken(str(fault), ""))
+    except syscalls.ContainmentFailed as fault:
+        channel.send(frames.Broken(str(fault), ""))
         return
     pid = os.fork()
     if pid == 0:
@@ -204,11 +205,11 @@ def main() -> None:
         host.run(channel, cell)
     number = channel.fileno()
     channel.close()
-    _end_like(Guard(cell, pid, number, service).watch())
+    _end_like(HostGuard(cell, pid, number, service).watch())
 
 
 if __name__ == "__main__":
     main()
 elif __name__ == "__mp_main__":  # in a process that the user's code starts anew, for which this is the main module
     semaphores.provide()
-    loading.find_in_child()
+    code_loading.find_in_child()

@@ -21,14 +21,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from headrace_rewards.binding import Binding, MissingInput, Unbindable
-from headrace_rewards.logged import Logged
-from headrace_rewards.notes import bounded
-from headrace_rewards.protocol import Failure, Outcome, Sample
-from headrace_rewards.sandbox import containment, semaphores, wire
-from headrace_rewards.sandbox.kernel import Unheld
-from headrace_rewards.sandbox.loading import CannotLoad, load
-from headrace_rewards.values import to_outcome, to_outcomes
+from ..protocol import Failure, Outcome, Sample
+from ..user_code.argument_binding import Binding, MissingInput, Unbindable
+from ..user_code.logged import Logged
+from ..user_code.notes import bounded
+from ..user_code.return_values import to_outcome, to_outcomes
+from . import frames
+from .code_loading import CodeLoadError, load
+from .kernel import containment, semaphores
+from .kernel.syscalls import ContainmentFailed
 
 _MESSAGE_CHARACTERS = 1_000
 _TRACEBACK_LINES = 20
@@ -48,10 +49,10 @@ class Channel:
 
     def receive(self) -> bytes | None:
         """The next message, or `None` when the service has closed the socket."""
-        head = self._stream.read(wire.LENGTH.size)
-        if len(head) < wire.LENGTH.size:
+        head = self._stream.read(frames.LENGTH.size)
+        if len(head) < frames.LENGTH.size:
             return None
-        (length,) = wire.LENGTH.unpack(head)
+        (length,) = frames.LENGTH.unpack(head)
         return self._stream.read(length)
 
     def fileno(self) -> int:
@@ -67,15 +68,15 @@ class Channel:
         self._stream.close()
         self._socket.close()
 
-    def send(self, message: wire.Ready | wire.Broken | wire.Result) -> None:
+    def send(self, message: frames.HostReady | frames.Broken | frames.Result) -> None:
         """Blocks until the message is on its way."""
-        self._socket.sendall(wire.frame(wire.encode(message)))
+        self._socket.sendall(frames.frame(frames.encode(message)))
 
 
 class Host:
     """A loaded function, and the loop that serves calls."""
 
-    def __init__(self, channel: Channel, setup: wire.Setup, function: Callable[..., Any], binding: Binding) -> None:
+    def __init__(self, channel: Channel, setup: frames.Setup, function: Callable[..., Any], binding: Binding) -> None:
         self._channel = channel
         self._setup = setup
         self._function = function
@@ -86,24 +87,24 @@ class Host:
     def serve(self) -> None:
         """Until the service closes the socket."""
         with asyncio.Runner() as runner:  # one loop for all calls: an async function may keep clients open
-            self._channel.send(wire.Ready(self._binding.whole_group, self._concurrent))
+            self._channel.send(frames.HostReady(self._binding.whole_group, self._concurrent))
             while (body := self._channel.receive()) is not None:
-                call = wire.decode_request(body)
-                assert isinstance(call, wire.Call)
-                units = [wire.decode_unit(raw) for raw in call.units]
+                call = frames.decode_request(body)
+                assert isinstance(call, frames.Call)
+                units = [frames.decode_unit(raw) for raw in call.units]
                 if self._concurrent:
                     runner.run(self._score_at_once(units))
                 else:
                     for unit in units:
                         self._reply(unit, self._score(unit, runner))
 
-    async def _score_at_once(self, units: list[wire.Unit]) -> None:
-        async def one(unit: wire.Unit) -> None:
+    async def _score_at_once(self, units: list[frames.Unit]) -> None:
+        async def one(unit: frames.Unit) -> None:
             self._reply(unit, await self._score_async(unit))
 
         await asyncio.gather(*map(one, units))
 
-    def _score(self, unit: wire.Unit, runner: asyncio.Runner) -> list[Outcome]:
+    def _score(self, unit: frames.Unit, runner: asyncio.Runner) -> list[Outcome]:
         try:
             arguments, logged = self._binding.arguments(unit.samples)
             value = self._function(**arguments)
@@ -113,7 +114,7 @@ class Host:
         except BaseException as error:  # whatever a user's code raises, SystemExit included, is its outcome
             return [_failure(error)] * len(unit.samples)
 
-    async def _score_async(self, unit: wire.Unit) -> list[Outcome]:
+    async def _score_async(self, unit: frames.Unit) -> list[Outcome]:
         try:
             async with asyncio.timeout(self._setup.timeout) as limit:
                 arguments, logged = self._binding.arguments(unit.samples)
@@ -128,14 +129,14 @@ class Host:
         outcomes = to_outcomes(value, len(samples)) if self._binding.whole_group else [to_outcome(value)]
         return bounded(logged.beside(outcomes))
 
-    def _reply(self, unit: wire.Unit, outcomes: list[Outcome]) -> None:
+    def _reply(self, unit: frames.Unit, outcomes: list[Outcome]) -> None:
         if os.getpid() != self._pid:  # the function forked, and this is the child: it must not answer too
             os._exit(0)
         try:
-            self._channel.send(wire.Result(unit.index, outcomes))
+            self._channel.send(frames.Result(unit.index, outcomes))
         except UnicodeEncodeError:  # half of a surrogate pair in the name of a component
             fault = Failure("invalid_value", "the function returned a component whose name is not valid Unicode")
-            self._channel.send(wire.Result(unit.index, [fault] * len(outcomes)))
+            self._channel.send(frames.Result(unit.index, [fault] * len(outcomes)))
 
 
 async def _wait_for(value: Awaitable[Any]) -> Any:
@@ -190,11 +191,11 @@ def _serve(channel: Channel, cell: containment.Cell) -> None:
         semaphores.provide()
         function = load(setup)
         binding = Binding(function, setup.form, setup.options)
-    except Unheld as fault:
-        channel.send(wire.Broken(str(fault), ""))
-    except CannotLoad as fault:
-        channel.send(wire.Broken(_encodable(str(fault)), _tail(fault.cause)))
+    except ContainmentFailed as fault:
+        channel.send(frames.Broken(str(fault), ""))
+    except CodeLoadError as fault:
+        channel.send(frames.Broken(_encodable(str(fault)), _tail(fault.cause)))
     except Unbindable as fault:
-        channel.send(wire.Broken(f"{setup.path}:{setup.function} cannot be called: {fault}", ""))
+        channel.send(frames.Broken(f"{setup.path}:{setup.function} cannot be called: {fault}", ""))
     else:
         Host(channel, setup, function, binding).serve()

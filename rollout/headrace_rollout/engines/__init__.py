@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from .base import Engine, EngineConfig
+from .engine import Engine, EngineConfig
 
 
 def create(name: str, config: EngineConfig) -> Engine:
     """The engine `name`. Only the one asked for is imported: vLLM takes seconds, and need not be installed."""
     if name == "vllm":
-        from .vllm_engine import VllmEngine
+        from .vllm.engine import VllmEngine
 
         return VllmEngine(config)
-    from .transformers_engine import TransformersEngine
+    from .transformers.engine import TransformersEngine
 
     return TransformersEngine(config)

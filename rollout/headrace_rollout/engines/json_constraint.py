@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from headrace_rollout.engines.base import RequestRefused
+from .engine import RequestRefused
 
 
 class JsonConstraints:

@@ -71,9 +71,9 @@ def close_the_socket_and_live(item: Any) -> float:
 
 
 def rewrite_the_host(item: Any) -> float:
-    from headrace_rewards.sandbox import wire
+    from headrace_rewards.sandbox import frames
 
-    wire.encode = lambda message: b"{}"  # type: ignore[assignment]
+    frames.encode = lambda message: b"{}"  # type: ignore[assignment]
     return 1.0
 
 
@@ -109,6 +109,6 @@ def leave_a_loop(item: Any) -> float:
 
 
 def replace_modules(item: Any) -> float:
-    for name in ("json", "traceback", "msgspec", "headrace_rewards.values"):
+    for name in ("json", "traceback", "msgspec", "headrace_rewards.user_code.return_values"):
         sys.modules[name] = None  # type: ignore[assignment]
     return 0.0

@@ -1,0 +1,1 @@
+"""The controller of a job: the Ray actor that starts its workers, watches and restarts them."""

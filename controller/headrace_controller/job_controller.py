@@ -1,0 +1,339 @@
+"""The controller of one job: a Ray actor that places its workers, supervises them, and says why when it gives up.
+
+    queued ──resources──► running:  learner.run ┐
+                                    rollout.run ┤ each under a Supervisor (`crew`)
+                                    evaluations ┤ every evaluation interval, on the first rollout worker
+                                    hold        ┤ a node lost? ──► all are placed anew
+                                    watch       ┘ cancelled? paused? too many failed groups? idle steps? no progress?
+           all steps trained, last version evaluated ► ledger closed ► succeeded
+           an error that no resume can mend          ► ledger closed ► failed, with the reason
+           paused, by the user or `JobCannotContinue`       ► checkpoint, workers stopped, nothing closed
+           cancelled, at any moment                  ► ledger closed, workers stopped, the learner's step lost
+           suspend                                   ► workers stopped, nothing closed: the next controller goes on
+    at rest ◄── nothing runs, and the status is still the one it ended or paused with; else all over again
+
+Invariants: however it ends, no worker process, no placement and no published weights are left, and of a job that ended
+no half-written file; all it knows is in Redis, so that another controller can take over at any moment, and it beats as
+long as it lives; one that has been taken over from changes nothing of the job any more; a cancel ends whatever is under
+way within `WATCH_SECONDS` + `STOP_SECONDS`, a pause after the learner's step and its checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any, Literal, TypeAlias
+
+import ray
+from ray.exceptions import RayError
+from redis.exceptions import RedisError
+
+from headrace_core.awaiting import until
+from headrace_core.concurrency import cancel
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
+from headrace_core.errors import Damaged, HeadraceError, InvalidState, Unavailable
+from headrace_core.jobs.job_store import ENDED, Job, JobError, JobStore, PausedBy, Status, model_name
+from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.logs import get_logger, redact_streams
+from headrace_core.redis_access.client import connect
+from headrace_core.redis_access.json_records import name
+from headrace_core.storage import snapshot_folder
+from headrace_core.storage.incomplete_files import remove_partials
+from headrace_core.storage.weight_store import WeightStore, default_root
+
+from .evaluation_schedule import Evaluations
+from .generation_failure_limit import TooManyGenerationFailures, check_generation
+from .heartbeat import ControllerHeartbeats
+from .idle_steps import IdleSteps
+from .memory_share import MemoryShare
+from .pause_reasons import OUT_OF_SPACE, JobCannotContinue, cannot_go_on
+from .placement import PlacementLost
+from .reward_failure_limit import TooManyRewardFailures, check_rewards
+from .watchdog import Watchdog
+from .worker_group import WorkerGroup
+from .worker_supervisor import STOP_SECONDS
+
+Level: TypeAlias = Literal["info", "warn", "error"]
+WATCH_SECONDS = 1.0
+LOST = (RayError, Unavailable, TimeoutError)
+"""What a controller can meet of its surroundings. It is no fault of the job's, and may be another's no more."""
+REPLACED = "learner_replaced"
+"""Code of a learner's error: another one has enlisted, so another controller has the job."""
+
+
+class Cancelled(Exception):
+    """The user cancelled the job."""
+
+
+class Paused(Exception):
+    """The user paused the job."""
+
+
+class Replaced(Exception):
+    """Another controller has the job."""
+
+
+class JobController:
+    """See the module's picture."""
+
+    def __init__(self, settings: Settings, redis_url: str, job_id: str) -> None:
+        redact_streams()
+        self._settings = settings
+        self._job_id = job_id
+        self._redis = connect(redis_url, settings.redis_wait)
+        self._jobs = JobStore(self._redis)
+        self._ledger = Ledger(self._redis, job_id)
+        self._drains = WorkerDrains(self._redis, job_id)
+        self._mending = RecoveryCounters(self._redis, job_id)
+        self._memory = MemoryShare(self._redis, self._jobs, settings, job_id)
+        self._weights_root = settings.weights_dir or default_root()
+        self._snapshots_root = settings.snapshots_dir or default_root()
+        self._crew = WorkerGroup(
+            settings, redis_url, self._jobs, self._mending, self._weights_root, self._snapshots_root
+        )
+        self._life: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Work until the job has ended or is suspended; a second call while it runs returns at once."""
+        if self._life is None:
+            beating = asyncio.create_task(ControllerHeartbeats(self._redis, self._settings).beat_forever(self._job_id))
+            self._life = asyncio.create_task(self._live())
+            await asyncio.wait([self._life])  # without a limit: as long as the job takes
+            await cancel([beating])
+            ray.actor.exit_actor()
+
+    async def suspend(self) -> None:
+        """Stop the workers but leave the job as it is; returns when no process of it is left."""
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait([self._life], timeout=2 * STOP_SECONDS)
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _live(self) -> None:
+        """Until the job is at rest: it may be resumed or cancelled while it still pauses."""
+        try:
+            while not await self._jobs.rest(self._job_id, await self._once()):
+                pass
+        except Replaced:
+            get_logger(__name__).warning("another controller has the job; this one ends", job=self._job_id)
+        except asyncio.CancelledError:
+            await self._jobs.tell(self._job_id, "the service stops; the job goes on when it starts again")
+        except RedisError as error:  # the job cannot even be marked; the gateway starts a controller when Redis is back
+            get_logger(__name__).error("controller lost Redis", job=self._job_id, exc_info=error)
+        except LOST as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+            await self._jobs.tell(self._job_id, f"its controller ends, another goes on: {reason}", level="warn")
+
+    async def _once(self) -> Status:
+        """Run the job until it has ended or pauses; in which status. Nothing of it runs afterwards."""
+        ended: Status | None = None
+        replaced = False
+        try:
+            ended = await self._ended()
+        except Cancelled:  # it counts at any moment, also while the job pauses or fails
+            await self._ledger.close("cancelled")
+            ended = "cancelled"
+        except Damaged as error:  # while it began, paused or ended: `_ended` has met the others
+            ended = await self._end_damaged(error)
+        except Replaced:
+            replaced = True
+            raise
+        finally:
+            await self._clean_up(ended if ended in ENDED else None, replaced)
+        return ended
+
+    async def _ended(self) -> Status:
+        job = await self._jobs.get(self._job_id)
+        if job.status in ("succeeded", "failed"):  # the controller before did not come to cleaning up
+            return job.status
+        try:
+            _check_wanted(job)
+            idle = await self._idle_steps(job)
+            await until([self._work(job)], [self._watch(job, idle), self._memory.keep_allotted()])
+            await idle.end()
+            name = model_name(job)
+            return await self._end("succeeded", f"succeeded: the trained model is {name}", name)
+        except Paused:
+            return await self._pause("paused")
+        except JobCannotContinue as error:
+            return await self._pause_by_itself(error)
+        except OUT_OF_SPACE as error:
+            return await self._pause_by_itself(cannot_go_on(error, "job"))
+        except (Cancelled, RedisError, *LOST):
+            raise
+        except Exception as error:
+            return await self._fail(error)
+
+    async def _work(self, job: Job) -> None:
+        settings = Hyperparameters.model_validate(job.hyperparameters)
+        await self._ledger.open(settings.limits(job.rows))
+        running = job.status == "running"
+        placed = running or (await self._ledger.account()).admitted > 0
+        while True:
+            await self._crew.place(job, again=placed)
+            if not running:
+                await self._move("running")
+            running = placed = True
+            try:
+                await until([self._train(job)], [self._crew.hold()])
+            except PlacementLost as error:
+                await self._tell_place_lost(error)
+                await self._crew.leave()
+            else:
+                return
+
+    async def _train(self, job: Job) -> None:
+        learner, *rollouts = self._crew.workers
+        begin = asyncio.Event()
+        main = [learner.run(begin), self._begin(job, begin)]
+        await until(main, [rollout.run(begin) for rollout in rollouts], self._finish)
+
+    async def _begin(self, job: Job, begin: asyncio.Event) -> None:
+        """Once all are ready, and the base model is evaluated; returns after the last version's evaluation."""
+        evaluations, evaluating = Evaluations(job, self._jobs, self._ledger), self._crew.workers[1]
+        await asyncio.gather(*(worker.until_ready() for worker in self._crew.workers))
+        await evaluations.first(evaluating)
+        begin.set()
+        await evaluations.rest(evaluating)
+
+    async def _finish(self) -> None:
+        """All is trained: the rollout workers see the closed ledger and end."""
+        await self._ledger.close("finished")
+
+    async def _tell_place_lost(self, error: PlacementLost) -> None:
+        waits = [{"who": worker.name, "for": "its place", "seconds": 0.0} for worker in self._crew.workers]
+        data = {"waits": waits, "act": "place_again"}
+        await self._jobs.tell(self._job_id, f"placed anew: {error}", level="warn", data=data)
+        await self._mending.acted("place_again")
+
+    # ── watch ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _idle_steps(self, job: Job) -> IdleSteps:
+        settings = Hyperparameters.model_validate(job.hyperparameters)
+        return IdleSteps(self._jobs, self._job_id, settings, (await self._ledger.newest())[0])
+
+    async def _watch(self, job: Job, idle: IdleSteps) -> None:
+        """Raises what must end the work: the user's wish, too many failed groups, nothing learned, no progress."""
+        settings, held = Hyperparameters.model_validate(job.hyperparameters), False
+        watchdog = Watchdog(self._settings, job, self._jobs, self._ledger, self._mending)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = await self._jobs.get(self._job_id)
+            _check_wanted(now)
+            if now.status == "queued" and self._crew.workers:  # see `_move`
+                await self._move("running")
+            account = await self._ledger.account()
+            await check_rewards(self._jobs, self._job_id, account, settings)
+            await check_generation(self._jobs, self._job_id, account, settings)
+            await idle.look()
+            held = await self._all_drained(job, held)
+            await watchdog.look(self._crew.workers, account, held)
+
+    async def _all_drained(self, job: Job, before: bool) -> bool:
+        """Whether the job is meant to stand still; the user is told when it begins to and when it ends."""
+        workers = job.hyperparameters["rollout_workers"]
+        now = await self._drains.hold_all(workers)
+        if now and not before:
+            message = "every rollout worker is drained: the job waits until one of them is undrained"
+            await self._jobs.tell(self._job_id, message, level="warn")
+        elif before and not now:
+            await self._jobs.tell(self._job_id, "a rollout worker works again: the job goes on")
+        return now
+
+    # ── end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _pause(self, message: str, level: Level = "info", data: dict[str, Any] | None = None) -> Status:
+        """The learner saves the step under way; what the others hold, they give back at once."""
+        await until([self._stop()], [self._cancellation()])
+        if (await self._jobs.get(self._job_id)).status == "paused":  # else it was resumed meanwhile
+            await self._jobs.tell(self._job_id, f"{message}; resume goes on from here", level=level, data=data)
+        return "paused"
+
+    async def _stop(self) -> None:
+        await self._crew.stop()
+        for worker in self._crew.workers:
+            await self._ledger.lapse(worker.name)  # what one held that did not stop in good order
+
+    async def _cancellation(self) -> None:
+        """Raises `Cancelled` once the job is."""
+        while True:
+            if (await self._jobs.get(self._job_id)).status == "cancelled":
+                raise Cancelled
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _pause_by_itself(self, error: JobCannotContinue) -> Status:
+        """The status comes first: by it the learner knows that its last step is to be kept."""
+        with suppress(Paused):  # the user was faster
+            await self._move("paused", PausedBy(error.code, error.message, time.time()))
+        data = {"reason": error.code, "who": error.who}
+        return await self._pause(f"paused: {error.message}", "error", data)
+
+    async def _end(
+        self, status: Status, message: str, outcome: JobError | str, data: dict[str, Any] | None = None
+    ) -> Status:
+        await self._move(status, outcome)
+        await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info", data=data)
+        return status
+
+    async def _move(self, status: Status, outcome: PausedBy | JobError | str | None = None) -> None:
+        """Raises `Cancelled` or `Paused` where the user was faster."""
+        try:
+            await self._jobs.move(self._job_id, status, outcome)
+        except InvalidState:
+            now = await self._jobs.get(self._job_id)
+            _check_wanted(now)
+            if now.status == "queued":  # paused and resumed between two looks: it never stopped
+                await self._move("running")
+                await self._move(status, outcome)
+            elif now.status != status:
+                raise
+
+    async def _fail(self, error: Exception) -> Status:
+        code = error.code if isinstance(error, HeadraceError) else "internal_error"
+        if code == REPLACED:
+            raise Replaced from error
+        if not isinstance(error, HeadraceError):
+            get_logger(__name__).error("job failed", job=self._job_id, exc_info=error)
+        message = str(error) or type(error).__name__
+        param = error.param if isinstance(error, HeadraceError) else None
+        await self._ledger.close(code)
+        data = error.data if isinstance(error, TooManyRewardFailures | TooManyGenerationFailures) else None
+        return await self._end("failed", f"failed: {message}", JobError(code, message, param), data)
+
+    async def _end_damaged(self, error: Damaged) -> Status:
+        """Without that record the job can neither go on nor pause: it fails, unless it has ended. What else of it is
+        damaged does not matter."""
+        await self._ledger.close(error.code)
+        try:
+            await self._jobs.move(self._job_id, "failed", JobError(error.code, error.message, error.param))
+        except InvalidState:
+            name(error)
+        else:
+            await self._jobs.tell(self._job_id, f"failed: {error.message}", level="error")
+        return await self._jobs.status(self._job_id)
+
+    async def _clean_up(self, over: Status | None, replaced: bool) -> None:
+        """Nothing of the job runs afterwards. Where it is over, what a next controller would go on from goes too; where
+        it is another's, what that one needs stays."""
+        try:
+            await self._crew.leave()
+        finally:
+            if not replaced:
+                WeightStore(self._weights_root, self._job_id).remove()
+            if over is not None:
+                snapshot_folder.remove(self._snapshots_root, self._job_id)
+                remove_partials(self._settings.data_dir.absolute() / "jobs" / self._job_id)
+                await self._ledger.close(over)
+
+
+def _check_wanted(job: Job) -> None:
+    """Raises `Cancelled` or `Paused`."""
+    if job.status == "cancelled":
+        raise Cancelled
+    if job.status == "paused":
+        raise Paused

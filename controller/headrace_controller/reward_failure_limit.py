@@ -1,0 +1,79 @@
+"""When failing rewards end a job, and what it says then: kinds with their counts, and tracebacks of a few samples."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.errors import HeadraceError
+from headrace_core.jobs.job_store import Event, JobStore
+from headrace_core.ledger.ledger import QUEUED_ONCE, LedgerCounts
+from headrace_core.types.metrics import RewardMetrics
+
+SHOWN_SAMPLES = 3
+REPORT_SECONDS = 6
+"""Longest wait for what workers, which report every few seconds, have counted of the groups that failed."""
+
+
+class TooManyRewardFailures(HeadraceError):
+    """More rewards failed than the job's settings allow. `data` is for an event: kinds with counts, and samples."""
+
+    code = "too_many_reward_failures"
+
+    def __init__(self, message: str, data: dict[str, Any]) -> None:
+        super().__init__(message, param="grader")
+        self.data = data
+
+
+async def check_rewards(jobs: JobStore, job_id: str, account: LedgerCounts, settings: Hyperparameters) -> None:
+    """Raises `TooManyRewardFailures` once a share above `max_reward_failures` has failed, of groups or of
+    completions."""
+    counted = await jobs.rewards(job_id)
+    too_many = _groups_failed(account, settings) or _completions_left_out(counted, settings)
+    if too_many is None:
+        return
+    kinds = await _kinds(jobs, job_id, account.states["reward_failed"])
+    samples = _samples([event for _, event in await jobs.events(job_id)])
+    by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+    shown = "".join(f"\n\ngroup {s['group']}, {s['kind']}: {s['error']}\n{s['traceback']}" for s in samples)
+    raise TooManyRewardFailures(
+        f"the reward failed for {too_many}, more than max_reward_failures={settings.max_reward_failures:g} allows; "
+        f"completions by kind: {by_kind}{shown}",
+        {"failures": kinds, "samples": samples},
+    )
+
+
+async def _kinds(jobs: JobStore, job_id: str, groups: int) -> dict[str, int]:
+    """Failed completions by kind, most frequent first: at least one for each failed group, unless a worker died."""
+    for _ in range(REPORT_SECONDS):
+        kinds = sum((Counter(c.failures) for c in await jobs.rewards(job_id)), Counter[str]())
+        if kinds.total() >= groups:
+            break
+        await asyncio.sleep(1.0)
+    return dict(kinds.most_common())
+
+
+def _groups_failed(account: LedgerCounts, settings: Hyperparameters) -> str | None:
+    failed = account.states["reward_failed"]
+    ended = failed + sum(account.states[state] for state in QUEUED_ONCE)
+    enough = 2 * settings.batch_size  # a single early failure is no share
+    too_many = ended >= enough and failed > settings.max_reward_failures * ended
+    return f"{failed} of {ended} groups" if too_many else None
+
+
+def _completions_left_out(counted: Sequence[RewardMetrics], settings: Hyperparameters) -> str | None:
+    left_out, scored = sum(c.left_out for c in counted), sum(c.completions for c in counted)
+    enough = 2 * settings.batch_size * settings.group_size
+    too_many = scored >= enough and left_out > settings.max_reward_failures * scored
+    return f"{left_out} of {scored} completions, which were left out of their groups" if too_many else None
+
+
+def _samples(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Of the failures told so far, one of each kind before a second of any."""
+    told = [e.data for e in events if e.data is not None and "traceback" in e.data and "group" in e.data]
+    first = {data["kind"]: data for data in reversed(told)}
+    others = [data for data in told if data not in first.values()]
+    return [*reversed(first.values()), *others][:SHOWN_SAMPLES]

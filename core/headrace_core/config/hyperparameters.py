@@ -1,0 +1,342 @@
+"""The settings of one job, as a user writes them under `method.reinforcement.hyperparameters`.
+
+OpenAI's own names keep their meaning ("auto" takes our default); ours stand beside them. Every setting is read
+somewhere outside this file, and documented in docs/settings.md; tests hold both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..errors import InvalidRequest
+from ..types.staleness import Late, Limits
+from .algorithm_presets import ALGORITHMS, algorithm_preset
+
+BASE_LEARNING_RATE = 1e-5
+"""What learning_rate_multiplier scales."""
+
+WHOLE_DISTRIBUTION: dict[str, tuple[float, ...]] = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,)}
+"""Ways to cut the distribution that is sampled from, and their values that cut nothing, the only ones taken: decision
+0028. A new way to cut is a line here."""
+
+Whole = Annotated[int, Field(le=10**9)]
+
+LossMean = Literal["token", "sequence", "constant"]
+KlEstimator = Literal["k1", "k2", "k3", "k1+", "k3+"]
+OptimizerName = Literal["adamw", "galore", "fira", "dct_adamw"]
+Proximal = Literal["recompute", "interpolate", "behaviour"]
+Importance = Literal["truncate", "mask", "second_moment", "none"]
+ImportanceLevel = Literal["token", "sequence", "geometric"]
+
+
+def _with_auto(schema: dict[str, Any]) -> None:
+    """Says in the JSON schema what `_auto_means_default` takes."""
+    for name, field in schema["properties"].items():
+        described = {k: field.pop(k) for k in ("title", "description", "default") if k in field}
+        schema["properties"][name] = {"anyOf": [*field.pop("anyOf", [field]), {"const": "auto"}]} | described
+    effort = {"const": "default", "description": "There are no levels of it here: max_tokens bounds it."}
+    schema["properties"]["reasoning_effort"] = effort
+    for name, whole in WHOLE_DISTRIBUTION.items():
+        schema["properties"][name] = {"enum": list(whole), "description": "Training samples the whole distribution."}
+
+
+class Hyperparameters(BaseModel):
+    """Cross-checks stand beside the fields; an unknown name is an error, so that a typo is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, json_schema_extra=_with_auto)
+
+    # what is trained, and how long
+    algorithm: str = Field("grpo", description="Preset of advantages and policy loss.")
+    batch_size: int = Field(16, ge=1, le=4096, description="Groups a step.")
+    group_size: int = Field(8, ge=1, le=256, description="Completions sampled for each prompt.")
+    compute_multiplier: float | None = Field(
+        None, gt=0, le=10, description="Scales group_size: more completions of each prompt explore more."
+    )
+    n_steps: Whole | None = Field(None, ge=1, description="Steps to train; instead of n_epochs.")
+    n_epochs: int | None = Field(None, ge=1, le=50, description="Passes over the training file.")
+    learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of the policy.")
+    learning_rate_multiplier: float | None = Field(
+        None, gt=0, description="Scales the default learning rate; instead of learning_rate."
+    )
+    warmup_steps: Whole = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, of matrices only.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
+    minibatches: int = Field(
+        1, ge=1, le=64, description="Optimizer updates a step; above 1 the clip around the proximal policy is alive."
+    )
+    token_budget: Whole = Field(8192, ge=64, description="Padded tokens of one forward and backward pass.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seeds prompt order, sampling and training.")
+
+    # the policy loss
+    clip_low: float = Field(0.2, gt=0, description="Lower clip: u ≥ 1 − clip_low, u = π_θ/π_prox.")
+    clip_high: float = Field(0.2, gt=0, description="Upper clip: u ≤ 1 + clip_high.")
+    loss_mean: LossMean = Field(
+        "token",
+        description="Each token counts alike (token), each completion does (sequence), or each token divided by "
+        "max_tokens (constant).",
+    )
+    advantage_clip: float | None = Field(
+        None, gt=0, description="Advantages are clamped to ± this, before the divergence is subtracted."
+    )
+    second_moment: float = Field(
+        0.04,
+        gt=0,
+        description="importance second_moment: bound of the mean squared log π_prox/π_behaviour, over the tokens on "
+        "which a trust region acts.",
+    )
+    filter_groups: bool = Field(
+        False, description="Groups whose rewards are all equal are filtered, and others take their place in the step."
+    )
+    filter_limit: Whole = Field(
+        8, ge=1, description="Batches filtered for one step before groups of equal rewards fill it after all."
+    )
+
+    # reference policy and critic
+    kl_coefficient: float = Field(0.0, ge=0, description="Weight of the divergence from the base model.")
+    kl_estimator: KlEstimator = Field(
+        "k1",
+        description="Estimator of that divergence, of one token: k1 in the reward; in the loss k2, k1+ or k3+ (k1's or "
+        "k3's value, k2's gradient: KL(policy ‖ base)), or k3, whose gradient is that of KL(base ‖ policy).",
+    )
+    kl_in: Literal["reward", "loss"] = Field(
+        "reward",
+        description="Where the divergence counts: in the reward, subtracted after advantages are normalised, or in the "
+        "loss.",
+    )
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of a later token's reward.")
+    gae_lambda: float = Field(1.0, ge=0, le=1, description="λ of generalised advantage estimation, with a critic.")
+    truncation: Literal["bootstrap", "end"] = Field(
+        "end",
+        description="With a critic, where max_tokens cut a completion off: its return ends with its reward, like any "
+        "other's (end), or the critic's value of what would come next is added (bootstrap).",
+    )
+    value_clip: float = Field(0.2, gt=0, description="Largest change of a value that still lowers the critic's loss.")
+    critic_learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Peak learning rate of the critic; that of the policy by default."
+    )
+    critic_warmup_steps: Whole = Field(0, ge=0, description="First steps, in which the critic alone is trained.")
+
+    # memory
+    optimizer: OptimizerName = Field("adamw", description="What turns gradients into updates.")
+    optimizer_rank: Whole = Field(64, ge=1, description="Rank of the low-rank optimizers.")
+    optimizer_interval: Whole | None = Field(
+        None,
+        ge=1,
+        description="Updates between two subspaces of the low-rank optimizers: 200 by default, 1 for dct_adamw.",
+    )
+    optimizer_scale: float | None = Field(
+        None, gt=0, description="Scale of a low-rank update beside a full one: 0.25 by default, 1 for dct_adamw."
+    )
+    lora_rank: int | None = Field(None, ge=1, le=512, description="Train adapters of this rank instead of all weights.")
+    lora_alpha: float = Field(16.0, gt=0, description="Adapters are scaled by lora_alpha / lora_rank.")
+    gradient_checkpointing: bool = Field(
+        False, description="Keep activations at layer borders only and compute the rest again: less memory, more time."
+    )
+    learner_ranks: int = Field(1, ge=1, le=1024, description="Processes the learner is sharded over, one device each.")
+
+    # staleness
+    max_staleness: Whole = Field(
+        4, ge=0, description="Largest age of a token, in policy versions, that contributes to a gradient."
+    )
+    late: Late = Field(
+        "mask", description="What happens to tokens beyond max_staleness: mask, drop the group, or wait for stragglers."
+    )
+    proximal: Proximal = Field(
+        "recompute",
+        description="The policy the clip is around: computed before the update, interpolated between behaviour and "
+        "current policy, or the behaviour policy itself (plain PPO).",
+    )
+    importance: Importance = Field(
+        "truncate",
+        description="Staleness weight π_prox/π_behaviour: capped, zero outside [1/cap, cap], zero until its second "
+        "moment is below a bound, or left out.",
+    )
+    importance_level: ImportanceLevel = Field(
+        "token", description="The weight is of a token, of the completion, or of the completion's geometric mean."
+    )
+    importance_cap: float = Field(5.0, ge=1, description="Cap of the staleness weight π_prox/π_behaviour.")
+    update_mode: Literal["keep_kv", "recompute", "drain"] = Field(
+        "keep_kv",
+        description="Requests in flight at a weight update keep their cache, have it recomputed, or finish first.",
+    )
+
+    max_mismatch: float = Field(
+        0.01,
+        gt=0,
+        description="Divergence in nats a token between what engine and learner say of the same tokens at the same "
+        "weights, above which the job fails.",
+    )
+
+    # generation
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="What generates.")
+    rollout_workers: int = Field(1, ge=1, le=256, description="Rollout workers, each with an engine of its own.")
+    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
+    max_tokens: Whole = Field(256, ge=1, description="Longest completion.")
+    max_context: Whole = Field(2048, ge=8, description="Longest prompt and completion together.")
+    max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
+    kv_cache_gib: float = Field(1.0, gt=0, description="Memory of one engine's KV cache, in GiB.")
+    reward_attempts: int = Field(2, ge=1, le=10, description="Tries of a completion whose reward fails.")
+    reward_failure: Literal["fail_group", "leave_out"] = Field(
+        "fail_group",
+        description="A completion whose reward failed ends its group as reward_failed, or is left out of it.",
+    )
+    max_reward_failures: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="Share of the groups that end as reward_failed, or of the completions left out, above which the "
+        "job fails.",
+    )
+    max_generation_failures: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="Share of the groups that end as generation_failed, because no engine can serve their row, above "
+        "which the job fails.",
+    )
+    max_steps_without_gradient: Whole = Field(
+        10,
+        ge=0,
+        description="Steps in a row without any reward, or first steps of a job with equal rewards in every group, "
+        "after which it pauses: the policy stays as it was. 0 pauses never.",
+    )
+    reward_recheck: float = Field(
+        0.02, ge=0, le=1, description="Share of the groups scored again, to see whether the reward repeats itself."
+    )
+
+    # evaluation, checkpoints, and what is kept for reading
+    eval_interval: Whole | None = Field(
+        None,
+        ge=1,
+        description="Steps between evaluations on the validation file; a tenth of the job by default. "
+        "docs/staleness.md says what one costs, and how to lower that.",
+    )
+    eval_samples: Whole | None = Field(
+        None,
+        ge=1,
+        description="Validation rows evaluated; all by default, which costs a job with one rollout worker the time in "
+        "which it would have sampled as many completions.",
+    )
+    checkpoint_interval: Whole | None = Field(None, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: Whole = Field(
+        5,
+        ge=2,
+        description="Newest checkpoints that are kept on the disk; the one of the best evaluation (without any, of the "
+        "best training reward) is, too, and the older ones are removed.",
+    )
+    snapshot_every: Whole = Field(
+        1, ge=0, description="Steps between snapshots of the learner's state in memory; 0 takes none."
+    )
+    keep_rollouts: int = Field(
+        4, ge=0, le=64, description="Groups of each step whose completions are kept for reading, chosen by their ids."
+    )
+    keep_rollouts_mib: int = Field(
+        32, ge=1, le=4096, description="MiB that they may take in Redis, of all steps together; the oldest go first."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_means_default(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = {k: v for k, v in data.items() if v != "auto"}
+        if given.pop("reasoning_effort", "default") != "default":
+            raise ValueError("reasoning_effort: there are no levels of it here; bound completions with max_tokens")
+        for name, harmless in WHOLE_DISTRIBUTION.items():
+            if given.pop(name, harmless[0]) not in harmless:
+                raise ValueError(
+                    f"{name}: training samples from the whole distribution, as a gradient from a part of it "
+                    f"would be off by the mass of the rest; leave {name} out, and lower temperature instead"
+                )
+        facts = ALGORITHMS.get(str(given.get("algorithm", cls.model_fields["algorithm"].default)))
+        if facts is None:
+            return given
+        whole = {**facts.defaults, **given}
+        if "minibatches" not in given and isinstance(groups := whole.get("batch_size"), int) and groups > 0:
+            # A default that nobody wrote gives way to the batch that somebody did.
+            whole["minibatches"] = min(groups, whole.get("minibatches", cls.model_fields["minibatches"].default))
+        return whole
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            algorithm_preset(name)
+        except InvalidRequest as error:
+            raise ValueError(error.message) from error
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Hyperparameters:
+        if self.n_steps is not None and self.n_epochs is not None:
+            raise ValueError("give n_steps or n_epochs, not both")
+        if self.learning_rate is not None and self.learning_rate_multiplier is not None:
+            raise ValueError("give learning_rate or learning_rate_multiplier (of the default), not both")
+        if self.max_tokens >= self.max_context:
+            raise ValueError("max_tokens must leave room for a prompt: raise max_context or lower max_tokens")
+        if self.minibatches > self.batch_size:
+            raise ValueError("minibatches cannot exceed batch_size: a minibatch holds whole groups")
+        self._check_learning()
+        return self
+
+    def _check_learning(self) -> None:
+        """Combinations that would silently teach nothing, or something else than they say."""
+        if ALGORITHMS[self.algorithm].compares_within_group and self.group_size < 2:
+            raise ValueError(f"{self.algorithm} compares the completions of a group: group_size must be at least 2")
+        if self.filter_groups and self.group_size < 2:
+            raise ValueError("filter_groups compares the rewards of a group: group_size must be at least 2")
+        if self.kl_coefficient > 0 and self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "k1 in the loss has an expected gradient of zero: set kl_in to reward, or kl_estimator to k3+ or k2"
+            )
+        if self.kl_coefficient > 0 and self.kl_in == "reward" and self.kl_estimator != "k1":
+            raise ValueError(
+                f"{self.kl_estimator} in the reward has the gradient of another quantity than the divergence, and can "
+                "lead away from the base model: set kl_in to loss, or kl_estimator to k1"
+            )
+        if self.importance == "second_moment" and self.proximal != "recompute":
+            raise ValueError("importance second_moment looks at the whole batch first: it needs proximal recompute")
+        if self.learner_ranks > 1 and self.optimizer != "adamw":
+            raise ValueError(f"{self.optimizer} needs whole matrices: it cannot be sharded over learner_ranks")
+        if self.lora_rank is not None and self.optimizer != "adamw":
+            raise ValueError(f"adapters are low-rank already: {self.optimizer} would do nothing for them")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """AdamW's peak learning rate."""
+        return self.learning_rate or BASE_LEARNING_RATE * (self.learning_rate_multiplier or 1.0)
+
+    @property
+    def subspace_interval(self) -> int:
+        """Updates from one choice of a low-rank optimizer's subspace to the next."""
+        return self.optimizer_interval or (1 if self.optimizer == "dct_adamw" else 200)
+
+    @property
+    def subspace_scale(self) -> float:
+        """Factor of what a low-rank optimizer does within its subspace."""
+        return self.optimizer_scale or (1.0 if self.optimizer == "dct_adamw" else 0.25)
+
+    @property
+    def explored_group_size(self) -> int:
+        """Completions sampled for each prompt."""
+        return max(1, round(self.group_size * (self.compute_multiplier or 1.0)))
+
+    def steps(self, rows: int) -> int:
+        """Steps of a job over a training file of `rows` rows; the last one of n_epochs may begin another pass."""
+        if self.n_steps is not None:
+            return self.n_steps
+        return -(-(self.n_epochs or 1) * rows // self.batch_size)
+
+    def limits(self, rows: int) -> Limits:
+        """What bounds the flow of groups."""
+        return Limits(self.batch_size, self.max_staleness, self.steps(rows) * self.batch_size)
+
+    def evaluation_interval(self, steps: int) -> int:
+        """Steps between evaluations: a tenth of the job by default."""
+        return self.eval_interval or max(1, steps // 10)
+
+    def checkpoint_every(self, steps: int) -> int:
+        """Steps between checkpoints: a fifth of the job by default."""
+        return self.checkpoint_interval or max(1, steps // 5)

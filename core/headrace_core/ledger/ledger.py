@@ -1,0 +1,439 @@
+"""The ledger: every group that is ever admitted ends in exactly one terminal state.
+
+                 ┌──────────── lease expired, given back, or retried ───────────┐
+                 ▼                                                              │
+    admit ──► leased ──commit──► queued ──claim──► claimed ──settle──► trained   │
+                 │                 │  ▲                │                        │
+                 │                 │  └── learner replaced                       │
+                 ├─► reward_failed │                   └─► filtered              │
+                 ├─► generation_failed                                          │
+                 │                 └─► dropped_stale                             │
+                 └──────────────── close: leased, queued, claimed ─► cancelled
+
+Invariants, at any moment and across any crash:
+
+* admitted = leased + queued + claimed
+             + trained + dropped_stale + filtered + reward_failed + generation_failed + cancelled;
+* a group is committed under the newest lease only: an expired lease is issued again with another token, and a late
+  commit under the old token is refused (`TransitionOutcome.FENCED`: a lost race, not an error);
+* one learner term at a time may claim and settle; a step's groups, its record and the new policy version become true
+  together;
+* an encoded group stays in the stream until a checkpoint covers the step that trained it (design, section 4);
+* where the job has a share of Redis' memory, no group beyond it is admitted, but for those that the next step lacks.
+
+Each transition is one Lua script (lua/*.lua), atomic in Redis. Times are Redis's own unless a clock is given. A call
+may arrive twice (the client sends it again when its connection broke before the answer): the books count it once.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from redis.asyncio import Redis
+
+from ..errors import HeadraceError, InvalidRequest, NotFound, WireError
+from ..redis_access.client import run
+from ..redis_access.json_records import decode_record, entry_id, text, whole_number
+from ..redis_access.keys import JobKeys
+from ..redis_access.scripts import Script
+from ..types.staleness import Late, Limits, Pending, Selection, Window, select
+from ..types.trajectory import Group, decode, encode
+from .transitions import Transition, transitions_in
+
+LIVE = ("leased", "queued", "claimed")
+TERMINAL = ("trained", "dropped_stale", "filtered", "reward_failed", "generation_failed", "cancelled")
+STATES = LIVE + TERMINAL
+QUEUED_ONCE = ("queued", "claimed", "trained", "dropped_stale", "filtered")
+"""States of groups that were generated and scored (as some cancelled ones were, too)."""
+MAX_LAPSES = 5
+"""A group whose leases expired so often ends as generation_failed: it seems to kill whoever works on it."""
+LONGEST_BLOCK = 20.0
+"""Seconds. A blocking read must end before the socket's own time limit (`redis.connect`) does."""
+
+
+class TransitionOutcome(StrEnum):
+    """How a transition ended. All of these are normal."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    """It failed and will be tried again."""
+    SETTLED = "settled"
+    FILTERED = "filtered"
+    REWARD_FAILED = "reward_failed"
+    GENERATION_FAILED = "generation_failed"
+    FENCED = "fenced"
+    """Another holder has taken over; what the caller holds is void."""
+    CLOSED = "closed"
+    """The job has ended."""
+    GONE = "gone"
+    """The window, or a setting, changed under the selection; look again."""
+
+
+class Refusal(StrEnum):
+    """Why nothing was admitted."""
+
+    FULL = "full"
+    """The pacing window is full, or the job has all the groups it needs."""
+    BEHIND = "behind"
+    """The worker's weights are older than the newest policy version: catch up first."""
+    MEMORY = "memory"
+    """The job's groups take all of its share of Redis' memory, and the next step lacks none."""
+    DRAINED = "drained"
+    """The worker is to take no more: it is being drained."""
+    CLOSED = "closed"
+
+
+class StalenessBoundViolated(HeadraceError):
+    """A step wanted to settle tokens older than max_staleness. A defect of the caller; the ledger refuses it."""
+
+    code = "staleness_bound_broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to generate one group, until it expires."""
+
+    group_id: int
+    token: str
+    attempt: int
+    """1 for the group's first lease, 2 for its second, …"""
+    version: int
+    """The policy version when the lease was given; no token sampled under it is older."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a worker was given: leases, or the reason why none."""
+
+    leases: tuple[Lease, ...]
+    refusal: Refusal | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A learner's right to claim and settle; void once another learner enlists."""
+
+    number: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The record of one settled step: the log from which a new learner replays."""
+
+    version: int
+    """The policy version that was updated; the step made version + 1."""
+    groups: tuple[int, ...]
+    ages: dict[int, int]
+    """Tokens that contributed to the gradient, by age."""
+    masked_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a learner got: a full batch, or why not (`outcome` or `selection` says)."""
+
+    version: int
+    groups: tuple[Group, ...] = ()
+    selection: Selection = field(default_factory=Selection)
+    outcome: TransitionOutcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The groups in one live state."""
+
+    name: str
+    depth: int
+    since: float | None
+    """When the one that is longest in it came into it, Unix seconds; None where there is none."""
+    version: int | None
+    """The oldest that a token of them has, or can have."""
+    bytes: int
+    """Of the encoded groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """Everything under way at one moment."""
+
+    version: int
+    max_staleness: int
+    """The newest: new groups are admitted by it."""
+    bytes: int
+    """Of all encoded groups that are kept: queued, claimed, and trained on but not covered by two checkpoints."""
+    share: int
+    """How many they may be; 0: any number."""
+    held_back: int
+    """Admissions that gave no group, although the window had room, for want of memory."""
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCounts:
+    """The ledger's books at one moment."""
+
+    admitted: int
+    states: dict[str, int]
+    version: int
+    masked_tokens: int
+    largest_age: int
+    """Of any token that contributed to a gradient."""
+    sampled_tokens: int
+    fenced: int
+    """Commits refused because the lease had passed to another."""
+    largest_age_bound: int | None = None
+    """`max_staleness`, which may change, of the step that trained that token; None before the first step."""
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every admitted group is in exactly one state."""
+        return self.admitted == sum(self.states.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"balanced": self.balanced}
+
+
+def counts_of_ledger(job_id: str, raw: Mapping[bytes, bytes]) -> LedgerCounts:
+    """The account in a ledger's hash. Raises `Damaged`."""
+    names, ledger = (*_COUNTS, *STATES, "largest_age_bound"), JobKeys(job_id).ledger
+    found = {name: whole_number(raw.get(name.encode()), f"{ledger} {name}") for name in names}
+    bound = found["largest_age_bound"] if b"largest_age_bound" in raw else None
+    counts = {name: found[name] for name in _COUNTS}
+    return LedgerCounts(states={s: found[s] for s in STATES}, largest_age_bound=bound, **counts)
+
+
+_SCRIPTS = (
+    *("admit", "renew", "commit", "fail", "release", "lapse"),
+    *("enlist", "window", "claim", "settle", "filter", "covered"),
+    *("close", "queues"),
+)
+_COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")
+
+
+class Ledger:
+    """One job's ledger. Every method is one atomic transition or one consistent look."""
+
+    def __init__(self, redis: Redis, job_id: str, clock: Callable[[], float] | None = None) -> None:
+        self._redis = redis
+        self._keys = JobKeys(job_id)
+        self._clock = clock
+        self._scripts = {name: Script(redis, name) for name in _SCRIPTS}
+
+    async def _run(self, script: str, *args: Any) -> Any:
+        now = "" if self._clock is None else repr(self._clock())
+        return await self._scripts[script](self._keys, now, *args)
+
+    # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self, limits: Limits) -> None:
+        """Begin, or continue. `max_staleness` holds until the first change on record (`live`)."""
+        if limits.batch_size < 1 or limits.max_staleness < 0 or limits.total_groups < 1:
+            raise InvalidRequest(f"batch_size and total_groups must be positive, max_staleness not negative: {limits}")
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._keys.ledger, mapping={name: str(limit) for name, limit in asdict(limits).items()})
+            pipe.hsetnx(self._keys.ledger, "version", "0")
+            await pipe.execute()
+
+    async def close(self, reason: str) -> int:
+        """End: every group under way is cancelled. Returns how many. Idempotent; once the status of the job says it is
+        over, what was trained is forgotten, too."""
+        return int(await self._run("close", reason))
+
+    async def account(self) -> LedgerCounts:
+        """The books, from one atomic read."""
+        return counts_of_ledger(self._keys.job_id, await run(self._redis.hgetall(self._keys.ledger)))
+
+    async def queues(self) -> Queues:
+        """How many groups are in each live state, and how old the oldest is."""
+        version, bound, held, share, held_back, *stages = await self._run("queues")
+        found = [
+            Stage(name.decode(), int(depth), float(since) if since else None, int(oldest) if since else None, int(size))
+            for name, depth, since, oldest, size in stages
+        ]
+        return Queues(int(version), int(bound), int(held), int(share), int(held_back), tuple(found))
+
+    async def allot(self, share: int) -> None:
+        """How many bytes of Redis the job's encoded groups may take from now on; 0: any number."""
+        await run(self._redis.hset(self._keys.ledger, "share", str(share)))
+
+    async def crowded(self) -> bool:
+        """Whether groups kept for a replay alone take so much of the job's share that a checkpoint is due early."""
+        share, held = await run(self._redis.hmget(self._keys.ledger, ["share", "bytes"]))
+        where = self._keys.ledger
+        return 0 < whole_number(share, f"{where} share") < 2 * whole_number(held, f"{where} bytes")
+
+    async def newest(self) -> tuple[int, str | None]:
+        """The newest policy version, and the weight store's name for it (None: the base model)."""
+        version, weights = await run(self._redis.hmget(self._keys.ledger, ["version", "weights"]))
+        where = self._keys.ledger
+        name = None if weights is None else text(weights, f"{where} weights")
+        return whole_number(version, f"{where} version"), name
+
+    async def history(self, group_id: int) -> list[Transition]:
+        """Everything that happened to one group. Raises `NotFound`; also of a failed one that is no longer among the
+        newest thousand."""
+        raw = await run(self._redis.hget(self._keys.group(group_id), "history"))
+        if raw is None:
+            raise NotFound(
+                f"no group {group_id} was ever admitted in this job, or it failed so long ago that it is forgotten"
+            )
+        return transitions_in(raw, f"{self._keys.group(group_id)} history")
+
+    async def signal(self, after: str, timeout: float) -> str:
+        """Wait until something changed since `after` ('0' or an earlier answer), at most `timeout` seconds.
+
+        Returns `after` where nothing did, and after LONGEST_BLOCK at the latest. An expiring lease gives no signal:
+        whoever waits for one looks again by itself.
+        """
+        milliseconds = max(1, int(min(timeout, LONGEST_BLOCK) * 1000))
+        found = await run(self._redis.xread({self._keys.signals: after}, block=milliseconds))
+        return found[0][1][-1][0].decode() if found else after
+
+    # ── the rollout worker ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def admit(self, worker: str, version: int, want: int, lease_seconds: float) -> Admission:
+        """Lease up to `want` groups to a worker that samples with policy `version`."""
+        given = await self._run("admit", worker, version, want, lease_seconds, MAX_LAPSES)
+        refusal = given[0].decode()
+        leases = tuple(Lease(int(g), token.decode(), int(a), int(v)) for g, token, a, v in given[2:])
+        return Admission(leases, Refusal(refusal) if refusal else None, int(given[1]))
+
+    async def renew(self, leases: Iterable[Lease], lease_seconds: float) -> set[int]:
+        """Prolong; returns the groups whose lease is lost (stop working on them)."""
+        held = [x for lease in leases for x in (lease.group_id, lease.token)]
+        return {int(g) for g in await self._run("renew", lease_seconds, *held)} if held else set()
+
+    async def commit(self, lease: Lease, group: Group) -> TransitionOutcome:
+        """Hand in a finished group: QUEUED, or FENCED.
+
+        Raises `StalenessBoundViolated` where a token is older than the lease: the `wait` setting relies on there being
+        none.
+        """
+        if group.group_id != lease.group_id:
+            raise ValueError(f"group {group.group_id} does not belong to the lease of group {lease.group_id}")
+        oldest = group.oldest_version
+        if oldest < lease.version:
+            raise StalenessBoundViolated(
+                f"group {group.group_id} has a token of version {oldest}, its lease is of {lease.version}"
+            )
+        done = await self._run("commit", lease.group_id, lease.token, oldest, group.sampled_tokens, encode(group))
+        return TransitionOutcome(done.decode())
+
+    async def fail(self, lease: Lease, outcome: TransitionOutcome, reason: str, attempts: int = 1) -> TransitionOutcome:
+        """End a group as REWARD_FAILED or GENERATION_FAILED, after `attempts` failures; LEASED before; or FENCED."""
+        if outcome not in (TransitionOutcome.REWARD_FAILED, TransitionOutcome.GENERATION_FAILED):
+            raise ValueError(f"a group cannot fail as {outcome}")
+        done = await self._run("fail", lease.group_id, lease.token, outcome.value, attempts, reason[:500])
+        return TransitionOutcome(done.decode())
+
+    async def release(self, leases: Iterable[Lease]) -> int:
+        """Give leases back unused; another worker takes them at once."""
+        held = [x for lease in leases for x in (lease.group_id, lease.token)]
+        return int(await self._run("release", *held)) if held else 0
+
+    async def lapse(self, worker: str) -> int:
+        """End the leases of a worker whose process is known to have died, rather than wait until they expire."""
+        return int(await self._run("lapse", worker))
+
+    # ── the learner ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def enlist(self) -> Term:
+        """Begin a learner's term: the learner before is fenced out, what it had claimed is queued again."""
+        number, version = await self._run("enlist")
+        return Term(int(number), int(version))
+
+    async def window(self) -> Window:
+        """Every group under way, and the policy version, at one moment."""
+        version, queued, leased = await self._run("window")
+        return Window(int(version), _pending(queued), _pending(leased))
+
+    async def claim(self, term: Term, limits: Limits, late: Late, held: int = 0, changes: int = 0) -> Claim:
+        """Take the next batch by `staleness.select`, if there is one; what `held` claimed groups leave of it.
+
+        GONE where the record of changed settings has more than the `changes` that the caller knows.
+
+        FENCED and CLOSED are told even where there is nothing to take: a waiting learner must hear of its end.
+        """
+        window = await self.window()
+        selection = select(window, limits.batch_size, limits.max_staleness, late, held)
+        call = secrets.token_hex(8)
+        taken = (len(selection.take), *selection.take, *selection.drop)
+        claimed = await self._run("claim", term.number, call, changes, *taken)
+        if isinstance(claimed, bytes):
+            return Claim(window.version, selection=selection, outcome=TransitionOutcome(claimed.decode()))
+        groups = tuple(map(_group, selection.take, claimed))
+        return Claim(window.version, groups, selection)
+
+    async def filter(self, term: Term, groups: Sequence[int], reason: str) -> TransitionOutcome:
+        """Give up claimed groups that the algorithm has no use for: FILTERED; or FENCED, CLOSED: nothing changed."""
+        return TransitionOutcome((await self._run("filter", term.number, reason, *groups)).decode())
+
+    async def settle(self, term: Term, step: Step, weights: str) -> TransitionOutcome:
+        """SETTLED: the groups are trained, `weights` is policy version step.version + 1. Or FENCED, CLOSED: no change.
+
+        Raises `StalenessBoundViolated` for a step that trained on a token older than max_staleness; nothing changed
+        then either.
+        """
+        if len(set(step.groups)) != len(step.groups):
+            raise ValueError(f"step of version {step.version} names a group twice: {step.groups}")
+        oldest, record = max(step.ages, default=0), json.dumps(asdict(step))
+        done = await self._run(
+            "settle", term.number, step.version, weights, oldest, step.masked_tokens, record, *step.groups
+        )
+        if done == b"too_old":
+            raise StalenessBoundViolated(f"step of version {step.version} trained on a token of age {oldest}")
+        return TransitionOutcome(done.decode())
+
+    async def steps(self, start: int = 0) -> list[Step]:
+        """Records of the settled steps from policy version `start` on, in order."""
+        settled = range(start, (await self.newest())[0])
+        found = await run(self._redis.hmget(self._keys.steps, [str(v) for v in settled])) if settled else []
+        return [_step(f"{self._keys.steps} {v}", record) for v, record in zip(settled, found, strict=True) if record]
+
+    async def replay(self, step: Step) -> list[Group]:
+        """The groups of a settled step, in the order they were trained.
+
+        Raises `NotFound` once a checkpoint covered them, or the job was closed.
+        """
+        return await self.groups(step.groups)
+
+    async def groups(self, ids: Iterable[int]) -> list[Group]:
+        """These groups, in this order, from the moment they were committed. Raises `NotFound` as `replay` does."""
+        messages = []
+        for group_id in ids:
+            entry = await run(self._redis.hget(self._keys.group(group_id), "entry"))
+            place: Any = entry and entry_id(entry, f"{self._keys.group(group_id)} entry")
+            found = await run(self._redis.xrange(self._keys.groups, place, place)) if entry else []
+            if not found:
+                raise NotFound(f"group {group_id} is kept no longer (job closed, or covered by a checkpoint?)")
+            messages.append(_group(group_id, found[0][1].get(b"data", b"")))
+        return messages
+
+    async def covered(self, version: int) -> int:
+        """A checkpoint holds every step before `version`: forget their encoded groups. Returns how many."""
+        return int(await self._run("covered", version))
+
+
+def _step(where: str, record: bytes) -> Step:
+    """Raises `Damaged`."""
+    return decode_record(record, Step, where)
+
+
+def _group(group_id: int, message: bytes) -> Group:
+    """Raises `WireError` that says which."""
+    try:
+        return decode(message)
+    except WireError as error:
+        raise WireError(f"group {group_id} in Redis cannot be read: {error.message}") from error
+
+
+def _pending(flat: list[int]) -> tuple[Pending, ...]:
+    return tuple(Pending(int(g), int(v)) for g, v in zip(flat[::2], flat[1::2], strict=True))

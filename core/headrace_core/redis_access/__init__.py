@@ -1,0 +1,1 @@
+"""Redis: the client, names of keys, scripts, records, and when a write is on the disk."""

@@ -1,0 +1,1 @@
+"""Files: weights, snapshots, data sets; writes that are whole or not there; free space."""

@@ -1,0 +1,1 @@
+"""API keys, who a request comes from, and the audit log."""

@@ -1,0 +1,1 @@
+"""Chats with trained models: their actors, prompts and response formats."""

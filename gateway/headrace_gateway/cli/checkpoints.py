@@ -1,0 +1,72 @@
+"""`headrace checkpoints`: which models a job has saved, and one of them as a folder of your own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from headrace_core.errors import InvalidRequest, NotFound
+
+from ..client import Client
+from ..models.model_folder import copy
+from .common import LOCAL, AsJson, JobId, Url, out, print_json
+
+checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Models that jobs have saved.")
+_MOST = 100
+
+
+@checkpoints.command("list")
+def list_checkpoints(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
+    """A job's checkpoints, newest first."""
+    with Client(url) as client:
+        found = client.job(job_id, "/checkpoints", limit=_MOST)["data"]
+    if as_json:
+        return print_json(found)
+    table = Table(box=None)
+    for name in ("step", "checkpoint", "created", "model"):
+        table.add_column(name, overflow="fold", no_wrap=name == "checkpoint")
+    for saved in found:
+        created = datetime.fromtimestamp(saved["created_at"]).strftime("%m-%d %H:%M:%S")
+        table.add_row(str(saved["step_number"]), saved["id"], created, escape(saved["fine_tuned_model_checkpoint"]))
+    out.print(table)
+
+
+@checkpoints.command()
+def export(
+    job_id: JobId,
+    folder: Annotated[Path, typer.Argument(help="Made by this command; nothing may be there.", show_default=False)],
+    step: Annotated[int | None, typer.Option(min=0, help="Of which step. [default: the newest]")] = None,
+    url: Url = LOCAL,
+) -> None:
+    """A checkpoint as a plain Hugging Face folder: weights with adapters merged, tokenizer, chat template.
+
+    The gateway tells where the checkpoint lies; this command copies it, so it runs on the gateway's machine, or on one
+    that mounts its data folder at the same path. The folder appears whole, or not at all.
+    """
+    with Client(url) as client:
+        saved = _chosen(client, job_id, step)
+        name = saved["fine_tuned_model_checkpoint"]
+        path = Path(client.get(f"/v1/models/{quote(name, safe='/')}")["path"])
+    size = copy(path, folder)
+    out.print(
+        f"step {saved['step_number']} of {job_id} is at [bold]{escape(str(folder))}[/], {size / 1e6:.1f} MB",
+        soft_wrap=True,
+    )
+
+
+def _chosen(client: Client, job_id: str, step: int | None) -> dict[str, Any]:
+    found: list[dict[str, Any]] = client.job(job_id, "/checkpoints", limit=_MOST)["data"]
+    if not found:
+        raise NotFound(f"job {job_id} has saved no checkpoint yet")
+    if step is None:
+        return found[0]
+    steps = {saved["step_number"]: saved for saved in found}
+    if step not in steps:
+        raise InvalidRequest(f"job {job_id} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+    return steps[step]

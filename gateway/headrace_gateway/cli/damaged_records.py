@@ -1,0 +1,42 @@
+"""Which of the records that Redis keeps cannot be read: for `headrace doctor`, which names them all. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from redis.asyncio import Redis
+
+from headrace_core.errors import Damaged
+from headrace_core.jobs.job_store import Checkpoint, JobStore
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.json_records import decode_record
+from headrace_core.redis_access.keys import JobKeys
+
+from ..auth.api_keys import ApiKey
+from ..files.file_store import StoredFile
+
+
+async def damaged(redis: Redis) -> list[Damaged]:
+    """Every job, uploaded file, key, checkpoint, and figure of a ledger that cannot be read."""
+    jobs, broken = await JobStore(redis).sound_and_damaged()
+    found = list(broken.values())
+    kinds = [(keys.FILES, StoredFile), (keys.API_KEYS, ApiKey)]
+    for key, kind in [*kinds, *((JobKeys(job.id).checkpoints, Checkpoint) for job in jobs)]:
+        found += [error async for error in _of_hash(redis, key, kind)]
+    for job in jobs:
+        try:
+            await Ledger(redis, job.id).account()
+        except Damaged as error:
+            found.append(error)
+    return found
+
+
+async def _of_hash(redis: Redis, key: str, kind: type[Any]) -> AsyncIterator[Damaged]:
+    for field, record in (await run(redis.hgetall(key))).items():
+        try:
+            decode_record(record, kind, f"{key} {field.decode(errors='replace')}")
+        except Damaged as error:
+            yield error

@@ -1,0 +1,64 @@
+"""`headrace doctor`: a report of the machine, a line a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from headrace_core.errors import InvalidRequest
+
+from .common import LOCAL, AsJson, Url, out, print_json, service_settings
+
+if TYPE_CHECKING:
+    from .machine_checks import Finding
+
+command = typer.Typer(add_completion=False, rich_markup_mode=None)
+_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@command.command()
+def doctor(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also start Redis and Ray, and import vLLM: up to minutes.")
+    ] = False,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+) -> None:
+    """What is installed, what this machine can do, and what is wrong. Exit code 1 if something fails.
+
+    The service's settings are taken from the environment, as `headrace serve` would.
+    """
+    found: list[Finding] = []
+    for finding in _findings(deep, url):
+        found.append(finding)
+        if not as_json:
+            _show(finding)
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    if any(finding.level == "fail" for finding in found):
+        raise typer.Exit(1)
+
+
+def _findings(deep: bool, url: str) -> Iterator[Finding]:
+    """Where the settings cannot be read, that is one, and the machine is looked at with the defaults."""
+    from headrace_core.config.service_settings import Settings
+
+    from .machine_checks import CHECKS, DEEP, Finding, examined
+
+    try:
+        settings = service_settings()
+    except InvalidRequest as error:
+        yield Finding("fail", "settings", error.message, "mend the variable; until then the defaults are looked at")
+        settings = Settings.model_construct()
+    yield from examined(CHECKS + (DEEP if deep else ()), settings, url)
+
+
+def _show(finding: Finding) -> None:
+    level = f"[{_STYLE[finding.level]}]{finding.level:4}[/]"
+    out.print(f"{level} {finding.what:14} {escape(finding.found)}", soft_wrap=True, highlight=False)
+    if finding.remedy:
+        out.print(f"{'':20}[dim]→ {escape(finding.remedy)}[/]", soft_wrap=True, highlight=False)

@@ -1,0 +1,115 @@
+"""`headrace keys`: API keys of the service on this machine, by its Redis and not through its gateway, so that the first
+key needs none. Who can read the data folder may make keys."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from headrace_core.errors import InvalidRequest
+
+from ..scopes import NAME, Scope
+from .common import err, out, service_settings
+
+if TYPE_CHECKING:
+    from ..auth.api_keys import ApiKey, KeyStore
+
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="API keys of the service on this machine.")
+
+_UNITS = {"m": 60, "h": 3600, "d": 86_400}
+_LONGEST_DAYS = 3660
+_T = TypeVar("_T")
+
+DataDir = Annotated[Path | None, typer.Option(help="The service's data folder. [default: headrace-data]")]
+RedisUrl = Annotated[str | None, typer.Option(help="The service's Redis, if it is your own. [default: embedded]")]
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Option(help="Whose key it is: jobs and files belong to names.")],
+    scope: Annotated[Scope, typer.Option(help="user sees what is its own, admin everything.")] = "user",
+    expires_in: Annotated[str | None, typer.Option(help="12h or 90d, say. [default: never]")] = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Make a key and print it: now, and never again."""
+    if not re.fullmatch(NAME, name):
+        raise InvalidRequest(f"--name: {name!r} is not a name of letters, digits and . _ @ -, 64 at most")
+    seconds = None if expires_in is None else _seconds(expires_in)
+    key, secret = _with_keys(data_dir, redis_url, lambda store: store.create(name, scope, seconds))
+    until = "" if key.expires_at is None else f", until {_day(key.expires_at)}"
+    err.print(
+        f"[dim]key {key.id} of {escape(name)}, scope {scope}{until}; keep it, it is not shown again:[/]", soft_wrap=True
+    )
+    typer.echo(secret)  # alone on standard output, for KEY=$(headrace keys create …)
+
+
+@keys.command("list")
+def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """What is known of every key, newest first."""
+    table = Table(box=None)
+    table.add_column("key", no_wrap=True, min_width=len("key_") + 24)
+    table.add_column("name", overflow="fold")
+    for name in ("scope", "expires", "last used", "state"):
+        table.add_column(name, no_wrap=True)
+    for key in _with_keys(data_dir, redis_url, lambda store: store.all()):
+        table.add_row(key.id, escape(key.name), key.scope, _day(key.expires_at), _day(key.last_used_at), _state(key))
+    out.print(table)
+
+
+@keys.command()
+def revoke(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Its id, key_…", show_default=False)],
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """From the next request on the key opens nothing, nor do the sessions that it began."""
+    revoked, _ = _with_keys(data_dir, redis_url, lambda store: store.revoke(key))
+    out.print(f"{revoked.id} of {escape(revoked.name)} is revoked")
+
+
+def _with_keys(data_dir: Path | None, redis_url: str | None, act: Callable[[KeyStore], Awaitable[_T]]) -> _T:
+    from headrace_core.redis_access.client import connect_for_requests, ping
+
+    from ..auth.api_keys import KeyStore
+    from ..service import redis_lookup
+
+    given = {"data_dir": data_dir, "redis_url": redis_url}
+    settings = service_settings(**{name: value for name, value in given.items() if value is not None})
+
+    async def run(address: str) -> _T:
+        redis = connect_for_requests(address)
+        try:
+            await ping(redis)
+            return await act(KeyStore(redis))
+        finally:
+            await redis.aclose()
+
+    with redis_lookup.reached(settings) as address:
+        return asyncio.run(run(address))
+
+
+def _seconds(text: str) -> int:
+    found = re.fullmatch(r"([1-9]\d{0,5})([mhd])", text)
+    if found is None or (seconds := int(found[1]) * _UNITS[found[2]]) > _LONGEST_DAYS * _UNITS["d"]:
+        raise InvalidRequest(f"--expires-in: {text!r} is no time like 30m, 12h or 90d, of ten years at most")
+    return seconds
+
+
+def _day(seconds: float | None) -> str:
+    return "never" if seconds is None else datetime.fromtimestamp(seconds).date().isoformat()
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return "[red]revoked[/]"
+    return "[green]valid[/]" if key.why_not(time.time()) is None else "[yellow]expired[/]"

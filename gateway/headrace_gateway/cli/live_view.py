@@ -1,0 +1,68 @@
+"""A job in the terminal, live: what it says line by line, and below that a picture of how it goes.
+
+On a terminal the picture is drawn anew as things come; elsewhere each step is a line of its own, at most one a second,
+so that a log of a job of any length stays readable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+
+from .job_summary import JobSummary, ages_line, number
+
+_STYLE = {"info": "", "warn": "yellow", "error": "bold red"}
+_PLAIN_SECONDS = 1.0
+
+
+def follow(console: Console, entries: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Show entries of `Client.stream` as they come, until the job has ended or pauses; returns it as the last one
+    describes it."""
+    picture = JobSummary()
+    entries = _until_paused(entries)
+    if console.is_terminal:
+        with Live(picture, console=console, transient=True, refresh_per_second=4):
+            for kind, data in entries:
+                picture.take(kind, data)
+                if kind == "event":
+                    _tell(console, data)
+    else:
+        _plainly(console, entries, picture)
+    return picture.job
+
+
+def _until_paused(entries: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """With the one that says so: nobody knows when, or whether, it is resumed."""
+    for kind, data in entries:
+        yield kind, data
+        if kind == "state" and data["job"]["status"] == "paused":
+            return
+
+
+def _plainly(console: Console, entries: Iterable[tuple[str, dict[str, Any]]], picture: JobSummary) -> None:
+    written = -_PLAIN_SECONDS
+    for kind, data in entries:
+        picture.take(kind, data)
+        if kind == "event":
+            _tell(console, data)
+        elif kind == "step":
+            last = data["step"] == data["total_steps"]
+            if last or time.monotonic() - written >= _PLAIN_SECONDS:
+                console.print(escape(_step_line(data)), soft_wrap=True)
+                written = time.monotonic()
+
+
+def _step_line(step: dict[str, Any]) -> str:
+    return f"step {step['step']}/{step['total_steps']} · reward {number(step['reward_mean'])} · ages {ages_line(step)}"
+
+
+def _tell(console: Console, event: dict[str, Any]) -> None:
+    """Steps are in the picture; everything else that a job says stays."""
+    if event["type"] == "message" or "full_valid_mean_reward" in (event["data"] or {}):
+        line = f"[dim]{event['level']:5}[/] {escape(event['message'])}"
+        console.print(line, style=_STYLE[event["level"]], soft_wrap=True)

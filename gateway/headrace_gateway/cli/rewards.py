@@ -1,0 +1,149 @@
+"""`headrace rewards`: tries a reward on data, on this machine, with no gateway and before any job runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from headrace_core.errors import InvalidData, InvalidRequest
+
+from ..grading.grader_checks import TOKENIZER, GraderOutcome, Verdict, check_grader
+from . import reward_trial
+from .common import out, service_settings
+from .job_file import with_absolute_paths
+from .reward_trial import Summary, Trial
+
+rewards = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try rewards before a job runs.")
+
+_LONGEST_SECONDS = 3600.0
+_ROWS_SHOWN = 20
+_NOTE_SHOWN = 60
+
+
+@rewards.callback()
+def _group() -> None:
+    """Try rewards before a job runs."""
+
+
+@rewards.command()
+def check(
+    data: Annotated[Path, typer.Option(help="Rows to try it on, as a job's training file.")],
+    function: Annotated[str | None, typer.Argument(help="path/file.py:function")] = None,
+    grader: Annotated[Path | None, typer.Option(help="A grader as JSON, instead of a function.")] = None,
+    completions: Annotated[
+        str | None, typer.Option(help="Key of the rows, or a file: line n is the JSON of row n's text or texts.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to try.")] = 100,
+    form: Annotated[
+        Literal["text", "messages"] | None,
+        typer.Option(help="What the function gets; found by trying it if not given."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a model, whose tokens functions get that ask for completion_ids.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, max=600, help="Seconds for a call of the function.")] = 30.0,
+) -> None:
+    """Score rows with a reward, and show scores, times and errors. Exit code 1 if anything failed.
+
+    The completions are the rows' `completion`, `response` or `answer`, if --completions names no other. An empty one is
+    tried too. The operator's rules for rewards hold, as HEADRACE_… variables: see docs/settings.md.
+    """
+    description = _grader(function, grader, form, timeout)
+    if model is not None and not (model / TOKENIZER).is_file():
+        raise InvalidRequest(f"{model} holds no {TOKENIZER}", param="model")
+    trial = reward_trial.read(data, completions, limit)
+    asking = check_grader(
+        description,
+        service_settings().reward_rules,
+        samples=trial.samples,
+        groups=trial.groups,
+        seconds=_LONGEST_SECONDS,
+        model=model,
+    )
+    with out.status(f"scoring {len(trial.rows)} rows …"):
+        verdict = asyncio.run(asking)
+    for told in verdict.ignored:
+        out.print(f"[yellow]Without effect:[/] {escape(told)}", soft_wrap=True)
+    found = reward_trial.summary(trial, verdict)
+    _show_samples(trial, verdict)
+    _show_summary(trial, found, verdict.outcomes[-1])
+    _show_failures(found)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _grader(function: str | None, file: Path | None, form: str | None, timeout: float) -> Any:
+    if (function is None) == (file is None):
+        raise InvalidRequest("name one reward: path/file.py:function, or --grader with a file")
+    if file is None:
+        name = (function or "").rpartition(":")[2][:256] or "reward"
+        return {"type": "function", "name": name, "function": function, "form": form, "timeout": timeout}
+    try:
+        return with_absolute_paths(json.loads(file.read_bytes()), file.absolute().parent)
+    except OSError as error:
+        raise InvalidData(f"{file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidData(f"{file}: not JSON: {error}") from error
+
+
+def _show_samples(trial: Trial, verdict: Verdict) -> None:
+    """The first rows, and the empty completion."""
+    table = Table(box=None)
+    for name, width in (("row", 3), ("completion", None), ("outcome", 14), ("ms", 7), ("parts, or why not", None)):
+        table.add_column(name, min_width=width, no_wrap=True, justify="right" if name in ("row", "ms") else "left")
+    texts = iter(zip(trial.samples, verdict.outcomes, strict=True))
+    for number, (size, seconds) in enumerate(zip(trial.groups, verdict.seconds, strict=True), start=1):
+        for place in range(size):
+            sample, outcome = next(texts)
+            if number <= _ROWS_SHOWN or number > len(trial.rows):
+                row = "" if place else str(number) if number <= len(trial.rows) else "1"
+                took = "" if place else f"{seconds * 1000:.1f}"
+                table.add_row(row, _short(sample["output_text"]), _named(outcome), took, _details(outcome))
+    out.print(table)
+    if len(trial.rows) > _ROWS_SHOWN:
+        out.print(f"[dim]rows {_ROWS_SHOWN + 1} to {len(trial.rows)} are not shown, and counted below[/]")
+
+
+def _show_summary(trial: Trial, found: Summary, empty: GraderOutcome) -> None:
+    kinds = ", ".join(f"{kind} {count}" for kind, count in found.kinds.items())
+    out.print()
+    out.print(f"completions   {found.completions}, of {escape(trial.source)}, and an empty one: {_named(empty)}")
+    out.print(
+        f"outcomes      scored {found.share(len(found.scores)):.1%}, "
+        f"not applicable {found.share(found.not_applicable):.1%}, "
+        f"failed {found.share(sum(found.kinds.values())):.1%}" + (f" ({kinds})" if kinds else "")
+    )
+    if found.scores:
+        spread = f"from {min(found.scores):.4g} to {max(found.scores):.4g}"
+        out.print(f"score         mean {found.mean:.4g}, standard deviation {found.deviation:.4g}, {spread}")
+    out.print(f"time          p50 {found.quantile(0.5) * 1000:.1f} ms, p95 {found.quantile(0.95) * 1000:.1f} ms a row")
+
+
+def _show_failures(found: Summary) -> None:
+    for failure in found.failed:
+        out.print(f"\n[bold red]{failure.kind}[/] {escape(failure.message)}", soft_wrap=True)
+        if failure.traceback:
+            out.print(f"[dim]{escape(failure.traceback)}[/]", soft_wrap=True)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return escape(f"{line[:40]}…" if len(line) > 40 else line) or "[dim](empty)[/]"
+
+
+def _named(outcome: GraderOutcome) -> str:
+    if outcome.value is not None:
+        return f"[green]{outcome.value:.4g}[/]"
+    return f"[red]{outcome.kind}[/]" if outcome.type == "failure" else "[yellow]not applicable[/]"
+
+
+def _details(outcome: GraderOutcome) -> str:
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in outcome.components.items())
+    notes = ", ".join(f"{name} {text[:_NOTE_SHOWN]!r}" for name, text in outcome.notes.items())
+    return escape(outcome.message or outcome.sample_fault or ", ".join(filter(None, (parts, notes))))

@@ -1,0 +1,267 @@
+"""Event streams of jobs: one reader of Redis a job and process, however many listen.
+
+                       ┌───────────── a Follower, while somebody listens ─────────────┐
+    history, XREAD ──► │ batch: encoded once a voice ──► a Listener's few batches     │ ──► one write a listener
+    job, ledger,       │ state: once a second, encoded once, handed out if it changed │
+    rewards ─────────► └──────────────────────────────────────────────────────────────┘
+    history, in pages ──► a listener that joins, or that was too slow, at its own pace
+    history, sampled ──► a thinned past, made once for those who come within a short time
+
+Invariants:
+
+* a listener gets every entry after the number it asked for, once, in order: it takes up batches before it reads the
+  past, of what both hold it sends the past's, and where a batch does not follow what was sent it reads the past again;
+* a slow listener holds a few batches, which it shares with all others, and then falls back to reading the past;
+* a stream ends after the last entry, never before: the job has ended, and a whole second brought nothing new;
+* when the server stops, streams end at once, without the `[DONE]` of a job that ended: clients come back and go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from headrace_core.errors import Damaged
+from headrace_core.jobs.history import HistoryEntry
+from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.logs import get_logger
+from headrace_core.redis_access.json_records import name
+
+from ..schemas.jobs import job_object
+from ..views.eta import estimated_finish
+from ..views.reward_summary import summary
+from .sse_response import PING_SECONDS
+from .stream_formats import StreamFormat, downsample, sse
+from .subscriber import Batch, Subscriber, encode_entries
+
+log = get_logger(__name__)
+
+_QUIET_SECONDS = 1.0
+_STATE_SECONDS = 1.0
+_GATHER_SECONDS = 0.2
+"""Entries that come singly do not wake every listener singly."""
+_PAGE = 500
+_READERS = 8
+"""Listeners of a job that read its past at once."""
+_PING = b": ping\n\n"
+_STOPPING = b": the server stops\n\n"
+_LIVE = sse("live", b"{}")
+"""Between a thinned past and what comes: whoever wants a picture of the past alone has it."""
+_encode = msgspec.json.Encoder().encode
+_SAID = {"message": "the stream broke; come back with the id of its last event", "type": "server_error"}
+_BROKEN = sse("error", _encode({"error": {**_SAID, "param": None, "code": "stream_broke"}}))
+
+
+class _Past(NamedTuple):
+    """A thinned past, up to a number."""
+
+    to: int
+    told: bytes
+
+
+class JobStreams:
+    """All followed jobs of this process."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._followers: dict[str, JobStream] = {}
+        self._closed = False
+
+    async def listen(
+        self, job_id: str, number: int, voice: StreamFormat, thin: int | None = None
+    ) -> AsyncGenerator[bytes]:
+        """Server-sent events of a job from after `number` on to its end; pieces of any length, each of whole events.
+
+        With `thin`, of what is past at most so many of each source.
+        """
+        if self._closed:
+            yield _STOPPING
+            return
+        follower = self._followers.get(job_id)
+        if follower is None or follower.over:
+            follower = self._followers[job_id] = JobStream(self._redis, job_id)
+        listener = follower.joined(voice, number)
+        try:
+            async for piece in follower.pieces(listener, voice, thin):
+                yield piece
+        except RedisError as error:  # while the past was read; the answer has begun, and can no longer be an error
+            log.warning("an event stream broke", job=job_id, error=str(error))
+            yield _BROKEN
+        finally:
+            last = follower.left(listener)
+            if last and self._followers.get(job_id) is follower:
+                del self._followers[job_id]
+
+    @property
+    def followed(self) -> dict[str, int]:
+        """Listeners by job."""
+        return {job_id: follower.listeners for job_id, follower in self._followers.items()}
+
+    def close(self) -> None:
+        """End every stream; none begins afterwards."""
+        self._closed = True
+        for follower in self._followers.values():
+            follower.end(_STOPPING)
+
+
+class JobStream:
+    """One job, followed from its first listener's coming to its last one's leaving."""
+
+    def __init__(self, redis: Redis, job_id: str) -> None:
+        self._jobs, self._ledger, self._job_id = JobStore(redis), Ledger(redis, job_id), job_id
+        self._history = self._jobs.history
+        self._listeners: set[Subscriber] = set()
+        self._state = b""
+        self._position = 0
+        """Everything up to here was handed to the listeners of the time."""
+        self._pasts: dict[tuple[int, int, int], _Past] = {}
+        """The last one that was made."""
+        self._thinning = asyncio.Lock()
+        self._readers = asyncio.Semaphore(_READERS)
+        self._begun = asyncio.Event()
+        self._task = asyncio.create_task(self._follow_safely(), name=f"follow {job_id}")
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing comes any more."""
+        return self._task.done()
+
+    @property
+    def listeners(self) -> int:
+        return len(self._listeners)
+
+    def joined(self, voice: StreamFormat, number: int) -> Subscriber:
+        """A new listener, who is handed everything from now on."""
+        listener = Subscriber(voice, number)
+        listener.state(self._state)
+        self._listeners.add(listener)
+        return listener
+
+    def left(self, listener: Subscriber) -> bool:
+        """Whether that was the last one; then nothing is followed any more."""
+        self._listeners.discard(listener)
+        if not self._listeners:
+            self._task.cancel()
+        return not self._listeners
+
+    def end(self, last: bytes) -> None:
+        """Let every listener send what it has, and `last`."""
+        for listener in self._listeners:
+            listener.end(last)
+        self._begun.set()
+
+    # ── the job's side ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _follow_safely(self) -> None:
+        """Where it fails, whatever the reason, its listeners are told; their clients come back, to a new follower."""
+        try:
+            await self._follow()
+        except Exception:
+            log.exception("the event streams of a job broke", job=self._job_id, listeners=self.listeners)
+            self.end(_BROKEN)
+
+    async def _follow(self) -> None:
+        self._position = await self._history.last(self._job_id)
+        job = await self._tell_state()
+        self._begun.set()
+        stated = pinged = time.monotonic()
+        while True:
+            found = await self._history.after(self._job_id, self._position, _PAGE, block=_QUIET_SECONDS)
+            if found:
+                batch = Batch(self._job_id, self._position, found)
+                self._position = batch.last
+                for listener in self._listeners:
+                    listener.hand(batch)
+            elif job.status in ENDED:
+                break
+            now = time.monotonic()
+            if now - stated >= _STATE_SECONDS:
+                job, stated = await self._tell_state(), now
+            if now - pinged >= PING_SECONDS:
+                pinged = now
+                for listener in self._listeners:
+                    listener.ping(_PING)
+            if 0 < len(found) < _PAGE:
+                await asyncio.sleep(_GATHER_SECONDS)
+        await self._tell_state()
+        for listener in self._listeners:
+            listener.end(listener.voice.done)
+
+    async def _account(self) -> dict[str, Any] | None:
+        """None of a ledger that is damaged."""
+        try:
+            return (await self._ledger.account()).as_dict()
+        except Damaged as error:
+            name(error)
+            return None
+
+    async def _tell_state(self) -> Job:
+        job = await self._jobs.get(self._job_id)
+        body = {
+            "job": job_object(job, estimated_finish(job)),
+            "ledger": await self._account(),
+            "reward": summary(await self._jobs.rewards(self._job_id)),
+        }
+        state = sse("state", _encode(body))
+        if state != self._state:
+            self._state = state
+            for listener in self._listeners:
+                listener.state(state)
+        return job
+
+    # ── a listener's side ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def pieces(self, listener: Subscriber, voice: StreamFormat, thin: int | None) -> AsyncGenerator[bytes]:
+        """Everything that the listener is to send."""
+        await self._begun.wait()
+        yield listener.newest_state()
+        if thin is not None and listener.number < self._position:
+            past = await self._thinned(voice, listener.number, thin)
+            listener.number = past.to
+            yield past.told
+        async for piece in self._past(listener, voice, self._position):
+            yield piece
+        if thin is not None:
+            yield _LIVE
+        while True:
+            await listener.wait()
+            while (to := listener.missed_to) is not None:
+                async for piece in self._past(listener, voice, to):
+                    yield piece
+            ended = listener.ended
+            yield listener.take()
+            if ended:
+                return
+
+    async def _past(self, listener: Subscriber, voice: StreamFormat, to: int) -> AsyncGenerator[bytes]:
+        """What was recorded after the listener's number, at least up to `to`."""
+        while listener.number < to:
+            found, listener.number = await self._page(voice, listener.number, to)
+            yield encode_entries(voice, self._job_id, found)
+
+    async def _page(self, voice: StreamFormat, number: int, to: int) -> tuple[list[HistoryEntry], int]:
+        """(entries after `number`, the number up to which these are all): at least `to` where there are no more."""
+        async with self._readers:
+            found = await self._history.after(self._job_id, number, _PAGE, voice.kinds)
+        complete = [] if len(found) >= _PAGE else [to]
+        return found, max([*complete, *(e.number for e in found[-1:])])
+
+    async def _thinned(self, voice: StreamFormat, number: int, most: int) -> _Past:
+        """The past after `number`, made once for all who come within `_PAGE` entries."""
+        wanted = (id(voice), number, most)
+        async with self._thinning:
+            past = self._pasts.get(wanted)
+            if past is None or past.to < self._position - _PAGE:
+                to = self._position
+                async with self._readers:
+                    found = await self._history.sampled(self._job_id, number, to, most)
+                past = _Past(to, encode_entries(voice, self._job_id, downsample(found, most)))
+                self._pasts = {wanted: past}
+            return past

@@ -1,0 +1,107 @@
+"""One connection's part of a followed job: the few batches it has not sent yet. See hub.py for the picture."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from headrace_core.jobs.history import HistoryEntry
+
+from .stream_formats import StreamFormat
+
+WAITING = 32
+"""Batches that wait for a listener; with more, it reads what it missed from Redis."""
+
+
+def encode_entries(voice: StreamFormat, job_id: str, entries: Iterable[HistoryEntry]) -> bytes:
+    """Those entries that the voice tells of, as server-sent events."""
+    return b"".join(voice.encode(job_id, entry) for entry in entries if entry.kind in voice.kinds)
+
+
+@dataclass(eq=False)
+class Batch:
+    """All entries of a job from the number after `after` on, in order; at least one."""
+
+    job_id: str
+    after: int
+    entries: list[HistoryEntry]
+    _told: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        """Number of the last entry."""
+        return self.entries[-1].number
+
+    def told(self, voice: StreamFormat, number: int) -> bytes:
+        """Those after `number`; encoded once for everybody who wants them all."""
+        if number > self.after:
+            return encode_entries(voice, self.job_id, (e for e in self.entries if e.number > number))
+        if id(voice) not in self._told:
+            self._told[id(voice)] = encode_entries(voice, self.job_id, self.entries)
+        return self._told[id(voice)]
+
+
+class Subscriber:
+    """Handed batches, states and other pieces by a follower; `take` gives what is to be sent next."""
+
+    def __init__(self, voice: StreamFormat, number: int) -> None:
+        self.number = number
+        """Everything up to here is sent."""
+        self.ended = False
+        self.voice = voice
+        self._batches: list[Batch] = []
+        self._state = b""
+        self._other = b""
+        self._wake = asyncio.Event()
+
+    def hand(self, batch: Batch) -> None:
+        """To be sent; where too many wait, those before are left to be read from Redis."""
+        if len(self._batches) >= WAITING:
+            self._batches.clear()
+        self._batches.append(batch)
+        self._wake.set()
+
+    def state(self, state: bytes) -> None:
+        """To be sent, unless a newer one comes before."""
+        if self.voice.states:
+            self._state = state
+            self._wake.set()
+
+    def newest_state(self) -> bytes:
+        """The state that waits, to be sent before all else."""
+        state, self._state = self._state, b""
+        return state
+
+    def ping(self, comment: bytes) -> None:
+        """To be sent where nothing else is."""
+        self._other = comment
+        self._wake.set()
+
+    def end(self, last: bytes) -> None:
+        """Nothing comes any more but `last`."""
+        self.ended = True
+        self._other = last
+        self._wake.set()
+
+    async def wait(self) -> None:
+        """Until there is something to take."""
+        await self._wake.wait()
+        self._wake.clear()
+
+    @property
+    def missed_to(self) -> int | None:
+        """The number up to which the past has to be read first; None where what waits follows what was sent."""
+        waiting = [b for b in self._batches if b.last > self.number]
+        return waiting[0].after if waiting and waiting[0].after > self.number else None
+
+    def take(self) -> bytes:
+        """All that waits, as one piece: entries, then the state, then what ends."""
+        pieces = []
+        for batch in self._batches:
+            if batch.last > self.number:
+                pieces.append(batch.told(self.voice, self.number))
+                self.number = batch.last
+        pieces += (self._state, self._other)
+        self._batches, self._state, self._other = [], b"", b""
+        return b"".join(pieces)

@@ -1,0 +1,1 @@
+"""Measurements for other programs: Prometheus, TensorBoard, Weights & Biases, JSON lines."""

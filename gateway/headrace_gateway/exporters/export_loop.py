@@ -1,0 +1,187 @@
+"""Carries a job's measurements into one sink, from where it was to where the job is, or on to the job's end.
+
+    history in Redis ──┐
+    metrics by REST  ──┴─► Source ──► Sink ──► cursor.json: the last number, and how large the sink was then
+
+Invariants: one follower at a time writes a folder (a lock that the system gives back); the cursor is replaced after the
+sink's flush, and a follower that starts cuts the sink back to it: nothing is missing, and nothing is there twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace_core.errors import InvalidState
+from headrace_core.jobs.history import MEASURED, page_of_entries
+from headrace_core.jobs.job_store import ENDED, JobStore
+from headrace_core.redis_access.json_records import UNREADABLE
+
+from ..client import Client
+from .series import point
+from .sink import Sink, SinkEntry
+from .sink_factory import create
+from .targets import Target
+
+BATCH = 1000
+_CURSOR, _LOCK = "cursor.json", "export.lock"
+_LOOK_SECONDS = 2.0
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """How far a folder is."""
+
+    number: int = 0
+    """Of the last entry that is out."""
+    step: int = 0
+    """Newest policy version up to there."""
+    size: int = 0
+    """Bytes of the sink then."""
+    complete: bool = False
+    """The job had ended, and all of it is out."""
+
+
+class ExportRequest(msgspec.Struct, frozen=True):
+    """What a process of `python -m headrace_gateway.exporters` is for."""
+
+    redis_url: str
+    job_id: str
+    target: Target
+    folder: str
+    options: dict[str, Any] = {}
+
+
+class Source(Protocol):
+    """A job's measurements."""
+
+    async def status(self) -> str:
+        """Of the job, now."""
+        ...
+
+    async def after(self, number: int) -> list[SinkEntry]:
+        """At most `BATCH` entries after a number, oldest first."""
+        ...
+
+
+class FromRedis:
+    """A source beside the gateway."""
+
+    def __init__(self, jobs: JobStore, job_id: str) -> None:
+        self._jobs, self._id = jobs, job_id
+
+    async def status(self) -> str:
+        """See `Source`."""
+        return (await self._jobs.get(self._id)).status
+
+    async def after(self, number: int) -> list[SinkEntry]:
+        """See `Source`."""
+        found, _ = await page_of_entries(self._jobs.history, self._id, number, BATCH, MEASURED)
+        return [SinkEntry(e.number, e.kind, msgspec.json.decode(e.data)) for e in found]
+
+
+class FromGateway:
+    """A source anywhere else."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client, self._id = client, job_id
+
+    async def status(self) -> str:
+        """See `Source`."""
+        return str(self._client.job(self._id)["status"])
+
+    async def after(self, number: int) -> list[SinkEntry]:
+        """See `Source`."""
+        found = self._client.job(self._id, "/metrics", after=str(number), limit=BATCH)["data"]
+        return [SinkEntry(int(e["id"]), e["kind"], e["data"]) for e in found]
+
+
+async def export(
+    source: Source,
+    target: Target,
+    folder: Path,
+    job: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    follow: bool,
+    stop: asyncio.Event,
+) -> Cursor:
+    """Returns when all is out that there was; with `follow`, when the job has ended or is paused, or `stop` is set.
+
+    `job` and `options` as `sinks.create` takes them. Raises `InvalidState` while another follower has the folder.
+    """
+    with _held(folder):
+        cursor = read_cursor(folder)
+        sink = create(target, folder, cursor.size, job, options)
+        try:
+            return await _carried(source, sink, cursor, lambda c: _save(folder, c), follow, stop)
+        finally:
+            sink.close()
+
+
+def read_cursor(folder: Path) -> Cursor:
+    """How far the folder is; at the beginning where it is empty, or holds less than its cursor says."""
+    try:
+        cursor = msgspec.json.decode((folder / _CURSOR).read_bytes(), type=Cursor)
+    except (FileNotFoundError, *UNREADABLE):  # the latter where the machine lost its power
+        return Cursor()
+    if min(cursor.number, cursor.step, cursor.size) < 0:
+        return Cursor()
+    sinks = (f for f in folder.iterdir() if f.is_file() and f.name not in (_CURSOR, _LOCK))
+    whole = cursor.size == 0 or any(f.stat().st_size >= cursor.size for f in sinks)
+    return cursor if whole else Cursor()
+
+
+async def _carried(
+    source: Source, sink: Sink, cursor: Cursor, save: Callable[[Cursor], None], follow: bool, stop: asyncio.Event
+) -> Cursor:
+    while not stop.is_set():
+        status = await source.status()  # before the entries: what ends a job comes after them
+        found = await source.after(cursor.number)
+        step = cursor.step
+        for entry in found:
+            made = point(entry.kind, entry.data, step)
+            step = max(step, made.step)
+            sink.write(entry, made)
+        if found:
+            cursor = Cursor(found[-1].number, step, sink.flush())
+            save(cursor)
+        elif status in ENDED:
+            cursor = msgspec.structs.replace(cursor, complete=True)
+            save(cursor)
+            break
+        elif not follow or status == "paused":
+            break
+        else:
+            await _waited(stop)
+    return cursor
+
+
+async def _waited(stop: asyncio.Event) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
+    except TimeoutError:
+        return
+
+
+def _save(folder: Path, cursor: Cursor) -> None:
+    partial = folder / f"{_CURSOR}.partial"
+    partial.write_bytes(msgspec.json.encode(cursor))
+    os.replace(partial, folder / _CURSOR)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidState(f"{folder}: another export writes there") from error
+        yield

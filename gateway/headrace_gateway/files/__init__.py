@@ -1,0 +1,1 @@
+"""Uploaded files, result files, and files of tasks."""

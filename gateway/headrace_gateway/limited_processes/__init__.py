@@ -1,0 +1,1 @@
+"""Work on users' input in processes with limits of memory and time."""

@@ -1,0 +1,139 @@
+"""Questions to processes that need not import anything first: the gateway's side of `fork_server`.
+
+run ─► send a command and its sockets ─► question out, answer and errors in, exit status ─► Ended
+         └ the server runs no more: start another one, send again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from headrace_core.errors import Unavailable
+
+from .json_process import Ended
+
+END_SECONDS = 10.0
+"""For the end of a process that was killed, and of the server once its socket is closed."""
+_READ_BYTES = 1 << 16
+
+
+class ForkServer:
+    """Starts with the first question, or by `start`; `close` ends it and all that it has forked."""
+
+    def __init__(self, preloaded: Sequence[str], env: Mapping[str, str]) -> None:
+        """`preloaded`: `module` or `module:function`, see `fork_server`; `env` is added to the gateway's."""
+        self._preloaded = preloaded
+        self._env = env
+        self._process: asyncio.subprocess.Process | None = None
+        self._control: socket.socket | None = None
+        self._starting = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server; None where it was not started."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Returns before it has imported anything: questions wait for that. Does nothing where it runs."""
+        async with self._starting:
+            if self._process is not None and self._process.returncode is None:
+                return
+            await self._end()
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._control.setblocking(False)
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "headrace_gateway.limited_processes.fork_server", *self._preloaded),
+                    env={**os.environ, **self._env},
+                    stdin=theirs.fileno(),
+                    stdout=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is the gateway's
+                )
+
+    async def run(self, command: str, question: bytes) -> Ended:
+        """What `python -m <command>` makes of `question`. Where it is cancelled, the process is killed. One that was
+        lost with the server runs once more, from another server. Raises `Unavailable`."""
+        for _ in range(2):
+            ended = await self._asked(command, question)
+            if ended is not None:
+                return ended
+        raise Unavailable("the process that forks checks was ended while it was asked, twice", retry_after=10)
+
+    async def _asked(self, command: str, question: bytes) -> Ended | None:
+        """None where the server ended before the process did."""
+        with ExitStack() as files:
+            pairs = [socket.socketpair() for _ in range(3)]
+            ours, theirs = [files.enter_context(a) for a, _ in pairs], [files.enter_context(b) for _, b in pairs]
+            for file in ours:
+                file.setblocking(False)
+            await self._hand_over(command, theirs)
+            for file in theirs:
+                file.close()
+            data, errors, life = ours
+            try:
+                out, said, status, _ = await asyncio.gather(
+                    _read(data), _read(errors), _read(life), _send(data, question)
+                )
+            except BaseException:
+                life.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(TimeoutError):  # killed, it ends as soon as the kernel lets it
+                    async with asyncio.timeout(END_SECONDS):
+                        await _read(life)
+                raise
+        return Ended(int(status), out, said) if status else None
+
+    async def close(self) -> None:
+        """See the class. Idempotent."""
+        async with self._starting:
+            await self._end()
+
+    async def _hand_over(self, command: str, files: Sequence[socket.socket]) -> None:
+        for _ in range(2):
+            await self.start()
+            assert self._control is not None
+            try:
+                socket.send_fds(self._control, [command.encode()], [file.fileno() for file in files])
+            except BlockingIOError as error:
+                raise Unavailable("too many checks wait for a process: ask again", retry_after=10) from error
+            except OSError:  # it has just ended
+                await self._ended()
+            else:
+                return
+        raise Unavailable("the process that forks checks ends as soon as it is started: the log says why")
+
+    async def _ended(self) -> None:
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _end(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            await self._ended()
+        self._process = self._control = None
+
+
+async def _read(file: socket.socket) -> bytes:
+    """To its end, also where that is one of a process that did not read all of its question."""
+    loop, parts = asyncio.get_running_loop(), list[bytes]()
+    with contextlib.suppress(ConnectionError):
+        while part := await loop.sock_recv(file, _READ_BYTES):
+            parts.append(part)
+    return b"".join(parts)
+
+
+async def _send(file: socket.socket, question: bytes) -> None:
+    with contextlib.suppress(ConnectionError):  # it ended before it had read all
+        await asyncio.get_running_loop().sock_sendall(file, question)
+        file.shutdown(socket.SHUT_WR)

@@ -1,0 +1,120 @@
+"""A question to another process, the rewards service's above all: JSON in, JSON out, a process a question.
+
+    ask ─► run ─┬─ `started`: a new interpreter, which imports first        the command line, doctor
+                └─ `ForkServer.run`: forked from one that has imported      the gateway (`forked`)
+
+The gateway never imports what graders and tasks import; the process ends with its answer, or with its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from headrace_core.config.reward_permissions import SandboxLevel
+from headrace_core.errors import TimedOut, Unavailable
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that was asked something."""
+
+    status: int
+    """Its exit status, negative for a signal."""
+    out: bytes
+    said: bytes
+    """What it wrote to standard output and to the error stream."""
+
+
+class Run(Protocol):
+    """How a process is come by."""
+
+    async def __call__(self, command: str, question: bytes) -> Ended:
+        """`python -m <command>` with the question on standard input, until it ends. Where it is cancelled, the process
+        is killed."""
+        ...
+
+
+class EndedWithoutAnswer(Unavailable):
+    """The process ended, and what it wrote to standard output is no answer."""
+
+    def __init__(self, message: str, said: str) -> None:
+        """`said`: the end of what it wrote to the error stream."""
+        super().__init__(message)
+        self.said = said
+
+
+async def started(command: str, question: bytes, env: Mapping[str, str] | None = None) -> Ended:
+    """See `Run`: a process that is started anew; `env` is added to this one's."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *command.split()),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=None if env is None else {**os.environ, **env},
+    )
+    try:
+        out, said = await process.communicate(question)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None  # it has closed its output, and was waited for
+    return Ended(process.returncode, out, said)
+
+
+async def ask(
+    command: str,
+    question: object,
+    answer: type[Answer],
+    *,
+    seconds: float,
+    what: str,
+    param: str | None = None,
+    run: Run = started,
+) -> Answer:
+    """The answer of `python -m <command>`. Raises `TimedOut`, and `EndedWithoutAnswer`; `what` says what it does."""
+    try:
+        async with asyncio.timeout(seconds):
+            ended = await run(command, msgspec.json.encode(question))
+    except TimeoutError as error:
+        raise TimedOut(f"{what} took longer than {seconds:.0f} s", param=param) from error
+    try:
+        return msgspec.json.decode(ended.out, type=answer)
+    except ValueError as error:
+        said = ended.said.decode(errors="replace")[-500:]
+        raise EndedWithoutAnswer(f"{what} ended with {ended.status}: {said}", said) from error
+
+
+async def ask_rewards(
+    command: str,
+    question: object,
+    answer: type[Answer],
+    *,
+    seconds: float,
+    what: str,
+    param: str,
+    run: Run = started,
+) -> Answer:
+    """The answer of the rewards service to `command`; see `ask`."""
+    return await ask(f"headrace_rewards {command}", question, answer, seconds=seconds, what=what, param=param, run=run)
+
+
+async def sandbox(wanted: SandboxLevel) -> str:
+    """At which level this machine holds reward code, and why at no higher one; or that it is refused below `wanted`."""
+    what = "the trial of the sandbox"
+    return await ask_rewards("sandbox", wanted, str, seconds=60.0, what=what, param="reward_sandbox")
+
+
+async def claim_control_groups() -> None:
+    """Have the kernel hold the memory of reward code, where this service has control groups of its own."""
+    what = "claiming control groups"
+    await ask_rewards("control-groups", None, str, seconds=60.0, what=what, param="reward_sandbox")

@@ -1,0 +1,251 @@
+"""The door: every request passes here before any route, and every answer leaves by it.
+
+    request ─► Envelope ─► is it from a page of ours? ─► how often has it come? whose key? whose job? ─► routes
+                                     │ 403                          │ 429 · 401 · 404                       │
+    answer ◄─────────────────── rate-limit headers ◄── what changes, and what is refused, is written down ◄─┘
+
+Invariants, where keys are required: what is not in `RequestInfo.open` is closed without a key, routes that nobody has
+thought of yet too; a job or file of another is answered as one that does not exist, whatever the route; a route finds
+its caller in `request.state.principal`, or fails. Where keys are not required, everybody is `LOCAL`, and a read costs
+no round trip to Redis.
+
+Plain ASGI: a stream passes through as it comes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import socket
+import time
+from typing import Any
+from urllib.parse import quote
+
+from fastapi.responses import RedirectResponse, Response
+from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace_core.config.service_settings import Settings
+from headrace_core.errors import Forbidden, HeadraceError, NotAuthenticated, NotFound, RateLimited
+from headrace_core.logs import get_logger
+
+from ..auth.audit_log import LONGEST_PATH, AuditEntry
+from ..auth.authenticate import AuthResult, authenticate
+from ..auth.request_info import RequestInfo
+from ..context import GatewayContext
+from ..principal import ANONYMOUS, LOCAL, OpenedBy, Principal
+from ..web.errors import as_unavailable, error_response_for
+
+log = get_logger(__name__)
+
+_PARAMS = {"job": "fine_tuning_job_id", "file": "file_id"}
+_REFUSED = (401, 403, 429)
+_HOST = re.compile(r"(?P<name>\[(?P<address>[0-9a-f:.]+)\]|[^\[\]:]+)(:[0-9]{1,5})?")
+"""A name, an IPv4 address or an IPv6 address in brackets, and a port."""
+
+
+class AccessMiddleware:
+    """Middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._required = settings.keys_required
+        self._per_minute = settings.counted_per_minute
+        self._open_metrics = settings.open_metrics
+        names = {"localhost", socket.gethostname().lower(), settings.host.lower()}
+        self._names = names | {name.lower() for name in settings.host_names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no other routes, and one would come in without a key
+            raise RuntimeError(f"{scope['type']} is not served")
+        visit = RequestInfo.of(scope)
+        gateway: GatewayContext = scope["app"].state.gateway
+        state = scope["state"]
+        state["principal"] = ANONYMOUS
+        try:
+            await self._admit(visit, gateway, state)
+        except RedisError as error:
+            await error_response_for(as_unavailable(error))(scope, receive, send)
+            return
+        except HeadraceError as error:
+            await _refusal(visit, error)(scope, receive, _Answer(visit, gateway, scope, send))
+            return
+        if visit.reads and state["principal"] is LOCAL and not visit.headers:
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(visit, gateway, scope, send)
+        try:
+            await answer.begin()
+        except (RedisError, HeadraceError) as error:  # what cannot be written down is not done
+            refusal = as_unavailable(error) if isinstance(error, RedisError) else error
+            await error_response_for(refusal)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            await answer.failed()
+            raise
+
+    async def _admit(self, visit: RequestInfo, gateway: GatewayContext, state: dict[str, Any]) -> None:
+        """Find out whose request it is. Raises `Forbidden`, `RateLimited`, `NotAuthenticated`, `NotFound`."""
+        if not self._required:
+            self._by_a_name_of_ours(visit)
+        if not visit.reads:
+            _by_a_page_of_ours(visit)
+        free = not self._required or (visit.path == "/metrics" and self._open_metrics)
+        if free:
+            state["principal"] = LOCAL
+        if (visit.open and visit.reads) or (free and not self._per_minute):
+            return
+        session = "" if b"authorization" in visit.shown else visit.session
+        admitted = await authenticate(
+            gateway.redis,
+            key=visit.key if self._required else "",
+            session=session if self._required else "",
+            address=visit.network,
+            per_minute=self._per_minute,
+            about=visit.about if self._required else None,
+        )
+        if not free and (key := admitted.key) is not None and key.why_not(time.time()) is None:
+            state["principal"] = key.principal
+            state["opened_by"] = OpenedBy(visit.key, session)
+        self._within_limit(visit, admitted)
+        if not (free or visit.open):
+            _let_in(visit, admitted, by_cookie=bool(session))
+
+    def _by_a_name_of_ours(self, visit: RequestInfo) -> None:
+        """A page of another host can make its own name lead to this machine (DNS rebinding) and would then be of the
+        same origin: where no key is asked for, the name is. No page can do that to a bare address."""
+        if b"host" not in visit.shown:  # no browser
+            return
+        found = _HOST.fullmatch(visit.host)
+        name = found["name"] if found else visit.host
+        if name in self._names:
+            return
+        try:
+            ipaddress.ip_address(found["address"] or name if found else name)
+        except ValueError:
+            raise Forbidden(
+                f"this gateway asks for no keys, and does not know itself by the name {name[:100]!r}: use its address, "
+                "or name it in HEADRACE_HOST_NAMES, or require keys",
+                code="unknown_host",
+            ) from None
+
+    def _within_limit(self, visit: RequestInfo, admitted: AuthResult) -> None:
+        if not self._per_minute:
+            return
+        told = {
+            "x-ratelimit-limit-requests": str(self._per_minute),
+            "x-ratelimit-remaining-requests": str(admitted.remaining),
+            "x-ratelimit-reset-requests": f"{admitted.reset:.3f}s",
+        }
+        if not admitted.allowed:
+            told["retry-after"] = str(math.ceil(admitted.retry_after))
+            told["retry-after-ms"] = str(math.ceil(admitted.retry_after * 1000))
+        visit.headers += [(name.encode(), value.encode()) for name, value in told.items()]
+        if not admitted.allowed:
+            raise RateLimited(
+                f"more than {self._per_minute} requests a minute; come again in {admitted.retry_after:.1f} s"
+            )
+
+
+def _by_a_page_of_ours(visit: RequestInfo) -> None:
+    """What another site's page sends in the name of a user who is logged in, or of anybody who reaches this machine."""
+    if (page := visit.foreign_page) is not None:
+        raise Forbidden(
+            f"a page of {page[:100]} may change nothing here; if it is ours, behind a proxy, let the proxy pass on the "
+            "Host header",
+            code="foreign_origin",
+        )
+
+
+def _let_in(visit: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> None:
+    """Whether the key is one, and reaches so far. Raises `NotAuthenticated`, `Forbidden`, `NotFound`."""
+    key = admitted.key
+    if key is None:
+        shown = b"authorization" in visit.shown or by_cookie
+        raise NotAuthenticated(
+            "this is no API key of this gateway"
+            if shown
+            else "an API key is needed: send `Authorization: Bearer hr-…`; `headrace keys create` makes one"
+        )
+    if (why := key.why_not(time.time())) is not None:
+        raise NotAuthenticated(why)
+    if by_cookie and not visit.reads and b"origin" not in visit.shown:
+        raise Forbidden("a change by cookie needs an Origin header, as browsers send it", code="foreign_origin")
+    if visit.path == "/metrics" and key.scope != "admin":
+        raise Forbidden("/metrics shows everybody's jobs: it needs a key of scope 'admin'")
+    if visit.about is not None and not key.principal.sees(admitted.owner or ""):
+        kind, name = visit.about
+        if kind == "job" or admitted.owner is not None:  # a file that is not there may be made by who asks for it
+            raise NotFound(f"no {kind} {name!r}", param=_PARAMS[kind])
+
+
+def _refusal(visit: RequestInfo, error: HeadraceError) -> Response:
+    if isinstance(error, NotAuthenticated):
+        if visit.is_for_a_page:
+            page = f"{visit.path}?{visit.query}" if visit.query else visit.path
+            return RedirectResponse(f"/login?next={quote(page)}", 303)
+        visit.headers.append((b"www-authenticate", b'Bearer realm="headrace"'))
+    return error_response_for(error)
+
+
+class _Answer:
+    """`send` of one request: adds the door's headers, and writes down what belongs in the audit log before it goes."""
+
+    def __init__(self, visit: RequestInfo, gateway: GatewayContext, scope: Scope, send: Send) -> None:
+        self._visit = visit
+        self._audit = gateway.audit
+        self._state = scope["state"]
+        self._send = send
+        self._started = False
+        self._begun = False
+
+    async def begin(self) -> None:
+        """Before the route: a change by somebody known is noted. Raises what Redis does."""
+        if self._visit.changes and self._state["principal"] is not ANONYMOUS:
+            await self._audit.begin(self._entry(0))
+            self._begun = True
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            message = {**message, "headers": [*message["headers"], *self._visit.headers]}
+            await self._write(message["status"])
+        await self._send(message)
+
+    async def failed(self) -> None:
+        """The route raised what nothing answers."""
+        if not self._started:
+            await self._write(500)
+
+    async def _write(self, status: int) -> None:
+        changed = self._visit.changes and not self._state.get("unchanged", False)
+        try:
+            if status in _REFUSED or (changed and (status >= 400 or self._state["principal"] is not ANONYMOUS)):
+                await self._audit.write(self._entry(status))
+            elif self._begun:
+                await self._audit.drop(self._state["request_id"])
+        except (RedisError, HeadraceError) as error:
+            if status < 400 and changed and not self._begun:  # a login: without the answer it is none
+                raise
+            log.warning("the end of a request is not in the audit log", status=status, error=str(error))
+
+    def _entry(self, status: int) -> AuditEntry:
+        principal: Principal = self._state["principal"]
+        return AuditEntry(
+            time=time.time(),
+            by=principal.name,
+            key_id=principal.key_id,
+            scope="" if principal is ANONYMOUS else principal.scope,
+            address=self._visit.address,
+            method=self._visit.method,
+            path=self._visit.path[:LONGEST_PATH],
+            made=self._state.get("made"),
+            status=status,
+            request_id=self._state["request_id"],
+        )

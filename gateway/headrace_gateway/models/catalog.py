@@ -1,0 +1,165 @@
+"""Names of models, and the folders they are: the shipped ones, subfolders of models_dir, trained ones, plain paths."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace_core.config.service_settings import Settings
+from headrace_core.errors import Damaged, InvalidRequest, NotFound
+from headrace_core.jobs.job_store import Checkpoint, Job, JobStore
+
+from .model_folder import RESTORE, json_of
+
+_EXAMPLES = Path(__file__).parents[3] / "examples"
+_SHIPPED = {f"headrace/tiny-{name}": _EXAMPLES / name / "model" for name in ("adder", "longtail")}
+_TRAINED = re.compile(r"ft:.+:headrace:[^:]*:(?P<job>[^:]+?)(:ckpt-step-\d+)?", re.DOTALL)
+"""As `headrace_core.jobs.job_store.model_name` makes them."""
+_NEAR, _LONGEST = 3, 200
+"""Names in an error, and how much of the one that was asked for."""
+_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A folder in Hugging Face format, and the name it is offered under."""
+
+    name: str
+    path: Path
+    created_at: float
+    owner: str
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens by the model's config.json; None where that does not say. Raises `Damaged`."""
+        return self._size("context", _CONTEXT_FIELDS)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Token ids that its embeddings know, by config.json; None where that does not say. Raises `Damaged`."""
+        return self._size("vocabulary", ("vocab_size",))
+
+    def _size(self, what: str, names: Sequence[str]) -> int | None:
+        """The first of `names` in config.json, where that of the text model in it comes first."""
+        file = self.path / "config.json"
+        config = json_of(file)
+        text = config.get("text_config")
+        config |= text if isinstance(text, dict) else {}
+        found: Any = next((config[name] for name in names if config.get(name)), None)
+        if found is None or (type(found) is int and found > 0):
+            return found
+        raise Damaged(f"{file} gives a {what} of {found!r:.100}: {RESTORE}", param="model")
+
+
+class Models:
+    """Everything that may stand in a job's `model`."""
+
+    def __init__(self, settings: Settings, jobs: JobStore, private: Path | None = None) -> None:
+        """With `private`, a folder below that one is not to be named by its path."""
+        self._settings = settings
+        self._folder = settings.models_dir
+        self._jobs = jobs
+        self._private = private
+
+    def of(self, jobs: JobStore) -> Models:
+        """The base models, and what those jobs have trained: no path leads to what others have."""
+        return Models(self._settings, jobs, self._settings.data_dir.resolve())
+
+    async def all(self) -> list[Model]:
+        """Base models first, then trained ones, newest first."""
+        return self._base() + await self._trained()
+
+    async def get(self, name: str) -> Model:
+        """The model of that name, found without looking at others. Raises `NotFound` that says what is near it."""
+        base = {model.name: model for model in self._base()}
+        if name in base:
+            return base[name]
+        trained = await self.trained(name)
+        if trained is None:
+            raise NotFound(await self._unknown(name, base), param="model", code="model_not_found")
+        job, checkpoint = trained
+        return Model(name, checkpoint.model_path, checkpoint.created_at, job.id)
+
+    async def trained(self, name: str) -> tuple[Job, Checkpoint] | None:
+        """What stands behind the name of a trained model; None where there is no such model."""
+        job = await self._job_of(name)
+        if job is None:
+            return None
+        checkpoint = _offered(job, await self._jobs.checkpoints(job.id)).get(name)
+        return None if checkpoint is None else (job, checkpoint)
+
+    async def resolve(self, name: str) -> Model:
+        """The model of that name, or at that absolute path. Raises `InvalidRequest` that says what is near it."""
+        folder = Path(name)
+        if folder.is_absolute():
+            if not _is_model(folder) or self._is_private(folder):
+                raise InvalidRequest(
+                    f"{name} is not a model folder: it holds no config.json", param="model", code="model_not_found"
+                )
+            return _model(name, folder, "local")
+        try:
+            return await self.get(name)
+        except NotFound as error:
+            message = f"{error.message}, and an absolute path of a model folder will do"
+            raise InvalidRequest(message, param="model", code="model_not_found") from error
+
+    def _is_private(self, folder: Path) -> bool:
+        return self._private is not None and folder.resolve().is_relative_to(self._private)
+
+    def _base(self) -> list[Model]:
+        found = dict(_SHIPPED)
+        if self._folder is not None and self._folder.is_dir():
+            found |= {folder.name: folder.resolve() for folder in sorted(self._folder.iterdir())}
+        return [_model(name, path, "headrace") for name, path in found.items() if _is_model(path)]
+
+    async def _trained(self) -> list[Model]:
+        jobs = await self._jobs.all()
+        saved = await self._jobs.checkpoints_of([job.id for job in jobs])
+        return [
+            Model(name, checkpoint.model_path, checkpoint.created_at, job.id)
+            for job, checkpoints in zip(jobs, saved, strict=True)
+            for name, checkpoint in _offered(job, checkpoints).items()
+        ]
+
+    async def _job_of(self, name: str) -> Job | None:
+        """The job that a trained model's name names."""
+        named = _TRAINED.fullmatch(name)
+        try:
+            return None if named is None else await self._jobs.get(f"ftjob-{named['job']}")
+        except NotFound:
+            return None
+
+    async def _unknown(self, name: str, base: Iterable[str]) -> str:
+        """That there is no such model, and what may have been meant: a base model, or a checkpoint of the same job."""
+        job = await self._job_of(name)
+        others = [] if job is None else list(_offered(job, await self._jobs.checkpoints(job.id)))[:_NEAR]
+        known = list(base)
+        near = others or difflib.get_close_matches(name[:_LONGEST], known, n=_NEAR)
+        if near:
+            meant = f"did you mean {' or '.join(near)}? "
+        else:
+            meant = f"a base model is {' or '.join(known[:_NEAR])}; " if known else ""
+        return f"no model {name[:_LONGEST]!r}: {meant}GET /v1/models lists all there are"
+
+
+def _offered(job: Job, checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """One job's models by name: the trained one, which is its newest checkpoint, then its checkpoints, newest first."""
+    named = [(c.model, c) for c in checkpoints]
+    if job.fine_tuned_model is not None and named:
+        named.insert(0, (job.fine_tuned_model, checkpoints[0]))
+    return {name: checkpoint for name, checkpoint in named if _is_model(checkpoint.model_path)}
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file()
+    except OSError:  # no name of a file: too long, say
+        return False
+
+
+def _model(name: str, path: Path, owner: str) -> Model:
+    return Model(name, path, (path / "config.json").stat().st_mtime, owner)

@@ -1,0 +1,136 @@
+"""The prompts of an uploaded file, read and counted in a process with limits on its time and memory.
+
+    measured ─► `python -m headrace_gateway.models.prompt_process` ─► Measured       a process a file; so many at once
+                 in the gateway forked from one that has imported everything: `forked`
+                 limits itself, streams the file, renders, tokenises: `prompts.check_prompts`
+
+Invariant: whatever is in the file or in the model's folder (a line of megabytes, an endless chat template, a tokenizer
+that needs a machine of its own), the gateway holds a few hundred bytes of it and waits a limited time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from headrace_core.errors import InvalidRequest, TimedOut, Unavailable, shortened
+from headrace_core.storage.dataset import each_row
+
+from ..limited_processes.json_process import EndedWithoutAnswer, Run, ask, started
+from .prompt_tokens import Prompts, check_prompts
+
+MEMORY_BYTES = 2 * 1024**3
+"""Address space of the process; a tokenizer of 250,000 tokens takes a quarter of it."""
+SECONDS = 100.0
+AT_ONCE = 2
+"""Of one gateway; others wait for their turn, as long as one may take."""
+THREADS = 4
+ENVIRONMENT = {
+    "RAYON_NUM_THREADS": str(min(THREADS, os.cpu_count() or 1)),
+    "MALLOC_ARENA_MAX": "2",
+}
+"""Of the process: threads have stacks and arenas, and its address space is limited."""
+_started_within_limits = partial(started, env=ENVIRONMENT)
+OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "capacity overflow", "Cannot allocate memory")
+
+
+class _Question(msgspec.Struct):
+    model: str
+    path: str
+    name: str
+    sha256: str | None
+    room: int
+    vocabulary: int | None
+    memory: int
+    """Bytes."""
+
+
+class Problem(msgspec.Struct):
+    """An `InvalidRequest` on its way between processes."""
+
+    message: str
+    param: str | None
+    code: str
+
+    @classmethod
+    def of(cls, error: InvalidRequest) -> Problem:
+        """Of a message that is long, the beginning and the end: a template may raise any text."""
+        return cls(shortened(error.message), error.param, error.code)
+
+    def error(self) -> InvalidRequest:
+        return InvalidRequest(self.message, param=self.param, code=self.code)
+
+
+class _Answer(msgspec.Struct):
+    found: Prompts | None = None
+    problem: Problem | None = None
+
+
+class PromptChecks:
+    """Of one gateway."""
+
+    def __init__(self, run: Run = _started_within_limits) -> None:
+        """`run` gives the process that `ENVIRONMENT`."""
+        self._run = run
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def measured(
+        self, model: Path, path: Path, name: str, sha256: str | None, room: int, vocabulary: int | None
+    ) -> Prompts:
+        """See `prompts.check_prompts`, of the file `path`. Raises `InvalidRequest`, also for what is beyond the limits,
+        and `Unavailable` where there is no turn in time."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                await self._places.acquire()
+        except TimeoutError as error:
+            busy = f"the prompts of {AT_ONCE} other files are being checked: ask again"
+            raise Unavailable(busy, retry_after=10) from error
+        try:
+            question = _Question(str(model), str(path), name, sha256, room, vocabulary, MEMORY_BYTES)
+            return await _asked(question, self._run)
+        finally:
+            self._places.release()
+
+
+async def _asked(question: _Question, run: Run) -> Prompts:
+    what = f"rendering and counting the prompts of {question.name}"
+    remedy = f"look at the chat template and the tokenizer of {question.model}, or split long rows"
+    try:
+        answer = await ask(
+            "headrace_gateway.models.prompt_process", question, _Answer, seconds=SECONDS, what=what, run=run
+        )
+    except TimedOut as error:
+        raise InvalidRequest(f"{error.message}: {remedy}", code="prompts_too_slow") from error
+    except EndedWithoutAnswer as error:
+        if not any(sign in error.said for sign in OUT_OF_MEMORY):
+            raise
+        message = f"{what} needs more than {question.memory / 1024**3:.3g} GiB of memory: {remedy}"
+        raise InvalidRequest(message, code="prompts_too_large") from error
+    if answer.problem is not None:
+        raise answer.problem.error()
+    assert answer.found is not None  # one of the two
+    return answer.found
+
+
+def main() -> None:
+    """The question on standard input, the answer on standard output."""
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=_Question)
+    resource.setrlimit(resource.RLIMIT_AS, (asked.memory, asked.memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS) * THREADS, int(SECONDS) * THREADS))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        rows = each_row(Path(asked.path), asked.name, asked.sha256)
+        answer = _Answer(check_prompts(Path(asked.model), rows, asked.name, asked.room, asked.vocabulary))
+    except InvalidRequest as error:
+        answer = _Answer(problem=Problem.of(error))
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+
+
+if __name__ == "__main__":
+    main()

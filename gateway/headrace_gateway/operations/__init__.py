@@ -1,0 +1,1 @@
+"""What changes state: submission, forks, settings, draining, removal."""

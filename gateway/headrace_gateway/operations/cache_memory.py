@@ -1,0 +1,44 @@
+"""Whether the caches that a job asks for can lie in the memory there is: what is larger than the whole machine is
+refused at submission, and not after a minute of an engine's start.
+
+Asked of the one machine of the embedded Ray, and of its main memory: where GPUs or other nodes serve, the engine says
+at its start what is too much.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
+from headrace_core.errors import InvalidRequest
+
+_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_GIB = 2**30
+
+
+def check_caches(job: Hyperparameters, service: Settings, param: str) -> None:
+    """Raises `InvalidRequest`, with `param` before the setting's name."""
+    on_a_cluster = (service.ray_address or os.environ.get("RAY_ADDRESS")) is not None
+    if on_a_cluster or Path("/dev/nvidiactl").exists():
+        return
+    asked, there = job.kv_cache_gib * job.rollout_workers, main_memory() / _GIB
+    if asked >= there:
+        workers = "" if job.rollout_workers == 1 else f" for each of {job.rollout_workers} rollout workers"
+        raise InvalidRequest(
+            f"kv_cache_gib is {job.kv_cache_gib:g}{workers}, and the machine has {there:.1f} GiB in all, which models "
+            "and the learner need, too: lower it",
+            param=f"{param}.kv_cache_gib",
+        )
+
+
+def main_memory() -> int:
+    """Bytes that this process may use: the machine's, or its container's."""
+    whole = int(psutil.virtual_memory().total)
+    try:
+        return min(whole, int(_GROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such limit: the file is missing, or says `max`
+        return whole

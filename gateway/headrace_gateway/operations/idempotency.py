@@ -1,0 +1,182 @@
+"""A POST that is repeated makes one job, not two.
+
+OpenAI's client repeats a POST that was not answered in time, without an Idempotency-Key, but with a count of its
+retries. So: an `Idempotency-Key` names a request for a day; without one, an identical body with
+`x-stainless-retry-count` > 0 is the request that came within the last minutes. What two callers send are two requests,
+whatever they name them.
+
+    first POST  ── reserves job id, leases it ──► checks, creates ──► answers the job     (failed: both are given up)
+                     └── renews the lease ─ … ─┘
+    its repeat  ── finds the reservation ──► waits until the job is there ──► answers the same job
+                                          └► the lease is gone: takes it, carries the request out under the same id
+
+Invariant: all that is made of one request has one job id. So a gateway that dies blocks its requests' names for
+`LEASE_SECONDS` only, and one that was merely slow makes the same job as who took over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from headrace_core.concurrency import cancel, taken_or_undone
+from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, NotFound, TimedOut, Unavailable
+from headrace_core.jobs.job_store import Job, JobStore, new_id
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.json_records import damaged
+
+from ..context import GatewayContext
+from ..principal import note_created_id, unchanged
+
+LEASE_SECONDS = 15.0
+_DAY = 86_400
+_RETRIES_WITHIN = 300
+_WAIT_SECONDS = 150.0
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The right to create job `job_id`; with `repeated`, another request has it."""
+
+    key: str
+    record: str
+    seconds: int
+    """For which the reservation is kept."""
+    repeated: bool
+
+    @property
+    def job_id(self) -> str:
+        """Under which the request is carried out, whoever does."""
+        return self.record.split()[0]
+
+
+async def create_once(here: GatewayContext, request: Request, make: Callable[[str], Awaitable[Job]]) -> Job:
+    """The job that `make` makes under the id it is given; of a repeated request, the one that the first made."""
+    content = request.url.path.encode() + b"\n" + await request.body()
+    reservation = await reserve(here.redis, here.principal.name, request.headers, content)
+    if reservation.repeated and (job := await result(here.redis, here.jobs, reservation)) is not None:
+        unchanged(request)
+        return job
+    try:
+        async with _leased(here.redis, reservation):
+            job = await make(reservation.job_id)
+    except BaseException as error:  # unless it was refused, there may be a job: it is looked for under this id
+        was_refused = isinstance(error, HeadraceError) and not isinstance(error, Unavailable)
+        await give_up(here.redis, reservation, keep=not was_refused)
+        raise
+    note_created_id(request, job.id)
+    return job
+
+
+async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: bytes) -> Reservation:
+    """Whether this request is the first of its kind by `caller`. Raises `InvalidRequest` for a key used with another
+    body."""
+    digest = hashlib.sha256(body).hexdigest()
+    named = headers.get("idempotency-key")
+    retried = headers.get("x-stainless-retry-count", "0") not in ("", "0")
+    name = ("body", digest) if named is None else ("key", named)
+    key = keys.request(hashlib.sha256(json.dumps([caller, *name]).encode()).hexdigest())
+    mine = Reservation(key, f"{new_id('ftjob-')} {digest}", _RETRIES_WITHIN if named is None else _DAY, repeated=False)
+    may_replace = named is None and not retried
+
+    async def undo(reserved: bool) -> None:
+        if reserved:
+            await give_up(redis, mine)
+
+    if await taken_or_undone(_reserved(redis, mine, may_replace), undo):
+        return mine
+    other = await run(redis.get(key))
+    if other is None:  # it expired or was given up between the two commands
+        return await reserve(redis, caller, headers, body)
+    record = _readable(key, other)
+    if record.split()[1] != digest:
+        raise InvalidRequest("this Idempotency-Key was used with another body or path", code="idempotency_key_reused")
+    return Reservation(key, record, mine.seconds, repeated=True)
+
+
+async def _reserved(redis: Redis, mine: Reservation, may_replace: bool) -> bool:
+    """Whether the request's name stands for this reservation from now on."""
+    await _take(redis, mine)  # before there is a reservation that somebody could find without its lease
+    if await run(redis.set(mine.key, mine.record, ex=mine.seconds, nx=not may_replace)):
+        return True
+    await run(redis.delete(keys.request_lease(mine.job_id)))
+    return False
+
+
+async def give_up(redis: Redis, reservation: Reservation, *, keep: bool = False) -> None:
+    """The request failed: its repeat is to be carried out at once, as another one, or with `keep` under the same id.
+    Where Redis is away, the lease ends by itself."""
+    names = [keys.request_lease(reservation.job_id), *([] if keep else [reservation.key])]
+    with suppress(RedisError, Unavailable):
+        await run(redis.delete(*names))
+
+
+async def result(redis: Redis, jobs: JobStore, reservation: Reservation) -> Job | None:
+    """The job of the first request, once it is there; None where that one failed or died, and this one has the lease
+    now. Raises `TimedOut`."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(NotFound):
+            return await jobs.get(reservation.job_id)
+        if await _take(redis, reservation):
+            try:
+                with suppress(NotFound):  # it may have ended well just before
+                    return await jobs.get(reservation.job_id)
+                await run(redis.set(reservation.key, reservation.record, ex=reservation.seconds))
+            except BaseException:
+                await give_up(redis, reservation, keep=True)
+                raise
+            return None
+        await asyncio.sleep(_POLL_SECONDS)
+    raise TimedOut(f"the first request for job {reservation.job_id} made no job within {_WAIT_SECONDS:.0f} s")
+
+
+async def _take(redis: Redis, reservation: Reservation) -> bool:
+    """Whether this request has the lease from now on. One that is cancelled has not."""
+    name = keys.request_lease(reservation.job_id)
+
+    async def undo(taken: Any) -> None:
+        if taken:
+            await run(redis.delete(name))
+
+    taking = run(redis.set(name, "", px=int(LEASE_SECONDS * 1000), nx=True))
+    return bool(await taken_or_undone(taking, undo))
+
+
+@asynccontextmanager
+async def _leased(redis: Redis, reservation: Reservation) -> AsyncIterator[None]:
+    """The lease holds for as long as the request is carried out."""
+    renewing = asyncio.create_task(_renew(redis, reservation), name="renew a lease")
+    try:
+        yield
+    finally:
+        await cancel([renewing])
+
+
+async def _renew(redis: Redis, reservation: Reservation) -> None:
+    name = keys.request_lease(reservation.job_id)
+    while True:
+        await asyncio.sleep(LEASE_SECONDS / 3)
+        with suppress(RedisError, HeadraceError):  # two more tries before it ends
+            await run(redis.set(name, "", px=int(LEASE_SECONDS * 1000)))
+
+
+def _readable(key: str, raw: bytes) -> str:
+    """A reservation's record: job id and SHA-256 of the body. Raises `Damaged`."""
+    record = raw.decode(errors="replace")
+    if len(record.split()) != 2:
+        error: Damaged = damaged(key, "it is no job id and sum")
+        raise error
+    return record

@@ -1,0 +1,95 @@
+"""Changing the settings of a job that runs: what may change, checked as at submission, recorded, and told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.errors import InvalidRequest, InvalidState
+from headrace_core.jobs.job_store import Job
+from headrace_core.jobs.settings_log import CHANGEABLE, SettingChange, SettingsLog
+
+from ..context import GatewayContext
+from ..web.errors import explain
+
+_TRIES = 20
+
+
+class ChangeSettings(BaseModel):
+    """The settings to change, and their new values; the others stay."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"minProperties": 1})
+
+    max_staleness: int | None = Field(None, ge=0, le=10**9)
+    group_size: int | None = Field(None, ge=1, le=256)
+    learning_rate: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        names = ", ".join(CHANGEABLE)
+        if isinstance(given, dict):
+            for name in given:
+                if name not in CHANGEABLE:
+                    raise ValueError(f"{name!r} cannot change while a job runs; these can: {names}")
+            if not given:
+                raise ValueError(f"name at least one setting to change: {names}")
+        return given
+
+
+async def change(gateway: GatewayContext, job_id: str, asked: ChangeSettings) -> bool:
+    """Record the changes, from the next policy version on that is not claimed yet, and tell the user. False where all
+    was as asked for.
+
+    Raises `InvalidRequest` where the settings would not go together, `InvalidState` for a job that has ended.
+    """
+    values = asked.model_dump(exclude_none=True)
+    for _ in range(_TRIES):
+        job = await gateway.jobs.get(job_id)
+        live = await record(gateway, job)
+        checked(live.newest.model_dump() | values, "")
+        made = await live.change(values, gateway.principal.name)
+        if made is not None:
+            for line in made:
+                await gateway.jobs.tell(job_id, describe_change(line))
+            return bool(made)
+    raise InvalidState(f"others change the settings of job {job_id} at this moment; try again")
+
+
+async def record(gateway: GatewayContext, job: Job) -> SettingsLog:
+    """The job's changes so far."""
+    live = SettingsLog(gateway.redis, job.id, Hyperparameters.model_construct(**job.hyperparameters))
+    await live.refresh()
+    return live
+
+
+async def shown(gateway: GatewayContext, job_id: str) -> dict[str, Any]:
+    """The settings in force, and the changes that led to them."""
+    job = await gateway.jobs.get(job_id)
+    live = await record(gateway, job)
+    return {
+        "object": "fine_tuning.job.settings",
+        "fine_tuning_job_id": job_id,
+        "settings": job.hyperparameters,
+        "changeable": list(CHANGEABLE),
+        "changes": [msgspec.to_builtins(line) for line in live.changes],
+    }
+
+
+def describe_change(line: SettingChange) -> str:
+    """For the user."""
+    return f"{line.name} {line.before} → {line.after} from version {line.from_version}, by {line.by}"
+
+
+def checked(settings: dict[str, Any], prefix: str) -> Hyperparameters:
+    """Raises `InvalidRequest` for settings that do not hold, each by itself or together."""
+    try:
+        return Hyperparameters.model_validate(settings)
+    except ValidationError as error:
+        problem: dict[str, Any] = dict(error.errors()[0])
+        problem["loc"] = (*([prefix] if prefix else []), *problem["loc"])
+        message, param, code = explain(problem)
+        raise InvalidRequest(message, param=param, code=code) from error

@@ -1,0 +1,197 @@
+"""From the body of a request to a job that can run: whatever can be known to be wrong is refused here, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.errors import InvalidRequest, InvalidState, NotFound, Unavailable
+from headrace_core.jobs.job_store import ForkedFrom, Job
+from headrace_core.jobs.reward_code_folder import RewardCode
+from headrace_core.logs import get_logger
+from headrace_core.storage.dataset import Row, each_row
+
+from ..context import GatewayContext
+from ..files.file_store import StoredFile
+from ..files.task_files import TaskFiles
+from ..models.catalog import Model
+from ..models.model_support import check_trainable
+from ..models.prompt_process import PromptChecks
+from ..models.prompt_tokens import Prompts
+from ..schemas.jobs import CreateJob
+from .cache_memory import check_caches
+from .remarks import Remark, least_completion, remarks
+
+log = get_logger(__name__)
+
+_SETTINGS = "method.reinforcement.hyperparameters"
+
+
+async def submit(gateway: GatewayContext, job_id: str, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
+    """Check everything, store the job, start its controller. What it raises, it raises before the job is stored: one
+    that is stored is answered as such, whatever fails then."""
+    settings = gateway.settings
+    async with TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_places) as tasks:
+        job, first, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
+        async with RewardCode(gateway.settings, job_id, forked_from) as rules:
+            grader, tried = await _rehearsed(gateway, job, first, rules)
+    job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
+    await gateway.jobs.create(job)  # its files stay where this fails: it may have been stored all the same
+    try:
+        return await _hand_over(gateway, job, [*remarked, *tried])
+    except (RedisError, Unavailable, InvalidState) as error:  # it is stored: an error would say that it is not
+        log.warning("a job that was taken in is handed over later", job=job.id, error=str(error))
+        return job
+
+
+async def _hand_over(gateway: GatewayContext, job: Job, remarked: Sequence[Remark]) -> Job:
+    """Of a job that is stored: tell its beginning, queue and start it. What of this cannot be done now, the gateway's
+    reconciliation does (`RayControllers.reconcile`)."""
+    of = job.forked_from
+    origin = "" if of is None else f", from step {of.step_number} of {of.fine_tuning_job_id}"
+    await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}{origin}")
+    await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
+    for level, remark in remarked:
+        await gateway.jobs.tell(job.id, remark, level=level)
+    await gateway.jobs.move(job.id, "queued")
+    await gateway.jobs.tell(job.id, "Queued")
+    queued = await gateway.jobs.get(job.id)
+    await gateway.controllers.ensure(queued)
+    return queued
+
+
+async def _with_files(tasks: TaskFiles, body: CreateJob) -> CreateJob:
+    """The body with a file's id wherever it names a task."""
+    training = await tasks.file_id(body.training_file, "training_file")
+    asked = body.validation_file
+    validation = None if asked is None else await tasks.file_id(asked, "validation_file")
+    return body.model_copy(update={"training_file": training, "validation_file": validation})
+
+
+async def _rehearsed(
+    gateway: GatewayContext, job: Job, first: Row, rules: RewardPermissions
+) -> tuple[dict[str, Any], list[Remark]]:
+    """The grader, complete, and what the job's user should know of it."""
+    tolerant = job.hyperparameters["max_reward_failures"] >= 1.0
+    model = Path(job.model_path)
+    grader, told = await gateway.trials.rehearsed(job.grader, rules, first, model, tolerant=tolerant)
+    return grader, [("warn", remark) for remark in told]
+
+
+async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tuple[Job, Row, list[Remark]]:
+    """The job, with its grader as it was given; its first row; what its user should know of it."""
+    asked = settings = _seeded(body)
+    check_caches(settings, gateway.settings, _SETTINGS)
+    model = await gateway.models.resolve(body.model)
+    training = await _file(gateway, body.training_file, "training_file")
+    validation = None if body.validation_file is None else await _file(gateway, body.validation_file, "validation_file")
+    context = _context(settings, model)
+    await asyncio.to_thread(check_trainable, model.path, settings.engine, context)
+    found = await _measured(gateway.prompts, training, model, context, settings)
+    longest = found.longest
+    if validation is not None:
+        held_out = await _measured(gateway.prompts, validation, model, context, settings)
+        longest = max(longest, held_out.longest, key=lambda prompt: prompt.tokens)
+    settings = _completed(settings, context, longest.tokens, found.rows)
+    steps = settings.steps(found.rows)
+    job = Job(
+        id=job_id,
+        owner=gateway.principal.name,
+        created_at=time.time(),
+        model=body.model,
+        model_path=str(model.path),
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        fingerprints={f.id: f.sha256 for _, f, _ in filter(None, (training, validation)) if f.sha256 is not None},
+        suffix=body.suffix,
+        seed=settings.seed,
+        metadata=body.metadata or {},
+        integrations=[integration.model_dump() for integration in body.integrations or ()],
+        grader=body.method.reinforcement.grader,
+        hyperparameters=settings.model_dump(),
+        rows=found.rows,
+        total_steps=steps,
+    )
+    path, stored, _ = training
+    first = await asyncio.to_thread(lambda: next(each_row(path, stored.filename)))
+    return job, first, remarks(asked, settings, longest, steps)
+
+
+def _seeded(body: CreateJob) -> Hyperparameters:
+    settings = body.method.reinforcement.hyperparameters
+    if body.seed is None:
+        return settings
+    if "seed" in settings.model_fields_set and settings.seed != body.seed:
+        raise InvalidRequest(f"seed is given twice, as {body.seed} and as {settings.seed}", param="seed")
+    return settings.model_copy(update={"seed": body.seed})
+
+
+def _context(settings: Hyperparameters, model: Model) -> int:
+    """Prompt and completion together, in tokens: as asked for, or by default as much as the model takes."""
+    most = model.context
+    if most is None or settings.max_context <= most:
+        return settings.max_context
+    if "max_context" in settings.model_fields_set:
+        message = f"max_context is {settings.max_context}, and the model takes {most} tokens"
+        raise InvalidRequest(message, param=f"{_SETTINGS}.max_context")
+    return most
+
+
+async def _file(gateway: GatewayContext, file_id: str, param: str) -> tuple[Path, StoredFile, str]:
+    """(bytes, what is kept of them, param)."""
+    try:
+        stored = await gateway.files.get(file_id)
+    except NotFound as error:
+        raise InvalidRequest(f"{param}: no file {file_id!r}", param=param, code="file_not_found") from error
+    if stored.purpose != "fine-tune":
+        message = f"{param}: {file_id} was uploaded for {stored.purpose!r}; upload it with the purpose 'fine-tune'"
+        raise InvalidRequest(message, param=param, code="wrong_purpose")
+    return gateway.files.path(file_id), stored, param
+
+
+async def _measured(
+    checks: PromptChecks, file: tuple[Path, StoredFile, str], model: Model, context: int, settings: Hyperparameters
+) -> Prompts:
+    path, stored, param = file
+    name = stored.filename
+    # A completion length that nobody asked for gives way to long prompts, but not to nothing.
+    completion = settings.max_tokens if "max_tokens" in settings.model_fields_set else least_completion(context)
+    if completion >= context:
+        message = f"max_tokens is {completion}, and the context {context}: no room for a prompt"
+        raise InvalidRequest(message, param=f"{_SETTINGS}.max_tokens")
+    try:
+        return await checks.measured(model.path, path, name, stored.sha256, context - completion, model.vocabulary)
+    except InvalidRequest as error:
+        raise type(error)(error.message, param=error.param or param, code=error.code) from error
+
+
+def _completed(settings: Hyperparameters, context: int, longest: int, rows: int) -> Hyperparameters:
+    """Every default that depends on the model or the data, filled in."""
+    steps = settings.steps(rows)
+    asked = "max_tokens" in settings.model_fields_set
+    filled = {
+        "n_epochs": settings.n_epochs if settings.n_steps is not None else settings.n_epochs or 1,
+        "group_size": settings.explored_group_size,
+        "compute_multiplier": None,
+        "learning_rate": settings.peak_learning_rate,
+        "learning_rate_multiplier": None,
+        "max_context": context,
+        "max_tokens": settings.max_tokens if asked else min(settings.max_tokens, context - longest),
+        "eval_interval": settings.evaluation_interval(steps),
+        "checkpoint_interval": settings.checkpoint_every(steps),
+    }
+    try:
+        return Hyperparameters.model_validate(settings.model_dump() | filled)
+    except ValidationError as error:  # each was good by itself
+        problem = error.errors()[0]
+        param = ".".join((_SETTINGS, *map(str, problem["loc"])))
+        raise InvalidRequest(f"{param}: {problem['msg'].removeprefix('Value error, ')}", param=param) from error

@@ -1,0 +1,261 @@
+"""The bodies of chat completions: what is taken, and what is answered, whole or in chunks.
+
+What is not listed here is refused by name: a parameter that was passed over would look as if it had acted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from headrace_core.protocols.chat import ChatRequest
+
+from ..chat.response_format import ResponseFormat
+
+MOST_COMPLETIONS = 16
+"""Of one request (`n`)."""
+GREEDY_BELOW = 0.01
+"""No temperature may lie between this and 0: logits divided by it are no numbers any more."""
+
+_Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+def _form(value: Any) -> str:
+    return "list" if isinstance(value, list) else "text"
+
+
+class TextPart(BaseModel):
+    """A part of a message; other types than text are not known."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+_Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("list"), Field(min_length=1, max_length=256)],
+    Discriminator(_form),
+]
+_Stops = Annotated[
+    Annotated[_Stop, Tag("text")] | Annotated[list[_Stop], Tag("list"), Field(max_length=4)],
+    Discriminator(_form),
+]
+
+
+class ChatMessage(BaseModel):
+    """One message of the conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(
+        description="`developer` is the same as `system`."
+    )
+    content: _Content = Field(description="Text, or parts of it, which are put together with line breaks.")
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates know it."""
+        role = "system" if self.role == "developer" else self.role
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return {"role": role, "content": text}
+
+
+class TextFormat(BaseModel):
+    """`response_format` of a job's completions: text is the only form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
+class CreateChatCompletion(BaseModel):
+    """The body of POST /v1/chat/completions."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "headrace/tiny-adder",
+                    "messages": [{"role": "user", "content": "What is 37 + 56?"}],
+                    "temperature": 0,
+                }
+            ]
+        },
+    )
+
+    model: str = Field(max_length=1024, description="The name of a base model or of a trained one.")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000, description="None: what the context holds.")
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="The older name of the same.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy decoding; the default is 1.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1, le=MOST_COMPLETIONS)
+    stop: _Stops | None = Field(None, description="A completion ends before the first of them; up to 4.")
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    logprobs: bool | None = Field(None, description="Each token's, of the distribution that it was sampled from.")
+    top_logprobs: Literal[0] | None = Field(None, description="Other tokens' are not known.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=512, description="Taken, and not used.")
+    metadata: dict[str, str] | None = Field(None, max_length=16, description="Taken, and not used.")
+    store: bool | None = Field(None, description="Taken, and not used: no completion is kept.")
+    safety_identifier: str | None = Field(None, max_length=512, description="Taken, and not used.")
+    prompt_cache_key: str | None = Field(None, max_length=512, description="Taken, and not used.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="Taken, and not used.")
+    response_format: ResponseFormat | None = Field(None, description="Completions are text, JSON, or JSON of a schema.")
+    modalities: list[Literal["text"]] | None = Field(None, max_length=1, description="Completions are text.")
+    tools: list[Any] | None = Field(None, description="None are known here: an empty list.")
+    tool_choice: Literal["none", "auto"] | None = Field(None, description="Without tools both mean the same.")
+    parallel_tool_calls: bool | None = Field(None, description="Taken, and not used: there are no tools.")
+    frequency_penalty: float | None = Field(None, description="0: completions are sampled without penalties.")
+    presence_penalty: float | None = Field(None, description="0: completions are sampled without penalties.")
+    logit_bias: dict[str, float] | None = Field(None, description="Empty: every token counts as the model says.")
+
+    @field_validator("frequency_penalty", "presence_penalty")
+    @classmethod
+    def _no_penalty(cls, value: float | None) -> float | None:
+        if value:
+            raise ValueError("completions are sampled without penalties: leave it out, or give 0")
+        return value
+
+    @field_validator("tools", "logit_bias")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("nothing of it is known here: leave it out, or give it empty")
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_nearly_greedy(cls, value: float | None) -> float | None:
+        if value is not None and 0 < value < GREEDY_BELOW:
+            raise ValueError(f"{value:g} is too near to 0: give 0 itself, or at least {GREEDY_BELOW}")
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> CreateChatCompletion:
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens are the same, and differ: give one of them")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for streams: set stream to true")
+        return self
+
+    def request(self) -> ChatRequest:
+        """What the model's process is asked."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return ChatRequest(
+            messages=tuple(message.plain() for message in self.messages),
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            n=self.n or 1,
+            stop=tuple(stop),
+            json_schema=None if self.response_format is None else self.response_format.schema_text(),
+            seed=self.seed,
+        )
+
+
+class TokenLogprob(BaseModel):
+    """One token of a completion."""
+
+    token: str
+    bytes: list[int] | None = Field(description="Of its text in UTF-8; null where it is a part of a character.")
+    logprob: float
+    top_logprobs: list[Any] = Field(default=[], description="Always empty.")
+
+
+class Logprobs(BaseModel):
+    """`logprobs` of a choice."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class Usage(BaseModel):
+    """Tokens, counted: of the prompt as the model saw it, and of all completions, the ones that ended them included."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AnswerMessage(BaseModel):
+    """What the model said."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One completion."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """The whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: Sequence[Choice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What came since the last chunk of this choice."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _what_came(self, plain: SerializerFunctionWrapHandler) -> dict[str, str]:
+        """Without what did not: clients put together whatever is named."""
+        return {name: value for name, value in plain(self).items() if value is not None}
+
+
+class ChunkChoice(BaseModel):
+    """A part of one completion."""
+
+    index: int
+    delta: Delta
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One event of a streamed answer."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: Sequence[ChunkChoice]
+    usage: Usage | None = None

@@ -1,0 +1,66 @@
+"""What trying a grader answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from .base import ResponseModel
+
+
+class ValidatedGrader(ResponseModel):
+    """A grader that works."""
+
+    grader: dict[str, Any] = Field(description="Complete, with every default.")
+    ignored: list[str] = Field(description="What of it has no effect, in words.")
+
+
+class GraderErrors(ResponseModel):
+    """OpenAI's names for what can go wrong."""
+
+    formula_parse_error: bool
+    invalid_variable_error: bool
+    model_grader_parse_error: bool
+    model_grader_refusal_error: bool
+    model_grader_server_error: bool
+    model_grader_server_error_details: str | None
+    other_error: bool
+    python_grader_runtime_error: bool
+    python_grader_runtime_error_details: str | None
+    python_grader_server_error: bool
+    python_grader_server_error_type: str | None
+    sample_parse_error: bool
+    truncated_observation_error: bool
+    unresponsive_reward_error: bool
+
+
+class GraderFailure(ResponseModel):
+    """Why a grader has no reward."""
+
+    kind: str = Field(description="Of docs/rewards.md.")
+    message: str
+    traceback: str
+
+
+class GraderRunMetadata(ResponseModel):
+    """How the grader ran."""
+
+    name: str
+    type: str
+    execution_time: float = Field(description="Seconds.")
+    scores: dict[str, float] = Field(description="Of the grader and of those it holds, by name.")
+    notes: dict[str, str] = Field(description="Texts that it gave beside the score, by name.")
+    errors: GraderErrors
+    failure: GraderFailure | None
+    token_usage: None = Field(description="Tokens of model graders are not counted.")
+    sampled_model_name: str | None
+
+
+class GraderRun(ResponseModel):
+    """What a grader made of one completion."""
+
+    reward: float | None = Field(description="Null where it failed or does not apply: that is not 0.")
+    sub_rewards: dict[str, float]
+    metadata: GraderRunMetadata
+    model_grader_token_usage_per_model: dict[str, int]

@@ -1,0 +1,168 @@
+"""What the routes that look into jobs answer, as models: the OpenAPI document's account of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from headrace_core.jobs.job_store import Status
+
+Measured = Literal["step", "evaluation", "update", "worker", "reward"]
+"""Kinds of measurements; a test holds them to `headrace_core.jobs.history.MEASURED`."""
+
+
+class LedgerObject(BaseModel):
+    """Where a job's groups are. `admitted` is always the sum of `states`."""
+
+    object: Literal["fine_tuning.job.ledger"]
+    fine_tuning_job_id: str
+    admitted: int
+    states: dict[str, int]
+    version: int = Field(description="Newest policy version.")
+    masked_tokens: int = Field(description="Tokens left out of a gradient for their age.")
+    largest_age: int = Field(description="Of any token that contributed to a gradient, in policy versions.")
+    largest_age_bound: int | None = Field(
+        description="`max_staleness` of the step that trained it; null before the first."
+    )
+    sampled_tokens: int
+    fenced: int = Field(description="Commits refused because the lease had passed to another worker.")
+    balanced: bool
+
+
+class GroupLine(BaseModel):
+    """One state that a group was in."""
+
+    state: str
+    at: float = Field(description="Unix seconds.")
+    note: str
+
+
+class GroupObject(BaseModel):
+    """Everything that happened to one group."""
+
+    object: Literal["fine_tuning.job.group"]
+    fine_tuning_job_id: str
+    group: int
+    history: list[GroupLine]
+
+
+class AgeObject(BaseModel):
+    """Tokens of one age in one step; docs/metrics.md, `AgeMetrics`."""
+
+    tokens: int
+    masked: int
+    effective_sample_size: float
+    clip_share: float
+    behaviour_kl: float
+
+
+class StepAges(BaseModel):
+    """One step's tokens by age; ages are text, as keys of JSON are."""
+
+    step: int
+    time: float
+    max_staleness: int = Field(description="The bound of this step: it may change while a job runs.")
+    ages: dict[str, AgeObject]
+
+
+class StalenessObject(BaseModel):
+    """How old the tokens are that a job trains on."""
+
+    object: Literal["fine_tuning.job.staleness"]
+    fine_tuning_job_id: str
+    max_staleness: int = Field(description="The newest bound: each step has its own.")
+    late: str
+    largest_age: int
+    largest_age_bound: int | None = Field(
+        description="`max_staleness` of the step that trained it; null before the first."
+    )
+    masked_tokens: int
+    dropped_groups: int
+    steps: list[StepAges] = Field(description="Oldest first.")
+    has_more: bool = Field(description="Whether there are later steps: `from_step` the last one's + 1.")
+
+
+class RewardObject(BaseModel, extra="allow"):
+    """How far a job's reward can be relied on: docs/rewards.md."""
+
+    object: Literal["fine_tuning.job.reward"]
+    fine_tuning_job_id: str
+    groups: int
+    completions: int
+    not_applicable: int
+    sample_parse_errors: int
+    failures: dict[str, int]
+    left_out: int
+    scored_again: dict[str, Any]
+    truth: dict[str, Any]
+    between: dict[str, Any]
+    audit_failed: int
+    drift: dict[str, Any]
+
+
+class MeasurementObject(BaseModel):
+    """One entry of a job's measurements: docs/metrics.md."""
+
+    id: str = Field(description="Its number in the job's history.")
+    kind: Measured
+    data: dict[str, Any]
+
+
+class MeasurementList(BaseModel):
+    """A page of measurements, oldest first."""
+
+    object: Literal["list"]
+    data: list[MeasurementObject]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class SparkObject(BaseModel):
+    """At most 40 points each, oldest first, each of as many steps as the others; the last may be of fewer."""
+
+    reward: list[float] = Field(max_length=40, description="Mean rewards; steps without a reward are left out.")
+    age: list[float] = Field(max_length=40, description="Largest age of a token that contributed.")
+
+
+class OverviewError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class OverviewObject(BaseModel):
+    """One job in short."""
+
+    id: str
+    object: Literal["headrace.overview.job"]
+    status: Status
+    model: str
+    suffix: str | None
+    created_at: int
+    finished_at: int | None
+    step: int | None = Field(description="Newest policy version; null where what is kept of it is damaged.")
+    total_steps: int
+    reward_mean: float | None = Field(description="Of the last step.")
+    evaluation_reward_mean: float | None = Field(description="Of the last evaluation.")
+    max_staleness: int | None
+    largest_age: int | None = Field(description="Null where what is kept of it is damaged.")
+    largest_age_bound: int | None = Field(
+        description="`max_staleness` of the step that trained it; null before the first."
+    )
+    spark: SparkObject
+    estimated_finish: int | None
+    error: OverviewError | None
+
+
+class OverviewList(BaseModel):
+    """A page of jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[OverviewObject]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None

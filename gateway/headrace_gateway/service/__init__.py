@@ -1,0 +1,1 @@
+"""`headrace serve`: Redis, Ray, exporters and the HTTP server, started and kept alive."""

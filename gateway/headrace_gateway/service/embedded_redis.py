@@ -1,0 +1,207 @@
+"""A private Redis: the program of `redis_program`, a unix socket nobody else may open, append-only files in the data
+folder, where a file also says which socket it is.
+
+Invariants: it dies with the process that started it (parent-death signal), so a kill leaves nothing behind; of an
+append-only file that ends in the middle of a command, as after a loss of power, all whole commands are read; one that
+is damaged before its end, or missing, is never passed over: the error names the file and the remedy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import BusyLoadingError, ConnectionError
+
+from headrace_core.errors import HeadraceError, TimedOut, Unavailable
+
+from . import aof_check
+from .part_supervisor import Notice
+from .redis_program import Version, executable, version_of
+from .socket_folders import LockedFolder
+
+_ADDRESS, _LOG, _LOG_SHOWN = "address", "redis.log", 500
+_SOCKET = re.compile(r"unix:///[^\x00-\x1f\x7f\ufffd]{1,107}")
+_TRUNCATED = re.compile(r"Truncating the AOF (\S+) at offset (\d+)")
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; kept by exec
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""A process of its own does it: code between fork and exec may hang where the service has threads, as at a restart."""
+
+
+def running(folder: Path) -> str:
+    """The address of the server that runs on `folder`. Raises `Unavailable`."""
+    file = folder / _ADDRESS
+    try:
+        address = file.read_bytes().decode(errors="replace")
+    except FileNotFoundError as error:
+        raise Unavailable(f"no Redis runs on {folder} (yet): try again in a moment") from error
+    if not _SOCKET.fullmatch(address):
+        raise Unavailable(f"{file} is damaged, and names no socket: stop `headrace serve`, and start it again")
+    return address
+
+
+class RedisServer:
+    """Started with `start`, reached at `url`, ended with `stop`; kept alive as a `keeper.Part`."""
+
+    name = "redis"
+
+    def __init__(self, folder: Path, start_timeout: float = 30.0, memory: int = 0, program: Path | None = None) -> None:
+        """`memory`: bytes that it may take, beyond which it refuses what takes more; 0: any number. `program`: as
+        `redis_program.executable` takes it."""
+        self._folder = folder
+        self._own_program = program
+        self._program = Path()
+        self.version: Version | None = None
+        """Of the program, once it was started."""
+        self._timeout = start_timeout
+        self._memory = memory
+        self._log_from = 0
+        self._socket_folder = LockedFolder("redis")
+        self.socket = self._socket_folder.path / "redis.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """For `headrace_core.redis_access.client.connect`."""
+        return f"unix://{self.socket}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    async def lost(self) -> str | None:
+        """See `keeper.Part`."""
+        status = None if self._process is None else self._process.poll()
+        if status is None:
+            return None
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    async def restart(self) -> None:
+        """See `keeper.Part`. Called in the thread that called `start`."""
+        self.launch()
+        await asyncio.to_thread(self.wait_until_ready)
+
+    def notice(self) -> Notice | None:
+        """See `keeper.Part`."""
+        if (cut := self.cut) is None:
+            return None
+        return f"redis left out the last command, not wholly written: {cut}", {"worker": self.name, "cut": cut}
+
+    def start(self) -> None:
+        """Returns once the server answers, its files loaded. Raises `Damaged` where an append-only file cannot be read,
+        `Unavailable` with the end of its log for any other reason."""
+        try:
+            self._program = executable(self._own_program)
+            self.version = version_of(self._program)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.launch()
+            self.wait_until_ready()
+            (self._folder / _ADDRESS).write_text(self.url)
+        except BaseException:
+            self.stop()
+            raise
+
+    def launch(self) -> None:
+        """Start the process, again on the same socket and file if there was one. To be called from the thread that
+        lives longest: with it the server ends."""
+        if self._process is not None:
+            self._process.wait(self._timeout)
+        aof_check.check(self._folder)
+        log = self._folder / _LOG
+        self._log_from = log.stat().st_size if log.exists() else 0
+        options = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self._folder),
+            "appendonly": "yes",
+            "appenddirname": aof_check.FOLDER,
+            "appendfilename": aof_check.AOF,
+            "appendfsync": "everysec",
+            "aof-load-truncated": "yes",
+            "save": "",
+            "maxmemory": str(self._memory),
+            "maxmemory-policy": "noeviction",
+            "logfile": str(log),
+            "daemonize": "no",
+        }
+        arguments = [x for k, v in options.items() for x in (f"--{k}", v)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(self._program), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in the terminal must not end Redis before its clients
+        )
+
+    @property
+    def pid(self) -> int:
+        """Of the server's newest process."""
+        if self._process is None:
+            raise Unavailable("Redis was not started")
+        return self._process.pid
+
+    @property
+    def cut(self) -> str | None:
+        """Where the newest append-only file ended in the middle of a command when the server was last started; that
+        command was left out. None where the file was whole."""
+        found = _TRUNCATED.search(self._log_since())
+        if found is None:
+            return None
+        return f"{self._folder / aof_check.FOLDER / found[1]} was cut short after {found[2]} bytes"
+
+    def stop(self) -> None:
+        """Idempotent; the append-only files are complete afterwards."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(timeout=10)
+            self._process = None
+        (self._folder / _ADDRESS).unlink(missing_ok=True)
+        self._socket_folder.remove()
+
+    def wait_until_ready(self) -> None:
+        """Blocks until it answers. Raises as `start` does."""
+        deadline = time.monotonic() + self._timeout
+        client = Redis(unix_socket_path=str(self.socket), socket_timeout=5)
+        try:
+            while time.monotonic() < deadline:
+                if not self.alive:
+                    raise self._why_it_ended()
+                try:
+                    client.ping()
+                    return
+                except (ConnectionError, BusyLoadingError):
+                    time.sleep(0.02)
+        finally:
+            client.close()
+        raise TimedOut(f"Redis did not answer within {self._timeout:.0f} s: {self._log_since()[-_LOG_SHOWN:]}")
+
+    def _why_it_ended(self) -> HeadraceError:
+        said = self._log_since()
+        damage = aof_check.damage(self._folder, said)
+        return damage or Unavailable(f"Redis ended at once: {said[-_LOG_SHOWN:]}")
+
+    def _log_since(self) -> str:
+        """What it wrote since it was last started."""
+        log = self._folder / _LOG
+        if not log.exists():
+            return "it wrote no log"
+        with log.open(errors="replace") as lines:
+            lines.seek(self._log_from)
+            return lines.read()

@@ -1,0 +1,113 @@
+"""Keeps a part of the service alive, its Redis or its Ray: one that is lost is started again, and jobs are told.
+
+works ──► lost ──► wait 1 s, 2 s, 4 s … 30 s ──► start
+  ▲                                                │ no restart left (`RestartBudget`): `Unavailable`; what no other try
+  └── jobs are told; clients waited meanwhile ◄────┘ would mend, at once: the service ends
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol, TypeAlias
+
+from redis.exceptions import RedisError
+
+from headrace_core.concurrency import cancel
+from headrace_core.errors import HeadraceError, Unavailable
+from headrace_core.jobs.job_store import ENDED, JobStore
+from headrace_core.logs import get_logger
+from headrace_core.restart_budget import RestartBudget
+
+LOOK_SECONDS = 0.2
+Notice: TypeAlias = tuple[str, dict[str, object]]
+"""A message for jobs, and its data."""
+log = get_logger(__name__)
+
+
+class ServicePart(Protocol):
+    """What is kept alive."""
+
+    @property
+    def name(self) -> str:
+        """As events have it."""
+        ...
+
+    async def lost(self) -> str | None:
+        """Why it is of no use any more, as `ended with status 1`; None while it works. Returns within seconds."""
+        ...
+
+    async def restart(self) -> None:
+        """Returns once it works. Raises `Unavailable` where it does not, any other error where no try would mend it."""
+        ...
+
+    def notice(self) -> Notice | None:
+        """Of its last start, if there is something to tell."""
+        ...
+
+
+class PartSupervisor:
+    """One part's."""
+
+    def __init__(self, part: ServicePart, jobs: JobStore, restarts: RestartBudget) -> None:
+        self._part = part
+        self._jobs = jobs
+        self._restarts = restarts
+        self._since = time.monotonic()
+        self._untold: list[Notice] = []
+
+    async def run(self) -> None:
+        """For as long as the service runs. Raises `Unavailable` after the last restart, and what `restart` raises."""
+        self._take_notice()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if (cause := await self._part.lost()) is not None:
+                await self._mend(cause)
+            while self._untold and await self._told(*self._untold[0]):
+                self._untold.pop(0)
+
+    async def _mend(self, cause: str) -> None:
+        name, worked = self._part.name, time.monotonic() - self._since
+        while True:
+            restart = self._restarts.next(worked)
+            if restart is None:
+                raise Unavailable(f"{name} {cause}, and has used up its restarts")
+            facts = {"cause": cause, "restart": restart.number, "of": restart.of, "delay": restart.delay}
+            log.warning("a part of the service is started again", part=name, **facts)
+            await asyncio.sleep(restart.delay)
+            try:
+                await self._part.restart()
+            except Unavailable as error:
+                cause, worked = f"did not start: {error.message}", 0.0
+                continue
+            break
+        self._since = time.monotonic()
+        after = f"was started again after {restart.delay:g} s, restart {restart.number} of {restart.of}"
+        self._untold.append((f"{name} {cause} and {after}", {"worker": name, **facts}))
+        self._take_notice()
+
+    def _take_notice(self) -> None:
+        if (notice := self._part.notice()) is not None:
+            log.warning(notice[0])
+            self._untold.append(notice)
+
+    async def _told(self, message: str, data: dict[str, object]) -> bool:
+        """False where the part was lost meanwhile: telling may wait for it, and so for this keeper."""
+        telling = asyncio.create_task(self._tell(message, data))
+        try:
+            while not telling.done() and await self._part.lost() is None:
+                await asyncio.wait([telling], timeout=LOOK_SECONDS)
+            if telling.done():
+                telling.result()
+            return telling.done()
+        finally:
+            await cancel([telling])
+
+    async def _tell(self, message: str, data: dict[str, object]) -> None:
+        """Every job that has not ended; one that cannot be told does not keep the part from being kept alive."""
+        try:
+            for job in await self._jobs.all():
+                if job.status not in ENDED:
+                    await self._jobs.tell(job.id, message, level="warn", data=data)
+        except (HeadraceError, RedisError) as error:
+            log.warning("jobs could not be told", message=message, error=str(error))

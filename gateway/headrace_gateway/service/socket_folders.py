@@ -1,0 +1,57 @@
+"""Folders for sockets: in /tmp, as the path of a unix socket is limited to 107 bytes, and that of a data folder is not.
+
+    HeldFolder ──► /tmp/headrace-<kind>-…/held, locked for as long as this process lives
+    the next one of a kind ──► removes those that nobody holds: their processes were killed
+
+Invariant: a file named `held` is locked before it has that name, so one that can be locked belongs to none that lives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import IO
+
+_ROOT = Path("/tmp")
+_HELD = "held"
+
+
+class LockedFolder:
+    """One of this process, at `path`, until `remove` or its end. `kind` is a short word, of which its name tells."""
+
+    def __init__(self, kind: str) -> None:
+        prefix = f"headrace-{kind}-"
+        _sweep(prefix)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=_ROOT))
+        unnamed = self.path / f".{_HELD}"
+        held = unnamed.open("w")
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print(os.getpid(), file=held, flush=True)
+        unnamed.rename(self.path / _HELD)
+        self.remove = weakref.finalize(self, _remove, self.path, held)
+        """With all that is in it; twice is the same as once. Done at the end of the process, too."""
+
+
+def _remove(folder: Path, held: IO[str]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    held.close()
+
+
+def _sweep(prefix: str) -> None:
+    for folder in _ROOT.glob(f"{prefix}*"):
+        try:
+            with (folder / _HELD).open() as held:
+                if _is_ours(folder):
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # held; or another user's, or not one of these
+            continue
+
+
+def _is_ours(folder: Path) -> bool:
+    """Anyone may make anything in /tmp."""
+    return not folder.is_symlink() and folder.stat().st_uid == os.getuid()

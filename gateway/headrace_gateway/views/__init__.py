@@ -1,0 +1,1 @@
+"""From stored records to what users see; reads only."""

@@ -1,0 +1,86 @@
+"""What is under way between rollout and learner: groups one way, weights the other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.weight_publications import Publications
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.redis_access.client import run
+from headrace_core.redis_access.json_records import decode_records
+from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import UpdateMetrics
+
+_LATELY = 400
+"""Updates looked back on, of all workers together."""
+_UPDATES = 20
+
+
+async def queues(redis: Redis, jobs: JobStore, job: Job) -> dict[str, Any]:
+    """Groups by stage, the pacing window, and what the stream of groups takes."""
+    found = await Ledger(redis, job.id).queues()
+    held = {stage.name: stage.bytes for stage in found.stages}
+    stream, now = JobKeys(job.id).groups, time.time()
+    return {
+        "object": "fine_tuning.job.queues",
+        "fine_tuning_job_id": job.id,
+        "version": found.version,
+        "stages": [
+            {
+                "stage": stage.name,
+                "depth": stage.depth,
+                "oldest_seconds": None if stage.since is None else max(0.0, now - stage.since),
+                "oldest_versions": None if stage.version is None else found.version - stage.version,
+            }
+            for stage in found.stages
+        ],
+        "window": {
+            "used": sum(stage.depth for stage in found.stages),
+            "limit": (job.hyperparameters["max_staleness"] + 1) * job.hyperparameters["batch_size"],
+        },
+        "memory": {
+            "groups": found.bytes,
+            "queued": held["queued"],
+            "claimed": held["claimed"],
+            "kept": found.bytes - held["queued"] - held["claimed"],
+            "share": found.share or None,
+            "held_back": found.held_back,
+            "left_out": await jobs.history.left_out(job.id),
+        },
+        "stream": int(await run(redis.xlen(stream))),
+        "bytes": int(await run(redis.memory_usage(stream)) or 0),
+    }
+
+
+async def weights(redis: Redis, jobs: JobStore, job: Job) -> dict[str, Any]:
+    """What was published, and how each rollout worker took it."""
+    version, _ = await Ledger(redis, job.id).newest()
+    entries = await jobs.history.newest(job.id, "update", None, _LATELY)
+    updates = decode_records(((JobKeys(job.id).history("update"), entry.data) for entry in entries), UpdateMetrics)
+    beats = [beat for beat in await jobs.workers(job.id) if beat.role == "rollout"]
+    return {
+        "object": "fine_tuning.job.weights",
+        "fine_tuning_job_id": job.id,
+        "version": version,
+        "published": [msgspec.to_builtins(p) for p in await Publications(redis, job.id).last()],
+        "workers": [
+            {
+                "worker": beat.worker,
+                "version": beat.version,
+                "lag": max(0, version - beat.version),
+                "updates": [_update(u) for u in updates if u.worker == beat.worker][:_UPDATES],
+            }
+            for beat in beats
+        ],
+    }
+
+
+def _update(update: UpdateMetrics) -> dict[str, Any]:
+    told: dict[str, Any] = msgspec.to_builtins(update)
+    del told["worker"]
+    return told

@@ -1,0 +1,1 @@
+"""What all routes share of HTTP: errors, JSON, pages, cursors, uploads."""

@@ -1,0 +1,83 @@
+"""From an error to the answer that carries it: `{"error": {message, type, param, code}}`.
+
+A wrong state is 400, never 409: OpenAI's client retries 409 by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.errors import (
+    Forbidden,
+    HeadraceError,
+    InvalidRequest,
+    NotAuthenticated,
+    NotFound,
+    RateLimited,
+    TooLarge,
+    Unavailable,
+)
+from headrace_core.redis_access.client import is_transient, unavailable
+
+_STATUS = (
+    (TooLarge, 413), (InvalidRequest, 400), (NotAuthenticated, 401), (Forbidden, 403), (NotFound, 404),
+    (RateLimited, 429), (Unavailable, 503),
+)  # fmt: skip
+
+
+def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
+    """The envelope. `type` follows the status, as in OpenAI's API."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": _written(message), "type": kind, "param": param and _written(param), "code": code}
+    return JSONResponse(
+        {"error": error},
+        status_code=status,
+        headers={"x-should-retry": "true" if status in (429, 503) else "false"},
+    )
+
+
+def _written(text: str) -> str:
+    """What a request said may hold halves of characters, which no answer can."""
+    return text.encode(errors="replace").decode()
+
+
+def error_response_for(error: HeadraceError) -> JSONResponse:
+    """The envelope of one of our own errors."""
+    status = next((s for kind, s in _STATUS if isinstance(error, kind)), 500)
+    response = error_response(status, error.message, param=error.param, code=error.code)
+    if isinstance(error, Unavailable) and error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
+    return response
+
+
+def as_unavailable(error: RedisError) -> Unavailable:
+    """What a caller is told where Redis cannot be reached, or says that it will answer later. Raises any other error as
+    it is: a wrong command, or data that is not what it should be, is no trouble that passes."""
+    if isinstance(error, ConnectionError | TimeoutError) or is_transient(error):
+        return unavailable(error)
+    raise error
+
+
+def explain(error: dict[str, Any]) -> tuple[str, str | None, str]:
+    """(message, param, code) of one pydantic error."""
+    path = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    param = ".".join(path) or None
+    if error["type"] == "json_invalid":
+        return f"the body is not JSON: {error['ctx']['error']}", None, "invalid_json"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = f"unknown name {path[-1]!r}{_did_you_mean(path)}"
+    return (f"{param}: {message}" if param else message), param, str(error["type"])
+
+
+def _did_you_mean(path: Sequence[str]) -> str:
+    if "hyperparameters" not in path:
+        return ""
+    near = difflib.get_close_matches(path[-1], Hyperparameters.model_fields, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(Hyperparameters.model_fields)}"

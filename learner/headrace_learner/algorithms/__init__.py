@@ -1,0 +1,1 @@
+"""The algorithms: which tokens count, advantages, importance weights, losses, KL."""

@@ -1,0 +1,72 @@
+"""Room to write in: a disk that is full is waited for before the job pauses, and Redis is on its own disk before a
+checkpoint is.
+
+    to save ─► Redis has written the settled steps through ─► written ─┐
+               ▲                     no room: told once, every 2 s ────┤ for `wait` seconds, then `DiskFull`: a pause
+               └───────────────────────────────────────────────────────┘
+
+What was written in part is gone by then; the learner holds its state meanwhile, and the ledger its settled steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from redis.asyncio import Redis
+
+from headrace_core.errors import DiskFull
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.durability import wait_until_durable
+
+from .distributed.rank_commands import Command
+from .distributed.rank_coordinator import RankCoordinator
+
+AGAIN_SECONDS = 2.0
+_T = TypeVar("_T")
+
+
+class DurableWriter:
+    """One learner's."""
+
+    def __init__(
+        self, lead: RankCoordinator, redis: Redis, jobs: JobStore, config: WorkerConfig, again: float = AGAIN_SECONDS
+    ) -> None:
+        self._lead, self._redis, self._jobs, self._config, self._again = lead, redis, jobs, config, again
+        self._lasting = True
+        """Whether Redis could say so far that its disk has what it was told."""
+
+    async def to_save(self, order: Command, write: Callable[[], _T]) -> _T:
+        """As `to_write`, once the settled steps are on Redis' disk, where it has one."""
+        if self._lasting and not await wait_until_durable(self._redis):
+            self._lasting = False
+            message = "Redis does not say what is on its disk: after a loss of power, the last steps are trained again"
+            await self._jobs.tell(self._config.job_id, message, level="warn")
+        return await self.to_write(order, write)
+
+    async def to_write(self, order: Command, write: Callable[[], _T]) -> _T:
+        """What `write` returns, done by all ranks, when there is room for it.
+
+        Raises `DiskFull` after as long as Redis is waited for; at once where there are several ranks, because those
+        that have written wait for those that could not.
+        """
+        until, told = time.monotonic() + self._config.redis_wait, False
+        while True:
+            try:
+                return await self._lead.together(order, write)
+            except DiskFull as error:
+                if time.monotonic() >= until or self._lead.ranks.size > 1:
+                    raise
+                if not told:
+                    told = True
+                    await self._tell(error)
+            await asyncio.sleep(min(self._again, max(0.0, until - time.monotonic())))
+
+    async def _tell(self, error: DiskFull) -> None:
+        wait = self._config.redis_wait
+        data = {"worker": self._config.worker, "reason": error.code, "seconds": wait}
+        message = f"{error.message}; {self._config.worker} waits {wait:g} s for room"
+        await self._jobs.tell(self._config.job_id, message, level="warn", data=data)

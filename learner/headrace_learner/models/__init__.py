@@ -1,0 +1,1 @@
+"""Policy, critic and adapters, and log-probabilities without the whole matrix of logits."""

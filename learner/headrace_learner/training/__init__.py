@@ -1,0 +1,1 @@
+"""One training step: forward passes, loss, gradient, and what is measured of them."""

@@ -1,0 +1,277 @@
+"""One step of training: groups in, updated weights and figures out. Pure torch: no Redis, no clock but for durations.
+
+    groups ─► rewards anew, where a likelihood is an older policy's (`reevaluation`)
+           ─► table and minibatches ─► estimates: proximal, reference, values, by the weights as they are now
+                                           │
+                                           ▼
+                                       advantages
+              ┌───────────── each minibatch ──┘
+              ▼
+           loss and backward of each micro-batch ─► clip the gradient ─► optimizer step;   the critic's likewise
+
+Invariants: the same groups in the same order, from the same state, give bit-identical weights; no token older than
+max_staleness enters a forward pass's loss; estimates are of the models before the first minibatch's update.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.trajectory import Group
+
+from ..algorithms.advantages import AdvantageInputs, Column
+from ..algorithms.batch import MicroBatch, MiniBatch, StepBatch, Table, build_step_batch
+from ..algorithms.importance_weights import StalenessWeights, staleness_weights
+from ..algorithms.kl import kl_estimate
+from ..algorithms.losses import Clip, LossTokens, LossValues, clipped_value
+from ..algorithms.presets import Algorithm
+from ..algorithms.token_selection import AgeCount, TrainableCompletion
+from ..distributed.process_group import ProcessGroup, SingleProcess, share
+from ..models.critic import Critic
+from ..models.policy import Policy
+from ..optimizers import learning_rate
+from ..reevaluation import reevaluated, reward_shift
+from .forward_estimates import Estimates, Estimator
+from .model_optimizer import ModelOptimizer
+from .step_metrics import REWARD_SHIFT, StepFigures, StepLog
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did."""
+
+    samples: tuple[tuple[TrainableCompletion, ...], ...]
+    """By group, the completions that could contribute; they know their rows of the columns [N], and the reward that
+    was trained on."""
+    advantages_N: npt.NDArray[np.float32]
+    importance_N: npt.NDArray[np.float64]
+    """Staleness weights; NaN where nothing was computed."""
+    counts: AgeCount
+    measured: StepFigures
+    loss: float
+    """Mean of the minibatches' policy losses."""
+    grad_norm: float
+    """Of the policy, before clipping; the largest of the minibatches."""
+    learning_rate: float
+    batch_seconds: float
+    train_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What the updates of one step share; all on the training device."""
+
+    table: Table
+    estimates: Estimates
+    advantages_N: Tensor
+    returns_N: Tensor | None
+    weights: StalenessWeights | None
+    """Where they depend on all of the step's tokens together; else each micro-batch makes its own."""
+    first: slice
+    """Rows of the first minibatch, which sees the policy before its first update."""
+    log: StepLog
+
+
+class Trainer:
+    """The policy, its critic and reference where the algorithm wants them, their optimizers, and one operation."""
+
+    def __init__(
+        self, policy: Policy, algorithm: Algorithm, settings: Hyperparameters, ranks: ProcessGroup | None = None
+    ) -> None:
+        self.policy = policy
+        self.critic = Critic(policy.folder, settings.gradient_checkpointing) if algorithm.critic else None
+        self._algorithm = algorithm
+        self._settings = settings
+        self.ranks = ranks or SingleProcess()
+        self.ranks.shard(policy.net)
+        self.descents = {"policy": ModelOptimizer(policy.model, settings)}
+        """By the name under which checkpoints hold them."""
+        if self.critic is not None:
+            self.ranks.shard(self.critic.net)
+            self.descents["critic"] = ModelOptimizer(self.critic.net, settings)
+        self._clip = Clip(settings.clip_low, settings.clip_high)
+        self._estimate = Estimator(policy, self._reference(), self.critic, settings, self.ranks)
+
+    def _reference(self) -> Callable[[MicroBatch], Tensor] | None:
+        """Log-probabilities by the base model; None where no divergence from it is wanted."""
+        if not self._settings.kl_coefficient:
+            return None
+        base = self.policy.reference(self.ranks)
+        return lambda micro: base(micro, self._settings.temperature)
+
+    def adopt(self, max_staleness: int, peak_learning_rate: float) -> None:
+        """Of the next steps: these two settings may change while a job runs."""
+        changed = {"max_staleness": max_staleness, "learning_rate": peak_learning_rate}
+        self._settings = self._settings.model_copy(update=changed)
+
+    def step(self, groups: Sequence[Group], version: int) -> StepResult:
+        """Update policy `version` by these groups."""
+        began = time.monotonic()
+        rewarded = reevaluated(groups, version, self._settings, self._estimate.logprobs)
+        reevaluation_seconds = time.monotonic() - began
+        batch = build_step_batch(rewarded, version, self._settings)
+        rate = self._set_rates(version)
+        batched = time.monotonic()
+        step = self._prepare(batch)
+        minibatches = [m for m in batch.minibatches if m.micro_batches]
+        norms = [self._update(m, step, version) for m in minibatches]
+        measured = step.log.measure(batch.counts)
+        if (shift := reward_shift(groups, rewarded)) is not None:
+            measured.extra[REWARD_SHIFT] = shift
+        return StepResult(
+            samples=batch.samples,
+            advantages_N=step.advantages_N.float().cpu().numpy(),
+            importance_N=step.log.importance_N,
+            counts=batch.counts,
+            measured=measured,
+            loss=measured.loss / max(1, len(minibatches)),
+            grad_norm=max(norms, default=0.0),
+            learning_rate=rate,
+            batch_seconds=batched - began - reevaluation_seconds,
+            train_seconds=time.monotonic() - batched + reevaluation_seconds,
+        )
+
+    # ── before the updates ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _set_rates(self, version: int) -> float:
+        """Of the policy, returned, and of the critic."""
+        s = self._settings
+        rate = learning_rate(s, version)
+        self.descents["policy"].set_rate(rate)
+        if self.critic is not None:
+            self.descents["critic"].set_rate(
+                rate * (s.critic_learning_rate or s.peak_learning_rate) / s.peak_learning_rate
+            )
+        return rate
+
+    def _prepare(self, batch: StepBatch) -> _Step:
+        s, device = self._settings, self.policy.device
+        table = batch.table.to(device)
+        estimates = self._estimate(batch, table)
+        values_N = estimates.values_N
+        penalties_N, earlier_K = _penalties(batch, table.of_completions(estimates.penalties(table, s)), estimates)
+        earned = AdvantageInputs(
+            groups=batch.trajectories,
+            penalties_N=penalties_N,
+            earlier_K=earlier_K,
+            after_K=estimates.after_K,
+            values_N=None if values_N is None else table.of_completions(values_N),
+            gamma=s.gamma,
+            gae_lambda=s.gae_lambda,
+            clip=s.advantage_clip,
+        )
+        found = self._algorithm.advantages(earned)
+        log = StepLog(batch.table, self.ranks)
+        advantages_N = table.with_answers(found.advantages_N, of_answers=table.answer_advantages_N)
+        no_returns_N = torch.zeros_like(advantages_N)
+        returns_N = None if found.returns_N is None else table.with_answers(found.returns_N, of_answers=no_returns_N)
+        weights = None
+        if s.importance == "second_moment":
+            columns = (table.behaviour_N, table.completions_N, table.answer_N)
+            weights = staleness_weights(estimates.proximal_N, *columns, s, advantages_N)
+        first = next((m.tokens for m in batch.minibatches if m.micro_batches), slice(0, 0))
+        return _Step(table, estimates, advantages_N, returns_N, weights, first, log)
+
+    # ── one minibatch ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _update(self, minibatch: MiniBatch, step: _Step, version: int) -> float:
+        """One optimizer update of each model; the norm of the policy's gradient, 0 while the critic warms up."""
+        unmoved = minibatch.tokens == step.first
+        own = [micro.to(self.policy.device) for micro in share(minibatch.micro_batches, self.ranks)]
+        if self.critic is not None:
+            critic = self.critic
+            self.descents["critic"].update(own, lambda micro: self._value_loss(critic, micro, step))
+            if version < self._settings.critic_warmup_steps:
+                with torch.no_grad():
+                    for micro in own:
+                        self._policy_loss(micro, step, unmoved)
+                return 0.0
+        return self.descents["policy"].update(own, lambda micro: self._policy_loss(micro, step, unmoved))
+
+    def _policy_loss(self, micro: MicroBatch, step: _Step, unmoved: bool) -> Tensor:
+        """The micro-batch's part of the minibatch's loss; `unmoved`: it is the step's first minibatch."""
+        rows_N = micro.table_N
+        current_N = self.policy.logprobs(micro, self._settings.temperature)
+        if unmoved:
+            step.log.note_unmoved(rows_N, current_N)
+        behaviour_N = step.table.behaviour_N[rows_N]
+        proximal_N = self._proximal(current_N.detach(), behaviour_N, rows_N, step)
+        sequences_N = step.table.sequences_N[rows_N]
+        weights = self._weights(proximal_N, behaviour_N, rows_N, step)
+        tokens = LossTokens(current_N, proximal_N, weights.importance_N, step.advantages_N[rows_N], sequences_N)
+        values = self._algorithm.policy_loss(tokens, self._clip)
+        loss_N = self._with_divergence(values, tokens, rows_N, step) * step.table.scales_N[rows_N]
+        step.log.note(
+            rows_N,
+            loss=loss_N,
+            proximal=proximal_N,
+            importance=weights.importance_N,
+            clipped=values.clipped_N,
+            importance_cut_share=weights.cut_N,
+        )
+        return loss_N.sum()
+
+    def _proximal(self, current_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, step: _Step) -> Tensor:
+        """As estimated; else the present policy's, or between it and the behaviour policy's.
+
+        log π_prox ≈ log π_b + α(log π_θ − log π_b), α = age / (age + 1): on the line between both in versions, π_prox
+        is one version behind π_θ and `age` ahead of π_b (AReaL's approximation, which saves the forward pass).
+        """
+        if self._settings.proximal == "interpolate":
+            ages_N = step.table.ages_N[rows_N]
+            return behaviour_N + ages_N / (ages_N + 1) * (current_N - behaviour_N)
+        estimated_N = step.estimates.proximal_N[rows_N]
+        return torch.where(estimated_N.isnan(), current_N, estimated_N)
+
+    def _weights(self, proximal_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, step: _Step) -> StalenessWeights:
+        if (known := step.weights) is not None:
+            return StalenessWeights(known.importance_N[rows_N], known.cut_N[rows_N])
+        table, advantages_N = step.table, step.advantages_N[rows_N]
+        columns = (behaviour_N, table.completions_N[rows_N], table.answer_N[rows_N])
+        return staleness_weights(proximal_N, *columns, self._settings, advantages_N)
+
+    def _with_divergence(self, values: LossValues, tokens: LossTokens, rows_N: Tensor, step: _Step) -> Tensor:
+        """[N] the algorithm's loss, and the divergence from the base model, weighted for staleness alike.
+
+        Estimates of a divergence are of what the policy chose: answer tokens have none.
+        """
+        s, reference_N = self._settings, step.estimates.reference_N
+        if reference_N is None:
+            return values.loss_N
+        kl_N = kl_estimate(tokens.current_N, reference_N[rows_N], s.kl_estimator)
+        kl_N = kl_N.masked_fill(step.table.answer_N[rows_N], 0.0)
+        step.log.note(rows_N, reference_kl=kl_N)
+        if s.kl_in == "reward":
+            return values.loss_N
+        return values.loss_N + s.kl_coefficient * tokens.importance_N * kl_N
+
+    def _value_loss(self, critic: Critic, micro: MicroBatch, step: _Step) -> Tensor:
+        """A mean over the minibatch as the policy's is, to which answer tokens give nothing."""
+        assert step.returns_N is not None
+        assert step.estimates.values_N is not None
+        rows_N = micro.table_N
+        values_N = critic.values(micro)
+        before_N, returns_N = step.estimates.values_N[rows_N], step.returns_N[rows_N]
+        loss_N = clipped_value(values_N, before_N, returns_N, self._settings.value_clip)
+        step.log.note(rows_N, value_loss=loss_N, value=values_N)
+        return (loss_N * step.table.scales_N[rows_N]).masked_fill(step.table.answer_N[rows_N], 0.0).sum()
+
+
+def _penalties(batch: StepBatch, penalties_N: Column, estimates: Estimates) -> tuple[Column, Column]:
+    """Those of completion tokens, with what tokens after them are charged that do not contribute; and of each
+    trajectory what is charged before its first token that does."""
+    earlier_K = np.zeros(sum(map(len, batch.samples)))
+    if batch.charged is not None and estimates.charged_M is not None:
+        charged_M, after = estimates.charged_M.double().cpu().numpy(), batch.charged.after
+        first = after < 0
+        np.add.at(penalties_N, after[~first], charged_M[~first])
+        np.add.at(earlier_K, batch.charged.trajectory[first], charged_M[first])
+    return penalties_N, earlier_K

@@ -1,0 +1,184 @@
+"""Tries a grader before a job runs: `python -m headrace_rewards check`, JSON in on stdin, JSON out on stdout.
+
+    in   {"grader": {…}, "samples": [{"output_text", "item", "messages", …}, …], "groups": [2, 1, …],
+          "tokenizer": "…/tokenizer.json", "rehearsal": false, "seconds": 30}
+    out  {"ok": true,  "error": null, "grader": {… with absolute paths},
+          "outcomes": [{"type": "score", …}, …], "seconds": [0.01, …], "parts": [{"name", "type", "failures"}, …],
+          "cannot": null, "remarks": ["…"], "ignored": ["…"]}
+         {"ok": false, "error": {"message", "param", "code"}, "grader": null, "outcomes": [], …}
+
+`ok` says that the grader is well formed, and its file could be imported (in a process of its own). What it makes of
+each sample is in `outcomes`; a failed sample leaves `ok` true. `groups` says how many neighbours among the samples are
+completions of one prompt; those are scored together, and one group after the other, each in so many `seconds`. Without
+it all are one group. Both are optional. `parts` are the grader and those that it holds, which come before it;
+`ignored` names what of their descriptions has no effect. The exit
+status is 0 whenever an answer was written.
+
+A function whose `form` is not given, and that takes text for something else, is tried with messages; the grader in the
+answer has the form that was found. In a `rehearsal` no server is asked, and groups that are not scored within `seconds`
+are given up; `cannot` then says why the grader cannot work at all, and `remarks` what else was seen: see `rehearsal`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.errors import HeadraceError, InvalidRequest
+
+from .graders.spec import GraderSpec
+from .protocol import Outcome, Sample
+from .registry import require_processes, validate
+from .rehearsal import GraderPart, Watched, Watching, refusal, with_form, with_kept_code
+from .sandbox.level_probe import assess_in_child
+
+
+class CheckRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """What stdin holds."""
+
+    grader: Any
+    samples: list[Sample] = []
+    groups: list[int] | None = None
+    rules: RewardPermissions = RewardPermissions()
+    tokenizer: str | None = None
+    """A tokenizer.json, which makes the token ids of the samples; without it they have those that are given."""
+    rehearsal: bool = False
+    seconds: float | None = None
+    """For all groups together; without it they take as long as they take."""
+
+
+class GraderProblem(msgspec.Struct):
+    """Why a grader cannot be used."""
+
+    message: str
+    param: str | None
+    code: str
+
+
+class CheckReport(msgspec.Struct):
+    """What stdout gets."""
+
+    ok: bool
+    error: GraderProblem | None
+    grader: dict[str, Any] | None = None
+    outcomes: list[Outcome] = []
+    seconds: list[float] = []
+    parts: list[GraderPart] = []
+    cannot: str | None = None
+    remarks: list[str] = []
+    ignored: list[str] = []
+
+
+def prepare() -> None:
+    """What every check does alike, for a process that forks checks (`fork_server` of the gateway)."""
+    import tokenizers  # noqa: F401
+
+    assess_in_child()
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    report = asyncio.run(check(sys.stdin.buffer.read()))
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+
+
+async def check(body: bytes) -> CheckReport:
+    """The report on one request; a fault of the user's is in the report, a fault of ours is raised."""
+    try:
+        return await _checked(_parse(body))
+    except HeadraceError as fault:
+        return CheckReport(False, GraderProblem(fault.message, fault.param, fault.code))
+
+
+async def _checked(request: CheckRequest) -> CheckReport:
+    groups = list(_groups(request))
+    try:
+        spec = validate(request.grader)
+    except RecursionError:
+        raise InvalidRequest("graders are nested too deep", param="grader") from None
+    require_processes(spec, request.rules)
+    if request.rules.code is not None:
+        spec = with_kept_code(spec, request.rules, Path(request.rules.code))
+    report, watched = await _tried(spec, request, groups)
+    chosen = [part for part in watched if _form_is_open(part.spec) and part.wants_messages]
+    if chosen:
+        changed = with_form(spec, frozenset(id(part.spec) for part in chosen), "messages")
+        other, watched_again = await _tried(changed, request, groups)
+        if not any(new.always_raised for old, new in zip(watched, watched_again, strict=True) if old in chosen):
+            return other
+    return report
+
+
+def _form_is_open(spec: GraderSpec) -> bool:
+    return "form" in type(spec).model_fields and getattr(spec, "form", None) is None
+
+
+async def _tried(
+    spec: GraderSpec, request: CheckRequest, groups: Sequence[Sequence[Sample]]
+) -> tuple[CheckReport, Sequence[Watched]]:
+    several = bool(request.samples) and not request.rehearsal
+    rules = request.rules if several else msgspec.structs.replace(request.rules, most_workers=1)
+    builder = Watching(rules, request.rehearsal)
+    reward, report = builder.build(spec), CheckReport(True, None)
+    await reward.start()
+    try:
+        async with asyncio.timeout(request.seconds):
+            for group in groups:
+                start = time.monotonic()
+                report.outcomes += await reward.score(group)
+                report.seconds.append(time.monotonic() - start)
+    except TimeoutError:
+        told = f"the grader was not done with {len(groups)} small groups of completions within {request.seconds:g} s"
+        report.remarks.append(told)
+    finally:
+        await reward.close()
+    still_open = frozenset(id(part.spec) for part in builder.watched if groups and _form_is_open(part.spec))
+    report.grader = with_form(spec, still_open, "text").model_dump()
+    report.parts = [part.part for part in builder.watched]
+    report.ignored = [f"grader '{p.spec.name}': {told}" for p in builder.watched for told in p.spec.ignored()]
+    if request.rehearsal and groups:
+        report.cannot = next(_faults(builder.watched, groups[0][0].item), None)
+        report.remarks += filter(None, (part.remarks() for part in builder.watched))
+    return report, builder.watched
+
+
+def _faults(watched: Sequence[Watched], item: dict[str, Any]) -> Iterator[str]:
+    for part in watched:
+        if (failure := part.cannot_work(item)) is not None:
+            yield refusal(part, failure)
+
+
+def _groups(request: CheckRequest) -> Iterator[list[Sample]]:
+    samples = request.samples if request.tokenizer is None else _tokenised(request.samples, request.tokenizer)
+    sizes = [len(request.samples)] if request.groups is None else request.groups
+    if min(sizes, default=0) < 0 or sum(sizes) != len(request.samples):
+        raise InvalidRequest(f"groups add up to {sum(sizes)}, and there are {len(request.samples)} samples")
+    start = 0
+    for size in filter(None, sizes):
+        yield samples[start : start + size]
+        start += size
+
+
+def _tokenised(samples: Sequence[Sample], file: str) -> list[Sample]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    ids = (tokenizer.encode(sample.output_text, add_special_tokens=False).ids for sample in samples)
+    return [replace(sample, token_ids=tuple(found)) for sample, found in zip(samples, ids, strict=True)]
+
+
+def _parse(body: bytes) -> CheckRequest:
+    try:
+        return msgspec.json.decode(body, type=CheckRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise InvalidRequest(f"not a request to check a grader: {fault}") from None

@@ -1,0 +1,44 @@
+"""`calibrated`: a reward model that may be wrong, corrected by how the completion reasons.
+
+A wrong low score is the noise that costs most. Where a score s is below a threshold τ, α times the reasoning pattern
+reward is added, never past 1; a score of τ and more stays (Lv et al., arXiv 2505.22653: τ = 0.5, α = 0.1). In training
+only: an evaluation shows the reward model's own scores.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..protocol import Outcome, Reward, Sample, SampleKey, Score
+from .reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
+from .wrapper import WrappingReward, WrappingSpec
+
+
+class CalibratedSpec(WrappingSpec):
+    """`grader` is the reward model, with scores from 0 to 1."""
+
+    type: Literal["calibrated"]
+    pattern: ReasoningPatternSpec = ReasoningPatternSpec(type="reasoning_pattern", name="pattern")
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    alpha: float = Field(default=0.1, ge=0, le=1)
+
+
+class Calibrated(WrappingReward):
+    """Components `uncalibrated` (the held reward's score) and `pattern` (the reasoning pattern reward) are added."""
+
+    def __init__(self, spec: CalibratedSpec, held: Reward) -> None:
+        super().__init__(held)
+        self._spec = spec
+        self._pattern = ReasoningPattern(spec.pattern)
+
+    def _changed(self, sample: Sample, draw: SampleKey, score: Score) -> Outcome:
+        pattern, value = self._pattern.of(sample.output_text).value, score.value
+        if value < self._spec.threshold:
+            value = min(1.0, value + self._spec.alpha * pattern)
+        return Score(value, {"uncalibrated": score.value, "pattern": pattern, **score.components})
+
+    def _slope(self, draw: SampleKey, score: Score) -> tuple[float, bool]:
+        """A step at the threshold: of a score elsewhere, what is added is not known here."""
+        return 1.0, False

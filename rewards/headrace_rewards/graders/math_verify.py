@@ -1,0 +1,82 @@
+"""`math_verify`: 1 where a completion's final answer equals the reference, by the math-verify package, else 0.
+
+    score(group) ─► templates ─► one batch ─► a host process (judges/math_verify_judge.py) ─► verdicts
+                                   └ lost? each completion alone ─► the one at fault fails, the others have scores
+
+What a model writes is not safe to evaluate (`9^{9^{9^9}}`), so no completion is parsed in the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal
+
+from headrace_core.config.reward_permissions import RewardPermissions
+
+from ..protocol import Failure, NotApplicable, Outcome, Reward, Sample, each
+from .hosted_judge import JudgedSpec, hosted
+from .string_check import TemplateText
+from .templates import MissingPath, Template, outcome_of, rendered
+
+
+class MathVerifySpec(JudgedSpec):
+    """`input` and `reference` are templates; a reference without math delimiters is LaTeX as a whole."""
+
+    type: Literal["math_verify"]
+    reference: TemplateText = "{{ item.answer }}"
+    input: TemplateText = "{{ sample.output_text }}"
+
+
+class MathVerify:
+    """See the module's picture. A completion in which no answer is found scores 0."""
+
+    def __init__(self, spec: MathVerifySpec, judge: Reward) -> None:
+        self._input = Template.parse(spec.input)
+        self._reference = Template.parse(spec.reference)
+        self._judge = judge
+
+    async def start(self) -> None:
+        """Start the processes; importing math-verify takes each about a second."""
+        await self._judge.start()
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """1.0 or 0.0 a sample; `Failure("bad_input")` where the row has no reference that math-verify can read."""
+        return await each(samples, self._score)
+
+    async def _score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        rendered = [self._render(sample) for sample in samples]
+        batch = [question for question in rendered if isinstance(question, Sample)]
+        verdicts = iter(await self._ask(batch))
+        return [
+            _outcome(next(verdicts), entry.item["gold"]) if isinstance(entry, Sample) else entry for entry in rendered
+        ]
+
+    async def close(self) -> None:
+        """End the processes."""
+        await self._judge.close()
+
+    async def _ask(self, batch: list[Sample]) -> list[Outcome]:
+        verdicts = await self._judge.score(batch) if batch else []
+        if len(batch) == 1 or not any(isinstance(verdict, Failure) for verdict in verdicts):
+            return verdicts
+        alone = await asyncio.gather(*(self._judge.score([question]) for question in batch))
+        return [verdict for (verdict,) in alone]
+
+    def _render(self, sample: Sample) -> Sample | Outcome:
+        try:
+            text, gold = rendered(sample, self._input, self._reference)
+            return Sample(text, {"gold": gold})
+        except MissingPath as missing:
+            return outcome_of(missing)
+
+
+def make(spec: MathVerifySpec, rules: RewardPermissions) -> MathVerify:
+    """A reward that is not started yet."""
+    return MathVerify(spec, hosted("math_verify_judge", spec, rules))
+
+
+def _outcome(verdict: Outcome, gold: str) -> Outcome:
+    if isinstance(verdict, NotApplicable):
+        return Failure("bad_input", f"math-verify finds no mathematics in the reference {gold[:100]!r}")
+    return verdict

@@ -1,0 +1,209 @@
+"""What `score_model` and `label_model` share: one question a completion, to the server in OpenAI's protocol that the
+operator named, answered in JSON of a given schema.
+
+    completion ─► templates filled ─► POST {judge_url}/chat/completions ─► {"result": …} of the schema's type
+
+The operator's settings are HEADRACE_JUDGE_URL and HEADRACE_JUDGE_KEY; the key is a header, see `http_client`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.errors import InvalidRequest
+
+from ..http_client import JsonAnswer, JsonClient, parsed_url
+from ..protocol import Failure, NotApplicable, Outcome, Sample
+from .spec import GraderSpec
+from .string_check import TemplateText
+from .templates import MissingPath, Template, outcome_of, rendered
+
+_CONCURRENCY = 32
+"""Questions at once, from each rollout worker."""
+
+Result = TypeVar("Result", float, str)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Text(_Part):
+    """A block of text in a message; images and sound are not taken."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: TemplateText
+
+
+class Message(_Part):
+    """A message to the judge; its texts are templates."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: TemplateText | Text | Annotated[tuple[TemplateText | Text, ...], Field(min_length=1)]
+
+    def template(self) -> Template:
+        """The whole content; blocks stand on lines of their own."""
+        blocks = self.content if isinstance(self.content, tuple) else (self.content,)
+        return Template.parse("\n".join(block if isinstance(block, str) else block.text for block in blocks))
+
+
+class SamplingParams(_Part):
+    """OpenAI's names, theirs included for the number of tokens; what is not given is left to the server."""
+
+    max_completions_tokens: int | None = Field(default=None, ge=1)
+    reasoning_effort: str | None = None
+    seed: int | None = None
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+
+    def fields(self) -> dict[str, Any]:
+        """Those that were given, as the chat route calls them."""
+        given = self.model_dump(exclude_none=True)
+        if "max_completions_tokens" in given:
+            given["max_completion_tokens"] = given.pop("max_completions_tokens")
+        return given
+
+
+class JudgeSpec(GraderSpec):
+    """OpenAI's fields that the two graders share; `timeout`, `attempts` and `check_connection` are ours."""
+
+    model: str = Field(min_length=1)
+    """As the judge's server calls it."""
+    input: tuple[Message, ...] = Field(min_length=1)
+    sampling_params: SamplingParams = SamplingParams()
+    steps: bool = True
+    """The judge writes the steps of its reasoning before the result, as OpenAI's does."""
+    timeout: float = Field(default=60.0, gt=0, le=600)
+    """Seconds for one attempt."""
+    attempts: int = Field(default=3, ge=1, le=10)
+    check_connection: bool = True
+    """Whether a job is refused at its submission where the server accepts no connection then; false for one that is
+    started later."""
+
+
+class _Said(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Said
+    finish_reason: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+
+
+class _Grade(msgspec.Struct):
+    result: Any
+
+
+class ModelJudge(Generic[Result]):
+    """Asks for a `Result`. `schema` is that of the result alone."""
+
+    def __init__(
+        self,
+        spec: JudgeSpec,
+        rules: RewardPermissions,
+        result: type[Result],
+        schema: Mapping[str, Any],
+        lowest: float = 0.0,
+    ) -> None:
+        """`lowest`: the least reward. Raises `InvalidRequest` where the operator named no judge."""
+        self._client = _client(spec, rules)
+        self._check_connection = spec.check_connection
+        self._messages = [("system" if m.role == "developer" else m.role, m.template()) for m in spec.input]
+        self._fixed = {
+            "model": spec.model,
+            **spec.sampling_params.fields(),
+            "response_format": {"type": "json_schema", "json_schema": _wrapped(schema, spec.steps)},
+        }
+        self._type: type[Result] = result
+        self._lowest = lowest
+
+    async def start(self) -> None:
+        """Asks nothing yet."""
+        await self._client.start()
+
+    async def close(self) -> None:
+        """Questions in flight end with `unavailable`. Idempotent."""
+        await self._client.close()
+
+    async def ask(self, sample: Sample) -> Result | Outcome:
+        """The judge's result on one completion; an `Outcome` where there is none."""
+        body = self._question(sample)
+        if not isinstance(body, bytes):
+            return body
+        answer = await self._client.post(body)
+        return answer if isinstance(answer, Failure) else self._read(answer)
+
+    async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """See `Rehearsed`: whether the judge accepts a connection, and whether the templates can be filled."""
+        unreached = await self._client.unreached() if self._check_connection else None
+        questions = [self._question(sample) for sample in samples]
+        return [unreached or NotApplicable() if isinstance(body, bytes) else body for body in questions]
+
+    def _question(self, sample: Sample) -> bytes | Outcome:
+        try:
+            texts = rendered(sample, *(template for _, template in self._messages))
+            messages = [{"role": m[0], "content": text} for m, text in zip(self._messages, texts, strict=True)]
+            return msgspec.json.encode({**self._fixed, "messages": messages})
+        except MissingPath as missing:
+            return outcome_of(missing, self._lowest)
+        except UnicodeEncodeError as fault:  # half a surrogate pair
+            return Failure("bad_input", f"the question cannot be written as JSON: {fault}")
+
+    def quoted(self, text: str) -> str:
+        """What the judge wrote, for a message."""
+        return self._client.quoted(text)
+
+    def _read(self, answer: JsonAnswer) -> Result | Failure:
+        try:
+            choice = msgspec.convert(answer.value, _Completion).choices[0]
+        except (msgspec.ValidationError, IndexError) as fault:
+            return Failure("bad_output", f"the judge's answer is no chat completion: {fault}")
+        if choice.message.refusal:
+            return Failure("bad_output", f"the judge refused: {self.quoted(choice.message.refusal)}")
+        text = choice.message.content or ""
+        try:
+            return msgspec.convert(msgspec.json.decode(text, type=_Grade).result, self._type)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            cut = " before its limit of tokens" if choice.finish_reason == "length" else ""
+            return Failure("bad_output", f'the judge wrote no {{"result": …}}{cut}: {self.quoted(text)}')
+
+
+def _client(spec: JudgeSpec, rules: RewardPermissions) -> JsonClient:
+    if rules.judge_url is None:
+        fault = f"a {spec.type} grader asks a model, and the operator has named no server for it (HEADRACE_JUDGE_URL)"
+        raise InvalidRequest(fault, param="grader.type")
+    url = f"{rules.judge_url.rstrip('/')}/chat/completions"
+    try:
+        parsed_url(url)
+    except ValueError as fault:
+        raise InvalidRequest(f"HEADRACE_JUDGE_URL: {fault}", param="grader.type") from None
+    key = {"Authorization": f"Bearer {rules.judge_key}"} if rules.judge_key else {}
+    return JsonClient(url, timeout=spec.timeout, attempts=spec.attempts, concurrency=_CONCURRENCY, headers=key)
+
+
+def _wrapped(schema: Mapping[str, Any], steps: bool) -> dict[str, Any]:
+    """The steps first: what is to follow from them is written after them."""
+    text = {"type": "string"}
+    of_steps = {"steps": {"type": "array", "items": _object({"description": text, "conclusion": text})}}
+    properties = {**(of_steps if steps else {}), "result": dict(schema)}
+    return {"name": "grade", "strict": True, "schema": _object(properties)}
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }

@@ -1,0 +1,1 @@
+"""Rewards without a verifier: from the policy's own probabilities, or from votes."""

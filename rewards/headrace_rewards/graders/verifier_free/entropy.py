@@ -1,0 +1,31 @@
+"""`entropy`: R = −mean_t H(π_t), the negative entropy of what each token was sampled from (RENT, arXiv 2505.22660).
+
+In nats: 0 where the policy never hesitates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from ...protocol import Outcome, PolicyMeasurements, Reward, Score
+from . import base
+
+
+class EntropySpec(base.VerifierFreeSpec):
+    """Without an `evaluation`, evaluations report the same R of greedy completions."""
+
+    type: Literal["entropy"]
+    measures = frozenset({"distribution"})
+
+
+def negative_entropy(measured: PolicyMeasurements) -> Outcome:
+    """R of one completion."""
+    if not measured.entropies:
+        return base.UNMEASURED
+    return Score(-math.fsum(measured.entropies) / len(measured.entropies))
+
+
+def make(spec: EntropySpec, builder: Any) -> Reward:
+    """The reward of `spec`."""
+    return base.make(base.of_each(negative_entropy), spec, builder)

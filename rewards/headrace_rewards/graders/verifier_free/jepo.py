@@ -1,0 +1,43 @@
+"""`jepo`: R = log π(y*|x, z), a lower bound of log π(y*|x) by Jensen's inequality (arXiv 2503.19618).
+
+    ∇J = E_z[ A ∇log π(z|x) + ∇log π(y*|x, z) ],   A = R − mean of the others' R
+
+The reference answer's tokens have weight 1: they are trained as in supervised learning. An answer can be arbitrarily
+unlikely, and where none is opened there is no likelihood at all, so R is not let below `floor` (a choice of ours).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from headrace_core.types.likelihood import Likelihood
+
+from ...protocol import Outcome, PolicyMeasurements, Reward
+from . import base
+
+
+class LogLikelihoodSpec(base.LikelihoodSpec):
+    """`floor`: the least reward, in nats, and that of a completion that opens no answer."""
+
+    kind = "log"
+    floor: float = Field(-20.0, lt=0, allow_inf_nan=False)
+
+
+class JepoSpec(LogLikelihoodSpec):
+    """Without an `evaluation`, evaluations report the same log-likelihood."""
+
+    type: Literal["jepo"]
+
+
+def make(spec: LogLikelihoodSpec, builder: Any) -> Reward:
+    """The reward of `spec`."""
+
+    def bound(measured: PolicyMeasurements) -> Outcome:
+        logprobs = measured.reference
+        if logprobs is None:
+            return base.UNMEASURED
+        return base.scored(Likelihood(spec.kind, low=spec.floor), logprobs, spec.floor)
+
+    return base.make(base.of_each(bound), spec, builder)

@@ -1,0 +1,56 @@
+"""`majority_vote`: R = 1 for the answer that most completions of the prompt give, else 0 (TTRL, arXiv 2504.16084).
+
+A completion's answer is what stands inside the last pair of tags `<tag>…</tag>`, else its last line; one without any
+text has none, and does not vote. Of answers given equally often the first seen wins. The greedy completion of an
+algorithm that wants one is judged by the vote, and has none: it would be the sampled ones' baseline and part of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ...protocol import NotApplicable, Outcome, Reward, Sample, Score
+from . import base
+
+
+class MajorityVoteSpec(base.VerifierFreeSpec):
+    """A single completion has no majority: without an `evaluation`, evaluations have no reward."""
+
+    type: Literal["majority_vote"]
+    tag: str = Field("answer", pattern=r"^\w+$")
+
+
+def answer_in(text: str, tag: str) -> str | None:
+    """The answer, its white space normalised; `None` where there is none."""
+    tagged = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    lines = tagged[-1:] or text.strip().splitlines()[-1:]
+    return " ".join(lines[0].split()) or None if lines else None
+
+
+def make(spec: MajorityVoteSpec, builder: Any) -> Reward:
+    """The reward of `spec`."""
+
+    def vote(samples: Sequence[Sample]) -> list[Outcome]:
+        answers = [answer_in(sample.output_text, spec.tag) for sample in samples]
+        votes: dict[int, Counter[str]] = {}
+        for sample, answer in zip(samples, answers, strict=True):
+            if sample.draw is not None and sample.of_group and answer is not None:
+                votes.setdefault(sample.draw.group, Counter())[answer] += 1
+        return [_outcome(sample, answer, votes) for sample, answer in zip(samples, answers, strict=True)]
+
+    return base.make(vote, spec, builder)
+
+
+def _outcome(sample: Sample, answer: str | None, votes: dict[int, Counter[str]]) -> Outcome:
+    if sample.draw is None:
+        return NotApplicable()
+    cast = votes.get(sample.draw.group, Counter())
+    if not cast:
+        return Score(0.0)
+    ((winner, count),) = cast.most_common(1)
+    return Score(float(answer == winner), {"agreement": count / cast.total()})

@@ -1,0 +1,87 @@
+"""`rlpr`: R = clip(mean_t p(y*_t|x, z) − mean_t p(y*_t|x), 0, 1): what the reasoning adds (RLPR, arXiv 2506.18254).
+
+The mean of the probabilities of the reference answer's tokens, and not their product, so that one unlikely synonym does
+not make R vanish. Groups whose rewards hardly differ are left out: those with a standard deviation under
+`spread_share` times its moving average over the groups that this worker has scored before; each counts there once, and
+what was said of it holds when it is scored again. It is the deviation of the
+sampled completions' rewards: a greedy one, which an algorithm may want beside them, is left out with its group.
+
+Off-policy the learner computes the first mean anew. The second, one number a group, stays as it was measured, and so
+does what was left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+from pydantic import Field
+
+from headrace_core.types.likelihood import Likelihood
+
+from ...protocol import NotApplicable, Outcome, Reward, Sample, Score
+from . import base
+
+MEMORY = 0.99
+"""How much of the moving average stays at each group."""
+REMEMBERED = 4096
+"""Groups that were left out, the newest: more than are ever under way, and may be scored again."""
+
+
+class RlprSpec(base.LikelihoodSpec):
+    """`spread_share` 0 leaves no group out. Without an `evaluation`, evaluations report the same R."""
+
+    type: Literal["rlpr"]
+    measures = frozenset({"reference", "reference_alone"})
+    kind = "mean"
+    spread_share: float = Field(0.5, ge=0, le=10)
+
+
+class Rlpr:
+    """The judge: it keeps the moving average."""
+
+    def __init__(self, spread_share: float) -> None:
+        self._share = spread_share
+        self._average: float | None = None
+        self._left_out: OrderedDict[int, None] = OrderedDict()
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """One outcome a sample; all `NotApplicable` where the group is left out. Evaluations are never left out."""
+        if not samples or any(sample.draw is None for sample in samples):
+            return [added(sample) for sample in samples]
+        outcomes = [added(sample) for sample in samples]
+        draw = samples[0].draw
+        assert draw is not None  # of all
+        if not samples[0].again:
+            self._left_out.pop(draw.group, None)  # its completions are new
+            values = [o.value for o, s in zip(outcomes, samples, strict=True) if isinstance(o, Score) and s.of_group]
+            if len(values) > 1 and self._hardly_differ(statistics.pstdev(values)):
+                self._left_out[draw.group] = None
+                while len(self._left_out) > REMEMBERED:
+                    self._left_out.popitem(last=False)
+        return [NotApplicable()] * len(samples) if draw.group in self._left_out else outcomes
+
+    def _hardly_differ(self, spread: float) -> bool:
+        """Whether a group's spread is too small beside those before it, which it joins."""
+        average = self._average
+        self._average = spread if average is None else MEMORY * average + (1 - MEMORY) * spread
+        return average is not None and spread < self._share * average
+
+
+def added(sample: Sample) -> Outcome:
+    """R of one completion; its components are the two means. Without an opened answer the first is 0."""
+    measured = sample.measured
+    if measured is None or measured.reference is None or measured.reference_alone is None:
+        return base.UNMEASURED
+    mean = Likelihood(RlprSpec.kind)
+    reasoned, alone = (mean.value(part) for part in (measured.reference, measured.reference_alone))
+    added_to = msgspec.structs.replace(mean, offset=alone, low=0.0, high=1.0)
+    return base.scored(added_to, measured.reference, 0.0, reasoned=reasoned, alone=alone)
+
+
+def make(spec: RlprSpec, builder: Any) -> Reward:
+    """The reward of `spec`."""
+    return base.make(Rlpr(spec.spread_share), spec, builder)

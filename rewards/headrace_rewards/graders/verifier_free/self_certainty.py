@@ -1,0 +1,31 @@
+"""`self_certainty`: R = mean_t KL(U ‖ π_t), how far the policy is from knowing nothing (Intuitor, arXiv 2505.19590).
+
+U is the uniform distribution over the vocabulary, π_t the one that token t was sampled from; in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from ...protocol import Outcome, PolicyMeasurements, Reward, Score
+from . import base
+
+
+class SelfCertaintySpec(base.VerifierFreeSpec):
+    """Without an `evaluation`, evaluations report the same R of greedy completions."""
+
+    type: Literal["self_certainty"]
+    measures = frozenset({"distribution"})
+
+
+def certainty(measured: PolicyMeasurements) -> Outcome:
+    """R of one completion."""
+    if not measured.certainties:
+        return base.UNMEASURED
+    return Score(math.fsum(measured.certainties) / len(measured.certainties))
+
+
+def make(spec: SelfCertaintySpec, builder: Any) -> Reward:
+    """The reward of `spec`."""
+    return base.make(base.of_each(certainty), spec, builder)

@@ -1,0 +1,26 @@
+"""The verdict of an environment's rubric: on one completion, or on a group where one of its functions asks for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..tasks import verifiers_dataset
+
+Messages = list[dict[str, Any]]
+
+
+def of_environment(name: str, arguments: Mapping[str, Any], folder: str) -> Callable[..., Any]:
+    """The judge of the environment whose module lies in `folder`; raises `InvalidRequest`."""
+    sys.path.append(folder)
+    rubric = verifiers_dataset.Rubric(verifiers_dataset.load(name, arguments))
+
+    async def judge_group(prompts: list[Messages], completions: list[Messages], items: list[Any]) -> list[Any]:
+        return await rubric.score(prompts, [said[-1]["content"] for said in completions], items)
+
+    async def judge_one(prompt: Messages, completion: Messages, item: Any) -> Any:
+        (value,) = await rubric.score([prompt], [completion[-1]["content"]], [item])
+        return value
+
+    return judge_group if rubric.of_group else judge_one

@@ -1,0 +1,1 @@
+"""What the kernel enforces on user code: namespaces, Landlock, seccomp, limits, accounting."""

@@ -1,0 +1,279 @@
+"""Connections to unix sockets, which a host may make to its own processes alone: `multiprocessing` lives on them.
+
+    a process below ── connect(2) ──► held by the filter ──► the guard
+                                                             reads the address from its memory
+                    ◄─── 0, or an error ───────────────────  connects that very socket, or refuses
+
+A filter of system calls sees numbers, not the address that a pointer leads to, and Landlock asks nobody about pathname
+sockets. So the filter hands each `connect` to the guard (seccomp_unotify(2)). Allowed are sockets in the folders that
+the host may write to: whatever listens there is its own. Abstract names are refused. The guard connects by an open
+handle on the socket's file, so that an address or a link that changes meanwhile leads nowhere else.
+
+The guard never waits for a connection, since it has to watch: where the listener's queue is full, it tries again later.
+Where the kernel or the container does not let it do all this, `connect` fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import socket
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from . import buffers, syscalls
+
+_RECEIVE, _ANSWER, _STILL_VALID = 0xC0502100, 0xC0182101, 0x40082102
+_NOTICE = struct.Struct("=QIIiIQ6Q")
+"""`struct seccomp_notif`: id, thread, flags; number, architecture, instruction; arguments."""
+_REPLY = struct.Struct("=QqiI")
+_TIME = struct.Struct("@ll")
+_SHORTEST_WAIT = _TIME.pack(0, 1)
+_LONGEST_ADDRESS = 110
+_MOST_LEVELS = 256
+"""Folders between a socket and the folder in which it is allowed."""
+_MOST_WAITING = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the guard needs to connect for its host; made before the host is forked."""
+
+    ours: socket.socket
+    """Over this pair the host sends the file on which the filter's questions arrive."""
+    theirs: socket.socket
+    traces: bool
+    """Whether the guard may look into processes of any user."""
+
+    @classmethod
+    def make(cls) -> Door:
+        """Before the guard enters namespaces."""
+        ours, theirs = socket.socketpair()
+        return cls(ours, theirs, syscalls.has_capability(syscalls.CAP_SYS_PTRACE))
+
+    def hand_over(self, questions: int | None) -> None:
+        """The host's part; nothing of the door stays with it."""
+        if questions is not None:
+            socket.send_fds(self.theirs, [b"f"], [questions])
+            os.close(questions)
+        self.theirs.close()
+        self.ours.close()
+
+
+class _Question(NamedTuple):
+    id: int
+    thread: int
+    descriptor: int
+    address: int
+    length: int
+
+
+class _Refused(Exception):
+    """The error number is what the caller is told."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.number = number
+
+
+class Doorkeeper:
+    """Answers the questions of one host, whenever it is called; never waits."""
+
+    def __init__(self, door: Door, proc: int, folders: Sequence[Path], user: int | None) -> None:
+        """`proc`: the folder in which threads have the numbers by which the kernel names them to the guard;
+        `folders`: where the host writes; `user`: whom it became, if it did."""
+        self._door = door
+        self._proc = proc
+        self._door.theirs.close()
+        self._allowed = {_identity(os.stat(folder)) for folder in folders}
+        self._user = user
+        self._waiting: list[_Question] = []
+        self.addresses: set[bytes] = set()
+        """Of listeners that it has connected to, see `buffers.waiting_connections`."""
+        self.file: int = door.ours.fileno()
+        """To be polled for input."""
+        self._questions: int | None = None
+        os.fchdir(proc)  # an address is short; see `_connect`
+
+    @property
+    def waiting(self) -> bool:
+        """Whether some `connect` has to be tried again soon."""
+        return bool(self._waiting)
+
+    def answer(self, event: int) -> bool:
+        """Whatever can be answered now; `event` is what `poll` said of `file`. `False` when nobody can ask any more."""
+        again, self._waiting = self._waiting, []
+        for waiting in again:
+            self._settle(waiting)
+        if self._questions is None:
+            return self._open() if event else True
+        if event & select.POLLIN:
+            question = _received(self._questions)
+            if question is not None:
+                self._settle(question)
+        return not event & ~select.POLLIN
+
+    def _open(self) -> bool:
+        _, found, _, _ = socket.recv_fds(self._door.ours, 1, 1)
+        self._door.ours.close()
+        if not found:  # the host ended before it was confined
+            return False
+        self._questions = self.file = found[0]
+        return True
+
+    def _settle(self, question: _Question) -> None:
+        assert self._questions is not None
+        try:
+            with self._eyes_of_the_host():
+                done = self._connect(self._questions, question)
+            number = 0
+        except _Refused as refusal:
+            done, number = True, refusal.number
+        except OSError as fault:
+            done, number = True, fault.errno or errno.EPERM
+        if done:
+            _reply(self._questions, question, number)
+        elif len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(question)
+        else:
+            _reply(self._questions, question, errno.EAGAIN)
+
+    @contextlib.contextmanager
+    def _eyes_of_the_host(self) -> Iterator[None]:
+        """Files are looked for as its user would."""
+        if self._user is None:
+            yield
+        elif self._door.traces:
+            with syscalls.finding_files_as(self._user):
+                yield
+        else:  # only that user may look into its processes
+            with syscalls.real_user(self._user):
+                yield
+
+    def _connect(self, questions: int, question: _Question) -> bool:
+        """Whether it is done; `False` where the listener's queue is full."""
+        thread, proc = question.thread, self._proc
+        path = _path(syscalls.read_memory(thread, question.address, min(question.length, _LONGEST_ADDRESS)))
+        folder, _, name = path.rpartition(b"/")
+        if not path.startswith(b"/"):
+            folder = b"%d/cwd/" % thread + folder
+        process = _process_of(thread, proc)
+        with _opened(folder or b"/", os.O_PATH | os.O_DIRECTORY, proc) as place:
+            # what was read and opened by the number of a thread is that thread's only while it waits for us
+            fcntl.ioctl(questions, _STILL_VALID, struct.pack("=Q", question.id))
+            if not self._is_allowed(place):
+                raise _Refused(errno.EPERM)
+            with _opened(name, os.O_PATH | os.O_NOFOLLOW, place) as target:
+                if not stat.S_ISSOCK(os.fstat(target).st_mode):
+                    raise _Refused(errno.ECONNREFUSED)
+                with _same_socket(process, question.descriptor) as caller:
+                    fcntl.ioctl(questions, _STILL_VALID, struct.pack("=Q", question.id))
+                    if not _connected(caller, f"self/fd/{target}"):  # below our working folder, which is `proc`
+                        return False
+                    self._note(caller)
+                    return True
+
+    def _note(self, caller: socket.socket) -> None:
+        address = buffers.as_listed(caller.getpeername())
+        if address is None:  # what waits there could not be counted
+            caller.shutdown(socket.SHUT_RDWR)
+            raise _Refused(errno.EPERM)
+        self.addresses.add(address)
+
+    def _is_allowed(self, place: int) -> bool:
+        """Whether the folder is one of those allowed, or below one."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(_MOST_LEVELS):
+                here = _identity(os.fstat(place))
+                if here in self._allowed:
+                    return True
+                place = stack.enter_context(_opened(b"..", os.O_PATH | os.O_DIRECTORY, place))
+                if _identity(os.fstat(place)) == here:
+                    return False
+        return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _path(address: bytes) -> bytes:
+    """Of a `sockaddr_un`."""
+    if len(address) < 2 or struct.unpack_from("=H", address)[0] != socket.AF_UNIX:
+        raise _Refused(errno.EPERM)
+    path = address[2:].partition(b"\0")[0]
+    if not path:  # an abstract name
+        raise _Refused(errno.EPERM)
+    return path
+
+
+def _process_of(thread: int, proc: int) -> int:
+    with open(os.open(f"{thread}/status", os.O_RDONLY, dir_fd=proc), "rb") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(b"Tgid:"))
+
+
+@contextlib.contextmanager
+def _opened(path: bytes, flags: int, folder: int) -> Iterator[int]:
+    place = os.open(path, flags | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        yield place
+    finally:
+        os.close(place)
+
+
+@contextlib.contextmanager
+def _same_socket(process: int, descriptor: int) -> Iterator[socket.socket]:
+    """What the process knows by that number."""
+    handle = os.pidfd_open(process)
+    try:
+        taken = syscalls.take_descriptor(handle, descriptor)
+    finally:
+        os.close(handle)
+    try:
+        found = socket.socket(fileno=taken)
+    except OSError:
+        os.close(taken)
+        raise
+    with found:
+        yield found
+
+
+def _connected(caller: socket.socket, address: str) -> bool:
+    """`False` where it would have to wait, and its owner is ready to."""
+    before = caller.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.size)
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SHORTEST_WAIT)
+    try:
+        caller.connect(address)
+    except BlockingIOError:
+        if not fcntl.fcntl(caller, fcntl.F_GETFL) & os.O_NONBLOCK:
+            return False
+        raise
+    finally:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, before)
+    return True
+
+
+def _received(questions: int) -> _Question | None:
+    """The next; `None` where the one that asked has ended."""
+    buffer = bytearray(_NOTICE.size)
+    try:
+        fcntl.ioctl(questions, _RECEIVE, buffer, True)
+    except OSError as fault:
+        if fault.errno in (errno.ENOENT, errno.EINTR):
+            return None
+        raise
+    number, thread, _, _, _, _, descriptor, address, length, *_ = _NOTICE.unpack(buffer)
+    return _Question(number, thread, ctypes.c_int(descriptor & 0xFFFFFFFF).value, address, length & 0xFFFFFFFF)
+
+
+def _reply(questions: int, question: _Question, number: int) -> None:
+    with contextlib.suppress(FileNotFoundError):  # who asked has ended
+        fcntl.ioctl(questions, _ANSWER, bytearray(_REPLY.pack(question.id, 0, -number, 0)), True)

@@ -1,0 +1,154 @@
+"""Which level this machine really holds: tried, once a process, with a function that tries to leave.
+
+assess ─► isolated? ─► filtered? ─► limits        what fell short, and why, is kept for whoever asks for more
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from headrace_core.config.reward_permissions import SANDBOX_LEVELS, SandboxLevel
+from headrace_core.errors import InvalidRequest, Unavailable
+
+from ..protocol import Sample, Score
+from . import frames
+from .host_supervisor import HostSupervisor
+from .kernel import control_groups, syscalls
+from .kernel.resource_limits import ResourceLimits
+
+_SECONDS = 60.0
+"""To start, and to answer: too little would be taken for a machine that holds less."""
+
+_TRIES = """
+import os, socket
+
+def network():
+    socket.socket().close()
+
+def write_outside(path):
+    with open(path, "a"): pass
+
+def read_outside(path):
+    with open(path): pass
+
+def see_others():
+    if len([name for name in os.listdir("/proc") if name.isdigit()]) > 5: return
+    raise PermissionError
+
+def grade(item):
+    acts = {"network": network, "write outside its folder": lambda: write_outside(item["file"])}
+    acts["read the files of others"] = lambda: read_outside(item["file"])
+    if item["level"] == "isolated": acts["see other processes"] = see_others
+    found = {}
+    for name, act in acts.items():
+        try: act()
+        except OSError: found[name] = 0
+        else: found[name] = 1
+    return found
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReport:
+    """`shortfalls` says, for each level above `level`, why it does not hold here."""
+
+    level: SandboxLevel
+    shortfalls: dict[SandboxLevel, str]
+
+    def require(self, wanted: SandboxLevel) -> None:
+        """Raises `Unavailable` where the machine offers less."""
+        if SANDBOX_LEVELS.index(self.level) < SANDBOX_LEVELS.index(wanted):
+            raise Unavailable(
+                f"user code is refused: the operator asks for sandbox level '{wanted}', and this machine holds "
+                f"'{self.level}' ({self.shortfalls[wanted]})"
+            )
+
+    def __str__(self) -> str:
+        missing = "; ".join(f"not {level}: {reason}" for level, reason in self.shortfalls.items())
+        return f"{self.level} ({missing})" if missing else self.level
+
+
+_assessed: MachineReport | None = None
+
+
+async def probe_level() -> MachineReport:
+    """What this machine holds; takes a start of two processes at most, the first time."""
+    global _assessed
+    if _assessed is None:
+        _assessed = await _try_all()
+    return _assessed
+
+
+def assess_in_child() -> None:
+    """Let all processes that this one forks know what `probe_level` finds, which a process of its own finds out:
+    nothing of its event loop, threads and children stays in this one. Where it finds nothing, each tries for itself."""
+    global _assessed
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            syscalls.signal_at_death_of_parent(signal.SIGKILL)
+            os.close(reading)
+            os.write(writing, msgspec.json.encode(asyncio.run(probe_level())))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        found = file.read()
+    os.waitpid(child, 0)
+    _assessed = msgspec.json.decode(found, type=MachineReport) if found else None
+
+
+async def _try_all() -> MachineReport:
+    shortfalls: dict[SandboxLevel, str] = {}
+    for level in reversed(SANDBOX_LEVELS[1:]):
+        shortfall = await _try(level)
+        if shortfall is None:
+            return MachineReport(level, shortfalls)
+        shortfalls[level] = shortfall
+    return MachineReport(SANDBOX_LEVELS[0], shortfalls)
+
+
+async def _try(level: SandboxLevel) -> str | None:
+    """Why this level does not hold, or `None`."""
+    limits = ResourceLimits(start_seconds=_SECONDS)
+    setup = frames.Setup("the trial of the sandbox", "grade", "text", _SECONDS, limits, level, source=_TRIES)
+    supervisor = HostSupervisor(setup, "sandbox")
+    with tempfile.NamedTemporaryFile(prefix="headrace-trial-") as outside:
+        os.chmod(outside.name, 0o666)
+        try:
+            await supervisor.start()
+            item = {"level": level, "file": str(Path(outside.name))}
+            [[outcome]] = await supervisor.score([[Sample("", item)]])
+        except (InvalidRequest, OSError) as fault:
+            return str(fault)
+        finally:
+            supervisor.stop()
+            await asyncio.shield(supervisor.reap())
+    if not isinstance(outcome, Score):
+        return f"the trial ended with {outcome}"
+    open_still = [name for name, value in outcome.components.items() if value]
+    return f"a function could still {', '.join(open_still)}" if open_still else None
+
+
+def main() -> None:
+    """`python -m headrace_rewards sandbox`: the level asked for on stdin (JSON), what is held on stdout, for people."""
+    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=SandboxLevel)
+    machine = asyncio.run(probe_level())
+    try:
+        machine.require(wanted)
+        said = f"{machine}; {control_groups.held()}"
+    except Unavailable as refused:
+        said = refused.message
+    sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")

@@ -1,0 +1,1 @@
+"""Our own engine on transformers: continuous batching on any machine."""

@@ -1,0 +1,144 @@
+"""Continuous batching: requests enter and leave the batch between two decode steps. Single-threaded, no waiting.
+
+    accept ──► waiting ── admit: rows free, memory free, and worth a prefill ──► slot table + slot cache
+                                                                                    │ step: one token a row
+               completion in the request's future ◄── stop token, or its limit ─────┘
+
+Invariants:
+
+* every accepted request ends exactly once: its future gets its completion, or the caller of `cancel` drops it;
+* requests are admitted in the order they came;
+* a request's tokens up to the last but one are in the cache, whole, before its next token is sampled;
+* cached keys and values belong to one request alone, so that none outlives the weights but in the request's own row.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..engine import EngineConfig, RequestRefused
+from ..json_constraint import JsonConstraint
+from ..sampling import sample
+from .batch_slots import Generation, IntArray, SlotTable, admission_pays
+from .policy_model import PolicyModel, StagedWeights
+
+
+def _constrained(
+    requests: Sequence[Generation], step: Callable[[JsonConstraint, int], None]
+) -> dict[int, RequestRefused]:
+    """Take a step of each constraint; errors by the index of the request: the others go on."""
+    errors: dict[int, RequestRefused] = {}
+    for index, request in enumerate(requests):
+        if request.constraint is not None:
+            try:
+                step(request.constraint, index)
+            except RequestRefused as error:
+                errors[index] = error
+    return errors
+
+
+class Decoder:
+    """Decodes requests on `model`, whose weights are `config.version` at the start."""
+
+    def __init__(self, model: PolicyModel, config: EngineConfig) -> None:
+        self.model = model
+        self.version = config.version
+        self._table = SlotTable(config.max_running, config.max_model_len, model.stop_ids, config.seed)
+        self._waiting: deque[Generation] = deque()
+        self._steps_waited = 0
+
+    @property
+    def running(self) -> int:
+        """Requests in rows."""
+        return self._table.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests accepted, not yet in rows."""
+        return len(self._waiting)
+
+    def accept(self, request: Generation) -> None:
+        """Queue `request`, which must fit the model's context and vocabulary."""
+        self._waiting.append(request)
+
+    def cancel(self, request: Generation) -> None:
+        """Drop `request` and free its row; nothing happens if it has ended."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+        elif request in self._table.requests:
+            self._free(np.array([self._table.requests.index(request)]))
+
+    def admit(self) -> None:
+        """Prefill waiting requests, and sample their first tokens, if there is room and it pays."""
+        candidates = self._candidates()
+        if not admission_pays(self.running, len(candidates), self._steps_waited):
+            self._steps_waited += bool(candidates)
+            return
+        self._steps_waited = 0
+        first = self.running
+        for request in candidates:
+            self._waiting.popleft()
+            self._table.add(request)
+        self.model.cache.reserve(self.running, self._table.longest_limit)
+        logits = self.model.prefill([request.prompt for request in candidates], first)
+        self._sample(slice(first, self.running), logits)
+
+    def step(self) -> None:
+        """Sample one token for every row."""
+        rows = slice(0, self.running)
+        if not self.running:
+            return
+        positions = self._table.lengths[rows] - 1
+        last = self._table.tokens[np.arange(self.running), positions]
+        self._sample(rows, self.model.decode(last, positions))
+
+    def swap(self, version: int, staged: StagedWeights, cache: Literal["keep", "recompute"]) -> None:
+        """Make `staged` the weights, as `version`; the rows' caches are kept, or computed anew."""
+        self.model.swap(staged)
+        self.version = version
+        if cache == "recompute" and self.running:
+            cached = [self._table.tokens[row, : self._table.lengths[row] - 1] for row in range(self.running)]
+            self.model.recompute(cached)
+
+    def _candidates(self) -> list[Generation]:
+        """The requests that rows and memory have room for, in the order they came."""
+        columns, found = self._table.longest_limit, list[Generation]()
+        for request in self._waiting:
+            columns = max(columns, request.limit)
+            rows = self.running + len(found) + 1
+            if rows > self._table.capacity or not self.model.cache.fits(rows, columns):
+                break
+            found.append(request)
+        return found
+
+    def _sample(self, rows: slice, logits: torch.Tensor) -> None:
+        device, table = logits.device, self._table
+        requests = table.requests[rows]
+        refused = _constrained(requests, lambda constraint, index: constraint.restrict(logits[index]))
+        drawn = sample(
+            logits,
+            torch.from_numpy(table.temperatures[rows]).to(device),
+            torch.from_numpy(table.top_ps[rows]).to(device),
+            torch.from_numpy(table.uniforms(rows)).to(device),
+            measure=table.measures(rows),
+        )
+        tokens, logprobs, entropies, certainties = (column.cpu().numpy() for column in drawn)
+        refused |= _constrained(requests, lambda constraint, index: constraint.accept(int(tokens[index])))
+        ended = set(table.append(rows, tokens, logprobs, entropies, certainties, self.version).tolist())
+        failed = {rows.start + index: error for index, error in refused.items()}
+        for row, error in failed.items():
+            table.requests[row].future.set_exception(error)
+        for row in ended - failed.keys():
+            table.requests[row].future.set_result(table.sampled(row))
+        if ended := ended | failed.keys():
+            self._free(np.array(sorted(ended)))
+
+    def _free(self, rows: IntArray) -> None:
+        sources, destinations = self._table.remove(rows)
+        if len(sources):
+            self.model.move(sources, destinations, int(self._table.lengths[destinations].max()))

@@ -1,0 +1,199 @@
+"""How vLLM is configured and brought up for Headrace: arguments, environment, the limit on a start.
+
+Everything that depends on the device is here, in `_device_arguments` and `_environment` (and, for weights, in
+`vllm_weights`); the engine itself is blind to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import nn
+
+from ..engine import EngineConfig
+from ..weight_files import own_config
+from .orphan_guard import OrphanGuard
+
+CPU_BLOCK_TOKENS = 32
+"""Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
+of a group would never share their prompt's cache; the CPU kernels want a multiple of 32."""
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as `max_lora_rank`."""
+
+END_LIMIT = 10.0
+"""Seconds until a killed process must be gone."""
+
+
+def engine_arguments(config: EngineConfig) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `AsyncEngineArgs` for `config`."""
+    return {
+        "model": str(config.model),
+        # Token ids in, token ids out: vLLM needs the tokenizer only to hold completions to a JSON schema.
+        "skip_tokenizer_init": not config.json_schemas,
+        # One library, and so one reading of a schema, for both engines; it refuses what it does not know.
+        **({"structured_outputs_config": {"backend": "guidance"}} if config.json_schemas else {}),
+        "max_model_len": context_length(config),
+        "load_format": "safetensors",
+        "max_num_seqs": config.max_running,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "seed": config.seed,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        # No limit: scoring at a temperature other than 1 asks for the whole vocabulary.
+        "max_logprobs": -1,
+        # A request is sampled as it asks, not as the model's generation_config suggests.
+        "generation_config": "vllm",
+        "worker_extension_cls": "headrace_rollout.engines.vllm.worker_extension.WeightExtension",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "enable_log_requests": False,
+        **_adapter_arguments(config),
+        **_device_arguments(config),
+    }
+
+
+def in_slot(config: EngineConfig) -> bool:
+    """Whether adapters stay beside the weights, in vLLM's LoRA layers, instead of being merged into them."""
+    from vllm.platforms import current_platform
+
+    if config.lora_rank is None or config.adapters == "merged":
+        return False
+    return config.adapters == "slot" or not current_platform.is_cpu()
+
+
+def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
+    if config.lora_rank is None or not in_slot(config):
+        return {}
+    ranks = [rank for rank in VLLM_RANKS if rank >= config.lora_rank]
+    if not ranks:
+        raise ValueError(f"vLLM's LoRA layers hold ranks up to {VLLM_RANKS[-1]}, not {config.lora_rank}")
+    return {
+        "enable_lora": True,
+        "max_lora_rank": ranks[0],
+        "max_loras": 1,
+        # Not the head: vLLM's layer around it takes the rows of a prompt that is scored for those that are sampled, and
+        # fails where other requests run (vllm 16668, 51594). All linear layers may be named once those are closed.
+        "lora_target_modules": _linear_layers(config.model),
+    }
+
+
+def _linear_layers(folder: Path) -> list[str]:
+    """The last parts of the names of all linear layers but the head: what the learner adapts, by the same rule."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(own_config(folder))
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def _device_arguments(config: EngineConfig) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {"dtype": config.dtype}
+    return {
+        "dtype": "float32" if config.dtype == "auto" else config.dtype,
+        # Compilation makes a start 26 s longer for 5 % of speed, and would bake in the handlers an update swaps.
+        "enforce_eager": True,
+        "block_size": CPU_BLOCK_TOKENS,
+    }
+
+
+def context_length(config: EngineConfig) -> int:
+    """vLLM's context: one token longer than ours where the model allows it, as scoring must sample one token."""
+    longest = getattr(text_settings(config.model), "max_position_embeddings", None)
+    return config.max_model_len + 1 if longest is None or config.max_model_len < longest else config.max_model_len
+
+
+def text_settings(model: Path) -> Any:
+    """The configuration of the model that reads and writes text: of several models config.json holds it within its own,
+    without what is at its default. Raises FileNotFoundError where there is no config.json."""
+    if not (model / "config.json").is_file():
+        raise FileNotFoundError(f"{model} is no model folder: it has no config.json")
+    return own_config(model).get_text_config()
+
+
+def start_engine(config: EngineConfig, guard: OrphanGuard) -> Any:
+    """A started `AsyncLLM`, whose processes are `guard`'s. Blocks until the model is loaded: not for an event loop."""
+    # This process has one tracker for all it starts, which ends when they all have: not one of this engine's processes.
+    resource_tracker.ensure_running()
+    with _environment(config, guard):
+        # Imported here, not above: vLLM reads the environment at import, and takes seconds.
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config)))
+
+
+def engine_processes() -> set[psutil.Process]:
+    """vLLM's processes under this one: engine cores, which are our children, and their workers."""
+    found: set[psutil.Process] = set()
+    for child in multiprocessing.active_children():
+        # A process may end between two of these lines; then there is nothing to find.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name.startswith("EngineCore"):
+                core = psutil.Process(child.pid)
+                found |= {core, *core.children(recursive=True)}
+    return found
+
+
+def end_processes(processes: set[psutil.Process], grace: float) -> None:
+    """Wait `grace` seconds for `processes` to end by themselves, then kill those that are left."""
+    _, alive = psutil.wait_procs(processes, timeout=grace)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=END_LIMIT)
+
+
+def shared_segments(processes: set[psutil.Process]) -> set[Path]:
+    """The shared memory under Python's own names that `processes` have mapped: vLLM's message queues, 160 MB each."""
+    found: set[Path] = set()
+    for process in processes:
+        with contextlib.suppress(OSError):  # it has ended
+            names = (line.split()[-1] for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines())
+            found |= {Path(name) for name in names if name.startswith("/dev/shm/psm_")}
+    return found
+
+
+@contextlib.contextmanager
+def _environment(config: EngineConfig, guard: OrphanGuard) -> Iterator[None]:
+    """What vLLM's processes inherit; this process gets its own environment back."""
+    ours = {
+        **guard.environment,
+        "OMP_NUM_THREADS": str(config.threads),
+        # vLLM's own binding gives every engine of a machine the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # All processes of one engine are on one machine: their sockets stay on loopback, whatever its name resolves to.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    if config.distributions:
+        # The second model runner computes log-probabilities in a kernel of its own, past `vllm_worker.measure`.
+        ours["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,211 @@
+"""Three ways to put a new version into a live vLLM model; each splits its work: a long `stage`, a short `commit`.
+
+    staging thread:  read safetensors ─► prepare ─┐            (generation goes on)
+    worker thread :  step │ step │ step │ commit ◄┘ │ step …   (the pause is `commit` alone)
+
+* `ShadowWeights` (CPU). vLLM's CPU linear layers pack their weights into oneDNN handlers after loading and drop the
+  plain parameter, so a live model can neither be loaded into nor be repacked quickly (a reload of 540 MB takes 0.5 to
+  1.1 s, almost all of it packing). A second instance of the model is loaded and packed by the staging thread; `commit`
+  swaps storage pointers and handlers module by module and copies nothing.
+* `StagedWeights` (accelerators). The checkpoint is brought onto the device by the staging thread; `commit` runs
+  vLLM's own in-place reload from there, a copy within device memory that keeps every address captured graphs refer to.
+* `AdapterSlot` (accelerators, where versions are adapters). The adapter is read by the staging thread; `commit` copies
+  it into the one slot of vLLM's own LoRA layers that every request runs through. The base model is never touched.
+
+The first two take adapters as well as whole weights: they merge while staging (`weight_files`).
+
+Invariants: `commit` applies all of the last staged version or, where nothing is staged, raises and changes nothing; a
+version that lacks a tensor is refused at staging; memory of retired weights is freed after the commit, by another
+thread (unmapping 540 MB takes as long as copying it).
+
+Peak memory. `ShadowWeights`: while staging, the live packed weights, the new plain ones and the new packed ones (about
+3 × the weights); between updates, 1 ×. `StagedWeights`: 2 ×. `AdapterSlot`: 1 ×, and three times the adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from headrace_core.errors import WeightsDamaged
+
+from ..weight_files import Adapter, BaseModel, is_adapter
+
+
+class WeightSwitch(Protocol):
+    """What the worker extension drives: `stage` on the staging thread, `commit` between two steps on the worker's."""
+
+    def stage(self, folder: Path) -> None: ...
+
+    def commit(self) -> None: ...
+
+
+class _Slot:
+    """One parameter of the shadow model as its constructor made it, loader attributes and all.
+
+    Packing replaces the parameter in its module, so each staging first puts this one back with fresh storage.
+    """
+
+    def __init__(self, module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+        self.module = module
+        self.attribute = attribute
+        self.parameter = parameter
+        self.shape = parameter.shape
+
+    def open(self) -> None:
+        if self.parameter.numel() == 0:
+            self.parameter.data = torch.empty(self.shape, dtype=self.parameter.dtype)
+        self.module._parameters[self.attribute] = self.parameter
+
+    def drop_if_packed(self) -> None:
+        if self.module._parameters[self.attribute] is not self.parameter:
+            self.release()
+
+    def release(self) -> None:
+        self.parameter.data = torch.empty(0, dtype=self.parameter.dtype)
+
+
+class ShadowWeights:
+    """See the module docstring. Built once, while no request runs: the constructor initialises a second model."""
+
+    def __init__(self, live: Any, vllm_config: Any) -> None:
+        self._model_config = vllm_config.model_config
+        if self._model_config.word_embeddings_untied_by_checkpoint:
+            raise ValueError("the config ties the embeddings, but the checkpoint stores lm_head too; save it without")
+        self._base = BaseModel(Path(self._model_config.model))
+        self._shadow = _second_instance(vllm_config)
+        self._pairs = list(zip(live.modules(), self._shadow.modules(), strict=True))
+        self._slots = [
+            _Slot(module, attribute, parameter)
+            for module in self._shadow.modules()
+            for attribute, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        for slot in self._slots:
+            slot.release()
+        self._staged = False
+
+    def stage(self, folder: Path) -> None:
+        """Load and pack `folder` into the shadow; raises `WeightsDamaged` for a tensor it lacks."""
+        self._staged = False
+        try:
+            self._load_and_pack(folder)
+        except BaseException:
+            for slot in self._slots:
+                slot.release()
+            raise
+        self._staged = True
+
+    def _load_and_pack(self, folder: Path) -> None:
+        from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+        self._base.require_whole(folder)
+        for slot in self._slots:
+            slot.open()
+        self._shadow.load_weights(self._base.read(folder))
+        process_weights_after_loading(self._shadow, self._model_config, torch.device("cpu"))
+        for slot in self._slots:
+            slot.drop_if_packed()
+
+    def commit(self) -> None:
+        """Swap every parameter's storage and every packed handler with the live model's. Pointers only."""
+        if not self._staged:
+            raise RuntimeError("no weights are staged")
+        retired: list[Any] = []
+        swapped: set[int] = set()
+        for live, shadow in self._pairs:
+            if "cpu_linear" in vars(shadow):
+                retired.append(live.cpu_linear)
+                live.cpu_linear, shadow.cpu_linear = shadow.cpu_linear, None
+            for attribute, new in shadow._parameters.items():
+                old = live._parameters[attribute]
+                if new is None or old is None or new.numel() == 0 or id(new) in swapped:
+                    continue
+                swapped.add(id(new))
+                retired.append(old.data)
+                old.data = new.data
+        for slot in self._slots:
+            slot.release()
+        self._staged = False
+        threading.Thread(target=retired.clear, name="headrace-retire-weights").start()
+
+
+def _second_instance(vllm_config: Any) -> Any:
+    """A model like the live one; its attention layers register in a context of their own, as names must be unique."""
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    config = copy.copy(vllm_config)
+    config.compilation_config = copy.copy(vllm_config.compilation_config)
+    config.compilation_config.static_forward_context = {}
+    with set_default_torch_dtype(config.model_config.dtype):
+        return initialize_model(vllm_config=config, model_config=config.model_config).eval()
+
+
+class StagedWeights:
+    """See the module docstring. Serves accelerators; also correct, if slow, wherever `ShadowWeights` does not fit."""
+
+    def __init__(self, runner: Any, device: torch.device) -> None:
+        self._runner = runner
+        self._base = BaseModel(Path(runner.model_config.model))
+        self._device = device
+        self._staged: list[tuple[str, torch.Tensor]] = []
+
+    def stage(self, folder: Path) -> None:
+        self._base.require_whole(folder)
+        self._staged = list(self._base.read(folder, str(self._device)))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def commit(self) -> None:
+        if not self._staged:
+            raise RuntimeError("no weights are staged")
+        staged, self._staged = self._staged, []
+        self._runner.reload_weights(weights_iterator=iter(staged))
+
+
+SLOT = 1
+"""vLLM's number of the adapter: the same for every version, as a request keeps the one it was submitted with."""
+
+
+def slot_request(model: Path) -> Any:
+    """What every request names, so that it runs through the slot. The folder is never read: the slot is always full."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("policy", SLOT, str(model))
+
+
+class AdapterSlot:
+    """See the module docstring. Built once, before the first request; until a commit the slot adds nothing."""
+
+    def __init__(self, runner: Any) -> None:
+        self._loader = runner.lora_manager
+        self._slots = self._loader._adapter_manager
+        self._staged: Any = None
+        embeddings = runner.get_model().embedding_modules
+        self._fill(self._slots.create_dummy_lora(SLOT, 1, embeddings))  # all zeros
+
+    def stage(self, folder: Path) -> None:
+        """Read `folder`; raises `WeightsDamaged` for what is no whole adapter, or vLLM's own ValueError."""
+        self._staged = None
+        if not is_adapter(folder):
+            raise WeightsDamaged(f"{folder} holds whole weights; this engine was started for adapters")
+        Adapter(folder)  # vLLM lets a missing factor pass
+        self._staged = self._loader._load_adapter(slot_request(folder))
+
+    def commit(self) -> None:
+        """Copy the staged adapter into the slot: small copies into memory that captured graphs refer to."""
+        if self._staged is None:
+            raise RuntimeError("no adapter is staged")
+        staged, self._staged = self._staged, None
+        self._fill(staged)
+
+    def _fill(self, adapter: Any) -> None:
+        self._slots.remove_adapter(SLOT)
+        self._slots.add_adapter(adapter)
+        self._slots.activate_adapter(SLOT)

@@ -1,0 +1,120 @@
+"""Makes one group: n completions of one prompt, generated together, scored together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from headrace_core.config.algorithm_presets import ALGORITHMS
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.ledger.ledger import Lease
+from headrace_core.storage.dataset import PromptOrder
+from headrace_core.types.likelihood import Likelihood
+from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, Role, sampled_completion
+from headrace_rewards.graders.spec import GraderSpec
+from headrace_rewards.protocol import Outcome, Progress, SampleKey, Score
+
+from .completion_sampler import CompletionSampler, ReferenceScore, SampledCompletion
+from .engines.engine import Engine, SamplingConfig
+from .monitored_reward import MonitoredReward
+from .prompts import Prompt, Tokenizer
+from .reward_scoring import sample_of, value_of
+
+
+class GroupBuilder:
+    """Turns leases into groups. The prompt follows from the group's number alone, so any worker may take any lease."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        reward: MonitoredReward,
+        prompts: list[Prompt],
+        settings: Hyperparameters,
+        slot_freed: Callable[[], None],
+        grader: GraderSpec,
+    ) -> None:
+        """`grader` is what `reward` was made of; `slot_freed` is called each time the engine has one request less.
+
+        Raises `InvalidRequest` where what the grader wants measured cannot be.
+        """
+        self.unstable_boundaries = 0
+        """Completions whose reference answer stands where the tokenizer would not cut."""
+        self._measurer = CompletionSampler(engine, tokenizer, grader, settings, prompts, slot_freed=slot_freed)
+        self._tokenizer = tokenizer
+        self._reward = reward
+        self._prompts = prompts
+        self._settings = settings
+        self._total_steps = settings.steps(len(prompts))
+        self._steps_per_epoch = len(prompts) / settings.batch_size
+        self._order = PromptOrder(len(prompts), settings.seed)
+        self._sampling = SamplingConfig(settings.max_tokens, settings.temperature)
+        self._greedy = SamplingConfig(settings.max_tokens, temperature=0.0)
+        self._wants_greedy = ALGORITHMS[settings.algorithm].wants_greedy
+
+    @property
+    def tightest(self) -> tuple[int, Prompt] | None:
+        """See `CompletionSampler`."""
+        return self._measurer.tightest
+
+    def prompt(self, lease: Lease) -> Prompt:
+        """Of the leased group."""
+        return self._prompts[self._order.row(lease.group_id)]
+
+    async def make(self, lease: Lease, group_size: int) -> Group:
+        """The leased group, of so many completions. Raises `RewardFailed` or the engine's errors."""
+        began = time.monotonic()
+        prompt = self.prompt(lease)
+        configs = [self._sampling] * group_size + [self._greedy] * self._wants_greedy
+        traced = await self._measurer.complete(prompt, configs)
+        self.unstable_boundaries += sum(t.unstable is True for t in traced)
+        generation_seconds = time.monotonic() - began
+        draws = [SampleKey(lease.group_id, number, greedy=number == group_size) for number in range(len(traced))]
+        progress = Progress(lease.version, self._total_steps, self._steps_per_epoch)
+        samples = [
+            sample_of(t, prompt.data, self._tokenizer, draw, progress) for t, draw in zip(traced, draws, strict=True)
+        ]
+        outcomes = await self._reward.score(samples)
+        completions = [_completion(t, o) for t, o in zip(traced, outcomes, strict=True)]
+        return Group(
+            group_id=lease.group_id,
+            attempt=lease.attempt,
+            row=prompt.row,
+            admitted_version=lease.version,
+            prompt_ids=prompt.token_ids,
+            completions=tuple(completions[:group_size]),
+            greedy=completions[-1] if self._wants_greedy else None,
+            generation_seconds=generation_seconds,
+            reward_seconds=time.monotonic() - began - generation_seconds,
+        )
+
+
+def _completion(traced: SampledCompletion, outcome: Outcome) -> Completion:
+    reward, components = value_of(outcome)
+    if traced.unstable is not None:
+        components = {**components, "unstable_boundary": float(traced.unstable)}
+    s = traced.sampled
+    completion = sampled_completion(s.token_ids, s.logprobs, s.versions, s.finish_reason, reward, components)
+    if not isinstance(outcome, Score):
+        return completion
+    completion, likelihood = replace(completion, notes=outcome.notes), outcome.likelihood
+    if traced.reference is None or likelihood is None or likelihood.coefficient == 0:
+        return completion
+    return _with_reference(completion, traced.reference, likelihood)
+
+
+def _with_reference(completion: Completion, reference: ReferenceScore, likelihood: Likelihood) -> Completion:
+    """The learner weighs the answer by its likelihood: here its tokens weigh 1, or nothing if it is not trained."""
+    size, scored = len(reference.token_ids), reference.scored
+    return replace(
+        completion,
+        token_ids=np.concatenate([completion.token_ids, reference.token_ids]).astype(I32),
+        logprobs=np.concatenate([completion.logprobs, scored.logprobs]).astype(F32),
+        versions=np.concatenate([completion.versions, np.full(size, scored.version, I32)]),
+        roles=np.concatenate([completion.roles, np.full(size, Role.REFERENCE, U8)]),
+        loss_weights=np.concatenate([completion.loss_weights, np.full(size, likelihood.trains_the_answer, F32)]),
+        likelihood=likelihood,
+    )

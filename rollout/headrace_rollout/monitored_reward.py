@@ -1,0 +1,193 @@
+"""The job's reward as groups are scored by it, and what it does there, counted.
+
+    score ──► outcomes ──► counts ──► `take`: the entry of the metrics stream
+                │
+                └─ a share of the groups ─► queue (bounded; full: skipped) ─► `run`: score again, one group at a time,
+                                                                              and now and then the panel
+
+Invariants: what is counted is of sampled completions (of the greedy one that an algorithm may want beside them, only
+that its reward failed); a group never waits for anything that is scored again; a failure is never a score, and ends
+its group, or is left out of it, as the job's setting `reward_failure` says; what fails when it is scored again is
+counted by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from msgspec.structs import replace
+
+from headrace_core.config.algorithm_presets import ALGORITHMS
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.types.metrics import Flips, Pairs, RewardMetrics, Tally
+from headrace_core.types.reward_statistics import is_in_sample
+from headrace_rewards.graders.audited import AUDIT_FAILED
+from headrace_rewards.graders.spec import GraderSpec
+from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Reward, Sample, SampleKey, Score
+
+from .reward_scoring import RewardFailed, score
+
+PANEL = 8
+"""Groups, the first with a score, that are scored again for as long as the worker lives: an estimate needs groups, and
+whole ones, because a reward may compare the completions of one."""
+WAITING = 8
+"""Groups that wait to be scored again; one more is skipped."""
+MOST_PAIRS = 10
+"""Of the graders of a multi grader, whose disagreement is counted: as many as five graders have."""
+TOLD_FAILURES = 5
+"""Reward failures told to the user with their traceback; all are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    samples: Sequence[Sample]
+    outcomes: Sequence[Outcome]
+
+
+class MonitoredReward:
+    """See the module's picture. The reward itself is started and closed by whoever made it."""
+
+    def __init__(self, reward: Reward, spec: GraderSpec, worker: str, settings: Hyperparameters) -> None:
+        self._reward = reward
+        self._settings = settings
+        self._middle, self._truths, self._opinions = spec.high_from(), spec.truths(), spec.opinions()
+        self._pairs = list(itertools.combinations(self._opinions, 2))[:MOST_PAIRS]
+        now = time.time()
+        self._figures = self._taken = RewardMetrics(worker=worker, started=now, time=now)
+        self._waiting: asyncio.Queue[_Scored] = asyncio.Queue(WAITING)
+        self._panel: list[_Scored] = []
+        self._since_panel = 0
+        self._told = 0
+        self._untold: list[tuple[int, Failure]] = []
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Completions whose reward failed for good, by kind."""
+        return self._figures.failures
+
+    def take(self) -> RewardMetrics | None:
+        """What was counted since the start; `None` where nothing was since the last time."""
+        if self._figures is self._taken:
+            return None
+        self._figures = self._taken = replace(self._figures, time=time.time())
+        return self._taken
+
+    def take_failures(self) -> list[tuple[int, Failure]]:
+        """(group, failure) of those that the user should see and has not seen yet."""
+        untold, self._untold = self._untold, []
+        return untold
+
+    # ── on the way of a group ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """One outcome a sample of a group: the sampled ones, then the greedy one where the algorithm wants it.
+
+        Raises `RewardFailed` where the group cannot go on without those that failed, also when tried again.
+        """
+        outcomes = await score(self._reward, samples, self._settings.reward_attempts)
+        failed = self._refusal(outcomes)
+        self._count(samples, outcomes, left_out=failed is None)
+        if failed is not None:
+            raise failed
+        self._watch(_Scored(samples, outcomes))
+        return outcomes
+
+    def _refusal(self, outcomes: Sequence[Outcome]) -> RewardFailed | None:
+        failures = [o for o in outcomes if isinstance(o, Failure)]
+        if not failures:
+            return None
+        s, facts = self._settings, ALGORITHMS[self._settings.algorithm]
+        size = len(outcomes) - facts.wants_greedy
+        sampled, greedy = outcomes[:size], outcomes[size:]
+        enough = sum(isinstance(o, Score) for o in sampled) >= (2 if facts.compares_within_group else 1)
+        if s.reward_failure == "leave_out" and enough and not any(isinstance(o, Failure) for o in greedy):
+            return None
+        return RewardFailed(failures, len(outcomes))
+
+    def _count(self, samples: Sequence[Sample], outcomes: Sequence[Outcome], left_out: bool) -> None:
+        f = self._figures
+        failures = [o for o in outcomes if isinstance(o, Failure)]
+        sampled = [o for o, sample in zip(outcomes, samples, strict=True) if sample.of_group]
+        scores = [o for o in sampled if isinstance(o, Score)]
+        self._figures = replace(
+            f,
+            groups=f.groups + 1,
+            completions=f.completions + len(sampled),
+            not_applicable=f.not_applicable + sum(isinstance(o, NotApplicable) for o in sampled),
+            sample_parse_errors=f.sample_parse_errors + sum(bool(o.sample_fault) for o in scores),
+            failures=_added(f.failures, failures),
+            left_out=f.left_out + len(failures) * left_out,
+            truth={name: self._flips(name, scores) for name in self._truths},
+            between={f"{a} / {b}": self._between(a, b, scores) for a, b in self._pairs},
+            audit_failed=f.audit_failed + sum(o.components.get(AUDIT_FAILED) == 1.0 for o in scores),
+        )
+        self._note_to_tell(samples[0].draw, {o.kind: o for o in reversed(failures)})
+
+    def _note_to_tell(self, draw: SampleKey | None, first: Mapping[str, Failure]) -> None:
+        """One failure of each kind in a group."""
+        shown = list(first.values())[: TOLD_FAILURES - self._told]
+        self._told += len(shown)
+        self._untold += [(-1 if draw is None else draw.group, failure) for failure in shown]
+
+    def _flips(self, name: str, scores: Sequence[Score]) -> Flips:
+        judged = [s for s in scores if name in s.components]
+        high = [s.value >= self._middle for s in judged]
+        truly = [s.components[name] >= self._truths[name] for s in judged]
+        return self._figures.truth.get(name, Flips()).with_group(high, truly)
+
+    def _between(self, one: str, other: str, scores: Sequence[Score]) -> Tally:
+        asked, high = [s.components for s in scores if {one, other} <= s.components.keys()], self._opinions
+        disagree = ((c[one] >= high[one]) != (c[other] >= high[other]) for c in asked)
+        return self._figures.between.get(f"{one} / {other}", Tally()).with_group(disagree)
+
+    def _watch(self, scored: _Scored) -> None:
+        """Keep it for the panel, and queue it to be scored again if it is its turn."""
+        share, draw = self._settings.reward_recheck, scored.samples[0].draw
+        if not share or draw is None:
+            return
+        self._since_panel += 1
+        if len(self._panel) < PANEL and any(isinstance(outcome, Score) for outcome in scored.outcomes):
+            self._panel.append(scored)
+        if is_in_sample(share, self._settings.seed, "again", draw.group):
+            try:
+                self._waiting.put_nowait(scored)
+            except asyncio.QueueFull:
+                self._figures = replace(self._figures, again_skipped=self._figures.again_skipped + 1)
+
+    # ── beside it ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> NoReturn:
+        """Score again what waits for it. Cancelled with the worker."""
+        while True:
+            pairs = await self._again([await self._waiting.get()])
+            self._figures = replace(self._figures, again=self._figures.again + pairs)
+            if self._since_panel * self._settings.reward_recheck >= PANEL:
+                self._since_panel = 0
+                drift = await self._again(self._panel)
+                self._figures = replace(self._figures, drift=drift, drift_rounds=self._figures.drift_rounds + 1)
+
+    async def _again(self, groups: Sequence[_Scored]) -> Pairs:
+        """Both scores of every completion that has two."""
+        pairs = Pairs()
+        for group in groups:
+            again = await self._reward.score([dataclasses.replace(sample, again=True) for sample in group.samples])
+            both = [
+                (first.value, second.value)
+                for sample, first, second in zip(group.samples, group.outcomes, again, strict=True)
+                if sample.of_group and isinstance(first, Score) and isinstance(second, Score)
+            ]
+            pairs = pairs.with_group([first for first, _ in both], [second for _, second in both])
+            failures = _added(self._figures.again_failures, [o for o in again if isinstance(o, Failure)])
+            self._figures = replace(self._figures, again_failures=failures)
+        return pairs
+
+
+def _added(counts: Mapping[str, int], failures: Sequence[Failure]) -> dict[str, int]:
+    return dict(Counter(counts) + Counter(f.kind for f in failures))

@@ -1,0 +1,79 @@
+"""From sampled tokens to rewards: decode, score, try again what failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from headrace_core.errors import HeadraceError
+from headrace_core.storage.dataset import Row
+from headrace_rewards.protocol import Failure, Outcome, Progress, Reward, Sample, SampleKey, Score
+
+from .completion_sampler import SampledCompletion
+from .prompts import Tokenizer
+
+
+class RewardFailed(HeadraceError):
+    """Completions of a group could not be scored, also not when tried again. That is not a reward of zero."""
+
+    code = "reward_failed"
+
+    def __init__(self, failures: Sequence[Failure], completions: int) -> None:
+        first = failures[0]
+        super().__init__(f"{by_kind(failures)} of {completions} completions; {first.kind}: {first.message}")
+
+
+def by_kind(failures: Sequence[Failure]) -> str:
+    """`timeout 3, exception 1`: the most frequent kind first."""
+    return ", ".join(f"{kind} {count}" for kind, count in Counter(f.kind for f in failures).most_common())
+
+
+def sample_of(
+    traced: SampledCompletion,
+    row: Row,
+    tokenizer: Tokenizer,
+    draw: SampleKey | None = None,
+    progress: Progress | None = None,
+) -> Sample:
+    """What a reward sees of one completion; `draw` is of training alone."""
+    sampled = traced.sampled
+    return Sample(
+        output_text=tokenizer.text(sampled.token_ids),
+        item=row.item,
+        messages=row.messages,
+        finish_reason=sampled.finish_reason,
+        token_ids=tuple(sampled.token_ids.tolist()),
+        draw=draw,
+        progress=progress,
+        measured=traced.measured,
+    )
+
+
+async def score(reward: Reward, samples: Sequence[Sample], attempts: int) -> list[Outcome]:
+    """One outcome a sample; those that fail are tried up to `attempts` times.
+
+    The reward is given all samples each time, because it may compare them, and is told which ones it is asked for.
+    """
+    outcomes = await reward.score(samples)
+    for _ in range(attempts - 1):
+        failed = [isinstance(outcome, Failure) for outcome in outcomes]
+        if not any(failed):
+            break
+        group = [replace(sample, again=True, wanted=wanted) for sample, wanted in zip(samples, failed, strict=True)]
+        again = await reward.score(group)
+        outcomes = [new if wanted else old for old, new, wanted in zip(outcomes, again, failed, strict=True)]
+    return outcomes
+
+
+def value_of(outcome: Outcome) -> tuple[float | None, dict[str, float]]:
+    """(reward, components); the reward is None where it was not applicable, and where a failed one is left out."""
+    if isinstance(outcome, Score):
+        return outcome.value, outcome.components
+    return None, {}
+
+
+def failure_data(failure: Failure) -> dict[str, Any]:
+    """For an event."""
+    return {"kind": failure.kind, "error": failure.message, "traceback": failure.traceback}
