@@ -19,7 +19,7 @@ from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import Job
 from headrace_gateway import allocator
 from headrace_gateway.app import create_app
-from headrace_gateway.service.serve import Server
+from headrace_gateway.service.serve import HttpServer
 
 
 class NoControllers:
@@ -34,7 +34,7 @@ class NoControllers:
 
 
 async def serve(redis_url: str, data_dir: Path) -> None:
-    server = Server(create_app(Settings(data_dir=data_dir), redis_url, NoControllers()))
+    server = HttpServer(create_app(Settings(data_dir=data_dir), redis_url, NoControllers()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 (uvicorn has no event for it)

@@ -42,7 +42,7 @@ from headrace_core.jobs.job_store import Job
 from headrace_core.redis_access.client import connect
 from headrace_gateway.app import create_app
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_gateway.service.serve import Server
+from headrace_gateway.service.serve import HttpServer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -105,7 +105,7 @@ def serve(url: str, data_dir: str, port: int) -> None:
     """The gateway alone, until it is interrupted."""
     app = create_app(Settings(data_dir=Path(data_dir)), url, RunsNothing())
     with socket.create_server(("127.0.0.1", port)) as listener:
-        uvloop.run(Server(app).serve(sockets=[listener]))
+        uvloop.run(HttpServer(app).serve(sockets=[listener]))
 
 
 @contextmanager

@@ -46,13 +46,17 @@ from headrace_core.storage.incomplete_files import remove_partials
 from headrace_core.storage.weight_store import WeightStore, default_root
 
 from .evaluation_schedule import Evaluations
-from .generation_failure_limit import TooManyGenerationFailures, check_generation
+from .failure_limits import (
+    TooManyGenerationFailures,
+    TooManyRewardFailures,
+    check_generation,
+    check_rewards,
+)
 from .heartbeat import ControllerHeartbeats
 from .idle_steps import IdleSteps
 from .memory_share import MemoryShare
 from .pause_reasons import OUT_OF_SPACE, JobCannotContinue, cannot_go_on
 from .placement import PlacementLost
-from .reward_failure_limit import TooManyRewardFailures, check_rewards
 from .watchdog import Watchdog
 from .worker_group import WorkerGroup
 from .worker_supervisor import STOP_SECONDS

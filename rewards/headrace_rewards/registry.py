@@ -13,7 +13,7 @@ from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
 
 from .graders import math_verify, reasoning_gym, verifiers_env
-from .graders.audited import Audited, AuditedSpec
+from .graders.audited import AuditedReward, AuditedSpec
 from .graders.calibrated import Calibrated, CalibratedSpec
 from .graders.debias import Debias, DebiasSpec
 from .graders.endpoint import Endpoint, EndpointSpec
@@ -73,7 +73,7 @@ GRADERS: dict[str, Grader] = {
     "reasoning_pattern": Grader(ReasoningPatternSpec, lambda spec, _: ReasoningPattern(spec)),
     "calibrated": Grader(CalibratedSpec, lambda spec, builder: Calibrated(spec, builder.build(spec.grader))),
     "audited": Grader(
-        AuditedSpec, lambda spec, builder: Audited(spec, builder.build(spec.grader), builder.build(spec.audit))
+        AuditedSpec, lambda spec, builder: AuditedReward(spec, builder.build(spec.grader), builder.build(spec.audit))
     ),
     "verifree": Grader(verifree.VeriFreeSpec, verifree.make),
     "jepo": Grader(jepo.JepoSpec, jepo.make),

@@ -23,7 +23,7 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.client import connect, run
 from headrace_gateway.app import create_app
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_gateway.service.serve import Server
+from headrace_gateway.service.serve import HttpServer
 from paths import ROOT
 
 from .chromium import Browser, start_chromium
@@ -48,7 +48,7 @@ class Site:
     def start(self) -> None:
         """Serve until `stop`; on the same port each time."""
         app = create_app(self._settings, self._redis_url, self.controllers)
-        self._server = Server(app)
+        self._server = HttpServer(app)
         sockets = [socket.create_server(("127.0.0.1", self._port))]
         self._thread = threading.Thread(target=self._server.run, args=(sockets,), name="gateway", daemon=True)
         self._thread.start()

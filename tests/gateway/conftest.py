@@ -20,7 +20,7 @@ from headrace_core.jobs.job_store import Job, JobStore
 from headrace_gateway.app import create_app
 from headrace_gateway.events.job_streams import JobStreams
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_gateway.service.serve import Server
+from headrace_gateway.service.serve import HttpServer
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder"
 MODEL = "headrace/tiny-adder"
@@ -72,7 +72,7 @@ class Served:
     redis: Redis
     controllers: Controllers
     data_dir: Path
-    server: Server
+    server: HttpServer
     hub: JobStreams
 
 
@@ -81,7 +81,7 @@ async def served(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> Asy
     settings = Settings(data_dir=tmp_path, max_upload_bytes=MAX_UPLOAD_BYTES)
     controllers = Controllers()
     app = create_app(settings, redis_server.url, controllers)
-    server = Server(app)
+    server = HttpServer(app)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))
         port = listener.getsockname()[1]

@@ -20,7 +20,7 @@ from headrace_core.config.service_settings import Settings
 from headrace_gateway.app import create_app
 from headrace_gateway.auth.api_keys import KeyStore
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_gateway.service.serve import Server
+from headrace_gateway.service.serve import HttpServer
 
 from .conftest import MAX_UPLOAD_BYTES, Controllers
 
@@ -53,7 +53,7 @@ class Keyed:
 async def gateway(settings: Settings, redis: Redis, redis_url: str) -> AsyncIterator[Keyed]:
     """Served by uvicorn, as `headrace serve` does."""
     app = create_app(settings, redis_url, Controllers())
-    server = Server(app, settings.trusted_proxies)
+    server = HttpServer(app, settings.trusted_proxies)
     keys = KeyStore(redis)
     made = [(await keys.create(name, scope))[1] for name, scope in MEMBERS]
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headrace_controller.generation_failure_limit import TooManyGenerationFailures, check_generation
+from headrace_controller.failure_limits import TooManyGenerationFailures, check_generation
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.ledger import STATES, LedgerCounts
 

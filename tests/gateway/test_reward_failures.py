@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headrace_controller.reward_failure_limit import TooManyRewardFailures, check_rewards
+from headrace_controller.failure_limits import TooManyRewardFailures, check_rewards
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.ledger import STATES, LedgerCounts
 from headrace_core.types.metrics import RewardMetrics

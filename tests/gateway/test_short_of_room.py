@@ -23,7 +23,7 @@ from headrace_core.redis_access.client import connect
 from headrace_core.types.staleness import Limits
 from headrace_gateway.app import create_app
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_gateway.service.serve import Server, serve_over
+from headrace_gateway.service.serve import HttpServer, serve_over
 
 from .conftest import Controllers, rows, stored_job
 from .keyed import gateway
@@ -127,7 +127,7 @@ async def test_the_service_answers_again_after_its_redis_died_and_ends_when_it_c
     redis_server = RedisServer(tmp_path / "redis")
     redis_server.start()
     settings = Settings(data_dir=tmp_path, max_restarts=1)
-    server = Server(create_app(settings, redis_server.url, Controllers()))
+    server = HttpServer(create_app(settings, redis_server.url, Controllers()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/fine_tuning/jobs"
         async with connect(redis_server.url) as redis, httpx.AsyncClient(timeout=30) as http:

@@ -17,7 +17,7 @@ from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
 from headrace_core.storage.dataset import Row
 
-from ..limited_processes.json_process import Run, ask_rewards, started
+from ..limited_processes.json_process import RunProcess, ask_rewards, started
 from ..limited_processes.process_slots import Places
 from .plausible_completions import plausible_completions
 
@@ -83,7 +83,7 @@ async def check_grader(
     param: str = "grader",
     rehearsal: bool = False,
     model: Path | None = None,
-    run: Run = started,
+    run: RunProcess = started,
 ) -> Verdict:
     """The verdict on a grader that can be used; the samples' tokens are `model`'s.
 
@@ -111,7 +111,7 @@ class GraderTrials:
     """Graders that users try, and those of jobs that they submit: so many at a time, the others wait within their
     limit."""
 
-    def __init__(self, rules: RewardPermissions, run: Run = started) -> None:
+    def __init__(self, rules: RewardPermissions, run: RunProcess = started) -> None:
         self._rules = rules
         self._run = run
         self._places = Places(_TRIALS_AT_ONCE, _TRIAL_SECONDS, f"{_TRIALS_AT_ONCE} graders are being tried")

@@ -48,7 +48,7 @@ class _Child:
     life: socket.socket
 
 
-class Server:
+class ForkingServer:
     """Forks until the control socket is closed."""
 
     def __init__(self, control: socket.socket, prepare: Sequence[Callable[[], None]] = ()) -> None:
@@ -167,7 +167,7 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's, which closes the socket
-    Server(control, preload(sys.argv[1:])).serve()
+    ForkingServer(control, preload(sys.argv[1:])).serve()
 
 
 if __name__ == "__main__":

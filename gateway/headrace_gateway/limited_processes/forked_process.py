@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 from headrace_core.errors import Unavailable
 
-from .json_process import Ended
+from .json_process import ProcessResult
 
 END_SECONDS = 10.0
 """For the end of a process that was killed, and of the server once its socket is closed."""
@@ -56,7 +56,7 @@ class ForkServer:
                     start_new_session=True,  # Ctrl-C is the gateway's
                 )
 
-    async def run(self, command: str, question: bytes) -> Ended:
+    async def run(self, command: str, question: bytes) -> ProcessResult:
         """What `python -m <command>` makes of `question`. Where it is cancelled, the process is killed. One that was
         lost with the server runs once more, from another server. Raises `Unavailable`."""
         for _ in range(2):
@@ -65,7 +65,7 @@ class ForkServer:
                 return ended
         raise Unavailable("the process that forks checks was ended while it was asked, twice", retry_after=10)
 
-    async def _asked(self, command: str, question: bytes) -> Ended | None:
+    async def _asked(self, command: str, question: bytes) -> ProcessResult | None:
         """None where the server ended before the process did."""
         with ExitStack() as files:
             pairs = [socket.socketpair() for _ in range(3)]
@@ -86,7 +86,7 @@ class ForkServer:
                     async with asyncio.timeout(END_SECONDS):
                         await _read(life)
                 raise
-        return Ended(int(status), out, said) if status else None
+        return ProcessResult(int(status), out, said) if status else None
 
     async def close(self) -> None:
         """See the class. Idempotent."""

@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ProcessResult:
     """A process that was asked something."""
 
     status: int
@@ -34,10 +34,10 @@ class Ended:
     """What it wrote to standard output and to the error stream."""
 
 
-class Run(Protocol):
+class RunProcess(Protocol):
     """How a process is come by."""
 
-    async def __call__(self, command: str, question: bytes) -> Ended:
+    async def __call__(self, command: str, question: bytes) -> ProcessResult:
         """`python -m <command>` with the question on standard input, until it ends. Where it is cancelled, the process
         is killed."""
         ...
@@ -52,8 +52,8 @@ class EndedWithoutAnswer(Unavailable):
         self.said = said
 
 
-async def started(command: str, question: bytes, env: Mapping[str, str] | None = None) -> Ended:
-    """See `Run`: a process that is started anew; `env` is added to this one's."""
+async def started(command: str, question: bytes, env: Mapping[str, str] | None = None) -> ProcessResult:
+    """See `RunProcess`: a process that is started anew; `env` is added to this one's."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *command.split()),
         stdin=asyncio.subprocess.PIPE,
@@ -68,7 +68,7 @@ async def started(command: str, question: bytes, env: Mapping[str, str] | None =
             process.kill()
             await process.wait()
     assert process.returncode is not None  # it has closed its output, and was waited for
-    return Ended(process.returncode, out, said)
+    return ProcessResult(process.returncode, out, said)
 
 
 async def ask(
@@ -79,7 +79,7 @@ async def ask(
     seconds: float,
     what: str,
     param: str | None = None,
-    run: Run = started,
+    run: RunProcess = started,
 ) -> Answer:
     """The answer of `python -m <command>`. Raises `TimedOut`, and `EndedWithoutAnswer`; `what` says what it does."""
     try:
@@ -102,7 +102,7 @@ async def ask_rewards(
     seconds: float,
     what: str,
     param: str,
-    run: Run = started,
+    run: RunProcess = started,
 ) -> Answer:
     """The answer of the rewards service to `command`; see `ask`."""
     return await ask(f"headrace_rewards {command}", question, answer, seconds=seconds, what=what, param=param, run=run)

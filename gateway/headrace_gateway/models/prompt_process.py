@@ -22,7 +22,7 @@ import msgspec
 from headrace_core.errors import InvalidRequest, TimedOut, Unavailable, shortened
 from headrace_core.storage.dataset import each_row
 
-from ..limited_processes.json_process import EndedWithoutAnswer, Run, ask, started
+from ..limited_processes.json_process import EndedWithoutAnswer, RunProcess, ask, started
 from .prompt_tokens import Prompts, check_prompts
 
 MEMORY_BYTES = 2 * 1024**3
@@ -75,7 +75,7 @@ class _Answer(msgspec.Struct):
 class PromptChecks:
     """Of one gateway."""
 
-    def __init__(self, run: Run = _started_within_limits) -> None:
+    def __init__(self, run: RunProcess = _started_within_limits) -> None:
         """`run` gives the process that `ENVIRONMENT`."""
         self._run = run
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -98,7 +98,7 @@ class PromptChecks:
             self._places.release()
 
 
-async def _asked(question: _Question, run: Run) -> Prompts:
+async def _asked(question: _Question, run: RunProcess) -> Prompts:
     what = f"rendering and counting the prompts of {question.name}"
     remedy = f"look at the chat template and the tokenizer of {question.model}, or split long rows"
     try:

@@ -98,7 +98,7 @@ async def _run(
 
 
 async def serve_over(
-    kept: Sequence[ServicePart], server: Server, listener: socket.socket, jobs: JobStore, settings: Settings
+    kept: Sequence[ServicePart], server: HttpServer, listener: socket.socket, jobs: JobStore, settings: Settings
 ) -> None:
     """Until the server is told to end; raises where a part cannot be kept alive, once requests have ended."""
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve")
@@ -115,7 +115,7 @@ async def serve_over(
         await task
 
 
-class Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Serves an app until `should_exit`; event streams end first, so that nothing has to be waited for."""
 
     def __init__(self, app: FastAPI, trusted_proxies: Sequence[str] = ()) -> None:
@@ -149,7 +149,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class _SignalledServer(Server):
+class _SignalledServer(HttpServer):
     """Ends at a signal without raising it again, because what comes after it still has to be done."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -55,7 +55,7 @@ class AuditedSpec(GraderSpec):
         return {**self.grader.truths(), AUDIT: middle}
 
 
-class Audited:
+class AuditedReward:
     """See the module's picture."""
 
     def __init__(self, spec: AuditedSpec, held: Reward, audit: Reward) -> None:

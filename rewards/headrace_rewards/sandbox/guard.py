@@ -26,7 +26,7 @@ from pathlib import Path
 
 from . import code_loading, frames, host
 from .kernel import containment, semaphores, syscalls
-from .kernel.usage import Usage, descendants
+from .kernel.usage import ResourceUsage, descendants
 from .removal import remove
 
 _BUSY_SECONDS, _QUIET_SECONDS = 0.05, 0.2
@@ -49,7 +49,7 @@ class HostGuard:
         self._service = service
         self._status: int | None = None
         self._keeper = containment.doorkeeper(cell)
-        self._usage = Usage(cell, self._keeper)
+        self._usage = ResourceUsage(cell, self._keeper)
         self._channel = f"{host_pid}/fd/{channel}"
         self._closed = False
         self.fault: str | None = None

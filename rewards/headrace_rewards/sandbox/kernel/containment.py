@@ -43,7 +43,7 @@ class Cell:
     """`/proc` as the guard found it: in a namespace it shows other numbers."""
     guard: int
     """Its process number; below `isolated` the host sees by it whether its guard still lives."""
-    group: control_groups.Group | None
+    group: control_groups.ControlGroup | None
     """Holds what all its processes use together; `None`: the guard counts."""
 
 

@@ -38,7 +38,7 @@ class _NoGroups(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ControlGroup:
     """Of one host. Its guard holds it by open files: in a mount namespace there are no groups to be seen."""
 
     place: int
@@ -68,7 +68,7 @@ class Group:
         os.close(self.place)
 
 
-def make(limits: ResourceLimits) -> Group | None:
+def make(limits: ResourceLimits) -> ControlGroup | None:
     """For a host that is forked next; `None` where the service has no groups: then the guard counts."""
     try:
         return _make(_place(), limits)
@@ -139,7 +139,7 @@ def _open(place: Path, root: Path) -> None:
     (place / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(_CONTROLLERS)))
 
 
-def _make(place: Path, limits: ResourceLimits) -> Group:
+def _make(place: Path, limits: ResourceLimits) -> ControlGroup:
     """Raises `_NoGroups`."""
     name = f"{_HOST}-{_namespace()}-{os.getpid()}-{_started(os.getpid())}"
     path = place / name
@@ -148,7 +148,7 @@ def _make(place: Path, limits: ResourceLimits) -> Group:
         try:
             _set(path, limits)
             folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            return Group(folder, name, os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC), limits)
+            return ControlGroup(folder, name, os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC), limits)
         except BaseException:
             path.rmdir()
             raise

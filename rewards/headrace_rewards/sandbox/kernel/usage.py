@@ -27,7 +27,7 @@ _OF_NO_FILE = b"/dev/zero (deleted)"
 """Under this name the kernel lists them."""
 
 
-class Usage:
+class ResourceUsage:
     """Of one host; `too_much` compares it with the limits."""
 
     def __init__(self, cell: containment.Cell, keeper: connections.Doorkeeper | None) -> None:

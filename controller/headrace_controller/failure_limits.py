@@ -1,4 +1,4 @@
-"""When failing rewards end a job, and what it says then: kinds with their counts, and tracebacks of a few samples."""
+"""When failures end a job: of rewards, and of rows that no engine can serve; and what the job says then."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from headrace_core.ledger.ledger import QUEUED_ONCE, LedgerCounts
 from headrace_core.types.metrics import RewardMetrics
 
 SHOWN_SAMPLES = 3
+SHOWN_ROWS = 3
+LEAST_GROUPS = 10
+"""Of fewer, a few that failed are no share: an outage may have cost a group its last lease."""
 REPORT_SECONDS = 6
 """Longest wait for what workers, which report every few seconds, have counted of the groups that failed."""
 
@@ -77,3 +80,33 @@ def _samples(events: Sequence[Event]) -> list[dict[str, Any]]:
     first = {data["kind"]: data for data in reversed(told)}
     others = [data for data in told if data not in first.values()]
     return [*reversed(first.values()), *others][:SHOWN_SAMPLES]
+
+
+class TooManyGenerationFailures(HeadraceError):
+    """More groups could not be generated than the job's settings allow. `data` is for an event: some of their rows."""
+
+    code = "too_many_generation_failures"
+
+    def __init__(self, message: str, data: dict[str, Any]) -> None:
+        super().__init__(message, param="training_file")
+        self.data = data
+
+
+async def check_generation(jobs: JobStore, job_id: str, account: LedgerCounts, settings: Hyperparameters) -> None:
+    """Raises `TooManyGenerationFailures` once a share of the groups above `max_generation_failures` has failed."""
+    failed = account.states["generation_failed"]
+    ended = failed + sum(account.states[state] for state in QUEUED_ONCE)
+    if ended < max(2 * settings.batch_size, LEAST_GROUPS) or failed <= settings.max_generation_failures * ended:
+        return
+    told = [
+        event
+        for _, event in await jobs.events(job_id)
+        if event.data is not None and {"row", "group"} <= event.data.keys()
+    ]
+    rows = [event.data for event in told[:SHOWN_ROWS]]
+    shown = "".join(f"\n\n{event.message}" for event in told[:SHOWN_ROWS])
+    raise TooManyGenerationFailures(
+        f"{failed} of {ended} groups could not be generated, more than "
+        f"max_generation_failures={settings.max_generation_failures:g} allows: mend or leave out their rows{shown}",
+        {"rows": rows},
+    )
