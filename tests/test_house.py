@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from headrace_controller import placement
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
+from headrace_gateway.chat import chat_actor
+from headrace_gateway.cli import main as cli_main
 from paths import ROOT
 
 PACKAGES = {
@@ -129,6 +132,146 @@ def test_the_service_runs_from_a_folder_with_modules_of_its_names(tmp_path: Path
     light = sorted(n.removesuffix(".__init__") for n in names if not re.search(r"vllm|__main__", n))
     program = f"import importlib\nfor name in {light!r}: importlib.import_module(name)\nprint('all')"
     assert run_python(program, tmp_path).strip() == "all"
+
+
+# ── rooms ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def constant(module: str, name: str) -> str:
+    """A text constant of a module that is slow to import."""
+    for node in parsed(ROOT / module).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return str(ast.literal_eval(node.value))
+    raise LookupError(f"{module} has no {name}")
+
+
+MOST_MODULES = 16
+"""Of one folder; `graders` holds one file a type."""
+NAMED_IN_TEXT = (
+    placement.ROLLOUT_ENTRY_POINT,
+    placement.LEARNER_ENTRY_POINT,
+    placement.RANK_ENTRY_POINT,
+    chat_actor.CHAT,
+    constant("rollout/headrace_rollout/engines/vllm/launch.py", "WORKER_EXTENSION"),
+    *(f"headrace_gateway.cli.{place}" for place in cli_main.SUBCOMMANDS.values()),
+)
+"""`module:name`, which no import shows and no tool renames."""
+RUN_AS_PROGRAMS = (
+    "headrace_gateway",
+    "headrace_gateway.exporters",
+    "headrace_gateway.limited_processes.fork_server",
+    "headrace_rewards",
+    "headrace_rewards.sandbox.guard",
+)
+"""`python -m`."""
+
+
+def dotted(path: Path) -> str:
+    """The name by which a module or package is imported."""
+    package = next(folder for folder in PACKAGES.values() if path.is_relative_to(folder))
+    return ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of this project that a module imports anywhere, also inside functions."""
+    importer = dotted(path).split(".") if path.name == "__init__.py" else dotted(path).split(".")[:-1]
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULE_NAMES)
+        elif isinstance(node, ast.ImportFrom):
+            start = importer[: len(importer) - node.level + 1] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                if inner in MODULE_NAMES or base in MODULE_NAMES:
+                    yield inner if inner in MODULE_NAMES else base
+
+
+MODULE_NAMES = {dotted(path) for _, path in MODULES}
+IMPORTS = {dotted(path): set(imported(path)) - {dotted(path)} for _, path in MODULES}
+
+
+def room_of(module: str) -> str:
+    """The folder below its package, or the module itself where it lies in none."""
+    return ".".join(module.split(".")[:2])
+
+
+def in_circles(edges: dict[str, set[str]]) -> list[str]:
+    """What is left of a graph when whatever imports nothing that is left has been taken away, again and again."""
+    left = {name: set(others) for name, others in edges.items()}
+    while done := [name for name, others in left.items() if not others & left.keys()]:
+        for name in done:
+            del left[name]
+    while True:  # likewise what nothing that is left imports: it only leads to a circle
+        reached = set[str]().union(*left.values())
+        if not (done := [name for name in left if name not in reached]):
+            return sorted(left)
+        for name in done:
+            del left[name]
+
+
+def test_circles_are_found() -> None:
+    assert in_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set(), "e": {"d"}}) == ["b", "c"]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """A package's `__init__` is not part of a circle by being a folder; what it imports itself counts."""
+    assert in_circles(IMPORTS) == []
+
+
+def test_a_room_imports_only_rooms_below_it() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module, others in IMPORTS.items():
+        here = room_of(module)
+        rooms.setdefault(here, set()).update(room_of(other) for other in others if room_of(other) != here)
+    assert len(rooms) > 30
+    assert in_circles(rooms) == []
+
+
+def test_no_folder_holds_more_than_a_reader_can_survey() -> None:
+    folders = {path.parent for _, path in MODULES}
+    crowded = {
+        name_of(folder): count
+        for folder in folders
+        if (count := sum(1 for p in folder.glob("*.py") if p.name != "__init__.py")) > MOST_MODULES
+    }
+    assert set(crowded) <= {"rewards/headrace_rewards/graders"}
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    found: dict[str, list[str]] = {}
+    for _, path in MODULES:
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name_of(path))
+    twice = {name: paths for name, paths in found.items() if len(paths) > 1}
+    assert twice == {}
+
+
+@pytest.mark.parametrize("place", NAMED_IN_TEXT)
+def test_what_is_named_in_text_is_there(place: str) -> None:
+    module, _, name = place.replace(":", ".").rpartition(".")
+    tree = parsed(next(path for _, path in MODULES if dotted(path) == module))
+    defined = {getattr(node, "name", None) for node in tree.body}
+    defined |= {ast.unparse(target) for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
+    assert name in defined
+
+
+@pytest.mark.parametrize("module", RUN_AS_PROGRAMS)
+def test_what_is_run_as_a_program_is_one(module: str) -> None:
+    name = f"{module}.__main__" if f"{module}.__main__" in MODULE_NAMES else module
+    text = next(path for _, path in MODULES if dotted(path) == name).read_text()
+    assert name.endswith("__main__") or '__name__ == "__main__"' in text
+    spelled = [name_of(path) for _, path in MODULES if f'"{module}"' in path.read_text()]
+    assert spelled or module in ("headrace_gateway", "headrace_rewards"), "nothing runs it: leave it out here"
+
+
+def test_the_controller_loads_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys, headrace_controller.job_controller\n"
+        "print(sorted({'torch', 'vllm', 'fastapi', 'transformers'} & set(sys.modules)))"
+    )
+    assert run_python(program, tmp_path).strip() == "[]"
 
 
 # ── what no file may do ──────────────────────────────────────────────────────────────────────────────────────────────

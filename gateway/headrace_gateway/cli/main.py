@@ -22,7 +22,7 @@ from .common import LOCAL, Url, err, fail, out, service_settings
 if TYPE_CHECKING:
     from headrace_core.config.service_settings import Settings
 
-_ELSEWHERE = {
+SUBCOMMANDS = {
     "jobs": "jobs:jobs",
     "checkpoints": "checkpoints:checkpoints",
     "rewards": "rewards:rewards",
@@ -33,15 +33,15 @@ _ELSEWHERE = {
 
 
 class _Commands(TyperGroup):
-    """The commands of this module, and those of `_ELSEWHERE`."""
+    """The commands of this module, and those of `SUBCOMMANDS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order of help."""
-        return [*self.commands, *_ELSEWHERE]
+        return [*self.commands, *SUBCOMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import it, if it is another module's."""
-        if (place := _ELSEWHERE.get(cmd_name)) is None:
+        if (place := SUBCOMMANDS.get(cmd_name)) is None:
             return super().get_command(ctx, cmd_name)
         module, _, name = place.partition(":")
         command: Any = get_command(getattr(importlib.import_module(f".{module}", __package__), name))

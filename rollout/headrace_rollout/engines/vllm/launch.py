@@ -22,6 +22,9 @@ from ..engine import EngineConfig
 from ..weight_files import own_config
 from .orphan_guard import OrphanGuard
 
+WORKER_EXTENSION = "headrace_rollout.engines.vllm.worker_extension.WeightExtension"
+"""vLLM imports it by this name in its own processes."""
+
 CPU_BLOCK_TOKENS = 32
 """Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
 of a group would never share their prompt's cache; the CPU kernels want a multiple of 32."""
@@ -52,7 +55,7 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "max_logprobs": -1,
         # A request is sampled as it asks, not as the model's generation_config suggests.
         "generation_config": "vllm",
-        "worker_extension_cls": "headrace_rollout.engines.vllm.worker_extension.WeightExtension",
+        "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "enable_log_requests": False,
