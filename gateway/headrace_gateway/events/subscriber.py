@@ -1,4 +1,4 @@
-"""One connection's part of a followed job: the few batches it has not sent yet. See hub.py for the picture."""
+"""One connection's part of a followed job: the few batches it has not sent yet. See job_streams.py for the picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rollout engines: one protocol (`base`), vLLM and transformers behind it, one contract suite over both."""
+"""Rollout engines: one protocol (`engine`), vLLM and transformers behind it, one contract suite over both."""
 
 from __future__ import annotations
 
