@@ -75,11 +75,15 @@ async def test_a_request_that_takes_longer_than_a_lease_keeps_it(redis: Redis, m
     jobs = JobStore(redis)
     first = await idempotency.reserve(redis, "me", {}, b"body")
     repeat = await idempotency.reserve(redis, "me", RETRY, b"body")
-    async with idempotency._leased(redis, first):
-        waiting = asyncio.create_task(idempotency.result(redis, jobs, repeat))
+    waiting = asyncio.create_task(idempotency.result(redis, jobs, repeat))
+
+    async def slow() -> Job:
         await asyncio.sleep(1.0)
         assert not waiting.done()
         await jobs.create(stored_job(first.job_id))
+        return stored_job(first.job_id)
+
+    assert await idempotency._carried_out(redis, first, slow()) is not None
     job = await asyncio.wait_for(waiting, timeout=5)
     assert job is not None
     assert job.id == first.job_id
@@ -126,6 +130,84 @@ async def test_the_name_of_a_request_that_was_refused_is_free_for_a_better_one(r
     assert not (
         await idempotency.reserve(redis, here.principal.name, {"idempotency-key": "k"}, b"a better one")
     ).repeated
+
+
+@pytest.fixture
+def here(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GatewayContext:
+    """A gateway whose leases end fast."""
+    monkeypatch.setattr(idempotency, "LEASE_SECONDS", 0.6)
+    settings = Settings(data_dir=tmp_path, fork_server=False)
+    return GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
+
+
+async def taken_over(here: GatewayContext) -> idempotency.Reservation:
+    """By a repeat, from a request that holds the lease: as after its gateway stood still for longer than a lease."""
+    repeat = await idempotency.reserve(here.redis, here.principal.name, {"idempotency-key": "k"}, b"/\nbody")
+    assert repeat.repeated
+    await here.redis.delete(keys.request_lease(repeat.job_id))
+    assert await idempotency.result(here.redis, here.jobs, repeat) is None
+    return repeat
+
+
+async def test_a_slow_request_that_another_took_over_stops_and_answers_the_others_job(here: GatewayContext) -> None:
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    async def stands_still(job_id: str) -> Job:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+        raise AssertionError("it was not stopped")
+
+    slow = asyncio.create_task(idempotency.create_once(here, named_request(), stands_still))
+    await begun.wait()
+    repeat = await taken_over(here)
+    await asyncio.wait_for(stopped.wait(), timeout=5)
+    assert not slow.done()
+    await here.jobs.create(stored_job(repeat.job_id))
+    assert (await asyncio.wait_for(slow, timeout=5)).id == repeat.job_id
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("the disk it asked for is away"), ValueError("a fault")])
+async def test_a_slow_request_that_fails_after_another_took_it_over_leaves_the_others_lease_and_name(
+    here: GatewayContext, error: Exception
+) -> None:
+    repeat: idempotency.Reservation | None = None
+
+    async def fails(job_id: str) -> Job:
+        nonlocal repeat
+        repeat = await taken_over(here)
+        raise error
+
+    with pytest.raises(type(error)):
+        await idempotency.create_once(here, named_request(), fails)
+    assert repeat is not None
+    assert await here.redis.exists(keys.request_lease(repeat.job_id))
+    later = await idempotency.reserve(here.redis, here.principal.name, {"idempotency-key": "k"}, b"/\nbody")
+    assert (later.repeated, later.job_id) == (True, repeat.job_id)
+
+
+async def test_a_slow_request_that_is_refused_after_the_other_has_made_the_job_leaves_its_name(
+    here: GatewayContext,
+) -> None:
+    async def fails(job_id: str) -> Job:
+        await here.jobs.create(stored_job(job_id))
+        await here.redis.delete(keys.request_lease(job_id))  # the other's has ended, too
+        raise InvalidRequest("the model was removed meanwhile")
+
+    with pytest.raises(InvalidRequest):
+        await idempotency.create_once(here, named_request(), fails)
+    later = await idempotency.reserve(here.redis, here.principal.name, {"idempotency-key": "k"}, b"/\nbody")
+    assert later.repeated
+    assert await here.jobs.ids() == [later.job_id]
+
+
+async def test_a_request_that_fails_leaves_the_name_to_a_newer_request_with_the_same_body(redis: Redis) -> None:
+    older = await idempotency.reserve(redis, "me", {}, b"body")
+    newer = await idempotency.reserve(redis, "me", {}, b"body")
+    await idempotency.give_up(redis, older)
+    assert (await idempotency.reserve(redis, "me", RETRY, b"body")).job_id == newer.job_id
 
 
 async def test_a_damaged_reservation_is_named(redis: Redis) -> None:

@@ -10,8 +10,9 @@ whatever they name them.
     its repeat  ── finds the reservation ──► waits until the job is there ──► answers the same job
                                           └► the lease is gone: takes it, carries the request out under the same id
 
-Invariant: all that is made of one request has one job id. So a gateway that dies blocks its requests' names for
-`LEASE_SECONDS` only, and one that was merely slow makes the same job as who took over.
+Invariants: all that is made of one request has one job id. So a gateway that dies blocks its requests' names for
+`LEASE_SECONDS` only. A lease has the token of the request that holds it: a request that was merely slow, and whose
+lease another one took over, stops and waits for the other's job. It neither frees the name nor the other's lease.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from headrace_core.concurrency import cancel, taken_or_undone
+from headrace_core.concurrency import first_to_end, taken_or_undone
 from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, NotFound, TimedOut, Unavailable
 from headrace_core.jobs.job_store import Job, JobStore, new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import damaged
+from headrace_core.redis_access.keys import JobKeys
 
 from ..context import GatewayContext
 from ..principal import note_created_id, unchanged
@@ -44,6 +47,24 @@ _DAY = 86_400
 _RETRIES_WITHIN = 300
 _WAIT_SECONDS = 150.0
 _POLL_SECONDS = 0.1
+
+_HOLD = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+"""KEYS: lease. ARGV: token, milliseconds. Take the lease, or extend it; 1 unless another request holds it."""
+_GIVE_UP = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return end
+redis.call('DEL', KEYS[1])
+if KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[2] and redis.call('EXISTS', KEYS[3]) == 0 then
+  redis.call('DEL', KEYS[2])
+end
+"""
+"""KEYS: lease; to free the name, too, the request's name and the job. ARGV: token, record. Changes nothing where
+another request holds the lease; frees the name where it still stands for this record, and has no job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +76,8 @@ class Reservation:
     seconds: int
     """For which the reservation is kept."""
     repeated: bool
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of this request alone: the value of the lease while it holds it."""
 
     @property
     def job_id(self) -> str:
@@ -62,22 +85,32 @@ class Reservation:
         return self.record.split()[0]
 
 
-async def create_once(here: GatewayContext, request: Request, make: Callable[[str], Awaitable[Job]]) -> Job:
+async def create_once(here: GatewayContext, request: Request, make: Callable[[str], Coroutine[Any, Any, Job]]) -> Job:
     """The job that `make` makes under the id it is given; of a repeated request, the one that the first made."""
     content = request.url.path.encode() + b"\n" + await request.body()
     reservation = await reserve(here.redis, here.principal.name, request.headers, content)
-    if reservation.repeated and (job := await result(here.redis, here.jobs, reservation)) is not None:
-        unchanged(request)
-        return job
+    while True:
+        if reservation.repeated and (job := await result(here.redis, here.jobs, reservation)) is not None:
+            unchanged(request)
+            return job
+        if (job := await _carried_out(here.redis, reservation, make(reservation.job_id))) is not None:
+            note_created_id(request, job.id)
+            return job
+        reservation = replace(reservation, repeated=True)
+
+
+async def _carried_out(redis: Redis, reservation: Reservation, making: Coroutine[Any, Any, Job]) -> Job | None:
+    """The job; None where another request has taken the lease over: `making` is cancelled then."""
+    tasks: list[asyncio.Task[Job | None]] = [
+        asyncio.create_task(making, name="carry a request out"),
+        asyncio.create_task(_hold_until_lost(redis, reservation), name="renew a lease"),
+    ]
     try:
-        async with _leased(here.redis, reservation):
-            job = await make(reservation.job_id)
+        return await first_to_end(tasks)
     except BaseException as error:  # unless it was refused, there may be a job: it is looked for under this id
         was_refused = isinstance(error, HeadraceError) and not isinstance(error, Unavailable)
-        await give_up(here.redis, reservation, keep=not was_refused)
+        await give_up(redis, reservation, keep=not was_refused)
         raise
-    note_created_id(request, job.id)
-    return job
 
 
 async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: bytes) -> Reservation:
@@ -111,16 +144,21 @@ async def _reserved(redis: Redis, mine: Reservation, may_replace: bool) -> bool:
     await _take(redis, mine)  # before there is a reservation that somebody could find without its lease
     if await run(redis.set(mine.key, mine.record, ex=mine.seconds, nx=not may_replace)):
         return True
-    await run(redis.delete(keys.request_lease(mine.job_id)))
+    await _release(redis, mine, keep=True)
     return False
 
 
 async def give_up(redis: Redis, reservation: Reservation, *, keep: bool = False) -> None:
     """The request failed: its repeat is to be carried out at once, as another one, or with `keep` under the same id.
-    Where Redis is away, the lease ends by itself."""
-    names = [keys.request_lease(reservation.job_id), *([] if keep else [reservation.key])]
+    Nothing changes where another request has taken it over. Where Redis is away, the lease ends by itself."""
     with suppress(RedisError, Unavailable):
-        await run(redis.delete(*names))
+        await _release(redis, reservation, keep=keep)
+
+
+async def _release(redis: Redis, reservation: Reservation, *, keep: bool) -> None:
+    lease = keys.request_lease(reservation.job_id)
+    named = [lease] if keep else [lease, reservation.key, JobKeys(reservation.job_id).job]
+    await run(redis.register_script(_GIVE_UP)(keys=named, args=[reservation.token, reservation.record]))
 
 
 async def result(redis: Redis, jobs: JobStore, reservation: Reservation) -> Job | None:
@@ -145,32 +183,27 @@ async def result(redis: Redis, jobs: JobStore, reservation: Reservation) -> Job 
 
 async def _take(redis: Redis, reservation: Reservation) -> bool:
     """Whether this request has the lease from now on. One that is cancelled has not."""
-    name = keys.request_lease(reservation.job_id)
 
-    async def undo(taken: Any) -> None:
+    async def undo(taken: bool) -> None:
         if taken:
-            await run(redis.delete(name))
+            await _release(redis, reservation, keep=True)
 
-    taking = run(redis.set(name, "", px=int(LEASE_SECONDS * 1000), nx=True))
-    return bool(await taken_or_undone(taking, undo))
-
-
-@asynccontextmanager
-async def _leased(redis: Redis, reservation: Reservation) -> AsyncIterator[None]:
-    """The lease holds for as long as the request is carried out."""
-    renewing = asyncio.create_task(_renew(redis, reservation), name="renew a lease")
-    try:
-        yield
-    finally:
-        await cancel([renewing])
+    return await taken_or_undone(_hold(redis, reservation), undo)
 
 
-async def _renew(redis: Redis, reservation: Reservation) -> None:
-    name = keys.request_lease(reservation.job_id)
-    while True:
+async def _hold(redis: Redis, reservation: Reservation) -> bool:
+    """Whether this request holds the lease for another `LEASE_SECONDS`."""
+    lease, milliseconds = keys.request_lease(reservation.job_id), int(LEASE_SECONDS * 1000)
+    return bool(await run(redis.register_script(_HOLD)(keys=[lease], args=[reservation.token, milliseconds])))
+
+
+async def _hold_until_lost(redis: Redis, reservation: Reservation) -> None:
+    """Returns when another request holds the lease."""
+    held = True
+    while held:
         await asyncio.sleep(LEASE_SECONDS / 3)
         with suppress(RedisError, HeadraceError):  # two more tries before it ends
-            await run(redis.set(name, "", px=int(LEASE_SECONDS * 1000)))
+            held = await _hold(redis, reservation)
 
 
 def _readable(key: str, raw: bytes) -> str:
