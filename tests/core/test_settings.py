@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from headrace_core.config.hyperparameters import WHOLE_DISTRIBUTION, Hyperparameters
 from headrace_core.config.service_settings import Settings
@@ -55,6 +55,9 @@ def test_proxies_are_addresses_or_networks() -> None:
         ({"max_staleness": -1}, "max_staleness"),
         ({"late": "never"}, "late"),
         ({"temperature": 0}, "temperature"),
+        ({"weight_decay": 1.5}, "weight_decay"),
+        ({"learning_rate": None, "learning_rate_multiplier": 1e6}, "learning_rate_multiplier"),
+        ({"clip_low": 2}, "clip_low"),
         ({"top_p": 0.95}, "top_p: training samples from the whole distribution"),
         ({"top_k": 50}, "top_k: training samples from the whole distribution"),
         ({"min_p": "0.1"}, "min_p: training samples from the whole distribution"),
@@ -63,6 +66,18 @@ def test_proxies_are_addresses_or_networks() -> None:
 def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Hyperparameters.model_validate(given)
+
+
+def test_every_number_has_a_least_and_a_largest_value() -> None:
+    """What is computed of one without would become infinite, or no number, in the midst of a job."""
+    for name, field in Hyperparameters.model_fields.items():
+        of_numbers = {int, float} & {field.annotation, *get_args(field.annotation)}
+        if not of_numbers or get_origin(field.annotation) is Literal:
+            continue
+        schema = TypeAdapter(Annotated[field.annotation, *field.metadata]).json_schema()
+        bounds = [bound for part in schema.get("anyOf", [schema]) for bound in part] + list(schema)
+        assert {"minimum", "exclusiveMinimum"} & set(bounds), f"{name} has no least value"
+        assert {"maximum", "exclusiveMaximum"} & set(bounds), f"{name} has no largest value"
 
 
 def test_auto_takes_the_default() -> None:

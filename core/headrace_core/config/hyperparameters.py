@@ -30,6 +30,9 @@ Proximal = Literal["recompute", "interpolate", "behaviour"]
 Importance = Literal["truncate", "mask", "second_moment", "none"]
 ImportanceLevel = Literal["token", "sequence", "geometric"]
 
+LARGEST = 1e9
+"""Of settings that are off where they are large: beyond it, what is computed of them leaves the range of float32."""
+
 
 def _with_auto(schema: dict[str, Any]) -> None:
     """Says in the JSON schema what `_auto_means_default` takes."""
@@ -58,11 +61,13 @@ class Hyperparameters(BaseModel):
     n_epochs: int | None = Field(None, ge=1, le=50, description="Passes over the training file.")
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of the policy.")
     learning_rate_multiplier: float | None = Field(
-        None, gt=0, description="Scales the default learning rate; instead of learning_rate."
+        None, gt=0, le=1e5, description="Scales the default learning rate; instead of learning_rate."
     )
     warmup_steps: Whole = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, of matrices only.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay, of matrices only.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=LARGEST, description="Gradient norm above which gradients are scaled down."
+    )
     minibatches: int = Field(
         1, ge=1, le=64, description="Optimizer updates a step; above 1 the clip around the proximal policy is alive."
     )
@@ -70,19 +75,20 @@ class Hyperparameters(BaseModel):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seeds prompt order, sampling and training.")
 
     # the policy loss
-    clip_low: float = Field(0.2, gt=0, description="Lower clip: u ≥ 1 − clip_low, u = π_θ/π_prox.")
-    clip_high: float = Field(0.2, gt=0, description="Upper clip: u ≤ 1 + clip_high.")
+    clip_low: float = Field(0.2, gt=0, le=1, description="Lower clip: u ≥ 1 − clip_low, u = π_θ/π_prox.")
+    clip_high: float = Field(0.2, gt=0, le=LARGEST, description="Upper clip: u ≤ 1 + clip_high.")
     loss_mean: LossMean = Field(
         "token",
         description="Each token counts alike (token), each completion does (sequence), or each token divided by "
         "max_tokens (constant).",
     )
     advantage_clip: float | None = Field(
-        None, gt=0, description="Advantages are clamped to ± this, before the divergence is subtracted."
+        None, gt=0, le=LARGEST, description="Advantages are clamped to ± this, before the divergence is subtracted."
     )
     second_moment: float = Field(
         0.04,
         gt=0,
+        le=LARGEST,
         description="importance second_moment: bound of the mean squared log π_prox/π_behaviour, over the tokens on "
         "which a trust region acts.",
     )
@@ -94,7 +100,7 @@ class Hyperparameters(BaseModel):
     )
 
     # reference policy and critic
-    kl_coefficient: float = Field(0.0, ge=0, description="Weight of the divergence from the base model.")
+    kl_coefficient: float = Field(0.0, ge=0, le=LARGEST, description="Weight of the divergence from the base model.")
     kl_estimator: KlEstimator = Field(
         "k1",
         description="Estimator of that divergence, of one token: k1 in the reward; in the loss k2, k1+ or k3+ (k1's or "
@@ -112,7 +118,9 @@ class Hyperparameters(BaseModel):
         description="With a critic, where max_tokens cut a completion off: its return ends with its reward, like any "
         "other's (end), or the critic's value of what would come next is added (bootstrap).",
     )
-    value_clip: float = Field(0.2, gt=0, description="Largest change of a value that still lowers the critic's loss.")
+    value_clip: float = Field(
+        0.2, gt=0, le=LARGEST, description="Largest change of a value that still lowers the critic's loss."
+    )
     critic_learning_rate: float | None = Field(
         None, gt=0, le=1, description="Peak learning rate of the critic; that of the policy by default."
     )
@@ -127,10 +135,13 @@ class Hyperparameters(BaseModel):
         description="Updates between two subspaces of the low-rank optimizers: 200 by default, 1 for dct_adamw.",
     )
     optimizer_scale: float | None = Field(
-        None, gt=0, description="Scale of a low-rank update beside a full one: 0.25 by default, 1 for dct_adamw."
+        None,
+        gt=0,
+        le=LARGEST,
+        description="Scale of a low-rank update beside a full one: 0.25 by default, 1 for dct_adamw.",
     )
     lora_rank: int | None = Field(None, ge=1, le=512, description="Train adapters of this rank instead of all weights.")
-    lora_alpha: float = Field(16.0, gt=0, description="Adapters are scaled by lora_alpha / lora_rank.")
+    lora_alpha: float = Field(16.0, gt=0, le=LARGEST, description="Adapters are scaled by lora_alpha / lora_rank.")
     gradient_checkpointing: bool = Field(
         False, description="Keep activations at layer borders only and compute the rest again: less memory, more time."
     )
@@ -156,7 +167,7 @@ class Hyperparameters(BaseModel):
     importance_level: ImportanceLevel = Field(
         "token", description="The weight is of a token, of the completion, or of the completion's geometric mean."
     )
-    importance_cap: float = Field(5.0, ge=1, description="Cap of the staleness weight π_prox/π_behaviour.")
+    importance_cap: float = Field(5.0, ge=1, le=LARGEST, description="Cap of the staleness weight π_prox/π_behaviour.")
     update_mode: Literal["keep_kv", "recompute", "drain"] = Field(
         "keep_kv",
         description="Requests in flight at a weight update keep their cache, have it recomputed, or finish first.",
@@ -165,6 +176,7 @@ class Hyperparameters(BaseModel):
     max_mismatch: float = Field(
         0.01,
         gt=0,
+        le=LARGEST,
         description="Divergence in nats a token between what engine and learner say of the same tokens at the same "
         "weights, above which the job fails.",
     )
@@ -176,7 +188,7 @@ class Hyperparameters(BaseModel):
     max_tokens: Whole = Field(256, ge=1, description="Longest completion.")
     max_context: Whole = Field(2048, ge=8, description="Longest prompt and completion together.")
     max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
-    kv_cache_gib: float = Field(1.0, gt=0, description="Memory of one engine's KV cache, in GiB.")
+    kv_cache_gib: float = Field(1.0, gt=0, le=LARGEST, description="Memory of one engine's KV cache, in GiB.")
     reward_attempts: int = Field(2, ge=1, le=10, description="Tries of a completion whose reward fails.")
     reward_failure: Literal["fail_group", "leave_out"] = Field(
         "fail_group",
