@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import itertools
 import os
 import re
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +42,31 @@ def descendants() -> set[psutil.Process]:
     """All processes under this one, but for the one Python's multiprocessing keeps to the end."""
     children = psutil.Process().children(recursive=True)
     return {child for child in children if "multiprocessing.resource_tracker" not in " ".join(child.cmdline())}
+
+
+async def test_updates_in_the_midst_of_every_scoring_do_not_keep_it_from_its_end(
+    weights: dict[str, Weights], prompt: npt.NDArray[np.int32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = VllmEngine(engine_config(weights))
+    await engine.start()
+    submit, updates = engine._submit, list[asyncio.Task[Any]]()
+    folders = itertools.cycle(weights[name].folder for name in ("second", "first"))
+
+    async def with_an_update(tokens: npt.NDArray[np.int32], params: Any, on_tokens: Any = None) -> Any:
+        updates.append(asyncio.create_task(engine.update(engine.version + 1 + len(updates), next(folders))))
+        final = await submit(tokens, params, on_tokens)
+        await asyncio.wait(updates, timeout=5.0)  # the last one comes only when the scoring has ended
+        return final
+
+    try:
+        with monkeypatch.context() as busy:
+            busy.setattr(engine, "_submit", with_an_update)
+            scored = await asyncio.wait_for(engine.score(prompt, 2), LIMIT)
+        reports = await asyncio.wait_for(asyncio.gather(*updates), LIMIT)
+        assert [report.version > scored.version for report in reports] == [False] * (len(reports) - 1) + [True]
+        assert engine.version == reports[-1].version
+    finally:
+        await engine.close()
 
 
 async def test_a_dead_worker_process_fails_every_request_and_leaves_no_process(

@@ -60,8 +60,8 @@ from .worker_extension import MEASURED_COLUMNS
 
 Result = TypeVar("Result")
 
-SCORE_ATTEMPTS = 5
-"""Scorings of one sequence until none of them was cut by an update."""
+SCORE_ATTEMPTS = 3
+"""Scorings of one sequence; only the last one keeps updates waiting for its end."""
 
 
 class VllmEngine:
@@ -133,6 +133,8 @@ class VllmEngine:
     async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
         """As the port says; temperature 0 counts as 1, as in the reported log-probabilities of a greedy request.
 
+        A scoring that an update cuts is made again, the last time while updates wait: so it always ends.
+
         At a temperature other than 1 it fetches whole distributions from vLLM: vocabulary × length numbers.
         """
         from vllm import SamplingParams
@@ -142,13 +144,22 @@ class VllmEngine:
         temperature = temperature or 1.0
         self._require_servable(tokens, 1, self._longest_scored)
         wanted = 0 if temperature == 1.0 else -1
-        for _ in range(SCORE_ATTEMPTS):
+
+        async def whole() -> Scored | None:
             version = self._version
             params = SamplingParams(max_tokens=1, prompt_logprobs=wanted, flat_logprobs=True, detokenize=False)
             final = await self._submit(tokens, params)
-            if version == self._version:
-                return Scored(prompt_scores(final.prompt_logprobs, tokens, start, temperature), version)
-        raise TimedOut(f"updates cut each of {SCORE_ATTEMPTS} attempts to score a sequence of {len(tokens)} tokens")
+            if version != self._version:
+                return None
+            return Scored(prompt_scores(final.prompt_logprobs, tokens, start, temperature), version)
+
+        for _ in range(SCORE_ATTEMPTS - 1):
+            if (scored := await whole()) is not None:
+                return scored
+        async with self._updating:
+            scored = await whole()
+        assert scored is not None  # no update came between
+        return scored
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
         """As the port says; raises `WeightsDamaged`, leaving the engine as it was, when `weights` cannot be loaded."""
