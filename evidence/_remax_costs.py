@@ -54,10 +54,10 @@ def state_bytes(trainer: Trainer) -> dict[str, dict[str, int]]:
     """Of each trained model: its weights, tied ones once, and what its optimizer keeps."""
     return {
         name: {
-            "weights": sum(p.nbytes for p in descent.model.parameters()),
-            "optimizer": sum(t.nbytes for kept in descent.optimizer.state.values() for t in kept.values()),
+            "weights": sum(p.nbytes for p in model_optimizer.model.parameters()),
+            "optimizer": sum(t.nbytes for kept in model_optimizer.optimizer.state.values() for t in kept.values()),
         }
-        for name, descent in trainer.descents.items()
+        for name, model_optimizer in trainer.optimizers.items()
     }
 
 

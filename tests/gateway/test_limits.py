@@ -73,7 +73,7 @@ async def test_who_tries_keys_is_counted_by_address(slow: Keyed) -> None:
 
 
 async def ask(redis: Redis, per_minute: int, address: str = "a") -> Any:
-    return await authenticate(redis, key="", session="", address=address, per_minute=per_minute, about=None)
+    return await authenticate(redis, key="", session="", address=address, per_minute=per_minute, resource=None)
 
 
 async def test_the_bucket_fills_as_time_passes(redis: Redis) -> None:

@@ -130,7 +130,7 @@ async def test_listeners_that_come_at_any_moment_get_every_entry_once(http: http
 
 
 async def test_one_reader_serves_all_listeners_and_leaves_with_the_last(hub: JobStreams, jobs: JobStore) -> None:
-    streams = [hub.listen(JOB, 0, voice) for voice in (EVERYTHING, OPENAI) * 10]
+    streams = [hub.listen(JOB, 0, stream_format) for stream_format in (EVERYTHING, OPENAI) * 10]
     firsts = [asyncio.create_task(anext(s)) for s in streams]
     await jobs.tell(JOB, "hello")
     await asyncio.wait_for(asyncio.gather(*firsts), 10)

@@ -142,19 +142,19 @@ class Update:
     gradients: list[Tensor]
 
 
-def recorded(descent: ModelOptimizer, move: bool = True) -> list[Update]:
+def recorded(model_optimizer: ModelOptimizer, move: bool = True) -> list[Update]:
     """Its updates from now on; without `move` they leave the weights as they are."""
     updates: list[Update] = []
-    step = descent.optimizer.step
+    step = model_optimizer.optimizer.step
 
     def note(closure: None = None) -> None:
-        parameters = list(descent.model.parameters())
+        parameters = list(model_optimizer.model.parameters())
         gradients = [p.grad.clone() for p in parameters if p.grad is not None]
         updates.append(Update([p.detach().clone() for p in parameters], gradients))
         if move:
             step()
 
-    descent.optimizer.step = note  # type: ignore[method-assign,assignment]
+    model_optimizer.optimizer.step = note  # type: ignore[method-assign,assignment]
     return updates
 
 
@@ -168,13 +168,13 @@ def disturb(model: nn.Module, seed: int = 1) -> None:
 
 def assert_same_state(found: Trainer, expected: Trainer) -> None:
     """Weights and optimizer state of every model, bit for bit."""
-    assert found.descents.keys() == expected.descents.keys()
-    for name, descent in expected.descents.items():
-        other = found.descents[name]
-        pairs = zip(descent.model.parameters(), other.model.parameters(), strict=True)
+    assert found.optimizers.keys() == expected.optimizers.keys()
+    for name, model_optimizer in expected.optimizers.items():
+        other = found.optimizers[name]
+        pairs = zip(model_optimizer.model.parameters(), other.model.parameters(), strict=True)
         for i, (weight, other_weight) in enumerate(pairs):
             assert torch.equal(weight, other_weight), f"{name}: parameter {i}"
-            state, other_state = descent.optimizer.state[weight], other.optimizer.state[other_weight]
+            state, other_state = model_optimizer.optimizer.state[weight], other.optimizer.state[other_weight]
             assert state.keys() == other_state.keys()
             assert all(torch.equal(state[key], other_state[key]) for key in state), f"{name}: optimizer state {i}"
 

@@ -64,9 +64,9 @@ def figures(results: list[StepResult]) -> list[dict[str, object]]:
 
 def held(trainer: Trainer) -> tuple[int, int]:
     """How many numbers of the policy, and of its optimizer's moments, are in this process."""
-    descent = trainer.descents["policy"]
-    moments = [t for state in descent.optimizer.state.values() for t in state.values() if t.ndim]
-    parameters = list(descent.model.parameters())
+    model_optimizer = trainer.optimizers["policy"]
+    moments = [t for state in model_optimizer.optimizer.state.values() for t in state.values() if t.ndim]
+    parameters = list(model_optimizer.model.parameters())
     return local(parameters), local(moments)
 
 

@@ -23,7 +23,7 @@ def groups(version: int = 0) -> list[Group]:
 
 
 def copies(trainer: Trainer, name: str) -> list[Tensor]:
-    return [p.detach().clone() for p in trainer.descents[name].model.parameters()]
+    return [p.detach().clone() for p in trainer.optimizers[name].model.parameters()]
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -42,14 +42,14 @@ def test_it_starts_from_the_policys_layers_and_says_zero(model_folder: Path, mak
 
 def test_only_algorithms_that_want_one_have_one(make_trainer: Make) -> None:
     assert make_trainer().critic is None
-    assert make_trainer().descents.keys() == {"policy"}
-    assert make_trainer(algorithm="ppo").descents.keys() == {"policy", "critic"}
+    assert make_trainer().optimizers.keys() == {"policy"}
+    assert make_trainer(algorithm="ppo").optimizers.keys() == {"policy", "critic"}
 
 
 def test_while_it_warms_up_the_policy_stays_bit_for_bit(make_trainer: Make) -> None:
     trainer = make_trainer(algorithm="ppo", critic_warmup_steps=2, weight_decay=0.1)
     start, critic = copies(trainer, "policy"), copies(trainer, "critic")
-    state = {id(p): dict(trainer.descents["policy"].optimizer.state[p]) for p in trainer.policy.model.parameters()}
+    state = {id(p): dict(trainer.optimizers["policy"].optimizer.state[p]) for p in trainer.policy.model.parameters()}
     for version in range(2):
         result = trainer.step(groups(version), version)
         assert result.grad_norm == 0.0
@@ -58,7 +58,7 @@ def test_while_it_warms_up_the_policy_stays_bit_for_bit(make_trainer: Make) -> N
         assert not same(copies(trainer, "critic"), critic)
         critic = copies(trainer, "critic")
     for p in trainer.policy.model.parameters():
-        now = trainer.descents["policy"].optimizer.state[p]
+        now = trainer.optimizers["policy"].optimizer.state[p]
         assert all(torch.equal(now[key], state[id(p)][key]) for key in now)
     assert trainer.step(groups(2), version=2).grad_norm > 0
     assert not same(copies(trainer, "policy"), start)
@@ -73,8 +73,8 @@ def test_its_learning_rate_warms_up_with_the_policys(
     for version in range(3):
         result = trainer.step([random_group(0, rewards=[None])], version)
         assert result.learning_rate == pytest.approx(1e-3 if version == 0 else 2e-3)
-        assert {g["lr"] for g in trainer.descents["policy"].optimizer.param_groups} == {result.learning_rate}
-        (rate,) = {g["lr"] for g in trainer.descents["critic"].optimizer.param_groups}
+        assert {g["lr"] for g in trainer.optimizers["policy"].optimizer.param_groups} == {result.learning_rate}
+        (rate,) = {g["lr"] for g in trainer.optimizers["critic"].optimizer.param_groups}
         found.append(rate)
     assert found == pytest.approx(rates)
 
@@ -94,7 +94,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_trainer: Make) -> 
         trainer = make_trainer(algorithm="ppo", minibatches=1, gradient_checkpointing=checkpointed)
         assert trainer.critic is not None
         disturb(trainer.critic.net)
-        updates = recorded(trainer.descents["critic"])
+        updates = recorded(trainer.optimizers["critic"])
         trainer.step(groups(), version=0)
         return updates[0].gradients
 

@@ -39,7 +39,7 @@ COEFFICIENTS = [1e-4, 1e-2, 1.0, 100.0]
 
 def gradient(trainer: Trainer, groups: Sequence[Group]) -> list[Tensor]:
     """Of one step's loss."""
-    updates = recorded(trainer.descents["policy"], move=False)
+    updates = recorded(trainer.optimizers["policy"], move=False)
     trainer.step(groups, 0)
     return updates[0].gradients if updates else []
 

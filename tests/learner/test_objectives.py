@@ -74,8 +74,8 @@ def compare(make_trainer: Make, groups: Sequence[Group] = GROUPS, **settings: An
     trainer = moved(make_trainer, **settings)
     models = before_the_step(trainer)
     step = oracle.read(groups, VERSION, s, models)
-    updates = recorded(trainer.descents["policy"])
-    critic_updates = recorded(trainer.descents["critic"]) if trainer.critic is not None else []
+    updates = recorded(trainer.optimizers["policy"])
+    critic_updates = recorded(trainer.optimizers["critic"]) if trainer.critic is not None else []
     result = trainer.step(groups, VERSION)
 
     size = len(groups) // s.minibatches
@@ -176,7 +176,7 @@ def test_the_mean_gradient_over_all_reasonings_is_that_of_the_objective(make_tra
         Group(i, 1, 0, 0, np.array(prompt, np.int32), (completion(a, b), completion(b, a)))
         for i, (a, b) in enumerate(pairs)
     ]
-    updates = recorded(trainer.descents["policy"])
+    updates = recorded(trainer.optimizers["policy"])
     trainer.step(groups, 0)
     # The divisor is completions × max_tokens: two completions a group, one token at most.
     assert_close([-g * len(pairs) for g in updates[0].gradients], expected, TOLERANCE)
@@ -265,7 +265,7 @@ def test_a_group_without_a_greedy_reward_is_no_part_of_remax(make_trainer: Make)
     assert lacking.greedy is None
     with_it = [GROUPS[0], lacking, GROUPS[2], GROUPS[3]]
     trainers = [moved(make_trainer, algorithm="remax", **SMALL | {"minibatches": 1}) for _ in range(2)]
-    updates = [recorded(trainer.descents["policy"]) for trainer in trainers]
+    updates = [recorded(trainer.optimizers["policy"]) for trainer in trainers]
     trainers[0].step(with_it, VERSION)
     trainers[1].step([GROUPS[0], GROUPS[2], GROUPS[3]], VERSION)
     assert_close(updates[0][0].gradients, updates[1][0].gradients, 1e-6)

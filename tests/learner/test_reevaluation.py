@@ -105,7 +105,7 @@ def test_the_mean_gradient_over_an_older_policys_reasonings_is_that_of_the_objec
     objective = (reasoning.exp() * (SHARE * of_answer + others_reward(kind))).sum()
     expected = torch.autograd.grad(objective, list(model.parameters()))
 
-    updates = recorded(trainer.descents["policy"], move=False)
+    updates = recorded(trainer.optimizers["policy"], move=False)
     for told in (True, False):
         trainer.step(every_pair(kind, *older, told), 1)
     # The divisor is completions × max_tokens: two completions a group, one token at most.

@@ -39,7 +39,7 @@ def test_the_expected_gradient_is_that_of_the_reward_at_the_sampling_temperature
         **{"algorithm": "remax", "kl_coefficient": 0.0, "temperature": temperature, "max_tokens": MAX_TOKENS},
         **{"batch_size": 1, "max_grad_norm": 1e9},
     )
-    updates = recorded(trainer.descents["policy"], move=False)
+    updates = recorded(trainer.optimizers["policy"], move=False)
     result = trainer.step([group], version=0)
     scale = -VOCAB * MAX_TOKENS  # of the mean over completions × max_tokens
     assert_close([g * scale for g in updates[0].gradients], expected, 1e-4)

@@ -75,9 +75,9 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Weights and optimizer state of all its models, by name."""
     found = {}
-    for model, descent in trainer.descents.items():
-        found |= {f"{model}.{name}": tensor for name, tensor in descent.model.state_dict().items()}
-        for number, moments in descent.optimizer.state_dict()["state"].items():
+    for model, model_optimizer in trainer.optimizers.items():
+        found |= {f"{model}.{name}": tensor for name, tensor in model_optimizer.model.state_dict().items()}
+        for number, moments in model_optimizer.optimizer.state_dict()["state"].items():
             found |= {f"{model}.optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
     return found
 

@@ -48,7 +48,7 @@ def test_the_token_budget_does_not_change_the_gradient(make_trainer: Make, name:
             **{"clip_low": 0.3, "clip_high": 0.3, "max_staleness": 1},
         )
         disturb(trainer.policy.model)
-        updates = [recorded(descent) for descent in trainer.descents.values()]
+        updates = [recorded(model_optimizer) for model_optimizer in trainer.optimizers.values()]
         trainer.step(groups, version=3)
         return [only.gradients for (only,) in updates]
 
@@ -72,7 +72,7 @@ def test_masked_tokens_leave_no_trace(make_trainer: Make) -> None:
 def test_the_norm_is_that_of_the_whole_gradient_before_clipping(make_trainer: Make) -> None:
     groups = [random_group(i) for i in range(4)]
     free, clipped = make_trainer(max_grad_norm=1e9), make_trainer(max_grad_norm=0.01)
-    updates = [recorded(trainer.descents["policy"], move=False) for trainer in (free, clipped)]
+    updates = [recorded(trainer.optimizers["policy"], move=False) for trainer in (free, clipped)]
     results = [trainer.step(groups, version=0) for trainer in (free, clipped)]
     (whole,), (scaled,) = updates
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in whole.gradients))
@@ -102,7 +102,7 @@ def test_what_is_computed_beforehand_is_what_the_update_would_find(make_trainer:
     A penalty too small to count makes both runs alike in all but that.
     """
     runs = [make_trainer(kl_coefficient=coefficient) for coefficient in (0.0, 1e-12)]
-    updates = [recorded(trainer.descents["policy"]) for trainer in runs]
+    updates = [recorded(trainer.optimizers["policy"]) for trainer in runs]
     for trainer in runs:
         trainer.step([eventful_group(i) for i in range(4)], version=3)
     assert_close(updates[0][0].gradients, updates[1][0].gradients, 1e-6)
@@ -169,7 +169,7 @@ def test_what_is_not_computed_changes_no_gradient_and_no_figure_but_of_its_own(m
     trainers = make_trainer(max_grad_norm=1e9), make_trainer(max_grad_norm=1e9)
     found = []
     for trainer, group in zip(trainers, (silent, faint), strict=True):
-        updates = recorded(trainer.descents["policy"], move=False)
+        updates = recorded(trainer.optimizers["policy"], move=False)
         result = trainer.step([*others, group], 0)
         found.append((updates, result))
     (less, without), (more, with_it) = found
@@ -187,7 +187,7 @@ def test_an_answer_makes_itself_likelier_where_rewards_are_equal(make_trainer: M
     def likelier(weight: float) -> float:
         group = answered(random_group(1, rewards=[1.0] * 4), (0,), weight)
         trainer = make_trainer(algorithm="rloo", batch_size=1, max_grad_norm=1e9)
-        trainer.descents["policy"].optimizer = torch.optim.SGD(trainer.policy.model.parameters(), lr=0.1)
+        trainer.optimizers["policy"].optimizer = torch.optim.SGD(trainer.policy.model.parameters(), lr=0.1)
         found = [trainer.step([group], 0).measured.extra["answer_logprob"] for _ in range(2)]
         return found[1] - found[0]
 

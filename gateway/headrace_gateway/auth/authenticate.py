@@ -74,24 +74,24 @@ class AuthResult:
 
 
 async def authenticate(
-    redis: Redis, *, key: str, session: str, address: str, per_minute: int, about: tuple[Kind, str] | None
+    redis: Redis, *, key: str, session: str, address: str, per_minute: int, resource: tuple[Kind, str] | None
 ) -> AuthResult:
     """Count a request and say what is known of it. `key` and `session` are SHA-256 sums, or empty."""
     try:
-        found, owner = await _ask(redis, (key, session, address, per_minute), about)
+        found, owner = await _ask(redis, (key, session, address, per_minute), resource)
     except NoScriptError:  # a Redis that is new, or was restarted
         await run(redis.script_load(_SCRIPT))
-        found, owner = await _ask(redis, (key, session, address, per_minute), about)
+        found, owner = await _ask(redis, (key, session, address, per_minute), resource)
     record, allowed, remaining, reset, retry = found
     known = key_of(record) if record else None
     return AuthResult(known, bool(allowed), remaining, reset / 1000, retry / 1000, owner)
 
 
-async def _ask(redis: Redis, arguments: tuple[Any, ...], about: tuple[Kind, str] | None) -> tuple[Any, str | None]:
+async def _ask(redis: Redis, arguments: tuple[Any, ...], resource: tuple[Kind, str] | None) -> tuple[Any, str | None]:
     script = (_SHA, len(keys.ADMISSION_SCRIPT), *keys.ADMISSION_SCRIPT, *arguments)
-    if about is None:
+    if resource is None:
         return await run(redis.evalsha(*script)), None
-    kind, name = about
+    kind, name = resource
     async with redis.pipeline(transaction=False) as pipe:
         pipe.evalsha(*script)
         if kind == "job":

@@ -1,4 +1,4 @@
-"""A request as the gateway's door sees it: what it wants, what it shows, from where."""
+"""A request as the access check sees it: what it asks for, what identifies its caller, where it comes from."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _WANTED = frozenset({b"authorization", b"cookie", b"host", b"origin", b"referer"
 
 @dataclass(slots=True)
 class RequestInfo:
-    """One request. `headers` are what the door adds to its answer."""
+    """One request. `response_headers` are what the access check adds to its answer."""
 
     method: str
     path: str
     query: str
     address: str
-    shown: dict[bytes, bytes]
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    headers: dict[bytes, bytes]
+    response_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     @classmethod
     def of(cls, scope: Scope) -> RequestInfo:
@@ -54,7 +54,7 @@ class RequestInfo:
         return not self.reads and self.path not in _CHANGES_NOTHING
 
     @property
-    def open(self) -> bool:
+    def is_public(self) -> bool:
         """Whether it needs no key: what is the same for everybody, and the way in."""
         return self.path in _OPEN or self.path.startswith(_OPEN_FOLDER)
 
@@ -64,7 +64,7 @@ class RequestInfo:
         return self.reads and not self.path.startswith("/v1") and self.path != "/metrics"
 
     @property
-    def about(self) -> tuple[Kind, str] | None:
+    def resource(self) -> tuple[Kind, str] | None:
         """The job or the file that the path names."""
         if found := _OF_A_JOB.match(self.path):
             return "job", found[1]
@@ -75,13 +75,13 @@ class RequestInfo:
     @property
     def key(self) -> str:
         """SHA-256 of the bearer key; empty without one."""
-        scheme, _, secret = self.shown.get(b"authorization", b"").partition(b" ")
+        scheme, _, secret = self.headers.get(b"authorization", b"").partition(b" ")
         return digest(secret.strip()) if scheme.lower() == b"bearer" else ""
 
     @property
     def session(self) -> str:
         """SHA-256 of the token in the session's cookie; empty without one."""
-        cookies = cookie_parser(self.shown.get(b"cookie", b"").decode("latin-1"))
+        cookies = cookie_parser(self.headers.get(b"cookie", b"").decode("latin-1"))
         return digest(cookies[SESSION_COOKIE]) if SESSION_COOKIE in cookies else ""
 
     @property
@@ -98,7 +98,7 @@ class RequestInfo:
     @property
     def host(self) -> str:
         """The Host header: name and port by which the gateway was asked for."""
-        return self.shown.get(b"host", b"").decode("latin-1").lower()
+        return self.headers.get(b"host", b"").decode("latin-1").lower()
 
     @property
     def foreign_page(self) -> str | None:
@@ -106,7 +106,7 @@ class RequestInfo:
 
         Browsers say where a change comes from, though not all in the same header; what says nothing is no browser's.
         """
-        site = self.shown.get(b"sec-fetch-site")
+        site = self.headers.get(b"sec-fetch-site")
         if site in (b"same-origin", b"none"):
             return None
         if (origin := self._origin(b"origin")) is not None:
@@ -117,4 +117,4 @@ class RequestInfo:
         return None if referer is None or referer.partition("://")[2].partition("/")[0] == self.host else referer
 
     def _origin(self, header: bytes) -> str | None:
-        return self.shown[header].decode("latin-1").lower() if header in self.shown else None
+        return self.headers[header].decode("latin-1").lower() if header in self.headers else None

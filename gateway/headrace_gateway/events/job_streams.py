@@ -1,17 +1,17 @@
 """Event streams of jobs: one reader of Redis a job and process, however many listen.
 
-                       ┌───────────── a Follower, while somebody listens ─────────────┐
-    history, XREAD ──► │ batch: encoded once a voice ──► a Listener's few batches     │ ──► one write a listener
+                       ┌───────────── a JobStream, while somebody listens ─────────────┐
+    history, XREAD ──► │ batch: encoded once a format ──► a Subscriber's few batches │ ──► one write a subscriber
     job, ledger,       │ state: once a second, encoded once, handed out if it changed │
     rewards ─────────► └──────────────────────────────────────────────────────────────┘
-    history, in pages ──► a listener that joins, or that was too slow, at its own pace
+    history, in pages ──► a subscriber that joins, or that was too slow, at its own pace
     history, sampled ──► a thinned past, made once for those who come within a short time
 
 Invariants:
 
-* a listener gets every entry after the number it asked for, once, in order: it takes up batches before it reads the
+* a subscriber gets every entry after the number it asked for, once, in order: it takes up batches before it reads the
   past, of what both hold it sends the past's, and where a batch does not follow what was sent it reads the past again;
-* a slow listener holds a few batches, which it shares with all others, and then falls back to reading the past;
+* a slow subscriber holds a few batches, which it shares with all others, and then falls back to reading the past;
 * a stream ends after the last entry, never before: the job has ended, and a whole second brought nothing new;
 * when the server stops, streams end at once, without the `[DONE]` of a job that ended: clients come back and go on.
 """
@@ -46,7 +46,7 @@ log = get_logger(__name__)
 _QUIET_SECONDS = 1.0
 _STATE_SECONDS = 1.0
 _GATHER_SECONDS = 0.2
-"""Entries that come singly do not wake every listener singly."""
+"""Entries that come singly do not wake every subscriber singly."""
 _PAGE = 500
 _READERS = 8
 """Listeners of a job that read its past at once."""
@@ -71,11 +71,11 @@ class JobStreams:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._followers: dict[str, JobStream] = {}
+        self._streams: dict[str, JobStream] = {}
         self._closed = False
 
     async def listen(
-        self, job_id: str, number: int, voice: StreamFormat, thin: int | None = None
+        self, job_id: str, number: int, stream_format: StreamFormat, thin: int | None = None
     ) -> AsyncGenerator[bytes]:
         """Server-sent events of a job from after `number` on to its end; pieces of any length, each of whole events.
 
@@ -84,35 +84,35 @@ class JobStreams:
         if self._closed:
             yield _STOPPING
             return
-        follower = self._followers.get(job_id)
-        if follower is None or follower.over:
-            follower = self._followers[job_id] = JobStream(self._redis, job_id)
-        listener = follower.joined(voice, number)
+        stream = self._streams.get(job_id)
+        if stream is None or stream.over:
+            stream = self._streams[job_id] = JobStream(self._redis, job_id)
+        subscriber = stream.joined(stream_format, number)
         try:
-            async for piece in follower.pieces(listener, voice, thin):
+            async for piece in stream.pieces(subscriber, stream_format, thin):
                 yield piece
         except RedisError as error:  # while the past was read; the answer has begun, and can no longer be an error
             log.warning("an event stream broke", job=job_id, error=str(error))
             yield _BROKEN
         finally:
-            last = follower.left(listener)
-            if last and self._followers.get(job_id) is follower:
-                del self._followers[job_id]
+            last = stream.left(subscriber)
+            if last and self._streams.get(job_id) is stream:
+                del self._streams[job_id]
 
     @property
     def followed(self) -> dict[str, int]:
         """Listeners by job."""
-        return {job_id: follower.listeners for job_id, follower in self._followers.items()}
+        return {job_id: stream.subscribers for job_id, stream in self._streams.items()}
 
     def close(self) -> None:
         """End every stream; none begins afterwards."""
         self._closed = True
-        for follower in self._followers.values():
-            follower.end(_STOPPING)
+        for stream in self._streams.values():
+            stream.end(_STOPPING)
 
 
 class JobStream:
-    """One job, followed from its first listener's coming to its last one's leaving."""
+    """One job, followed from its first subscriber's coming to its last one's leaving."""
 
     def __init__(self, redis: Redis, job_id: str) -> None:
         self._jobs, self._ledger, self._job_id = JobStore(redis), Ledger(redis, job_id), job_id
@@ -120,7 +120,7 @@ class JobStream:
         self._listeners: set[Subscriber] = set()
         self._state = b""
         self._position = 0
-        """Everything up to here was handed to the listeners of the time."""
+        """Everything up to here was handed to the subscribers of the time."""
         self._pasts: dict[tuple[int, int, int], _Past] = {}
         """The last one that was made."""
         self._thinning = asyncio.Lock()
@@ -134,37 +134,37 @@ class JobStream:
         return self._task.done()
 
     @property
-    def listeners(self) -> int:
+    def subscribers(self) -> int:
         return len(self._listeners)
 
-    def joined(self, voice: StreamFormat, number: int) -> Subscriber:
-        """A new listener, who is handed everything from now on."""
-        listener = Subscriber(voice, number)
-        listener.state(self._state)
-        self._listeners.add(listener)
-        return listener
+    def joined(self, stream_format: StreamFormat, number: int) -> Subscriber:
+        """A new subscriber, who is handed everything from now on."""
+        subscriber = Subscriber(stream_format, number)
+        subscriber.state(self._state)
+        self._listeners.add(subscriber)
+        return subscriber
 
-    def left(self, listener: Subscriber) -> bool:
+    def left(self, subscriber: Subscriber) -> bool:
         """Whether that was the last one; then nothing is followed any more."""
-        self._listeners.discard(listener)
+        self._listeners.discard(subscriber)
         if not self._listeners:
             self._task.cancel()
         return not self._listeners
 
     def end(self, last: bytes) -> None:
-        """Let every listener send what it has, and `last`."""
-        for listener in self._listeners:
-            listener.end(last)
+        """Let every subscriber send what it has, and `last`."""
+        for subscriber in self._listeners:
+            subscriber.end(last)
         self._begun.set()
 
     # ── the job's side ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _follow_safely(self) -> None:
-        """Where it fails, whatever the reason, its listeners are told; their clients come back, to a new follower."""
+        """Where it fails, whatever the reason, its subscribers are told; their clients come back, to a new stream."""
         try:
             await self._follow()
         except Exception:
-            log.exception("the event streams of a job broke", job=self._job_id, listeners=self.listeners)
+            log.exception("the event streams of a job broke", job=self._job_id, subscribers=self.subscribers)
             self.end(_BROKEN)
 
     async def _follow(self) -> None:
@@ -177,8 +177,8 @@ class JobStream:
             if found:
                 batch = Batch(self._job_id, self._position, found)
                 self._position = batch.last
-                for listener in self._listeners:
-                    listener.hand(batch)
+                for subscriber in self._listeners:
+                    subscriber.hand(batch)
             elif job.status in ENDED:
                 break
             now = time.monotonic()
@@ -186,13 +186,13 @@ class JobStream:
                 job, stated = await self._tell_state(), now
             if now - pinged >= PING_SECONDS:
                 pinged = now
-                for listener in self._listeners:
-                    listener.ping(_PING)
+                for subscriber in self._listeners:
+                    subscriber.ping(_PING)
             if 0 < len(found) < _PAGE:
                 await asyncio.sleep(_GATHER_SECONDS)
         await self._tell_state()
-        for listener in self._listeners:
-            listener.end(listener.voice.done)
+        for subscriber in self._listeners:
+            subscriber.end(subscriber.stream_format.done)
 
     async def _account(self) -> dict[str, Any] | None:
         """None of a ledger that is damaged."""
@@ -212,56 +212,58 @@ class JobStream:
         state = sse("state", _encode(body))
         if state != self._state:
             self._state = state
-            for listener in self._listeners:
-                listener.state(state)
+            for subscriber in self._listeners:
+                subscriber.state(state)
         return job
 
-    # ── a listener's side ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── a subscriber's side ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def pieces(self, listener: Subscriber, voice: StreamFormat, thin: int | None) -> AsyncGenerator[bytes]:
-        """Everything that the listener is to send."""
+    async def pieces(
+        self, subscriber: Subscriber, stream_format: StreamFormat, thin: int | None
+    ) -> AsyncGenerator[bytes]:
+        """Everything that the subscriber is to send."""
         await self._begun.wait()
-        yield listener.newest_state()
-        if thin is not None and listener.number < self._position:
-            past = await self._thinned(voice, listener.number, thin)
-            listener.number = past.to
+        yield subscriber.newest_state()
+        if thin is not None and subscriber.number < self._position:
+            past = await self._downsampled(stream_format, subscriber.number, thin)
+            subscriber.number = past.to
             yield past.told
-        async for piece in self._past(listener, voice, self._position):
+        async for piece in self._past(subscriber, stream_format, self._position):
             yield piece
         if thin is not None:
             yield _LIVE
         while True:
-            await listener.wait()
-            while (to := listener.missed_to) is not None:
-                async for piece in self._past(listener, voice, to):
+            await subscriber.wait()
+            while (to := subscriber.missed_to) is not None:
+                async for piece in self._past(subscriber, stream_format, to):
                     yield piece
-            ended = listener.ended
-            yield listener.take()
+            ended = subscriber.ended
+            yield subscriber.take()
             if ended:
                 return
 
-    async def _past(self, listener: Subscriber, voice: StreamFormat, to: int) -> AsyncGenerator[bytes]:
-        """What was recorded after the listener's number, at least up to `to`."""
-        while listener.number < to:
-            found, listener.number = await self._page(voice, listener.number, to)
-            yield encode_entries(voice, self._job_id, found)
+    async def _past(self, subscriber: Subscriber, stream_format: StreamFormat, to: int) -> AsyncGenerator[bytes]:
+        """What was recorded after the subscriber's number, at least up to `to`."""
+        while subscriber.number < to:
+            found, subscriber.number = await self._page(stream_format, subscriber.number, to)
+            yield encode_entries(stream_format, self._job_id, found)
 
-    async def _page(self, voice: StreamFormat, number: int, to: int) -> tuple[list[HistoryEntry], int]:
+    async def _page(self, stream_format: StreamFormat, number: int, to: int) -> tuple[list[HistoryEntry], int]:
         """(entries after `number`, the number up to which these are all): at least `to` where there are no more."""
         async with self._readers:
-            found = await self._history.after(self._job_id, number, _PAGE, voice.kinds)
+            found = await self._history.after(self._job_id, number, _PAGE, stream_format.kinds)
         complete = [] if len(found) >= _PAGE else [to]
         return found, max([*complete, *(e.number for e in found[-1:])])
 
-    async def _thinned(self, voice: StreamFormat, number: int, most: int) -> _Past:
+    async def _downsampled(self, stream_format: StreamFormat, number: int, most: int) -> _Past:
         """The past after `number`, made once for all who come within `_PAGE` entries."""
-        wanted = (id(voice), number, most)
+        wanted = (id(stream_format), number, most)
         async with self._thinning:
             past = self._pasts.get(wanted)
             if past is None or past.to < self._position - _PAGE:
                 to = self._position
                 async with self._readers:
                     found = await self._history.sampled(self._job_id, number, to, most)
-                past = _Past(to, encode_entries(voice, self._job_id, downsample(found, most)))
+                past = _Past(to, encode_entries(stream_format, self._job_id, downsample(found, most)))
                 self._pasts = {wanted: past}
             return past

@@ -11,12 +11,12 @@ from headrace_core.jobs.history import HistoryEntry
 from .stream_formats import StreamFormat
 
 WAITING = 32
-"""Batches that wait for a listener; with more, it reads what it missed from Redis."""
+"""Batches that wait for a subscriber; with more, it reads what it missed from Redis."""
 
 
-def encode_entries(voice: StreamFormat, job_id: str, entries: Iterable[HistoryEntry]) -> bytes:
-    """Those entries that the voice tells of, as server-sent events."""
-    return b"".join(voice.encode(job_id, entry) for entry in entries if entry.kind in voice.kinds)
+def encode_entries(stream_format: StreamFormat, job_id: str, entries: Iterable[HistoryEntry]) -> bytes:
+    """Those entries that the format carries, as server-sent events."""
+    return b"".join(stream_format.encode(job_id, entry) for entry in entries if entry.kind in stream_format.kinds)
 
 
 @dataclass(eq=False)
@@ -26,30 +26,30 @@ class Batch:
     job_id: str
     after: int
     entries: list[HistoryEntry]
-    _told: dict[int, bytes] = field(default_factory=dict)
+    _encoded: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def last(self) -> int:
         """Number of the last entry."""
         return self.entries[-1].number
 
-    def told(self, voice: StreamFormat, number: int) -> bytes:
+    def encoded(self, stream_format: StreamFormat, number: int) -> bytes:
         """Those after `number`; encoded once for everybody who wants them all."""
         if number > self.after:
-            return encode_entries(voice, self.job_id, (e for e in self.entries if e.number > number))
-        if id(voice) not in self._told:
-            self._told[id(voice)] = encode_entries(voice, self.job_id, self.entries)
-        return self._told[id(voice)]
+            return encode_entries(stream_format, self.job_id, (e for e in self.entries if e.number > number))
+        if id(stream_format) not in self._encoded:
+            self._encoded[id(stream_format)] = encode_entries(stream_format, self.job_id, self.entries)
+        return self._encoded[id(stream_format)]
 
 
 class Subscriber:
-    """Handed batches, states and other pieces by a follower; `take` gives what is to be sent next."""
+    """Handed batches, states and other pieces by a stream; `take` gives what is to be sent next."""
 
-    def __init__(self, voice: StreamFormat, number: int) -> None:
+    def __init__(self, stream_format: StreamFormat, number: int) -> None:
         self.number = number
         """Everything up to here is sent."""
         self.ended = False
-        self.voice = voice
+        self.stream_format = stream_format
         self._batches: list[Batch] = []
         self._state = b""
         self._other = b""
@@ -64,7 +64,7 @@ class Subscriber:
 
     def state(self, state: bytes) -> None:
         """To be sent, unless a newer one comes before."""
-        if self.voice.states:
+        if self.stream_format.states:
             self._state = state
             self._wake.set()
 
@@ -100,7 +100,7 @@ class Subscriber:
         pieces = []
         for batch in self._batches:
             if batch.last > self.number:
-                pieces.append(batch.told(self.voice, self.number))
+                pieces.append(batch.encoded(self.stream_format, self.number))
                 self.number = batch.last
         pieces += (self._state, self._other)
         self._batches, self._state, self._other = [], b"", b""

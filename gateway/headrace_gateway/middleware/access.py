@@ -1,4 +1,4 @@
-"""The door: every request passes here before any route, and every answer leaves by it.
+"""Access control: every request passes here before any route, and every answer leaves by it.
 
     request ─► Envelope ─► is it from a page of ours? ─► how often has it come? whose key? whose job? ─► routes
                                      │ 403                          │ 429 · 401 · 404                       │
@@ -62,22 +62,22 @@ class AccessMiddleware:
             return
         if scope["type"] != "http":  # there are no other routes, and one would come in without a key
             raise RuntimeError(f"{scope['type']} is not served")
-        visit = RequestInfo.of(scope)
+        info = RequestInfo.of(scope)
         gateway: GatewayContext = scope["app"].state.gateway
         state = scope["state"]
         state["principal"] = ANONYMOUS
         try:
-            await self._admit(visit, gateway, state)
+            await self._admit(info, gateway, state)
         except RedisError as error:
             await error_response_for(as_unavailable(error))(scope, receive, send)
             return
         except HeadraceError as error:
-            await _refusal(visit, error)(scope, receive, _Answer(visit, gateway, scope, send))
+            await _refusal(info, error)(scope, receive, _Answer(info, gateway, scope, send))
             return
-        if visit.reads and state["principal"] is LOCAL and not visit.headers:
+        if info.reads and state["principal"] is LOCAL and not info.response_headers:
             await self._app(scope, receive, send)
             return
-        answer = _Answer(visit, gateway, scope, send)
+        answer = _Answer(info, gateway, scope, send)
         try:
             await answer.begin()
         except (RedisError, HeadraceError) as error:  # what cannot be written down is not done
@@ -90,40 +90,40 @@ class AccessMiddleware:
             await answer.failed()
             raise
 
-    async def _admit(self, visit: RequestInfo, gateway: GatewayContext, state: dict[str, Any]) -> None:
+    async def _admit(self, info: RequestInfo, gateway: GatewayContext, state: dict[str, Any]) -> None:
         """Find out whose request it is. Raises `Forbidden`, `RateLimited`, `NotAuthenticated`, `NotFound`."""
         if not self._required:
-            self._by_a_name_of_ours(visit)
-        if not visit.reads:
-            _by_a_page_of_ours(visit)
-        free = not self._required or (visit.path == "/metrics" and self._open_metrics)
+            self._by_a_name_of_ours(info)
+        if not info.reads:
+            _by_a_page_of_ours(info)
+        free = not self._required or (info.path == "/metrics" and self._open_metrics)
         if free:
             state["principal"] = LOCAL
-        if (visit.open and visit.reads) or (free and not self._per_minute):
+        if (info.is_public and info.reads) or (free and not self._per_minute):
             return
-        session = "" if b"authorization" in visit.shown else visit.session
+        session = "" if b"authorization" in info.headers else info.session
         admitted = await authenticate(
             gateway.redis,
-            key=visit.key if self._required else "",
+            key=info.key if self._required else "",
             session=session if self._required else "",
-            address=visit.network,
+            address=info.network,
             per_minute=self._per_minute,
-            about=visit.about if self._required else None,
+            resource=info.resource if self._required else None,
         )
         if not free and (key := admitted.key) is not None and key.why_not(time.time()) is None:
             state["principal"] = key.principal
-            state["opened_by"] = OpenedBy(visit.key, session)
-        self._within_limit(visit, admitted)
-        if not (free or visit.open):
-            _let_in(visit, admitted, by_cookie=bool(session))
+            state["opened_by"] = OpenedBy(info.key, session)
+        self._within_limit(info, admitted)
+        if not (free or info.is_public):
+            _let_in(info, admitted, by_cookie=bool(session))
 
-    def _by_a_name_of_ours(self, visit: RequestInfo) -> None:
+    def _by_a_name_of_ours(self, info: RequestInfo) -> None:
         """A page of another host can make its own name lead to this machine (DNS rebinding) and would then be of the
         same origin: where no key is asked for, the name is. No page can do that to a bare address."""
-        if b"host" not in visit.shown:  # no browser
+        if b"host" not in info.headers:  # no browser
             return
-        found = _HOST.fullmatch(visit.host)
-        name = found["name"] if found else visit.host
+        found = _HOST.fullmatch(info.host)
+        name = found["name"] if found else info.host
         if name in self._names:
             return
         try:
@@ -135,7 +135,7 @@ class AccessMiddleware:
                 code="unknown_host",
             ) from None
 
-    def _within_limit(self, visit: RequestInfo, admitted: AuthResult) -> None:
+    def _within_limit(self, info: RequestInfo, admitted: AuthResult) -> None:
         if not self._per_minute:
             return
         told = {
@@ -146,16 +146,16 @@ class AccessMiddleware:
         if not admitted.allowed:
             told["retry-after"] = str(math.ceil(admitted.retry_after))
             told["retry-after-ms"] = str(math.ceil(admitted.retry_after * 1000))
-        visit.headers += [(name.encode(), value.encode()) for name, value in told.items()]
+        info.response_headers += [(name.encode(), value.encode()) for name, value in told.items()]
         if not admitted.allowed:
             raise RateLimited(
                 f"more than {self._per_minute} requests a minute; come again in {admitted.retry_after:.1f} s"
             )
 
 
-def _by_a_page_of_ours(visit: RequestInfo) -> None:
+def _by_a_page_of_ours(info: RequestInfo) -> None:
     """What another site's page sends in the name of a user who is logged in, or of anybody who reaches this machine."""
-    if (page := visit.foreign_page) is not None:
+    if (page := info.foreign_page) is not None:
         raise Forbidden(
             f"a page of {page[:100]} may change nothing here; if it is ours, behind a proxy, let the proxy pass on the "
             "Host header",
@@ -163,11 +163,11 @@ def _by_a_page_of_ours(visit: RequestInfo) -> None:
         )
 
 
-def _let_in(visit: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> None:
+def _let_in(info: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> None:
     """Whether the key is one, and reaches so far. Raises `NotAuthenticated`, `Forbidden`, `NotFound`."""
     key = admitted.key
     if key is None:
-        shown = b"authorization" in visit.shown or by_cookie
+        shown = b"authorization" in info.headers or by_cookie
         raise NotAuthenticated(
             "this is no API key of this gateway"
             if shown
@@ -175,30 +175,30 @@ def _let_in(visit: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> Non
         )
     if (why := key.why_not(time.time())) is not None:
         raise NotAuthenticated(why)
-    if by_cookie and not visit.reads and b"origin" not in visit.shown:
+    if by_cookie and not info.reads and b"origin" not in info.headers:
         raise Forbidden("a change by cookie needs an Origin header, as browsers send it", code="foreign_origin")
-    if visit.path == "/metrics" and key.scope != "admin":
+    if info.path == "/metrics" and key.scope != "admin":
         raise Forbidden("/metrics shows everybody's jobs: it needs a key of scope 'admin'")
-    if visit.about is not None and not key.principal.sees(admitted.owner or ""):
-        kind, name = visit.about
+    if info.resource is not None and not key.principal.sees(admitted.owner or ""):
+        kind, name = info.resource
         if kind == "job" or admitted.owner is not None:  # a file that is not there may be made by who asks for it
             raise NotFound(f"no {kind} {name!r}", param=_PARAMS[kind])
 
 
-def _refusal(visit: RequestInfo, error: HeadraceError) -> Response:
+def _refusal(info: RequestInfo, error: HeadraceError) -> Response:
     if isinstance(error, NotAuthenticated):
-        if visit.is_for_a_page:
-            page = f"{visit.path}?{visit.query}" if visit.query else visit.path
+        if info.is_for_a_page:
+            page = f"{info.path}?{info.query}" if info.query else info.path
             return RedirectResponse(f"/login?next={quote(page)}", 303)
-        visit.headers.append((b"www-authenticate", b'Bearer realm="headrace"'))
+        info.response_headers.append((b"www-authenticate", b'Bearer realm="headrace"'))
     return error_response_for(error)
 
 
 class _Answer:
-    """`send` of one request: adds the door's headers, and writes down what belongs in the audit log before it goes."""
+    """`send` of one request: adds the access headers, and writes down what belongs in the audit log before it goes."""
 
-    def __init__(self, visit: RequestInfo, gateway: GatewayContext, scope: Scope, send: Send) -> None:
-        self._visit = visit
+    def __init__(self, info: RequestInfo, gateway: GatewayContext, scope: Scope, send: Send) -> None:
+        self._info = info
         self._audit = gateway.audit
         self._state = scope["state"]
         self._send = send
@@ -207,14 +207,14 @@ class _Answer:
 
     async def begin(self) -> None:
         """Before the route: a change by somebody known is noted. Raises what Redis does."""
-        if self._visit.changes and self._state["principal"] is not ANONYMOUS:
+        if self._info.changes and self._state["principal"] is not ANONYMOUS:
             await self._audit.begin(self._entry(0))
             self._begun = True
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            message = {**message, "headers": [*message["headers"], *self._visit.headers]}
+            message = {**message, "headers": [*message["headers"], *self._info.response_headers]}
             await self._write(message["status"])
         await self._send(message)
 
@@ -224,7 +224,7 @@ class _Answer:
             await self._write(500)
 
     async def _write(self, status: int) -> None:
-        changed = self._visit.changes and not self._state.get("unchanged", False)
+        changed = self._info.changes and not self._state.get("unchanged", False)
         try:
             if status in _REFUSED or (changed and (status >= 400 or self._state["principal"] is not ANONYMOUS)):
                 await self._audit.write(self._entry(status))
@@ -242,9 +242,9 @@ class _Answer:
             by=principal.name,
             key_id=principal.key_id,
             scope="" if principal is ANONYMOUS else principal.scope,
-            address=self._visit.address,
-            method=self._visit.method,
-            path=self._visit.path[:LONGEST_PATH],
+            address=self._info.address,
+            method=self._info.method,
+            path=self._info.path[:LONGEST_PATH],
             made=self._state.get("made"),
             status=status,
             request_id=self._state["request_id"],

@@ -114,9 +114,14 @@ def _write(trainer: Trainer, partial: Path, first: bool) -> None:
 def _bytes(trainer: Trainer) -> int:
     """What a checkpoint needs at least: weights, and what the optimizer keeps of them by now."""
     size = 0
-    for descent in trainer.descents.values():
-        weights = sum(p.numel() * p.element_size() for p in descent.model.parameters())
-        kept = (v for state in descent.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
+    for model_optimizer in trainer.optimizers.values():
+        weights = sum(p.numel() * p.element_size() for p in model_optimizer.model.parameters())
+        kept = (
+            v
+            for state in model_optimizer.optimizer.state.values()
+            for v in state.values()
+            if isinstance(v, torch.Tensor)
+        )
         size += weights + sum(v.numel() * v.element_size() for v in kept)
     return size
 
@@ -179,12 +184,12 @@ def load(trainer: Trainer, path: Path) -> None:
     state = _state(trainer)
     with _one_process_is_fine():
         dcp.load(state, checkpoint_id=path / "state", no_dist=trainer.ranks.size == 1)
-    for name, descent in trainer.descents.items():
-        set_model_state_dict(descent.model, state[name]["model"])
-        whole = get_optimizer_state_dict(descent.model, descent.optimizer)
+    for name, model_optimizer in trainer.optimizers.items():
+        set_model_state_dict(model_optimizer.model, state[name]["model"])
+        whole = get_optimizer_state_dict(model_optimizer.model, model_optimizer.optimizer)
         set_optimizer_state_dict(
-            descent.model,
-            descent.optimizer,
+            model_optimizer.model,
+            model_optimizer.optimizer,
             {"state": state[name]["optimizer"], "param_groups": whole["param_groups"]},
         )
     torch.set_rng_state(state["random"]["cpu"])
@@ -194,10 +199,10 @@ def _state(trainer: Trainer) -> dict[str, Any]:
     """Tensors only. Learning rate, β and decay are settings of the job, not state."""
     models = {
         name: {
-            "model": get_model_state_dict(descent.model),
-            "optimizer": get_optimizer_state_dict(descent.model, descent.optimizer)["state"],
+            "model": get_model_state_dict(model_optimizer.model),
+            "optimizer": get_optimizer_state_dict(model_optimizer.model, model_optimizer.optimizer)["state"],
         }
-        for name, descent in trainer.descents.items()
+        for name, model_optimizer in trainer.optimizers.items()
     }
     return models | {"random": {"cpu": torch.get_rng_state()}}
 

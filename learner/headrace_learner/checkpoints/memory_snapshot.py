@@ -79,8 +79,8 @@ class Snapshots:
         self._sealed: Future[None] | None = None
         self.stalled = 0.0
         """Seconds that updates have waited for copies, in all."""
-        for descent in trainer.descents.values():
-            descent.before_update = self.wait
+        for model_optimizer in trainer.optimizers.values():
+            model_optimizer.before_update = self.wait
 
     # ── write ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -245,10 +245,10 @@ def taken_by(trainer: Trainer, config: WorkerConfig) -> Snapshots | None:
 def _tensors(trainer: Trainer) -> list[Tensor]:
     """This rank's part of what is trained and of the optimizers' state, always in the same order; not copies."""
     found: list[Tensor] = []
-    for _, descent in sorted(trainer.descents.items()):
-        for group in descent.optimizer.param_groups:
+    for _, model_optimizer in sorted(trainer.optimizers.items()):
+        for group in model_optimizer.optimizer.param_groups:
             for parameter in group["params"]:
-                state = descent.optimizer.state[parameter]
+                state = model_optimizer.optimizer.state[parameter]
                 found += [parameter, *(state[name] for name in sorted(state))]
     with torch.no_grad():
         return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in found]

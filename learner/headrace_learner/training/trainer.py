@@ -92,11 +92,11 @@ class Trainer:
         self._settings = settings
         self.ranks = ranks or SingleProcess()
         self.ranks.shard(policy.net)
-        self.descents = {"policy": ModelOptimizer(policy.model, settings)}
+        self.optimizers = {"policy": ModelOptimizer(policy.model, settings)}
         """By the name under which checkpoints hold them."""
         if self.critic is not None:
             self.ranks.shard(self.critic.net)
-            self.descents["critic"] = ModelOptimizer(self.critic.net, settings)
+            self.optimizers["critic"] = ModelOptimizer(self.critic.net, settings)
         self._clip = Clip(settings.clip_low, settings.clip_high)
         self._estimate = Estimator(policy, self._reference(), self.critic, settings, self.ranks)
 
@@ -145,9 +145,9 @@ class Trainer:
         """Of the policy, returned, and of the critic."""
         s = self._settings
         rate = learning_rate(s, version)
-        self.descents["policy"].set_rate(rate)
+        self.optimizers["policy"].set_rate(rate)
         if self.critic is not None:
-            self.descents["critic"].set_rate(
+            self.optimizers["critic"].set_rate(
                 rate * (s.critic_learning_rate or s.peak_learning_rate) / s.peak_learning_rate
             )
         return rate
@@ -188,13 +188,13 @@ class Trainer:
         own = [micro.to(self.policy.device) for micro in share(minibatch.micro_batches, self.ranks)]
         if self.critic is not None:
             critic = self.critic
-            self.descents["critic"].update(own, lambda micro: self._value_loss(critic, micro, step))
+            self.optimizers["critic"].update(own, lambda micro: self._value_loss(critic, micro, step))
             if version < self._settings.critic_warmup_steps:
                 with torch.no_grad():
                     for micro in own:
                         self._policy_loss(micro, step, unmoved)
                 return 0.0
-        return self.descents["policy"].update(own, lambda micro: self._policy_loss(micro, step, unmoved))
+        return self.optimizers["policy"].update(own, lambda micro: self._policy_loss(micro, step, unmoved))
 
     def _policy_loss(self, micro: MicroBatch, step: _Step, unmoved: bool) -> Tensor:
         """The micro-batch's part of the minibatch's loss; `unmoved`: it is the step's first minibatch."""
