@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from e2e.service import Service
 
 from .chromium import Browser

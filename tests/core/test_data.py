@@ -10,10 +10,10 @@ import lzma
 from pathlib import Path
 
 import pytest
+from damage import damages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from damage import damages
 from headrace_core.errors import InvalidData
 from headrace_core.storage.dataset import PromptOrder, read_rows
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+from damage import WRONG_JSON, damages
 from redis.asyncio import Redis
 
-from damage import WRONG_JSON, damages
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import Damaged, WireError
 from headrace_core.jobs.job_store import Checkpoint, Event, Job, JobStore, event_of

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from damage import damages
+
 from headrace_core.errors import WeightsDamaged
 from headrace_core.storage.weight_store import MANIFEST, WeightStore, default_root
 

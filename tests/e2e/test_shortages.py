@@ -15,8 +15,8 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 import redis
-
 from disks import own_disk
+
 from headrace_gateway.service.embedded_redis import RedisServer
 
 from .service import Service

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from damage import damages
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
-from damage import damages
 from headrace_core.errors import Damaged, InvalidData, InvalidRequest, NotAuthenticated, Unavailable, WeightsDamaged
 from headrace_core.jobs.job_store import Checkpoint, JobStore
 from headrace_core.redis_access import keys

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from disks import own_disk
 from redis.asyncio import Redis
 
-from disks import own_disk
 from headrace_core.config.service_settings import Settings
 from headrace_gateway.service.embedded_redis import RedisServer
 

@@ -15,6 +15,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 from engine_cases import import_vllm
+from held_answers import held_answers
 from redis.asyncio import Redis
 from safetensors.torch import load_file, save_file
 
@@ -35,7 +36,6 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused
 from headrace_rollout.engines.transformers.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.worker import RolloutWorker
-from held_answers import held_answers
 
 ADDER = Path(__file__).parents[2] / "examples" / "adder"
 JOB = "ftjob-rollout"

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from e2e.cluster import RayCluster  # noqa: E402
 from e2e.service import Service  # noqa: E402
+
 from headrace_gateway.service.embedded_redis import RedisServer  # noqa: E402
 
 NODE_HOST = "127.0.0.22"
