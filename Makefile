@@ -94,16 +94,16 @@ format: setup-dev ## rewrite the code in the house's format
 	$(BIN)/ruff format .
 
 bench: setup-dev ## all benchmarks; results in benchmarks/results
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python -m benchmarks.run_all
 
 evidence: setup-dev ## all checks of claims from papers; results in evidence/results
-	$(BIN)/python benchmarks/run_all.py --folder evidence
+	$(BIN)/python -m benchmarks.run_all --package evidence
 
 chaos: setup-dev ## kill the processes of running jobs at random (N=100 SEED=0); results in chaos/results
-	$(BIN)/python chaos/campaign.py --kills $(or $(N),100) --seed $(or $(SEED),0)
+	$(BIN)/python -m headrace_chaos.campaign --kills $(or $(N),100) --seed $(or $(SEED),0)
 
 simulate: setup-dev ## hostile schedules in virtual time (N=1000 SEED=0 JOBS=1 PLANT= WORLD=job); results in simulation/results
-	$(BIN)/python simulation/simulate.py --n $(or $(N),1000) --seed $(or $(SEED),0) --jobs $(or $(JOBS),1) \
+	$(BIN)/python -m headrace_simulation.simulate --n $(or $(N),1000) --seed $(or $(SEED),0) --jobs $(or $(JOBS),1) \
 		--world $(or $(WORLD),job) $(if $(PLANT),--plant $(PLANT))
 
 clean: ## remove the environment, caches and run folders

@@ -12,7 +12,7 @@ and are the browser's own; other load of the machine disturbs the last two less:
 One job also has the heartbeats and weight updates of three workers, and an event a step, 16,000 more entries; it is the
 one looked at.
 
-    python benchmarks/dashboard.py [--seed N] [--out FILE] [--rounds N]
+    python -m benchmarks.dashboard [--seed N] [--out FILE] [--rounds N]
 """
 
 from __future__ import annotations
@@ -20,33 +20,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import uvloop
-from _report import arguments, report
-from _seeded import Seeded
 
-from headrace_core.config.service_settings import Settings
-from headrace_core.jobs.job_store import Job
 from headrace_core.redis_access.client import connect
-from headrace_gateway.app import create_app
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_gateway.service.serve import HttpServer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from browser.chromium import Browser, start_chromium
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.browser import Browser, start_chromium
+from headrace_lab.gateway_process import gateway
+from headrace_lab.jobs import Seeded
 
 LIMIT_SECONDS = 1.0
 """PASS: median first contentful paint, and median time until drawn, of both pages."""
@@ -56,20 +44,6 @@ SIDE_BY_SIDE = 8
 """Jobs stored at a time."""
 DRAWN = "performance.getEntriesByName('drawn')[0]?.startTime"
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
-
-
-class RunsNothing:
-    """Controllers of a gateway that is only looked at."""
-
-    async def ensure(self, job: Job) -> None: ...
-
-    async def cancel(self, job_id: str) -> None: ...
-
-    async def ping(self) -> None: ...
-
-    async def reconcile(self) -> None: ...
-
-    async def suspend(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -99,31 +73,6 @@ async def store(url: str) -> float:
 
     await asyncio.gather(*(storing() for _ in range(SIDE_BY_SIDE)))
     return time.perf_counter() - began
-
-
-def serve(url: str, data_dir: str, port: int) -> None:
-    """The gateway alone, until it is interrupted."""
-    app = create_app(Settings(data_dir=Path(data_dir)), url, RunsNothing())
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        uvloop.run(HttpServer(app).serve(sockets=[listener]))
-
-
-@contextmanager
-def gateway(url: str, data_dir: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A gateway in a process of its own: its address, and the process."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, __file__, "--serve", url, str(data_dir), str(port)])
-    try:
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            if time.monotonic() > deadline or process.poll() is not None:
-                raise RuntimeError("the gateway was not up within 60 s")
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
 
 
 def look(browser: Browser, url: str, process: psutil.Process) -> Seen:
@@ -176,9 +125,6 @@ def medians(found: dict[str, list[Seen]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]))
-        return
     parser = arguments("dashboard", __doc__)
     parser.add_argument("--rounds", type=int, default=7, help="times that each page is opened")
     run(parser.parse_args())

@@ -1,6 +1,6 @@
 """How much memory the gateway takes, whatever it has served: its largest resident size over a soak, in one process.
 
-The app as `headrace serve` serves it, over a real Redis, without Ray: its controllers are played, as in `gateway.py`.
+The app as `headrace serve` serves it, over a real Redis, without Ray: its controllers are played, as in `gateway`.
 
     uploads    one file of 500 MB, in rows of 2 kB, uploaded and read back
     jobs       100 submitted, the first on the large file (its rows are checked), the others on small ones; each is
@@ -10,7 +10,7 @@ The app as `headrace serve` serves it, over a real Redis, without Ray: its contr
 
 What is measured is the kernel's own account of the process (VmHWM, its largest resident size until then).
 
-    python benchmarks/gateway_memory.py [--seed N] [--out FILE] [--requests N] [--jobs N] [--upload-mb N]
+    python -m benchmarks.gateway_memory [--seed N] [--out FILE] [--requests N] [--jobs N] [--upload-mb N]
 """
 
 from __future__ import annotations
@@ -19,23 +19,20 @@ import asyncio
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import uvloop
-from _report import arguments, report
-from _seeded import Seeded
 from redis.asyncio import Redis
 
 from headrace_core.redis_access.client import connect
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.gateway_process import gateway
+from headrace_lab.jobs import Seeded
 
 MOST_BYTES = 300_000_000
 """PASS: the process never takes more."""
@@ -43,7 +40,6 @@ REQUESTS, JOBS, UPLOAD_MB = 10_000, 100, 500
 CONNECTIONS = 16
 STEPS = 200
 START_SECONDS = 60.0
-HERE = Path(__file__).parent
 GRADER = {
     "type": "string_check",
     "name": "answer",
@@ -56,24 +52,6 @@ VIEWS = (
     "/reward", "/checkpoints", "/settings", "/workers", "/queues", "/weights", "/rollouts",
 )  # fmt: skip
 LISTS = ("/v1/fine_tuning/jobs?limit=100", "/v1/files", "/v1/models", "/v1/headrace/overview?limit=100", "/metrics")
-
-
-@contextmanager
-def gateway(redis_url: str, data_dir: Path) -> Iterator[tuple[str, int]]:
-    """(its address, its pid)."""
-    core = max(os.sched_getaffinity(0))
-    command = [sys.executable, str(HERE / "_gateway_process.py"), redis_url, str(data_dir), str(core)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            port = process.stdout.readline().strip()
-            if not port:
-                raise RuntimeError("the gateway did not start")
-            yield f"http://127.0.0.1:{port}", process.pid
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait(START_SECONDS)
 
 
 def resident(pid: int) -> tuple[int, int]:
@@ -175,8 +153,8 @@ async def measure(options: Any, root: Path) -> dict[str, Any]:
     server.start()
     redis = connect(server.url)
     try:
-        with gateway(server.url, root / "data") as (address, pid):
-            return await soak(redis, address, pid, root, options)
+        with gateway(server.url, root / "data", {max(os.sched_getaffinity(0))}) as (address, process):
+            return await soak(redis, address, process.pid, root, options)
     finally:
         await redis.aclose()
         server.stop()

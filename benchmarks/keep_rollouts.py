@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import arguments, report
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Job, JobStore
@@ -28,13 +27,15 @@ from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import connect
 from headrace_core.types.trajectory import Group, sampled_completion
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.paths import ADDER
 from headrace_learner.rollout_recorder import RolloutRecorder
 from headrace_learner.worker import LearnerWorker
 
 MOST_SHARE = 0.01
 """Of a step's seconds, keeping in all; written before the first run."""
 
-MODEL = Path(__file__).parents[1] / "examples" / "adder" / "model"
+MODEL = ADDER / "model"
 JOB, STEPS, WARM_UP = "ftjob-kept", 14, 2
 VOCAB, PROMPT, SHORTEST, LONGEST = 300, 14, 16, 40
 SETTINGS: dict[str, Any] = {
@@ -65,7 +66,7 @@ class Watched:
             await write(keeper, *args)
             self.write.append(time.perf_counter() - began)
 
-        RolloutRecorder.keep, RolloutRecorder._write = timed_keep, timed_write  # type: ignore[method-assign]
+        RolloutRecorder.keep, RolloutRecorder._write = timed_keep, timed_write  # type: ignore[method-assign, assignment]
 
 
 def group(group_id: int, version: int, seed: int) -> Group:
@@ -74,8 +75,9 @@ def group(group_id: int, version: int, seed: int) -> Group:
     made = []
     for i in range(SETTINGS["group_size"]):
         size = int(rng.integers(SHORTEST, LONGEST))
-        ids, logprobs = rng.integers(5, VOCAB, size), -rng.exponential(1.0, size)
-        versions = np.full(size, version)
+        ids = rng.integers(5, VOCAB, size).astype(np.int32)
+        logprobs = -rng.exponential(1.0, size).astype(np.float32)
+        versions = np.full(size, version, np.int32)
         made.append(sampled_completion(ids, logprobs, versions, "stop", float(i % 2), {"exact": float(i % 2)}))
     return Group(group_id, 1, group_id, version, rng.integers(5, VOCAB, PROMPT).astype(np.int32), tuple(made))
 

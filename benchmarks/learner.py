@@ -13,7 +13,7 @@ attention and what is computed twice count as nothing. Both run in alternating r
 Memory is the peak of a process of its own, less what it held before, for the loss alone: hidden states in, gradients
 of hidden states and head out.
 
-    python benchmarks/learner.py [--seed N] [--out FILE] [--rounds N] [--sequences N] [--token-budget N]
+    python -m benchmarks.learner [--seed N] [--out FILE] [--rounds N] [--sequences N] [--token-budget N]
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from _models import make_model, smollm2_config
-from _report import arguments, report
 from torch import Tensor
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group, sampled_completion
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.tiny_models import make_model, smollm2_config
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.distributed.torch_thread import keep_freed_memory
 from headrace_learner.models.chunked_logprobs import chosen_logprobs

@@ -19,7 +19,7 @@ later its rollout worker. Seconds from the kill on, by part:
     ready      until the controller has heard of it
     first      until the next step is settled, or the first token sampled (told within the two seconds of a heartbeat)
 
-    python benchmarks/recovery.py [--seed N] [--out FILE] [--rounds N]
+    python -m benchmarks.recovery [--seed N] [--out FILE] [--rounds N]
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ import re
 import shutil
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "examples")]
 
-import httpx  # noqa: E402
-from _models import make_model, smollm2_config  # noqa: E402
-from _report import arguments, report  # noqa: E402
-from shared_run import connect, server  # noqa: E402
+import httpx
+
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.example_run import connect, server
+from headrace_lab.paths import ADDER
+from headrace_lab.tiny_models import make_model, smollm2_config
 
 # Written before the first run.
 STALL_SHARE = 0.1
@@ -71,13 +71,13 @@ SETTINGS: dict[str, Any] = {
     "kv_cache_gib": 0.1,
     "checkpoint_interval": 20,
 }
-ADDER = ROOT / "examples" / "adder"
 
 
 # ── the stall ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def measure_stall(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from benchmarks.learner import GROUP_SIZE, groups, timed
     from headrace_core.config.hyperparameters import Hyperparameters
     from headrace_learner.algorithms.presets import algorithm
     from headrace_learner.checkpoints import checkpoint
@@ -85,7 +85,6 @@ def measure_stall(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from headrace_learner.distributed.torch_thread import keep_freed_memory
     from headrace_learner.models.policy import Policy
     from headrace_learner.training.trainer import Trainer
-    from learner import GROUP_SIZE, groups, timed
 
     keep_freed_memory()
     model = make_model(smollm2_config(), options.seed, folder / "model")
@@ -100,17 +99,17 @@ def measure_stall(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     try:
         trainer.step(batch, 0)
         for version in (1, 2):  # both generations' memory is there, and mapped
-            timed(lambda v=version: snapshots.begin(v))
+            timed(partial(snapshots.begin, version))
             timed(lambda: trainer.step(batch, 0))
         for number in range(options.rounds):
             snapshots.finish()
             plain = timed(lambda: trainer.step(batch, 0))
             before = snapshots.stalled
-            begun = timed(lambda v=number + 3: snapshots.begin(v))
+            begun = timed(partial(snapshots.begin, number + 3))
             beside = timed(lambda: trainer.step(batch, 0))
             stall = begun + snapshots.stalled - before
             snapshots.finish()
-            saved = timed(lambda v=number: checkpoint.save(trainer, folder, v))
+            saved = timed(partial(checkpoint.save, trainer, folder, number))
             rounds.append({"plain": plain, "beside": beside, "stall": stall, "save": saved})
             print(f"round {number + 1}: {rounds[-1]}", flush=True)
         state_bytes = sum(file.stat().st_size for file in memory.iterdir()) // 2

@@ -16,7 +16,7 @@ no other completion shares: such a completion costs ten times as much, and a bat
 Every round makes new completions, so that no cache helps from round to round; single and batch have processes of their
 own. All verdicts of a round must be those of the library. Figures are medians over rounds in which the three alternate.
 
-    python benchmarks/rewards.py [--seed N] [--out FILE] [--rounds N]
+    python -m benchmarks.rewards [--seed N] [--out FILE] [--rounds N]
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from _report import arguments, report
 from math_verify import parse, verify
 
+from headrace_lab.benchmark_report import arguments, report
 from headrace_rewards.protocol import Outcome, Reward, Sample, Score
 from headrace_rewards.registry import build
 

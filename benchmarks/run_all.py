@@ -1,8 +1,9 @@
-"""Run every script of a folder, each in a process of its own; the summary repeats their last lines.
+"""Run every script of a package, each in a process of its own; the summary repeats their last lines.
 
-    python benchmarks/run_all.py [--folder evidence] [--seed N] [--timeout SECONDS]
+    python -m benchmarks.run_all [--package evidence] [--seed N] [--timeout SECONDS]
 
-Exit status 1 where one misses a threshold or ends without a last line.
+A script is a module beside this one, or the module `run` of a folder. Exit status 1 where one misses a threshold or
+ends without a last line.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ import argparse
 import re
 import subprocess
 import sys
-from pathlib import Path
+
+from headrace_lab.paths import ROOT
 
 LAST_LINE = re.compile(r"\S+: (PASS|MISS) .+")
 
 
-def run(script: Path, seed: int, timeout: float) -> str:
+def scripts(package: str) -> dict[str, str]:
+    """Each script's module, by the script's name, in the order of names."""
+    modules = {path.stem: f"{package}.{path.stem}" for path in (ROOT / package).glob("[!_]*.py")}
+    folders = {path.parent.name: f"{package}.{path.parent.name}.run" for path in (ROOT / package).glob("*/run.py")}
+    return {name: module for name, module in sorted((modules | folders).items()) if module != "benchmarks.run_all"}
+
+
+def run(name: str, module: str, seed: int, timeout: float) -> str:
     """The script's last line, or what went wrong in its place."""
-    name = script.stem
     print(f"── {name}", flush=True)
-    command = [sys.executable, str(script), "--seed", str(seed)]
+    command = [sys.executable, "-m", module, "--seed", str(seed)]
     try:
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=timeout, check=False)
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=timeout, check=False, cwd=ROOT)
     except subprocess.TimeoutExpired:
         return f"{name}: MISS no result within {timeout:.0f} s"
     print(ended.stdout, end="", flush=True)
@@ -34,14 +42,11 @@ def run(script: Path, seed: int, timeout: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--package", choices=("benchmarks", "evidence"), default="benchmarks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each script")
     options = parser.parse_args()
-    scripts = [
-        s for s in sorted(options.folder.glob("*.py")) if s.name != Path(__file__).name and not s.name.startswith("_")
-    ]
-    lines = [run(script, options.seed, options.timeout) for script in scripts]
+    lines = [run(name, module, options.seed, options.timeout) for name, module in scripts(options.package).items()]
     print("── summary", *lines, sep="\n")
     sys.exit(any(": PASS " not in line for line in lines))
 

@@ -10,9 +10,8 @@ import asyncio
 import statistics
 import time
 
-from _report import arguments, report
-
 from headrace_core.config.reward_permissions import SANDBOX_LEVELS, SandboxLevel
+from headrace_lab.benchmark_report import arguments, report
 from headrace_rewards.graders.python_source import PythonReward, PythonSpec
 from headrace_rewards.protocol import Sample, Score
 from headrace_rewards.sandbox.level_probe import probe_level

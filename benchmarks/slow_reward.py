@@ -15,7 +15,7 @@ A reward that takes d seconds needs rate × d groups under way in it (Little's l
 and a pacing window, (max_staleness + 1) × batch_size groups, that holds them beside those being generated and those
 queued. Here some 13 groups/s × 2 s stand against 48 workers and a window of 80; `under_way` says how many there were.
 
-    python benchmarks/slow_reward.py [--seed N] [--out FILE] [--pairs N]
+    python -m benchmarks.slow_reward [--seed N] [--out FILE] [--pairs N]
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from _report import arguments, report
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.paths import ADDER
 
 SHARE_LIMIT = 0.9
 """PASS: with the slow reward, at least this share of the instant one's tokens/s."""
@@ -42,7 +44,6 @@ SETTLE_SECONDS = 5.0
 """Of each phase, before its window: more than twice the reward's time."""
 WORKERS = 48
 JOB = "ftjob-slow-reward"
-ADDER = Path(__file__).resolve().parents[1] / "examples" / "adder"
 SETTINGS = {
     "engine": "transformers",
     "n_steps": 10_000,
@@ -207,7 +208,7 @@ async def window(name: str, end: float, tasks, learner: Learner, ledger, jobs) -
     )
 
 
-async def still_running(tasks: list[asyncio.Task[object]], seconds: float) -> None:
+async def still_running(tasks: Sequence[asyncio.Task[object]], seconds: float) -> None:
     """Let them work; raises what one of them ended with."""
     ended, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in ended:

@@ -12,17 +12,15 @@ Wall time is the client's, from request to answer. Processor time is of all proc
 ended included: what a submission takes of the machine. The bounds are for a machine that is idle otherwise: `load`
 stands in the result, and the ratio is of one run.
 
-    python benchmarks/submission.py [--seed N] [--out FILE] [--rounds N]
+    python -m benchmarks.submission [--seed N] [--out FILE] [--rounds N]
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -33,9 +31,10 @@ from typing import Any
 import httpx
 import psutil
 import uvloop
-from _report import arguments, report
 
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.gateway_process import gateway
 
 WITH_SECONDS = 0.400
 """PASS: at most this for a submission (median), of either kind, with the fork server,"""
@@ -44,7 +43,6 @@ RATIO = 3.0
 MEMORY_BYTES = 120_000_000
 """PASS: the idle fork server takes no more than this (proportional set size)."""
 START_SECONDS = 60.0
-HERE = Path(__file__).parent
 ROW = {"messages": [{"role": "user", "content": "37 + 56"}], "answer": "93"}
 SIDES = {"with": "true", "without": "false"}
 
@@ -63,8 +61,8 @@ def graders(folder: Path) -> dict[str, dict[str, Any]]:
 class Side:
     """A gateway, and a client of it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, http: httpx.AsyncClient, file_id: str) -> None:
-        self.process = psutil.Process(process.pid)
+    def __init__(self, process: psutil.Process, http: httpx.AsyncClient, file_id: str) -> None:
+        self.process = process
         self._http, self._file = http, file_id
 
     async def submit(self, grader: dict[str, Any]) -> tuple[float, float]:
@@ -95,26 +93,12 @@ class Side:
 
 @asynccontextmanager
 async def side(redis_url: str, folder: Path, core: int, fork_server: str) -> AsyncIterator[Side]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(HERE / "_gateway_process.py"), redis_url, str(folder), str(core)),
-        env={**os.environ, "HEADRACE_FORK_SERVER": fork_server},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            port = int(await process.stdout.readline())
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120.0) as http:
+    with gateway(redis_url, folder, {core}, {"HEADRACE_FORK_SERVER": fork_server}) as (address, process):
+        async with httpx.AsyncClient(base_url=address, timeout=120.0) as http:
             rows = (json.dumps(ROW) + "\n").encode() * 64
             uploaded = await http.post("/v1/files", files={"file": ("rows.jsonl", rows)}, data={"purpose": "fine-tune"})
             uploaded.raise_for_status()
             yield Side(process, http, uploaded.json()["id"])
-    finally:
-        process.stdin.close()
-        async with asyncio.timeout(START_SECONDS):
-            await process.wait()
 
 
 async def measure(redis_url: str, root: Path, rounds: int, seed: int, core: int) -> dict[str, Any]:

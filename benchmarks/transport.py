@@ -9,7 +9,7 @@ Both run one call at a time on the same client, the same private Redis (append-o
 same groups, in alternating rounds; the figure is the median over the rounds of the ratio of their times. Covering
 trained groups (`Ledger.covered`, once a checkpoint) is counted as ours, where raw has its DEL.
 
-    python benchmarks/transport.py [--seed N] [--out FILE] [--rounds N]
+    python -m benchmarks.transport [--seed N] [--out FILE] [--rounds N]
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import arguments, report
 from redis.asyncio import Redis
 
 from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
@@ -33,6 +32,7 @@ from headrace_core.redis_access.client import connect, run
 from headrace_core.types.staleness import Limits, ages
 from headrace_core.types.trajectory import Group, encode, sampled_completion
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.benchmark_report import arguments, report
 
 RATIO_LIMIT = 3.0
 """PASS: for each shape, carrying a group takes at most so many times as long as its raw round trips."""

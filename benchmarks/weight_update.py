@@ -8,7 +8,7 @@ For a tiny model and for one of 135M parameters in float32 (540 MB), with reques
 * `quiet` and `staging` rates: tokens/s without updates, and with updates back to back, when nearly all the time the
   next weights are being read and packed beside generation.
 
-    python benchmarks/weight_update.py [--seed N] [--out FILE] [--model FOLDER]
+    python -m benchmarks.weight_update [--seed N] [--out FILE] [--model FOLDER]
 
 `--model` names a folder with SmolLM2-135M; without it, random weights of exactly its configuration are used, made in
 shared memory and removed at the end (the time of an update does not depend on the values).
@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _models import make_model, smollm2_config, tiny_config
+
+from headrace_lab.tiny_models import make_model, smollm2_config, tiny_config
 
 COPY_MULTIPLE_LIMIT = 3.0
 """PASS: the median pause of the 135M model is at most so many copies of its bytes, …"""

@@ -1,8 +1,8 @@
 """docs/evidence.md from evidence/results/*.json: what was claimed, what was seen, on which machine.
 
-A result is what `benchmarks/_report.report` writes: verdict, figures, machine, and what the script adds; `TABLES` says
-how to show that. A picture of the script's name in docs/images is the script's own, drawn from the same result. What
-was done, and how it is to be read, is the script's docstring.
+A result is what `headrace_lab.benchmark_report.report` writes: verdict, figures, machine, and what the script adds;
+`TABLES` says how to show that. A picture of the script's name in docs/images is the script's own, drawn from the same
+result. What was done, and how it is to be read, is the script's docstring.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ INTRO = """\
 <!-- Written by docs/generate.py from evidence/results. Run the scripts, then it. -->
 
 Claims, ours and papers', checked on what a laptop has: small models, fixed seeds, thresholds written before the run.
-Each section is one script; `python evidence/<name>.py` runs it again, `make evidence` all of them. A threshold that is
-missed stays missed here, with its figure. A section says what was put in, where the runs start, how many seeds are
+Each section is one script; `python -m evidence.<name>.run` runs it again, `make evidence` all of them. A threshold that
+is missed stays missed here, with its figure. A section says what was put in, where the runs start, how many seeds are
 counted, and which seeds chose the settings. `--seed` in its last line is the script's option: counted seeds follow from
 it, and seed 0 need not be one of them.
 """
@@ -69,15 +69,15 @@ def _section(result: dict[str, Any]) -> str:
     seen = time.strftime("%Y-%m-%d", time.gmtime(result["time"]))
     parts.append(
         f"`--seed {result['seed']}`, {seen}, {machine['cores']} cores, torch {machine['packages']['torch']}; "
-        f"[script](../evidence/{name}.py), [result](../evidence/results/{name}.json).\n"
+        f"[script](../evidence/{name}/run.py), [result](../evidence/results/{name}.json).\n"
     )
     return "\n".join(parts)
 
 
 def _claim(name: str) -> str:
     """All that the script says of itself but how to run it."""
-    docstring = ast.get_docstring(ast.parse((ROOT / "evidence" / f"{name}.py").read_text())) or ""
-    paragraphs = [p for p in docstring.split("\n\n") if not p.lstrip().startswith("python evidence/")]
+    docstring = ast.get_docstring(ast.parse((ROOT / "evidence" / name / "run.py").read_text())) or ""
+    paragraphs = [p for p in docstring.split("\n\n") if not p.lstrip().startswith("python -m evidence.")]
     return "\n\n".join(paragraphs) + "\n"
 
 

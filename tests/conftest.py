@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from disks import own_disk
 from redis.asyncio import Redis
 
 from headrace_core.redis_access.client import connect, run
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.small_disks import own_disk
 
 
 @pytest.fixture(scope="session")

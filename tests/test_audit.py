@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 
 def loaded() -> ModuleType:

@@ -20,7 +20,7 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_gateway.chat import chat_actor
 from headrace_gateway.cli import main as cli_main
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 PACKAGES = {
     "headrace_core": ROOT / "core" / "headrace_core",

@@ -15,7 +15,7 @@ task rises from 0.55 to 0.57 in 24 steps of TRL and to 0.65 in 40 of Headrace, s
 part of the way, five points above the base model. One seed, both sides as many steps. The long-tailed times follow from
 the samples/s: per sample the two learn alike.
 
-    python benchmarks/against_trl.py [--seed N] [--out FILE] [--env FOLDER] [--rounds N] [--task NAME]
+    python -m benchmarks.against_trl.run [--seed N] [--out FILE] [--env FOLDER] [--rounds N] [--task NAME]
 
 The first run builds TRL's environment, from `against_trl.txt`; that is not part of any figure.
 """
@@ -25,14 +25,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from _report import arguments, report
-from _trl_sides import ADDER, LONGTAIL, Run, Task, cores, environment, run_headrace, run_trl
+from benchmarks.against_trl.sides import Run, Task, cores, environment, run_headrace, run_trl
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.paths import ADDER, LONGTAIL, load_module
 
 ADDER_SPEED, ADDER_TIME = 1.0, 1.0
 """PASS: on the adder task, Headrace has at least so many times TRL's samples/s, and is so many times sooner at the
@@ -71,10 +71,7 @@ def evaluate(run: Run, task: Task) -> None:
 
 
 def reward() -> Any:
-    sys.path.insert(0, str(ADDER))
-    from reward import correct
-
-    return correct
+    return load_module(ADDER / "reward.py").correct
 
 
 def compare(task: Task, runs: list[Run]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The two sides of `against_trl.py`, each as one function: a task in, a `Run` out.
+"""The two sides of `run.py`, each as one function: a task in, a `Run` out.
 
-    run_trl         _trl_run.py, with the Python of TRL's environment, on all cores
+    run_trl         trl_run.py, with the Python of TRL's environment, on all cores
     run_headrace    headrace serve, and a job over REST; engine and learner share the cores
 
 Both clocks start when the first step may begin, with models loaded, and both write checkpoints within their time.
@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headrace_lab.example_run import connect, fetch, follow, server
+from headrace_lab.paths import ADDER
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-ADDER, LONGTAIL = ROOT / "examples" / "adder", ROOT / "examples" / "longtail"
-sys.path.insert(0, str(ROOT / "examples"))
 
 GROUPS, GROUP_SIZE = 32, 8
 LEARNING_RATE = 1.5e-4
@@ -80,7 +80,7 @@ def cores() -> int:
 
 def environment(folder: Path, torch_index: str | None) -> Path:
     """The Python of TRL's environment, which is built anew where its list has changed."""
-    pins = HERE / "against_trl.txt"
+    pins = HERE / "requirements.txt"
     stamp, made_of = folder / ".made", hashlib.sha256(pins.read_bytes() + TORCH.encode()).hexdigest()
     python = folder / "bin" / "python"
     if stamp.is_file() and stamp.read_text() == made_of:
@@ -118,7 +118,7 @@ def run_trl(python: Path, task: Task, folder: Path, seed: int) -> Run:
     threads = {"OMP_NUM_THREADS": str(cores()), "HF_HUB_OFFLINE": "1"}
     environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | threads
     with (folder / "trl.log").open("w") as log:
-        command = [str(python), str(HERE / "_trl_run.py"), *words]
+        command = [str(python), str(HERE / "trl_run.py"), *words]
         subprocess.run(command, check=True, timeout=RUN_SECONDS, env=environ, stdout=log, stderr=log)
     first, *steps = (json.loads(line) for line in lines.read_text().splitlines())
     return Run(
@@ -137,8 +137,6 @@ def run_trl(python: Path, task: Task, folder: Path, seed: int) -> Run:
 
 def run_headrace(task: Task, folder: Path, seed: int) -> Run:
     """Raises SystemExit where the job fails, or does not end in time."""
-    from shared_run import connect, fetch, follow, server
-
     began = time.time()
     with server(folder) as address:
         client = connect(address)
@@ -147,10 +145,10 @@ def run_headrace(task: Task, folder: Path, seed: int) -> Run:
         record = fetch(address, job.id)
         saved = client.fine_tuning.jobs.checkpoints.list(job.id, limit=100).data
         names = {c.step_number: c.fine_tuned_model_checkpoint for c in saved}
-        paths = {step: client.models.retrieve(name).to_dict()["path"] for step, name in names.items()}
+        models = {step: client.models.retrieve(name).to_dict() for step, name in names.items()}
     steps = record.of("step")
     # A step's stages, its wait for groups among them, fill the time since the step before, or since the start.
-    start = steps[0]["time"] - sum(steps[0]["seconds"].values())
+    start: float = steps[0]["time"] - sum(steps[0]["seconds"].values())
     ended = {step["step"]: step["time"] - start for step in steps}
     return Run(
         side="headrace",
@@ -159,7 +157,7 @@ def run_headrace(task: Task, folder: Path, seed: int) -> Run:
         start_seconds=start - began,
         rewards=[step["reward_mean"] for step in steps],
         tokens=[step["completion_length"] for step in steps],
-        checkpoints=[(step, ended[step], path) for step, path in sorted(paths.items())],
+        checkpoints=[(step, ended[step], str(models[step]["path"])) for step in sorted(models)],
     )
 
 

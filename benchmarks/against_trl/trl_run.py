@@ -1,4 +1,4 @@
-"""One run of TRL's synchronous GRPOTrainer, started by `against_trl.py` with the Python of TRL's own environment.
+"""One run of TRL's synchronous GRPOTrainer, started by `sides.py` with the Python of TRL's own environment.
 
 Imports nothing of this repository but the task's reward, the very function that Headrace's job names. One JSON object
 a line goes to `--out`: first `{"ready": seconds of import and loading}`, then one line a step,

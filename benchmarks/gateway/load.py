@@ -1,4 +1,4 @@
-"""The load of `gateway.py`: a keep-alive HTTP client of a few lines on uvloop, so that it costs far less than what it
+"""The load of `run.py`: a keep-alive HTTP client of a few lines on uvloop, so that it costs far less than what it
 measures, and listeners of event streams that check what they get."""
 
 from __future__ import annotations

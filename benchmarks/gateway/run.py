@@ -10,10 +10,10 @@ steps behind it, with every heartbeat, and 99 others beside it have as many. Key
     overview  the page of 100 jobs, one request after the other
 
 CPU time is the gateway process's, of all its threads: what it takes whatever else the machine does. The client is a raw
-protocol on uvloop (`_gateway_load.py`); its own CPU time a request stands beside, to show that it is not what limits.
+protocol on uvloop (`load.py`); its own CPU time a request stands beside, to show that it is not what limits.
 Rounds of the three alternate; the figures are medians over rounds, p99 over a round's requests.
 
-    python benchmarks/gateway.py [--seed N] [--out FILE] [--rounds N] [--seconds S]
+    python -m benchmarks.gateway.run [--seed N] [--out FILE] [--rounds N] [--seconds S]
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 import uvloop
-from _gateway_load import listeners, missed, read_for, wait_for_all
-from _report import arguments, report
-from _seeded import Seeded
 from redis.asyncio import Redis
 
+from benchmarks.gateway.load import listeners, missed, read_for, wait_for_all
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.client import connect
 from headrace_core.redis_access.client import run as answer
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import StepMetrics, WorkerMetrics
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.gateway_process import gateway
+from headrace_lab.jobs import Seeded
 
 READS_PER_SECOND = 1000
 """PASS: at least so many reads of a job's status a second, on one core, while it runs,"""
@@ -57,7 +56,6 @@ CONNECTIONS = 16
 JOBS, STEPS = 100, 2000
 STEPS_PER_SECOND = 2
 START_SECONDS = 60.0
-HERE = Path(__file__).parent
 JOB = Seeded(0, STEPS, 10 * STEPS)
 
 
@@ -87,20 +85,6 @@ class Round:
 
 
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@contextmanager
-def gateway(redis_url: str, data_dir: Path, core: int) -> Iterator[tuple[str, psutil.Process]]:
-    """(host and port, process) of a gateway alone on its core."""
-    command = [sys.executable, str(HERE / "_gateway_process.py"), redis_url, str(data_dir), str(core)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"127.0.0.1:{int(process.stdout.readline())}", psutil.Process(process.pid)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait(START_SECONDS)
 
 
 async def store_jobs(redis: Redis) -> None:
@@ -210,7 +194,8 @@ async def measure(redis_url: str, root: Path, rounds: int, seconds: float, seed:
     found = []
     try:
         await store_jobs(redis)
-        with gateway(redis_url, root / "data", core) as (host, process):
+        with gateway(redis_url, root / "data", {core}) as (address, process):
+            host = address.removeprefix("http://")
             async with played(redis, seed):
                 await read_for(1.0, host, f"/v1/fine_tuning/jobs/{JOB.id}", CONNECTIONS)  # warm
                 for _ in range(rounds):

@@ -13,7 +13,7 @@ What must hold: every job succeeds; every admitted group ends in one state, trai
 `max_staleness` was trained; nobody outside ever saw a version run backwards; a job goes on after every strike within
 `GOES_ON_SECONDS`; afterwards no process and no shared memory of the service is left.
 
-    python chaos/campaign.py [--kills N] [--seed SEED] [--kinds learner,redis] [--arrangements embedded,cluster]
+    python -m headrace_chaos.campaign [--kills N] [--seed N] [--kinds learner,redis] [--arrangements embedded,cluster]
 """
 
 from __future__ import annotations
@@ -33,18 +33,17 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks")]
 
-import httpx  # noqa: E402
-import psutil  # type: ignore[import-untyped]  # noqa: E402
-from _arrangements import Arrangement, Cluster, Embedded  # noqa: E402
-from _processes import MARK, Family, kind_of  # noqa: E402
-from _report import arguments, report  # noqa: E402
-from _strikes import Strike, plan, strike  # noqa: E402
-from _verdict import of_job, of_machine, remove_shared, untold  # noqa: E402
-from _watcher import Watcher  # noqa: E402
-from openai import OpenAIError  # noqa: E402
+import httpx
+import psutil
+from openai import OpenAIError
+
+from headrace_chaos.deployments import Arrangement, Cluster, Embedded
+from headrace_chaos.fault_injection import Strike, plan, strike
+from headrace_chaos.final_checks import of_job, of_machine, remove_shared, untold
+from headrace_chaos.outside_observer import Watcher
+from headrace_chaos.processes import MARK, Family, kind_of
+from headrace_lab.benchmark_report import arguments, report
 
 # Written before the first counted run.
 OF_EACH_KIND = 10

@@ -10,20 +10,15 @@ Neither kills or stops anything; the kinds of processes that a campaign may stri
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Protocol
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from e2e.cluster import RayCluster  # noqa: E402
-from e2e.service import Service  # noqa: E402
-
-from headrace_gateway.service.embedded_redis import RedisServer  # noqa: E402
+from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.ray_cluster import RayCluster
+from headrace_lab.service import Service
 
 NODE_HOST = "127.0.0.22"
 START_SECONDS = 300.0

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 STOPPED = 0.25
 """Share of the strikes that stop a process (SIGSTOP, later SIGCONT) rather than kill it."""

@@ -8,9 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-from _processes import Family, described
-from _watcher import Watcher
+import psutil
+
+from headrace_chaos.outside_observer import Watcher
+from headrace_chaos.processes import Family, described
 
 TERMINAL = {
     "trained",

@@ -20,7 +20,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 MARK = "CHAOS_CAMPAIGN"
 """Environment variable that everything below a root inherits: finds what was orphaned between two looks."""

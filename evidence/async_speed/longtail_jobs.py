@@ -7,17 +7,14 @@ A job's speed is that of its steady state: from its first quarter of steps on to
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+from openai import OpenAI
 
-from openai import OpenAI  # noqa: E402
-from shared_run import connect, fetch, follow, server  # noqa: E402
-
-from headrace_gateway.report import Record, steady_shares  # noqa: E402
+from headrace_gateway.report import Record, steady_shares
+from headrace_lab.example_run import connect, fetch, follow, server
+from headrace_lab.paths import EXAMPLES
 
 JOB_SECONDS = 600
 SETTINGS: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Asynchronous against synchronous: AReaL's throughput by staleness bound, its cluster simulated, and on this machine.
 
 Simulated: the scheduler that runs for real (ledger, staleness control, both workers) in virtual time, around devices as
-fast as AReaL's were (evidence/_areal.py says how that is known). Synchronous is the same scheduler with max_staleness 0
+fast as AReaL's were (`areal_figures` says how that is known). Synchronous is the same scheduler with max_staleness 0
 on the same split of devices, as AReaL's own; the last row is the best a synchronous system could do, all devices
 generating and then all training. Measured here: the service on the demo's task with a heavy tail of lengths, bounds in
 turns. Only tokens that contributed to a gradient count.
@@ -14,27 +14,24 @@ to 2.77, and that η = 2 comes to 2.67. Some of AReaL's figures (250 steps,
 8 GPUs and of 7B to 32B are not simulated: batch or tokens a step are not published. The first runs of this script found
 that rollout workers took the whole window at the first ask; the figures are of the scheduler without that.
 
-    python evidence/async_speed.py [--seed N] [--out FILE]
+    python -m evidence.async_speed.run [--seed N] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
-
-import _areal as areal  # noqa: E402
-from _async_plot import plot  # noqa: E402
-from _cluster import Cluster, measure  # noqa: E402
-from _longtail import run_jobs  # noqa: E402
-from _report import arguments, report  # noqa: E402
+from evidence.async_speed import areal_figures as areal
+from evidence.async_speed.longtail_jobs import run_jobs
+from evidence.async_speed.plot import plot
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.paths import ROOT
+from headrace_lab.simulated_cluster import Cluster, measure
 
 # Written before the first run.
 SIMULATED_SPEEDUP = 2.5

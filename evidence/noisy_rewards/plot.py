@@ -1,6 +1,6 @@
-"""The picture of evidence/noisy_rewards.py: what is left of the gradient, and accuracy as training goes on.
+"""The picture of `run`: what is left of the gradient, and accuracy as training goes on.
 
-python evidence/_noise_plot.py evidence/results/noisy_rewards.json docs/images/noisy_rewards.png
+python -m evidence.noisy_rewards.plot evidence/results/noisy_rewards.json docs/images/noisy_rewards.png
 """
 
 from __future__ import annotations

@@ -32,14 +32,13 @@ them apart, and greedy accuracy starts at 0 (on all rows, at 0.55). Two completi
 for the question, so that many questions average it out. At p = 0.5 the policy walks at random, at other learning rates
 and longer far enough to meet the better working by chance.
 
-    python evidence/noisy_rewards.py [--seed N] [--out FILE] [--image FILE]
+    python -m evidence.noisy_rewards.run [--seed N] [--out FILE] [--image FILE]
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -51,15 +50,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
-
-from _graded import GradedRun, carrying  # noqa: E402
-from _noise_plot import draw  # noqa: E402
-from _noise_slopes import ADVANTAGES, DRAWS, Slopes, debiased, noisy  # noqa: E402
-from _report import arguments, report  # noqa: E402
-
-from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
+from evidence.noisy_rewards.plot import draw
+from evidence.noisy_rewards.slopes import ADVANTAGES, DRAWS, Slopes, debiased, noisy
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.graded_training import GradedRun, carrying
+from headrace_lab.paths import ROOT
 
 # Written before the first counted run.
 SLOPE_WITHIN = 0.05
@@ -118,7 +114,9 @@ def slopes(seed: int) -> list[dict[str, Any]]:
     """Of every noise, by each advantage."""
     on = Slopes(seed)
     draws = range(seed, seed + DRAWS)
-    arms = [(f"flips {p:g} per question", p, 1 - 2 * p, [noisy(p, d) for d in draws]) for p in FLIPS[1:]]
+    arms: list[tuple[str, float | None, float, list[dict[str, Any]]]] = [
+        (f"flips {p:g} per question", p, 1 - 2 * p, [noisy(p, d) for d in draws]) for p in FLIPS[1:]
+    ]
     arms += [
         ("flips 0.4 per completion", None, 0.2, [noisy(0.4, d, per="completion") for d in draws]),
         ("flips 0.4 per question, debiased", None, 1.0, [debiased(0.4, d) for d in draws]),

@@ -5,20 +5,16 @@ model without any check of the answer. Here on the tiny adder, whose phrase goes
 does is how the model was made, an input. One run, from 0.55; its peak is the best of its evaluations.
 `reasoning_pattern.py` runs more seeds, beside runs by right answers that are as long.
 
-    python evidence/phrase_reward.py [--seed N] [--out FILE]
+    python -m evidence.phrase_reward.run [--seed N] [--out FILE]
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
-
-from _demo import run_demo  # noqa: E402
-from _report import arguments, report  # noqa: E402
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.demo_run import run_demo
 
 # Written before the first run.
 ACCURACY_BEFORE, PEAK_ACCURACY = 0.65, 0.90

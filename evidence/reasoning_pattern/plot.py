@@ -1,6 +1,6 @@
-"""The picture of evidence/reasoning_pattern.py: accuracy by phrases alone, and by a reward model with and without them.
+"""The picture of `run`: accuracy by phrases alone, and by a reward model with and without them.
 
-python evidence/_pattern_plot.py evidence/results/reasoning_pattern.json docs/images/reasoning_pattern.png
+python -m evidence.reasoning_pattern.plot evidence/results/reasoning_pattern.json docs/images/reasoning_pattern.png
 """
 
 from __future__ import annotations

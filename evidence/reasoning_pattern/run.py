@@ -28,14 +28,13 @@ phrases to find, so both scalings order completions alike, and GRPO divides thei
 of α · 2/40 = 0.005 is next to nothing beside rewards of 0 and 1: what it moves is groups whose rewards are all 0, which
 GRPO's deviation blows up to full size.
 
-    python evidence/reasoning_pattern.py [--seed N] [--out FILE] [--image FILE]
+    python -m evidence.reasoning_pattern.run [--seed N] [--out FILE] [--image FILE]
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -47,14 +46,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
-
-from _graded import RIGHT, GradedRun  # noqa: E402
-from _pattern_plot import draw  # noqa: E402
-from _report import arguments, report  # noqa: E402
-
-from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
+from evidence.reasoning_pattern.plot import draw
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.graded_training import RIGHT, GradedRun
+from headrace_lab.paths import ROOT
 
 # Written before the first counted run.
 PEAK_OF_CLEAN = 0.90

@@ -1,7 +1,7 @@
 """What a ReMax step costs beside a PPO step on as many completions: bytes that stay, seconds to train and to generate.
 
 Both keep a reference model; PPO is measured with one optimizer update a step, as ReMax has, and with its preset's four.
-Rounds alternate between the three, so that all meet the same machine. No weight moves (see `_remax_gradients`), so
+Rounds alternate between the three, so that all meet the same machine. No weight moves (see `gradients`), so
 that all write completions of the same lengths. Seconds are the processor's: one thread does all the work, so that on a
 machine of one's own they are those of the clock, and on a shared one they do not count the neighbours.
 """
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from _lag import LaggedRun, adder
-from _remax_gradients import UNMOVED
-from _remax_training import COMMON
 
+from evidence.remax.gradients import UNMOVED
+from evidence.remax.training import COMMON
 from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_lab.lagged_training import LaggedRun, adder
 from headrace_learner.training.trainer import Trainer
 
 ROUNDS = 12

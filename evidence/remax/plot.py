@@ -1,6 +1,6 @@
-"""The picture of evidence/remax.py: gradient variance by success rate beside a reference band, and learning curves.
+"""The picture of `run`: gradient variance by success rate beside a reference band, and learning curves.
 
-python evidence/_remax_plot.py evidence/results/remax.json docs/images/remax.png
+python -m evidence.remax.plot evidence/results/remax.json docs/images/remax.png
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ are random, and its critic meets a prompt once or twice: offsets that can be tol
 The mean gradients of random tables are lost in noise; on the task's reward they agree within the share in the table.
 Whole iterations gain less than training steps do, because a greedy completion of every prompt is generated too.
 
-    python evidence/remax.py [--seed N] [--out FILE] [--image FILE]
+    python -m evidence.remax.run [--seed N] [--out FILE] [--image FILE]
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,15 +43,13 @@ from typing import Any
 # Before torch is imported, here and in the workers: two processes with two threads each would spin on each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
 
-import _remax_costs as costs  # noqa: E402
-import _remax_gradients as gradients  # noqa: E402
-from _remax_plot import draw  # noqa: E402
-from _remax_rewards import OFFSET  # noqa: E402
-from _remax_training import LEARNERS, train  # noqa: E402
-from _report import arguments, report  # noqa: E402
+from evidence.remax import costs, gradients
+from evidence.remax.plot import draw
+from evidence.remax.rewards import OFFSET
+from evidence.remax.training import LEARNERS, train
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.paths import ROOT
 
 # Written before the first counted run.
 VARIANCE_WITH_OFFSETS = 0.2

@@ -1,6 +1,6 @@
-"""The picture of evidence/staleness.py: accuracy against the bound, ours beside AReaL's published table.
+"""The picture of `run`: accuracy against the bound, ours beside AReaL's published table.
 
-python evidence/_staleness_plot.py evidence/results/staleness.json docs/images/staleness.png
+python -m evidence.staleness.plot evidence/results/staleness.json docs/images/staleness.png
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 With a bound η, every step is trained on data exactly η versions old, the worst that the bound allows and what a
 pipeline kept full comes to (but for the first η steps, whose data is the base model's). ∞: the sampler is never
-refreshed, all data is the base model's. The learner is the real one (`_lag.py`), four minibatches a step, so that the
-clip is alive; two arms differ in the policy loss alone:
+refreshed, all data is the base model's. The learner is the real one (`lagged_training`), four minibatches a step, so
+that the clip is alive; two arms differ in the policy loss alone:
 
     naive       the clip is around the behaviour policy, π_b: plain PPO
     decoupled   the clip is around the policy before the step, weighted by min(π_prox/π_b, 5)
@@ -28,14 +28,13 @@ base model's own samples (effective sample size 0.90 at ∞). Its own clip is ha
 differs is where the clip is centred, not the cap. At 1.5e-4, where eight versions are more than the whole of learning,
 decoupled at 8 would have missed its 2 points.
 
-    python evidence/staleness.py [--seed N] [--out FILE] [--image FILE]
+    python -m evidence.staleness.run [--seed N] [--out FILE] [--image FILE]
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -48,14 +47,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
-
-from _lag import LaggedRun, adder  # noqa: E402
-from _report import arguments, report  # noqa: E402
-from _staleness_plot import draw  # noqa: E402
-
-from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
+from evidence.staleness.plot import draw
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.lagged_training import LaggedRun, adder
+from headrace_lab.paths import ROOT
 
 # Written before the first counted run.
 BOUNDS: tuple[int | None, ...] = (0, 1, 2, 4, 8, 16, None)

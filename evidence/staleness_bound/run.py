@@ -8,21 +8,17 @@ each, from 0.55.
 How far it reaches. Where the oldest token is younger than the bound, as at 4 here, the run never comes to the bound and
 shows nothing of it. That the learner computes ages rightly is for the tests, not for this script.
 
-    python evidence/staleness_bound.py [--seed N] [--out FILE]
+    python -m evidence.staleness_bound.run [--seed N] [--out FILE]
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
-
-from _demo import run_demo  # noqa: E402
-from _report import arguments, report  # noqa: E402
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.demo_run import run_demo
 
 # Written before the first run.
 BOUNDS = (0, 1, 4)

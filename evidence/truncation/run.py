@@ -14,27 +14,23 @@ of its completions, and stays there; in the other two the share is 1.6 times tha
 for a tenth cut off in the mean of the first six steps, in which most of the fall happens (seed 3: 9.5 and 9.6 %); it is
 asked of the first step now, before anything was learned. The runs are the same.
 
-    python evidence/truncation.py [--seed N] [--out FILE]
+    python -m evidence.truncation.run [--seed N] [--out FILE]
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
 
-import torch  # noqa: E402
-from _lag import LaggedRun, adder  # noqa: E402
-from _report import arguments, report  # noqa: E402
+import torch
 
-from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.lagged_training import LaggedRun, adder
 
 # Written before the counted run.
 SHARE_OF_BOOTSTRAP = 0.5

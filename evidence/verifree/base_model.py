@@ -8,17 +8,17 @@ care; greedy answers stay what they were.
 from __future__ import annotations
 
 import random
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-ADDER = Path(__file__).resolve().parents[1] / "examples" / "adder"
-sys.path.append(str(ADDER))
+from headrace_lab.paths import ADDER, load_module
 
-from adder_pretrain import encode, save  # noqa: E402
-from adder_problems import Problem, completion, demonstration, split_problems  # noqa: E402
+problems = load_module(ADDER / "adder_problems.py")
+load_module(ADDER / "adder_tokenizer.py")
+pretrain = load_module(ADDER / "adder_pretrain.py")
 
 GUESSES = 0.5
 """Share of the answers that are a number by chance."""
@@ -32,19 +32,19 @@ def careless_adder(folder: Path, seed: int) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(ADDER / "model")
     model = Qwen3ForCausalLM.from_pretrained(ADDER / "model", dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    problems, _ = split_problems(0)
+    questions, _ = problems.split_problems(0)
     for _ in range(STEPS):
-        drawn = [(problem, _careless(problem, rng)) for problem in rng.choices(problems, k=BATCH)]
-        ids, labels = encode(tokenizer, drawn)
+        drawn = [(problem, _careless(problem, rng)) for problem in rng.choices(questions, k=BATCH)]
+        ids, labels = pretrain.encode(tokenizer, drawn)
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    save(model.eval(), tokenizer, folder)
+    pretrain.save(model.eval(), tokenizer, folder)
     return folder
 
 
-def _careless(problem: Problem, rng: random.Random) -> str:
-    written = demonstration(problem, rng)
+def _careless(problem: Any, rng: random.Random) -> str:
+    written = problems.demonstration(problem, rng)
     if rng.random() >= GUESSES:
         return written
-    return completion(written.partition(" <answer")[0], str(rng.randint(20, 198)))
+    return str(problems.completion(written.partition(" <answer")[0], str(rng.randint(20, 198))))

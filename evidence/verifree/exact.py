@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from _gram import Matrix, gram, interval, mean_z, variance
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, Role
+from headrace_lab.gradient_statistics import Matrix, gram, interval, mean_z, variance
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer

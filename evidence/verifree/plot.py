@@ -1,6 +1,6 @@
-"""The picture of evidence/verifree.py: variances beside the verifier's, and held-out accuracy by step.
+"""The picture of `run`: variances beside the verifier's, and held-out accuracy by step.
 
-python evidence/_verifree_plot.py evidence/results/verifree.json docs/images/verifree.png
+python -m evidence.verifree.plot evidence/results/verifree.json docs/images/verifree.png
 """
 
 from __future__ import annotations

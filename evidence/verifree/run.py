@@ -39,14 +39,13 @@ How far it reaches. The verifier here is free of faults and costs nothing, and t
 VeriFree wins by variance alone. How much depends on how uncertain the answer is after the reasoning: where it follows
 from it, as with the adder before it was made careless, R is near 0 or 1, and there is little left to win.
 
-    python evidence/verifree.py [--seed N] [--out FILE] [--image FILE]
+    python -m evidence.verifree.run [--seed N] [--out FILE] [--image FILE]
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -54,15 +53,13 @@ from typing import Any
 # Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "evidence")]
 
-import _verifree_baseline as baseline  # noqa: E402
-import _verifree_exact as exact  # noqa: E402
-from _report import arguments, report  # noqa: E402
-from _verifree_base import careless_adder  # noqa: E402
-from _verifree_plot import draw  # noqa: E402
-from _verifree_training import ARMS, train  # noqa: E402
+from evidence.verifree import baseline, exact
+from evidence.verifree.base_model import careless_adder
+from evidence.verifree.plot import draw
+from evidence.verifree.training import ARMS, train
+from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.paths import ROOT
 
 # Written before the first counted run.
 SAME_MEAN, OTHER_MEAN = 3.0, 10.0

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from _lag import ADDER
-from _turns import TurnEngine
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.ledger import Lease
 from headrace_core.types.trajectory import Group
+from headrace_lab.lagged_training import ADDER
+from headrace_lab.step_engine import TurnEngine
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer

@@ -16,15 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from openai import OpenAI
+
+from headrace_core.config.algorithm_presets import ALGORITHMS
+from headrace_gateway.report import Record, steady_shares, write_report
+from headrace_lab.example_run import connect, fetch, follow, server
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from openai import OpenAI  # noqa: E402
-from shared_run import connect, fetch, follow, server  # noqa: E402
-
-from headrace_core.config.algorithm_presets import ALGORITHMS  # noqa: E402
-from headrace_gateway.report import Record, steady_shares, write_report  # noqa: E402
-
 JOB_SECONDS = 1800
 
 

@@ -12,14 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "adder"))
+
+from adder_pretrain import Recipe, pretrain, save
+from adder_problems import write_data
+from adder_tokenizer import build_tokenizer
+from longtail_problems import CONTEXT, PIECES, long_demonstration
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "adder"))
-
-from adder_pretrain import Recipe, pretrain, save  # noqa: E402
-from adder_problems import write_data  # noqa: E402
-from adder_tokenizer import build_tokenizer  # noqa: E402
-from longtail_problems import CONTEXT, PIECES, long_demonstration  # noqa: E402
-
 RECIPE = Recipe(
     write=long_demonstration, steps=640, batch=4096, step_tokens=3584, context=CONTEXT, intermediate_size=320
 )

@@ -17,16 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data import write
+from model import prepare
+from openai import OpenAI
+
+from headrace_gateway.report import Record, steady_shares, write_report
+from headrace_lab.example_run import connect, fetch, follow, server
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from data import write  # noqa: E402
-from model import prepare  # noqa: E402
-from openai import OpenAI  # noqa: E402
-from shared_run import connect, fetch, follow, server  # noqa: E402
-
-from headrace_gateway.report import Record, steady_shares, write_report  # noqa: E402
-
 RUNS = HERE.parents[1] / "runs"
 JOB_SECONDS = 3600
 

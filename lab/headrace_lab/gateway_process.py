@@ -1,8 +1,8 @@
-"""The gateway of `gateway.py`, alone on its core: the app as it is served, over a Redis that is there, without Ray.
+"""The gateway alone in a process: the app as it is served, over a Redis that is there, without Ray.
 
-    python benchmarks/_gateway_process.py REDIS_URL DATA_DIR CORE
+    python -m headrace_lab.gateway_process REDIS_URL DATA_DIR CORES
 
-Prints its port once it listens; ends with its standard input, so also when the benchmark is killed.
+It prints its port once it listens, and ends with its standard input, so also when whoever started it is killed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import uvloop
 
 from headrace_core.config.service_settings import Settings
@@ -21,9 +25,11 @@ from headrace_gateway import allocator
 from headrace_gateway.app import create_app
 from headrace_gateway.service.serve import HttpServer
 
+START_SECONDS = 60
+
 
 class NoControllers:
-    """Stands where Ray is: the benchmark plays the job."""
+    """Stands where Ray is: whoever uses this plays the job."""
 
     async def ensure(self, job: Job) -> None: ...
     async def cancel(self, job_id: str) -> None: ...
@@ -33,7 +39,28 @@ class NoControllers:
     async def close(self) -> None: ...
 
 
-async def serve(redis_url: str, data_dir: Path) -> None:
+@contextmanager
+def gateway(
+    redis_url: str, data_dir: Path, cores: set[int] | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, psutil.Process]]:
+    """(Its address, its process), on `cores`, by default on all. Raises RuntimeError where it does not start."""
+    words = (redis_url, str(data_dir), ",".join(map(str, cores or os.sched_getaffinity(0))))
+    command = [sys.executable, "-m", "headrace_lab.gateway_process", *words]
+    environ = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            port = process.stdout.readline().strip()
+            if not port:
+                raise RuntimeError("the gateway did not start")
+            yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+        finally:
+            process.stdin.close()
+            process.wait(START_SECONDS)
+
+
+async def _serve(redis_url: str, data_dir: Path) -> None:
     server = HttpServer(create_app(Settings(data_dir=data_dir), redis_url, NoControllers()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -46,5 +73,5 @@ async def serve(redis_url: str, data_dir: Path) -> None:
 
 if __name__ == "__main__":
     allocator.bound()
-    os.sched_setaffinity(0, {int(sys.argv[3])})
-    uvloop.run(serve(sys.argv[1], Path(sys.argv[2])))
+    os.sched_setaffinity(0, {int(core) for core in sys.argv[3].split(",")})
+    uvloop.run(_serve(sys.argv[1], Path(sys.argv[2])))

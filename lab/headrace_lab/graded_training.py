@@ -1,4 +1,4 @@
-"""The adder trained by any grader of the service, on fresh data: `_lag.py`'s run, its rewards by `registry.build`.
+"""The adder trained by any grader of the service, on fresh data: a `LaggedRun` with rewards by `registry.build`.
 
 Training sees what the grader says of each completion, which has its draw as in a job. `accuracy` stays what it was: the
 share of right answers among greedy completions of held-out rows, whatever the grader rewards.
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _lag import LaggedRun, Task, adder
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group
+from headrace_lab.lagged_training import LaggedRun, Task, adder
 from headrace_rewards.protocol import Reward, Sample, SampleKey
 from headrace_rewards.registry import build
 from headrace_rollout.reward_scoring import score, value_of

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 
 
-def gram(gradients: npt.NDArray[np.float32]) -> Matrix:
+def gram(gradients: npt.NDArray[np.floating[Any]]) -> Matrix:
     """[n, n] of [n, P]."""
     return (gradients @ gradients.T).astype(np.float64)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -63,8 +64,8 @@ class Seeded:
 
     def job(self) -> Job:
         """As submission would store it."""
-        settings = {"batch_size": BATCH, "group_size": GROUP_SIZE, "max_staleness": BOUND, "n_steps": self.total}
-        settings |= {"learning_rate": 1e-4 if self.number % 2 else 3e-4}
+        settings: dict[str, Any] = {"batch_size": BATCH, "group_size": GROUP_SIZE, "max_staleness": BOUND}
+        settings |= {"n_steps": self.total, "learning_rate": 1e-4 if self.number % 2 else 3e-4}
         grader = {"type": "string_check", "name": "answer", "operation": "eq", "input": "{{ sample.output_text }}"}
         return Job(
             id=self.id, created_at=self.began, model="headrace/tiny-adder", model_path="/models/tiny-adder",
@@ -107,7 +108,7 @@ class Seeded:
 
     def _beats(self, step: int, part: float) -> Iterator[WorkerMetrics]:
         uptime = (step - 1 + part) * STEP_SECONDS
-        common = {"time": self._time(step - 1 + part), "uptime": uptime, "running": 32}
+        common: Any = {"time": self._time(step - 1 + part), "uptime": uptime, "running": 32}
         for worker in range(self.workers):
             yield WorkerMetrics(
                 worker=f"rollout-{worker}", role="rollout", version=step - 1, busy=0.82 * uptime,
@@ -144,7 +145,7 @@ class Seeded:
                 await jobs.tell(self.id, message, type="metrics", data={"step": measured.step})
         await run(redis.hset(JobKeys(self.id).ledger, mapping=self._books()))
 
-    def _books(self) -> dict[str, int]:
+    def _books(self) -> dict[Any, Any]:
         trained = self.steps * BATCH
         under_way = {} if self.status in ENDED or not self.steps else {"queued": 21, "leased": 34, "claimed": BATCH}
         ended = {"trained": trained, "dropped_stale": trained // 40, "filtered": trained // 25}

@@ -25,6 +25,7 @@ from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.storage.dataset import PromptOrder
 from headrace_core.types.trajectory import Completion, Group, sampled_completion
+from headrace_lab.paths import ADDER
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import StepResult, Trainer
@@ -37,7 +38,6 @@ from headrace_rollout.prompts import Prompt, Tokenizer, read_prompts
 Grade = Callable[[dict[str, Any], dict[str, Any]], float]
 """`grade(sample, item)`: a reward in the OpenAI form."""
 Weights = dict[str, torch.Tensor]
-ADDER = Path(__file__).resolve().parents[1] / "examples" / "adder"
 AT_ONCE = 512
 """Completions decoded in one batch: past a few hundred, a larger one is no faster."""
 

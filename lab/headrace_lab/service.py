@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-ROOT = Path(__file__).parents[2]
-ADDER = ROOT / "examples" / "adder"
+from headrace_lab.paths import ADDER
+
 START_SECONDS = 180
 """Ray alone needs 5 s on an idle machine, and a multiple of it on a busy one."""
 

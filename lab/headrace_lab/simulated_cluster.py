@@ -2,7 +2,7 @@
 
     real       ledger and its Lua scripts on a redis-server · staleness.select · RolloutWorker (admission, weights in
                flight, leases) and GroupMaker · LearnerWorker (claims, settlement) · the weight store and its folders
-    simulated  engines (`_simulated_engine`) · training, which takes time in proportion to its tokens · rewards and
+    simulated  engines (`simulated_engine`) · training, which takes time in proportion to its tokens · rewards and
                checkpoints, which take none
 
 A length of one simulated token stands for `BLOCK` tokens, so that a step's arrays fit in memory.
@@ -21,8 +21,6 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from _simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
-from _virtual_time import InlineRedis, run
 
 from headrace_core.activity_timer import ActivityTimer
 from headrace_core.concurrency import cancel
@@ -37,6 +35,8 @@ from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.staleness import ages, contributes
 from headrace_core.types.trajectory import Group
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
+from headrace_lab.virtual_time import InlineRedis, run
 from headrace_learner.algorithms.token_selection import AgeCount
 from headrace_learner.worker import LearnerWorker
 from headrace_rewards.protocol import Outcome, Sample, Score
@@ -120,7 +120,7 @@ class VirtualRolloutWorker(RolloutWorker):
     ) -> None:
         super().__init__(config)
         clock = asyncio.get_running_loop().time
-        self._redis, self._engine = cast(Any, redis), engine
+        self._redis, self._engine = cast(Any, redis), cast(Any, engine)
         self._ledger, self._jobs = Ledger(self._redis, config.job_id, clock), JobStore(self._redis)
         self._live, self._drains = (
             SettingsLog(self._redis, config.job_id, self._settings),
@@ -131,8 +131,10 @@ class VirtualRolloutWorker(RolloutWorker):
         weights = WeightStore(Path(config.weights_root), config.job_id)
         self._follower = WeightSync(cast(Any, engine), self._ledger, weights, self._telling, config.start_timeout)
         self._split = ActivityTimer("window", clock)
-        tokenizer, reward = cast(Any, Tokenizer()), InstantReward()
-        self._maker = GroupBuilder(engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader)
+        tokenizer, reward = cast(Any, Tokenizer()), cast(Any, InstantReward())
+        self._maker = GroupBuilder(
+            self._engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader
+        )
 
     def evaluator(self, held_out: list[Prompt]) -> Evaluator:
         """The real one, on this engine, of these rows."""

@@ -14,7 +14,7 @@ import pytest
 def own_disk(folder: Path, mib: int) -> Iterator[Path]:
     """`folder`, which is made, on a disk of so many MiB; the test is skipped where none can be mounted."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"no disk of its own: {mounted.stderr.strip()}")

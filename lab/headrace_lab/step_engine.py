@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from _lag import Sampler
 
+from headrace_lab.lagged_training import Sampler
 from headrace_rollout.engines.engine import Sampled, SamplingConfig, Scored
 from headrace_rollout.engines.transformers.batch_slots import Generation
 

@@ -99,10 +99,10 @@ class InlineRedis:
         deadline = asyncio.get_running_loop().time() + block / 1000
         while True:
             if self._newest.get(stream) != after.encode():
-                found: list[Any] = self._redis.xread({stream: after})
+                found: Any = self._redis.xread({stream: after})
                 self._newest[stream] = found[0][1][-1][0] if found else after.encode()
                 if found:
-                    return found
+                    return list(found)
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._grown.wait()

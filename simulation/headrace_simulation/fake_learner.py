@@ -14,10 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from _books import age_counts, chain
-from _loop import Process
-from _world import World
-
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.types.trajectory import Group
 from headrace_learner.algorithms.token_selection import AgeCount
@@ -26,6 +22,9 @@ from headrace_learner.checkpoints.memory_snapshot import Restored
 from headrace_learner.distributed.process_group import SingleProcess
 from headrace_learner.distributed.rank_commands import Save
 from headrace_learner.worker import LearnerWorker
+from headrace_simulation.invariants import age_counts, chain
+from headrace_simulation.virtual_loop import Process
+from headrace_simulation.world import World
 
 _NO_MEASURES = SimpleNamespace(
     ages={}, loss=0.0, entropy=0.0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0, extra={}

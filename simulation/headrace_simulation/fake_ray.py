@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
-from _learning import SimulatedLearner
-from _loop import PROCESS, Process
-from _world import World
 from ray.exceptions import RayActorError, RayTaskError
 from redis.exceptions import RedisError
 
@@ -23,6 +20,9 @@ from headrace_core.errors import HeadraceError
 from headrace_core.jobs.job_store import Job
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_rollout.worker import RolloutWorker
+from headrace_simulation.fake_learner import SimulatedLearner
+from headrace_simulation.virtual_loop import PROCESS, Process
+from headrace_simulation.world import World
 
 MESSAGE_SECONDS = 0.004
 """Of a call between two processes."""

@@ -28,7 +28,7 @@ from headrace_core.ledger.ledger import LIVE, STATES
 from headrace_core.types.trajectory import NO_VERSION, Group, decode
 
 if TYPE_CHECKING:
-    from _world import Call, World
+    from headrace_simulation.world import Call, World
 
 _FIELDS = ("admitted", *STATES, "version", "covered", "term", "largest_age", "weights", "closed")
 BOOKS = f"""

@@ -11,9 +11,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
-from _loop import Process, here
-from _queue_world import QueueWorld
-
 from headrace_controller.heartbeat import ControllerHeartbeats
 from headrace_controller.job_controller import JobController
 from headrace_controller.manager import NAMESPACE, PREFIX, RayControllerManager
@@ -21,6 +18,8 @@ from headrace_controller.placement import Plan
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
 from headrace_core.jobs.job_store import Job, JobStanding
+from headrace_simulation.queue_world import QueueWorld
+from headrace_simulation.virtual_loop import Process, here
 
 T = TypeVar("T")
 QUEUE_PLANTS = ("queue_unbounded", "next_one_beside_those_that_fit", "queued_cancel_forgotten")

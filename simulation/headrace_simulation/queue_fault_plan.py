@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from _plan import FAULT_SECONDS, Fault, Network
+from headrace_simulation.fault_plan import FAULT_SECONDS, Fault, Network
 
 NODES_COME_AT = FAULT_SECONDS
 """When those come that some jobs wait for."""

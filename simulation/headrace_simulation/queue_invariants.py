@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from _books import expect
-
 from headrace_controller.queue_window import MISFITS
 from headrace_core.jobs.job_store import ENDED
 from headrace_core.redis_access.keys import JobKeys
+from headrace_simulation.invariants import expect
 
 if TYPE_CHECKING:
-    from _queue_world import QueueWorld
-    from _world import Call
+    from headrace_simulation.queue_world import QueueWorld
+    from headrace_simulation.world import Call
 
 STANDINGS = """
 local found = {}

@@ -13,14 +13,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from _loop import Process
-from _plan import FAULT_SECONDS, ROWS, Fault
-from _queue_plan import NODES_COME_AT, QueuePlan
-from _queue_ray import SimulatedControllers, SimulatedRay
-from _queue_world import QueueWorld
-from _redis import Command, Packed, Server
-from _schedule import QUIET, RECONCILE_SECONDS, advanced, settings_of
-from _world import EPOCH
 from redis.exceptions import RedisError
 
 from headrace_core.config.hyperparameters import Hyperparameters
@@ -28,6 +20,14 @@ from headrace_core.errors import HeadraceError, InvalidState, NotFound
 from headrace_core.jobs.job_store import ENDED, Job, JobStore
 from headrace_core.redis_access import keys
 from headrace_gateway.app import _is_mine
+from headrace_simulation.fault_plan import FAULT_SECONDS, ROWS, Fault
+from headrace_simulation.queue_fake_ray import SimulatedControllers, SimulatedRay
+from headrace_simulation.queue_fault_plan import NODES_COME_AT, QueuePlan
+from headrace_simulation.queue_world import QueueWorld
+from headrace_simulation.redis_port import Command, Packed, Server
+from headrace_simulation.schedule import QUIET, RECONCILE_SECONDS, advanced, settings_of
+from headrace_simulation.virtual_loop import Process
+from headrace_simulation.world import EPOCH
 
 Request = Callable[["Gateway"], Awaitable[None]]
 RETRY_SECONDS = 1.0

@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from _loop import Process
-from _queue_books import STANDINGS, QueueObserver
-from _queue_plan import QueuePlan
-from _redis import Command, Packed, Server, pack
-from _world import World
-
 from headrace_core.redis_access import keys
+from headrace_simulation.queue_fault_plan import QueuePlan
+from headrace_simulation.queue_invariants import STANDINGS, QueueObserver
+from headrace_simulation.redis_port import Command, Packed, Server, pack
+from headrace_simulation.virtual_loop import Process
+from headrace_simulation.world import World
 
 if TYPE_CHECKING:
-    from _queue_ray import SimulatedRay
+    from headrace_simulation.queue_fake_ray import SimulatedRay
 
 _SHARED = (keys.JOBS, keys.GATEWAY)
 

@@ -17,13 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from _books import Violation
-from _loop import Process, Stalled
-from _plan import FAULT_SECONDS, FINISHED_WITHIN, ROWS, Fault, Network, Plan
-from _ray import Cluster
-from _redis import Command, Packed, Server
-from _world import World
-
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidState, NotFound
@@ -32,6 +25,12 @@ from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.durability import wait_until_durable
+from headrace_simulation.fake_ray import Cluster
+from headrace_simulation.fault_plan import FAULT_SECONDS, FINISHED_WITHIN, ROWS, Fault, Network, Plan
+from headrace_simulation.invariants import Violation
+from headrace_simulation.redis_port import Command, Packed, Server
+from headrace_simulation.virtual_loop import Process, Stalled
+from headrace_simulation.world import World
 
 Action = Callable[[Process], Coroutine[Any, Any, Any]]
 RECONCILE_SECONDS = 5.0

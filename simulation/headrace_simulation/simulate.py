@@ -2,11 +2,11 @@
 
     make simulate N=10000 SEED=0          that many schedules, of the seeds from SEED on; JOBS=2: in two processes
     make simulate N=1 SEED=4711           one of them again, with every step it took
-    … PLANT=fencing_off                   with a bug in it (`_plants`): the campaign ends when it is found
+    … PLANT=fencing_off                   with a bug in it (`planted_bugs`): the campaign ends when it is found
     … WORLD=queue                         several jobs that wait for few cores, and the gateways that start them
 
-What is real, what is simulated: `_surroundings`. What goes wrong: `_plan`. What must hold after every event: `_books`.
-Of the queue: `_queue_world`, `_queue_plan`, `_queue_books`.
+What is real, what is simulated: `wiring`. What goes wrong: `fault_plan`. What must hold after each event: `invariants`.
+Of the queue: `queue_world`, `queue_fault_plan`, `queue_invariants`.
 A failing schedule is tried again with fewer of its faults; what is printed is the smallest that fails. The last line
 says PASS where no invariant was broken, or where a planted bug was found, and else MISS.
 """
@@ -19,7 +19,6 @@ import gc
 import logging
 import multiprocessing
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,20 +30,16 @@ from pathlib import Path
 
 import structlog
 
-_ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(_ROOT / "benchmarks"), str(_ROOT / "evidence")]
-
-from _plan import Plan, plan  # noqa: E402
-from _plants import PLANTS  # noqa: E402
-from _queue_plan import QueuePlan, queue_plan  # noqa: E402
-from _queue_ray import QUEUE_PLANTS  # noqa: E402
-from _queue_schedule import QueueSchedule  # noqa: E402
-from _redis import Server  # noqa: E402
-from _report import arguments, report  # noqa: E402
-from _schedule import Schedule, drive  # noqa: E402
-from _surroundings import simulated_surroundings  # noqa: E402
-
-from headrace_rewards.sandbox.kernel.syscalls import signal_at_death_of_parent  # noqa: E402
+from headrace_lab.benchmark_report import arguments, report
+from headrace_rewards.sandbox.kernel.syscalls import signal_at_death_of_parent
+from headrace_simulation.fault_plan import Plan, plan
+from headrace_simulation.planted_bugs import PLANTS
+from headrace_simulation.queue_fake_ray import QUEUE_PLANTS
+from headrace_simulation.queue_fault_plan import QueuePlan, queue_plan
+from headrace_simulation.queue_schedule import QueueSchedule
+from headrace_simulation.redis_port import Server
+from headrace_simulation.schedule import Schedule, drive
+from headrace_simulation.wiring import simulated_surroundings
 
 CHUNK = 250
 """Schedules between two lines of progress."""

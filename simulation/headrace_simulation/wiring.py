@@ -18,18 +18,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-from _learning import SimulatedLead, load_state, save_state
-from _loop import PROCESS, here
-from _plan import ROWS
-from _queue_ray import SimulatedPlacement, ask
-from _simulated_engine import DecodeSpeed, SimulatedEngine
-from _world import EPOCH
 
 from headrace_controller import job_controller, liveness, manager, worker_group, worker_supervisor
 from headrace_core.ledger import worker_drains
 from headrace_core.storage.dataset import Row
 from headrace_core.storage.incomplete_files import remove_partials
 from headrace_core.storage.weight_store import WeightStore
+from headrace_lab.simulated_engine import DecodeSpeed, SimulatedEngine
 from headrace_learner import durable_writes, recovery
 from headrace_learner import worker as learner
 from headrace_learner.checkpoints import checkpoint
@@ -38,6 +33,11 @@ from headrace_rollout import weight_sync
 from headrace_rollout import worker as rollout
 from headrace_rollout.engines.engine import RequestRefused
 from headrace_rollout.prompts import Prompt
+from headrace_simulation.fake_learner import SimulatedLead, load_state, save_state
+from headrace_simulation.fault_plan import ROWS
+from headrace_simulation.queue_fake_ray import SimulatedPlacement, ask
+from headrace_simulation.virtual_loop import PROCESS, here
+from headrace_simulation.world import EPOCH
 
 WATCH_SECONDS, BEAT_SECONDS = 2.0, 4.0
 """Twice as long as in the service: such looks and beats, most of which find nothing new, are a quarter of all calls."""
@@ -169,17 +169,17 @@ def simulated_surroundings() -> Iterator[None]:
         *((module, "BEAT_SECONDS", BEAT_SECONDS) for module in (learner, rollout)),
         (job_controller, "WATCH_SECONDS", WATCH_SECONDS),
         (liveness.StallTimer.__init__, "__defaults__", (clocks.monotonic,)),
-        (learner, "Lead", lambda *_: SimulatedLead(here().world, here())),
+        (learner, "RankCoordinator", lambda *_: SimulatedLead(here().world, here())),
         (learner, "checkpoint", files),
         (recovery, "checkpoint", files),
         (rollout, "create", _engine),
         (rollout, "build", lambda *_: InstantReward()),
         (rollout, "Tokenizer", lambda *_: text),
         (rollout, "read_within_limits", _prompts),
-        (rollout, "Measurer", lambda *_, **__: None),
-        (rollout, "assess", _no_sandbox),
+        (rollout, "CompletionSampler", lambda *_, **__: None),
+        (rollout, "probe_level", _no_sandbox),
         (job_controller, "WeightStore", _Weights),
-        (job_controller, "snapshots", SimpleNamespace(remove=_remove_snapshots)),
+        (job_controller, "snapshot_folder", SimpleNamespace(remove=_remove_snapshots)),
         (job_controller, "remove_partials", _remove_partials),
         (manager, "ray", _Ray()),
         (manager, "_ask", ask),

@@ -20,17 +20,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from _books import BOOKS, Observer
-from _loop import Process, SimulatedLoop
-from _plan import Network, Plan
-from _plants import planted
-from _redis import Command, Packed, Port, Server, pack
 from redis.exceptions import ConnectionError as RedisGone
 
 from headrace_core.ledger.ledger import _SCRIPTS
 from headrace_core.redis_access.client import WAIT_SECONDS
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.redis_access.scripts import script_source
+from headrace_simulation.fault_plan import Network, Plan
+from headrace_simulation.invariants import BOOKS, Observer
+from headrace_simulation.planted_bugs import planted
+from headrace_simulation.redis_port import Command, Packed, Port, Server, pack
+from headrace_simulation.virtual_loop import Process, SimulatedLoop
 
 SCRIPT_NAMES = {script_source(name): name for name in (*_SCRIPTS, "change", "move", "rest", "drain")}
 READS = {"HGET", "HMGET", "HGETALL", "HVALS", "HLEN", "XREAD", "XRANGE", "LRANGE", "LLEN", "window", "queues"}

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from paths import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from _trl_sides import Run, Task
-from against_trl import compare, figures
+from benchmarks.against_trl.run import compare, figures
+from benchmarks.against_trl.sides import Run, Task
 
 TASK = Task("tiny", Path("unused"), 8, 2, 2, target=0.9, speed=2.0, time=1.5, micro_batch=8, engine="vllm")
 TRL = Run("trl", 20.0, 200, 1.0, [0.5, 0.6], [10.0, 10.0], [(2, 12.0, "a")], [0.95], target_seconds=12.0)

@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 
 def test_the_gateway_stays_small(tmp_path: Path) -> None:
-    script, out = ROOT / "benchmarks" / "gateway_memory.py", tmp_path / "memory.json"
+    out = tmp_path / "memory.json"
     small = ("--requests", "400", "--jobs", "6", "--upload-mb", "60")
-    command = [sys.executable, str(script), "--out", str(out), *small]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    command = [sys.executable, "-m", "benchmarks.gateway_memory", "--out", str(out), *small]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     sizes = json.loads(out.read_text())["sizes"]
     assert list(sizes) == ["fresh", "uploads", "jobs", "requests"]

@@ -24,9 +24,8 @@ from headrace_core.redis_access.client import connect, run
 from headrace_gateway.app import create_app
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.serve import HttpServer
-from paths import ROOT
-
-from .chromium import Browser, start_chromium
+from headrace_lab.browser import Browser, start_chromium
+from headrace_lab.paths import ROOT
 
 REPORT = ROOT / "runs" / "browser"
 STOP_SECONDS = 30

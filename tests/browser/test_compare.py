@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from .chromium import PHONE, Browser
+from headrace_lab.browser import PHONE, Browser
+from headrace_lab.jobs import Seeded
+
 from .conftest import Site
-from .seeds import Seeded
 
 JOBS = [Seeded(0, steps=60, total=80), Seeded(1, steps=40, total=40, status="succeeded"), Seeded(2, steps=9, total=80)]
 

@@ -13,8 +13,8 @@ from gateway.conftest import stored_job
 from gateway.kept_groups import END, MODEL_FOLDER, completion, group
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.rollout_records import Rollout, RolloutStore
+from headrace_lab.browser import PHONE, Browser
 
-from .chromium import PHONE, Browser
 from .conftest import Site
 
 JOB = "ftjob-read"

@@ -6,10 +6,10 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from headrace_core.jobs.job_store import PausedBy
+from headrace_lab.browser import PHONE, Browser
+from headrace_lab.jobs import BATCH, Seeded
 
-from .chromium import PHONE, Browser
 from .conftest import Site
-from .seeds import BATCH, Seeded
 
 JOB = Seeded(0, steps=130, total=200, workers=3)
 CARDS = (

@@ -7,10 +7,10 @@ import time
 from redis.asyncio import Redis
 
 from headrace_core.redis_access.keys import JobKeys
+from headrace_lab.browser import PHONE, Browser
+from headrace_lab.jobs import Seeded
 
-from .chromium import PHONE, Browser
 from .conftest import Site
-from .seeds import Seeded
 
 RUNNING = Seeded(0, steps=30, total=80, suffix="running")
 DONE = Seeded(1, steps=40, total=40, status="succeeded", suffix="done")

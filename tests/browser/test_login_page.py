@@ -12,10 +12,10 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.client import run
 from headrace_gateway.auth.api_keys import KeyStore
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.browser import PHONE, Browser
+from headrace_lab.jobs import Seeded
 
-from .chromium import PHONE, Browser
 from .conftest import Site
-from .seeds import Seeded
 
 RUNNING = Seeded(0, steps=30, total=80, suffix="running")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.service import Service
 
-from .chromium import Browser
+from headrace_lab.browser import Browser
+from headrace_lab.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

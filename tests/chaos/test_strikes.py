@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from _strikes import plan, strike
+
+from headrace_chaos.fault_injection import plan, strike
 
 KINDS = ("learner", "redis", "gateway")
 

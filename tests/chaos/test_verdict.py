@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from _processes import Family, kind_of
-from _verdict import of_job, of_machine
-from _watcher import Watcher
+
+from headrace_chaos.final_checks import of_job, of_machine
+from headrace_chaos.outside_observer import Watcher
+from headrace_chaos.processes import Family, kind_of
 
 JOB = "ftjob-1"
 HISTORIES = [["leased", "queued", "claimed", "trained"], ["leased", "leased", "queued", "claimed", "trained"]]

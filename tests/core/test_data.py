@@ -10,12 +10,12 @@ import lzma
 from pathlib import Path
 
 import pytest
-from damage import damages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_core.errors import InvalidData
 from headrace_core.storage.dataset import PromptOrder, read_rows
+from headrace_lab.byte_damage import damages
 
 GOOD = '{"messages": [{"role": "user", "content": "2+2="}], "answer": "4"}\n'
 

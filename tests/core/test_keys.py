@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from headrace_core.redis_access.keys import FILES, GATEWAY, JOBS, JobKeys, request
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 
 def test_all_keys_of_a_job_share_its_hash_tag() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from damage import WRONG_JSON, damages
 from redis.asyncio import Redis
 
 from headrace_core.config.hyperparameters import Hyperparameters
@@ -20,6 +19,7 @@ from headrace_core.redis_access.json_records import decode_record
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import RewardMetrics, WorkerMetrics
 from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, decode, encode
+from headrace_lab.byte_damage import WRONG_JSON, damages
 
 JOB = "ftjob-1"
 

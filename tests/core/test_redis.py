@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from held_answers import held_answers
 from pipeline import a_group
 from redis.asyncio import Redis
 
@@ -17,6 +16,7 @@ from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
 from headrace_core.redis_access.client import acquired, connect, ping
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.held_answers import held_answers
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=20)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damage import damages
 
 from headrace_core.errors import WeightsDamaged
 from headrace_core.storage.weight_store import MANIFEST, WeightStore, default_root
+from headrace_lab.byte_damage import damages
 
 
 def writing(text: str) -> Callable[[Path], None]:

@@ -24,8 +24,9 @@ from types import TracebackType
 import psutil
 
 from headrace_gateway.service.redis_program import executable
+from headrace_lab.paths import ROOT
 
-DOCKER = Path(__file__).parents[2] / "docker"
+DOCKER = ROOT / "docker"
 MARK = "TEST_PART_OF_HEADRACE"
 START_SECONDS = 180.0
 """Ray alone needs 5 s on an idle machine, and a multiple of it on a busy one."""

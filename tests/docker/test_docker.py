@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"

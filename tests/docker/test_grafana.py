@@ -18,7 +18,7 @@ import yaml
 from prometheus_client.core import CounterMetricFamily
 
 from headrace_gateway.exporters.prometheus import _SERIES
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 DASHBOARD = ROOT / "docker" / "grafana" / "headrace.json"
 ALERTS = ROOT / "docker" / "prometheus" / "alerts.yaml"

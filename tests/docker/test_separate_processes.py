@@ -16,7 +16,8 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 from separate import Separate
 
-ADDER = Path(__file__).parents[2] / "examples" / "adder"
+from headrace_lab.paths import ADDER
+
 JOB_SECONDS = 300
 STEPS, BATCH = 2, 4
 

@@ -27,7 +27,7 @@ from headrace_core.ledger.ledger import Ledger
 from headrace_core.types.staleness import Limits
 from headrace_gateway.cli import main
 from headrace_gateway.service.embedded_redis import RedisServer
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 README, API = ROOT / "README.md", DOCS / "api.md"
 JOB = "ftjob-1"

@@ -26,9 +26,9 @@ from headrace_core.types.metrics import AgeMetrics, StepMetrics
 from headrace_gateway.app import create_app
 from headrace_gateway.cli import job_file, main
 from headrace_gateway.schemas.jobs import Method
+from headrace_lab.paths import ROOT
 from headrace_rewards.grader_check import check
 from headrace_rewards.registry import GRADERS, validate
-from paths import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -241,7 +241,8 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_named_in_text_exist(page: Path) -> None:
-    folders = r"(?:core|rollout|learner|rewards|gateway|tests|docs|docker|examples|benchmarks|evidence)"
+    packages = "core|rollout|learner|rewards|controller|gateway|lab|simulation|chaos"
+    folders = rf"(?:{packages}|tests|docs|docker|examples|benchmarks|evidence)"
     text = re.sub(r"\]\([^)]*\)", "]", page.read_text())  # links have a test of their own
     for found in re.findall(rf"(?<![\w/.]){folders}/[\w./-]*\w/?", text):
         assert (ROOT / found).exists(), found

@@ -17,12 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from headrace_gateway.cli import main
+from headrace_lab.paths import ADDER, ROOT
 from headrace_rewards.protocol import Failure, NotApplicable, Sample, SampleKey, Score
 from headrace_rewards.registry import GRADERS, build, validate
 from headrace_rollout.prompts import Tokenizer
-from paths import ROOT
 
-ADDER = ROOT / "examples" / "adder"
 README, TUTORIAL, OWN_REWARD = ROOT / "README.md", DOCS / "tutorial.md", DOCS / "how-to" / "own-reward.md"
 ROWS = 32
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 PAGE = (ROOT / "docs" / "security.md").read_text()
 MODEL = PAGE.partition("## Threat model")[2].partition("**Not defended**")[0]

@@ -13,7 +13,7 @@ from test_docs import blocks, scores
 from typer.testing import CliRunner
 
 from headrace_gateway.cli import job_file, main
-from paths import ROOT
+from headrace_lab.paths import ROOT
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 OWN_REWARD = ROOT / "docs" / "how-to" / "own-reward.md"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .service import Service
+from headrace_lab.service import Service
 
 
 @pytest.fixture(scope="module")

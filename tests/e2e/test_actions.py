@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from .service import Service
+from headrace_lab.service import Service
+
 from .test_deaths import pid_of
 from .traces import Traces, eventually
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from headrace_core.storage.dataset import read_rows
-
-from .service import ADDER, Service
+from headrace_lab.paths import ADDER
+from headrace_lab.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

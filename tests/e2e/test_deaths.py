@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
-from .service import Service
+from headrace_lab.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

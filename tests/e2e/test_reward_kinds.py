@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from headrace_lab.paths import ADDER
+from headrace_lab.service import Service
 from headrace_rewards.registry import GRADERS
 
 from .reward_server import LABELS, reward_server
-from .service import ADDER, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

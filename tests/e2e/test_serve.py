@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .service import Service
+from headrace_lab.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 import redis
-from disks import own_disk
 
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.service import Service
+from headrace_lab.small_disks import own_disk
 
-from .service import Service
 from .test_deaths import pid_of
 from .traces import eventually
 

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import redis
 
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.storage.weight_store import default_root
 from headrace_gateway.service.embedded_redis import running
-
-from .service import Service
+from headrace_lab.service import Service
 
 BUSY_SECONDS = 180.0
 """For what takes seconds on an idle machine."""

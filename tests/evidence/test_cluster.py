@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import _areal as areal
 import pytest
-from _cluster import Cluster, Evaluations, measure
-from _simulated_engine import DecodeSpeed, Lengths
+
+from evidence.async_speed import areal_figures as areal
+from headrace_lab.simulated_cluster import Cluster, Evaluations, measure
+from headrace_lab.simulated_engine import DecodeSpeed, Lengths
 
 SMALL = Cluster(
     rollout_devices=2,

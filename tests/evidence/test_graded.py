@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from evidence.noisy_rewards import slopes as _noise_slopes
+from evidence.noisy_rewards.slopes import Slopes, debiased, noisy
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group
-from paths import ROOT
-
-sys.path.insert(0, str(ROOT / "evidence"))
-
-import _noise_slopes
-from _graded import RIGHT, GradedRun, carrying, of_rows
-from _lag import adder
-from _noise_slopes import Slopes, debiased, noisy
+from headrace_lab.graded_training import RIGHT, GradedRun, carrying, of_rows
+from headrace_lab.lagged_training import adder
 
 
 def run(grader: dict[str, object]) -> GradedRun:

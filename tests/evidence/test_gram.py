@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
-from paths import ROOT
-
-sys.path.insert(0, str(ROOT / "evidence"))
-
-from _gram import gram, interval, mean_z, squared_mean, squared_mean_error, variance
+from headrace_lab.gradient_statistics import gram, interval, mean_z, squared_mean, squared_mean_error, variance
 
 SAMPLES, PARAMETERS = 60, 500
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,7 @@ import pytest
 import torch
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from paths import ROOT
-
-sys.path.insert(0, str(ROOT / "evidence"))
-
-from _lag import LaggedRun, Task, adder
+from headrace_lab.lagged_training import LaggedRun, Task, adder
 
 
 def settings(**changes: object) -> Hyperparameters:

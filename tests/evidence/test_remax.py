@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
+from evidence.remax.rewards import Rewards, greedy_baseline, looking_baseline, no_baseline, rewarded
 from headrace_core.types.trajectory import Completion, Group, sampled_completion
-from paths import ROOT
-
-sys.path.insert(0, str(ROOT / "evidence"))
-
-from _remax_rewards import Rewards, greedy_baseline, looking_baseline, no_baseline, rewarded
 
 
 def completion(token: int, reward: float) -> Completion:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from evidence.verifree import exact
+from evidence.verifree import run as verifree
+from evidence.verifree.training import SETTINGS, Run
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group, Role
+from headrace_lab.paths import ROOT
+from headrace_lab.step_engine import TurnEngine
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer
 from headrace_rollout.engines.engine import Sampled, SamplingConfig, Scored
-from paths import ROOT
-
-sys.path.insert(0, str(ROOT / "evidence"))
-
-import _verifree_exact as exact
-import verifree
-from _turns import TurnEngine
-from _verifree_training import SETTINGS, Run
 
 MODEL = ROOT / "examples" / "adder" / "model"
 

@@ -7,11 +7,11 @@ import uuid
 from typing import Any, cast
 
 import pytest
-from _virtual_time import InlineRedis, Stalled, run
 
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.virtual_time import InlineRedis, Stalled, run
 
 
 def now() -> float:

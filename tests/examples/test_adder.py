@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ADDER = Path(__file__).resolve().parents[2] / "examples" / "adder"
+from headrace_lab.paths import ADDER
+
 MODEL = ADDER / "model"
 Row = dict[str, Any]
 Complete = Callable[[list[Row], bool], list[str]]

@@ -6,14 +6,14 @@ import json
 import random
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from headrace_lab.paths import EXAMPLES
+
 ADDER, LONGTAIL = EXAMPLES / "adder", EXAMPLES / "longtail"
 MODEL = LONGTAIL / "model"
 MAX_TOKENS = 256

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from headrace_core.storage.dataset import read_rows
+from headrace_lab.paths import EXAMPLES
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample, Score
 
-REAL = Path(__file__).resolve().parents[2] / "examples" / "real"
+REAL = EXAMPLES / "real"
 NAMES = ("sums", "data", "reward")
 
 

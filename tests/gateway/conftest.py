@@ -22,7 +22,6 @@ from headrace_gateway.events.job_streams import JobStreams
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.serve import HttpServer
 
-ADDER = Path(__file__).parents[2] / "examples" / "adder"
 MODEL = "headrace/tiny-adder"
 GRADER = {
     "type": "string_check",

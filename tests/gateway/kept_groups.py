@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from gateway.conftest import ADDER
 from headrace_core.jobs.rollout_records import RecordedCompletion, Rollout, TokenRole, pack
 from headrace_core.types.trajectory import F32, I32, NO_VERSION, U8
+from headrace_lab.paths import ADDER
 
 MODEL_FOLDER = ADDER / "model"
 TOKENIZER = Tokenizer.from_file(str(MODEL_FOLDER / "tokenizer.json"))

@@ -17,8 +17,9 @@ from headrace_core.redis_access.client import run
 from headrace_core.types.staleness import Limits
 from headrace_gateway.auth.api_keys import KeyStore
 from headrace_gateway.files.file_store import FileStore
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, GRADER, MODEL
+from .conftest import GRADER, MODEL
 from .kept_groups import completion, group
 from .test_observe import EVALUATION, UPDATE, WORKER, counted, step
 

@@ -13,8 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from headrace_core.errors import Damaged, InvalidRequest
 from headrace_gateway.models.prompt_tokens import PromptCounter, compiled, render
-
-from .conftest import ADDER
+from headrace_lab.paths import ADDER
 
 SHAPES = {file.stem: file.read_text() for file in Path(__file__).parent.glob("chat_templates/*.jinja")}
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

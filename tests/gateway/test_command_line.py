@@ -15,8 +15,9 @@ from headrace_core.errors import InvalidData, InvalidRequest, NotFound, Unavaila
 from headrace_core.jobs.job_store import JobError, PausedBy
 from headrace_gateway.cli import job_file, main
 from headrace_gateway.client import Client
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, Served, rows, stored_job
+from .conftest import Served, rows, stored_job
 
 JOB = """
 model = "headrace/tiny-adder"

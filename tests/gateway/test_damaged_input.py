@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from damage import damages
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
@@ -24,8 +23,10 @@ from headrace_gateway.models import model_folder
 from headrace_gateway.models.catalog import Model
 from headrace_gateway.models.prompt_tokens import PromptCounter
 from headrace_gateway.service.embedded_redis import running
+from headrace_lab.byte_damage import damages
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, MODEL, Served, body, rows, stored_job
+from .conftest import MODEL, Served, body, rows, stored_job
 from .keyed import Keyed, keyed
 from .test_envelope import error_of, http
 

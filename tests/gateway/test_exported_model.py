@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Checkpoint, model_name
 from headrace_gateway.cli import main
+from headrace_lab.paths import ADDER
 from headrace_learner.models.policy import Policy
 
-from .conftest import ADDER, Served, stored_job
+from .conftest import Served, stored_job
 
 PROMPT = "37 + 56 ="
 

@@ -13,8 +13,9 @@ from openai import AsyncOpenAI
 
 from headrace_core.jobs.job_store import Checkpoint, Job, model_name
 from headrace_gateway.schemas.job_answers import JobObject
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, GRADER, Served, body, rows
+from .conftest import GRADER, Served, body, rows
 
 SETTINGS = {"n_steps": 30, "max_staleness": 3, "learning_rate": 2e-5}
 

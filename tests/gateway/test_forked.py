@@ -32,8 +32,9 @@ from headrace_gateway.models import prompt_process
 from headrace_gateway.models.prompt_process import ENVIRONMENT, PromptChecks
 from headrace_gateway.models.prompt_tokens import check_prompts
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, GRADER, Controllers, Served, body
+from .conftest import GRADER, Controllers, Served, body
 from .test_prompt_process import LOOPS, data, model_with
 
 SEEN = "colorsys"

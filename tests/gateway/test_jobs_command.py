@@ -22,11 +22,12 @@ from headrace_core.types.staleness import Limits
 from headrace_gateway.cli import main
 from headrace_gateway.cli.live_view import follow
 from headrace_gateway.models.model_folder import copy
+from headrace_lab.paths import ADDER
 
 from .conftest import Served, body, stored_job
 from .test_observe import EVALUATION, WORKER, step
 
-SHIPPED = Path(__file__).parents[2] / "examples" / "adder" / "model"
+SHIPPED = ADDER / "model"
 
 
 async def headrace(served: Served, *arguments: str) -> Result:

@@ -15,8 +15,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from headrace_core.errors import InvalidRequest
 from headrace_gateway.models.model_support import causal_models, check_trainable
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, Served, body
+from .conftest import Served, body
 from .test_envelope import error_of, http
 
 __all__ = ["http"]  # a fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,10 +26,11 @@ from headrace_core.types.metrics import (
     WorkerMetrics,
 )
 from headrace_core.types.staleness import Limits
+from headrace_lab.paths import ROOT
 
 from .conftest import Served, stored_job
 
-DOCS = Path(__file__).parents[2] / "docs" / "prometheus.md"
+DOCS = ROOT / "docs" / "prometheus.md"
 JOB = "/v1/fine_tuning/jobs/ftjob-1"
 
 

@@ -19,8 +19,9 @@ from redis.asyncio import Redis
 
 from headrace_core.jobs.job_store import CHECKPOINT_MODEL, Checkpoint, JobStore, model_name
 from headrace_gateway.openapi.document import operations
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, GRADER, MODEL, Served, body, rows
+from .conftest import GRADER, MODEL, Served, body, rows
 from .test_chat_routes import LocalChats, chats, url  # noqa: F401 (fixtures)
 from .test_observe import EVALUATION, step
 

@@ -12,11 +12,12 @@ import openai
 import pytest
 from fastapi.routing import APIRoute
 
-from browser.seeds import Seeded
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name
+from headrace_lab.jobs import Seeded
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, GRADER, body, rows, stored_job
+from .conftest import GRADER, body, rows, stored_job
 from .keyed import Keyed, keyed
 
 __all__ = ["keyed"]

@@ -16,8 +16,9 @@ from headrace_core.storage.dataset import MOST_BYTES_A_TOKEN, read_rows
 from headrace_gateway.models import prompt_process
 from headrace_gateway.models.prompt_process import PromptChecks
 from headrace_gateway.models.prompt_tokens import Prompts, check_prompts
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, MAX_UPLOAD_BYTES, Served, body
+from .conftest import MAX_UPLOAD_BYTES, Served, body
 from .test_envelope import error_of, http
 
 __all__ = ["http"]

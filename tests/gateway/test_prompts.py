@@ -14,8 +14,7 @@ from transformers import AutoTokenizer
 from headrace_core.errors import InvalidData, InvalidRequest
 from headrace_core.storage.dataset import Row, read_rows
 from headrace_gateway.models.prompt_tokens import MOST_CHECKED, PromptCounter, check_prompts
-
-from .conftest import ADDER
+from headrace_lab.paths import ADDER
 
 TALK = [
     {"role": "system", "content": "Answer."},

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from browser.seeds import Seeded
 from headrace_core.jobs.history import History
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.types.metrics import RewardMetrics
 from headrace_gateway.report import Record, steady_shares, write_report
-from paths import ROOT
+from headrace_lab import example_run as shared_run
+from headrace_lab.jobs import Seeded
 
 from .conftest import Served
-
-sys.path.insert(0, str(ROOT / "examples"))
-
-import shared_run
 
 JOB = Seeded(0, steps=40, total=40, status="succeeded", workers=2)
 

@@ -12,8 +12,9 @@ from openai import AsyncOpenAI
 
 from headrace_core.storage.dataset import read_rows
 from headrace_gateway.operations.cache_memory import main_memory
+from headrace_lab.paths import ADDER
 
-from .conftest import ADDER, Served, body, rows
+from .conftest import Served, body, rows
 
 SETTINGS = "method.reinforcement.hyperparameters"
 

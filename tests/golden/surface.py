@@ -10,39 +10,31 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import msgspec
 import structlog
 import typer.main
 from pydantic import BaseModel
 
-from paths import ROOT
-
-sys.path[:0] = [str(ROOT / folder) for folder in ("simulation", "evidence", "benchmarks")]
-
-import simulate  # noqa: E402
-from _plan import plan  # noqa: E402
-from _redis import Server  # noqa: E402
-from _schedule import Schedule, drive  # noqa: E402
-from _surroundings import simulated_surroundings  # noqa: E402
-
-from headrace_core.config.hyperparameters import Hyperparameters  # noqa: E402
-from headrace_core.config.service_settings import Settings  # noqa: E402
-from headrace_core.jobs.job_store import Event  # noqa: E402
-from headrace_core.redis_access import keys  # noqa: E402
-from headrace_core.types import metrics  # noqa: E402
-from headrace_gateway.app import create_app  # noqa: E402
-from headrace_gateway.cli import main as cli  # noqa: E402
-from headrace_gateway.exporters import prometheus  # noqa: E402
+from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_store import Event
+from headrace_core.redis_access import keys
+from headrace_core.types import metrics
+from headrace_gateway.app import create_app
+from headrace_gateway.cli import main as cli
+from headrace_gateway.exporters import prometheus
+from headrace_lab.paths import ROOT
+from headrace_simulation import simulate
+from headrace_simulation.fault_plan import plan
+from headrace_simulation.redis_port import Server
+from headrace_simulation.schedule import Schedule, drive
+from headrace_simulation.wiring import simulated_surroundings
 
 HERE = Path(__file__).parent
 PRODUCT = ("core", "rollout", "learner", "rewards", "gateway", "controller")

@@ -18,12 +18,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from headrace_core.errors import InvalidRequest
+from headrace_lab.paths import ROOT
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.optimizers import OPTIMIZERS
 from headrace_learner.optimizers.dct import cosine_basis
 from headrace_learner.optimizers.galore import leading_directions, limit_growth
 from headrace_learner.training.trainer import Trainer
-from paths import ROOT
 
 LOW_RANK = ("galore", "fira", "dct_adamw")
 RATE = 0.03

@@ -15,9 +15,9 @@ from http_server import Answerer, Asked, Reply, Server, serving
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
+from headrace_lab.paths import ROOT
 from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 from headrace_rewards.registry import build, validate
-from paths import ROOT
 
 KEY = "sk-s3cret"
 SCORE: dict[str, Any] = {

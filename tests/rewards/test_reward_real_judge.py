@@ -19,9 +19,9 @@ import httpx
 import pytest
 
 from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_lab.paths import ROOT
 from headrace_rewards.protocol import Failure, Outcome, Sample, Score
 from headrace_rewards.registry import build
-from paths import ROOT
 
 MODEL = ROOT / "examples" / "adder" / "model"
 """Takes any text, byte by byte; 256 tokens with the answer."""

@@ -14,8 +14,8 @@ import pytest
 
 from headrace_core.storage.dataset import Row
 from headrace_gateway.grading.plausible_completions import plausible_completions
+from headrace_lab.paths import ROOT
 from headrace_rewards import grader_check as checking
-from paths import ROOT
 
 ROW = Row.of({"messages": [{"role": "user", "content": "40+2="}], "answer": "42"})
 SLOW = "import time\ndef grade(completion): time.sleep({})"

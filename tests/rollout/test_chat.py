@@ -14,13 +14,14 @@ import pytest
 
 from headrace_core.errors import InvalidRequest, NotFound, Unavailable
 from headrace_core.protocols.chat import ChatBegun, ChatConfig, ChatProgress, ChatPrompt, ChatRequest
+from headrace_lab.paths import ADDER
 from headrace_rollout.chat import server as chat_module
 from headrace_rollout.chat.server import ChatServer
 from headrace_rollout.engines import create
 from headrace_rollout.engines.engine import EngineConfig, SamplingConfig
 from headrace_rollout.prompts import Tokenizer
 
-MODEL = Path(__file__).parents[2] / "examples" / "adder" / "model"
+MODEL = ADDER / "model"
 CONTEXT = 128
 LIMIT = 60.0
 

@@ -14,12 +14,13 @@ from tokenizers import Tokenizer as Fast
 from tokenizers.processors import TemplateProcessing
 
 from headrace_gateway.models.prompt_tokens import PromptCounter
+from headrace_lab.paths import ADDER
 from headrace_rollout.end_of_text import end_tokens
 from headrace_rollout.engines.engine import EngineConfig
 from headrace_rollout.engines.transformers.policy_model import PolicyModel
 from headrace_rollout.prompts import Tokenizer
 
-ADDER = Path(__file__).parents[2] / "examples" / "adder" / "model"
+MODEL = ADDER / "model"
 PAD, END, THINK = 0, 1, "<think>"
 HELLO = [{"role": "user", "content": "12 + 3"}]
 
@@ -27,7 +28,7 @@ HELLO = [{"role": "user", "content": "12 + 3"}]
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The adder, to be changed."""
-    return Path(shutil.copytree(ADDER, tmp_path / "model"))
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
 
 
 def change(file: Path, **settings: Any) -> None:
@@ -111,4 +112,4 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(model: Path, 
 
 
 def plain_ids(text: str) -> list[int]:
-    return list(Fast.from_file(str(ADDER / "tokenizer.json")).encode(text, add_special_tokens=False).ids)
+    return list(Fast.from_file(str(MODEL / "tokenizer.json")).encode(text, add_special_tokens=False).ids)

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -19,6 +18,7 @@ import torch
 from engine_cases import import_vllm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from headrace_lab.paths import ADDER
 from headrace_rollout.end_of_text import end_tokens
 from headrace_rollout.engines import create
 from headrace_rollout.engines.engine import Engine, EngineConfig, RequestRefused, Sampled, SamplingConfig
@@ -27,7 +27,7 @@ from headrace_rollout.prompts import Tokenizer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-MODEL = Path(__file__).parents[2] / "examples" / "adder" / "model"
+MODEL = ADDER / "model"
 CONTEXT = 256
 SEEDS = 20
 LIMIT = 60.0

@@ -6,7 +6,6 @@ The adder's policy writes `<answer> … </answer>` itself, so real completions a
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidData, InvalidRequest
 from headrace_core.ledger.ledger import Lease
 from headrace_core.types.trajectory import Completion, Group, Role, decode, encode
+from headrace_lab.paths import ADDER
 from headrace_rewards.registry import build, validate
 from headrace_rollout.completion_sampler import CompletionSampler
 from headrace_rollout.engines.engine import EngineConfig, SamplingConfig
@@ -28,7 +28,6 @@ from headrace_rollout.group_builder import GroupBuilder
 from headrace_rollout.monitored_reward import MonitoredReward
 from headrace_rollout.prompts import Prompt, Tokenizer, read_prompts
 
-ADDER = Path(__file__).parents[2] / "examples" / "adder"
 SETTINGS = Hyperparameters(
     engine="transformers", n_steps=1, batch_size=2, group_size=6, max_tokens=60, max_context=128, temperature=0.8
 )

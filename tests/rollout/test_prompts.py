@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import MOST_TOLD, InvalidData
+from headrace_lab.paths import ADDER
 from headrace_rollout.prompts import Tokenizer, read_prompts
 from headrace_rollout.reading import read_within_limits
 
-ADDER = Path(__file__).parents[2] / "examples" / "adder" / "model"
+MODEL = ADDER / "model"
 
 
 def adder(folder: Path, template: str | None, **config: Any) -> Tokenizer:
     """The adder's tokenizer, with another chat template (None: a base model without one) and another config.json."""
-    shutil.copytree(ADDER, folder)
+    shutil.copytree(MODEL, folder)
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | config))
     names = json.loads((folder / "tokenizer_config.json").read_text())
@@ -96,7 +97,7 @@ def test_a_template_beyond_its_limits_ends_the_reading_with_its_line(
 
 
 async def test_rows_are_read_within_limits_as_without() -> None:
-    tokenizer, file = Tokenizer(ADDER), ADDER.parent / "validation.jsonl"
+    tokenizer, file = Tokenizer(MODEL), ADDER / "validation.jsonl"
     before = resource.getrlimit(resource.RLIMIT_DATA)
     found = await read_within_limits(file, tokenizer, 64, None)
     assert [p.token_ids.tolist() for p in found] == [p.token_ids.tolist() for p in read_prompts(file, tokenizer, 64)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from headrace_core.storage.dataset import Row
+from headrace_lab.paths import ADDER
 from headrace_rewards.graders.verifier_free.base import LikelihoodSpec
 from headrace_rewards.registry import validate
 from headrace_rollout.prompts import Tokenizer
@@ -20,7 +20,7 @@ ROW = Row([], {"answer": "93"})
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(Path(__file__).parents[2] / "examples" / "adder" / "model")
+    return Tokenizer(ADDER / "model")
 
 
 def answers(tokenizer: Tokenizer, **fields: Any) -> ReferenceAnswers:

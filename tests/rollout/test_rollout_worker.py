@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from engine_cases import import_vllm
-from held_answers import held_answers
 from redis.asyncio import Redis
 from safetensors.torch import load_file, save_file
 
@@ -33,11 +32,12 @@ from headrace_core.redis_access.scripts import script_source
 from headrace_core.storage.dataset import PromptOrder, read_rows
 from headrace_core.storage.weight_store import WeightStore
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.held_answers import held_answers
+from headrace_lab.paths import ADDER
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused
 from headrace_rollout.engines.transformers.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.worker import RolloutWorker
 
-ADDER = Path(__file__).parents[2] / "examples" / "adder"
 JOB = "ftjob-rollout"
 SETTINGS = Hyperparameters(
     engine="transformers",

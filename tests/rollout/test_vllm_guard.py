@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from headrace_rollout.engines.vllm.orphan_guard import _WATCH_SECONDS, OrphanGuard
 

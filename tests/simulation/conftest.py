@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pytest
 import structlog
-
-from paths import ROOT
-
-sys.path[:0] = [str(ROOT / folder) for folder in ("simulation", "evidence", "benchmarks")]
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from _loop import Process, SimulatedLoop, Stalled
+
+from headrace_simulation.virtual_loop import Process, SimulatedLoop, Stalled
 
 
 class Diary:

@@ -6,12 +6,12 @@ from collections import Counter
 from functools import cache
 
 import pytest
-import simulate
-from _plan import plan
-from _plants import PLANTS, planted
-from _queue_ray import QUEUE_PLANTS
 
 from headrace_core.redis_access.scripts import script_source
+from headrace_simulation import simulate
+from headrace_simulation.fault_plan import plan
+from headrace_simulation.planted_bugs import PLANTS, planted
+from headrace_simulation.queue_fake_ray import QUEUE_PLANTS
 
 pytestmark = pytest.mark.timeout(1200)
 """Seconds: on a machine that has other things to do, a schedule takes many times as long."""

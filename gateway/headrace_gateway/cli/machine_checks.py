@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, cast
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import redis
 
 from headrace_core.config.service_settings import Settings
