@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import statistics
@@ -155,17 +154,17 @@ class Seen:
             time.sleep(LOOK_SECONDS)
         raise TimeoutError(f"{what} did not come within {LIMIT_SECONDS:.0f} s")
 
-    def await_event(self, pattern: str) -> tuple[dict[str, Any], float]:
-        """One that was not looked at before, whose message matches."""
+    def await_event(self, beginning: str) -> tuple[dict[str, Any], float]:
+        """One that was not looked at before, whose message begins so."""
 
         def look() -> dict[str, Any] | None:
             for event in reversed(self.get("/events?limit=50")["data"]):
-                if event["id"] not in self._seen and re.match(pattern, event["message"]):
+                if event["id"] not in self._seen and event["message"].startswith(beginning):
                     self._seen.add(event["id"])
                     return dict(event)
             return None
 
-        return self.await_(f"an event {pattern!r}", look)
+        return self.await_(f"an event {beginning!r}", look)
 
     def version(self) -> int:
         return int(self.get("/ledger")["version"])

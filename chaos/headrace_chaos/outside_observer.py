@@ -9,7 +9,6 @@ A gateway that does not answer is no broken promise: it may just have been kille
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from typing import Any
 
 import httpx
 
+from headrace_lab.worker_processes import ready_processes
+
 PERIOD = 0.3
 ENDED = ("succeeded", "failed", "cancelled")
-_READY = re.compile(r"(\S+) is ready: .*?, pid (\d+)")
-_RANK = re.compile(r"(rank \d+) pid (\d+)")
 
 
 class Watcher:
@@ -128,10 +127,7 @@ class Watcher:
         self.version = ledger["version"]
 
     def _read_events(self, events: dict[str, Any]) -> None:
-        for event in events["data"]:
-            if said := _READY.match(event["message"]):
-                self.ready[int(said[2])] = said[1]
-                self.ready |= {int(pid): rank.replace(" ", "-") for rank, pid in _RANK.findall(event["message"])}
+        self.ready |= {pid: worker for worker, pid in ready_processes(events["data"])}
 
     def _note(self, promise: str) -> None:
         if promise not in self.broken:

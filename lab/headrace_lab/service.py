@@ -14,6 +14,7 @@ import httpx
 from openai import OpenAI
 
 from headrace_lab.paths import ADDER
+from headrace_lab.worker_processes import ready_processes
 
 START_SECONDS = 180
 """Ray alone needs 5 s on an idle machine, and a multiple of it on a busy one."""
@@ -139,10 +140,18 @@ class Service:
             time.sleep(0.1)
         raise AssertionError(f"{job_id} did not reach step {step}: {self.told(job_id)}")
 
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """The job's newest events, oldest first, as the API has them."""
+        newest_first: list[dict[str, Any]] = self.get(f"/v1/fine_tuning/jobs/{job_id}/events?limit=100")["data"]
+        return newest_first[::-1]
+
     def told(self, job_id: str) -> list[str]:
-        """What the job said, oldest first."""
-        events = self.openai.fine_tuning.jobs.list_events(job_id, limit=100).data
-        return [event.message for event in reversed(events)]
+        """The messages of these events."""
+        return [event["message"] for event in self.events(job_id)]
+
+    def pid_of(self, job_id: str, worker: str) -> int:
+        """Of the worker's newest process that became ready."""
+        return dict(ready_processes(self.events(job_id)))[worker]
 
     def metrics(self, job_id: str, kind: str) -> list[dict[str, Any]]:
         """Its measurements of one kind, oldest first."""

@@ -85,8 +85,10 @@ def test_the_watcher_notes_what_it_sees(watcher: Answers) -> None:
 
 
 def test_workers_are_known_by_what_their_events_say(watcher: Answers) -> None:
-    message = "learner is ready: device cpu, rank 1 pid 12, seconds 2.5, pid 11"
-    watcher._read_events({"data": [{"message": message}, {"message": "rollout-0 is ready: engine vllm, pid 13"}]})
+    learner = {"worker": "learner", "device": "cpu", "seconds": 2.5, "pid": 11, "rank 1": "pid 12"}
+    rollout = {"worker": "rollout-0", "engine": "vllm", "pid": 13}
+    told = [None, learner, {"worker": "learner", "restart": 1}, rollout]
+    watcher._read_events({"data": [{"data": data} for data in told]})
     assert watcher.ready == {11: "learner", 12: "rank-1", 13: "rollout-0"}
 
 
@@ -103,6 +105,6 @@ def test_what_outlives_its_parent_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     parent.wait()
     assert [process.pid for process in family.left()] == [orphan]
     assert kind_of(family.left()[0], {}) is None
-    monkeypatch.setattr("_verdict.ENDING_SECONDS", 0.01)
+    monkeypatch.setattr("headrace_chaos.final_checks.ENDING_SECONDS", 0.01)
     assert str(orphan) in of_machine(family, [])[0]
     parent.communicate()  # closes its standard input, at which the orphan ends

@@ -3,7 +3,6 @@ apart from each other, joined by a password, a token, and two shared folders."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from redis.exceptions import AuthenticationError
 from separate import Separate
 
 from headrace_lab.paths import ADDER
+from headrace_lab.worker_processes import ready_processes
 
 JOB_SECONDS = 300
 STEPS, BATCH = 2, 4
@@ -80,8 +80,8 @@ def test_a_job_runs_over_separate_parts(parts: Separate) -> None:
     assert ledger["balanced"]
     assert ledger["states"]["trained"] == STEPS * BATCH
 
-    ready = "\n".join(told(client, job_id))
-    placed = {name: parts.ran(int(pid)) for name, pid in re.findall(r"(\S+) is ready: .*pid (\d+)", ready)}
+    events = httpx.get(f"{address}/v1/fine_tuning/jobs/{job_id}/events?limit=100").raise_for_status().json()["data"]
+    placed = {worker: parts.ran(pid) for worker, pid in ready_processes(events)}
     assert placed == {"learner": ["learner"], "rollout-0": ["rollout"]}
     assert list((parts.data / "jobs" / job_id).rglob("model.safetensors"))
     assert not list(parts.weights.rglob("*.safetensors")), "published weights outlive their job"

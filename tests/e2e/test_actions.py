@@ -20,7 +20,6 @@ import pytest
 
 from headrace_lab.service import Service
 
-from .test_deaths import pid_of
 from .traces import Traces, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -152,16 +151,16 @@ def test_a_pause_gives_leases_back_and_is_crossed_by_a_resume_and_a_cancel(
     before = ledger(service, job)["version"]
     assert act(service, job, "resume") == [200]
     service.wait_for_step(job, before + 1)
-    learner = pid_of(service, job, "learner")
+    learner = service.pid_of(job, "learner")
     os.kill(learner, signal.SIGSTOP)
     assert act(service, job, "pause") == [200]
     eventually(lambda: not traces.rewards(), "the rollout worker has stopped")
     assert act(service, job, "resume") == [200]  # the pause waits for a learner that stands still
     os.kill(learner, signal.SIGCONT)
     service.wait_for_step(job, ledger(service, job)["version"] + 2)
-    assert pid_of(service, job, "learner") != learner
+    assert service.pid_of(job, "learner") != learner
 
-    os.kill(pid_of(service, job, "learner"), signal.SIGSTOP)
+    os.kill(service.pid_of(job, "learner"), signal.SIGSTOP)
     assert act(service, job, "pause") == [200]
     eventually(lambda: not traces.rewards(), "the rollout worker has stopped")
     assert not traces.at_rest(job)
@@ -190,7 +189,7 @@ def test_while_the_first_evaluation_waits_while_drained_and_while_a_worker_is_st
     assert [e["step"] for e in service.metrics(job, "evaluation")] == [0]
     httpx.post(f"{service.address}/v1/fine_tuning/jobs/{job}/workers/rollout-0/drain").raise_for_status()
     eventually(lambda: ledger(service, job)["states"]["leased"] == 0, "the worker is drained")
-    os.kill(pid_of(service, job, "rollout-0"), signal.SIGKILL)
+    os.kill(service.pid_of(job, "rollout-0"), signal.SIGKILL)
     eventually(lambda: any("is started again" in m for m in service.told(job)), "its death is noticed")
     assert act(service, job, "cancel", "cancel") == [200, 200]
     traces.rests(job)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -18,17 +17,11 @@ from headrace_lab.service import Service
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
-def pid_of(service: Service, job_id: str, worker: str) -> int:
-    """Of the worker's newest process, by what the job said when it was ready."""
-    found = [m for message in service.told(job_id) if (m := re.match(rf"{worker} is ready: .*pid (\d+)", message))]
-    return int(found[-1].group(1))
-
-
 @pytest.mark.parametrize("worker", ["learner", "rollout-0"])
 def test_a_killed_worker_is_replaced_and_no_group_is_lost(service: Service, worker: str) -> None:
     job_id = service.submit(n_steps=12, checkpoint_interval=3)
     service.wait_for_step(job_id, 4)
-    os.kill(pid_of(service, job_id, worker), signal.SIGKILL)
+    os.kill(service.pid_of(job_id, worker), signal.SIGKILL)
     service.wait(job_id, "succeeded")
     assert any(message.startswith(f"{worker} failed and is started again") for message in service.told(job_id))
     ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
@@ -60,7 +53,7 @@ def test_a_stopped_worker_and_a_stopped_controller_are_replaced(tmp_path: Path) 
     service = Service(tmp_path / "data", {"HEADRACE_WATCHDOG_SECONDS": "8", "HEADRACE_MAX_RESTARTS": "10"})
     job_id = service.submit(n_steps=60, checkpoint_interval=10)
     service.wait_for_step(job_id, 2)
-    stopped = [pid_of(service, job_id, "rollout-0")]
+    stopped = [service.pid_of(job_id, "rollout-0")]
     os.kill(stopped[0], signal.SIGSTOP)
     until(says(service, job_id, "rollout-0 is ended: its process did not answer"), "the worker's silence is told")
     service.wait_for_step(job_id, service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")["version"] + 2)
@@ -82,7 +75,7 @@ def test_a_job_whose_worker_may_not_be_restarted_pauses_and_goes_on_when_resumed
     service = Service(tmp_path / "data", {"HEADRACE_MAX_RESTARTS": "0"})
     job_id = service.submit(n_steps=12, checkpoint_interval=3)
     service.wait_for_step(job_id, 4)
-    os.kill(pid_of(service, job_id, "learner"), signal.SIGKILL)
+    os.kill(service.pid_of(job_id, "learner"), signal.SIGKILL)
     service.wait(job_id, "paused")
     why = service.get(f"/v1/fine_tuning/jobs/{job_id}")["paused_by"]
     assert why["code"] == "worker_failed"

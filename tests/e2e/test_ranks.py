@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +31,7 @@ def test_two_ranks_train_a_job_and_start_again_together(three_cores: dict[str, s
     try:
         job_id = service.submit(n_steps=5, checkpoint_interval=2, learner_ranks=2)
         service.wait_for_step(job_id, 2)
-        (pid,) = re.findall(r"learner is ready: .*rank 1 pid (\d+)", "\n".join(service.told(job_id)))
-        os.kill(int(pid), signal.SIGKILL)
+        os.kill(service.pid_of(job_id, "rank-1"), signal.SIGKILL)
         service.wait(job_id, "succeeded")
         told = service.told(job_id)
         assert sum(message.startswith("learner failed and is started again") for message in told) == 1

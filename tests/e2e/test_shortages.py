@@ -20,7 +20,6 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.service import Service
 from headrace_lab.small_disks import own_disk
 
-from .test_deaths import pid_of
 from .traces import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -73,7 +72,7 @@ def test_a_job_outlives_a_minute_without_redis(own_redis: RedisServer, tmp_path:
     service = served(tmp_path / "data", own_redis, 120)
     job_id = service.submit(n_steps=STEPS, checkpoint_interval=5)
     service.wait_for_step(job_id, 3)
-    workers = {worker: pid_of(service, job_id, worker) for worker in WORKERS}
+    workers = {worker: service.pid_of(job_id, worker) for worker in WORKERS}
     os.kill(own_redis.pid, signal.SIGKILL)
     until = time.monotonic() + AWAY_SECONDS
     while time.monotonic() < until:
@@ -84,7 +83,7 @@ def test_a_job_outlives_a_minute_without_redis(own_redis: RedisServer, tmp_path:
     own_redis.wait_until_ready()
     eventually(lambda: not not_ready(service), "the service is ready again")
     check_ended_whole(service, job_id)
-    assert {worker: pid_of(service, job_id, worker) for worker in WORKERS} == workers
+    assert {worker: service.pid_of(job_id, worker) for worker in WORKERS} == workers
     assert service.stop() == 0
 
 

@@ -1,0 +1,19 @@
+"""Which process is which worker's, read from the events of its job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+
+def ready_processes(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, int]]:
+    """(Worker, pid) of each process that became ready, in the order of `events`, which are objects of the API. The
+    first rank of a learner is `learner`, the others are `rank-1` and so on."""
+    for event in events:
+        data = event["data"]
+        if data is None or "pid" not in data:
+            continue
+        yield data["worker"], data["pid"]
+        for name, said in data.items():
+            if name.startswith("rank "):
+                yield name.replace(" ", "-"), int(said.removeprefix("pid "))
