@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDS_COMPILER := $(shell grep '^pycosat==' requirements/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium promtool strace uml setup-dev demo real test lint format bench evidence chaos simulate clean
+.PHONY: help setup chromium promtool strace uml setup-dev demo real test lint format bench evidence chaos simulate docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,5 +106,9 @@ simulate: setup-dev ## hostile schedules in virtual time (N=1000 SEED=0 JOBS=1 P
 	$(BIN)/python -m headrace_simulation.simulate --n $(or $(N),1000) --seed $(or $(SEED),0) --jobs $(or $(JOBS),1) \
 		--world $(or $(WORLD),job) $(if $(PLANT),--plant $(PLANT))
 
+docs: $(VENV)/.dev ## the documentation as a site, in build/docs: open index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "docs: build/docs/index.html"
+
 clean: ## remove the environment, caches and run folders
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis
