@@ -99,7 +99,14 @@ def test_legends_are_of_labels_that_the_query_leaves() -> None:
 def test_alerts_say_what_to_do_and_whom_they_wake() -> None:
     paged = {rule["alert"].removeprefix("Headrace") for rule in rules() if rule["labels"]["severity"] == "page"}
     assert paged >= PAGED
-    assert all(rule["annotations"].keys() == {"summary", "action"} for rule in rules())
+    assert all(rule["annotations"].keys() == {"summary", "action", "runbook"} for rule in rules())
+
+
+def test_every_alert_has_its_section_on_the_on_call_page_and_names_it() -> None:
+    alerts = [rule["alert"] for rule in rules()]
+    sections = re.findall(r"^## (Headrace\w+)$", (ROOT / "docs" / "on-call.md").read_text(), re.MULTILINE)
+    assert sections == alerts
+    assert [rule["annotations"]["runbook"] for rule in rules()] == [f"docs/on-call.md#{a.lower()}" for a in alerts]
 
 
 def test_what_the_containers_are_given_is_there() -> None:
