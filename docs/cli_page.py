@@ -15,8 +15,9 @@ INTRO = """\
 
 <!-- Written by docs/generate.py. Change the commands' docstrings and options, then run it. -->
 
-Commands that speak to a gateway find it by `--url` or `HEADRACE_URL`, and show the key of `HEADRACE_API_KEY` where one
-is asked for. What a user can mend is one line on the error stream, and exit code 1. `--json` is for programs.
+Commands that use a gateway find it by `--url` or `HEADRACE_URL`, and send the key in `HEADRACE_API_KEY` where keys are
+required. An error that the user can correct is one line on the error stream, with exit code 1. `--json` is for
+programs.
 """
 
 

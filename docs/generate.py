@@ -39,39 +39,39 @@ SETTINGS_INTRO = """\
 
 <!-- Written by docs/generate.py. Change the models' descriptions, then run it. -->
 
-There are two kinds: those of a job, which its user writes down, and those of the service, which its operator does.
-Neither knows a setting that is not on this page, and an unknown name is refused.
+There are two kinds of settings: those of a job, which its user sets, and those of the service, which its operator sets.
+This page lists all of them; an unknown name is refused.
 
 ## Of a job
 
-Under `method.reinforcement.hyperparameters` of a request, or `[hyperparameters]` of a job file. `"auto"` means the
-default. A dash is a default that depends on the model or the data; the value in force is filled in at submission, and
+They stand under `method.reinforcement.hyperparameters` of a request, or `[hyperparameters]` of a job file. `"auto"`
+means the default. A dash is a default that depends on the model or the data; submission fills in the value, and
 `GET /v1/fine_tuning/jobs/{job_id}` shows it:
 
 - steps: `n_steps`, or as many as `n_epochs` passes over the training file need, rounded up; one pass by default;
 - learning rate: `learning_rate`, or a base of BASE_RATE times `learning_rate_multiplier`;
-- `max_context` is at most what the model takes, and `max_tokens` gives way to long prompts, where you set neither; an
-  event says so, with the row; below 64 tokens (of a short context, a quarter of it) the row is refused instead;
-- training samples from the whole distribution at `temperature`: `top_p`, `top_k` and `min_p` are taken with the values
-  that cut nothing (1; 0 or -1; 0) and refused with any other
+- `max_context` is at most what the model takes, and `max_tokens` is reduced for long prompts, if you set neither; an
+  event reports it, with the row; below 64 tokens (of a short context, a quarter of it) the row is refused instead;
+- training samples from the whole distribution at `temperature`: `top_p`, `top_k` and `min_p` are accepted with the
+  values that change nothing (1; 0 or -1; 0) and refused with any other
   ([decision 0028](decisions/0028-training-samples-the-whole-distribution.md));
 - evaluations every tenth of the job, checkpoints every fifth.
 
 How `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, the clip and the staleness weight
-work together is one page of its own: [staleness.md](staleness.md).
+work together is explained on [staleness.md](staleness.md).
 """
 
 ALGORITHMS_INTRO = """
 ### Algorithms
 
-An algorithm is an advantage function and a policy loss. The figures it brings along hold where you do not set them.
+An algorithm is an advantage function and a policy loss. Its defaults apply to the settings that you do not set.
 """
 
 SERVICE_INTRO = """
 ## Of the service
 
-As environment variables, or as options of `headrace serve` where there is one. With none set, everything runs on this
-machine. `RAY_ADDRESS` counts where no address is given here. What the command line reads is on [cli.md](cli.md).
+They are environment variables, some of them also options of `headrace serve`. With none set, everything runs on this
+machine. `RAY_ADDRESS` applies if no address is given here. The variables of the command line are on [cli.md](cli.md).
 """
 
 METRICS_INTRO = """\
@@ -79,9 +79,9 @@ METRICS_INTRO = """\
 
 <!-- Written by docs/generate.py. Change the structs' docstrings, then run it. -->
 
-A job's measurements are one append-only stream. `GET /v1/fine_tuning/jobs/{job_id}/metrics` answers it as a list of
+A job's measurements are one append-only stream. `GET /v1/fine_tuning/jobs/{job_id}/metrics` returns it as a list of
 `{id, kind, data}`, `GET /v1/fine_tuning/jobs/{job_id}/stream` as server-sent events named by `kind`; the dashboard's
-charts draw nothing else. `data` has the fields below. What Prometheus scrapes is on [prometheus.md](prometheus.md).
+charts use nothing else. `data` has the fields below. What Prometheus scrapes is on [prometheus.md](prometheus.md).
 
 | kind | written by | when |
 | --- | --- | --- |
@@ -94,10 +94,11 @@ charts draw nothing else. `data` has the fields below. What Prometheus scrapes i
 Times are Unix seconds, durations are seconds, shares lie between 0 and 1. Ages count policy versions; as JSON keys they
 are text. A step is recorded once, after it is settled; the record of a step whose learner died in between is missing.
 
-Nothing recorded is removed. Entries that come by the step are all kept. `worker` and `reward` come by the clock, each
-with its counts since the worker's start: all of a worker's are kept while there are 2,000 or fewer; later, one is only
-where the last one kept is 1/2,000 of the time since its first ago. After a day of one every two seconds that is one in
-43 s, and some 8,100 entries, not 43,200. The newest is always known: Prometheus and the job's other routes show it.
+Nothing recorded is removed. Entries of steps are all retained. `worker` and `reward` are written by the clock, each
+with its counts since the worker's start: all of a worker's are retained while there are 2,000 or fewer; later, an
+entry is retained only if the previous one is older than 1/2,000 of the time since the first. After a day of one every
+two seconds that is one in 43 s, and some 8,100 entries, not 43,200. The newest is always available: Prometheus and the
+job's other routes show it.
 """
 
 EVENT_TEXT = """

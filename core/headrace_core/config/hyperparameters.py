@@ -69,7 +69,7 @@ class Hyperparameters(BaseModel):
         1.0, gt=0, le=LARGEST, description="Gradient norm above which gradients are scaled down."
     )
     minibatches: int = Field(
-        1, ge=1, le=64, description="Optimizer updates a step; above 1 the clip around the proximal policy is alive."
+        1, ge=1, le=64, description="Optimizer updates a step; the clip around the proximal policy acts above 1."
     )
     token_budget: Whole = Field(8192, ge=64, description="Padded tokens of one forward and backward pass.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seeds prompt order, sampling and training.")
@@ -79,8 +79,8 @@ class Hyperparameters(BaseModel):
     clip_high: float = Field(0.2, gt=0, le=LARGEST, description="Upper clip: u ≤ 1 + clip_high.")
     loss_mean: LossMean = Field(
         "token",
-        description="Each token counts alike (token), each completion does (sequence), or each token divided by "
-        "max_tokens (constant).",
+        description="Mean with the same weight for every token (token) or for every completion (sequence), or the sum "
+        "of tokens divided by max_tokens (constant).",
     )
     advantage_clip: float | None = Field(
         None, gt=0, le=LARGEST, description="Advantages are clamped to ± this, before the divergence is subtracted."
@@ -127,7 +127,7 @@ class Hyperparameters(BaseModel):
     critic_warmup_steps: Whole = Field(0, ge=0, description="First steps, in which the critic alone is trained.")
 
     # memory
-    optimizer: OptimizerName = Field("adamw", description="What turns gradients into updates.")
+    optimizer: OptimizerName = Field("adamw", description="Optimizer of the policy and the critic.")
     optimizer_rank: Whole = Field(64, ge=1, description="Rank of the low-rank optimizers.")
     optimizer_interval: Whole | None = Field(
         None,
@@ -177,19 +177,19 @@ class Hyperparameters(BaseModel):
         0.01,
         gt=0,
         le=LARGEST,
-        description="Divergence in nats a token between what engine and learner say of the same tokens at the same "
-        "weights, above which the job fails.",
+        description="Divergence in nats a token between engine and learner, for the same tokens at the same weights, "
+        "above which the job fails.",
     )
 
     # generation
-    engine: Literal["vllm", "transformers"] = Field("vllm", description="What generates.")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="Engine that generates completions.")
     rollout_workers: int = Field(1, ge=1, le=256, description="Rollout workers, each with an engine of its own.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
-    max_tokens: Whole = Field(256, ge=1, description="Longest completion.")
-    max_context: Whole = Field(2048, ge=8, description="Longest prompt and completion together.")
+    max_tokens: Whole = Field(256, ge=1, description="Tokens of the longest completion.")
+    max_context: Whole = Field(2048, ge=8, description="Tokens of the longest prompt and completion together.")
     max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
     kv_cache_gib: float = Field(1.0, gt=0, le=LARGEST, description="Memory of one engine's KV cache, in GiB.")
-    reward_attempts: int = Field(2, ge=1, le=10, description="Tries of a completion whose reward fails.")
+    reward_attempts: int = Field(2, ge=1, le=10, description="Attempts to score a completion whose reward fails.")
     reward_failure: Literal["fail_group", "leave_out"] = Field(
         "fail_group",
         description="A completion whose reward failed ends its group as reward_failed, or is left out of it.",
@@ -212,13 +212,13 @@ class Hyperparameters(BaseModel):
         10,
         ge=0,
         description="Steps in a row without any reward, or first steps of a job with equal rewards in every group, "
-        "after which it pauses: the policy stays as it was. 0 pauses never.",
+        "after which it pauses, because the policy does not change. 0: it never pauses for that.",
     )
     reward_recheck: float = Field(
-        0.02, ge=0, le=1, description="Share of the groups scored again, to see whether the reward repeats itself."
+        0.02, ge=0, le=1, description="Share of the groups scored again, to see whether the scores repeat."
     )
 
-    # evaluation, checkpoints, and what is kept for reading
+    # evaluation, checkpoints, and recorded completions
     eval_interval: Whole | None = Field(
         None,
         ge=1,
@@ -235,17 +235,17 @@ class Hyperparameters(BaseModel):
     keep_checkpoints: Whole = Field(
         5,
         ge=2,
-        description="Newest checkpoints that are kept on the disk; the one of the best evaluation (without any, of the "
-        "best training reward) is, too, and the older ones are removed.",
+        description="Newest checkpoints that stay on the disk, with that of the best evaluation (without any, of the "
+        "best training reward); older ones are removed.",
     )
     snapshot_every: Whole = Field(
         1, ge=0, description="Steps between snapshots of the learner's state in memory; 0 takes none."
     )
     keep_rollouts: int = Field(
-        4, ge=0, le=64, description="Groups of each step whose completions are kept for reading, chosen by their ids."
+        4, ge=0, le=64, description="Groups of each step whose completions are recorded, chosen by their ids."
     )
     keep_rollouts_mib: int = Field(
-        32, ge=1, le=4096, description="MiB that they may take in Redis, of all steps together; the oldest go first."
+        32, ge=1, le=4096, description="MiB that they may take in Redis, over all steps; the oldest are removed first."
     )
 
     @model_validator(mode="before")

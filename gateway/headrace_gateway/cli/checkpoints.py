@@ -17,13 +17,13 @@ from ..client import Client
 from ..models.model_folder import copy
 from .common import LOCAL, AsJson, JobId, Url, out, print_json
 
-checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Models that jobs have saved.")
+checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List and export the checkpoints of jobs.")
 _MOST = 100
 
 
 @checkpoints.command("list")
 def list_checkpoints(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
-    """A job's checkpoints, newest first."""
+    """List a job's checkpoints, newest first."""
     with Client(url) as client:
         found = client.job(job_id, "/checkpoints", limit=_MOST)["data"]
     if as_json:
@@ -40,11 +40,11 @@ def list_checkpoints(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -
 @checkpoints.command()
 def export(
     job_id: JobId,
-    folder: Annotated[Path, typer.Argument(help="Made by this command; nothing may be there.", show_default=False)],
-    step: Annotated[int | None, typer.Option(min=0, help="Of which step. [default: the newest]")] = None,
+    folder: Annotated[Path, typer.Argument(help="The folder to create; it must not exist.", show_default=False)],
+    step: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint. [default: the newest]")] = None,
     url: Url = LOCAL,
 ) -> None:
-    """A checkpoint as a plain Hugging Face folder: weights with adapters merged, tokenizer, chat template.
+    """Export a checkpoint as a plain Hugging Face folder: weights with adapters merged, tokenizer, chat template.
 
     The gateway tells where the checkpoint lies; this command copies it, so it runs on the gateway's machine, or on one
     that mounts its data folder at the same path. The folder appears whole, or not at all.

@@ -23,12 +23,12 @@ _STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 @command.command()
 def doctor(
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also start Redis and Ray, and import vLLM: up to minutes.")
+        bool, typer.Option("--deep", help="Also start Redis and Ray and import vLLM; takes up to minutes.")
     ] = False,
     as_json: AsJson = False,
     url: Url = LOCAL,
 ) -> None:
-    """What is installed, what this machine can do, and what is wrong. Exit code 1 if something fails.
+    """Check what is installed and what this machine can do. Exit code 1 if a check fails.
 
     The service's settings are taken from the environment, as `headrace serve` would.
     """

@@ -16,13 +16,15 @@ from .common import LOCAL, JobId, Url, fail, out
 
 def export_job(
     job_id: JobId,
-    target: Annotated[Target, typer.Argument(help="What to make of it.", show_default=False)],
-    folder: Annotated[Path | None, typer.Option("--out", help="Where to. [default: ./JOB-TARGET]")] = None,
-    project: Annotated[str, typer.Option(help="Of wandb, where the job names none.")] = "headrace",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="And on as it comes, to the job's end.")] = False,
+    target: Annotated[Target, typer.Argument(help="Format of the export.", show_default=False)],
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder to write to. [default: ./JOB-TARGET]")] = None,
+    project: Annotated[str, typer.Option(help="Project at Weights & Biases, if the job names none.")] = "headrace",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue with new measurements until the job ends.")
+    ] = False,
     url: Url = LOCAL,
 ) -> None:
-    """A job's measurements as JSON lines, as a TensorBoard event file, or as a run at Weights & Biases.
+    """Export a job's measurements: JSON lines, a TensorBoard event file, or a run at Weights & Biases.
 
     Run again with the same folder, it adds what is new. Ctrl-C stops following.
     """

@@ -19,7 +19,7 @@ from .job_page import page
 from .job_summary import number, of_its_bound, spark
 from .live_view import follow
 
-jobs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at jobs, steer them, end them.")
+jobs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, follow, change and end jobs.")
 
 STATUS_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "paused": 4}
 """Exit codes of commands that stay until a job has ended, or pauses."""
@@ -35,11 +35,11 @@ Changes = Annotated[
 
 @jobs.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Number of jobs.")] = 20,
     as_json: AsJson = False,
     url: Url = LOCAL,
 ) -> None:
-    """Jobs, newest first, with how far they are."""
+    """List jobs with their progress, newest first."""
     with Client(url) as client:
         found = client.overview(limit)
     if as_json:
@@ -68,7 +68,7 @@ def list_jobs(
 
 @jobs.command()
 def show(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
-    """One job on a page: where it stands, its figures, ledger, checkpoints, and what it said last."""
+    """Show one job on a page: progress, figures, ledger, checkpoints and newest events."""
     with Client(url) as client:
         job, ledger = client.job(job_id), client.job(job_id, "/ledger")
         if as_json:
@@ -83,9 +83,9 @@ def show(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
 
 @jobs.command()
 def watch(job_id: JobId, url: Url = LOCAL) -> None:
-    """A job, live until it has ended or pauses: progress, reward, ages against the bound, ledger, workers.
+    """Show a job live until it ends or pauses: progress, reward, ages against the bound, ledger, workers.
 
-    Exit code 0 if it succeeded, 1 if it failed, 3 if it was cancelled, 4 if it is paused. Ctrl-C leaves the job alone.
+    Exit code 0 if it succeeded, 1 if it failed, 3 if it was cancelled, 4 if it is paused. Ctrl-C does not end the job.
     """
     with Client(url) as client:
         watched(client, job_id)
@@ -107,7 +107,7 @@ def pause(job_id: JobId, url: Url = LOCAL) -> None:
 
 @jobs.command()
 def resume(job_id: JobId, url: Url = LOCAL) -> None:
-    """Let a paused job go on."""
+    """Continue a paused job."""
     with Client(url) as client:
         out.print(f"{job_id} is {client.change(job_id, 'resume')['status']}")
 
@@ -116,12 +116,14 @@ def resume(job_id: JobId, url: Url = LOCAL) -> None:
 def fork(
     job_id: JobId,
     changes: Changes = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Its id, ftckpt_…  [default: the newest]")] = None,
-    suffix: Annotated[str | None, typer.Option(help="Of the new job's models.")] = None,
-    follow_it: Annotated[bool, typer.Option("--follow/--no-follow", help="Stay and show how it goes.")] = True,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Id of the checkpoint, ftckpt_…  [default: the newest]")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Suffix in the names of the new job's models.")] = None,
+    follow_it: Annotated[bool, typer.Option("--follow/--no-follow", help="Follow the new job until it ends.")] = True,
     url: Url = LOCAL,
 ) -> None:
-    """A new job from a checkpoint of another one, with some of its hyperparameters changed."""
+    """Start a new job from a checkpoint of another one, with some hyperparameters changed."""
     body: dict[str, Any] = {"checkpoint": checkpoint, "hyperparameters": _parsed(changes)}
     if suffix is not None:
         body["suffix"] = suffix
@@ -135,7 +137,7 @@ def fork(
 
 @jobs.command("set")
 def set_(job_id: JobId, changes: Changes = None, as_json: AsJson = False, url: Url = LOCAL) -> None:
-    """Change settings of a job that runs; without any, show what can be changed and who changed it."""
+    """Change settings of a running job; without any, show the settings and every change so far."""
     given = _parsed(changes)
     with Client(url) as client:
         found = client.set(job_id, given) if given else client.job(job_id, "/settings")
@@ -152,12 +154,14 @@ def set_(job_id: JobId, changes: Changes = None, as_json: AsJson = False, url: U
 @jobs.command()
 def logs(
     job_id: JobId,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the last ones.")] = 50,
-    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="All, and on as they come, to the end.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of the newest events.")] = 50,
+    follow_it: Annotated[
+        bool, typer.Option("--follow", "-f", help="All events, and new ones until the job ends.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     url: Url = LOCAL,
 ) -> None:
-    """What a job has said, oldest first."""
+    """Print a job's events, oldest first."""
     with Client(url) as client:
         told = client.events(job_id) if follow_it else reversed(client.job(job_id, "/events", limit=limit)["data"])
         for event in told:

@@ -1,5 +1,5 @@
 """`headrace keys`: API keys of the service on this machine, by its Redis and not through its gateway, so that the first
-key needs none. Who can read the data folder may make keys."""
+key needs none. Anyone who can read the data folder may create keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from .common import err, out, service_settings
 if TYPE_CHECKING:
     from ..auth.api_keys import ApiKey, KeyStore
 
-keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="API keys of the service on this machine.")
+keys = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Create, list and revoke API keys of the service on this machine."
+)
 
 _UNITS = {"m": 60, "h": 3600, "d": 86_400}
 _LONGEST_DAYS = 3660
@@ -35,13 +37,13 @@ RedisUrl = Annotated[str | None, typer.Option(help="The service's Redis, if it i
 
 @keys.command()
 def create(
-    name: Annotated[str, typer.Option(help="Whose key it is: jobs and files belong to names.")],
-    scope: Annotated[Scope, typer.Option(help="user sees what is its own, admin everything.")] = "user",
-    expires_in: Annotated[str | None, typer.Option(help="12h or 90d, say. [default: never]")] = None,
+    name: Annotated[str, typer.Option(help="Name of the key's owner; jobs and files belong to names.")],
+    scope: Annotated[Scope, typer.Option(help="user: sees its own jobs and files; admin: sees everything.")] = "user",
+    expires_in: Annotated[str | None, typer.Option(help="Lifetime, such as 12h or 90d. [default: unlimited]")] = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Make a key and print it: now, and never again."""
+    """Create a key and print it. It is shown only this once."""
     if not re.fullmatch(NAME, name):
         raise InvalidRequest(f"--name: {name!r} is not a name of letters, digits and . _ @ -, 64 at most")
     seconds = None if expires_in is None else _seconds(expires_in)
@@ -55,7 +57,7 @@ def create(
 
 @keys.command("list")
 def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """What is known of every key, newest first."""
+    """List all keys, newest first."""
     table = Table(box=None)
     table.add_column("key", no_wrap=True, min_width=len("key_") + 24)
     table.add_column("name", overflow="fold")
@@ -68,11 +70,11 @@ def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
 
 @keys.command()
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Its id, key_…", show_default=False)],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Id of the key, key_…", show_default=False)],
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """From the next request on the key opens nothing, nor do the sessions that it began."""
+    """Revoke a key. It and its sessions are refused from the next request on."""
     revoked, _ = _with_keys(data_dir, redis_url, lambda store: store.revoke(key))
     out.print(f"{revoked.id} of {escape(revoked.name)} is revoked")
 

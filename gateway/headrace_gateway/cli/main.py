@@ -60,7 +60,7 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Entry point: errors that the user can mend are one line, without a traceback."""
+    """Entry point: errors that the user can correct are one line, without a traceback."""
     try:
         app(standalone_mode=True)
     except HeadraceError as error:
@@ -88,7 +88,7 @@ def _options(
 @app.command()
 def serve(
     port: Annotated[int | None, typer.Option(help="Port of the gateway; 0 takes a free one. [default: 8000]")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept. [default: headrace-data]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder for all data. [default: headrace-data]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     redis_url: Annotated[str | None, typer.Option(help="A Redis of your own. [default: embedded]")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A Ray cluster of your own. [default: local]")] = None,
@@ -96,8 +96,8 @@ def serve(
 ) -> None:
     """Start everything on this machine: Redis, Ray, gateway and dashboard.
 
-    Ctrl-C stops it; unfinished jobs go on at the next start. Every setting can also be given as an environment variable
-    HEADRACE_…; see docs/settings.md.
+    Ctrl-C stops it; unfinished jobs continue at the next start. Every setting can also be given as an environment
+    variable HEADRACE_…; see docs/settings.md.
     """
     given = {name: value for name, value in locals().items() if value is not None}
     settings = service_settings(**given)
@@ -133,12 +133,12 @@ def _announce(settings: Settings, url: str, enterable: bool) -> None:
 def train(
     job: Annotated[Path, typer.Argument(help="The job file, in TOML.")],
     url: Url = LOCAL,
-    follow_it: Annotated[bool, typer.Option("--follow/--no-follow", help="Stay and show how the job goes.")] = True,
+    follow_it: Annotated[bool, typer.Option("--follow/--no-follow", help="Follow the job until it ends.")] = True,
 ) -> None:
     """Upload the files of a job, submit it, follow it.
 
-    Exit code 0 if it succeeds, 1 if it fails, 3 if it is cancelled, 4 if it pauses: by itself, where it cannot go on,
-    or because somebody paused it.
+    Exit code 0 if it succeeds, 1 if it fails, 3 if it is cancelled, 4 if it pauses: by itself, because it cannot
+    continue, or because somebody paused it.
     """
     from ..client import Client
     from . import job_file

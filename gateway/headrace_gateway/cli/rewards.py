@@ -33,7 +33,7 @@ def _group() -> None:
 
 @rewards.command()
 def check(
-    data: Annotated[Path, typer.Option(help="Rows to try it on, as a job's training file.")],
+    data: Annotated[Path, typer.Option(help="Rows to score, in the form of a training file.")],
     function: Annotated[str | None, typer.Argument(help="path/file.py:function")] = None,
     grader: Annotated[Path | None, typer.Option(help="A grader as JSON, instead of a function.")] = None,
     completions: Annotated[
@@ -42,10 +42,10 @@ def check(
     limit: Annotated[int, typer.Option(min=1, help="Rows to try.")] = 100,
     form: Annotated[
         Literal["text", "messages"] | None,
-        typer.Option(help="What the function gets; found by trying it if not given."),
+        typer.Option(help="Form of prompts and completions; found by trying if not given."),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Folder of a model, whose tokens functions get that ask for completion_ids.")
+        Path | None, typer.Option(help="Folder of a model that gives the tokens for functions with completion_ids.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, max=600, help="Seconds for a call of the function.")] = 30.0,
 ) -> None:
