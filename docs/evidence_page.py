@@ -22,11 +22,11 @@ INTRO = """\
 
 <!-- Written by docs/generate.py from evidence/results. Run the scripts, then it. -->
 
-Claims, ours and papers', checked on what a laptop has: small models, fixed seeds, thresholds written before the run.
-Each section is one script; `python -m evidence.<name>.run` runs it again, `make evidence` all of them. A threshold that
-is missed stays missed here, with its figure. A section says what was put in, where the runs start, how many seeds are
-counted, and which seeds chose the settings. `--seed` in its last line is the script's option: counted seeds follow from
-it, and seed 0 need not be one of them.
+Claims, our own and papers', checked with the means of a laptop: small models, fixed seeds, thresholds written before
+the run. Each section is one script; `python -m evidence.<name>.run` runs it again, `make evidence` all of them. A
+missed threshold is reported as a miss, with its figure. A section says which inputs a result has, where the runs
+start, how many seeds are counted, and which seeds chose the settings. `--seed` in its last line is the script's
+option: counted seeds follow from it, and seed 0 need not be one of them.
 """
 
 
