@@ -35,11 +35,9 @@ def test_every_link_leads_to_a_page_or_a_picture_of_the_site() -> None:
 
 
 def test_a_link_out_of_docs_leads_to_the_page_of_its_source() -> None:
-    text = (
-        "see [it](../tests/paths.py#L3), [api](api.md#x), `[no](../README.md)`, [start](../README.md) [w](https://a.b)"
-    )
+    text = "see [it](../tests/conftest.py#L3), [api](api.md#x), `[no](../README.md)`, [start](../README.md) [w](https://a.b)"
     assert repository_links.rewritten(ROOT, "security.md", text) == (
-        "see [it](sources/tests/paths.py.md#L3), [api](api.md#x), `[no](../README.md)`, [start](index.md) [w](https://a.b)"
+        "see [it](sources/tests/conftest.py.md#L3), [api](api.md#x), `[no](../README.md)`, [start](index.md) [w](https://a.b)"
     )
     assert repository_links.rewritten(ROOT, "how-to/a.md", "[x](../../docker/README.md)") == "[x](../containers.md)"
 
