@@ -4,7 +4,8 @@
         follow(client, job_id, …)    prints the job's events; SystemExit where it fails or takes too long
         fetch(address, job_id)       the record that reports are made from
 
-Every wait has a time limit. The server ends with the block, by Ctrl-C, as a user would end it.
+Every wait has a time limit. The server ends with the block, by Ctrl-C, as a user would end it,
+and with this process, however that ends.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import httpx
 from openai import OpenAI
 
 from headrace_gateway.report import Record
+from headrace_lab.child_processes import ending_with_parent
 
 STOP_SECONDS = 120
 PAGE = 10_000
@@ -40,7 +42,13 @@ def server(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(folder / "data")]
     with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            ending_with_parent(command),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
         try:
             yield _address(process, folder / "server.log")
         finally:

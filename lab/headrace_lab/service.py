@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
+from headrace_lab.child_processes import ending_with_parent
 from headrace_lab.paths import ADDER
 from headrace_lab.worker_processes import ready_processes
 
@@ -40,8 +41,9 @@ class Service:
 
     def __init__(self, data_dir: Path, environment: dict[str, str] | None = None) -> None:
         self._log = (data_dir.parent / f"{data_dir.name}.log").open("a")
+        command = [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(data_dir)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(data_dir)],
+            ending_with_parent(command),
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,

@@ -1,0 +1,35 @@
+"""Processes that do not outlive the one that started them, however that ends.
+
+python -m headrace_lab.child_processes PARENT COMMAND…    becomes COMMAND, which ends with process PARENT
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+_PR_SET_PDEATHSIG = 1
+
+
+def ending_with_parent(command: Sequence[str]) -> list[str]:
+    """A command that becomes `command`; the kernel sends it SIGTERM when the thread that started it ends (prctl(2)).
+
+    A `finally` is not enough: SIGTERM and SIGKILL skip it, and a service that nobody ends goes on training.
+    """
+    return [sys.executable, "-m", "headrace_lab.child_processes", str(os.getpid()), *command]
+
+
+def main(parent: int, command: list[str]) -> None:
+    """Does not return."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        sys.exit("the process that asked for it has ended")
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
