@@ -22,7 +22,7 @@ from headrace_lab.paths import ADDER
 from headrace_rollout.end_of_text import end_tokens
 from headrace_rollout.engines import create
 from headrace_rollout.engines.engine import Engine, EngineConfig, RequestRefused, Sampled, SamplingConfig
-from headrace_rollout.engines.json_constraint import JsonConstraints
+from headrace_rollout.engines.json_constraint import KEPT, JsonConstraints
 from headrace_rollout.prompts import Tokenizer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -182,3 +182,36 @@ async def test_a_step_beyond_the_limits_refuses_its_request_alone(monkeypatch: p
         assert engine.running == 0
     finally:
         await engine.close()
+
+
+async def test_a_schema_is_read_once_for_all_the_completions_that_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    class Counted:
+        """In the place of llguidance's own, which it makes."""
+
+        grammar_from_json_schema = staticmethod(llguidance.LLMatcher.grammar_from_json_schema)
+
+        def __new__(cls, tokenizer: Any, grammar: str, **settings: Any) -> Any:
+            read.append(grammar)
+            return matcher(tokenizer, grammar, **settings)
+
+    matcher = llguidance.LLMatcher
+    monkeypatch.setattr(llguidance, "LLMatcher", Counted)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    constraints = JsonConstraints(MODEL, len(tokenizer), end_tokens(MODEL))
+    schema = json.dumps(SCHEMA | ONE_LINE)
+    made = await asyncio.gather(*(asyncio.to_thread(constraints.constraint, schema) for _ in range(16)))
+    assert len(read) == 1
+    first, other = (torch.zeros(len(tokenizer)) for _ in range(2))
+    made[0].restrict(first)
+    made[0].accept(int(first.argmax()))
+    made[0].restrict(first)
+    made[1].restrict(other)
+    assert not torch.equal(first, other), "each is at its own place"
+    for number in range(KEPT):
+        constraints.constraint(json.dumps({"const": number}))
+    constraints.constraint(json.dumps({"const": 0}))
+    assert len(read) == 1 + KEPT
+    constraints.constraint(schema)
+    assert len(read) == 2 + KEPT, "the one that was not asked for the longest was forgotten"

@@ -7,10 +7,15 @@
 A token that would lead out of the schema gets the logit -inf, so that what is sampled from, and what log-probabilities
 are of, is the model's distribution over the others, normalised anew. The token that ends a text is allowed where the
 JSON is complete, and then alone.
+
+A schema of a few bytes can take any time and memory to read. So who asks for completions by one first has it read in a
+process with limits (the gateway's `chat_prompts`), and here it is read once for all completions that follow it.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,9 @@ import torch
 from transformers import AutoTokenizer
 
 from .engine import RequestRefused
+
+KEPT = 8
+"""Schemas that stay read: those that were asked for last."""
 
 
 class JsonConstraints:
@@ -36,16 +44,33 @@ class JsonConstraints:
             )
         except ValueError as error:
             raise RequestRefused(f"the model's tokenizer cannot be held to JSON: {error}") from error
+        self._reading = threading.Lock()
+        self._read: OrderedDict[str, Any] = OrderedDict()
+        """Matchers at their beginning by schema, the one used last at the end."""
 
     def constraint(self, schema: str) -> JsonConstraint:
-        """Takes up to a second, for a large schema. Raises `RequestRefused` for one that is not supported."""
+        """One more completion by this schema, which takes up to a second for a large one that was not read yet.
+
+        Any thread may call it. Raises `RequestRefused` for a schema that is not supported.
+        """
+        with self._reading:
+            matcher = self._read.get(schema)
+            if matcher is None:
+                matcher = self._read[schema] = self._matcher(schema)
+            self._read.move_to_end(schema)
+            while len(self._read) > KEPT:
+                self._read.popitem(last=False)
+            return JsonConstraint(matcher.deep_copy(), self._tokenizer.vocab_size)
+
+    def _matcher(self, schema: str) -> Any:
         from llguidance import LLMatcher
 
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema)
+            matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(schema), log_level=0)
         except ValueError as error:
             raise RequestRefused(f"the JSON schema is not supported: {error}") from error
-        return JsonConstraint(LLMatcher(self._tokenizer, grammar, log_level=0), self._tokenizer.vocab_size)
+        _check(matcher)
+        return matcher
 
 
 class JsonConstraint:
@@ -55,13 +80,12 @@ class JsonConstraint:
         """`matcher` is an `LLMatcher` at its beginning."""
         self._matcher = matcher
         self._bits = np.zeros(-(-vocabulary // 32), np.int32)
-        self._check()
 
     def restrict(self, logits: torch.Tensor) -> None:
         """Set those of `logits` [V] to -inf that may not come next. Raises `RequestRefused` beyond llguidance's limits
         on time and memory of a step."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        self._check()
+        _check(self._matcher)
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little", count=len(logits)).astype(bool)
         if not allowed.any():
             raise RequestRefused("the JSON schema leaves no token that the model knows")
@@ -70,8 +94,9 @@ class JsonConstraint:
     def accept(self, token: int) -> None:
         """`token` was sampled. Raises `RequestRefused` as `restrict` does."""
         self._matcher.consume_token(token)
-        self._check()
+        _check(self._matcher)
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise RequestRefused(f"the JSON schema is not supported: {self._matcher.get_error()}")
+
+def _check(matcher: Any) -> None:
+    if matcher.is_error():
+        raise RequestRefused(f"the JSON schema is not supported: {matcher.get_error()}")
