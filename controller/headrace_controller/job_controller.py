@@ -29,8 +29,7 @@ import ray
 from ray.exceptions import RayError
 from redis.exceptions import RedisError
 
-from headrace_core.awaiting import until
-from headrace_core.concurrency import cancel
+from headrace_core.concurrency import cancel, until
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, HeadraceError, InvalidState, Unavailable

@@ -39,6 +39,42 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
         _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN)
 
 
+async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results, in order. The first error cancels the rest, waits for them to end, and is raised as it is."""
+    tasks = [asyncio.ensure_future(c) for c in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await cancel(tasks)
+
+
+async def until(
+    main: Iterable[Awaitable[Any]],
+    beside: Iterable[Awaitable[Any]] = (),
+    finish: Callable[[], Awaitable[None]] | None = None,
+    limit: float = 20.0,
+) -> None:
+    """Run all until all of `main` have returned; the first error of any is raised, and nothing is left running.
+
+    With `finish`, `beside` is told to end by it and has `limit` seconds for that; what it comes to plays no part any
+    more: a worker that was just starting again, or fails now, must not undo what is done. Without, it is cancelled.
+    """
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in main]
+    others: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in beside]
+    try:
+        pending = {*tasks, *others}
+        while not all(task.done() for task in tasks):
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        if finish is not None:
+            await finish()
+            if others:
+                await asyncio.wait(others, timeout=limit)
+    finally:
+        await cancel([*tasks, *others])
+
+
 async def taken_or_undone(
     taking: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[Any]], limit: float = UNDO_SECONDS
 ) -> T:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from headrace_core.concurrency import all_or_none
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidData, InvalidRequest
 from headrace_rewards.graders.spec import GraderSpec
 from headrace_rewards.graders.verifier_free.base import LikelihoodSpec, asked
 from headrace_rewards.protocol import Need, PolicyMeasurements
 
-from .concurrency import all_or_none
 from .engines.engine import Engine, Sampled, SamplingConfig, Scored
 from .prompts import Prompt, Tokenizer
 from .reference_answers import Opened, ReferenceAnswers

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from headrace_core.concurrency import all_or_none
 from headrace_core.errors import InvalidRequest
 from headrace_core.types.metrics import EvaluationMetrics
 from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 
 from .completion_sampler import CompletionSampler, SampledCompletion
-from .concurrency import all_or_none
 from .engines.engine import EngineFailure, RequestRefused, SamplingConfig
 from .prompts import Prompt, Tokenizer
 from .reward_scoring import sample_of, score

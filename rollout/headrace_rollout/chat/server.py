@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from headrace_core.concurrency import cancel, first_to_end
+from headrace_core.concurrency import all_or_none, cancel, first_to_end
 from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 from headrace_core.protocols.chat import (
     ChatBegun,
@@ -36,7 +36,6 @@ from headrace_core.protocols.chat import (
 )
 from headrace_core.seeds import derived_seed
 
-from ..concurrency import all_or_none
 from ..engines import create
 from ..engines.engine import Engine, EngineConfig, EngineFailure, RequestRefused, SamplingConfig
 from ..prompts import Tokenizer

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from headrace_core.awaiting import until
+from headrace_core.concurrency import until
 
 
 async def fails() -> None:
