@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .backoff import delay_after
+
 FIRST_SECONDS, LONGEST_SECONDS = 1.0, 30.0
 
 
@@ -33,6 +35,5 @@ class RestartBudget:
             self._used = 0
         if self._used >= self._most:
             return None
-        delay = min(self._first * 2.0 ** min(self._used, 10), LONGEST_SECONDS)
         self._used += 1
-        return Restart(self._used, self._most, delay)
+        return Restart(self._used, self._most, delay_after(self._used, self._first, LONGEST_SECONDS))

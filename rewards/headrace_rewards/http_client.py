@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
+from headrace_core.backoff import jittered_delay_after
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_core.redaction import conceal
 
@@ -36,7 +36,7 @@ from .protocol import Failure
 MAX_ANSWER_BYTES = 4 << 20
 _CONNECT_SECONDS = 5.0
 _FIRST_WAIT = 0.25
-"""Seconds before the second attempt; doubled before each further one, times a factor of 0.5 to 1."""
+"""Seconds before the second attempt at most: see `jittered_delay_after`."""
 _LONGEST_WAIT = 30.0
 """A server that asks to be left alone for longer is not waited for."""
 _PORTS = {"http": 80, "https": 443}
@@ -216,7 +216,7 @@ class JsonClient:
             if attempt == self._attempts or not answer.again or answer.after > _LONGEST_WAIT:
                 self._breaker.note(well=not answer.says_ill)
                 return answer.failure
-            await asyncio.sleep(max(answer.after, _backoff(attempt)))
+            await asyncio.sleep(max(answer.after, jittered_delay_after(attempt, _FIRST_WAIT, _LONGEST_WAIT)))
             attempt += 1
 
     async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | _Fault:
@@ -286,11 +286,6 @@ async def _read(response: httpx.Response) -> bytes:
         if len(content) > MAX_ANSWER_BYTES:
             break
     return bytes(content)
-
-
-def _backoff(attempt: int) -> float:
-    longest = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (attempt - 1))
-    return longest * random.uniform(0.5, 1.0)
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -12,7 +12,6 @@ that leaves this module holds a password.
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import ssl
 import time
@@ -35,6 +34,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from ..backoff import jittered_delay_after
 from ..concurrency import taken_or_undone
 from ..errors import DiskFull, RedisFull, Unavailable
 from ..logs import get_logger
@@ -48,7 +48,7 @@ GATEWAY_WAIT_SECONDS = 2.0
 GATEWAY_ANSWER_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 5
 _ANSWER_SECONDS = 30.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _MOST_CONNECTIONS = 4096
 """Of a process. The client's own 100 is soon reached by waiting calls, and the next one fails, rather than wait."""
 _PASSING = re.compile(r"(?:^|: -)(LOADING|READONLY|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|OOM)\b")
@@ -155,8 +155,7 @@ async def _pause(error: Exception, failures: int, until: float, wait: float) -> 
         raise _named(error, wait) from error
     if failures == 2:
         log.warning("Redis is waited for", seconds=round(left, 1), error=masked(str(error)))
-    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 10))
-    await asyncio.sleep(min(left, longest * random.uniform(0.5, 1.0)))
+    await asyncio.sleep(min(left, jittered_delay_after(failures, _FIRST_PAUSE, _LONGEST_PAUSE)))
 
 
 def is_transient(error: Exception) -> bool:

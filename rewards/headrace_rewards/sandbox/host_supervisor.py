@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import msgspec
 
+from headrace_core.backoff import delay_after
 from headrace_core.errors import InvalidRequest, Unavailable
 
 from ..protocol import Failure, Outcome, Sample
@@ -22,8 +23,8 @@ from . import frames
 from .host_process import HostDied, HostLoadFailed, HostProcess
 
 _START_ATTEMPTS = 3
-_RESTART_SECONDS = 0.2
-"""Pause before the second attempt to start; doubled before each further one."""
+_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.2, 1.0
+"""Pause before the second attempt to start, and the longest before any."""
 
 
 class HostSupervisor:
@@ -114,7 +115,7 @@ class HostSupervisor:
         last = ""
         for attempt in range(_START_ATTEMPTS):
             if attempt:
-                await asyncio.sleep(_RESTART_SECONDS * 2 ** (attempt - 1))
+                await asyncio.sleep(delay_after(attempt, _RESTART_SECONDS, _LONGEST_RESTART_SECONDS))
             if self._process is not None:
                 self._process.kill()
                 await self._process.reap()
