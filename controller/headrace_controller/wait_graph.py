@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from headrace_core.protocols.worker import LEARNER_NAME
 from headrace_core.types.metrics import WorkerMetrics
 
-LEARNER_NAME = "learner"
 _WORK = {
     "learner": {"busy": "its training step", "publish": "the publication of its weights", "checkpoint": "a checkpoint"},
     "rollout": {

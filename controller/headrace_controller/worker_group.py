@@ -21,11 +21,10 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.jobs.reward_code_folder import rules_of
-from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.protocols.worker import LEARNER_NAME, WorkerConfig, rollout_name
 from headrace_core.restart_budget import RestartBudget
 
 from .placement import ROLLOUT_ENTRY_POINT, Placement, Plan, alive_nodes, only_node, plan
-from .wait_graph import LEARNER_NAME
 from .worker_process import WorkerProcess
 from .worker_supervisor import STOP_SECONDS, WorkerSupervisor
 
@@ -65,7 +64,7 @@ class WorkerGroup:
                 pass
         self._supervise(self._config(job, LEARNER_NAME, resources.threads(0)), placement.start_learner)
         for number, bundle in enumerate(range(resources.ranks, len(resources.bundles))):
-            config = self._config(job, f"rollout-{number}", resources.threads(bundle))
+            config = self._config(job, rollout_name(number), resources.threads(bundle))
             self._supervise(config, partial(placement.start, bundle, ROLLOUT_ENTRY_POINT))
 
     async def hold(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.protocols.worker import rollout_name
 from headrace_core.types.metrics import UpdateMetrics
 from headrace_rewards.protocol import Failure
 
@@ -16,7 +17,6 @@ from .monitored_reward import MonitoredReward
 from .prompts import Prompt
 from .reward_scoring import by_kind, failure_data
 
-FIRST_WORKER = "rollout-0"
 TOLD_ROWS = 5
 """Rows that cannot be served told by one worker; all are counted."""
 
@@ -49,7 +49,7 @@ class WorkerReporter:
 
     async def tightest_row(self, tightest: tuple[int, Prompt] | None, max_tokens: int) -> None:
         """Whose reference answer leaves the least room; told by the first worker, as all have the same rows."""
-        if tightest is not None and self._worker == FIRST_WORKER:
+        if tightest is not None and self._worker == rollout_name(0):
             room, prompt = tightest
             await self._warn(
                 f"the reference answer of line {prompt.data.line} leaves {room} tokens for a completion, less than "

@@ -19,13 +19,20 @@ from ..redis_access.client import WAIT_SECONDS
 from ..redis_address import masked
 from ..types.metrics import EvaluationMetrics
 
+LEARNER_NAME = "learner"
+
+
+def rollout_name(number: int) -> str:
+    """The name of a job's rollout worker, counted from 0."""
+    return f"rollout-{number}"
+
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker needs to find the rest. Plain values only: it crosses process borders."""
 
     job_id: str
     worker: str
-    """Its name within the job: `learner`, `rollout-0`, …"""
+    """Its name within the job: `LEARNER_NAME`, or a `rollout_name`."""
     redis_url: str
     """May hold a password: not for messages."""
     redis_wait: float = WAIT_SECONDS

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from headrace_controller.wait_graph import LEARNER_NAME
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_core.jobs.job_store import Job
 from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.protocols.worker import LEARNER_NAME
 
 from ..context import GatewayContext
 from ..views.workers import unknown_worker, worker_names

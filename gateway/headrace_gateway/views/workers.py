@@ -7,11 +7,11 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from headrace_controller.wait_graph import LEARNER_NAME
 from headrace_core.errors import NotFound
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.ledger.worker_drains import Drain, WorkerDrains
+from headrace_core.protocols.worker import LEARNER_NAME, rollout_name
 from headrace_core.types.metrics import WorkerMetrics
 
 LOST_SECONDS = 15.0
@@ -40,7 +40,7 @@ async def worker(redis: Redis, jobs: JobStore, job: Job, name: str, start_timeou
 
 def worker_names(job: Job) -> list[str]:
     """The names of all its workers, the learner first."""
-    return [LEARNER_NAME, *(f"rollout-{number}" for number in range(job.hyperparameters.get("rollout_workers", 1)))]
+    return [LEARNER_NAME, *map(rollout_name, range(job.hyperparameters.get("rollout_workers", 1)))]
 
 
 def unknown_worker(job: Job, name: str) -> NotFound:
