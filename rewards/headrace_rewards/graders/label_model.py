@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from headrace_core.config.reward_permissions import RewardPermissions
 
-from ..protocol import Failure, Outcome, Sample, Score, each
-from .model_judge import JudgeSpec, ModelJudge
+from ..protocol import Failure, Outcome, Score
+from .model_judge import JudgeSpec, ModelGrader
 
 
 class LabelModelSpec(JudgeSpec):
@@ -29,7 +27,7 @@ class LabelModelSpec(JudgeSpec):
         return self
 
 
-class LabelModel:
+class LabelModel(ModelGrader[str]):
     """1 for a label that passes, 0 for another one."""
 
     def __init__(self, spec: LabelModelSpec, rules: RewardPermissions) -> None:
@@ -37,28 +35,10 @@ class LabelModel:
         self._labels = frozenset(spec.labels)
         self._passing = frozenset(spec.passing_labels)
         schema = {"type": "string", "enum": list(dict.fromkeys(spec.labels))}
-        self._judge = ModelJudge(spec, rules, str, schema)
+        super().__init__(spec, rules, str, schema)
 
-    async def start(self) -> None:
-        """Asks nothing yet."""
-        await self._judge.start()
-
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One question a sample, all at once; a label of the judge's own is `Failure("invalid_value")`."""
-        return await each(samples, lambda wanted: asyncio.gather(*map(self._score, wanted)))
-
-    async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """See `ModelJudge.rehearse`."""
-        return await self._judge.rehearse(samples)
-
-    async def close(self) -> None:
-        """Questions in flight end with `unavailable`. Idempotent."""
-        await self._judge.close()
-
-    async def _score(self, sample: Sample) -> Outcome:
-        result = await self._judge.ask(sample)
-        if not isinstance(result, str):
-            return result
+    def outcome(self, result: str) -> Outcome:
+        """`Failure("invalid_value")` for a label of the judge's own."""
         if result not in self._labels:
-            return Failure("invalid_value", f"the judge's label '{self._judge.quoted(result)}' is none of the labels")
+            return Failure("invalid_value", f"the judge's label '{self.quoted(result)}' is none of the labels")
         return Score(float(result in self._passing))

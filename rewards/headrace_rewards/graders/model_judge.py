@@ -8,6 +8,8 @@ The operator's settings are HEADRACE_JUDGE_URL and HEADRACE_JUDGE_KEY; the key i
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -18,7 +20,7 @@ from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
 
 from ..http_client import JsonAnswer, JsonClient, parsed_url
-from ..protocol import Failure, NotApplicable, Outcome, Sample
+from ..protocol import Failure, NotApplicable, Outcome, Sample, each
 from .spec import GraderSpec
 from .string_check import TemplateText
 from .templates import MissingPath, Template, outcome_of, rendered
@@ -105,8 +107,8 @@ class _Grade(msgspec.Struct):
     result: Any
 
 
-class ModelJudge(Generic[Result]):
-    """Asks for a `Result`. `schema` is that of the result alone."""
+class ModelGrader(ABC, Generic[Result]):
+    """A grader that asks a judge for one `Result` a sample; a subclass says what reward the result is."""
 
     def __init__(
         self,
@@ -116,7 +118,8 @@ class ModelJudge(Generic[Result]):
         schema: Mapping[str, Any],
         lowest: float = 0.0,
     ) -> None:
-        """`lowest`: the least reward. Raises `InvalidRequest` where the operator named no judge."""
+        """`schema`: of the result alone; `lowest`: the least reward. Raises `InvalidRequest` where the operator named
+        no judge."""
         self._client = _client(spec, rules)
         self._check_connection = spec.check_connection
         self._messages = [("system" if m.role == "developer" else m.role, m.template()) for m in spec.input]
@@ -136,19 +139,33 @@ class ModelJudge(Generic[Result]):
         """Questions in flight end with `unavailable`. Idempotent."""
         await self._client.close()
 
-    async def ask(self, sample: Sample) -> Result | Outcome:
-        """The judge's result on one completion; an `Outcome` where there is none."""
-        body = self._question(sample)
-        if not isinstance(body, bytes):
-            return body
-        answer = await self._client.post(body)
-        return answer if isinstance(answer, Failure) else self._read(answer)
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """One question a sample, all at once."""
+        return await each(samples, lambda wanted: asyncio.gather(*map(self._score, wanted)))
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
         """See `Rehearsed`: whether the judge accepts a connection, and whether the templates can be filled."""
         unreached = await self._client.unreached() if self._check_connection else None
         questions = [self._question(sample) for sample in samples]
         return [unreached or NotApplicable() if isinstance(body, bytes) else body for body in questions]
+
+    @abstractmethod
+    def outcome(self, result: Result) -> Outcome:
+        """The reward; `Failure("invalid_value")` for a result that the schema should have kept out."""
+
+    def quoted(self, text: str) -> str:
+        """What the judge wrote, for a message."""
+        return self._client.quoted(text)
+
+    async def _score(self, sample: Sample) -> Outcome:
+        body = self._question(sample)
+        if not isinstance(body, bytes):
+            return body
+        answer = await self._client.post(body)
+        if isinstance(answer, Failure):
+            return answer
+        result = self._read(answer)
+        return result if isinstance(result, Failure) else self.outcome(result)
 
     def _question(self, sample: Sample) -> bytes | Outcome:
         try:
@@ -159,10 +176,6 @@ class ModelJudge(Generic[Result]):
             return outcome_of(missing, self._lowest)
         except UnicodeEncodeError as fault:  # half a surrogate pair
             return Failure("bad_input", f"the question cannot be written as JSON: {fault}")
-
-    def quoted(self, text: str) -> str:
-        """What the judge wrote, for a message."""
-        return self._client.quoted(text)
 
     def _read(self, answer: JsonAnswer) -> Result | Failure:
         try:
