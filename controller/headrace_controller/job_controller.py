@@ -41,7 +41,7 @@ from headrace_core.logs import get_logger, redact_streams
 from headrace_core.redis_access.client import connect
 from headrace_core.redis_access.json_records import name
 from headrace_core.storage import snapshot_folder
-from headrace_core.storage.incomplete_files import remove_partials
+from headrace_core.storage.job_folder import JobFolder, remove_partials
 from headrace_core.storage.weight_store import WeightStore, default_root
 
 from .evaluation_schedule import Evaluations
@@ -330,7 +330,7 @@ class JobController:
                 WeightStore(self._weights_root, self._job_id).remove()
             if over is not None:
                 snapshot_folder.remove(self._snapshots_root, self._job_id)
-                remove_partials(self._settings.data_dir.absolute() / "jobs" / self._job_id)
+                remove_partials(JobFolder.of(self._settings.data_dir, self._job_id).path)
                 await self._ledger.close(over)
 
 

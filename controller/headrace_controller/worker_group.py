@@ -23,6 +23,7 @@ from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.jobs.reward_code_folder import rules_of
 from headrace_core.protocols.worker import LEARNER_NAME, WorkerConfig, rollout_name
 from headrace_core.restart_budget import RestartBudget
+from headrace_core.storage.job_folder import JobFolder
 
 from .placement import ROLLOUT_ENTRY_POINT, Placement, Plan, alive_nodes, only_node, plan
 from .worker_process import WorkerProcess
@@ -124,7 +125,7 @@ class WorkerGroup:
             training_file=str(data / "files" / job.training_file),
             validation_file=None if job.validation_file is None else str(data / "files" / job.validation_file),
             fingerprints=job.fingerprints,
-            output_dir=str(data / "jobs" / job.id),
+            output_dir=str(JobFolder.of(data, job.id).path),
             rows=job.rows,
             total_steps=job.total_steps,
             grader=job.grader,

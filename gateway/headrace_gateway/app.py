@@ -28,12 +28,12 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.logs import get_logger
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import connect_for_requests, run
-from headrace_core.storage.incomplete_files import sweep
 
 from . import allocator
 from .chat.chat_pool import ChatPool, RayChatPool
 from .context import GatewayContext
 from .exporters.export_processes import ExportProcesses
+from .files.file_store import sweep
 from .middleware import request_envelope
 from .middleware.access import AccessMiddleware
 from .openapi import document

@@ -37,6 +37,7 @@ from headrace_core.ledger.ledger import Claim, Ledger, Step, TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import connect
+from headrace_core.storage.job_folder import PARTIAL, JobFolder
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.metrics import WorkerMetrics, furthest_evaluation
 from headrace_core.types.staleness import Selection
@@ -370,7 +371,8 @@ class LearnerWorker:
     async def _finish(self) -> None:
         """The trained model, as a folder that is there whole or not at all. The last groups stay until the ledger is
         closed: a job that is paused just now may come back to a damaged checkpoint."""
-        final, partial = self._output / "model", self._output / "model.partial"
+        final = JobFolder(self._output).model
+        partial = final.with_name(final.name + PARTIAL)
         for old in (partial, final):
             shutil.rmtree(old, ignore_errors=True)
         await self._lead.together(WriteModel(), lambda: self._trainer.policy.write_model(partial))

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.storage.job_folder import PARTIAL
 from headrace_core.types.trajectory import Group
 from headrace_learner.algorithms.token_selection import AgeCount
 from headrace_learner.checkpoints import checkpoint
@@ -141,7 +142,7 @@ class SimulatedLead:
 def save_state(trainer: Chain, output: Path, version: int) -> Path:
     """The first part of a checkpoint: its state, in a folder that is not complete yet. Returns its name when it is."""
     final = output / "checkpoints" / f"step-{version:08d}"
-    partial = final.with_name(final.name + checkpoint.PARTIAL)
+    partial = final.with_name(final.name + PARTIAL)
     partial.mkdir(parents=True, exist_ok=True)
     (partial / "state").write_text(f"{version} {trainer.state}")
     return final
@@ -149,7 +150,7 @@ def save_state(trainer: Chain, output: Path, version: int) -> Path:
 
 def write_manifest(final: Path) -> None:
     """The second part."""
-    partial = final.with_name(final.name + checkpoint.PARTIAL)
+    partial = final.with_name(final.name + PARTIAL)
     state, version = (partial / "state").read_bytes(), int(final.name.removeprefix("step-"))
     files = {"state": [len(state), zlib.crc32(state)]}
     (partial / checkpoint.MANIFEST).write_text(json.dumps({"version": version, "files": files}))
@@ -157,7 +158,7 @@ def write_manifest(final: Path) -> None:
 
 def complete(final: Path) -> None:
     """The last part."""
-    partial = final.with_name(final.name + checkpoint.PARTIAL)
+    partial = final.with_name(final.name + PARTIAL)
     if not (partial / checkpoint.MANIFEST).exists():
         write_manifest(final)
     if final.exists():

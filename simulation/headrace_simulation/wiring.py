@@ -22,7 +22,7 @@ import numpy as np
 from headrace_controller import job_controller, liveness, manager, worker_group, worker_supervisor
 from headrace_core.ledger import worker_drains
 from headrace_core.storage.dataset import Row
-from headrace_core.storage.incomplete_files import remove_partials
+from headrace_core.storage.job_folder import remove_partials
 from headrace_core.storage.weight_store import WeightStore
 from headrace_lab.simulated_engine import DecodeSpeed, SimulatedEngine
 from headrace_learner import durable_writes, recovery

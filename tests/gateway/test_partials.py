@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from headrace_core.storage.incomplete_files import OLD_SECONDS, sweep
+from headrace_gateway.files.file_store import OLD_SECONDS, sweep
 
 
 def test_what_is_old_and_half_written_goes(tmp_path: Path) -> None:

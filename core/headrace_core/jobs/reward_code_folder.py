@@ -15,14 +15,13 @@ import msgspec
 
 from ..config.reward_permissions import RewardPermissions
 from ..config.service_settings import Settings
+from ..storage.job_folder import JobFolder
 from .job_store import ForkedFrom
-
-FOLDER = "reward_code"
 
 
 def folder_of(settings: Settings, job_id: str) -> Path:
     """Of one job, absolute; it need not exist."""
-    return settings.data_dir.absolute() / "jobs" / job_id / FOLDER
+    return JobFolder.of(settings.data_dir, job_id).reward_code
 
 
 def rules_of(settings: Settings, job_id: str) -> RewardPermissions:

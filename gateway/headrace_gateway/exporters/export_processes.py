@@ -24,6 +24,7 @@ import msgspec
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import ENDED, Job, JobStore
 from headrace_core.logs import get_logger
+from headrace_core.storage.job_folder import JobFolder
 
 from .export_loop import ExportRequest, read_cursor
 from .targets import Target
@@ -72,7 +73,7 @@ class ExportProcesses:
 
     def folder(self, job_id: str, target: Target) -> Path:
         """Where the files are."""
-        return self._settings.data_dir.absolute() / "jobs" / job_id / "exports" / target
+        return JobFolder.of(self._settings.data_dir, job_id).export(target)
 
     def _targets(self, job: Job) -> Iterator[tuple[Target, dict[str, Any]]]:
         for target in self._settings.exports:

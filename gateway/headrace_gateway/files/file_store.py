@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,8 @@ from headrace_core.storage.disk_space import require_space
 from ..principal import LOCAL, Principal
 
 _PART = 1024 * 1024
+OLD_SECONDS = 3600.0
+"""What a gateway is writing was written to in less: an upload is copied from the disk, a task has its time limit."""
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -133,3 +136,20 @@ class FileStore:
 
 def _for_us_alone(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def sweep(data_dir: Path) -> list[Path]:
+    """Delete what gateways that died have left in the data folder; what it was."""
+    swept = []
+    for left in (*(data_dir / "files").glob(".*.partial"), *data_dir.glob(".task-*")):
+        try:
+            if time.time() - left.stat().st_mtime < OLD_SECONDS:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        except FileNotFoundError:  # another gateway came first
+            continue
+        swept.append(left)
+    return swept

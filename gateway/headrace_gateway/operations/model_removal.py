@@ -12,6 +12,7 @@ from pathlib import Path
 
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.storage.job_folder import JobFolder
 
 from ..context import GatewayContext
 
@@ -24,16 +25,16 @@ async def remove(here: GatewayContext, name: str) -> None:
         message = f"{name} is a base model: only trained models can be deleted"
         raise InvalidRequest(message, param="model", code="base_model")
     job, checkpoint = trained
-    own = _real(here.settings.data_dir / "jobs" / job.id)
+    own = JobFolder(_real(JobFolder.of(here.settings.data_dir, job.id).path))
     folder = _real(checkpoint.path)
-    if not folder.is_relative_to(own / "checkpoints"):
+    if not folder.is_relative_to(own.checkpoints):
         raise InvalidState(f"{name} is not in the folder of its job, and is left as it is", param="model")
     everyone = JobStore(here.redis)
     await _check_unneeded(everyone, name, job, folder)
     newest = (await everyone.checkpoints(job.id))[0].step == checkpoint.step
     await everyone.remove_checkpoint(job.id, checkpoint.step)
     await here.chats.end(model)
-    await asyncio.to_thread(_delete, [folder, own / "model"] if newest else [folder])
+    await asyncio.to_thread(_delete, [folder, own.model] if newest else [folder])
 
 
 async def _check_unneeded(everyone: JobStore, name: str, job: Job, folder: Path) -> None:

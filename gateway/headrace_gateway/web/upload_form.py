@@ -6,7 +6,7 @@
 Starlette would write the file to the system's temporary folder, which may be a small one in memory, and has no setting
 for it (https://github.com/Kludex/starlette/issues/388); this module may go when it has. An unnamed file is gone with
 the process that wrote it, so that there is nothing to sweep; on a file system that has none, the file has for a moment
-a name that is swept (`partials`).
+a name that is swept (`files.sweep`).
 """
 
 from __future__ import annotations

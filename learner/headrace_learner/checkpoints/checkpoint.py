@@ -21,7 +21,6 @@ else is one; a checkpoint that another user of the machine may have written is n
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import warnings
 import zlib
@@ -47,12 +46,11 @@ from headrace_core.jobs.job_store import CHECKPOINT_MODEL
 from headrace_core.redis_access.json_records import UNREADABLE
 from headrace_core.storage import private_files
 from headrace_core.storage.disk_space import require_space
+from headrace_core.storage.job_folder import AHEAD, PARTIAL, JobFolder
 
 from ..training.trainer import Trainer
 
 MANIFEST = "manifest.json"
-PARTIAL, AHEAD = ".partial", ".ahead"
-_NAME = re.compile(r"step-(\d{8,})")
 _READ = 1 << 20
 
 
@@ -77,7 +75,7 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
 
     Raises `DiskFull` where there is no room for it, and leaves nothing of it.
     """
-    final = output_dir / "checkpoints" / f"step-{version:08d}"
+    final = JobFolder(output_dir).checkpoint(version)
     partial = final.with_name(final.name + PARTIAL)
     first = trainer.ranks.index == 0
     if first:
@@ -142,19 +140,13 @@ def _one_process_is_fine() -> Iterator[None]:
         yield
 
 
-def complete_folders(output_dir: Path) -> list[tuple[int, Path]]:
-    """(policy version, folder) of each checkpoint that was completed."""
-    named = [(path, _NAME.fullmatch(path.name)) for path in (output_dir / "checkpoints").glob("step-*")]
-    return [(int(name[1]), path) for path, name in named if name]
-
-
 def newest(output_dir: Path, ledger: int) -> Found:
     """Look from the newest back to the first that is whole and not newer than the ledger's policy version.
 
     Those that are newer are put aside.
     """
     passed_over: list[str] = []
-    for version, path in sorted(complete_folders(output_dir), reverse=True):
+    for version, path in sorted(JobFolder(output_dir).completed_checkpoints(), reverse=True):
         if version > ledger:
             _put_aside(path)
             wrong: str | None = f"the ledger has lost the steps to it, and is at version {ledger}; put aside as {AHEAD}"

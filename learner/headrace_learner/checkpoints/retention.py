@@ -17,9 +17,8 @@ from pathlib import Path
 from headrace_core.jobs.history import Kind
 from headrace_core.jobs.job_store import ENDED, Checkpoint, JobStore
 from headrace_core.redis_access.json_records import decode_records
+from headrace_core.storage.job_folder import PARTIAL, JobFolder
 from headrace_core.types.metrics import EvaluationMetrics
-
-from .checkpoint import PARTIAL, complete_folders
 
 _PAGE = 2000
 _EVALUATIONS: tuple[Kind, ...] = ("evaluation",)
@@ -86,7 +85,7 @@ def _within(path: str, folder: str) -> bool:
 
 def _delete_unoffered(output: Path, kept: set[int], newest: int) -> None:
     """The folders of older checkpoints that are offered no more, also those that a learner before left."""
-    for version, folder in complete_folders(output):
+    for version, folder in JobFolder(output).completed_checkpoints():
         if version < newest and version not in kept:
             going = folder.with_name(folder.name + PARTIAL)  # what is renamed is no checkpoint to anybody
             shutil.rmtree(going, ignore_errors=True)
