@@ -17,7 +17,6 @@ change while the job runs are, of each step, those on record for its version, fi
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -37,7 +36,8 @@ from headrace_core.ledger.ledger import Claim, Ledger, Step, TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import connect
-from headrace_core.storage.job_folder import PARTIAL, JobFolder
+from headrace_core.storage.atomic_write import written_whole
+from headrace_core.storage.job_folder import JobFolder
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.metrics import WorkerMetrics, furthest_evaluation
 from headrace_core.types.staleness import Selection
@@ -372,11 +372,9 @@ class LearnerWorker:
         """The trained model, as a folder that is there whole or not at all. The last groups stay until the ledger is
         closed: a job that is paused just now may come back to a damaged checkpoint."""
         final = JobFolder(self._output).model
-        partial = final.with_name(final.name + PARTIAL)
-        for old in (partial, final):
-            shutil.rmtree(old, ignore_errors=True)
-        await self._lead.together(WriteModel(), lambda: self._trainer.policy.write_model(partial))
-        os.rename(partial, final)
+        shutil.rmtree(final, ignore_errors=True)
+        with written_whole(final) as partial:
+            await self._lead.together(WriteModel(), lambda: self._trainer.policy.write_model(partial))
 
     async def _tell_step(self, groups: Sequence[Group], result: StepResult) -> None:
         """Of the step that made the present version, and of the time since the one before it was told."""

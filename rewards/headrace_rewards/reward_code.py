@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.storage.atomic_write import written_whole
 
 MOST_FILES = 500
 MOST_BYTES = 8 << 20
@@ -65,14 +64,10 @@ def keep(code: Code, folder: Path) -> str:
         return sha256
     folder.mkdir(parents=True, exist_ok=True)
     made = Path(mkdtemp(dir=folder, prefix=".", suffix=".partial"))
-    try:
+    with written_whole(folder / sha256, made):
         for path, content in code.items():
             (made / path).parent.mkdir(parents=True, exist_ok=True)
             (made / path).write_bytes(content)
-        os.replace(made, folder / sha256)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return sha256
 
 

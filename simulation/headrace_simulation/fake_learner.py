@@ -15,10 +15,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from headrace_core.protocols.worker import WorkerConfig
-from headrace_core.storage.job_folder import PARTIAL
+from headrace_core.storage.atomic_write import MANIFEST, PARTIAL
 from headrace_core.types.trajectory import Group
 from headrace_learner.algorithms.token_selection import AgeCount
-from headrace_learner.checkpoints import checkpoint
 from headrace_learner.checkpoints.memory_snapshot import Restored
 from headrace_learner.distributed.process_group import SingleProcess
 from headrace_learner.distributed.rank_commands import Save
@@ -153,13 +152,13 @@ def write_manifest(final: Path) -> None:
     partial = final.with_name(final.name + PARTIAL)
     state, version = (partial / "state").read_bytes(), int(final.name.removeprefix("step-"))
     files = {"state": [len(state), zlib.crc32(state)]}
-    (partial / checkpoint.MANIFEST).write_text(json.dumps({"version": version, "files": files}))
+    (partial / MANIFEST).write_text(json.dumps({"version": version, "files": files}))
 
 
 def complete(final: Path) -> None:
     """The last part."""
     partial = final.with_name(final.name + PARTIAL)
-    if not (partial / checkpoint.MANIFEST).exists():
+    if not (partial / MANIFEST).exists():
         write_manifest(final)
     if final.exists():
         for file in final.iterdir():

@@ -16,7 +16,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-PARTIAL, AHEAD = ".partial", ".ahead"
+from .atomic_write import PARTIAL
+
+AHEAD = ".ahead"
+"""After the name of a checkpoint that was put aside."""
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 

@@ -13,7 +13,6 @@ removes.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -29,9 +28,9 @@ import msgspec
 from ..errors import WeightsDamaged
 from ..redis_access.json_records import UNREADABLE
 from . import private_files
+from .atomic_write import MANIFEST, Manifest, written_whole
 from .disk_space import require_space
 
-MANIFEST = "manifest.json"
 _NAME = re.compile(r"v(\d{8,})-t(\d+)")
 
 
@@ -51,12 +50,6 @@ def default_root() -> Path:
     shm = Path("/dev/shm")
     base = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
     return base / f"headrace-{os.getuid()}"
-
-
-class _Manifest(msgspec.Struct, frozen=True):
-    version: int
-    files: dict[str, int]
-    """Bytes by name."""
 
 
 class WeightStore:
@@ -90,17 +83,13 @@ class WeightStore:
 
     def _published(self, version: int, name: str, term: int, write: Callable[[Path], None], began: float) -> Published:
         partial = Path(tempfile.mkdtemp(prefix=f".partial-t{term}-", dir=self.folder))
-        try:
+        target = self.folder / name
+        with written_whole(target, partial):
             write(partial)
             sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
-            (partial / MANIFEST).write_text(json.dumps({"version": version, "files": sizes}))
-            target = self.folder / name
+            Manifest(version, sizes).write(partial)
             if target.exists():
                 self._discard(target)
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         self._forget_old()
         return Published(version, name, target, sum(sizes.values()), time.monotonic() - began)
 
@@ -110,7 +99,7 @@ class WeightStore:
             version, _ = _order(name)
             path = self.folder / name
             private_files.check(self.folder, path)
-            manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_Manifest)
+            manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest[int])
             found = {f: _size(path, f) for f in manifest.files}
         except (OSError, ValueError, *UNREADABLE) as error:
             raise WeightsDamaged(f"weights {name} are not complete: {error}") from error

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from headrace_core.errors import InvalidState
 from headrace_core.jobs.history import MEASURED, page_of_entries
 from headrace_core.jobs.job_store import ENDED, JobStore
 from headrace_core.redis_access.json_records import UNREADABLE
+from headrace_core.storage.atomic_write import written_whole
 
 from ..client import Client
 from .series import point
@@ -171,9 +171,8 @@ async def _waited(stop: asyncio.Event) -> None:
 
 
 def _save(folder: Path, cursor: Cursor) -> None:
-    partial = folder / f"{_CURSOR}.partial"
-    partial.write_bytes(msgspec.json.encode(cursor))
-    os.replace(partial, folder / _CURSOR)
+    with written_whole(folder / _CURSOR) as file:
+        file.write_bytes(msgspec.json.encode(cursor))
 
 
 @contextmanager

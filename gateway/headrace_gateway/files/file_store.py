@@ -22,6 +22,7 @@ from headrace_core.jobs.job_store import new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_record, decode_records
+from headrace_core.storage.atomic_write import written_whole
 from headrace_core.storage.disk_space import require_space
 
 from ..principal import LOCAL, Principal
@@ -120,7 +121,7 @@ class FileStore:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = self.folder / f".{new_id(file_id)}.partial"
         told = hashlib.sha256()
-        try:
+        with written_whole(self.path(file_id), partial):
             with require_space(self.folder), open(partial, "xb", opener=_for_us_alone) as target:
                 while part := source.read(_PART):
                     told.update(part)
@@ -128,9 +129,6 @@ class FileStore:
                 size = target.tell()
             if size > self.max_bytes:
                 raise TooLarge(f"the file has {size} bytes; at most {self.max_bytes} are taken", param="file")
-            partial.rename(self.path(file_id))
-        finally:
-            partial.unlink(missing_ok=True)
         return size, told.hexdigest()
 
 

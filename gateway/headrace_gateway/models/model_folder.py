@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace_core.errors import Damaged, InvalidRequest, NotFound, WeightsDamaged
+from headrace_core.storage.atomic_write import written_whole
 
 RESTORE = "restore the model's folder, or name another model"
 _ANOTHER = "export another step"
@@ -59,12 +60,9 @@ def copy(source: Path, target: Path) -> int:
             "its data folder is mounted at that path"
         )
     partial = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
-    try:
+    with written_whole(target, partial):
         shutil.copytree(source, partial, ignore=_links)
         _check(partial)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
 
 

@@ -20,7 +20,6 @@ else is one; a checkpoint that another user of the machine may have written is n
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 import zlib
@@ -28,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import torch
@@ -45,19 +44,13 @@ from headrace_core.errors import DiskFull
 from headrace_core.jobs.job_store import CHECKPOINT_MODEL
 from headrace_core.redis_access.json_records import UNREADABLE
 from headrace_core.storage import private_files
+from headrace_core.storage.atomic_write import MANIFEST, PARTIAL, Manifest, remove, sync
 from headrace_core.storage.disk_space import require_space
-from headrace_core.storage.job_folder import AHEAD, PARTIAL, JobFolder
+from headrace_core.storage.job_folder import AHEAD, JobFolder
 
 from ..training.trainer import Trainer
 
-MANIFEST = "manifest.json"
 _READ = 1 << 20
-
-
-class _Manifest(msgspec.Struct, frozen=True):
-    version: Annotated[int, msgspec.Meta(ge=0)]
-    files: Annotated[dict[str, tuple[int, int]], msgspec.Meta(min_length=1)]
-    """By path within the folder: size in bytes, CRC-32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +72,7 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
     partial = final.with_name(final.name + PARTIAL)
     first = trainer.ranks.index == 0
     if first:
-        _clear(partial)
+        remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial.mkdir(mode=0o700)
     trainer.ranks.barrier()
@@ -93,9 +86,9 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
             shutil.rmtree(partial)
         raise
     if first:
-        _clear(final)
+        remove(final)
         partial.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     trainer.ranks.barrier()
     return final
 
@@ -126,10 +119,10 @@ def _bytes(trainer: Trainer) -> int:
 
 def _complete(partial: Path, version: int) -> None:
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
-    (partial / MANIFEST).write_bytes(msgspec.json.encode(_Manifest(version, files)))
+    Manifest(version, files).write(partial)
     for path in (*partial.rglob("*"), partial):
         path.chmod(path.stat().st_mode & ~0o077)  # torch goes by the umask; what others may write to is not loaded
-        _sync(path)
+        sync(path)
 
 
 @contextmanager
@@ -160,15 +153,9 @@ def newest(output_dir: Path, ledger: int) -> Found:
 
 def _put_aside(path: Path) -> None:
     aside = path.with_name(path.name + AHEAD)
-    _clear(aside)
+    remove(aside)
     path.rename(aside)
-    _sync(path.parent)
-
-
-def _clear(folder: Path) -> None:
-    """Raises `OSError` where it cannot be removed: what is written next must not be mixed with it."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    sync(path.parent)
 
 
 def load(trainer: Trainer, path: Path) -> None:
@@ -206,7 +193,7 @@ def _what_is_wrong(path: Path, version: int) -> str | None:
     except PermissionError as error:
         return str(error)
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_Manifest)
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest[tuple[int, int]])
     except (OSError, *UNREADABLE) as error:
         return f"its {MANIFEST} cannot be read: {error}"
     if manifest.version != version:
@@ -228,12 +215,3 @@ def _fingerprint(file: Path) -> tuple[int, int]:
             size += len(part)
             crc = zlib.crc32(part, crc)
     return size, crc
-
-
-def _sync(path: Path) -> None:
-    """Onto the disk: a file's content, or a folder's names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
