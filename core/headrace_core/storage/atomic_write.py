@@ -38,11 +38,10 @@ class Manifest(msgspec.Struct, Generic[Description], frozen=True):
 
 @contextmanager
 def written_whole(final: Path, partial: Path | None = None) -> Iterator[Path]:
-    """Gives the path to write a file or a folder to, which gets its final name when the block ends without an error.
+    """Gives the path to write a file or a folder to. It gets its final name when the block ends; an error removes it.
 
-    An error removes what was written. A file that is there is replaced; a folder that is there and not empty is an
-    `OSError`. `partial`: another name than that of `final` with `PARTIAL`, in the same file system; what a process that
-    died has left there is removed first.
+    A file that is there is replaced; a folder that is there and not empty is an `OSError`. `partial`: another path in
+    the same file system. Without it, `final` with `PARTIAL`; what a process that died has left there is removed first.
     """
     if partial is None:
         partial = final.with_name(final.name + PARTIAL)
