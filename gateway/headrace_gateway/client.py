@@ -11,6 +11,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import EventSource
 
 from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 
@@ -111,13 +112,17 @@ class Client:
                 time.sleep(1.0)
 
     def _connected(self, path: str, last: str) -> Iterator[tuple[str, str, str]]:
+        """(id to go on after, kind, data) of each event of one connection."""
         timeout = httpx.Timeout(30.0, read=_STREAM_SILENCE_SECONDS)
         headers = {"Last-Event-ID": last} if last else {}
         with self._http.stream("GET", path, timeout=timeout, headers=headers) as response:
             if response.is_error:
                 response.read()
                 _raise(response)
-            yield from _events(response.iter_lines(), last)
+            for event in EventSource(response).iter_sse():
+                last = event.id or last
+                if event.data:  # else it is the empty line after a comment
+                    yield last, event.event, event.data
         raise Unavailable("it ended before the job did")
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
@@ -135,19 +140,6 @@ class Client:
 
 def _path(job_id: str) -> str:
     return f"/v1/fine_tuning/jobs/{quote(job_id, safe='')}"
-
-
-def _events(lines: Iterator[str], last: str) -> Iterator[tuple[str, str, str]]:
-    """(id to go on after, kind, data); an entry without an id leaves the id as it was."""
-    kind = ""
-    for line in lines:
-        name, _, value = line.partition(": ")
-        if name == "event":
-            kind = value
-        elif name == "id":
-            last = value
-        elif name == "data":
-            yield last, kind, value
 
 
 def _raise(response: httpx.Response) -> None:

@@ -15,6 +15,7 @@ from headrace_core.errors import InvalidData, InvalidRequest, NotFound, Unavaila
 from headrace_core.jobs.job_store import JobError, PausedBy
 from headrace_gateway.cli import job_file, main
 from headrace_gateway.client import Client
+from headrace_gateway.events import job_streams
 from headrace_lab.paths import ADDER
 
 from .conftest import Served, rows, stored_job
@@ -134,6 +135,27 @@ async def test_the_gateways_own_words_reach_the_terminal(served: Served) -> None
                 list(client.stream("ftjob-none"))
 
     await asyncio.to_thread(ask)
+
+
+async def test_a_stream_outlasts_its_comments_and_is_parted_at_line_feeds_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON may hold line separators of Unicode as they are; they once parted an event in two."""
+    monkeypatch.setattr(job_streams, "PING_SECONDS", 0.02)
+    await served.jobs.create(stored_job("ftjob-talks", status="running"))
+    messages = ["one\u2028two\x85three", "four"]
+    await served.jobs.tell("ftjob-talks", messages[0])
+
+    def follow() -> list[str]:
+        with Client(served.url) as client:
+            return [data["message"] for kind, data in client.stream("ftjob-talks") if kind == "event"]
+
+    following = asyncio.create_task(asyncio.to_thread(follow))
+    await asyncio.sleep(0.5)  # comments go by
+    await served.jobs.tell("ftjob-talks", messages[1])
+    await served.jobs.move("ftjob-talks", "succeeded")
+    told = await asyncio.wait_for(following, timeout=30)
+    assert [message for message in told if message in messages] == messages
 
 
 def test_no_gateway_there() -> None:
