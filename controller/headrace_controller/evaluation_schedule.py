@@ -21,7 +21,7 @@ _SIGNAL_SECONDS = 1.0
 
 
 class Evaluations:
-    """Those of one job."""
+    """The evaluations of one job: which are due, running and done."""
 
     def __init__(self, job: Job, jobs: JobStore, ledger: Ledger) -> None:
         self._job, self._jobs, self._ledger = job, jobs, ledger

@@ -27,7 +27,7 @@ _STARTING = b"starting"
 
 
 class ControllerHeartbeats:
-    """Those of every job."""
+    """When the controller of each job was last heard of."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis

@@ -81,8 +81,6 @@ class Replaced(Exception):
 
 
 class JobController:
-    """See the module's picture."""
-
     def __init__(self, settings: Settings, redis_url: str, job_id: str) -> None:
         redact_streams()
         self._settings = settings

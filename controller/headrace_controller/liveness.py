@@ -35,7 +35,7 @@ class StallTimer:
         return self.seconds
 
     def begin(self) -> None:
-        """Count from here."""
+        """Start, or restart, the count."""
         self.seconds, self._looked = 0.0, self._clock()
 
 

@@ -106,7 +106,6 @@ class RayControllerManager:
         self._looking: asyncio.Task[None] | None = None
 
     async def ensure(self, job: Job) -> None:
-        """See `ControllerManager`."""
         self._look_soon(job.id)
 
     async def cancel(self, job_id: str) -> None:
@@ -139,7 +138,6 @@ class RayControllerManager:
             log.warning("jobs could not be told", error=str(fault))
 
     async def ping(self) -> None:
-        """See `ControllerManager`."""
         nodes = await _ask(ray.nodes, seconds=PING_SECONDS)
         if not any(node["Alive"] for node in nodes):
             raise Unavailable("Ray has no node that is alive")
@@ -226,12 +224,10 @@ class RayControllerManager:
         return near
 
     async def suspend(self) -> None:
-        """See `ControllerManager`."""
         await self.close()
         await asyncio.gather(*(_suspend(job_id) for job_id in await _living()))
 
     async def close(self) -> None:
-        """See `ControllerManager`."""
         if self._looking is not None:
             await cancel([self._looking])
 

@@ -29,7 +29,7 @@ GROUPS_PART = 0.5
 
 
 class MemoryShare:
-    """One job's."""
+    """The part of Redis' memory that one job may use."""
 
     def __init__(self, redis: Redis, jobs: JobStore, settings: Settings, job_id: str) -> None:
         self._redis, self._jobs, self._job_id = redis, jobs, job_id

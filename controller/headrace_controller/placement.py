@@ -58,18 +58,15 @@ class WorkerActor:
             self._fault = error
 
     async def start(self) -> dict[str, Any]:
-        """See `headrace_core.protocols.worker.Worker`."""
         if self._fault is not None:
             raise self._fault
         facts: dict[str, Any] = await self._worker.start()
         return facts | {"pid": os.getpid()}
 
     async def run(self) -> str:
-        """See `headrace_core.protocols.worker.Worker`."""
         return str(await self._worker.run())
 
     async def stop(self) -> None:
-        """See `headrace_core.protocols.worker.Worker`."""
         if self._worker is not None:
             await self._worker.stop()
 
@@ -77,7 +74,6 @@ class WorkerActor:
         """Answers, whatever else goes on."""
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
-        """See `headrace_core.protocols.worker.EvaluatingWorker`."""
         result: EvaluationMetrics = await self._worker.evaluate(version)
         return result
 

@@ -57,7 +57,7 @@ class _Doing(msgspec.Struct):
 
 
 class WaitGraph:
-    """Those of one job."""
+    """Which workers of one job wait for which."""
 
     def __init__(self) -> None:
         self._doing: dict[str, _Doing] = {}

@@ -136,5 +136,5 @@ def progress(account: LedgerCounts) -> tuple[int, int]:
 
 
 def spoken(waits: Sequence[Wait]) -> str:
-    """For a person."""
+    """The waits in words."""
     return "; ".join(map(str, waits)) or "no worker was heard of"

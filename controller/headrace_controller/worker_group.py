@@ -79,7 +79,7 @@ class WorkerGroup:
         await asyncio.gather(*(worker.stop(self._to_stop(worker), patience) for worker in self.workers))
 
     def _to_stop(self, worker: WorkerSupervisor) -> float:
-        """Seconds it may take."""
+        """Seconds that a worker may take to stop."""
         return self._settings.stall_timeout if worker.name == LEARNER_NAME else STOP_SECONDS
 
     async def leave(self) -> None:

@@ -43,28 +43,22 @@ class ActorProcess:
         self._actor = actor
 
     async def start(self) -> dict[str, Any]:
-        """See `WorkerProcess`."""
         facts: dict[str, Any] = await self._actor.start.remote()
         return facts
 
     async def run(self) -> str:
-        """See `WorkerProcess`."""
         return str(await self._actor.run.remote())
 
     async def stop(self) -> None:
-        """See `WorkerProcess`."""
         await self._actor.stop.remote()
 
     async def ping(self) -> None:
-        """See `WorkerProcess`."""
         await self._actor.ping.remote()
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """See `WorkerProcess`."""
         return await getattr(self._actor, method).remote(*arguments)
 
     def kill(self) -> None:
-        """See `WorkerProcess`."""
         ray.kill(self._actor)
 
 
@@ -87,7 +81,6 @@ class RankedProcess:
         return (await asyncio.gather(*(rank.run() for rank in self._ranks)))[0]
 
     async def stop(self) -> None:
-        """See `WorkerProcess`."""
         await asyncio.gather(*(rank.stop() for rank in self._ranks))
 
     async def ping(self) -> None:
@@ -95,10 +88,9 @@ class RankedProcess:
         await asyncio.gather(*(rank.ping() for rank in self._ranks))
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Asked of rank 0."""
+        """Call a method of rank 0."""
         return await self._ranks[0].call(method, *arguments)
 
     def kill(self) -> None:
-        """See `WorkerProcess`."""
         for rank in self._ranks:
             rank.kill()

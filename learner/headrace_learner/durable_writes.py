@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 class DurableWriter:
-    """One learner's."""
+    """Writes of one learner that are repeated until there is room for them."""
 
     def __init__(
         self, lead: RankCoordinator, redis: Redis, jobs: JobStore, config: WorkerConfig, again: float = AGAIN_SECONDS

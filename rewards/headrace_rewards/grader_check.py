@@ -42,7 +42,7 @@ from .sandbox.level_probe import assess_in_child
 
 
 class CheckRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What stdin holds."""
+    """What the process reads from its stdin."""
 
     grader: Any
     samples: list[Sample] = []
@@ -64,7 +64,7 @@ class GraderProblem(msgspec.Struct):
 
 
 class CheckReport(msgspec.Struct):
-    """What stdout gets."""
+    """What the process writes to its stdout."""
 
     ok: bool
     error: GraderProblem | None

@@ -91,7 +91,7 @@ class Breaker:
         return True
 
     def note(self, *, well: bool) -> None:
-        """How a post ended."""
+        """Record how a post ended."""
         if well:
             self._failures, self._opens_at = 0, None
             return

@@ -93,7 +93,7 @@ class Watched:
 
     @property
     def part(self) -> GraderPart:
-        """For the report."""
+        """Its entry in the report."""
         return GraderPart(self.spec.name, self.spec.type, self.failures)
 
     @property

@@ -52,7 +52,6 @@ def collected(file: Path) -> Code:
 
 
 def digest(code: Code) -> str:
-    """See the module."""
     lines = (f"{hashlib.sha256(code[path]).hexdigest()}  {path}\n" for path in sorted(code))
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 

@@ -61,7 +61,7 @@ class GroupBuilder:
         return self._measurer.tightest
 
     def prompt(self, lease: Lease) -> Prompt:
-        """Of the leased group."""
+        """The prompt of the leased group."""
         return self._prompts[self._order.row(lease.group_id)]
 
     async def make(self, lease: Lease, group_size: int) -> Group:

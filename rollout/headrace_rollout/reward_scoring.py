@@ -75,5 +75,5 @@ def value_of(outcome: Outcome) -> tuple[float | None, dict[str, float]]:
 
 
 def failure_data(failure: Failure) -> dict[str, Any]:
-    """For an event."""
+    """The event data of a failed reward."""
     return {"kind": failure.kind, "error": failure.message, "traceback": failure.traceback}

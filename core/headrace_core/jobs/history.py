@@ -100,7 +100,7 @@ def _source() -> str:
 
 
 class History:
-    """Every job's history."""
+    """The events and measurements of all jobs."""
 
     def __init__(self, redis: Redis, heartbeats_kept: int = HEARTBEATS_KEPT, bytes_kept: int = BYTES_KEPT) -> None:
         self._redis = redis

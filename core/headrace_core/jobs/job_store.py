@@ -308,7 +308,7 @@ class JobStore:
         type: Literal["message", "metrics"] = "message",
         data: dict[str, Any] | None = None,
     ) -> Event:
-        """Append an event."""
+        """Append an event to the job's history."""
         event = Event("", time.time(), level, message, type, data)
         number = await self.history.tell(job_id, _json.encode(event), event.created_at)
         return msgspec.structs.replace(event, id=event_id(job_id, number))

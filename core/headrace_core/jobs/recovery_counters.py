@@ -28,7 +28,6 @@ class RecoveryCounters:
         self._key = JobKeys(job_id).mending
 
     async def acted(self, act: Act) -> None:
-        """Count an act."""
         await run(self._redis.hincrby(self._key, act, 1))
 
     async def restarted(self, worker: str) -> None:
@@ -36,7 +35,6 @@ class RecoveryCounters:
         await run(self._redis.hincrby(self._key, _RESTARTS + worker, 1))
 
     async def counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """See `counts_of`."""
         return counts_of(self._job_id, await run(self._redis.hgetall(self._key)))
 
 

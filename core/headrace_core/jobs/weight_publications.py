@@ -31,7 +31,7 @@ class Publication(msgspec.Struct, frozen=True):
 
 
 class Publications:
-    """Those of one job."""
+    """When each policy version of one job was published."""
 
     def __init__(self, redis: Redis, job_id: str) -> None:
         self._redis = redis

@@ -33,7 +33,7 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 class WorkerDrains:
-    """Those of one job."""
+    """Which rollout workers of one job are to take no more work."""
 
     def __init__(self, redis: Redis, job_id: str) -> None:
         self._redis = redis
@@ -66,7 +66,7 @@ class WorkerDrains:
         return None if raw is None else self._read(worker, raw)
 
     async def all(self) -> dict[str, Drain]:
-        """By worker."""
+        """The drains in force, by worker."""
         raw = await run(self._redis.hgetall(self._keys.drains))
         names = {worker: worker.decode(errors="replace") for worker in raw}
         return {names[worker]: self._read(names[worker], drain) for worker, drain in raw.items()}

@@ -92,7 +92,7 @@ class ChatProgress(msgspec.Struct, frozen=True):
 
 
 class ChatBegun(msgspec.Struct, frozen=True):
-    """A chat under way."""
+    """The first answer to a chat: it was accepted."""
 
     id: str
     prompt_tokens: int

@@ -88,7 +88,7 @@ class Worker(Protocol):
 
 
 class EvaluatingWorker(Worker, Protocol):
-    """A rollout worker."""
+    """A rollout worker, which can also evaluate."""
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
         """Greedy completions of the validation rows, all by one policy version: `version`, or the newer one that the

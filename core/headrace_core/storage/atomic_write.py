@@ -32,7 +32,7 @@ class Manifest(msgspec.Struct, Generic[Description], frozen=True):
     """By path within the folder, each with what must be true of it."""
 
     def write(self, folder: Path) -> None:
-        """As the folder's `MANIFEST`."""
+        """Write it to the folder, as the last of its files."""
         (folder / MANIFEST).write_bytes(msgspec.json.encode(self))
 
 

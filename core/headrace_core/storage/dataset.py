@@ -43,7 +43,7 @@ _decoder = msgspec.json.Decoder()
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One prompt."""
+    """One row of a dataset: a prompt and what graders need of it."""
 
     messages: list[dict[str, Any]]
     item: dict[str, Any]

@@ -36,7 +36,7 @@ class JobFolder:
 
     @property
     def model(self) -> Path:
-        """The trained model."""
+        """The model folder that a finished job leaves."""
         return self.path / "model"
 
     @property

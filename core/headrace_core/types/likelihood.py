@@ -35,7 +35,7 @@ class Likelihood(msgspec.Struct, array_like=True, frozen=True):
     """R is affine in f, so that R_new is exact; where it is not, R stays as it was given."""
 
     def value(self, logprobs: Sequence[float]) -> float:
-        """f."""
+        """The function of the likelihood that the reward is."""
         match self.kind:
             case "product":
                 found = math.exp(math.fsum(logprobs))

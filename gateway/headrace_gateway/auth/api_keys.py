@@ -41,7 +41,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def principal(self) -> Principal:
-        """Its holder."""
+        """The principal that holds the key."""
         return Principal(self.id, self.name, self.scope)
 
     def why_not(self, now: float) -> str | None:

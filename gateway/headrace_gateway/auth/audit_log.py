@@ -34,7 +34,7 @@ Log = Literal["changes", "refusals", "unauthenticated"]
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One request."""
+    """One request, as the audit log records it."""
 
     time: float
     """Unix seconds."""

@@ -37,7 +37,7 @@ class RequestInfo:
 
     @classmethod
     def of(cls, scope: Scope) -> RequestInfo:
-        """Of an ASGI request."""
+        """The information in an ASGI request."""
         client = scope.get("client")
         shown = {name: value for name, value in scope["headers"] if name in _WANTED}
         query = scope["query_string"].decode("latin-1")

@@ -42,7 +42,7 @@ DEATHS = 2
 
 
 class ChatConnection(Protocol):
-    """One chat under way."""
+    """One chat that a chat actor is answering."""
 
     @property
     def prompt_tokens(self) -> int: ...
@@ -80,7 +80,6 @@ class RayChatPool:
         self._redis = redis
 
     async def begin(self, model: Model, request: ChatRequest) -> ChatConnection:
-        """See `ChatPool`."""
         if not ray.is_initialized():  # else Ray would start a cluster by itself
             raise Unavailable("this gateway is not connected to Ray, which runs the models")
         deadline = time.monotonic() + self._settings.start_timeout + END_SECONDS
@@ -100,12 +99,10 @@ class RayChatPool:
             await chat_actor.gone([_name(model)], deadline)
 
     async def end(self, model: Model) -> None:
-        """See `ChatPool`."""
         if ray.is_initialized():
             await chat_actor.end([_name(model)])
 
     async def stop(self) -> None:
-        """See `ChatPool`."""
         await chat_actor.end(await chat_actor.names())
 
     async def _begin(self, actor: Any, model: Model, request: ChatRequest, deadline: float) -> ChatBegun | None:

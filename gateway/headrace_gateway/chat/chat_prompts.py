@@ -55,8 +55,6 @@ class _Start(msgspec.Struct):
 
 
 class _Question(msgspec.Struct):
-    """One of the two."""
-
     messages: list[dict[str, str]] | None = None
     json_schema: str | None = None
 
@@ -67,7 +65,7 @@ class _Answer(msgspec.Struct):
 
 
 class ChatPrompts:
-    """Of one model."""
+    """Turns the messages of chats with one model into token ids."""
 
     def __init__(self, config: ChatConfig) -> None:
         self._config = config
@@ -187,7 +185,7 @@ class _Process:
         return answer
 
     async def end(self) -> None:
-        """Whatever it is doing."""
+        """End the process, whatever it is doing."""
         if self.lives:
             self._process.kill()
         await self._process.wait()

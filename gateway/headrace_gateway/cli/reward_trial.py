@@ -73,7 +73,7 @@ class Summary:
         return statistics.pstdev(self.scores) if self.scores else math.nan
 
     def share(self, count: int) -> float:
-        """Of the completions."""
+        """The share of the completions."""
         return count / self.completions
 
     def quantile(self, part: float) -> float:

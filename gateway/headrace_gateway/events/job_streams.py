@@ -101,7 +101,7 @@ class JobStreams:
 
     @property
     def followed(self) -> dict[str, int]:
-        """Listeners by job."""
+        """Number of subscribers, by job."""
         return {job_id: stream.subscribers for job_id, stream in self._streams.items()}
 
     def close(self) -> None:

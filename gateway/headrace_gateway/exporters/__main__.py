@@ -39,7 +39,6 @@ async def run(errand: ExportRequest) -> None:
 
 
 def main() -> None:
-    """See the module."""
     redact_streams()
     errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=ExportRequest)
     try:

@@ -59,10 +59,10 @@ class ExportRequest(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """A job's measurements."""
+    """Where an export reads a job's measurements."""
 
     async def status(self) -> str:
-        """Of the job, now."""
+        """The job's present status."""
         ...
 
     async def after(self, number: int) -> list[SinkEntry]:
@@ -77,27 +77,23 @@ class FromRedis:
         self._jobs, self._id = jobs, job_id
 
     async def status(self) -> str:
-        """See `Source`."""
         return (await self._jobs.get(self._id)).status
 
     async def after(self, number: int) -> list[SinkEntry]:
-        """See `Source`."""
         found, _ = await page_of_entries(self._jobs.history, self._id, number, BATCH, MEASURED)
         return [SinkEntry(e.number, e.kind, msgspec.json.decode(e.data)) for e in found]
 
 
 class FromGateway:
-    """A source anywhere else."""
+    """A job's measurements, read from the gateway's API."""
 
     def __init__(self, client: Client, job_id: str) -> None:
         self._client, self._id = client, job_id
 
     async def status(self) -> str:
-        """See `Source`."""
         return str(self._client.job(self._id)["status"])
 
     async def after(self, number: int) -> list[SinkEntry]:
-        """See `Source`."""
         found = self._client.job(self._id, "/metrics", after=str(number), limit=BATCH)["data"]
         return [SinkEntry(int(e["id"]), e["kind"], e["data"]) for e in found]
 

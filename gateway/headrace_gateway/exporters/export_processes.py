@@ -72,7 +72,7 @@ class ExportProcesses:
         self._running.clear()
 
     def folder(self, job_id: str, target: Target) -> Path:
-        """Where the files are."""
+        """The folder that the export writes to."""
         return JobFolder.of(self._settings.data_dir, job_id).export(target)
 
     def _targets(self, job: Job) -> Iterator[tuple[Target, dict[str, Any]]]:

@@ -26,8 +26,6 @@ class SinkEntry(msgspec.Struct, frozen=True):
 
 
 class Sink(Protocol):
-    """See the module."""
-
     def write(self, entry: SinkEntry, point: Point) -> None:
         """Take one entry, also as scalars."""
         ...

@@ -44,15 +44,12 @@ class Jsonl:
         self._file = opened_at(folder / "metrics.jsonl", size)
 
     def write(self, entry: SinkEntry, point: Point) -> None:
-        """See `Sink`."""
         line = {"id": str(entry.number), "kind": entry.kind, "data": entry.data}
         self._file.write(msgspec.json.encode(line) + b"\n")
 
     def flush(self) -> int:
-        """See `Sink`."""
         self._file.flush()
         return self._file.tell()
 
     def close(self) -> None:
-        """See `Sink`."""
         self._file.close()

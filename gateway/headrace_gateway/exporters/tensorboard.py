@@ -25,17 +25,14 @@ class TensorBoard:
             self._records.write(Event(wall_time=created, file_version="brain.Event:2").SerializeToString())
 
     def write(self, entry: SinkEntry, point: Point) -> None:
-        """See `Sink`."""
         if point.values:
             values = [Summary.Value(tag=name, simple_value=value) for name, value in point.values.items()]
             event = Event(wall_time=point.time, step=point.step, summary=Summary(value=values))
             self._records.write(event.SerializeToString())
 
     def flush(self) -> int:
-        """See `Sink`."""
         self._records.flush()
         return self._file.tell()
 
     def close(self) -> None:
-        """See `Sink`."""
         self._records.close()

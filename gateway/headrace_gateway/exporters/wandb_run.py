@@ -37,7 +37,6 @@ class WandbRun:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, entry: SinkEntry, point: Point) -> None:
-        """See `Sink`."""
         if point.values:
             self._run.log({**point.values, "step": point.step}, step=entry.number)
 
@@ -46,5 +45,4 @@ class WandbRun:
         return 0
 
     def close(self) -> None:
-        """See `Sink`."""
         self._run.finish()

@@ -64,7 +64,7 @@ class FileStore:
         return FileStore(self._redis, self.folder, self.max_bytes, principal)
 
     def path(self, file_id: str) -> Path:
-        """Where the bytes are."""
+        """The path of the file's content."""
         return self.folder / file_id
 
     def whole(self, stored: StoredFile) -> Path:

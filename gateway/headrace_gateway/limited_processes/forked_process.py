@@ -89,7 +89,6 @@ class ForkServer:
         return ProcessResult(int(status), out, said) if status else None
 
     async def close(self) -> None:
-        """See the class. Idempotent."""
         async with self._starting:
             await self._end()
 

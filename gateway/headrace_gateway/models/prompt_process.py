@@ -73,7 +73,7 @@ class _Answer(msgspec.Struct):
 
 
 class PromptChecks:
-    """Of one gateway."""
+    """The processes in which one gateway checks prompts."""
 
     def __init__(self, run: RunProcess = _started_within_limits) -> None:
         """`run` gives the process that `ENVIRONMENT`."""

@@ -80,7 +80,7 @@ async def shown(gateway: GatewayContext, job_id: str) -> dict[str, Any]:
 
 
 def describe_change(line: SettingChange) -> str:
-    """For the user."""
+    """One line that tells the user of the change."""
     return f"{line.name} {line.before} → {line.after} from version {line.from_version}, by {line.by}"
 
 

@@ -27,7 +27,6 @@ class _FormRoute(DurableRoute):
     """Reads a form with bounds of its own: what is no file is kept in memory."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See FastAPI's."""
         handle = super().get_route_handler()
         if "POST" not in self.methods:
             return handle

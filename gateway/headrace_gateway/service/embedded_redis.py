@@ -73,7 +73,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """For `headrace_core.redis_access.client.connect`."""
+        """The address that `headrace_core.redis_access.client.connect` takes."""
         return f"unix://{self.socket}"
 
     @property
@@ -82,7 +82,6 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     async def lost(self) -> str | None:
-        """See `keeper.Part`."""
         status = None if self._process is None else self._process.poll()
         if status is None:
             return None
@@ -94,7 +93,6 @@ class RedisServer:
         await asyncio.to_thread(self.wait_until_ready)
 
     def notice(self) -> Notice | None:
-        """See `keeper.Part`."""
         if (cut := self.cut) is None:
             return None
         return f"redis left out the last command, not wholly written: {cut}", {"worker": self.name, "cut": cut}

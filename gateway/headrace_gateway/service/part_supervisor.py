@@ -26,11 +26,11 @@ log = get_logger(__name__)
 
 
 class ServicePart(Protocol):
-    """What is kept alive."""
+    """A component that is restarted when it fails."""
 
     @property
     def name(self) -> str:
-        """As events have it."""
+        """The component's name in events."""
         ...
 
     async def lost(self) -> str | None:
@@ -47,7 +47,7 @@ class ServicePart(Protocol):
 
 
 class PartSupervisor:
-    """One part's."""
+    """Restarts one component of the service when it fails."""
 
     def __init__(self, part: ServicePart, jobs: JobStore, restarts: RestartBudget) -> None:
         self._part = part

@@ -62,7 +62,6 @@ class RayConnection:
         self._thread.shutdown()
 
     async def lost(self) -> str | None:
-        """See `keeper.Part`."""
         if (ended := _ended()) is not None:
             return f"lost its {ended}"
         if time.monotonic() < self._looked + _NODE_LOOK_SECONDS:
@@ -76,7 +75,6 @@ class RayConnection:
         return None if alive else "gave up this machine's node"
 
     async def restart(self) -> None:
-        """See `keeper.Part`."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._reconnect)
 
     def notice(self) -> None:

@@ -118,7 +118,7 @@ class CutOff:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One step's work."""
+    """All completions of one optimizer step, as tensors."""
 
     table: Table
     samples: tuple[tuple[TrainableCompletion, ...], ...]

@@ -48,7 +48,7 @@ class Passage:
 
     @property
     def tokens(self) -> int:
-        """How many."""
+        """Number of tokens."""
         return len(self.targets_at)
 
     @property

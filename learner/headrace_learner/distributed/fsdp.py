@@ -135,7 +135,6 @@ class FsdpGroup:
         dist.barrier()
 
     def exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """See `Ranks`."""
         given = torch.cat(list(sent))
         received = torch.empty(sum(sizes), dtype=torch.uint8)
         dist.all_to_all_single(received, given, list(sizes), [len(part) for part in sent], group=self._beside)

@@ -58,24 +58,21 @@ class ProcessGroup(Protocol):
 
 
 class SingleProcess:
-    """One process."""
+    """The group of a learner that is one process: nobody to wait for or to exchange with."""
 
     index, size = 0, 1
 
     def sum(self, column: Tensor) -> Tensor:
-        """Its own."""
         return column
 
     def barrier(self) -> None:
         """Nobody to wait for."""
 
     def exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """With itself."""
         return list(sent)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Nobody to lose."""
         yield
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ class JoinGroup(Command, frozen=True, tag=True):
 
 
 class Load(Command, frozen=True, tag=True):
-    """Load a checkpoint."""
+    """The command to load a checkpoint."""
 
     path: str
 

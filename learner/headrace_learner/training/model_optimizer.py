@@ -33,7 +33,7 @@ class ModelOptimizer:
         """Called when the gradients are there, and the weights are about to change."""
 
     def set_rate(self, learning_rate: float) -> None:
-        """Of the next updates."""
+        """Set the learning rate of the next updates."""
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
 

@@ -42,7 +42,6 @@ class AuditedSpec(GraderSpec):
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     def needs(self) -> frozenset[Need]:
-        """Of both."""
         return self.grader.needs() | self.audit.needs()
 
     def middle(self) -> float:
@@ -56,8 +55,6 @@ class AuditedSpec(GraderSpec):
 
 
 class AuditedReward:
-    """See the module's picture."""
-
     def __init__(self, spec: AuditedSpec, held: Reward, audit: Reward) -> None:
         self._spec = spec
         self._held = held

@@ -42,7 +42,7 @@ class PythonSpec(GraderSpec):
     """Processes that run it side by side."""
 
     def ignored(self) -> list[str]:
-        """The image."""
+        """The field `image_tag`, which is accepted and not used."""
         return (
             [] if self.image_tag is None else [f"image_tag {self.image_tag!r}: there is one environment, the service's"]
         )

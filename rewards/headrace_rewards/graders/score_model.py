@@ -27,7 +27,7 @@ class ScoreModelSpec(JudgeSpec):
     range: Annotated[tuple[float, float], AfterValidator(_ordered)] = (0.0, 1.0)
 
     def middle(self) -> float:
-        """Of the range."""
+        """The middle of the range."""
         return (self.range[0] + self.range[1]) / 2
 
 

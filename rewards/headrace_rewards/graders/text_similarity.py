@@ -116,7 +116,7 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 
 
 class TextSimilaritySpec(GraderSpec):
-    """OpenAI's fields."""
+    """The fields of OpenAI's grader."""
 
     type: Literal["text_similarity"]
     input: TemplateText

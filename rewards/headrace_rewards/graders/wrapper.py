@@ -22,15 +22,12 @@ class WrappingSpec(GraderSpec):
     grader: AnyGrader
 
     def needs(self) -> frozenset[Need]:
-        """The held grader's."""
         return self.grader.needs()
 
     def middle(self) -> float:
-        """The held grader's."""
         return self.grader.high_from()
 
     def truths(self) -> dict[str, float]:
-        """The held grader's."""
         return self.grader.truths()
 
 
@@ -41,7 +38,6 @@ class WrappingReward(ABC):
         self._held = held
 
     async def start(self) -> None:
-        """Start the held reward."""
         await self._held.start()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
@@ -50,7 +46,6 @@ class WrappingReward(ABC):
         return [self._outcome(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
 
     async def close(self) -> None:
-        """Close the held reward."""
         await self._held.close()
 
     @abstractmethod

@@ -87,7 +87,6 @@ class _Batch:
         self._verdicts: dict[tuple[str, str], float | None] = {}
 
     def verdict(self, text: str, gold: str) -> float | None:
-        """See `judge`."""
         question = self._shortest(text), gold
         if question not in self._verdicts:
             self._verdicts[question] = self._judge(*question)

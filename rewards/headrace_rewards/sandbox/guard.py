@@ -40,8 +40,6 @@ WAITED_FOR = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1)
 
 
 class HostGuard:
-    """See the module's picture."""
-
     def __init__(self, cell: containment.Cell, host_pid: int, channel: int, service: int) -> None:
         """`channel` is the number by which the host knows its socket to the service; `service` is a process."""
         self._cell = cell

@@ -56,7 +56,7 @@ class Channel:
         return self._stream.read(length)
 
     def fileno(self) -> int:
-        """Of the socket."""
+        """The socket's file descriptor."""
         return self._socket.fileno()
 
     def keep_from_children(self) -> None:

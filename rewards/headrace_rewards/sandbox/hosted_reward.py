@@ -30,7 +30,7 @@ _CLOSE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """What to run."""
+    """The function to run, and where it is."""
 
     path: str
     """Absolute; with `source`, a name for it."""
@@ -51,8 +51,6 @@ class Code:
 
 
 class HostedReward:
-    """See the module's picture."""
-
     def __init__(
         self,
         code: Code,

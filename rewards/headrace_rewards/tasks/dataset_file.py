@@ -53,7 +53,7 @@ class TaskFileRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TaskFileReport(msgspec.Struct):
-    """What stdout gets."""
+    """What the process writes to its stdout."""
 
     ok: bool
     error: dict[str, str | None] | None = None

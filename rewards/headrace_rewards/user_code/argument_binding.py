@@ -120,7 +120,6 @@ class PlainParser:
     """What verifiers gives to a function that asks for `parser`, unless the environment has one: text as it is."""
 
     def parse(self, text: str) -> str:
-        """The text."""
         return text
 
     def parse_answer(self, completion: str | list[dict[str, Any]]) -> str | None:
@@ -131,7 +130,6 @@ class PlainParser:
         return str(said[-1].get("content", "")) if said else None
 
     def get_assistant_messages(self, completion: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those of the model."""
         return [message for message in completion if message.get("role") == "assistant"]
 
 

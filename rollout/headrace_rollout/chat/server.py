@@ -55,8 +55,6 @@ FAILED_SECONDS = 10.0
 
 
 class ChatServer:
-    """See the module's picture."""
-
     def __init__(self, config: ChatConfig) -> None:
         self._config = config
         self._engine = create(config.engine, _engine_config(config))
@@ -125,7 +123,7 @@ class ChatServer:
         return True
 
     async def facts(self) -> ChatFacts:
-        """How busy this is."""
+        """What the gateway shows of the server: how busy it is."""
         idle = 0.0 if self._chats else time.monotonic() - self._used
         return ChatFacts(self._config.model, self._started.is_set(), len(self._chats), idle)
 
@@ -198,7 +196,6 @@ class Chat:
         return time.monotonic() - self._read_at > LAPSE_SECONDS
 
     async def read(self) -> ChatProgress:
-        """See `ChatServer.read`."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), READ_SECONDS)
         self._news.clear()

@@ -24,7 +24,7 @@ _HALF = "\ufffd"
 
 
 class TextStream:
-    """One completion."""
+    """The text of one completion, as its tokens arrive."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self.stopped = False

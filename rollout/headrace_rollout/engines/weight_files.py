@@ -47,7 +47,7 @@ class BaseModel:
 
     @cached_property
     def names(self) -> set[str]:
-        """Of its tensors."""
+        """The names of its tensors."""
         return _names(self.folder)
 
     def require_whole(self, folder: Path) -> None:

@@ -20,12 +20,11 @@ class EntropySpec(base.VerifierFreeSpec):
 
 
 def negative_entropy(measured: PolicyMeasurements) -> Outcome:
-    """R of one completion."""
+    """The reward of one completion, in nats."""
     if not measured.entropies:
         return base.UNMEASURED
     return Score(-math.fsum(measured.entropies) / len(measured.entropies))
 
 
 def make(spec: EntropySpec, builder: Any) -> Reward:
-    """The reward of `spec`."""
     return base.make(base.of_each(negative_entropy), spec, builder)

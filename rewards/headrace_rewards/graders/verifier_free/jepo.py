@@ -32,8 +32,6 @@ class JepoSpec(LogLikelihoodSpec):
 
 
 def make(spec: LogLikelihoodSpec, builder: Any) -> Reward:
-    """The reward of `spec`."""
-
     def bound(measured: PolicyMeasurements) -> Outcome:
         logprobs = measured.reference
         if logprobs is None:

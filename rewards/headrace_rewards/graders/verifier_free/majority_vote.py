@@ -33,8 +33,6 @@ def answer_in(text: str, tag: str) -> str | None:
 
 
 def make(spec: MajorityVoteSpec, builder: Any) -> Reward:
-    """The reward of `spec`."""
-
     def vote(samples: Sequence[Sample]) -> list[Outcome]:
         answers = [answer_in(sample.output_text, spec.tag) for sample in samples]
         votes: dict[int, Counter[str]] = {}

@@ -83,5 +83,4 @@ def added(sample: Sample) -> Outcome:
 
 
 def make(spec: RlprSpec, builder: Any) -> Reward:
-    """The reward of `spec`."""
     return base.make(Rlpr(spec.spread_share), spec, builder)

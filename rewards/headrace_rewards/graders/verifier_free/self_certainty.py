@@ -20,12 +20,11 @@ class SelfCertaintySpec(base.VerifierFreeSpec):
 
 
 def certainty(measured: PolicyMeasurements) -> Outcome:
-    """R of one completion."""
+    """The reward of one completion, in nats."""
     if not measured.certainties:
         return base.UNMEASURED
     return Score(math.fsum(measured.certainties) / len(measured.certainties))
 
 
 def make(spec: SelfCertaintySpec, builder: Any) -> Reward:
-    """The reward of `spec`."""
     return base.make(base.of_each(certainty), spec, builder)

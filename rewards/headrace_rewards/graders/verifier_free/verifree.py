@@ -32,5 +32,4 @@ def likelihood(measured: PolicyMeasurements) -> Outcome:
 
 
 def make(spec: VeriFreeSpec, builder: Any) -> Reward:
-    """The reward of `spec`."""
     return base.make(base.of_each(likelihood), spec, builder)

@@ -43,7 +43,7 @@ def shown(pid: int) -> Iterator[Path]:
 
 
 def open_files(pid: int) -> int:
-    """How many it has."""
+    """Number of its open files."""
     for folder in shown(pid):
         try:
             found = len(os.listdir(folder / "fd"))

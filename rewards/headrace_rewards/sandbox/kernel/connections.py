@@ -206,7 +206,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _path(address: bytes) -> bytes:
-    """Of a `sockaddr_un`."""
+    """The path in a `sockaddr_un`."""
     if len(address) < 2 or struct.unpack_from("=H", address)[0] != socket.AF_UNIX:
         raise _Refused(errno.EPERM)
     path = address[2:].partition(b"\0")[0]

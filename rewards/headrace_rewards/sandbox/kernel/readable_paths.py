@@ -24,7 +24,7 @@ _MOST_ENTRIES = 1_000
 
 
 class View(NamedTuple):
-    """Existing paths."""
+    """The paths that a contained process sees; all exist."""
 
     readable: list[Path]
     """None of them below another."""

@@ -174,7 +174,7 @@ def _set_capabilities(kept: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """All of them."""
+    """Give up every capability of this process."""
     _set_capabilities(0)
 
 
