@@ -54,6 +54,6 @@ class Recovery:
             ) from error
 
     async def tell(self, what: str, which: Iterable[str]) -> None:
-        """Emit an event for each step of the recovery."""
+        """Emit one warning for each of `which`, after the words of `what`."""
         for one in which:
             await self._jobs.tell(self._job_id, f"{what}: {one}", level="warn")
