@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from ..protocol import Outcome, Sample, Score
 from .spec import GraderSpec
-from .templates import MissingPath, Template, outcome_of, rendered
+from .templates import Template
+from .text_pair import TextPairReward
 
 
 def _parses(source: str) -> str:
@@ -37,26 +37,8 @@ class StringCheckSpec(GraderSpec):
     operation: Literal["eq", "ne", "neq", "like", "ilike"]
 
 
-class StringCheck:
-    """Needs no process: nothing of the user's is executed."""
+class StringCheck(TextPairReward):
+    """1.0 or 0.0 a sample."""
 
     def __init__(self, spec: StringCheckSpec) -> None:
-        self._input = Template.parse(spec.input)
-        self._reference = Template.parse(spec.reference)
-        self._holds = _OPERATIONS[spec.operation]
-
-    async def start(self) -> None:
-        """Nothing to start."""
-
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """1.0 or 0.0 a sample; see `outcome_of` for one whose templates cannot be filled."""
-        return [self._score(sample) for sample in samples]
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-    def _score(self, sample: Sample) -> Outcome:
-        try:
-            return Score(float(self._holds(*rendered(sample, self._input, self._reference))))
-        except MissingPath as missing:
-            return outcome_of(missing)
+        super().__init__(spec.input, spec.reference, _OPERATIONS[spec.operation])

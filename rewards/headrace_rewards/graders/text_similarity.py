@@ -12,7 +12,6 @@ has nothing in common with any other, not even with itself: 0 by every metric bu
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import math
@@ -25,10 +24,9 @@ import snowballstemmer
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
-from ..protocol import Outcome, Sample, Score
 from .spec import GraderSpec
 from .string_check import TemplateText
-from .templates import MissingPath, Template, outcome_of, rendered
+from .text_pair import TextPairReward
 
 Words = Sequence[str]
 
@@ -136,29 +134,11 @@ class TextSimilaritySpec(GraderSpec):
     ]
 
 
-class TextSimilarity:
-    """Needs no process: nothing of the user's is executed."""
+class TextSimilarity(TextPairReward):
+    """0 to 1 a sample."""
 
     def __init__(self, spec: TextSimilaritySpec) -> None:
-        self._input = Template.parse(spec.input)
-        self._reference = Template.parse(spec.reference)
-        self._metric = METRICS[spec.evaluation_metric]
-
-    async def start(self) -> None:
-        """Nothing to start."""
-
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """0 to 1 a sample, computed in a thread; see `outcome_of` for one whose templates cannot be filled."""
-        return await asyncio.to_thread(lambda: [self._score(sample) for sample in samples])
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-    def _score(self, sample: Sample) -> Outcome:
-        try:
-            return Score(self._metric(*rendered(sample, self._input, self._reference)))
-        except MissingPath as missing:
-            return outcome_of(missing)
+        super().__init__(spec.input, spec.reference, METRICS[spec.evaluation_metric])
 
 
 def _words(text: str) -> Words:
