@@ -12,8 +12,8 @@ from typing import Any
 
 from openai import OpenAI
 
-from headrace_gateway.report import Record, steady_shares
 from headrace_lab.example_run import connect, fetch, follow, server
+from headrace_lab.job_report import Record, steady_shares
 from headrace_lab.paths import EXAMPLES
 
 JOB_SECONDS = 600

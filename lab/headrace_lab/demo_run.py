@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from headrace_gateway.report import Record, steady_shares
+from headrace_lab.job_report import Record, steady_shares
 from headrace_lab.paths import ADDER
 
 DEMO = ADDER / "demo.py"

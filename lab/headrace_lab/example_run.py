@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-from headrace_gateway.report import Record
 from headrace_lab.child_processes import ending_with_parent
+from headrace_lab.job_report import Record
 
 STOP_SECONDS = 120
 PAGE = 10_000

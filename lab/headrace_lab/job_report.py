@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headrace_core.ledger.ledger import LIVE
+from headrace_gateway.cli.job_summary import of_its_bound
+from headrace_gateway.views.reward_summary import in_words
 
-from .cli.job_summary import of_its_bound
 from .plot_style import INK, MUTED, set_style
-from .views.reward_summary import in_words
 
 BLUE, GREEN, AMBER, RED, GREY = "#2b6cb0", "#2f855a", "#d69e2e", "#c53030", "#cbd5e0"
 AGE_COLOURS = ("#2c7a7b", "#38a89d", "#9ae6b4", "#fbd38d", "#ed8936", "#dd6b20", "#c05621", "#9b2c2c")
