@@ -57,7 +57,7 @@ def redis_address(url: str, password: str | None, ca_file: Path | None) -> str:
     parts = urlsplit(url)
     if password is not None:
         if parts.password is not None:
-            raise InvalidRequest("Redis' password is given twice: in the URL and beside it", param="redis_password")
+            raise InvalidRequest("Redis' password is given twice: in the URL and in a setting", param="redis_password")
         _, _, host = parts.netloc.rpartition("@")
         parts = parts._replace(netloc=f"{quote(parts.username or '', safe='')}:{quote(password, safe='')}@{host}")
     if ca_file is not None:

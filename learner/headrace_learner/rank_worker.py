@@ -67,7 +67,7 @@ class RankWorker:
         began = time.monotonic()
         order = await self._orders.next(self._config.start_timeout)
         if not isinstance(order, JoinGroup):
-            raise HeadraceError(f"the first order of a rank is to meet the others, not {order}")
+            raise HeadraceError(f"the first command of a rank is to join the group, not {order}")
         ranks = self._ranks = await self._in_thread(lambda: self._join(order))
         trainer = await self._in_thread(lambda: self._load(ranks))
         self._obeying = asyncio.create_task(self._obey(trainer, ranks), name="obey")
@@ -144,7 +144,7 @@ class RankWorker:
                 return lambda: checkpoint.save(trainer, Path(self._config.output_dir), version)
             case WriteModel():
                 return lambda: trainer.policy.write_model(None)
-        raise HeadraceError(f"rank {self._config.rank} of the learner does not know the order {order}")
+        raise HeadraceError(f"rank {self._config.rank} of the learner does not know the command {order}")
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -231,7 +231,7 @@ class RolloutWorker:
                 await asyncio.wait([self._starting], timeout=STOP_SECONDS)
             await asyncio.wait_for(self._idle.wait(), STOP_SECONDS)
         except TimeoutError as error:
-            raise TimedOut(f"{self._config.worker} did not give its leases back in {STOP_SECONDS:.0f} s") from error
+            raise TimedOut(f"{self._config.worker} did not return its leases within {STOP_SECONDS:.0f} s") from error
         finally:
             await self._engine.close()
             await self._reward.close()

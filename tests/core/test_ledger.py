@@ -209,7 +209,7 @@ async def test_a_checkpoint_lets_covered_groups_go_and_keeps_the_rest(ledger: Le
         await ledger.settle(term, steps[-1], f"v{version + 1}")
     assert await ledger.covered(2) == 4
     assert await ledger.covered(2) == 0
-    with pytest.raises(NotFound, match="group 2 is kept no longer"):
+    with pytest.raises(NotFound, match="group 2 is no longer stored"):
         await ledger.replay(steps[1])
     assert [g.group_id for g in await ledger.replay(steps[2])] == list(steps[2].groups)
     assert await ledger.steps(2) == steps[2:]

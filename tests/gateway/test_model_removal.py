@@ -101,7 +101,7 @@ async def test_nothing_outside_the_jobs_folder_is_deleted(
     shutil.copytree(ADDER / "model", elsewhere / "model")
     _, name = await trained(served, "ftjob-a", steps=1)
     await served.jobs.add_checkpoint("ftjob-a", Checkpoint("ftckpt_x", 1.0, 1, name, str(elsewhere)))
-    with pytest.raises(openai.BadRequestError, match="left as it is"):
+    with pytest.raises(openai.BadRequestError, match="is not touched"):
         await client.models.delete(name)
     assert (elsewhere / "model" / "config.json").is_file()
 

@@ -95,7 +95,7 @@ async def test_a_learner_whose_ranks_do_not_come_says_which(bench: Callable[...,
     job = bench("alone", learner_ranks=2)
     await job.open()
     worker = LearnerWorker(msgspec.structs.replace(of_start(job, "lonely"), start_timeout=1.0))
-    with pytest.raises(TimedOut, match="rank 1 of the learner's 2 ranks did not come within 1 s"):
+    with pytest.raises(TimedOut, match="rank 1 of the learner's 2 ranks did not connect within 1 s"):
         await worker.start()
     await worker.stop()
 
@@ -110,6 +110,6 @@ async def test_orders_are_heard_once_in_order_and_only_of_their_start(redis: Red
     await redis.xadd(key, entry)  # as if the connection had broken before the answer
     heard = CommandStream(redis, "ftjob-orders", "a")
     assert [await heard.next(5), await heard.next(5)] == [train, Finish()]
-    with pytest.raises(TimedOut, match="rank 0 of the learner gave no order and no sign of life"):
+    with pytest.raises(TimedOut, match="rank 0 of the learner sent no command and no heartbeat"):
         await heard.next(0.1)
     assert 0 < await redis.ttl(key) <= 3600

@@ -165,7 +165,7 @@ def test_a_store_listens_where_it_says_and_nowhere_else() -> None:
         (lambda port: connect_store("127.0.0.1", port, 2, 0.5), "rank 0 of the learner did not answer at 127.0.0.1:"),
         (
             lambda port: join_group(host_store("127.0.0.1", 2, 5), "127.0.0.1", 0, 2, 0.5, 5),
-            "rank 1 of the learner's 2 ranks did not come",
+            "rank 1 of the learner's 2 ranks did not connect",
         ),
     ],
 )

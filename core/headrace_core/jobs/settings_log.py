@@ -94,6 +94,6 @@ class SettingsLog:
         if done == b"again":
             return None
         if done != b"ok":
-            raise InvalidState(f"the job is {done.decode()}: its settings change no more")
+            raise InvalidState(f"the job is {done.decode()}: its settings can no longer change")
         await self.refresh()
         return self.changes[known : known + len(arguments) // 3]

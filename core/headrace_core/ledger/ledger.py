@@ -413,7 +413,7 @@ class Ledger:
             place: Any = entry and entry_id(entry, f"{self._keys.group(group_id)} entry")
             found = await run(self._redis.xrange(self._keys.groups, place, place)) if entry else []
             if not found:
-                raise NotFound(f"group {group_id} is kept no longer (job closed, or covered by a checkpoint?)")
+                raise NotFound(f"group {group_id} is no longer stored (job closed, or covered by a checkpoint?)")
             messages.append(_group(group_id, found[0][1].get(b"data", b"")))
         return messages
 

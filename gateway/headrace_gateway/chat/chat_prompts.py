@@ -276,7 +276,7 @@ def _ids(counter: PromptCounter, messages: list[dict[str, str]], start: _Start) 
     except PromptRefused as error:
         raise InvalidRequest(f"messages: {error.message}", param="messages") from error
     if not ids:
-        raise InvalidRequest("messages: they are no tokens to this model", param="messages")
+        raise InvalidRequest("messages: this model's tokenizer makes no tokens of them", param="messages")
     if len(ids) > start.context:
         raise InvalidRequest(
             f"messages: they are {len(ids)} tokens, more than the context of {start.context}: shorten them",

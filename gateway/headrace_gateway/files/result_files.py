@@ -61,7 +61,7 @@ async def every(files: FileStore, jobs: JobStore) -> list[StoredFile]:
 def check_removable(file: StoredFile) -> None:
     """Raises `InvalidState` for a result file."""
     if file.purpose == PURPOSE:
-        raise InvalidState(f"file {file.id} belongs to its job, and is kept with it", param="file_id")
+        raise InvalidState(f"file {file.id} belongs to its job, and cannot be deleted", param="file_id")
 
 
 async def _make(files: FileStore, jobs: JobStore, job: Job, file_id: str) -> None:

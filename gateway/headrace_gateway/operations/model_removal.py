@@ -28,7 +28,7 @@ async def remove(here: GatewayContext, name: str) -> None:
     own = JobFolder(_real(JobFolder.of(here.settings.data_dir, job.id).path))
     folder = _real(checkpoint.path)
     if not folder.is_relative_to(own.checkpoints):
-        raise InvalidState(f"{name} is not in the folder of its job, and is left as it is", param="model")
+        raise InvalidState(f"{name} is not in the folder of its job, and is not touched", param="model")
     everyone = JobStore(here.redis)
     await _check_unneeded(everyone, name, job, folder)
     newest = (await everyone.checkpoints(job.id))[0].step == checkpoint.step

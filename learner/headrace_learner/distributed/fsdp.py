@@ -99,7 +99,7 @@ def join_group(
         store.wait(places, timedelta(seconds=timeout))
     except dist.DistError as error:
         lacking = ", ".join(place for place in places if not store.check([place]))
-        raise TimedOut(f"{lacking} of the learner's {size} ranks did not come within {timeout:.0f} s") from error
+        raise TimedOut(f"{lacking} of the learner's {size} ranks did not connect within {timeout:.0f} s") from error
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, _interface(address))
     device = training_device()

@@ -127,4 +127,4 @@ class CommandStream:
             if not isinstance(order, Heartbeat):
                 return order
             until = time.monotonic() + timeout
-        raise TimedOut(f"rank 0 of the learner gave no order and no sign of life for {timeout:.0f} s")
+        raise TimedOut(f"rank 0 of the learner sent no command and no heartbeat for {timeout:.0f} s")
