@@ -143,13 +143,13 @@ def test_an_error_of_the_command_line_that_nobody_foresaw_shows_no_key() -> None
     program = """
 import os, sys
 import httpx
-from headrace_gateway import cli
+from headrace_gateway.cli import main
 def broken(self, method, path, **arguments):
     shown = dict(self.headers)
     raise RuntimeError(f"nobody foresaw {len(shown)}")
 httpx.Client.request = broken
 sys.argv = ["headrace", "jobs", "list"]
-cli.main()
+main.main()
 """
     environment = {**os.environ, "HEADRACE_API_KEY": KEY, "COLUMNS": "400", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
