@@ -87,7 +87,7 @@ def test_completions_are_read_from_the_best_to_the_worst(site: Site, browser: Br
     assert browser.text(".group:first-child .notes") == f"said\n<b>{THOUGHT[:20]}"
     assert "What is 37 + 56?" in browser.text(".group .prompt")
     assert "mean reward 0.42" in browser.text(".group .meta")
-    assert "Good:" in browser.text("#good")
+    assert "Healthy:" in browser.text("#good")
     struck = browser.js("return document.querySelectorAll('.group:first-child .tokens > .masked').length")
     assert struck > 0
     browser.screenshot("completions-light")
@@ -150,7 +150,7 @@ def test_steps_are_chosen_text_is_searched_and_pages_are_turned(site: Site, brow
     browser.until_says("Step 3 · group 3")
     assert shown_groups(browser) == ["Step 3 · group 3"], "the address holds what is looked at"
     browser.type("#step", "9")
-    browser.until_says("Nothing is kept of that.")
+    browser.until_says("No completion of that is recorded.")
 
 
 def test_a_new_step_shows_itself_to_who_reads_the_newest(site: Site, browser: Browser) -> None:
@@ -184,7 +184,7 @@ def test_large_groups_and_long_completions_open_in_part(site: Site, browser: Bro
 
 def test_what_is_not_there_is_said(site: Site, browser: Browser) -> None:
     browser.open(keep(site, []))
-    browser.until_says("No step yet. Completions come with the first one.")
+    browser.until_says("No step yet. Completions appear with the first one.")
     browser.expects("404")
     browser.open(f"{site.url}/jobs/ftjob-none/completions")
     browser.until_says("no job 'ftjob-none'")

@@ -51,7 +51,7 @@ def test_every_chart_says_what_good_looks_like_and_has_drawn_something(opened: B
     assert titles == list(CARDS)
     says = opened.js("return [...document.querySelectorAll('section .good-is')].map((e) => e.innerText)")
     assert len(says) == len(CARDS)
-    assert all(line.startswith("Good: ") for line in says)
+    assert all(line.startswith("Healthy: ") for line in says)
     drawn = [title for title in CARDS[:13] if title != "Who waits for whom"]
     assert {title: inked(opened, title) > 200 for title in drawn} == dict.fromkeys(drawn, True)
     opened.screenshot("job-light")

@@ -13,11 +13,11 @@ import { color, onTheme, series } from "./theme.js";
 const EVERY_MS = 5000;
 const MOST = 8;
 const CHARTS = [
-  ["reward", "Reward in training", "Good: higher sooner. By time, it shows what a faster pipeline gains; by step, what fresher data gains.", { format: two }],
-  ["evaluation", "Reward on validation", "Good: the one that counts: held-out prompts, greedy.", { format: two, points: true }],
-  ["age", "Largest age in a step", "Good: no higher than it has to be for the speed that it buys.", { format: whole, range: fromZero }],
-  ["ess", "Effective sample size", "Good: near 100 %: old tokens still count for what they are.", { format: percent, range: share, incrs: [0.25, 0.5] }],
-  ["rate", "Tokens trained a second", "Good: higher, at the same reward by step.", { format: (v) => count(Math.round(v)), range: fromZero }],
+  ["reward", "Reward in training", "Better: higher, sooner. By time it shows the gain of a faster pipeline; by step, the gain of younger data.", { format: two }],
+  ["evaluation", "Reward on validation", "Better: higher. These are greedy answers to held-out prompts: the figure to trust.", { format: two, points: true }],
+  ["age", "Largest age in a step", "Better: no higher than the speed requires.", { format: whole, range: fromZero }],
+  ["ess", "Effective sample size", "Better: near 100 %, where old tokens still count in full.", { format: percent, range: share, incrs: [0.25, 0.5] }],
+  ["rate", "Tokens trained a second", "Better: higher, at the same reward by step.", { format: (v) => count(Math.round(v)), range: fromZero }],
 ];
 
 export async function showCompare(page) {
@@ -46,8 +46,8 @@ class Comparison {
     this.grid = h("div", { class: "grid" });
     page.replaceChildren(h("h1", { class: "plain" }, `${jobs.length} jobs compared`), this.legend,
       h("fieldset", { class: "against" }, h("legend", { class: "sr" }, "Against"), choose("by step", false), choose("by time", true)), this.grid);
-    this.charts = CHARTS.map(([what, title, goodIs, options]) => [what, options, new Lines(card(this.grid, title, goodIs), { series: [], x: byStep, nothing: "Once one of the jobs has it.", ...options })]);
-    this.settings = card(this.grid, "Settings that differ", "Good: one alone: then it is the cause of what differs above.");
+    this.charts = CHARTS.map(([what, title, goodIs, options]) => [what, options, new Lines(card(this.grid, title, goodIs), { series: [], x: byStep, nothing: "Appears once one of the jobs has it.", ...options })]);
+    this.settings = card(this.grid, "Settings that differ", "Best: a single one, which is then the cause of the differences above.");
     onTheme(() => this.#head());
     this.#draw();
     this.#differing();

@@ -58,7 +58,7 @@ class CompletionsPage {
     this.where = h("span", { class: "meta" });
     place.append(
       h("div", { class: "head" }, h("div", { class: "title" }, h("h1", {}, "Completions")),
-        h("p", { class: "meta" }, "What steps trained on: a few groups of each, chosen by their number alone. ", this.name)),
+        h("p", { class: "meta" }, "The completions that steps trained on: a few groups of each step, chosen by a hash of their number. ", this.name)),
       h("section", { class: "card tools", "aria-label": "What is shown" },
         h("fieldset", { class: "ways" }, h("legend", {}, "Colour of a token"), ways),
         h("div", { class: "fields" }, h("label", {}, "Step", this.step), h("label", {}, "Group", this.ofGroup), h("label", { class: "search" }, "Search", this.wanted)),
@@ -136,9 +136,9 @@ class CompletionsPage {
   #whyNothing(wanted) {
     const { step, group } = this.#filters();
     if (wanted && this.groups.length) return "None of the completions on this page holds that text.";
-    if (step || group || this.after) return "Nothing is kept of that. Of each step some groups are, and the oldest go first.";
-    if (this.job.method.reinforcement.hyperparameters.keep_rollouts === 0) return "This job keeps no completions: its keep_rollouts is 0.";
-    return ended(this.job) ? "This job ended before its first step." : "No step yet. Completions come with the first one.";
+    if (step || group || this.after) return "No completion of that is recorded. Some groups of each step are recorded; the oldest are deleted first.";
+    if (this.job.method.reinforcement.hyperparameters.keep_rollouts === 0) return "This job records no completions: its keep_rollouts is 0.";
+    return ended(this.job) ? "This job ended before its first step." : "No step yet. Completions appear with the first one.";
   }
 
   #soon() {

@@ -24,7 +24,7 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// A box of the page: what it shows, and in one line what good looks like.
+// A box of the page: what it shows, and in one line what a healthy one looks like.
 export function card(place, title, goodIs, { wide = false, id } = {}) {
   const box = h("section", { class: `card${wide ? " wide" : ""}`, id }, h("h3", {}, title), h("p", { class: "good-is" }, goodIs));
   place.append(box);

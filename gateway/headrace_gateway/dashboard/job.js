@@ -43,7 +43,7 @@ class JobPage {
 
   on(kind, data) {
     if (kind === "state" && !data.ledger) {
-      this.refused({ message: "What is kept of this job's ledger is damaged: the gateway's log and `headrace doctor` name the record. The job can still be cancelled." });
+      this.refused({ message: "A record of this job's ledger is damaged: the gateway's log and `headrace doctor` name the record. The job can still be cancelled." });
       return;
     }
     if (kind === "state") {
@@ -92,10 +92,10 @@ class JobPage {
     this.learning = new Learning(grids.learning);
     this.staleness = new Staleness(grids.staleness);
     this.flow = new Flow(grids.flow, job.id);
-    this.reward = new RewardFigures(card(grids.trust, "Can the reward be relied on", "Good: completions scored again get the same reward, few rewards are flipped, the reward does not drift, and none fails.", { wide: true }));
-    this.workers = new Workers(card(grids.control, "Workers", "Good: all running, none behind for long, no errors.", { wide: true }), job.id);
-    this.settings = new Settings(card(grids.control, "Settings", "Good: few changes while a job runs, each with a reason: what changed is part of the result.", { wide: true }), job);
-    this.events = new Events(card(grids.control, "Events and errors", "Good: nothing in yellow or red.", { wide: true }));
+    this.reward = new RewardFigures(card(grids.trust, "Can the reward be relied on", "Healthy: completions scored again get the same reward, few rewards are flipped, the reward does not drift, and none fails.", { wide: true }));
+    this.workers = new Workers(card(grids.control, "Workers", "Healthy: all run, none is behind for long, and none has errors.", { wide: true }), job.id);
+    this.settings = new Settings(card(grids.control, "Settings", "Healthy: few changes during a job, each with a reason, because changes are part of the result.", { wide: true }), job);
+    this.events = new Events(card(grids.control, "Events and errors", "Healthy: no warnings (yellow) and no errors (red).", { wide: true }));
   }
 
   #group(id, name) {

@@ -131,5 +131,5 @@ function empty() {
   return h("div", { class: "card empty" },
     h("p", {}, "No job yet. Submit one with the OpenAI client, with curl, or from a terminal:"),
     h("code", {}, "headrace train examples/adder/job.toml"),
-    h("p", {}, "It appears here by itself, with its progress, its reward, and the age of its tokens against the bound."));
+    h("p", {}, "It appears here with its progress, its reward, and the age of its tokens against the bound."));
 }

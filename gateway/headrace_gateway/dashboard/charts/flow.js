@@ -10,7 +10,7 @@ const ENDS = [
   ["queued", "waiting for the learner", "water"],
   ["leased", "being generated", "water"],
   ["dropped_stale", "dropped: too old", "clay"],
-  ["filtered", "of no use to the algorithm", "gold"],
+  ["filtered", "filtered by the algorithm", "gold"],
   ["reward_failed", "reward failed", "bad"],
   ["generation_failed", "generation failed", "bad"],
   ["cancelled", "cancelled with the job", "slate"],
@@ -55,7 +55,7 @@ export class LedgerFlow {
     const sum = there.map(([state]) => `${count(ledger.states[state])} ${words(state)}`).join(" + ") || "0";
     this.balance.replaceChildren(ledger.balanced ? `✓ ${count(ledger.admitted)} admitted = ${sum}` : `✗ the books do not balance: ${count(ledger.admitted)} admitted, but ${sum}`,
       none.length ? h("span", {}, `none ${none.map(([state]) => words(state)).join(", ")}`) : null);
-    this.box.replaceChildren(ledger.admitted ? picture(ledger, there, width) : h("p", { class: "later" }, "Once the first prompt is handed to a worker: where its group is."));
+    this.box.replaceChildren(ledger.admitted ? picture(ledger, there, width) : h("p", { class: "later" }, "Once a worker has the first prompt: where its group is."));
   }
 }
 

@@ -65,7 +65,7 @@ function summary(group) {
   const rewards = group.completions.map((c) => c.reward).filter((r) => r !== null);
   const parts = [`row ${group.row} of the training file`, `updated version ${group.version}`, count(group)];
   if (rewards.length) parts.push(`mean reward ${short(rewards.reduce((a, b) => a + b, 0) / rewards.length)}`);
-  if (rewards.length > 1 && new Set(rewards).size === 1) parts.push("all rewards equal: nothing to learn, so no weight was computed");
+  if (rewards.length > 1 && new Set(rewards).size === 1) parts.push("all rewards are equal: there is no gradient, so no weight was computed");
   if (group.attempt > 1) parts.push(`lease ${group.attempt}: it was issued again`);
   return parts.join(" · ");
 }

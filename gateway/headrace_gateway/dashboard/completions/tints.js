@@ -5,18 +5,18 @@ const LOWEST = -6; // log-probability that has the whole colour: 1 in 400
 
 const amount = (share) => MOST * Math.min(1, Math.max(0, share));
 
-// Each way to colour: its name, what it shows, what good looks like, the tint of a token (null: not known of it), and
+// Each way to colour: its name, what it shows, what a healthy one looks like, the tint of a token (null: not known of it), and
 // the values that its legend names. `scale` is { oldest, cap }: the age and the weight that have the whole colour.
 export const WAYS = {
   age: {
     name: "Age",
-    goodIs: "Good: ages rise towards the beginning of long completions, and nothing beyond the bound is trained (struck through).",
+    goodIs: "Healthy: ages rise towards the beginning of long completions, and no token beyond the bound (struck through) is trained.",
     tint: (token, { oldest }) => (token.age === null ? null : { color: "clay", share: amount(token.age / Math.max(1, oldest)) }),
     legend: ({ oldest }) => steps(oldest).map((age) => [{ age }, age === 1 ? "1 version" : `${age} versions`]),
   },
   weight: {
     name: "Importance weight",
-    goodIs: "Good: nearly colourless, weights near 1. Strong colours: the policy has moved far from what sampled the token.",
+    goodIs: "Healthy: nearly colourless, with weights near 1. Strong colours: the policy differs much from the one that sampled the token.",
     tint: ({ weight }, { cap }) => {
       if (weight === null) return null;
       const side = Math.log(Math.max(weight, 1e-9)) / Math.log(Math.max(cap, 1.01));
@@ -27,13 +27,13 @@ export const WAYS = {
   },
   logprob: {
     name: "Log-probability",
-    goodIs: "Good: colour at few tokens, where there was something to decide. Colour everywhere: the policy guesses; none anywhere: it explores no more.",
+    goodIs: "Healthy: colour at few tokens, where the policy had a choice. Colour everywhere: it guesses; none at all: it no longer explores.",
     tint: ({ logprob }) => (logprob === null ? null : { color: "violet", share: amount(logprob / LOWEST) }),
     legend: () => [0, -1, -3, LOWEST].map((logprob) => [{ logprob }, `${short(logprob)} (${chance(logprob)})`]),
   },
   plain: {
     name: "Plain",
-    goodIs: "Good: you would have given the completions the rewards that they have.",
+    goodIs: "Healthy: the rewards are those that you would have given.",
     tint: () => ({ color: "clay", share: 0 }),
     legend: () => [],
   },
@@ -43,8 +43,8 @@ export const WHY = {
   too_old: "older than the bound",
   zero_weight: "its loss weight is 0",
   not_sampled: "the environment's: not sampled",
-  no_reward: "its completion has no reward to learn from",
-  greedy: "of the greedy completion, only compared with",
+  no_reward: "its completion has no usable reward",
+  greedy: "of the greedy completion, which others are compared with",
 };
 
 export const chance = (logprob) => {

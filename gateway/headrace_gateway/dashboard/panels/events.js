@@ -15,7 +15,7 @@ export class Events {
   constructor(place) {
     this.alone = h("input", { type: "checkbox", onchange: () => this.log.classList.toggle("troubles", this.alone.checked) });
     this.log = h("ol", { class: "log", tabindex: "0", "aria-label": "Events" });
-    this.nothing = h("p", { class: "later" }, "What the job says comes here, newest first.");
+    this.nothing = h("p", { class: "later" }, "The job's events appear here, newest first.");
     place.append(h("label", { class: "choice" }, this.alone, " warnings and errors alone"), this.nothing, this.log);
   }
 

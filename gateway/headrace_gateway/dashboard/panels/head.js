@@ -64,7 +64,7 @@ export class Head {
   }
 }
 
-const byItself = ({ code, message, time }) => `Paused by itself at ${clock(time)} (${inWords(code)}): ${message}\nOnce that is mended, Resume goes on from there.`;
+const byItself = ({ code, message, time }) => `Paused by itself at ${clock(time)} (${inWords(code)}): ${message}\nRemove the cause; Resume then continues from there.`;
 
 function forked(job) {
   if (!job.forked_from) return null;

@@ -48,7 +48,7 @@ function truth([name, { p01, p10, disagreement }]) {
 }
 
 function between([pair, figure]) {
-  return { of: `Disagree: ${pair}`, figure: figure ?? undefined, says: figure ? percent(figure.value) : "none of both seen yet", more: figure ? range(figure) : "", unknown: figure === null };
+  return { of: `Disagree: ${pair}`, figure: figure ?? undefined, says: figure ? percent(figure.value) : "neither kind seen yet", more: figure ? range(figure) : "", unknown: figure === null };
 }
 
 function audit({ audit_failed: failed }) {

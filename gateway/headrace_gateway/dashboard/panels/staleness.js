@@ -10,13 +10,13 @@ import { percent } from "../format.js";
 
 export class Staleness {
   constructor(grid) {
-    this.heat = new AgeHeat(card(grid, "Token age over the steps", "Good: dark at the bottom, and nothing trained above the dashed line. A band that climbs means the learner falls behind.", { wide: true }));
-    this.bars = new AgeBars(card(grid, "Age distribution", "Good: most tokens are young, and the bound is further right than the tallest bars: it is then no brake."));
-    this.byAge = new Lines(card(grid, "What age costs", "Good: the effective sample size stays high up to the bound, and old tokens are clipped little more than young ones."), {
+    this.heat = new AgeHeat(card(grid, "Token age over the steps", "Healthy: dark at the bottom, and nothing trained above the dashed line. A band that climbs means that the learner falls behind.", { wide: true }));
+    this.bars = new AgeBars(card(grid, "Age distribution", "Healthy: most tokens are young, and the tallest bars are left of the bound, so that the bound slows nothing down."));
+    this.byAge = new Lines(card(grid, "What age costs", "Healthy: the effective sample size stays high up to the bound, and old tokens are clipped little more than young ones."), {
       series: [{ label: "effective sample size, last 20 steps", color: "water", points: true }, { label: "clip share", color: "clay", points: true, dash: true }, { label: "effective sample size, whole job", color: "slate", width: 1.5, dash: true }],
-      x: byAge, format: percent, range: share, incrs: [0.25, 0.5], nothing: "After the first step: how much tokens of each age still count.",
+      x: byAge, format: percent, range: share, incrs: [0.25, 0.5], nothing: "After the first step: the weight of tokens of each age.",
     });
-    this.lag = new LagTimeline(card(grid, "Weights of each worker", "Good: pale nearly everywhere: new weights are applied at once. Dark bars are workers that hold old weights, and make old tokens.", { wide: true }));
+    this.lag = new LagTimeline(card(grid, "Weights of each worker", "Healthy: pale nearly everywhere, because new weights are applied at once. Dark bars: the worker has old weights and samples old tokens.", { wide: true }));
   }
 
   // `bounds`: [first step, bound]… in order, the newest last

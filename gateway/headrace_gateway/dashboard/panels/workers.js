@@ -14,7 +14,7 @@ export class Workers {
 
   constructor(place, id) {
     this.path = `${jobPath(id)}/workers`;
-    this.box = h("div", {}, h("p", { class: "later" }, "Once the job is placed: its workers."));
+    this.box = h("div", {}, h("p", { class: "later" }, "Once the job is placed, its workers appear here."));
     place.append(this.box);
     this.polled = new Polled(id, "workers", (found) => this.#found(found.data), (message) => this.box.replaceChildren(h("p", { class: "later" }, message)));
   }
@@ -43,7 +43,7 @@ export class Workers {
   }
 
   async #drain(worker) {
-    if (await confirmed(`Drain ${worker.id}? It finishes what it has begun, and takes no more.`, "Drain it")) await this.#ask(worker, "drain");
+    if (await confirmed(`Drain ${worker.id}? It finishes its groups, and takes no more.`, "Drain it")) await this.#ask(worker, "drain");
   }
 
   async #ask(worker, what) {
