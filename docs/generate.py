@@ -13,11 +13,13 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cli_page
+import evidence_page
+import exporters_page
 import typer.main
 from pydantic import BaseModel
 
@@ -28,11 +30,6 @@ from headrace_core.types import metrics
 from headrace_gateway.cli import main as cli
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import cli_page  # noqa: E402
-import evidence_page  # noqa: E402
-import exporters_page  # noqa: E402
 
 SETTINGS_INTRO = """\
 # Settings

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from headrace_lab.paths import ROOT
+from headrace_lab.paths import ROOT, load_module
 
-
-def loaded() -> ModuleType:
-    """requirements/audit.py: a script, in no package."""
-    spec = importlib.util.spec_from_file_location("requirements_audit", ROOT / "requirements" / "audit.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-audit = loaded()
+audit = load_module(ROOT / "requirements" / "audit.py")
 ADVISORY = "GHSA-aaaa-bbbb-cccc"
 
 

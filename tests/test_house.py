@@ -307,6 +307,83 @@ def test_every_module_says_what_it_is_for() -> None:
     assert silent == []
 
 
+# ── tests, benchmarks, evidence, simulation, chaos ───────────────────────────────────────────────────────────────────
+
+WORKSHOP = ("lab", "simulation", "chaos", "benchmarks", "evidence", "tests")
+"""What works on the packages, and is in no wheel."""
+TOOLS = [path for folder in (*WORKSHOP, "docs", "docker", "requirements") for path in (ROOT / folder).rglob("*.py")]
+LOADS_USER_CODE = {"code_loading.py", "verifiers_env_judge.py"}
+"""Of the sandbox: whoever wrote a reward finds the files beside it."""
+CHANGES = {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"}
+PATTERNS = {"compile", "findall", "finditer", "fullmatch", "match", "search", "split", "sub", "subn"}
+
+
+def path_changes(tree: ast.Module) -> list[int]:
+    """Lines that change `sys.path`."""
+    found = []
+    for node in ast.walk(tree):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign | ast.Delete):
+            targets = node.targets
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [node.target]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES:
+            targets = [node.func.value]
+        found += [t.lineno for t in targets if ast.unparse(t).split("[")[0] == "sys.path"]
+    return found
+
+
+def patterns_over_messages(tree: ast.Module) -> list[int]:
+    """Lines that hold a pattern against an event's message."""
+    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute))
+    matches = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in PATTERNS]
+    return [c.lineno for c in matches if any(is_message(n) for argument in c.args for n in ast.walk(argument))]
+
+
+def is_message(node: ast.AST) -> bool:
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Constant) and node.slice.value == "message"
+    if isinstance(node, ast.Call):
+        return ast.unparse(node.func).split(".")[-1] == "told"
+    return isinstance(node, ast.Attribute) and node.attr == "message" and "event" in ast.unparse(node.value)
+
+
+def test_what_the_guards_of_the_workshop_look_for_is_found() -> None:
+    changes = ("sys.path[:0] = []", "sys.path.insert(0, '')", "sys.path += []", "sys.path = []", "del sys.path[0]")
+    assert all(path_changes(ast.parse(change)) == [1] for change in changes)
+    assert path_changes(ast.parse("before = list(sys.path)")) == []
+    patterns = (
+        "READY.match(event['message'])",
+        "re.findall('', '\\n'.join(service.told(job)))",
+        "re.match('', event.message)",
+    )
+    assert all(patterns_over_messages(ast.parse(pattern)) == [1] for pattern in patterns)
+    assert patterns_over_messages(ast.parse("re.search('', failure.value.message)")) == []
+
+
+def test_nothing_changes_where_python_looks_for_modules() -> None:
+    """The packages are installed, and the rest is run as modules from the repository's root."""
+    product = [path for _, path in MODULES if path.name not in LOADS_USER_CODE]
+    assert [f"{name_of(p)}:{line}" for p in [*product, *TOOLS] for line in path_changes(parsed(p))] == []
+
+
+def test_imports_stand_at_the_top() -> None:
+    everywhere = [*TOOLS, *(path for _, path in MODULES), *(ROOT / "examples").rglob("*.py")]
+    excused = re.compile(r"#\s*noqa:.*\bE402")
+    assert [name_of(path) for path in everywhere if excused.search(path.read_text())] == []
+
+
+def test_events_are_read_by_their_data() -> None:
+    """Messages are for people, and may be worded anew."""
+    assert [f"{name_of(path)}:{line}" for path in TOOLS for line in patterns_over_messages(parsed(path))] == []
+
+
+def test_no_service_needs_the_workshop() -> None:
+    workshop = {"headrace_lab", "headrace_simulation", "headrace_chaos", "benchmarks", "evidence", "tests"}
+    needing = [name_of(p) for _, p in MODULES if {module.split(".")[0] for module, _ in imports(parsed(p))} & workshop]
+    assert needing == []
+
+
 # ── no dead settings ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

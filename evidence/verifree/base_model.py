@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 from headrace_lab.paths import ADDER, load_module
 
 problems = load_module(ADDER / "adder_problems.py")
-load_module(ADDER / "adder_tokenizer.py")
-pretrain = load_module(ADDER / "adder_pretrain.py")
+pretrain = load_module(
+    ADDER / "adder_pretrain.py", *(ADDER / f"{name}.py" for name in ("adder_problems", "adder_tokenizer"))
+)
 
 GUESSES = 0.5
 """Share of the answers that are a number by chance."""

@@ -11,7 +11,6 @@ from the settings' seed. One thread does everything, in turn.
 
 from __future__ import annotations
 
-import importlib.util
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.storage.dataset import PromptOrder
 from headrace_core.types.trajectory import Completion, Group, sampled_completion
-from headrace_lab.paths import ADDER
+from headrace_lab.paths import ADDER, load_module
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import StepResult, Trainer
@@ -54,12 +53,9 @@ class Task:
 
 def adder() -> Task:
     """The demo's task: two-digit additions in words, rewarded where the answer is right."""
-    spec = importlib.util.spec_from_file_location("adder_reward", ADDER / "reward.py")
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {ADDER / 'reward.py'}")
-    rewards = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rewards)
-    return Task(ADDER / "model", ADDER / "train.jsonl", ADDER / "validation.jsonl", rewards.correct)
+    return Task(
+        ADDER / "model", ADDER / "train.jsonl", ADDER / "validation.jsonl", load_module(ADDER / "reward.py").correct
+    )
 
 
 class Sampler:

@@ -12,13 +12,20 @@ EXAMPLES = ROOT / "examples"
 ADDER, LONGTAIL = EXAMPLES / "adder", EXAMPLES / "longtail"
 
 
-def load_module(path: Path) -> ModuleType:
-    """The module in this file, under its file name. Other files can import it by that name afterwards, as scripts that
-    lie beside it do: load what a script imports before the script."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+def load_module(path: Path, *imported: Path) -> ModuleType:
+    """The module in the file `path`, which belongs to no package. Files that it imports by their names, as a script
+    imports what lies beside it, come in the order in which they can be loaded. No name stays importable afterwards."""
+    before = {file.stem: sys.modules.get(file.stem) for file in (*imported, path)}
+    try:
+        for file in (*imported, path):
+            spec = importlib.util.spec_from_file_location(file.stem, file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+    finally:
+        for name, known in before.items():
+            sys.modules.pop(name, None)
+            if known is not None:
+                sys.modules[name] = known
     return module

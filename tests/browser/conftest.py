@@ -17,7 +17,6 @@ import pytest
 from redis.asyncio import Redis
 from selenium import webdriver
 
-from gateway.conftest import Controllers
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.client import connect, run
@@ -26,6 +25,7 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.serve import HttpServer
 from headrace_lab.browser import Browser, start_chromium
 from headrace_lab.paths import ROOT
+from tests.gateway.conftest import Controllers
 
 REPORT = ROOT / "runs" / "browser"
 STOP_SECONDS = 30

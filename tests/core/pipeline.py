@@ -14,11 +14,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-from paper_ledger import PaperLedger
 
 from headrace_core.ledger.ledger import Lease, Ledger, Refusal, Step, Term, TransitionOutcome
 from headrace_core.types.staleness import Late, Limits, ages, contributes
 from headrace_core.types.trajectory import Group, sampled_completion
+
+from .paper_ledger import PaperLedger
 
 LEASE_TICKS = 12
 LONGEST = 120

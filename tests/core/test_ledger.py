@@ -6,7 +6,6 @@ import asyncio
 
 import numpy as np
 import pytest
-from pipeline import Clock
 from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidRequest, NotFound
@@ -24,6 +23,8 @@ from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import Group, sampled_completion
+
+from .pipeline import Clock
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=20)
 

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline import Clock, a_group
 from redis.asyncio import Redis
 
 from headrace_core.ledger.ledger import LIVE, TERMINAL, Claim, Lease, Ledger, Refusal, Step, Term, TransitionOutcome
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.staleness import Limits
+
+from .pipeline import Clock, a_group
 
 LEASE_SECONDS = 30
 SENT_TWICE = ("renew", "commit", "claim", "settle", "filter", "covered", "close")

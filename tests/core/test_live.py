@@ -9,7 +9,6 @@ import random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline import Clock, SimulatedLearner, SimulatedWorker, a_group
 from redis.asyncio import Redis
 
 from headrace_core.config.hyperparameters import Hyperparameters
@@ -18,6 +17,8 @@ from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.ledger import Claim, Ledger, Refusal, StalenessBoundViolated, Step, Term, TransitionOutcome
 from headrace_core.types.staleness import Late, Limits
+
+from .pipeline import Clock, SimulatedLearner, SimulatedWorker, a_group
 
 SETTINGS = Hyperparameters.model_validate(
     {"n_steps": 20, "batch_size": 2, "max_staleness": 1, "group_size": 4, "learning_rate": 1e-5}

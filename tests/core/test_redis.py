@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from pipeline import a_group
 from redis.asyncio import Redis
 
 from headrace_core.errors import Unavailable
@@ -17,6 +16,8 @@ from headrace_core.redis_access.client import acquired, connect, ping
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.held_answers import held_answers
+
+from .pipeline import a_group
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=20)
 

@@ -8,7 +8,6 @@ import signal
 import time
 
 import pytest
-from pipeline import a_group
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
@@ -20,6 +19,8 @@ from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
 from headrace_core.redis_access.client import connect, is_transient, run
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
+
+from .pipeline import a_group
 
 LIMITS = Limits(batch_size=2, max_staleness=1, total_groups=60)
 JOB = "ftjob-away"

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paper_ledger import PaperLedger
-from pipeline import Clock, SimulatedLearner, a_group, simulate
 from redis.asyncio import Redis
 
 from headrace_core.ledger.ledger import Ledger, Step
 from headrace_core.types.staleness import Late, Limits, Pending, Window, ages, capacity, contributes, select
 from headrace_core.types.trajectory import NO_VERSION
+
+from .paper_ledger import PaperLedger
+from .pipeline import Clock, SimulatedLearner, a_group, simulate
 
 BOUNDS = (0, 1, 2, 4)
 SCHEDULES = 200

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from headrace_lab.paths import ROOT
+from headrace_lab.paths import ROOT, load_module
 
 DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
@@ -23,17 +21,7 @@ ROLES = {"gateway", "learner-cpu", "rollout-cpu", "learner-gpu", "rollout-gpu"}
 PINNED_TAG = re.compile(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*")
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCKER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-replay = load("replay")
+replay = load_module(DOCKER / "replay.py")
 STAGES = replay.read((DOCKER / "Dockerfile").read_text())
 
 

@@ -13,10 +13,11 @@ import pytest
 from openai import OpenAI
 from redis import Redis
 from redis.exceptions import AuthenticationError
-from separate import Separate
 
 from headrace_lab.paths import ADDER
 from headrace_lab.worker_processes import ready_processes
+
+from .separate import Separate
 
 JOB_SECONDS = 300
 STEPS, BATCH = 2, 4

@@ -15,11 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from redis.asyncio import Redis
-from test_docs import DOCS, PAGES, blocks, name_of
 from typer.testing import CliRunner
 
-from gateway.conftest import rows, stored_job
-from gateway.keyed import Keyed, gateway
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
@@ -28,6 +25,10 @@ from headrace_core.types.staleness import Limits
 from headrace_gateway.cli import main
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ROOT
+from tests.gateway.conftest import rows, stored_job
+from tests.gateway.keyed import Keyed, gateway
+
+from .test_docs import DOCS, PAGES, blocks, name_of
 
 README, API = ROOT / "README.md", DOCS / "api.md"
 JOB = "ftjob-1"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib.util
 import json
 import re
 import shlex
@@ -26,7 +25,7 @@ from headrace_core.types.metrics import AgeMetrics, StepMetrics
 from headrace_gateway.app import create_app
 from headrace_gateway.cli import job_file, main
 from headrace_gateway.schemas.jobs import Method
-from headrace_lab.paths import ROOT
+from headrace_lab.paths import ROOT, load_module
 from headrace_rewards.grader_check import check
 from headrace_rewards.registry import GRADERS, validate
 
@@ -62,12 +61,8 @@ def examples(language: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    pages = [DOCS / f"{name}_page.py" for name in ("cli", "evidence", "exporters")]
+    return load_module(DOCS / "generate.py", *pages)
 
 
 @pytest.mark.parametrize("page", ["settings.md", "metrics.md", "cli.md", "exporters.md", "evidence.md"])

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_docs import DOCS, PAGES, blocks, name_of, scores
-from test_tutorial import files
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -21,6 +19,9 @@ from headrace_lab.paths import ADDER, ROOT
 from headrace_rewards.protocol import Failure, NotApplicable, Sample, SampleKey, Score
 from headrace_rewards.registry import GRADERS, build, validate
 from headrace_rollout.prompts import Tokenizer
+
+from .test_docs import DOCS, PAGES, blocks, name_of, scores
+from .test_tutorial import files
 
 README, TUTORIAL, OWN_REWARD = ROOT / "README.md", DOCS / "tutorial.md", DOCS / "how-to" / "own-reward.md"
 ROWS = 32

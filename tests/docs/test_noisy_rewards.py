@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_docs import DOCS, blocks
 
 from headrace_learner.algorithms.advantages import AdvantageInputs, Trajectory, dr_grpo, grpo
 from headrace_rewards.protocol import Sample, SampleKey, Score
 from headrace_rewards.registry import build
+
+from .test_docs import DOCS, blocks
 
 PAGE = DOCS / "how-to" / "noisy-rewards.md"
 DRAWS = 3000

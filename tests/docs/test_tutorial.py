@@ -9,11 +9,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_docs import blocks, scores
 from typer.testing import CliRunner
 
 from headrace_gateway.cli import job_file, main
 from headrace_lab.paths import ROOT
+
+from .test_docs import blocks, scores
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 OWN_REWARD = ROOT / "docs" / "how-to" / "own-reward.md"

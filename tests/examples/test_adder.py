@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headrace_lab.paths import ADDER
+from headrace_lab.paths import ADDER, load_module
 
 MODEL = ADDER / "model"
 Row = dict[str, Any]
@@ -33,12 +32,7 @@ def operands(row: Row) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def rewards() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("adder_reward", ADDER / "reward.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(ADDER / "reward.py")
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +85,12 @@ def test_validation_problems_are_held_out_in_either_order() -> None:
     assert train.isdisjoint(validation)
 
 
-def test_the_script_makes_the_shipped_data_and_tokenizer_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
-) -> None:
-    monkeypatch.syspath_prepend(str(ADDER))
-    from adder_tokenizer import build_tokenizer
-    from make import write_data
-
-    write_data(tmp_path, seed=0)
+def test_the_script_makes_the_shipped_data_and_tokenizer_again(tmp_path: Path, tokenizer: Any) -> None:
+    problems = ADDER / "adder_problems.py"
+    load_module(ADDER / "make.py", problems).write_data(tmp_path, seed=0)
     for name in ("train.jsonl", "validation.jsonl"):
         assert (tmp_path / name).read_bytes() == (ADDER / name).read_bytes()
-    made = build_tokenizer()
+    made = load_module(ADDER / "adder_tokenizer.py", problems).build_tokenizer()
     assert made.get_vocab() == tokenizer.get_vocab()
     assert made.chat_template == tokenizer.chat_template
 

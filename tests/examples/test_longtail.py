@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import sys
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headrace_lab.paths import EXAMPLES
+from headrace_lab.paths import ADDER, LONGTAIL, load_module
 
-ADDER, LONGTAIL = EXAMPLES / "adder", EXAMPLES / "longtail"
 MODEL = LONGTAIL / "model"
 MAX_TOKENS = 256
 Row = dict[str, Any]
@@ -26,26 +24,12 @@ def read_rows(name: str) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def parts() -> Any:
-    """The task's own module, whose imports are the adder's; the path is as it was afterwards."""
-    before = list(sys.path)
-    sys.path[:0] = [str(LONGTAIL), str(ADDER)]
-    try:
-        import longtail_problems
-    finally:
-        sys.path[:] = before
-    return longtail_problems
+    return load_module(LONGTAIL / "longtail_problems.py", ADDER / "adder_problems.py")
 
 
 @pytest.fixture(scope="module")
 def correct() -> Any:
-    before = list(sys.path)
-    sys.path.insert(0, str(ADDER))
-    try:
-        from reward import correct
-    finally:
-        sys.path[:] = before
-        sys.modules.pop("reward", None)
-    return correct
+    return load_module(ADDER / "reward.py").correct
 
 
 @pytest.fixture(scope="module")

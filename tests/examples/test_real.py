@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import pytest
 
 from headrace_core.storage.dataset import read_rows
-from headrace_lab.paths import EXAMPLES
+from headrace_lab.paths import EXAMPLES, load_module
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample, Score
 
@@ -23,13 +20,9 @@ NAMES = ("sums", "data", "reward")
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[dict[str, ModuleType]]:
-    """The example's modules by name; nothing of them stays importable after."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REAL))
-        yield {name: importlib.import_module(name) for name in NAMES}
-        for name in NAMES:
-            del sys.modules[name]
+def real() -> dict[str, ModuleType]:
+    """The example's modules by name."""
+    return {name: load_module(REAL / f"{name}.py", REAL / "sums.py") for name in NAMES}
 
 
 def question(row: dict[str, Any]) -> str:

@@ -11,12 +11,13 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from gateway.conftest import Served, stored_job
-from gateway.kept_groups import END, MODEL_FOLDER, completion, environment_token, group
 from headrace_core.jobs.rollout_records import Rollout, RolloutStore
 from headrace_gateway.routes.rollouts import MOST_TOKENS
 from headrace_gateway.schemas.rollouts import RolloutList
 from headrace_gateway.views import rollouts as rollout_objects
+
+from .conftest import Served, stored_job
+from .kept_groups import END, MODEL_FOLDER, completion, environment_token, group
 
 JOB = "ftjob-1"
 PLENTY = 100_000_000

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.kept_groups import END, MODEL_FOLDER, TOKENIZER
 from headrace_core.errors import InvalidState
 from headrace_gateway.views.token_text import spelled, tokenizer_of
+
+from .kept_groups import END, MODEL_FOLDER, TOKENIZER
 
 
 def ids(text: str) -> list[int]:

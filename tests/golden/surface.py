@@ -1,6 +1,6 @@
 """What users and stored data rely on, read from the code: each `…_surface` is held against a file of this folder.
 
-    .venv/bin/python tests/golden/surface.py        write the files anew; only for a change that is meant to be seen
+    .venv/bin/python -m tests.golden.surface        write the files anew; only for a change that is meant to be seen
 
 They say nothing of texts that are free to change (descriptions, help, names of classes).
 """

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from learner_bench import Bench
-from learner_cases import VOCAB, hyperparameters
 from redis.asyncio import Redis
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -17,6 +15,9 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer
+
+from .learner_bench import Bench
+from .learner_cases import VOCAB, hyperparameters
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import torch
-from learner_cases import hyperparameters, random_group
 from redis.asyncio import Redis
 from safetensors.torch import load_file
 
@@ -18,6 +17,8 @@ from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.staleness import Limits
 from headrace_learner.worker import LearnerWorker
+
+from .learner_cases import hyperparameters, random_group
 
 STEPS, BATCH, ROWS = 6, 4, 24
 

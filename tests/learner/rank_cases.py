@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import psutil
 import torch
-from learner_cases import answered, hyperparameters, random_group
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -25,6 +24,8 @@ from headrace_learner.distributed.process_group import ProcessGroup
 from headrace_learner.models.policy import Policy
 from headrace_learner.rank_worker import RankWorker
 from headrace_learner.training.trainer import StepResult, Trainer
+
+from .learner_cases import answered, hyperparameters, random_group
 
 STEPS = 10
 _SMALL = {"learning_rate": 1e-3, "token_budget": 64, "minibatches": 2}

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from learner_cases import VOCAB
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
 from headrace_core.errors import InvalidRequest
 from headrace_learner.models import lora
+
+from .learner_cases import VOCAB
 
 RANK, ALPHA = 4, 6.0
 LINEAR_SHAPES = [(64, 32), (32, 32), (32, 32), (32, 64), (64, 32), (64, 32), (32, 64)]

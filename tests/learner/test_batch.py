@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import settings as checks
 from hypothesis import strategies as st
-from learner_cases import eventful_group, hyperparameters, random_group
 
 from headrace_core.errors import InvalidData
 from headrace_core.types.trajectory import NO_VERSION, Completion, Group, Role, sampled_completion
 from headrace_learner.algorithms.advantages import Trajectory
 from headrace_learner.algorithms.batch import StepBatch, build_step_batch
 from headrace_learner.algorithms.token_selection import has_learning_signal
+
+from .learner_cases import eventful_group, hyperparameters, random_group
 
 
 def multi_turn() -> Group:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from learner_cases import VOCAB, assert_close, disturb, hyperparameters, random_group, recorded
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -31,6 +30,8 @@ from headrace_learner.algorithms.advantages import (
 from headrace_learner.algorithms.kl import kl_estimate
 from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.training.trainer import Trainer
+
+from .learner_cases import VOCAB, assert_close, disturb, hyperparameters, random_group, recorded
 
 Make = Callable[..., Trainer]
 PROMPT = [3, 1, 4]

@@ -9,9 +9,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import settings as checks
 from hypothesis import strategies as st
-from learner_cases import hyperparameters
 
 from headrace_learner.algorithms.importance_weights import StalenessWeights, staleness_weights
+
+from .learner_cases import hyperparameters
 
 ROWS = [0, 1, 0, 1, 2]
 RATIOS = [2.0, 0.25, 8.0, 1.0, 3.0]

@@ -15,14 +15,15 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from kill_cases import be_learner
-from learner_bench import BATCH, Bench
-from learner_cases import assert_same_state, random_group
 
 from headrace_core.ledger.ledger import TransitionOutcome
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.training.trainer import Trainer
+
+from .kill_cases import be_learner
+from .learner_bench import BATCH, Bench
+from .learner_cases import assert_same_state, random_group
 
 KILLS, STEPS, SEED = 20, 40, 6
 IN_STEPS, IN_START = 3.5, 0.25

@@ -11,8 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from learner_bench import BATCH, STEPS, Bench, learner, train_whole
-from learner_cases import random_group
 from safetensors.torch import load_file
 
 from headrace_core.errors import InvalidState, TimedOut
@@ -22,6 +20,9 @@ from headrace_core.ledger.ledger import TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.types.metrics import WorkerMetrics
 from headrace_learner.worker import LearnerWorker
+
+from .learner_bench import BATCH, STEPS, Bench, learner, train_whole
+from .learner_cases import random_group
 
 
 async def test_a_job_is_trained_step_by_step(bench: Callable[..., Bench]) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from learner_cases import VOCAB, hyperparameters, random_group
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace_core.errors import InvalidRequest
 from headrace_learner.algorithms.batch import build_step_batch
 from headrace_learner.models import logits
 from headrace_learner.models.policy import Policy
+
+from .learner_cases import VOCAB, hyperparameters, random_group
 
 SMALL = {
     **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},

@@ -7,13 +7,14 @@ from collections import Counter
 
 import pytest
 import torch
-from learner_cases import answered, random_group
 
 from headrace_core.types.metrics import AgeMetrics
 from headrace_learner.algorithms.batch import Table
 from headrace_learner.algorithms.token_selection import AgeCount, rewards_differ
 from headrace_learner.distributed.process_group import SingleProcess
 from headrace_learner.training.step_metrics import MISMATCH, StepLog, summarise
+
+from .learner_cases import answered, random_group
 
 
 def a_table(behaviour: list[float], ages: list[int], fresh: list[bool] | None = None) -> Table:

@@ -10,8 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from learner_bench import Bench, learner
-from learner_cases import hyperparameters, random_group
 from redis.asyncio import Redis
 
 from headrace_core.concurrency import cancel
@@ -20,6 +18,9 @@ from headrace_core.types.trajectory import Group
 from headrace_learner.training.mismatch import Mismatch, MismatchWatch
 from headrace_learner.training.step_metrics import MISMATCH
 from headrace_learner.training.trainer import Trainer
+
+from .learner_bench import Bench, learner
+from .learner_cases import hyperparameters, random_group
 
 Make = Callable[..., Trainer]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from learner_cases import VOCAB, hyperparameters, random_group
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -25,6 +24,8 @@ from transformers import (
 
 from headrace_learner.algorithms.batch import MicroBatch, build_step_batch
 from headrace_learner.models.policy import Policy
+
+from .learner_cases import VOCAB, hyperparameters, random_group
 
 
 def a_batch() -> MicroBatch:

@@ -6,11 +6,19 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import learner_oracle as oracle
 import numpy as np
 import pytest
 import torch
-from learner_cases import (
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from headrace_core.config.algorithm_presets import ALGORITHMS
+from headrace_core.types.trajectory import Completion, Group, Role
+from headrace_learner.algorithms.presets import IMPLEMENTATIONS
+from headrace_learner.training.trainer import StepResult, Trainer
+
+from . import learner_oracle as oracle
+from .learner_cases import (
     VOCAB,
     Update,
     answered,
@@ -21,13 +29,6 @@ from learner_cases import (
     likely,
     recorded,
 )
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-
-from headrace_core.config.algorithm_presets import ALGORITHMS
-from headrace_core.types.trajectory import Completion, Group, Role
-from headrace_learner.algorithms.presets import IMPLEMENTATIONS
-from headrace_learner.training.trainer import StepResult, Trainer
 
 Make = Callable[..., Trainer]
 VERSION = 3

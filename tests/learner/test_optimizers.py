@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from learner_cases import hyperparameters, random_group
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,6 +23,8 @@ from headrace_learner.optimizers import OPTIMIZERS
 from headrace_learner.optimizers.dct import cosine_basis
 from headrace_learner.optimizers.galore import leading_directions, limit_growth
 from headrace_learner.training.trainer import Trainer
+
+from .learner_cases import hyperparameters, random_group
 
 LOW_RANK = ("galore", "fira", "dct_adamw")
 RATE = 0.03

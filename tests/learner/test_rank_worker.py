@@ -10,8 +10,6 @@ from multiprocessing.context import SpawnProcess
 
 import msgspec
 import pytest
-from learner_bench import STEPS, Bench, learner, train_whole
-from rank_cases import be_follower
 from redis.asyncio import Redis
 
 from headrace_core.errors import TimedOut
@@ -19,6 +17,9 @@ from headrace_core.protocols.worker import WorkerConfig
 from headrace_learner.distributed.fsdp import RanksLost
 from headrace_learner.distributed.rank_commands import CommandStream, Finish, Heartbeat, Train
 from headrace_learner.worker import LearnerWorker
+
+from .learner_bench import STEPS, Bench, learner, train_whole
+from .rank_cases import be_follower
 
 Follow = Callable[[WorkerConfig], SpawnProcess]
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from learner_cases import random_group
 from redis.asyncio import Redis
 
 from headrace_core.errors import DiskFull
@@ -20,6 +19,8 @@ from headrace_learner.distributed.rank_commands import Save
 from headrace_learner.distributed.rank_coordinator import RankCoordinator
 from headrace_learner.durable_writes import DurableWriter
 from headrace_learner.training.trainer import Trainer
+
+from .learner_cases import random_group
 
 JOB = "ftjob-room"
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_cases import VOCAB, assert_close, recorded
 from transformers import AutoModelForCausalLM
 
 from headrace_core.types.trajectory import Completion, Group, Role
 from headrace_learner.training.trainer import Trainer
+
+from .learner_cases import VOCAB, assert_close, recorded
 
 PROMPT = np.array([3, 1, 4, 1, 5], np.int32)
 MAX_TOKENS = 16

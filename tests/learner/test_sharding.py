@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import CASES, STEPS, be_rank, figures, make, train
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,6 +28,8 @@ from headrace_core.errors import TimedOut
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.distributed.fsdp import connect_store, host_store, join_group, own_address
 from headrace_learner.training.trainer import Trainer
+
+from .rank_cases import CASES, STEPS, be_rank, figures, make, train
 
 CHECKPOINT = Path("checkpoints") / f"step-{STEPS:08d}"
 

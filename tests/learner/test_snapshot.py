@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from learner_cases import assert_same_state, random_group
 
 from headrace_core.types.trajectory import Group
 from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.checkpoints import memory_snapshot
 from headrace_learner.checkpoints.memory_snapshot import Restored, Snapshots
 from headrace_learner.training.trainer import Trainer
+
+from .learner_cases import assert_same_state, random_group
 
 Make = Callable[..., Trainer]
 

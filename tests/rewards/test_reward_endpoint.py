@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from http_server import Answerer, Asked, Reply, Server, serving
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, InvalidState
@@ -23,6 +22,8 @@ from headrace_rewards.protocol import (
     Score,
 )
 from headrace_rewards.registry import build, validate
+
+from .http_server import Answerer, Asked, Reply, Server, serving
 
 
 def described(url: str, **fields: Any) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
-from http_server import Answerer, Asked, Reply, Server, serving
 
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_rewards import http_client
 from headrace_rewards.http_client import MAX_ANSWER_BYTES, Breaker, JsonAnswer, JsonClient, is_allowed, parsed_url
 from headrace_rewards.protocol import Failure
+
+from .http_server import Answerer, Asked, Reply, Server, serving
 
 SECRET = 'Bearer s3cret"key'
 

@@ -11,13 +11,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from http_server import Answerer, Asked, Reply, Server, serving
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
 from headrace_lab.paths import ROOT
 from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
 from headrace_rewards.registry import build, validate
+
+from .http_server import Answerer, Asked, Reply, Server, serving
 
 KEY = "sk-s3cret"
 SCORE: dict[str, Any] = {

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import pytest_asyncio
-import tiny_model
-from engine_cases import ADAPTER_RANK, Subject, Weights, adapted, engine_config, import_vllm
 
 from headrace_rollout.engines import create
+
+from . import tiny_model
+from .engine_cases import ADAPTER_RANK, Subject, Weights, adapted, engine_config, import_vllm
 
 
 @pytest.fixture(scope="session")

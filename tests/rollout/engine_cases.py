@@ -8,13 +8,14 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tiny_model
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3ForCausalLM
 
 from headrace_learner.models import lora
 from headrace_rollout.engines.engine import Engine, EngineConfig, UpdateMode, UpdateReport
+
+from . import tiny_model
 
 MAX_RUNNING = 16
 ADAPTER_RANK = 4

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_model import EOS, VOCABULARY, next_token_logprobs, of_tokens, save, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from headrace_core.errors import WeightsDamaged
@@ -19,6 +18,8 @@ from headrace_rollout.engines.transformers import policy_model
 from headrace_rollout.engines.transformers.batch_slots import Generation
 from headrace_rollout.engines.transformers.decoder import Decoder
 from headrace_rollout.engines.transformers.policy_model import PolicyModel
+
+from .tiny_model import EOS, VOCABULARY, next_token_logprobs, of_tokens, save, tiny_model
 
 TOKEN_BYTES = 2 * 2 * 32 * 4
 """Keys and values · layers · width of the one key-value head · float32."""

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from engine_cases import MAX_RUNNING, Subject, Weights, cut_short, engine_config
-from tiny_model import CONTEXT, EOS, VOCABULARY, next_token_logprobs, of_tokens
 
 from headrace_core.errors import WeightsDamaged
 from headrace_rollout.engines import create
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused, Sampled, SamplingConfig, UpdateMode
+
+from .engine_cases import MAX_RUNNING, Subject, Weights, cut_short, engine_config
+from .tiny_model import CONTEXT, EOS, VOCABULARY, next_token_logprobs, of_tokens
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pytest
 import pytest_asyncio
 import torch
-from engine_cases import import_vllm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headrace_lab.paths import ADDER
@@ -24,6 +23,8 @@ from headrace_rollout.engines import create
 from headrace_rollout.engines.engine import Engine, EngineConfig, RequestRefused, Sampled, SamplingConfig
 from headrace_rollout.engines.json_constraint import KEPT, JsonConstraints
 from headrace_rollout.prompts import Tokenizer
+
+from .engine_cases import import_vllm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from tiny_model import of_tokens
 from transformers import AutoModelForCausalLM
 
 from headrace_core.config.hyperparameters import Hyperparameters
@@ -27,6 +26,8 @@ from headrace_rollout.engines.transformers.engine import TransformersEngine
 from headrace_rollout.group_builder import GroupBuilder
 from headrace_rollout.monitored_reward import MonitoredReward
 from headrace_rollout.prompts import Prompt, Tokenizer, read_prompts
+
+from .tiny_model import of_tokens
 
 SETTINGS = Hyperparameters(
     engine="transformers", n_steps=1, batch_size=2, group_size=6, max_tokens=60, max_context=128, temperature=0.8

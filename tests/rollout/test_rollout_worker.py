@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from engine_cases import import_vllm
 from redis.asyncio import Redis
 from safetensors.torch import load_file, save_file
 
@@ -37,6 +36,8 @@ from headrace_lab.paths import ADDER
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused
 from headrace_rollout.engines.transformers.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.worker import RolloutWorker
+
+from .engine_cases import import_vllm
 
 JOB = "ftjob-rollout"
 SETTINGS = Hyperparameters(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tiny_model import processed_logprobs
 
 from headrace_rollout.engines.sampling import sample
+
+from .tiny_model import processed_logprobs
 
 DRAWS = 100_000
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_model import VOCABULARY, save, tiny_model
 from transformers import AutoModelForCausalLM
 
 from headrace_core.errors import TimedOut, WeightsDamaged
@@ -24,6 +23,8 @@ from headrace_rollout.engines.transformers.decoder import Decoder
 from headrace_rollout.engines.transformers.engine import TransformersEngine
 from headrace_rollout.engines.transformers.kv_cache import GROUPED_ATTENTION
 from headrace_rollout.engines.transformers.policy_model import PolicyModel
+
+from .tiny_model import VOCABULARY, save, tiny_model
 
 PROMPT = np.array([3, 4, 5], np.int32)
 LONG = SamplingConfig(max_tokens=60_000, temperature=1.0)

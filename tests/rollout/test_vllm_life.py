@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
-from engine_cases import Weights, engine_config, import_vllm
 
 from headrace_core.errors import FAILED_BY_ITSELF
 from headrace_rollout.engines.engine import EngineFailure, SamplingConfig
 from headrace_rollout.engines.vllm.engine import VllmEngine
+
+from .engine_cases import Weights, engine_config, import_vllm
 
 pytestmark = [
     pytest.mark.vllm,

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from engine_cases import ADAPTER_RANK, Weights, cut_short
 from safetensors.torch import load_file, save_file
-from tiny_model import save, tiny_model
 
 from headrace_core.errors import WeightsDamaged
 from headrace_lab.byte_damage import damages
 from headrace_rollout.engines.weight_files import CONFIG, BaseModel, is_adapter
+
+from .engine_cases import ADAPTER_RANK, Weights, cut_short
+from .tiny_model import save, tiny_model
 
 ALPHA = 8.0
 
