@@ -10,10 +10,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDS_COMPILER := $(shell grep '^pycosat==' requirements/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chromium promtool strace uml setup-dev demo real test lint format bench evidence chaos simulate docs clean
+.PHONY: help setup chromium promtool strace uml setup-dev demo real test test-slow test-all lint audit format bench evidence chaos simulate docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Two processes side by side, each with one thread: with two each they are 10 to 40 times slower on two cores.
+# tests/conftest.py says which tests keep together, and in which order they begin.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 # The stamps hold the time of the last install; a changed pin or pyproject installs again.
 # torch first and pinned: a plain `torch` pulls gigabytes of CUDA. Everything else comes from complete lists with
@@ -72,7 +76,7 @@ uml: $(VENV)/.runtime
 		mv usr/bin/linux.uml ../bin/linux.uml; cd ../..; rm -rf $(VENV)/uml; \
 	else echo "setup-dev: the tests of control groups need linux.uml: sudo apt-get install user-mode-linux"; fi
 
-setup-dev: $(VENV)/.dev chromium promtool strace uml ## the same with what tests, linters and `make real` need
+setup-dev: $(VENV)/.dev chromium promtool strace uml ## the same with what `make test-all` and `make real` need
 
 demo: setup ## watch an RL job run through the whole system: about five minutes
 	$(BIN)/python examples/adder/demo.py
@@ -80,16 +84,23 @@ demo: setup ## watch an RL job run through the whole system: about five minutes
 real: setup-dev ## SmolLM2-135M-Instruct on reasoning-gym tasks (not in CI: long)
 	$(BIN)/python examples/real/run.py
 
-test: setup-dev lint ## linters, types and all tests: real Redis, real Ray, real vLLM
-	$(BIN)/python -m pytest
+test: lint ## linters, types and the fast tests, one job through the whole system among them: some minutes
+	$(PYTEST) -m "not slow"
 
-lint: setup-dev ## ruff, mypy, and what is known of the requirements' vulnerabilities
+test-slow: setup-dev audit ## the other tests: real vLLM, a browser, killed processes; and the audit of the requirements
+	$(PYTEST) -m slow
+
+test-all: test test-slow ## everything, as CI runs it
+
+lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(VENV)/.dev ## what is known of the requirements' vulnerabilities; asks the network
 	$(BIN)/python requirements/audit.py
 
-format: setup-dev ## rewrite the code in the house's format
+format: $(VENV)/.dev ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,4 +1,4 @@
-"""What `make lint` asks of the requirements: is each pinned exactly, and is one of them known to be vulnerable?
+"""What `make audit` asks of the requirements: is each pinned exactly, and is one of them known to be vulnerable?
 
     requirements/*.txt, the Makefile's torch ─► each `name==version` ─► pip-audit, `PROCESSES` at once ─► advisories
                                                   │ else: fails           │ nothing heard in          │ not in

@@ -14,6 +14,8 @@ import pytest
 
 from headrace_lab.paths import ROOT, load_module
 
+pytestmark = pytest.mark.slow
+
 audit = load_module(ROOT / "requirements" / "audit.py")
 ADVISORY = "GHSA-aaaa-bbbb-cccc"
 

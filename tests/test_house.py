@@ -120,6 +120,7 @@ def test_services_meet_in_core_only(package: str, path: Path) -> None:
         assert other not in PACKAGES or other == package or other in MAY_IMPORT[package], where
 
 
+@pytest.mark.slow
 def test_the_service_runs_from_a_folder_with_modules_of_its_names(tmp_path: Path) -> None:
     """RL users have folders called `rewards`; a service must not trip over them."""
     hostile = "raise RuntimeError('a file of the user was imported')\n"

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from headrace_lab.paths import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_gateway_stays_small(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 
 from headrace_core.redis_access.client import connect, run
@@ -36,6 +37,7 @@ def traced(server: RedisServer, calls: Path) -> Iterator[None]:
         tracer.wait(10)
 
 
+@pytest.mark.slow
 async def test_durable_returns_after_the_kernel_has_written_the_file_through(
     own_redis: RedisServer, own_client: Redis, tmp_path: Path
 ) -> None:

@@ -194,6 +194,7 @@ _jobs = itertools.count()
 @settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )  # the fixture is only a connection; every example has a job of its own
+@pytest.mark.slow
 async def test_no_token_older_than_the_bound_of_its_version_is_trained(
     redis: Redis, seed: int, late: Late, bounds: list[tuple[int, int]]
 ) -> None:

@@ -66,6 +66,7 @@ def requested(words: list[str], address: str) -> httpx.Request:
     return httpx.Request(method, LOCAL.sub(address, given.url), headers=headers, content=given.d)
 
 
+@pytest.mark.slow
 async def test_the_readmes_jobs_are_taken(served: Keyed, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks for OpenAI's client, one after the other, but for the chat with a model that is trained by then."""
     monkeypatch.chdir(ROOT)

@@ -61,12 +61,14 @@ def reward_of(page: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("page", [README, TUTORIAL], ids=name_of)
+@pytest.mark.slow
 async def test_a_reward_finds_the_right_answers_of_the_model_it_is_for(
     page: Path, written: Written, tmp_path: Path
 ) -> None:
     assert await scores(reward_of(page, tmp_path), "correct", written.samples) == [float(r) for r in written.right]
 
 
+@pytest.mark.slow
 async def test_the_how_tos_reward_scores_all_that_the_model_writes(written: Written, tmp_path: Path) -> None:
     """A reward that has no opinion of any is one by which nobody learns."""
     found = await scores(reward_of(OWN_REWARD, tmp_path), "close", written.samples)

@@ -56,7 +56,7 @@ def test_a_job_on_the_real_vllm_trains_in_flight_and_leaves_a_model(service: Ser
     assert_soon(lambda: shared_memory() <= before, "the engine's shared memory is given back")
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1])
+@pytest.mark.parametrize("max_staleness", [0, pytest.param(1, marks=pytest.mark.fast)])
 def test_no_trained_token_is_older_than_the_bound(service: Service, max_staleness: int) -> None:
     job_id = service.submit(max_staleness=max_staleness, n_steps=5)
     service.wait(job_id, "succeeded")

@@ -119,6 +119,7 @@ def test_the_answer_boundary_is_stable(tokenizer: Any, answer: str) -> None:
     assert tokenizer(head)["input_ids"] + tokenizer(tail)["input_ids"] == whole
 
 
+@pytest.mark.slow
 def test_the_base_model_is_right_where_there_is_no_carry(complete: Complete, rewards: ModuleType) -> None:
     rows = read_rows("validation.jsonl")
     texts = complete(rows, False)
@@ -129,6 +130,7 @@ def test_the_base_model_is_right_where_there_is_no_carry(complete: Complete, rew
     assert all(text.endswith("</answer>") for text in texts)
 
 
+@pytest.mark.slow
 def test_the_base_model_sometimes_tries_the_better_kind(complete: Complete, rewards: ModuleType) -> None:
     rows = read_rows("train.jsonl")[:512]
     samples = [{"output_text": text} for text in complete(rows, True)]

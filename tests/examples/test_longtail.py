@@ -96,6 +96,7 @@ def test_the_model_is_of_the_adder_s_class(model: Any) -> None:
     assert 410_000 <= model.num_parameters() <= 450_000
 
 
+@pytest.mark.slow
 def test_sampled_lengths_have_a_heavy_tail(model: Any, tokenizer: Any, correct: Any) -> None:
     rows = read_rows("train.jsonl")[:256]
     ids = complete(model, tokenizer, rows, do_sample=True, temperature=1.0, top_k=0)
@@ -111,6 +112,7 @@ def test_sampled_lengths_have_a_heavy_tail(model: Any, tokenizer: Any, correct: 
     assert 0.3 <= sum(right) / len(rows) <= 0.6
 
 
+@pytest.mark.slow
 def test_greedy_accuracy_leaves_room_to_learn(model: Any, tokenizer: Any, correct: Any) -> None:
     rows = read_rows("validation.jsonl")
     texts = tokenizer.batch_decode(complete(model, tokenizer, rows, do_sample=False), skip_special_tokens=True)

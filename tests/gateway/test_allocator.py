@@ -33,6 +33,7 @@ print(json.dumps(resident() - before))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+@pytest.mark.slow
 def test_memory_that_was_freed_is_given_back() -> None:
     def grown(how: str) -> int:
         ended = subprocess.run(

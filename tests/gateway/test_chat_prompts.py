@@ -69,7 +69,7 @@ async def test_the_ids_are_those_that_training_sees_and_one_process_makes_them_a
 @pytest.mark.parametrize(
     ("template", "why", "code"),
     [
-        (ENDLESS, "took longer than 1 s", "prompts_too_slow"),
+        pytest.param(ENDLESS, "took longer than 1 s", "prompts_too_slow", marks=pytest.mark.slow),
         (LOOPS.format("{{ i ~ 'x' * 9999 }}"), r"needs more than 0\.5 GiB of memory", "prompts_too_large"),
         (GROWS, r"needs more than 0\.5 GiB of memory", "prompts_too_large"),
         (
@@ -97,6 +97,7 @@ async def test_a_template_beyond_its_limits_refuses_its_chats(
     await prompts.close()
 
 
+@pytest.mark.slow
 async def test_other_chats_with_the_same_model_go_on_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_prompts, "CPU_SECONDS", 3)
     prompts = prompts_of(model_with(tmp_path, ONLY_FOR.format(ENDLESS)))

@@ -67,6 +67,8 @@ def _schema() -> schemathesis.BaseSchema:
 
 
 fast, slow = _schema().exclude(operation_id=SLOW), _schema().include(operation_id=SLOW)
+brief = _schema().exclude(operation_id=SLOW)
+brief.config.phases.coverage.enabled = False
 slow.config.phases.coverage.enabled = False
 _settings = settings(max_examples=EACH, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
@@ -161,18 +163,28 @@ def _name_what_is_there(case: schemathesis.Case, tried: Tried, operation: str) -
             case.path_parameters[name] = known[chance // 4 % len(known)]
 
 
+@brief.parametrize()
+@settings(_settings, max_examples=EACH // 15)
+def test_routes_briefly(case: schemathesis.Case, tried: Tried) -> None:
+    """What the fast tier runs: requests by chance alone."""
+    _ask(case, tried)
+
+
+@pytest.mark.slow
 @slow.parametrize()
 @settings(_settings, max_examples=EACH // 10)
 def test_slow_routes(case: schemathesis.Case, tried: Tried) -> None:
     _ask(case, tried)
 
 
+@pytest.mark.slow
 @fast.parametrize()
 @_settings
 def test_routes(case: schemathesis.Case, tried: Tried) -> None:
     _ask(case, tried)
 
 
+@pytest.mark.slow
 def test_enough_was_asked_and_most_of_it_found(tried: Tried) -> None:
     """Of every route that has one, also the good answer."""
     by_route: dict[str, Counter[int]] = {}

@@ -127,11 +127,13 @@ def test_every_route_that_is_read_is_read_here() -> None:
     assert routes == {path.replace("/ledger/2", "/ledger/{group}") for path in read}
 
 
+@pytest.mark.slow
 async def test_a_damaged_record_of_a_running_job_fails_no_route(http: httpx.AsyncClient, served: Served) -> None:
     of_job = [JOB.replace("{job_id}", "ftjob-running") + path for path in OF_JOB]
     await no_route_fails(http, served, "ftjob-running", [*OF_ALL, *of_job], OTHER_GROUPS)
 
 
+@pytest.mark.slow
 async def test_a_damaged_record_of_an_ended_job_fails_no_route_and_no_stream(
     http: httpx.AsyncClient, served: Served
 ) -> None:
@@ -204,6 +206,7 @@ async def test_a_job_whose_record_is_damaged_is_cancelled_and_its_controller_ask
     assert "ftjob-running" in served.controllers.cancelled
 
 
+@pytest.mark.slow
 async def test_no_change_of_a_job_with_a_damaged_record_fails_and_it_can_be_cancelled_and_closed(
     http: httpx.AsyncClient, served: Served
 ) -> None:

@@ -190,6 +190,7 @@ def wandb_job() -> Job:
     return stored_job("ftjob-w", integrations=[{"type": "wandb", "wandb": project}])
 
 
+@pytest.mark.slow
 async def test_a_run_at_wandb_offline(
     jobs: JobStore, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +232,7 @@ def leveldb_records(content: bytes) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 async def test_an_export_that_fails_says_so_and_disturbs_nothing(
     jobs: JobStore, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,8 @@ from headrace_gateway.routes.graders import _DETAILS, _FLAGS, _answer, _named
 
 from .conftest import GRADER, Served, body
 
+pytestmark = pytest.mark.slow
+
 ALIKE = {
     "type": "text_similarity",
     "name": "alike",

@@ -89,6 +89,7 @@ async def test_one_that_is_killed_comes_back_with_everything_and_says_so(server:
         await keeping
 
 
+@pytest.mark.slow
 async def test_one_that_ran_for_a_while_has_its_restarts_again(server: RedisServer, reach: Reach) -> None:
     server.start()
     redis = reach(server)
@@ -132,6 +133,7 @@ async def test_a_file_that_was_cut_short_is_read_to_its_last_whole_command(
     third.stop()
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_damaged_before_its_end_is_an_error_with_the_remedy(tmp_path: Path, reach: Reach) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()
@@ -177,6 +179,7 @@ def _scratched(file: Path) -> None:
         (SNAPSHOT, lambda file: os.truncate(file, file.stat().st_size - 9), "is damaged"),
     ],
 )
+@pytest.mark.slow
 async def test_no_start_passes_over_a_file_that_is_missing_or_damaged(
     tmp_path: Path, reach: Reach, file: str, harm: Callable[[Path], None], said: str
 ) -> None:

@@ -33,6 +33,7 @@ SOON = 10.0
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.slow
 async def test_requests_are_answered_while_redis_is_away(tmp_path: Path, how: str) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()

@@ -254,6 +254,7 @@ async def test_a_stream_that_breaks_says_so(http: httpx.AsyncClient, jobs: JobSt
     assert json.loads(found[-1]["data"])["error"]["code"] == "stream_broke"
 
 
+@pytest.mark.slow
 async def test_a_client_that_takes_nothing_is_cut_off(
     served: Served, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,8 @@ from .kill_cases import be_learner
 from .learner_bench import BATCH, Bench
 from .learner_cases import assert_same_state, random_group
 
+pytestmark = pytest.mark.slow
+
 KILLS, STEPS, SEED = 20, 40, 6
 IN_STEPS, IN_START = 3.5, 0.25
 """A life ends within so many steps of its start, by CPU time; this share of them during the start already."""

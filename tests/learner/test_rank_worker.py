@@ -48,6 +48,7 @@ def of_start(job: Bench, name: str) -> WorkerConfig:
     return msgspec.structs.replace(job.config, ranks_start=name, start_timeout=120.0)
 
 
+@pytest.mark.slow
 async def test_two_ranks_end_with_the_weights_of_one_also_when_they_start_again(
     bench: Callable[..., Bench], follow: Follow
 ) -> None:
@@ -73,6 +74,7 @@ async def test_two_ranks_end_with_the_weights_of_one_also_when_they_start_again(
     assert (await two.ledger.account()).states == (await one.ledger.account()).states
 
 
+@pytest.mark.slow
 async def test_a_rank_that_dies_ends_the_learner_with_an_error_that_says_so(
     bench: Callable[..., Bench], follow: Follow
 ) -> None:

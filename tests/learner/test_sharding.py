@@ -31,6 +31,8 @@ from headrace_learner.training.trainer import Trainer
 
 from .rank_cases import CASES, STEPS, be_rank, figures, make, train
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = Path("checkpoints") / f"step-{STEPS:08d}"
 
 

@@ -34,6 +34,7 @@ def test_torch_works_with_the_threads_asked_for() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="set for glibc alone")
+@pytest.mark.slow
 def test_arrays_of_the_next_step_cost_no_page_faults() -> None:
     def faults(setup: str) -> int:
         script = _FAULTS.format(setup=setup)

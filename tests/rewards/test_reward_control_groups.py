@@ -17,6 +17,8 @@ import pytest
 
 from headrace_rewards.sandbox.kernel import control_groups
 
+pytestmark = pytest.mark.slow
+
 INSIDE = Path(__file__).parent / "user_mode_linux.py"
 TOO_MUCH = "its processes used more than 67108864 bytes of memory together"
 BY_KERNEL = "memory held by the kernel (control groups in {})"

@@ -18,6 +18,8 @@ from headrace_core.storage.dataset import read_rows
 from headrace_rewards.protocol import Failure, Reward, Sample, Score
 from headrace_rewards.registry import build, validate
 
+pytestmark = pytest.mark.slow
+
 WORD_SORT = """
     import verifiers as vf
     from datasets import Dataset

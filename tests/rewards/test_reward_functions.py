@@ -370,6 +370,7 @@ async def test_a_row_that_is_nested_beyond_writing_fails_alone(start: Start) -> 
     assert kinds(outcomes) == [1.0, "bad_input", 1.0]
 
 
+@pytest.mark.slow
 async def test_a_scratch_folder_of_any_depth_is_removed(start: Start, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))

@@ -75,6 +75,7 @@ async def test_the_environment_is_scrubbed(
 
 
 @LEVELS
+@pytest.mark.slow
 async def test_limits_hold(level: SandboxLevel, tmp_path: Path) -> None:
     limits = ResourceLimits(memory_bytes=1 << 30, open_files=64, file_bytes=1 << 20, processes=40)
     spec = write(
@@ -261,6 +262,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @LEVELS
 @pytest.mark.timeout(100)
+@pytest.mark.slow
 def test_everything_dies_with_the_service(level: SandboxLevel, tmp_path: Path) -> None:
     """Killed in the midst of an endless loop, beside a daemon that left the host's session and lost its parent."""
     spec = write(

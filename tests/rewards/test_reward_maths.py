@@ -47,6 +47,7 @@ async def test_a_row_without_a_readable_reference_failed(maths: Reward) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.slow
 async def test_a_completion_that_never_ends_fails_alone(maths: Reward) -> None:
     outcomes = await maths.score([Sample(text, {"answer": "5"}) for text in ("5", BOMB, "6")])
     assert values(outcomes)[::2] == [1.0, 0.0]

@@ -129,6 +129,7 @@ async def test_a_slow_grader_is_given_up_and_taken(tmp_path: Path) -> None:
     assert report["remarks"] == ["the grader was not done with 3 small groups of completions within 0.5 s"]
 
 
+@pytest.mark.slow
 async def test_one_that_is_always_too_slow_for_its_own_limit_is_not(tmp_path: Path) -> None:
     report = await rehearsed(function(tmp_path, SLOW.format(60), timeout=0.2))
     assert "timeout: took longer than 0.2 s; raise its timeout" in report["cannot"]

@@ -127,6 +127,7 @@ def test_a_stroke_alone_is_no_file(tmp_path: Path, operators: str) -> None:
     refuse_places({"dataset": "openai/gsm8k", "text": "1/2 of ... it", "n": 3}, "x")
 
 
+@pytest.mark.slow
 def test_what_a_task_does_it_does_in_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that reads what it likes and speaks to whom it likes, though no parameter names it."""
     (tmp_path / "packages").mkdir()
