@@ -185,9 +185,8 @@ class LearnerWorker:
     async def _replay(self, recovery: Recovery, found: checkpoint.Found) -> int:
         """Train the settled steps that the state does not hold once more, from the groups still kept for that."""
         await self._live.refresh()
-        steps = await self._ledger.steps()
-        self._trained_tokens = sum(sum(step.ages.values()) for step in steps)
-        again = [step for step in steps if step.version >= self._version]
+        self._trained_tokens = await self._ledger.trained_tokens()
+        again = await self._ledger.steps(self._version)
         told = await self._jobs.history.last_step(self._config.job_id)
         for step in again:
             groups = await recovery.groups(step, found, self._version)

@@ -17,7 +17,7 @@ def test_all_keys_of_a_job_share_its_hash_tag() -> None:
     assert len(every) > 12
     for key in every:
         assert re.search(r"\{(.*?)\}", key)[1] == "ftjob-abc"  # type: ignore[index]
-    assert len(set(keys.ledger_scripts)) == 12
+    assert len(set(keys.ledger_scripts)) == 13
 
 
 def test_keys_beside_the_jobs_carry_no_job() -> None:

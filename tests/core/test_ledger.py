@@ -119,7 +119,7 @@ async def test_of_groups_that_failed_the_newest_thousand_are_kept(ledger: Ledger
     assert (account.admitted, account.balanced) == (1200, True)
     assert account.states["generation_failed"] == account.states["reward_failed"] == 600
     assert len([key async for key in redis.scan_iter(JobKeys("ftjob-test").group("*"), count=5000)]) == 1000
-    with pytest.raises(NotFound, match="failed so long ago"):
+    with pytest.raises(NotFound, match="group 199 is forgotten"):
         await ledger.history(199)
     assert [t.state for t in await ledger.history(200)] == ["leased", "generation_failed"]
     forgotten = Lease(0, "rollout-0#1", 1, 0)

@@ -278,13 +278,15 @@ class Ledger:
         return whole_number(version, f"{where} version"), name
 
     async def history(self, group_id: int) -> list[Transition]:
-        """Everything that happened to one group. Raises `NotFound`; also of a failed one that is no longer among the
-        newest thousand."""
+        """Everything that happened to one group. Raises `NotFound`; also of one that ended and is forgotten: kept are
+        the newest 1,000 that failed, and the newest 5,000 that ended otherwise and that no recovery needs."""
         raw = await run(self._redis.hget(self._keys.group(group_id), "history"))
         if raw is None:
-            raise NotFound(
-                f"no group {group_id} was ever admitted in this job, or it failed so long ago that it is forgotten"
-            )
+            if group_id < (await self.account()).admitted:
+                raise NotFound(
+                    f"the history of group {group_id} is forgotten: it ended, and of those a job keeps the newest"
+                )
+            raise NotFound(f"no group {group_id} was ever admitted in this job")
         return transitions_in(raw, f"{self._keys.group(group_id)} history")
 
     async def signal(self, after: str, timeout: float) -> str:
@@ -393,10 +395,17 @@ class Ledger:
         return TransitionOutcome(done.decode())
 
     async def steps(self, start: int = 0) -> list[Step]:
-        """Records of the settled steps from policy version `start` on, in order."""
+        """Records of the settled steps from policy version `start` on, in order; of those that two checkpoints hold,
+        the newest 5,000."""
         settled = range(start, (await self.newest())[0])
         found = await run(self._redis.hmget(self._keys.steps, [str(v) for v in settled])) if settled else []
         return [_step(f"{self._keys.steps} {v}", record) for v, record in zip(settled, found, strict=True) if record]
+
+    async def trained_tokens(self) -> int:
+        """How many contributed to the settled steps, also to those whose records are forgotten."""
+        forgotten = await run(self._redis.hget(self._keys.ledger, "forgotten_tokens"))
+        kept = sum(sum(step.ages.values()) for step in await self.steps())
+        return whole_number(forgotten, f"{self._keys.ledger} forgotten_tokens") + kept
 
     async def replay(self, step: Step) -> list[Group]:
         """The groups of a settled step, in the order they were trained.

@@ -35,8 +35,9 @@ touch them together), and jobs spread over a cluster.
     headrace:{job}:queued         zset    group → group (admission order)
     headrace:{job}:claimed        zset    group → group
     headrace:{job}:failed         list    the newest groups that ended as failed: the older ones are forgotten
+    headrace:{job}:ended          list    the newest that ended otherwise, trained ones once they are covered: the same
     headrace:{job}:groups         stream  encoded trajectory groups, kept until a checkpoint covers them
-    headrace:{job}:steps          hash    policy version → JSON of the step that updated it
+    headrace:{job}:steps          hash    policy version → JSON of the step that updated it; the newest of those covered
     headrace:{job}:rollouts       stream  groups that steps consumed, kept for reading: entry ids are <step>-<group>
     headrace:{job}:rollouts_index hash    group → step; how many bytes are kept, and what came last
     headrace:{job}:signals        stream  short: wakes whoever waits for a group, a version, the end
@@ -167,6 +168,10 @@ class JobKeys:
         return self.prefix + "failed"
 
     @property
+    def ended(self) -> str:
+        return self.prefix + "ended"
+
+    @property
     def groups(self) -> str:
         return self.prefix + "groups"
 
@@ -197,5 +202,5 @@ class JobKeys:
         """KEYS of every ledger script, in the order that lua/prelude.lua names them."""
         return [
             self.ledger, self.leases, self.queued, self.claimed, self.groups, self.steps, self.signals, self.group(""),
-            self.changes, self.drains, self.job, self.failed,
+            self.changes, self.drains, self.job, self.failed, self.ended,
         ]  # fmt: skip

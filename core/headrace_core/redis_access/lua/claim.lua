@@ -19,7 +19,7 @@ if field('claim') ~= call then
     local oldest = redis.call('HGET', GROUP .. ARGV[i], 'version')
     move(ARGV[i], 'dropped_stale', 'oldest token of version ' .. oldest .. ' at version ' .. version)
     redis.call('ZREM', QUEUED, ARGV[i])
-    forget(ARGV[i])
+    ended(ARGV[i])
   end
   if #ARGV > last then signal('dropped') end
   redis.call('HSET', LEDGER, 'claim', call)

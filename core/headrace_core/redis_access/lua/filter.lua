@@ -9,7 +9,7 @@ for i = 4, #ARGV do
   if redis.call('ZSCORE', CLAIMED, ARGV[i]) then
     move(ARGV[i], 'filtered', ARGV[3])
     redis.call('ZREM', CLAIMED, ARGV[i])
-    forget(ARGV[i])
+    ended(ARGV[i])
   end
 end
 signal('filtered')

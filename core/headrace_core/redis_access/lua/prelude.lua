@@ -13,8 +13,8 @@ redis.call('HDEL', KEYS[1], '')
 
 local LEDGER, LEASES, QUEUED, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUPS, STEPS, SIGNALS, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local CHANGES, DRAINS, JOB, FAILED = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
-local FAILED_KEPT = 1000
+local CHANGES, DRAINS, JOB, FAILED, ENDED = KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local FAILED_KEPT, ENDED_KEPT, STEPS_KEPT = 1000, 5000, 5000
 local LIVE = { 'leased', 'queued', 'claimed' }
 local STATES = {
   'leased', 'queued', 'claimed', 'trained', 'dropped_stale', 'filtered', 'reward_failed', 'generation_failed', 'cancelled',
@@ -22,6 +22,7 @@ local STATES = {
 local FIGURES = {
   'admitted', 'version', 'masked_tokens', 'largest_age', 'largest_age_bound', 'sampled_tokens', 'fenced', 'bytes', 'sent',
   'sent_bytes', 'share', 'held_back', 'term', 'tokens', 'covered', 'batch_size', 'max_staleness', 'total_groups',
+  'forgotten_steps', 'forgotten_tokens',
 }
 
 local function read_clock()
@@ -120,16 +121,27 @@ local function forget(group)
   end
 end
 
--- A leased group ends as `state`, a failure. Of such groups the newest FAILED_KEPT are kept, for reading: a job may meet any
+-- The group's record is kept for reading, while it is among the newest `most` of this list of such groups: a job makes any
 -- number of them, and nothing of an older one is ever asked for again (whatever still arrives for it is fenced).
+local function keep_newest(group, list, most)
+  redis.call('RPUSH', list, group)
+  while redis.call('LLEN', list) > most do
+    redis.call('DEL', GROUP .. redis.call('LPOP', list))
+  end
+end
+
+-- A group that did not fail has ended: it was given up, or two checkpoints hold the step that trained it.
+local function ended(group)
+  forget(group)
+  keep_newest(group, ENDED, ENDED_KEPT)
+end
+
+-- A leased group ends as `state`, a failure.
 local function fail(group, state, note)
   move(group, state, note)
   redis.call('ZREM', LEASES, group)
   redis.call('HSET', GROUP .. group, 'token', '')
-  redis.call('RPUSH', FAILED, group)
-  while redis.call('LLEN', FAILED) > FAILED_KEPT do
-    redis.call('DEL', GROUP .. redis.call('LPOP', FAILED))
-  end
+  keep_newest(group, FAILED, FAILED_KEPT)
   signal('failed')
 end
 
