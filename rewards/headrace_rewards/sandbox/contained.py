@@ -22,7 +22,7 @@ import msgspec
 
 from . import frames, guard
 from .kernel import containment, syscalls
-from .removal import remove
+from .scratch import ScratchFolder
 
 _MOST_BYTES = 1 << 20
 
@@ -39,18 +39,19 @@ class ContainedEnd(Exception):
 
 def run(setup: frames.Setup, work: Callable[[], bytes]) -> bytes:
     """What `work` returns; raises `ContainedEnd`, also where the machine does not hold it at that level."""
-    scratch = Path(tempfile.mkdtemp(prefix="headrace-reward-"))
+    scratch = ScratchFolder()
     ours, theirs = socket.socketpair()
     this = os.getpid()
     child = os.fork()
     if child == 0:
         ours.close()
-        _guard(setup, scratch, theirs, work, this)
+        scratch.let_go()
+        _guard(setup, scratch.path, theirs, work, this)
     theirs.close()
     with ours, ours.makefile("rb") as stream:
         said = stream.read(_MOST_BYTES)
     os.waitpid(child, 0)
-    remove(scratch)
+    scratch.remove()
     end = msgspec.json.decode(said, type=_End) if said else _End(fault="its process ended without an answer")
     if end.answer is None:
         raise ContainedEnd(end.fault)

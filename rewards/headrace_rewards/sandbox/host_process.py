@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from headrace_core.errors import TimedOut
 from ..protocol import Failure, FailureKind, Outcome, Score
 from . import frames
 from .kernel import control_groups
-from .removal import remove
+from .scratch import ScratchFolder
 
 _GRACE_SECONDS = 0.5
 """Beyond a unit's own limit: the host cancels an async function by itself first."""
@@ -117,7 +116,7 @@ class HostProcess:
         """Starts it in the calling thread, which must outlive it: its death ends the guard."""
         self._setup = setup
         self._output = _Output(self, setup.limits.output_bytes)
-        self._scratch = Path(tempfile.mkdtemp(prefix="headrace-reward-"))
+        self._scratch = ScratchFolder()
         self._socket, theirs = socket.socketpair()
         with theirs:
             try:
@@ -125,8 +124,8 @@ class HostProcess:
                     # -P: the working folder is not on the import path; -B: no byte code is written into the user's
                     # folder; -u: what is printed is not lost in a crash
                     [sys.executable, "-P", "-B", "-u", "-m", "headrace_rewards.sandbox.guard", str(os.getpid())],
-                    env=environment(self._scratch),
-                    cwd=self._scratch,
+                    env=environment(self._scratch.path),
+                    cwd=self._scratch.path,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=subprocess.PIPE,
@@ -134,7 +133,7 @@ class HostProcess:
                 )
             except OSError:
                 self._socket.close()
-                self._scratch.rmdir()
+                self._scratch.remove()
                 raise
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
@@ -155,7 +154,7 @@ class HostProcess:
                 raise await self._dead("bad_output", _OFF_TOPIC)
             self.ready = reply
             if self._setup.level == "isolated":  # it lives in a file system of its own, which was mounted there
-                self._scratch.rmdir()
+                self._scratch.remove()
         except BaseException:
             self.kill()
             await self.reap()
@@ -219,7 +218,7 @@ class HostProcess:
             self._popen.stderr.close()
         self._reaped = True
         await asyncio.to_thread(control_groups.sweep)
-        await asyncio.to_thread(remove, self._scratch)
+        await asyncio.to_thread(self._scratch.remove)
 
     async def _send(self, body: bytes) -> None:
         assert self._writer is not None
