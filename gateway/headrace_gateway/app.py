@@ -24,6 +24,7 @@ from headrace_controller.manager import ControllerManager, RayControllerManager
 from headrace_core.concurrency import cancel
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import HeadraceError
+from headrace_core.jobs import reward_code_folder
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.logs import get_logger
 from headrace_core.redis_access import keys
@@ -130,7 +131,9 @@ async def _trim_forever() -> None:
 async def _clean(gateway: GatewayContext) -> None:
     """What gateways that died have left."""
     await gateway.audit.settle()
-    if swept := await asyncio.to_thread(sweep, gateway.settings.data_dir):
+    data_dir = gateway.settings.data_dir
+    swept = [*await asyncio.to_thread(sweep, data_dir), *await reward_code_folder.sweep(data_dir, gateway.jobs)]
+    if swept:
         log.info("deleted what was half written", files=[path.name for path in swept])
 
 

@@ -40,12 +40,12 @@ async def submit(gateway: GatewayContext, job_id: str, body: CreateJob, forked_f
     """Check everything, store the job, start its controller. What it raises, it raises before the job is stored: one
     that is stored is answered as such, whatever fails then."""
     settings = gateway.settings
-    async with TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_places) as tasks:
-        job, first, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
-        async with RewardCode(gateway.settings, job_id, forked_from) as rules:
-            grader, tried = await _rehearsed(gateway, job, first, rules)
-    job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
-    await gateway.jobs.create(job)  # its files stay where this fails: it may have been stored all the same
+    async with RewardCode(settings, job_id, forked_from) as code:
+        async with TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_places) as tasks:
+            job, first, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
+            grader, tried = await _rehearsed(gateway, job, first, code.rules)
+        job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
+        await code.store(gateway.jobs, job)  # the tasks' files stay where this fails: it may have been stored
     try:
         return await _hand_over(gateway, job, [*remarked, *tried])
     except (RedisError, Unavailable, InvalidState) as error:  # it is stored: an error would say that it is not
