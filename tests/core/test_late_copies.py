@@ -12,6 +12,7 @@ from headrace_core.errors import InvalidState, NotFound
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.metrics import EvaluationMetrics
 
 JOB = "ftjob-copies"
 Sent = list[tuple[Any, ...]]
@@ -96,3 +97,40 @@ async def test_that_outlived_its_job_leaves_nothing_behind(
     with pytest.raises(NotFound, match="no job 'ftjob-none'"):
         await call(WorkerDrains(redis, "ftjob-none"))
     assert await redis.keys("*ftjob-none*") == []
+
+
+def evaluation(step: int, reward: float, time: float) -> EvaluationMetrics:
+    return EvaluationMetrics(
+        step=step,
+        time=time,
+        seconds=1.0,
+        samples=2,
+        reward_mean=reward,
+        components={},
+        reward_failed=0,
+        completion_length=3.0,
+    )
+
+
+async def test_of_an_event_and_of_a_measurement(redis: Redis, sent: Sent) -> None:
+    jobs = JobStore(redis)
+    for step in (1, 2):
+        await jobs.record(JOB, evaluation(step, 0.5, float(step)))
+    first, second = sent[-2:]
+    await jobs.tell(JOB, "first")
+    told_first = sent[-1]
+    await jobs.tell(JOB, "second")
+    assert await told(redis, first) == 1, "answered as it was when it came first"
+    assert await told(redis, second) == 2
+    assert await told(redis, told_first) == 3
+    assert [data["step"] for _, _, data in await jobs.metrics(JOB)] == [1, 2]
+    assert [event.message for _, event in await jobs.events(JOB)] == ["first", "second"]
+
+
+async def test_an_evaluation_that_two_controllers_made_is_on_record_once(redis: Redis, sent: Sent) -> None:
+    """The first died when its record was on the way; its successor could not see it yet."""
+    jobs = JobStore(redis)
+    for step, reward in ((1, 0.5), (2, 0.5), (1, 0.25), (2, 0.25), (3, 0.25)):
+        await jobs.record(JOB, evaluation(step, reward, 10 * step + reward))
+    found = [(data["step"], data["reward_mean"]) for _, _, data in await jobs.metrics(JOB)]
+    assert found == [(1, 0.5), (2, 0.5), (3, 0.25)]

@@ -62,9 +62,10 @@ async def test_the_newest_and_the_best_are_kept(jobs: JobStore, tmp_path: Path) 
         "removed the checkpoint of step 1: the 2 newest and the best one are kept",
         "removed the checkpoint of step 3: the 2 newest and the best one are kept",
     ]
-    await evaluated(jobs, 5, 0.95)  # the best is among the newest now
+    await saved(jobs, tmp_path, 6)
+    await evaluated(jobs, 6, 0.95)  # the best is among the newest now
     await retention.apply()
-    assert await kept(jobs, tmp_path) == [5, 4]
+    assert await kept(jobs, tmp_path) == [6, 5]
 
 
 async def test_fewer_are_left_alone(jobs: JobStore, tmp_path: Path) -> None:

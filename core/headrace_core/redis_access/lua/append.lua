@@ -1,12 +1,13 @@
 -- One entry of a job's history. KEYS: job, summary, stream of the entry's kind, marks, what a thinned stream is made as.
 -- ARGV: source, data, time, heartbeats kept ('' for what is kept always), bytes kept, step, reward, age ('' where there is
 -- none).
--- Returns the entry's number, 0 where only the newest is kept. A call sent again is recognised by its data.
+-- Returns the entry's number, 0 where only the newest is kept. A call that was sent again, or was stuck on its way while
+-- others came, is recognised by its data; an evaluation by its step, which a controller and its successor may both measure.
 local job, summary, stream, marks, thinned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local source, data, time, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local most = tonumber(ARGV[5])
 local step, reward, age = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local POINTS, PACE, PAGE = 40, 32, 500
+local POINTS, PACE, PAGE, COPIES = 40, 32, 500, 20
 local kind = string.match(stream, '%w+$')
 
 local function number_of_newest()
@@ -100,8 +101,24 @@ local function thin()
   redis.call('HSET', summary, 'bytes ' .. kind, bytes)
 end
 
+local function step_in(evaluation)
+  local found = json_of(evaluation)
+  return found and found.step
+end
+
+-- The number under which the entry is among the newest of its kind.
+local function known()
+  local measured = kind == 'evaluation' and step_in(data)
+  for _, entry in ipairs(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', COPIES)) do
+    local same = entry[2][2] == source and entry[2][4]
+    if same and (same == data or measured and step_in(same) == measured) then return tonumber(string.match(entry[1], '^%d+')) end
+  end
+end
+
 redis.call('HDEL', summary, '') -- at its memory limit Redis refuses a first write that takes memory: this takes none
-if redis.call('HGET', summary, source) == data then return number_of_newest() end
+if kept and redis.call('HGET', summary, source) == data then return number_of_newest() end
+local before = not kept and known()
+if before then return before end
 redis.call('HSET', summary, source, data)
 
 if kept then
