@@ -37,6 +37,9 @@ class JobPlan:
     filter_groups: bool
     refused_row: int | None = None
     """One that the engine cannot serve."""
+    eval_samples: int | None = None
+    """Rows of the validation file; None: the job has none."""
+    eval_interval: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,15 @@ class Fault:
     kind: str
     who: str
     at: float
-    """Virtual seconds; of `dies_at_call`, the count of calls of that process, over all its lives."""
+    """Virtual seconds; of `dies_at_call`, the count of calls of that process, over all its lives; of `dies_evaluating`,
+    the count of the job's completions for evaluations."""
     seconds: float = 0.0
     detail: str = ""
 
     def __str__(self) -> str:
-        place = f"call {self.at:.0f}" if self.kind == "dies_at_call" else f"{self.at:.2f} s"
+        place = (
+            f"{self.kind[8:]} {self.at:.0f}" if self.kind in ("dies_at_call", "dies_evaluating") else f"{self.at:.2f} s"
+        )
         lasts = f" for {self.seconds:.2f} s" if self.seconds else ""
         return " ".join(x for x in (self.kind, self.who, f"at {place}{lasts}", self.detail) if x)
 
@@ -97,8 +103,15 @@ def plan(seed: int) -> Plan:
     rows = random.Random(f"rows {seed}")
     if rows.random() < 0.15:
         job = replace(job, refused_row=rows.randrange(ROWS))
+    held_out = random.Random(f"evaluations {seed}")
+    if held_out.random() < 0.5:
+        samples = held_out.choice((1, 4, ROWS))
+        job = replace(job, eval_samples=samples, eval_interval=held_out.choice((1, 1, 2)))
     names = ["learner", *(f"rollout-{i}" for i in range(job.workers))]
     faults = [_fault(rng, names) for _ in range(rng.choice((0, 1, 2, 2, 3, 4, 5)))]
+    if job.eval_samples is not None and held_out.random() < 0.5:
+        who = held_out.choice(("rollout-0", "rollout-0", "controller", "learner"))
+        faults.append(Fault("dies_evaluating", who, held_out.randint(1, 4 * job.eval_samples)))
     return Plan(seed, job, network, tuple(faults))
 
 

@@ -9,8 +9,10 @@ after each call that may have changed something, in the order in which Redis car
            none is older than the bound on record; the weights it names exist, and are what this order makes
   covered  two whole checkpoints hold what is forgotten (or the trained model, at the end)
   stream   has exactly the groups that are queued, claimed, or trained and not covered
+  append   an evaluation is of one version, the one that it names, newer than those on record
 
-at the end: every group in one terminal state, the model is that of the ledger's order, no process is left
+at the end: every group in one terminal state, the model is that of the ledger's order, no process is left; every
+evaluation that was due is on record, or said there to be left out
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ class Record:
     """Group → the version that it updated."""
     models: list[str] = field(default_factory=lambda: [chain("", 0, [], 0)])
     """By version: what the ledger's order makes of the base model."""
+    evaluated: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """The evaluations on record, by the numbers of their entries."""
     forgotten_from: int = 0
     version: int = 0
     changes: list[bytes] = field(default_factory=list)
@@ -110,6 +114,8 @@ class Observer:
     def saw(self, call: Call, raw: list[Any], books: list[Any]) -> None:
         """`books`: the answer to `BOOKS`. Raises `Violation`."""
         self.events += 1
+        if call.name == "append" and not isinstance(raw[0], Exception):
+            self._appended(call.commands[0], int(raw[0]))
         seen = getattr(self, f"_{call.name}", None)
         if seen is None and books == self._checked:
             return
@@ -220,6 +226,34 @@ class Observer:
             for message, group in zip(raw, given[4:], strict=False):
                 expect(bytes(message) == self.record.committed.get(int(group)), f"claim of group {group}: other bytes")
 
+    def _appended(self, command: Sequence[Any], number: int) -> None:
+        source, data = command[3 + int(command[2]) :][:2]
+        if source == "evaluation":
+            self._evaluation(number, json.loads(data))
+
+    def _evaluation(self, number: int, measured: dict[str, Any]) -> None:
+        """One was recorded, as the history's entry of this number; the reward of a completion is its version."""
+        step, record = measured["step"], self.record
+        if number in record.evaluated:  # the call was sent again, or another controller's came first
+            expect(record.evaluated[number]["step"] == step, "entry {} is of another step than {}", number, measured)
+            return
+        before = max((m["step"] for m in record.evaluated.values()), default=-1)
+        expect(before < step <= record.version, "an evaluation after that of step {}: {}", before, measured)
+        if measured["generation_failed"] < measured["samples"]:
+            expect(measured["reward_mean"] == step, "an evaluation is not of the version that it names: {}", measured)
+        record.evaluated[number] = measured
+
+    def _all_evaluated(self) -> None:
+        """Of a job that succeeded: each evaluation that was due is on record, or said there to be left out."""
+        job, measured = self._world.plan.job, list(self.record.evaluated.values())
+        if job.eval_samples is None:
+            return
+        due = sorted({*range(0, job.steps, job.eval_interval), job.steps})
+        made = {max(d for d in due if d <= m["step"]) for m in measured}
+        left_out = [step for m in measured for step in m["left_out"]]
+        expect(sorted([*made, *left_out]) == due, "of evaluations {} were due: {}", due, measured)
+        expect(job.steps in made, "the last version was not evaluated: {}", measured)
+
     def ended_as(self) -> list[str]:
         """The job's status."""
         return [self.status]
@@ -243,6 +277,7 @@ class Observer:
             job = self._world.plan.job
             expect(states["trained"] == job.steps * job.batch_size, f"{states['trained']} groups trained")
             expect(self.record.version == job.steps, f"ended at version {self.record.version}")
+            self._all_evaluated()
             model = (self._world.output / "model" / "w").read_text()
             expect(model == self.record.models[-1], f"the model is {model}, not {self.record.models[-1]}")
         else:

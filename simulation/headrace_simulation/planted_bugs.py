@@ -20,10 +20,8 @@ _OLD_TOKEN = """local token = redis.call('HGET', GROUP .. group, 'token')
 
 def planted(plant: str | None, name: str, source: str) -> str:
     """A ledger script as it is with the bug. Raises `ValueError` where the script no longer has the place for it."""
-    if plant == "fencing_off":
-        return (
-            _replaced(source, _FENCES if name in ("claim", "settle") else _FENCES[1:]) if name != "script" else source
-        )
+    if plant == "fencing_off" and name not in ("append", "script"):
+        return _replaced(source, _FENCES if name in ("claim", "settle") else _FENCES[1:])
     if plant == "lease_same_token" and name == "admit":
         return _replaced(source, ((_NEW_TOKEN, _OLD_TOKEN),))
     return source

@@ -61,6 +61,9 @@ class Schedule:
         self._cluster = Cluster(self.world, settings_of(folder, plan.job.lease_seconds))
         self._calls: Counter[str] = Counter()
         self._deadly = [f for f in plan.faults if f.kind == "dies_at_call"]
+        self._deadly_evaluating = [f for f in plan.faults if f.kind == "dies_evaluating"]
+        self._evaluated = 0
+        """Completions begun for evaluations."""
         self._damaged = False
         self._pauses_until = 0.0
         self._asked = list[tuple[Process, Action, Callable[[], None] | None]]()
@@ -89,10 +92,10 @@ class Schedule:
     # ── the world's ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self) -> None:
-        self.world.before_call = self._before_call
+        self.world.before_call, self.world.before_greedy = self._before_call, self._before_greedy
         self._submit()
         for fault in self.plan.faults:
-            if fault.kind != "dies_at_call":
+            if fault.kind not in ("dies_at_call", "dies_evaluating"):
                 self.world.loop.after(fault.at, self._befalls, fault)
         self.world.loop.after(FAULT_SECONDS, self._no_more_faults)
         self.world.loop.after(1.0, self._look)
@@ -120,6 +123,8 @@ class Schedule:
                 "engine": "transformers",
                 "keep_rollouts": 0,
                 "reward_recheck": 0.0,
+                "eval_samples": job.eval_samples,
+                "eval_interval": job.eval_interval,
             }
         )
         return Job(
@@ -128,6 +133,7 @@ class Schedule:
             model="none",
             model_path="none",
             training_file="none",
+            validation_file=None if job.eval_samples is None else "none",
             grader={"type": "string_check", "name": "none", "input": "", "reference": "", "operation": "eq"},
             hyperparameters=hyperparameters.model_dump(),
             rows=ROWS,
@@ -154,7 +160,7 @@ class Schedule:
         self.world.loop.after(RECONCILE_SECONDS, self._reconcile)
 
     def _no_more_faults(self) -> None:
-        self.world.network, self._deadly = QUIET, []
+        self.world.network, self._deadly, self._deadly_evaluating = QUIET, [], []
 
     def _before_call(self, process: Process, name: str) -> str | None:
         self._calls[process.name] += 1
@@ -163,6 +169,12 @@ class Schedule:
                 self.happened[fault.kind] += 1
                 return fault.detail
         return None
+
+    def _before_greedy(self) -> None:
+        self._evaluated += 1
+        for fault in self._deadly_evaluating:
+            if fault.at == self._evaluated:
+                self.world.loop.after(0.0, self._befalls, fault)
 
     def _user(self, action: Action, then: Callable[[], None] | None = None) -> None:
         """Through a gateway, which answers when what it did is on the disk."""
@@ -204,6 +216,8 @@ class Schedule:
         for process in found:
             self.world.kill(process, "SIGKILL")
         return bool(found)
+
+    _dies_evaluating = _dies
 
     def _stops(self, fault: Fault) -> bool:
         found = self._cluster.living(fault.who)

@@ -1,8 +1,8 @@
 """The services' own classes in a simulated world, and what is simulated around them.
 
-real       LearnerWorker · RolloutWorker and GroupMaker · JobController and its Supervisors · Ledger, Live, Drains,
-           JobStore over a real redis-server · staleness.select · WeightStore and the search for a whole checkpoint,
-           on real folders in memory
+real       LearnerWorker · RolloutWorker, GroupMaker and Evaluator · JobController, its Supervisors and Evaluations ·
+           Ledger, Live, Drains, JobStore over a real redis-server · staleness.select · WeightStore and the search for
+           a whole checkpoint, on real folders in memory
 simulated  training (a hash chained over all that a step reads) · engine and reward · how a checkpoint's state is
            written · Ray: processes are started, asked, told of deaths and killed in the world
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,7 +29,7 @@ from headrace_learner import durable_writes, recovery
 from headrace_learner import worker as learner
 from headrace_learner.checkpoints import checkpoint
 from headrace_rewards.protocol import Outcome, Sample, Score
-from headrace_rollout import weight_sync
+from headrace_rollout import evaluation, weight_sync
 from headrace_rollout import worker as rollout
 from headrace_rollout.engines.engine import RequestRefused
 from headrace_rollout.prompts import Prompt
@@ -45,7 +45,7 @@ PROMPTS = [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(
 
 
 class InstantReward:
-    """Differs between completions, but for every fourth group."""
+    """Differs between completions, but for every fourth group; of an evaluation, it is the version that sampled."""
 
     async def start(self) -> None: ...
 
@@ -56,13 +56,16 @@ class InstantReward:
 
 
 def _value(sample: Sample) -> float:
-    if sample.draw is None or sample.draw.group % 4 == 3:
+    if sample.draw is None:
+        return float(np.mean(sample.token_ids or ()))
+    if sample.draw.group % 4 == 3:
         return 0.5
     return (sample.draw.completion % 2) * 1.0
 
 
 class Engine(SimulatedEngine):
-    """It takes a while to load, and refuses one row, if the plan says so."""
+    """It takes a while to load, and refuses one row, if the plan says so. A token's id is the version that
+    sampled it."""
 
     async def start(self) -> None:
         await asyncio.sleep(0.3)
@@ -70,7 +73,10 @@ class Engine(SimulatedEngine):
     async def generate(self, prompt: Any, sampling: Any) -> Any:
         if prompt[0] == here().world.plan.job.refused_row:
             raise RequestRefused(f"row {prompt[0]} cannot be served")
-        return await super().generate(prompt, sampling)
+        if sampling.temperature == 0.0:
+            here().world.before_greedy()
+        sampled = await super().generate(prompt, sampling)
+        return replace(sampled, token_ids=sampled.versions.copy())
 
 
 def _engine(*_: Any) -> Engine:
@@ -164,7 +170,7 @@ def simulated_surroundings() -> Iterator[None]:
                 worker_drains,
             )
         ),
-        *((module, "time", clocks) for module in (manager, worker_group)),
+        *((module, "time", clocks) for module in (manager, worker_group, evaluation)),
         *((module, "connect", _connect) for module in (learner, rollout, job_controller)),
         *((module, "BEAT_SECONDS", BEAT_SECONDS) for module in (learner, rollout)),
         (job_controller, "WATCH_SECONDS", WATCH_SECONDS),
@@ -176,7 +182,6 @@ def simulated_surroundings() -> Iterator[None]:
         (rollout, "build", lambda *_: InstantReward()),
         (rollout, "Tokenizer", lambda *_: text),
         (rollout, "read_within_limits", _prompts),
-        (rollout, "CompletionSampler", lambda *_, **__: None),
         (rollout, "probe_level", _no_sandbox),
         (job_controller, "WeightStore", _Weights),
         (job_controller, "snapshot_folder", SimpleNamespace(remove=_remove_snapshots)),

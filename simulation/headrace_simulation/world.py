@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from typing import Any
 
 from redis.exceptions import ConnectionError as RedisGone
 
+from headrace_core.jobs import history
 from headrace_core.ledger.ledger import _SCRIPTS
 from headrace_core.redis_access.client import WAIT_SECONDS
 from headrace_core.redis_access.keys import JobKeys
@@ -33,6 +35,7 @@ from headrace_simulation.redis_port import Command, Packed, Port, Server, pack
 from headrace_simulation.virtual_loop import Process, SimulatedLoop
 
 SCRIPT_NAMES = {script_source(name): name for name in (*_SCRIPTS, "change", "move", "rest", "drain")}
+_NAMES = SCRIPT_NAMES | {history._source(): "append"}
 READS = {"HGET", "HMGET", "HGETALL", "HVALS", "HLEN", "XREAD", "XRANGE", "LRANGE", "LLEN", "window", "queues"}
 EPOCH = 1.8e9
 """What the wall clocks show at the beginning."""
@@ -126,6 +129,8 @@ class World:
         self.output, self.weights = folder / "jobs" / self.job_id, folder / "weights" / self.job_id
         self.before_call: Callable[[Process, str], str | None] = lambda process, name: None
         """Told of every call; answers where its process dies: `sent`, `flight`, `answered`, or nowhere."""
+        self.before_greedy: Callable[[], None] = lambda: None
+        """Told of every completion that is begun for an evaluation."""
         self.on_death: list[Callable[[Process], None]] = []
         self._server, self._names = server, dict[str, str]()
         keys = self.keys.ledger_scripts
@@ -274,14 +279,16 @@ class World:
 _CLOCK = ("redis.call('TIME')", "{OURS, 0}")
 _BY_OUR_CLOCK = "local OURS = tonumber(ARGV[1]); if OURS then ARGV[1] = '' end\n"
 """The server's own clock, in a ledger script, is the world's: the first argument, which is empty otherwise."""
+_LIMITS = re.compile(r"(local FAILED_KEPT, ENDED_KEPT, STEPS_KEPT =) .*")
+"""Of what the ledger keeps for reading: here so little that whatever is still asked for would be missed."""
 _TIMED = {*SCRIPT_NAMES.values()}
 
 
 @cache
 def _adapted(plant: str | None, source: str) -> tuple[str, str]:
     """(name, source with the world's clock and the planted bug) of a script as the services have it."""
-    name = SCRIPT_NAMES.get(source, "script")
-    return name, _BY_OUR_CLOCK + planted(plant, name, source).replace(*_CLOCK)
+    name = _NAMES.get(source, "script")
+    return name, _BY_OUR_CLOCK + _LIMITS.sub(r"\1 8, 8, 1", planted(plant, name, source).replace(*_CLOCK))
 
 
 def _at(command: Command, now: str) -> Command:
@@ -293,7 +300,7 @@ def _at(command: Command, now: str) -> Command:
 def _shown(call: Call, raw: list[Any]) -> str:
     """The call and its answer, without anything that differs between two runs of one seed."""
     if call.name not in _TIMED:
-        return " ".join(str(c[0]) for c in call.commands) if call.name != "script" else "tells"
+        return _told(call) if call.name == "append" else " ".join(str(c[0]) for c in call.commands)
     command = call.commands[0]
     given = command[4 + int(command[2]) :]
     kept = {"claim": given[:1] + given[2:], "commit": given[:4], "settle": given[:5], "change": ()}.get(
@@ -301,6 +308,12 @@ def _shown(call: Call, raw: list[Any]) -> str:
     )
     again = " (again)" if call.copies else ""
     return f"{call.name}({', '.join(str(x) for x in kept)}) → {_brief(raw[0], call.name)}{again}"
+
+
+def _told(call: Call) -> str:
+    """What is appended to a job's history, by its kind alone: the rest has times in it."""
+    command = call.commands[0]
+    return f"tells of a {command[3 + int(command[2])]}" + " (again)" * bool(call.copies)
 
 
 def _brief(raw: Any, name: str) -> str:

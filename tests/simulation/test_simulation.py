@@ -95,5 +95,5 @@ def test_a_plant_that_lost_its_place_in_a_script_says_so() -> None:
 def test_plans_differ_and_stay_the_same() -> None:
     assert plan(7) == plan(7)
     kinds = Counter(fault.kind for seed in range(300) for fault in plan(seed).faults)
-    assert len(kinds) == 14
+    assert len(kinds) == 15
     assert len({plan(seed).job for seed in range(300)}) > 200

@@ -95,6 +95,9 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
     generation_failed: int = 0
     """Samples whose row the engine cannot serve: they have no completion, and no part in the other figures."""
+    left_out: tuple[int, ...] = ()
+    """Earlier steps whose evaluation was due and was not made, because the job was past them: one takes longer than
+    `eval_interval` steps, or a worker or controller that died while it evaluated came back later."""
     completion_length: float
 
 
