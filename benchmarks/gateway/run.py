@@ -41,7 +41,7 @@ from headrace_core.types.metrics import StepMetrics, WorkerMetrics
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.benchmark_report import arguments, report
 from headrace_lab.gateway_process import gateway
-from headrace_lab.jobs import Seeded
+from headrace_lab.jobs import Seeded, StepNumber
 
 READS_PER_SECOND = 1000
 """PASS: at least so many reads of a job's status a second, on one core, while it runs,"""
@@ -123,7 +123,7 @@ class Playing:
                 else:
                     await self._jobs.record(JOB.id, measured)
                 if isinstance(measured, StepMetrics):
-                    message, data = f"Step {measured.step}/{measured.total_steps}", {"step": measured.step}
+                    message, data = f"Step {measured.step}/{measured.total_steps}", StepNumber(measured.step)
                     await self._jobs.tell(JOB.id, message, type="metrics", data=data)
             await answer(self._redis.hincrby(JobKeys(JOB.id).ledger, "version", 1))
             await asyncio.sleep(max(0.0, began + steps / STEPS_PER_SECOND - time.monotonic()))

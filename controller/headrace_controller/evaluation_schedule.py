@@ -8,13 +8,12 @@ made again. One that was due and that the job went past is named in the record o
 
 from __future__ import annotations
 
-import msgspec
-
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.events import EvaluationSummary
 from headrace_core.types.metrics import EvaluationMetrics
 
 from .worker_supervisor import WorkerSupervisor
@@ -75,6 +74,5 @@ class Evaluations:
         failed = f", {result.reward_failed} without a reward because it failed" if result.reward_failed else ""
         missed = f"; not made at {', '.join(map(str, result.left_out))}: the job was past" if result.left_out else ""
         message = f"validation at step {result.step}: mean reward={mean} on {result.samples} samples{failed}{missed}"
-        data = msgspec.to_builtins(result) | {"full_valid_mean_reward": result.reward_mean}
-        await self._jobs.tell(self._job.id, message, type="metrics", data=data)
+        await self._jobs.tell(self._job.id, message, type="metrics", data=EvaluationSummary.of(result))
         return result.step

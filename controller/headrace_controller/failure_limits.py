@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+
+from msgspec import UNSET
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs.job_store import Event, JobStore
 from headrace_core.ledger.ledger import QUEUED_ONCE, LedgerCounts
+from headrace_core.types.events import RewardFailure, RewardsFailed, RowRefused, RowsRefused, decoded
 from headrace_core.types.metrics import RewardMetrics
 
 SHOWN_SAMPLES = 3
@@ -22,11 +24,11 @@ REPORT_SECONDS = 6
 
 
 class TooManyRewardFailures(HeadraceError):
-    """More rewards failed than the job's settings allow. `data` is for an event: kinds with counts, and samples."""
+    """More rewards failed than the job's settings allow. `data` is for an event."""
 
     code = "too_many_reward_failures"
 
-    def __init__(self, message: str, data: dict[str, Any]) -> None:
+    def __init__(self, message: str, data: RewardsFailed) -> None:
         super().__init__(message, param="grader")
         self.data = data
 
@@ -41,11 +43,11 @@ async def check_rewards(jobs: JobStore, job_id: str, account: LedgerCounts, sett
     kinds = await _kinds(jobs, job_id, account.states["reward_failed"])
     samples = _samples([event for _, event in await jobs.events(job_id)])
     by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
-    shown = "".join(f"\n\ngroup {s['group']}, {s['kind']}: {s['error']}\n{s['traceback']}" for s in samples)
+    shown = "".join(f"\n\ngroup {s.group}, {s.kind}: {s.error}\n{s.traceback}" for s in samples)
     raise TooManyRewardFailures(
         f"the reward failed for {too_many}, more than max_reward_failures={settings.max_reward_failures:g} allows; "
         f"completions by kind: {by_kind}{shown}",
-        {"failures": kinds, "samples": samples},
+        RewardsFailed(kinds, samples),
     )
 
 
@@ -74,20 +76,21 @@ def _completions_left_out(counted: Sequence[RewardMetrics], settings: Hyperparam
     return f"{left_out} of {scored} completions, which were left out of their groups" if too_many else None
 
 
-def _samples(events: Sequence[Event]) -> list[dict[str, Any]]:
+def _samples(events: Sequence[Event]) -> list[RewardFailure]:
     """Of the failures told so far, one of each kind before a second of any."""
-    told = [e.data for e in events if e.data is not None and "traceback" in e.data and "group" in e.data]
-    first = {data["kind"]: data for data in reversed(told)}
-    others = [data for data in told if data not in first.values()]
+    failures = [decoded(event.data, RewardFailure) for event in events]
+    of_groups = [failure for failure in failures if failure is not None and failure.group is not UNSET]
+    first = {failure.kind: failure for failure in reversed(of_groups)}
+    others = [failure for failure in of_groups if failure not in first.values()]
     return [*reversed(first.values()), *others][:SHOWN_SAMPLES]
 
 
 class TooManyGenerationFailures(HeadraceError):
-    """More groups could not be generated than the job's settings allow. `data` is for an event: some of their rows."""
+    """More groups could not be generated than the job's settings allow. `data` is for an event."""
 
     code = "too_many_generation_failures"
 
-    def __init__(self, message: str, data: dict[str, Any]) -> None:
+    def __init__(self, message: str, data: RowsRefused) -> None:
         super().__init__(message, param="training_file")
         self.data = data
 
@@ -98,15 +101,11 @@ async def check_generation(jobs: JobStore, job_id: str, account: LedgerCounts, s
     ended = failed + sum(account.states[state] for state in QUEUED_ONCE)
     if ended < max(2 * settings.batch_size, LEAST_GROUPS) or failed <= settings.max_generation_failures * ended:
         return
-    told = [
-        event
-        for _, event in await jobs.events(job_id)
-        if event.data is not None and {"row", "group"} <= event.data.keys()
-    ]
-    rows = [event.data for event in told[:SHOWN_ROWS]]
-    shown = "".join(f"\n\n{event.message}" for event in told[:SHOWN_ROWS])
+    events = [(event.message, decoded(event.data, RowRefused)) for _, event in await jobs.events(job_id)]
+    refused = [(message, row) for message, row in events if row is not None][:SHOWN_ROWS]
+    shown = "".join(f"\n\n{message}" for message, _ in refused)
     raise TooManyGenerationFailures(
         f"{failed} of {ended} groups could not be generated, more than "
         f"max_generation_failures={settings.max_generation_failures:g} allows: mend or leave out their rows{shown}",
-        {"rows": rows},
+        RowsRefused([row for _, row in refused]),
     )

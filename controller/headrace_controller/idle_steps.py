@@ -16,6 +16,7 @@ from headrace_core.errors import HeadraceError
 from headrace_core.jobs.history import STEPS, HistoryEntry
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.json_records import decode_records
+from headrace_core.types.events import IdleStep
 from headrace_core.types.metrics import StepMetrics
 
 from .pause_reasons import JobCannotContinue
@@ -114,7 +115,7 @@ class IdleSteps:
         if idle not in self._told:
             self._told.add(idle)
             message = f"Step {step.step} changed nothing: {await self._in_words(idle, step)}"
-            await self._jobs.tell(self._job_id, message, level="warn", data={"step": step.step, "idle": idle})
+            await self._jobs.tell(self._job_id, message, level="warn", data=IdleStep(step.step, idle))
         most = self._settings.max_steps_without_gradient
         if most and (self._unscored >= most or (self._idle >= most and not self._taught)):
             raise NothingLearned(

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import ray
 from ray.exceptions import RayError
@@ -43,6 +43,7 @@ from headrace_core.redis_access.json_records import name
 from headrace_core.storage import snapshot_folder
 from headrace_core.storage.job_folder import JobFolder, remove_partials
 from headrace_core.storage.weight_store import WeightStore, default_root
+from headrace_core.types.events import JobPaused, RewardsFailed, RowsRefused, Standstill, Wait
 
 from .evaluation_schedule import Evaluations
 from .failure_limits import (
@@ -207,8 +208,7 @@ class JobController:
         await self._ledger.close("finished")
 
     async def _tell_place_lost(self, error: PlacementLost) -> None:
-        waits = [{"who": worker.name, "for": "its place", "seconds": 0.0} for worker in self._crew.workers]
-        data = {"waits": waits, "act": "place_again"}
+        data = Standstill([Wait(worker.name, "its place", 0.0) for worker in self._crew.workers], "place_again")
         await self._jobs.tell(self._job_id, f"placed anew: {error}", level="warn", data=data)
         await self._mending.acted("place_again")
 
@@ -248,7 +248,7 @@ class JobController:
 
     # ── end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _pause(self, message: str, level: Level = "info", data: dict[str, Any] | None = None) -> Status:
+    async def _pause(self, message: str, level: Level = "info", data: JobPaused | None = None) -> Status:
         """The learner saves the step under way; what the others hold, they give back at once."""
         await until([self._stop()], [self._cancellation()])
         if (await self._jobs.get(self._job_id)).status == "paused":  # else it was resumed meanwhile
@@ -271,11 +271,10 @@ class JobController:
         """The status comes first: by it the learner knows that its last step is to be kept."""
         with suppress(Paused):  # the user was faster
             await self._move("paused", PausedBy(error.code, error.message, time.time()))
-        data = {"reason": error.code, "who": error.who}
-        return await self._pause(f"paused: {error.message}", "error", data)
+        return await self._pause(f"paused: {error.message}", "error", JobPaused(error.code, error.who))
 
     async def _end(
-        self, status: Status, message: str, outcome: JobError | str, data: dict[str, Any] | None = None
+        self, status: Status, message: str, outcome: JobError | str, data: RewardsFailed | RowsRefused | None = None
     ) -> Status:
         await self._move(status, outcome)
         await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info", data=data)

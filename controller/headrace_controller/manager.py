@@ -39,6 +39,7 @@ from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.logs import get_logger
 from headrace_core.redis_access.json_records import name
+from headrace_core.types.events import Standstill, Wait
 
 from .heartbeat import ControllerHeartbeats
 from .job_controller import JobController
@@ -241,12 +242,12 @@ class RayControllerManager:
     async def _replace(self, job_id: str) -> None:
         """Of any job: what is to be done for it, the next controller does, which a next look starts."""
         silent = self._settings.watchdog_seconds
-        waits = [{"who": "gateway", "for": "a beat of the job's controller", "seconds": silent}]
+        waits = [Wait("gateway", "a beat of the job's controller", silent)]
         await self._jobs.tell(
             job_id,
             f"the job's controller did not beat for {silent:.0f} s and is replaced",
             level="warn",
-            data={"waits": waits, "act": "replace_controller"},
+            data=Standstill(waits, "replace_controller"),
         )
         await RecoveryCounters(self._redis, job_id).acted("replace_controller")
         ray.kill(await _ask(ray.get_actor, _name(job_id), NAMESPACE))

@@ -12,7 +12,6 @@ told when new groups are held back, and when they no longer are: it slows to one
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from redis.asyncio import Redis
 
@@ -22,6 +21,7 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger, Queues
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import name
+from headrace_core.types.events import MemoryWait
 
 LOOK_SECONDS = 2.0
 GROUPS_PART = 0.5
@@ -76,7 +76,7 @@ class MemoryShare:
 
     async def _tell(self, now: Queues) -> None:
         grown, self._held_back = now.held_back > self._held_back, now.held_back
-        data: dict[str, Any] = {"reason": "memory", "bytes": now.bytes, "share": now.share, "held_back": now.held_back}
+        data = MemoryWait(bytes=now.bytes, share=now.share, held_back=now.held_back)
         if grown and not self._told:
             self._told = True
             message = (

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from headrace_core.protocols.worker import LEARNER_NAME
+from headrace_core.types.events import Wait
 from headrace_core.types.metrics import WorkerMetrics
 
 _WORK = {
@@ -30,17 +30,6 @@ _WORK = {
         "update": "new weights",
     },
 }
-
-
-class Wait(msgspec.Struct, frozen=True):
-    """One worker waits, as an event's data shows it."""
-
-    who: str
-    for_: str = msgspec.field(name="for")
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.who} waits for {self.for_} ({self.seconds:.0f} s)"
 
 
 class _Doing(msgspec.Struct):

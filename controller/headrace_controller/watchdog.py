@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import msgspec
+from msgspec import UNSET
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import Job, JobStore
-from headrace_core.jobs.recovery_counters import Act, RecoveryCounters
+from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.ledger import QUEUED_ONCE, Ledger, LedgerCounts
+from headrace_core.types.events import Act, Standstill, Wait
 from headrace_core.types.metrics import furthest_evaluation
 
 from .liveness import StallTimer
 from .pause_reasons import Stalled
-from .wait_graph import Wait, WaitGraph
+from .wait_graph import WaitGraph
 from .worker_supervisor import WorkerSupervisor
 
 
@@ -124,8 +124,7 @@ class Watchdog:
         return self._waits.now(silent, [worker.name for worker in workers if not worker.ready])
 
     async def _tell(self, message: str, waits: Sequence[Wait], act: Act | None = None) -> None:
-        data: dict[str, Any] = {"waits": msgspec.to_builtins(waits)} | ({"act": act} if act else {})
-        await self._jobs.tell(self._job.id, message, level="warn", data=data)
+        await self._jobs.tell(self._job.id, message, level="warn", data=Standstill(waits, act or UNSET))
         if act is not None:
             await self._mending.acted(act)
 

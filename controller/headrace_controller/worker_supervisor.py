@@ -29,6 +29,7 @@ from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.logs import get_logger
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.restart_budget import RestartBudget
+from headrace_core.types.events import Restarted, WorkerReady
 
 from .liveness import PingMonitor
 from .pause_reasons import OUT_OF_SPACE, JobCannotContinue, RestartsExhausted, cannot_go_on
@@ -192,7 +193,7 @@ class WorkerSupervisor:
         self._ready_at, self._start_error = time.monotonic(), ""
         self._ready.set()
         what = ", ".join(f"{k} {v}" for k, v in facts.items())
-        await self._tell(f"{self.name} is ready: {what}", data={"worker": self.name, **facts})
+        await self._tell(f"{self.name} is ready: {what}", data=WorkerReady(self.name, facts))
 
     async def _work(self, process: WorkerProcess, begin: asyncio.Event) -> str:
         """Until then it is looked after, too: what others lack to become ready may be its to give."""
@@ -249,7 +250,7 @@ class WorkerSupervisor:
             f"{self.name} failed and is started again in {restart.delay:g} s, try {restart.number} of {restart.of}: "
             f"{reason}",
             "warn",
-            {"worker": self.name, "cause": reason, "restart": restart.number, "of": restart.of, "delay": restart.delay},
+            Restarted(self.name, reason, restart.number, restart.of, restart.delay),
         )
         await self._mending.restarted(self.name)
         await asyncio.sleep(restart.delay)
@@ -267,7 +268,7 @@ class WorkerSupervisor:
             self._pulse = None
         process.kill()
 
-    async def _tell(self, message: str, level: Any = "info", data: dict[str, Any] | None = None) -> None:
+    async def _tell(self, message: str, level: Any = "info", data: WorkerReady | Restarted | None = None) -> None:
         await self._jobs.tell(self._config.job_id, message, level=level, data=data)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from redis.asyncio import Redis
 
 from headrace_core.config.hyperparameters import Hyperparameters
@@ -39,6 +40,12 @@ PATHS: dict[Status, tuple[Status, ...]] = {
     "cancelled": ("queued", "running", "cancelled"),
 }
 """How a job comes to a status."""
+
+
+class StepNumber(msgspec.Struct, frozen=True):
+    """Data of a step's event, short."""
+
+    step: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Seeded:
                 await jobs.record(self.id, measured)
             if self.tells and isinstance(measured, StepMetrics):
                 message = f"Step {measured.step}/{measured.total_steps}: reward {measured.reward_mean:.3f}"
-                await jobs.tell(self.id, message, type="metrics", data={"step": measured.step})
+                await jobs.tell(self.id, message, type="metrics", data=StepNumber(measured.step))
         await run(redis.hset(JobKeys(self.id).ledger, mapping=self._books()))
 
     def _books(self) -> dict[Any, Any]:

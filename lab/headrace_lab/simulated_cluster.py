@@ -29,6 +29,7 @@ from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.dataset import Row
 from headrace_core.storage.weight_store import WeightStore
@@ -39,7 +40,7 @@ from headrace_lab.simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
 from headrace_lab.virtual_time import InlineRedis, run
 from headrace_learner.algorithms.token_selection import AgeCount
 from headrace_learner.worker import LearnerWorker
-from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rollout.completion_sampler import CompletionSampler
 from headrace_rollout.evaluation import Evaluator
 from headrace_rollout.group_builder import GroupBuilder

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from headrace_core.types.events import WorkerReady
+
 
 def ready_processes(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, int]]:
     """(Worker, pid) of each process that became ready, in the order of `events`, which are objects of the API. The
     first rank of a learner is `learner`, the others are `rank-1` and so on."""
     for event in events:
-        data = event["data"]
-        if data is None or "pid" not in data:
-            continue
-        yield data["worker"], data["pid"]
-        for name, said in data.items():
-            if name.startswith("rank "):
-                yield name.replace(" ", "-"), int(said.removeprefix("pid "))
+        if (ready := WorkerReady.of(event["data"])) is not None:
+            yield from ready.pids.items()

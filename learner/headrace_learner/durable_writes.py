@@ -21,6 +21,7 @@ from headrace_core.errors import DiskFull
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.durability import wait_until_durable
+from headrace_core.types.events import DiskWait
 
 from .distributed.rank_commands import Command
 from .distributed.rank_coordinator import RankCoordinator
@@ -67,6 +68,6 @@ class DurableWriter:
 
     async def _tell(self, error: DiskFull) -> None:
         wait = self._config.redis_wait
-        data = {"worker": self._config.worker, "reason": error.code, "seconds": wait}
+        data = DiskWait(self._config.worker, error.code, wait)
         message = f"{error.message}; {self._config.worker} waits {wait:g} s for room"
         await self._jobs.tell(self._config.job_id, message, level="warn", data=data)

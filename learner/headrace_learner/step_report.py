@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from headrace_core.types.metrics import StepMetrics
 from headrace_core.types.trajectory import Group
@@ -49,25 +48,3 @@ def event_message(metrics: StepMetrics) -> str:
     """One line for the user."""
     reward = "none" if metrics.reward_mean is None else f"{metrics.reward_mean:.2f}"
     return f"Step {metrics.step}/{metrics.total_steps}, train mean reward={reward}"
-
-
-def event_data(metrics: StepMetrics, max_staleness: int) -> dict[str, Any]:
-    """The figures beside that line. Ages are of the tokens that contributed to the gradient."""
-    trained = {int(age): m.tokens - m.masked for age, m in metrics.ages.items() if m.tokens > m.masked}
-    return {
-        "step": metrics.step,
-        "total_steps": metrics.total_steps,
-        "train_mean_reward": metrics.reward_mean,
-        "train_reward_std": metrics.reward_std,
-        "train_loss": metrics.loss,
-        "entropy": metrics.entropy,
-        "grad_norm": metrics.grad_norm,
-        "completion_length": metrics.completion_length,
-        "trained_tokens": metrics.tokens,
-        "masked_tokens": metrics.masked_tokens,
-        "staleness": {
-            "age_mean": sum(age * n for age, n in trained.items()) / max(1, sum(trained.values())),
-            "age_max": max(trained, default=0),
-            "bound": max_staleness,
-        },
-    }

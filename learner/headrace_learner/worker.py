@@ -39,6 +39,7 @@ from headrace_core.redis_access.client import connect
 from headrace_core.storage.atomic_write import written_whole
 from headrace_core.storage.job_folder import JobFolder
 from headrace_core.storage.weight_store import WeightStore
+from headrace_core.types.events import StepSummary
 from headrace_core.types.metrics import WorkerMetrics, furthest_evaluation
 from headrace_core.types.staleness import Selection
 from headrace_core.types.trajectory import Group
@@ -54,7 +55,7 @@ from .durable_writes import DurableWriter
 from .models.policy import Policy
 from .recovery import Recovery
 from .rollout_recorder import RolloutRecorder
-from .step_report import event_data, event_message, step_metrics
+from .step_report import event_message, step_metrics
 from .training.mismatch import MismatchWatch
 from .training.step_metrics import summarise
 from .training.trainer import StepResult, Trainer
@@ -380,7 +381,7 @@ class LearnerWorker:
         job, seconds = self._config.job_id, self._seconds(result)
         metrics = step_metrics(groups, result, self._version, self._config.total_steps, seconds)
         await self._jobs.record(job, metrics)
-        data = event_data(metrics, self._live.at(metrics.step - 1).max_staleness)
+        data = StepSummary.of(metrics, self._live.at(metrics.step - 1).max_staleness)
         await self._jobs.tell(job, event_message(metrics), type="metrics", data=data)
         await self._jobs.update(job, trained_tokens=self._trained_tokens)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from headrace_core.errors import HeadraceError
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_core.storage.dataset import Row
-from headrace_rewards.protocol import Failure, Outcome, Progress, Reward, Sample, SampleKey, Score
+from headrace_rewards.protocol import Progress, Reward, Sample, SampleKey
 
 from .completion_sampler import SampledCompletion
 from .prompts import Tokenizer
@@ -72,8 +72,3 @@ def value_of(outcome: Outcome) -> tuple[float | None, dict[str, float]]:
     if isinstance(outcome, Score):
         return outcome.value, outcome.components
     return None, {}
-
-
-def failure_data(failure: Failure) -> dict[str, Any]:
-    """The event data of a failed reward."""
-    return {"kind": failure.kind, "error": failure.message, "traceback": failure.traceback}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
-from headrace_core.protocols.worker import rollout_name
+from headrace_core.protocols.grader_check import Failure
+from headrace_core.types.events import RewardFailure, RowRefused, Standstill, TightRow, Wait
 from headrace_core.types.metrics import UpdateMetrics
-from headrace_rewards.protocol import Failure
 
 from .engines.engine import RequestRefused, UpdateReport
 from .monitored_reward import MonitoredReward
 from .prompts import Prompt
-from .reward_scoring import by_kind, failure_data
+from .reward_scoring import by_kind
 
 TOLD_ROWS = 5
 """Rows that cannot be served told by one worker; all are counted."""
@@ -34,7 +36,7 @@ class WorkerReporter:
         """The reward failures that the user should see and has not seen yet."""
         for group, failure in watched.take_failures():
             message = f"reward failed for a completion of group {group}: {failure.kind}: {failure.message}"
-            await self._warn(message, failure_data(failure) | {"group": group})
+            await self._warn(message, _failed(failure, group))
 
     async def reward(self, watched: MonitoredReward) -> None:
         """What the reward did, if it did something."""
@@ -45,7 +47,7 @@ class WorkerReporter:
         """How many samples of an evaluation have no reward, and why the first has none."""
         if failures:
             message = f"reward failed in the evaluation of version {version}: {by_kind(failures)}, of {samples}"
-            await self._warn(message, failure_data(failures[0]))
+            await self._warn(message, _failed(failures[0]))
 
     async def tightest_row(self, tightest: tuple[int, Prompt] | None, max_tokens: int) -> None:
         """Whose reference answer leaves the least room; told by the first worker, as all have the same rows."""
@@ -54,7 +56,7 @@ class WorkerReporter:
             await self._warn(
                 f"the reference answer of line {prompt.data.line} leaves {room} tokens for a completion, less than "
                 f"max_tokens ({max_tokens}): raise max_context, or shorten the row",
-                {"row": prompt.row, "line": prompt.data.line, "tokens": room},
+                TightRow(prompt.row, prompt.data.line, room),
             )
 
     async def refused_row(self, group: int, prompt: Prompt, error: RequestRefused, before: int) -> None:
@@ -62,7 +64,7 @@ class WorkerReporter:
         if before < TOLD_ROWS:
             line = prompt.data.line
             message = f"the row of line {line} cannot be generated, and group {group} ends: {error}"
-            await self._warn(message, {"group": group, "row": prompt.row, "line": line, "error": str(error)})
+            await self._warn(message, RowRefused(group, prompt.row, line, str(error)))
 
     async def evaluation_refused(self, version: int, refused: int, samples: int) -> None:
         """How many rows of the validation file the engine cannot serve."""
@@ -93,13 +95,17 @@ class WorkerReporter:
 
     async def update_given_up(self, version: int, present: int, seconds: float, error: Exception) -> None:
         """Generation goes on with the present version, and the newest one is tried again."""
-        waits = [{"who": self._worker, "for": f"weights of version {version}", "seconds": round(seconds, 1)}]
+        waits = [Wait(self._worker, f"weights of version {version}", round(seconds, 1))]
         await self._warn(
             f"{self._worker} gave up the update to version {version} after {seconds:.1f} s and goes on with version "
             f"{present}: {error}",
-            {"waits": waits, "act": "abort_update"},
+            Standstill(waits, "abort_update"),
         )
         await self._mending.acted("abort_update")
 
-    async def _warn(self, message: str, data: dict[str, Any] | None = None) -> None:
+    async def _warn(self, message: str, data: msgspec.Struct | None = None) -> None:
         await self._jobs.tell(self._job_id, message, level="warn", data=data)
+
+
+def _failed(failure: Failure, group: int | UnsetType = UNSET) -> RewardFailure:
+    return RewardFailure(failure.kind, failure.message, failure.traceback, group)

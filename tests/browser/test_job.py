@@ -6,6 +6,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from headrace_core.jobs.job_store import PausedBy
+from headrace_core.types.events import Standstill, Wait
 from headrace_lab.browser import PHONE, Browser
 from headrace_lab.jobs import BATCH, Seeded
 
@@ -118,11 +119,8 @@ def test_what_the_job_says_comes_in_and_troubles_stand_alone(opened: Browser, si
 def test_a_job_that_paused_by_itself_says_why_and_who_waited_for_whom(opened: Browser, site: Site) -> None:
     assert not opened.js("return [...document.querySelectorAll('.why, .still')].some((e) => e.offsetHeight)")
     why = PausedBy("stalled", "no progress for 600 s: learner waits for groups of rollout-0 (598 s)", 1.0)
-    waits = [
-        {"who": "learner", "for": "groups of rollout-0", "seconds": 61.0},
-        {"who": "rollout-0", "for": "its engine", "seconds": 0.0},
-    ]
-    site.store(lambda jobs: jobs.tell(JOB.id, "no progress for 61 s", level="warn", data={"waits": waits}))
+    waits = [Wait("learner", "groups of rollout-0", 61.0), Wait("rollout-0", "its engine", 0.0)]
+    site.store(lambda jobs: jobs.tell(JOB.id, "no progress for 61 s", level="warn", data=Standstill(waits)))
     site.store(lambda jobs: jobs.move(JOB.id, "paused", why))
     opened.until("document.querySelector('.why')?.offsetHeight")
     assert "(stalled): no progress for 600 s" in opened.text(".why")

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidState, NotFound
 from headrace_core.jobs.job_store import ENDED, Checkpoint, Job, JobError, JobStore, PausedBy, Status, new_id
+from headrace_core.types.events import IdleStep
 from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics
 
 ALLOWED = {
@@ -157,7 +158,7 @@ async def test_a_job_is_at_rest_in_the_status_that_its_controller_ended_with(sto
 
 
 async def test_events_and_metrics_are_kept_in_order(store: JobStore) -> None:
-    told = [await store.tell("ftjob-a", f"message {i}", level="warn", data={"i": i}) for i in range(3)]
+    told = [await store.tell("ftjob-a", f"message {i}", level="warn", data=IdleStep(i, "equal")) for i in range(3)]
     assert [e for _, e in await store.events("ftjob-a")] == told
     for version in range(3):
         await store.record("ftjob-a", an_update(version))

@@ -21,6 +21,7 @@ from fastapi.routing import APIRoute
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
+from headrace_core.types.events import StepSummary, encoded
 from headrace_core.types.metrics import AgeMetrics, StepMetrics
 from headrace_gateway.app import create_app
 from headrace_gateway.cli import job_file, main
@@ -79,11 +80,9 @@ def test_every_setting_is_on_its_page() -> None:
 
 
 def test_the_event_of_a_step_has_the_documented_fields() -> None:
-    from headrace_learner.step_report import event_data  # imports torch: only here
-
     age = AgeMetrics(tokens=9, masked=0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0)
     values: dict[str, Any] = dict.fromkeys(StepMetrics.__struct_fields__, 0) | {"ages": {"1": age}}
-    data = event_data(StepMetrics(**values), max_staleness=4)
+    data = encoded(StepSummary.of(StepMetrics(**values), max_staleness=4))
     section = (DOCS / "metrics.md").read_text().partition("## `data` of a metrics event")[2]
     names = [
         name for row in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)

@@ -14,6 +14,7 @@ from headrace_core.jobs.job_store import CHECKPOINT_MODEL, Checkpoint, Job, JobE
 from headrace_core.jobs.rollout_records import RolloutStore
 from headrace_core.ledger.ledger import Ledger, TransitionOutcome
 from headrace_core.redis_access.client import run
+from headrace_core.types.events import StepSummary
 from headrace_core.types.staleness import Limits
 from headrace_gateway.auth.api_keys import KeyStore
 from headrace_gateway.files.file_store import FileStore
@@ -97,7 +98,7 @@ async def _seed_job(redis: Redis, jobs: JobStore, job: Job, status: Status, data
         await jobs.record(job.id, metrics)
     await jobs.beat(job.id, WORKER)
     await jobs.record_reward(job.id, counted("rollout-0", 1.0, 9.0))
-    await jobs.tell(job.id, "Step 1/10", type="metrics", data={"step": 1, "total_steps": 10})
+    await jobs.tell(job.id, "Step 1/10", type="metrics", data=StepSummary.of(step(1), 2))
     for number in (2, STEPS):
         folder = _checkpoint(data_dir / "jobs" / job.id / "checkpoints" / str(number))
         saved = Checkpoint(f"ftckpt_{job.id}{number}", 90.0, number, model_name(job, number), str(folder), METRICS)

@@ -30,6 +30,7 @@ from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import API_KEYS_USED, JobKeys
 from headrace_core.storage.weight_store import Published
+from headrace_core.types.events import StepSummary
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import F32, I32, Group, sampled_completion
 from headrace_gateway.app import create_app
@@ -77,7 +78,7 @@ async def full_job(redis: Redis, job_id: str, status: Status) -> None:
     await jobs.create(stored_job(job_id, model_path=model, hyperparameters=settings.model_dump()))
     await jobs.move(job_id, "queued")
     await jobs.move(job_id, "running")
-    await jobs.tell(job_id, "Step 1/10", type="metrics", data={"step": 1, "total_steps": 10})
+    await jobs.tell(job_id, "Step 1/10", type="metrics", data=StepSummary.of(step(1), 5))
     await jobs.tell(job_id, "hello")
     await ledger.open(Limits(batch_size=1, max_staleness=5, total_groups=10))
     leases = (await ledger.admit("rollout-0", 0, 5, 60.0)).leases

@@ -10,6 +10,7 @@ import pytest
 from headrace_controller.failure_limits import TooManyGenerationFailures, check_generation
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.ledger import STATES, LedgerCounts
+from headrace_core.types.events import IdleStep, RowRefused
 
 from .conftest import Served, stored_job
 
@@ -39,12 +40,12 @@ async def test_a_share_of_groups_is_allowed(served: Served) -> None:
 
 async def test_the_error_names_the_first_rows(served: Served) -> None:
     await served.jobs.create(stored_job())
-    await served.jobs.tell("ftjob-1", "of something else", level="warn", data={"group": 1})
+    await served.jobs.tell("ftjob-1", "of something else", level="warn", data=IdleStep(1, "equal"))
     for line in (7, 3, 9, 11):
-        data = {"group": line, "row": line - 1, "line": line, "error": "of no use"}
+        data = RowRefused(line, line - 1, line, "of no use")
         await served.jobs.tell("ftjob-1", f"the row of line {line} cannot be generated", level="warn", data=data)
     with pytest.raises(TooManyGenerationFailures) as caught:
         await check(served, 16, 0)
-    assert [row["line"] for row in caught.value.data["rows"]] == [7, 3, 9]
+    assert [row.line for row in caught.value.data.rows] == [7, 3, 9]
     assert str(caught.value).endswith("\n\nthe row of line 9 cannot be generated")
     assert (caught.value.code, caught.value.param) == ("too_many_generation_failures", "training_file")

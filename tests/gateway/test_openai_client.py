@@ -18,6 +18,7 @@ from openai.types.fine_tuning import FineTuningJobEvent
 from redis.asyncio import Redis
 
 from headrace_core.jobs.job_store import CHECKPOINT_MODEL, Checkpoint, JobStore, model_name
+from headrace_core.types.events import StepSummary
 from headrace_gateway.openapi.document import operations
 from headrace_lab.paths import ADDER
 
@@ -39,7 +40,7 @@ async def test_the_life_of_a_job(client: AsyncOpenAI, served: Served, training_f
     assert served.controllers.ensured == [job.id]
 
     await served.jobs.move(job.id, "running")
-    await served.jobs.tell(job.id, "Step 1/3", type="metrics", data={"step": 1})
+    await served.jobs.tell(job.id, "Step 1/3", type="metrics", data=StepSummary.of(step(1), 4))
     saved = Checkpoint("ftckpt_1", 2.0, 1, model_name(await served.jobs.get(job.id), 1), "/none", {"reward": 0.5})
     await served.jobs.add_checkpoint(job.id, saved)
 

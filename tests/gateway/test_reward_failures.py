@@ -13,6 +13,7 @@ from headrace_controller import failure_limits
 from headrace_controller.failure_limits import TooManyRewardFailures, check_rewards
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.ledger import STATES, LedgerCounts
+from headrace_core.types.events import RewardFailure
 from headrace_core.types.metrics import RewardMetrics
 
 from .conftest import Served, stored_job
@@ -43,7 +44,7 @@ async def count(served: Served, worker: str = "rollout-0", **fields: Any) -> Non
 
 
 async def tell(served: Served, group: int, kind: str) -> None:
-    data = {"group": group, "kind": kind, "error": f"it was {kind}", "traceback": f"Traceback of group {group}"}
+    data = RewardFailure(kind, f"it was {kind}", f"Traceback of group {group}", group)
     await served.jobs.tell("ftjob-1", "reward failed", level="warn", data=data)
 
 
@@ -70,12 +71,12 @@ async def test_the_error_shows_kinds_and_one_sample_of_each_first(served: Served
     await count(served, "rollout-1", failures={"timeout": 5, "crashed": 1})
     for group, kind in ((0, "exception"), (1, "exception"), (2, "timeout"), (3, "exception"), (4, "timeout")):
         await tell(served, group, kind)
-    await served.jobs.tell("ftjob-1", "of an evaluation", data={"kind": "crashed", "traceback": "of no group"})
+    await served.jobs.tell("ftjob-1", "of an evaluation", data=RewardFailure("crashed", "it crashed", "of no group"))
     with pytest.raises(TooManyRewardFailures) as caught:
         await check(8, 0)
     error = caught.value
-    assert error.data["failures"] == {"timeout": 6, "exception": 3, "crashed": 1}
-    assert [s["group"] for s in error.data["samples"]] == [0, 2, 1]
+    assert error.data.failures == {"timeout": 6, "exception": 3, "crashed": 1}
+    assert [sample.group for sample in error.data.samples] == [0, 2, 1]
     assert "completions by kind: timeout 6, exception 3, crashed 1\n\ngroup 0, exception: it was exception\n" in str(
         error
     )

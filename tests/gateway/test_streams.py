@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from headrace_core.jobs.history import EVENTS
 from headrace_core.jobs.job_store import JobStore, Status
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.events import StepSummary
 from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics
 from headrace_gateway.events import job_streams as hub_module
 from headrace_gateway.events import sse_response
@@ -190,7 +191,7 @@ async def test_a_quiet_stream_carries_comments(
 async def test_what_is_past_is_thinned_and_what_comes_is_not(http: httpx.AsyncClient, jobs: JobStore) -> None:
     for number in range(1, 301):
         await jobs.record(JOB, step(number))
-        await jobs.tell(JOB, f"Step {number}", type="metrics", data={"step": number})
+        await jobs.tell(JOB, f"Step {number}", type="metrics", data=StepSummary.of(step(number), 5))
         await jobs.record(JOB, update(number))
         if number % 3 == 0:
             await jobs.tell(JOB, f"said {number}")

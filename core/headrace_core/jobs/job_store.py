@@ -23,6 +23,7 @@ from ..redis_access.client import run
 from ..redis_access.json_records import UNREADABLE, damaged, decode_records, name
 from ..redis_access.keys import JobKeys
 from ..redis_access.scripts import Script
+from ..types.events import encoded
 from ..types.metrics import Metrics, RewardMetrics, WorkerMetrics
 from .history import EVENTS, MEASURED, History, HistoryEntry, whole
 
@@ -306,10 +307,10 @@ class JobStore:
         *,
         level: Literal["info", "warn", "error"] = "info",
         type: Literal["message", "metrics"] = "message",
-        data: dict[str, Any] | None = None,
+        data: msgspec.Struct | None = None,
     ) -> Event:
-        """Append an event to the job's history."""
-        event = Event("", time.time(), level, message, type, data)
+        """Append an event; `data` is one of `types.events`."""
+        event = Event("", time.time(), level, message, type, None if data is None else encoded(data))
         number = await self.history.tell(job_id, _json.encode(event), event.created_at)
         return msgspec.structs.replace(event, id=event_id(job_id, number))
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from redis.asyncio import Redis
 
 from ..redis_access.client import run
 from ..redis_access.json_records import if_sound, whole_number
 from ..redis_access.keys import JobKeys
+from ..types.events import Act
 
-Act = Literal["reissue", "restart", "abort_update", "place_again", "replace_controller"]
-"""A silent worker's leases were issued again; a worker that was silent, or that others waited for, was started again; a
-weight update was given up and generation went on; workers were placed anew after their place was lost; a controller
-that did not beat was replaced."""
 _RESTARTS = "restarts "
 """And a worker's name: its field."""
 

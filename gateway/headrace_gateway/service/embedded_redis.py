@@ -21,6 +21,7 @@ from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError
 
 from headrace_core.errors import HeadraceError, TimedOut, Unavailable
+from headrace_core.types.events import CommandLost
 
 from . import aof_check
 from .part_supervisor import Notice
@@ -95,7 +96,7 @@ class RedisServer:
     def notice(self) -> Notice | None:
         if (cut := self.cut) is None:
             return None
-        return f"redis left out the last command, not wholly written: {cut}", {"worker": self.name, "cut": cut}
+        return f"redis left out the last command, not wholly written: {cut}", CommandLost(self.name, cut)
 
     def start(self) -> None:
         """Returns once the server answers, its files loaded. Raises `Damaged` where an append-only file cannot be read,

@@ -18,9 +18,10 @@ from headrace_core.errors import HeadraceError, Unavailable
 from headrace_core.jobs.job_store import ENDED, JobStore
 from headrace_core.logs import get_logger
 from headrace_core.restart_budget import RestartBudget
+from headrace_core.types.events import CommandLost, Restarted
 
 LOOK_SECONDS = 0.2
-Notice: TypeAlias = tuple[str, dict[str, object]]
+Notice: TypeAlias = tuple[str, Restarted | CommandLost]
 """A message for jobs, and its data."""
 log = get_logger(__name__)
 
@@ -72,8 +73,15 @@ class PartSupervisor:
             restart = self._restarts.next(worked)
             if restart is None:
                 raise Unavailable(f"{name} {cause}, and has used up its restarts")
-            facts = {"cause": cause, "restart": restart.number, "of": restart.of, "delay": restart.delay}
-            log.warning("a part of the service is started again", part=name, **facts)
+            data = Restarted(name, cause, restart.number, restart.of, restart.delay)
+            log.warning(
+                "a part of the service is started again",
+                part=name,
+                cause=cause,
+                restart=restart.number,
+                of=restart.of,
+                delay=restart.delay,
+            )
             await asyncio.sleep(restart.delay)
             try:
                 await self._part.restart()
@@ -83,7 +91,7 @@ class PartSupervisor:
             break
         self._since = time.monotonic()
         after = f"was started again after {restart.delay:g} s, restart {restart.number} of {restart.of}"
-        self._untold.append((f"{name} {cause} and {after}", {"worker": name, **facts}))
+        self._untold.append((f"{name} {cause} and {after}", data))
         self._take_notice()
 
     def _take_notice(self) -> None:
@@ -91,7 +99,7 @@ class PartSupervisor:
             log.warning(notice[0])
             self._untold.append(notice)
 
-    async def _told(self, message: str, data: dict[str, object]) -> bool:
+    async def _told(self, message: str, data: Restarted | CommandLost) -> bool:
         """False where the part was lost meanwhile: telling may wait for it, and so for this keeper."""
         telling = asyncio.create_task(self._tell(message, data))
         try:
@@ -103,7 +111,7 @@ class PartSupervisor:
         finally:
             await cancel([telling])
 
-    async def _tell(self, message: str, data: dict[str, object]) -> None:
+    async def _tell(self, message: str, data: Restarted | CommandLost) -> None:
         """Every job that has not ended; one that cannot be told does not keep the part from being kept alive."""
         try:
             for job in await self._jobs.all():
