@@ -34,8 +34,9 @@ from typing import Any
 
 from math_verify import parse, verify
 
+from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_lab.benchmark_report import arguments, report
-from headrace_rewards.protocol import Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 
 PYTHON_LIMIT = 500.0

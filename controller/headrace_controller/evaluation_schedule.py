@@ -8,6 +8,8 @@ made again. One that was due and that the job went past is named in the record o
 
 from __future__ import annotations
 
+import msgspec
+
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.ledger.ledger import Ledger

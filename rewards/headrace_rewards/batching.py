@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from headrace_core.errors import InvalidState
+from headrace_core.protocols.grader_check import Failure, Outcome
 
-from .protocol import Failure, Outcome, Sample
+from .protocol import Sample
 
 _LINGER_SECONDS = 0.01
 _CLOSED = Failure("unavailable", "the reward was closed")

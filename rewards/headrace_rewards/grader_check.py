@@ -1,18 +1,6 @@
 """Tries a grader before a job runs: `python -m headrace_rewards check`, JSON in on stdin, JSON out on stdout.
 
-    in   {"grader": {…}, "samples": [{"output_text", "item", "messages", …}, …], "groups": [2, 1, …],
-          "tokenizer": "…/tokenizer.json", "rehearsal": false, "seconds": 30}
-    out  {"ok": true,  "error": null, "grader": {… with absolute paths},
-          "outcomes": [{"type": "score", …}, …], "seconds": [0.01, …], "parts": [{"name", "type", "failures"}, …],
-          "cannot": null, "remarks": ["…"], "ignored": ["…"]}
-         {"ok": false, "error": {"message", "param", "code"}, "grader": null, "outcomes": [], …}
-
-`ok` says that the grader is well formed, and its file could be imported (in a process of its own). What it makes of
-each sample is in `outcomes`; a failed sample leaves `ok` true. `groups` says how many neighbours among the samples are
-completions of one prompt; those are scored together, and one group after the other, each in so many `seconds`. Without
-it all are one group. Both are optional. `parts` are the grader and those that it holds, which come before it;
-`ignored` names what of their descriptions has no effect. The exit
-status is 0 whenever an answer was written.
+    stdin  headrace_core.protocols.grader_check.CheckRequest      stdout  CheckReport
 
 A function whose `form` is not given, and that takes text for something else, is tried with messages; the grader in the
 answer has the form that was found. In a `rehearsal` no server is asked, and groups that are not scored within `seconds`
@@ -31,50 +19,14 @@ from typing import Any
 
 import msgspec
 
-from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import HeadraceError, InvalidRequest
+from headrace_core.protocols.grader_check import CheckReport, CheckRequest, RequestProblem
 
 from .graders.spec import GraderSpec
-from .protocol import Outcome, Sample
+from .protocol import Sample
 from .registry import require_processes, validate
-from .rehearsal import GraderPart, Watched, Watching, refusal, with_form, with_kept_code
+from .rehearsal import Watched, Watching, refusal, with_form, with_kept_code
 from .sandbox.level_probe import assess_in_child
-
-
-class CheckRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What the process reads from its stdin."""
-
-    grader: Any
-    samples: list[Sample] = []
-    groups: list[int] | None = None
-    rules: RewardPermissions = RewardPermissions()
-    tokenizer: str | None = None
-    """A tokenizer.json, which makes the token ids of the samples; without it they have those that are given."""
-    rehearsal: bool = False
-    seconds: float | None = None
-    """For all groups together; without it they take as long as they take."""
-
-
-class GraderProblem(msgspec.Struct):
-    """Why a grader cannot be used."""
-
-    message: str
-    param: str | None
-    code: str
-
-
-class CheckReport(msgspec.Struct):
-    """What the process writes to its stdout."""
-
-    ok: bool
-    error: GraderProblem | None
-    grader: dict[str, Any] | None = None
-    outcomes: list[Outcome] = []
-    seconds: list[float] = []
-    parts: list[GraderPart] = []
-    cannot: str | None = None
-    remarks: list[str] = []
-    ignored: list[str] = []
 
 
 def prepare() -> None:
@@ -95,10 +47,10 @@ async def check(body: bytes) -> CheckReport:
     try:
         return await _checked(_parse(body))
     except HeadraceError as fault:
-        return CheckReport(False, GraderProblem(fault.message, fault.param, fault.code))
+        return CheckReport(False, RequestProblem.of(fault))
 
 
-async def _checked(request: CheckRequest) -> CheckReport:
+async def _checked(request: CheckRequest[Sample]) -> CheckReport:
     groups = list(_groups(request))
     try:
         spec = validate(request.grader)
@@ -122,7 +74,7 @@ def _form_is_open(spec: GraderSpec) -> bool:
 
 
 async def _tried(
-    spec: GraderSpec, request: CheckRequest, groups: Sequence[Sequence[Sample]]
+    spec: GraderSpec, request: CheckRequest[Sample], groups: Sequence[Sequence[Sample]]
 ) -> tuple[CheckReport, Sequence[Watched]]:
     several = bool(request.samples) and not request.rehearsal
     rules = request.rules if several else msgspec.structs.replace(request.rules, most_workers=1)
@@ -156,7 +108,7 @@ def _faults(watched: Sequence[Watched], item: dict[str, Any]) -> Iterator[str]:
             yield refusal(part, failure)
 
 
-def _groups(request: CheckRequest) -> Iterator[list[Sample]]:
+def _groups(request: CheckRequest[Sample]) -> Iterator[Sequence[Sample]]:
     samples = request.samples if request.tokenizer is None else _tokenised(request.samples, request.tokenizer)
     sizes = [len(request.samples)] if request.groups is None else request.groups
     if min(sizes, default=0) < 0 or sum(sizes) != len(request.samples):
@@ -177,8 +129,8 @@ def _tokenised(samples: Sequence[Sample], file: str) -> list[Sample]:
     return [replace(sample, token_ids=tuple(found)) for sample, found in zip(samples, ids, strict=True)]
 
 
-def _parse(body: bytes) -> CheckRequest:
+def _parse(body: bytes) -> CheckRequest[Sample]:
     try:
-        return msgspec.json.decode(body, type=CheckRequest)
+        return msgspec.json.decode(body, type=CheckRequest[Sample])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise InvalidRequest(f"not a request to check a grader: {fault}") from None

@@ -29,9 +29,8 @@ import msgspec
 
 from headrace_core.backoff import jittered_delay_after
 from headrace_core.errors import InvalidRequest, InvalidState
+from headrace_core.protocols.grader_check import Failure
 from headrace_core.redaction import conceal
-
-from .protocol import Failure
 
 MAX_ANSWER_BYTES = 4 << 20
 _CONNECT_SECONDS = 5.0

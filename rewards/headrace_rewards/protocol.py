@@ -12,20 +12,13 @@ Invariants, held for every reward:
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import msgspec
 
-from headrace_core.types.likelihood import Likelihood
-
-FailureKind = Literal["exception", "timeout", "crashed", "invalid_value", "bad_input", "bad_output", "unavailable"]
-"""exception: the code raised · timeout: it took too long · crashed: its process ended · invalid_value: it returned no
-finite number · bad_input: the row lacks what the grader asks for · bad_output: it flooded its output, or broke the
-protocol · unavailable: nothing could be asked (closed, or its process does not start any more)."""
-
+from headrace_core.protocols.grader_check import NotApplicable, Outcome
 
 Need = Literal["reference", "reference_alone", "distribution"]
 """What a reward wants measured by the policy that sampled: see `PolicyMeasurements`."""
@@ -115,45 +108,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):  # a model may write a thousand opening brackets
         return None
-
-
-class Score(msgspec.Struct, frozen=True, tag="score"):
-    """The reward of one sample; value and components are finite (else `ValueError`)."""
-
-    value: float
-    components: dict[str, float] = {}
-    """What the value is made of, by name; empty where the reward gave a plain number."""
-    sample_fault: str = ""
-    """What the grader reads and the completion lacks (JSON, or a key in it), in words: it scores 0 then, or counts as 0
-    in a sum. OpenAI calls it `sample_parse_error`. Empty: it lacks nothing."""
-    notes: dict[str, str] = {}
-    """Texts that the reward gave beside its numbers, by name: shown with the completion, within the bounds of
-    `headrace_rewards.user_code.notes`."""
-    likelihood: Likelihood | None = None
-    """How the value follows from the reference answer's likelihood; None: it does not."""
-
-    def __post_init__(self) -> None:
-        for number in (self.value, *self.components.values()):
-            if not math.isfinite(number):
-                raise ValueError(f"a score must be finite, not {number}")
-
-
-class NotApplicable(msgspec.Struct, frozen=True, tag="not_applicable"):
-    """The reward has no opinion on this sample."""
-
-
-class Failure(msgspec.Struct, frozen=True, tag="failure"):
-    """The reward could not be computed; `message` is one line.
-
-    `traceback` holds the traceback's last lines; for a process that died, the last lines it printed.
-    """
-
-    kind: FailureKind
-    message: str
-    traceback: str = ""
-
-
-Outcome = Score | NotApplicable | Failure
 
 
 async def each(

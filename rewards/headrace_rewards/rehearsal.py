@@ -1,6 +1,6 @@
 """What can be known of a grader by trying it: which of its parts failed on what, and whether it can work at all.
 
-    Watching.build(spec) ─► the reward, with every grader in it watched ─► Part: what each made of which completion
+    Watching.build(spec) ─► the reward, with every grader in it watched ─► what each made of which completion
 
 A part *cannot work* where it fails on every completion that it is tried on, always alike: then the failure does not
 come from what the model wrote, and no completion will be scored. Completions of different kinds have to be tried for
@@ -17,29 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import msgspec
-
 from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.protocols.grader_check import CheckedGrader, Failure, Outcome
 
 from .graders.function import FunctionSpec, keep
 from .graders.spec import GraderSpec
 from .graders.verifier_free.base import UNMEASURED, LikelihoodSpec
-from .protocol import Failure, Outcome, Reward, Sample
+from .protocol import Reward, Sample
 from .registry import Builder
 from .user_code.argument_binding import Form
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b")
 _SHOWN = 60
 _TAKEN_FOR_MESSAGES = ("TypeError: string ind", "AttributeError: 'str' object")
-
-
-class GraderPart(msgspec.Struct):
-    """A grader, or one that it holds."""
-
-    name: str
-    type: str
-    failures: list[Failure] = []
-    """Its own: where a grader that it holds failed, those of the same group are that one's."""
 
 
 @runtime_checkable
@@ -92,9 +82,9 @@ class Watched:
         await self._reward.close()
 
     @property
-    def part(self) -> GraderPart:
-        """Its entry in the report."""
-        return GraderPart(self.spec.name, self.spec.type, self.failures)
+    def part(self) -> CheckedGrader:
+        """For the report."""
+        return CheckedGrader(self.spec.name, self.spec.type, self.failures)
 
     @property
     def failures(self) -> list[Failure]:

@@ -17,8 +17,9 @@ from typing import Any
 
 from headrace_core.concurrency import all_or_none
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_core.types.metrics import EvaluationMetrics
-from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import Reward, Sample
 
 from .completion_sampler import CompletionSampler, SampledCompletion
 from .engines.engine import EngineFailure, RequestRefused, SamplingConfig

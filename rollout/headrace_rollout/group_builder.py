@@ -11,11 +11,12 @@ import numpy as np
 from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.ledger import Lease
+from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_core.storage.dataset import PromptOrder
 from headrace_core.types.likelihood import Likelihood
 from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, Role, sampled_completion
 from headrace_rewards.graders.spec import GraderSpec
-from headrace_rewards.protocol import Outcome, Progress, SampleKey, Score
+from headrace_rewards.protocol import Progress, SampleKey
 
 from .completion_sampler import CompletionSampler, ReferenceScore, SampledCompletion
 from .engines.engine import Engine, SamplingConfig

@@ -26,11 +26,12 @@ from msgspec.structs import replace
 
 from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_core.types.metrics import Flips, Pairs, RewardMetrics, Tally
 from headrace_core.types.reward_statistics import is_in_sample
 from headrace_rewards.graders.audited import AUDIT_FAILED
 from headrace_rewards.graders.spec import GraderSpec
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Reward, Sample, SampleKey, Score
+from headrace_rewards.protocol import Reward, Sample, SampleKey
 
 from .reward_scoring import RewardFailed, score
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from headrace_controller import job_controller, liveness, manager, worker_group, worker_supervisor
 from headrace_core.ledger import worker_drains
+from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_core.storage.dataset import Row
 from headrace_core.storage.job_folder import remove_partials
 from headrace_core.storage.weight_store import WeightStore
@@ -28,7 +29,7 @@ from headrace_lab.simulated_engine import DecodeSpeed, SimulatedEngine
 from headrace_learner import durable_writes, recovery
 from headrace_learner import worker as learner
 from headrace_learner.checkpoints import checkpoint
-from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rollout import evaluation, weight_sync
 from headrace_rollout import worker as rollout
 from headrace_rollout.engines.engine import RequestRefused

@@ -15,10 +15,12 @@ from openai.types.fine_tuning.alpha.grader_run_response import MetadataErrors
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import TimedOut
+from headrace_core.protocols.grader_check import CheckedGrader, CheckReport, Failure, NotApplicable
 from headrace_core.storage.dataset import read_rows
 from headrace_gateway.grading import grader_checks
-from headrace_gateway.grading.grader_checks import CheckedPart, GraderOutcome, GraderTrials, Verdict
-from headrace_gateway.routes.graders import _DETAILS, _FLAGS, _answer, _named
+from headrace_gateway.grading.grader_checks import GraderTrials
+from headrace_gateway.routes.graders import _answer, _named
+from headrace_gateway.schemas.graders import GraderErrors
 
 from .conftest import GRADER, Served, body
 
@@ -48,7 +50,7 @@ async def test_a_grader_is_run(client: AsyncOpenAI) -> None:
     assert 0 < ran.metadata.execution_time < 10
     assert ran.api_model_grader_token_usage_per_model == {}
     errors = ran.metadata.errors.to_dict(mode="json")
-    assert set(errors) == set(_FLAGS) | set(_DETAILS)
+    assert set(errors) == GraderErrors.__required_keys__
     assert not any(errors.values())
 
 
@@ -188,7 +190,7 @@ async def test_a_wrong_grader_is_not_run(client: AsyncOpenAI) -> None:
 
 def test_the_errors_are_those_of_the_clients_type() -> None:
     theirs = {field.alias or name for name, field in MetadataErrors.model_fields.items()}
-    assert set(_FLAGS) | set(_DETAILS) == theirs
+    assert GraderErrors.__required_keys__ == theirs
 
 
 @pytest.mark.parametrize(
@@ -206,19 +208,19 @@ def test_the_errors_are_those_of_the_clients_type() -> None:
     ],
 )
 def test_every_failure_has_a_name_of_openais(grader: str, kind: str, message: str, flags: set[str]) -> None:
-    named = _named(grader, GraderOutcome("failure", kind=kind, message=message, traceback="File …"))
+    named = _named(grader, Failure(kind, message, "File …"))
     assert {name for name, value in named.items() if value is True} == flags
-    assert set(named) <= set(_FLAGS) | set(_DETAILS)
+    assert set(named) <= GraderErrors.__required_keys__
 
 
 def test_a_judge_is_named_and_what_does_not_apply_has_no_reward() -> None:
-    judged = Verdict(
+    judged = CheckReport(
         ok=True,
         error=None,
         grader={"type": "score_model", "model": "judge-1"},
-        outcomes=[GraderOutcome("not_applicable")],
+        outcomes=[NotApplicable()],
         seconds=[0.5],
-        parts=[CheckedPart("style", "score_model")],
+        parts=[CheckedGrader("style", "score_model")],
     )
     answer = _answer(judged)
     assert (answer["reward"], answer["sub_rewards"], answer["metadata"]["failure"]) == (None, {}, None)

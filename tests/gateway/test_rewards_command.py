@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from headrace_core.errors import HeadraceError, InvalidData
+from headrace_core.protocols.grader_check import CheckReport, Failure, NotApplicable, Outcome, Score
 from headrace_gateway.cli import main
 from headrace_gateway.cli.reward_trial import read, summary
-from headrace_gateway.grading.grader_checks import GraderOutcome, Verdict
 
 REWARDS = """
 def exact(completion, answer):
@@ -153,13 +153,10 @@ def test_completions_that_are_none(
 
 def test_figures_of_a_summary(folder: Path) -> None:
     trial = read(folder / "data.jsonl", "guesses", 3)
-    late, broken = (
-        GraderOutcome("failure", kind="timeout", message="a"),
-        GraderOutcome("failure", kind="exception", message="b"),
-    )
-    scores = [GraderOutcome("score", value=v) for v in (0.0, 1.0)]
-    outcomes = [*scores, GraderOutcome("not_applicable"), late, broken, late, GraderOutcome("failure", kind="crashed")]
-    found = summary(trial, Verdict(True, None, {}, outcomes, [0.3, 0.1, 0.2, 9.0], []))
+    late, broken = Failure("timeout", "a"), Failure("exception", "b")
+    scores = [Score(v) for v in (0.0, 1.0)]
+    outcomes: list[Outcome] = [*scores, NotApplicable(), late, broken, late, Failure("crashed", "")]
+    found = summary(trial, CheckReport(True, None, {}, outcomes, [0.3, 0.1, 0.2, 9.0], []))
     assert (found.mean, found.deviation, found.share(len(found.scores))) == (0.5, 0.5, 2 / 6)
     assert (found.quantile(0.5), found.quantile(0.95)) == (0.2, 0.3)
     assert (found.not_applicable, found.kinds) == (1, {"timeout": 2, "exception": 1})

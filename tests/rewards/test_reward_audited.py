@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, SampleKey, Score
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build, validate
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace_rewards.protocol import Failure, NotApplicable, Progress, Sample, Score
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Score
+from headrace_rewards.protocol import Progress, Sample
 from headrace_rewards.user_code.argument_binding import Binding, MissingInput, PlainParser, Unbindable
 
 VERL = {"num_turns": 2, "rollout_reward_scores": {}}

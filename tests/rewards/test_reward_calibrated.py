@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, Score
 from headrace_lab.paths import ROOT
 from headrace_rewards.graders.spec import GraderSpec
-from headrace_rewards.protocol import Failure, Sample, SampleKey, Score
+from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import GRADERS, build, validate
 
 RIGHT = {

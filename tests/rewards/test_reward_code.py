@@ -13,9 +13,10 @@ import pytest
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_rewards import grader_check as checking
 from headrace_rewards import reward_code
-from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build
 
 FILES = {

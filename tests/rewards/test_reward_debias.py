@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.protocol import Failure, Sample, SampleKey, Score
+from headrace_core.protocols.grader_check import Failure, Score
+from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build, validate
 
 EXACT = {

@@ -11,16 +11,8 @@ import pytest
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, InvalidState
-from headrace_rewards.protocol import (
-    Failure,
-    NotApplicable,
-    Outcome,
-    PolicyMeasurements,
-    Reward,
-    Sample,
-    SampleKey,
-    Score,
-)
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_rewards.protocol import PolicyMeasurements, Reward, Sample, SampleKey
 from headrace_rewards.registry import build, validate
 
 from .http_server import Answerer, Asked, Reply, Server, serving

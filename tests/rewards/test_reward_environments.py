@@ -14,8 +14,9 @@ import pytest
 import pytest_asyncio
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, Score
 from headrace_core.storage.dataset import read_rows
-from headrace_rewards.protocol import Failure, Reward, Sample, Score
+from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build, validate
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from headrace_rewards.protocol import NotApplicable, Outcome, Sample, Score
+from headrace_core.protocols.grader_check import NotApplicable, Outcome, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build
 
 FILE = Path(__file__).parent / "foreign_rewards.py"

@@ -21,8 +21,9 @@ import uvloop
 
 from headrace_core.config.reward_permissions import SandboxLevel
 from headrace_core.errors import InvalidRequest, InvalidState
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox.kernel.resource_limits import ResourceLimits
 
 Start = Callable[..., Awaitable[FunctionReward]]

@@ -26,8 +26,9 @@ import psutil
 import pytest
 
 from headrace_core.config.reward_permissions import RewardPermissions, SandboxLevel
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
-from headrace_rewards.protocol import Failure, Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox.kernel.resource_limits import ResourceLimits
 from headrace_rewards.sandbox.level_probe import probe_level
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from headrace_core.errors import InvalidRequest, InvalidState
+from headrace_core.protocols.grader_check import Failure
 from headrace_rewards import http_client
 from headrace_rewards.http_client import MAX_ANSWER_BYTES, Breaker, JsonAnswer, JsonClient, is_allowed, parsed_url
-from headrace_rewards.protocol import Failure
 
 from .http_server import Answerer, Asked, Reply, Server, serving
 

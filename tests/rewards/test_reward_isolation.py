@@ -17,8 +17,9 @@ import pytest
 
 from headrace_core.config.reward_permissions import SANDBOX_LEVELS, RewardPermissions, SandboxLevel
 from headrace_core.errors import Unavailable
+from headrace_core.protocols.grader_check import Failure, Score
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
-from headrace_rewards.protocol import Failure, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox.kernel import control_groups, readable_paths
 from headrace_rewards.sandbox.kernel.resource_limits import ResourceLimits
 from headrace_rewards.sandbox.level_probe import MachineReport

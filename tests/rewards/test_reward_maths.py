@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
+from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 
 GRADER = {"type": "math_verify", "name": "maths", "timeout": 1.5}

@@ -14,8 +14,9 @@ import pytest
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_lab.paths import ROOT
-from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build, validate
 
 from .http_server import Answerer, Asked, Reply, Server, serving

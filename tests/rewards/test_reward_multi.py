@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_rewards.graders.multi import MAX_GRADERS, Multi, MultiSpec
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build, validate
 
 

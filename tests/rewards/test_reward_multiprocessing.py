@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from headrace_core.config.reward_permissions import SANDBOX_LEVELS, SandboxLevel
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.graders.python_source import PythonReward, PythonSpec
-from headrace_rewards.protocol import Failure, Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox.hosted_reward import HostedReward
 
 CHECKER = Path(__file__).parent / "code_checker.py"

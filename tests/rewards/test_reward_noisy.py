@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_lab.paths import ROOT
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Sample, SampleKey, Score
+from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build, validate
 
 EXACT = {

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from headrace_core.config.reward_permissions import RewardPermissions
-from headrace_rewards.protocol import NotApplicable, Outcome, Sample, SampleKey, Score
+from headrace_core.protocols.grader_check import NotApplicable, Outcome, Score
+from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build
 from headrace_rewards.user_code.notes import MOST_BYTES, MOST_BYTES_A_CALL, bounded, notes_of
 from headrace_rewards.user_code.return_values import to_outcome, to_outcomes

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_rewards.graders.python_source import PythonReward, PythonSpec
-from headrace_rewards.protocol import Failure, Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build, validate
 
 GRADE = '''

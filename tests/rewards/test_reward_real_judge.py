@@ -19,8 +19,9 @@ import httpx
 import pytest
 
 from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_lab.paths import ROOT
-from headrace_rewards.protocol import Failure, Outcome, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build
 
 MODEL = ROOT / "examples" / "adder" / "model"

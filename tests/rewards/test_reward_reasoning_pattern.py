@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Score
 from headrace_rewards.graders.reasoning_pattern import PHRASES, repetition
-from headrace_rewards.protocol import Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build, validate
 
 EVERY_PHRASE = " | ".join(PHRASES)

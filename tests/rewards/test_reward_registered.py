@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
-from headrace_rewards.protocol import Outcome, Sample, Score
+from headrace_core.protocols.grader_check import Outcome, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build, validate
 
 MODULES = {

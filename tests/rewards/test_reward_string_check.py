@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace_rewards.protocol import Failure, Sample, Score
+from headrace_core.protocols.grader_check import Failure, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build
 
 

@@ -16,8 +16,9 @@ import pytest
 import pytest_asyncio
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_core.storage.dataset import read_rows
-from headrace_rewards.protocol import Failure, Outcome, Reward, Sample, Score
+from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 from headrace_rewards.tasks import dataset_file, gym_dataset
 from headrace_rewards.tasks.answer_extraction import answer_in

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, Score
 from headrace_rewards.graders.text_similarity import METRICS
-from headrace_rewards.protocol import Failure, Sample, Score
+from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build, validate
 
 CAT = ("the cat is sitting on the mat", "the cat sat on the mats")

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, Score
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_rewards.user_code.return_values import to_outcome, to_outcomes
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_core.types.likelihood import Likelihood
 from headrace_rewards.graders.verifier_free.base import asked
 from headrace_rewards.graders.verifier_free.majority_vote import answer_in
-from headrace_rewards.protocol import Failure, NotApplicable, Outcome, PolicyMeasurements, Sample, SampleKey, Score
+from headrace_rewards.protocol import PolicyMeasurements, Sample, SampleKey
 from headrace_rewards.registry import build, validate
 
 HALF, QUARTER, TENTH = math.log(0.5), math.log(0.25), math.log(0.1)

@@ -13,18 +13,10 @@ import pytest
 
 from headrace_core.concurrency import cancel
 from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_core.types.metrics import Tally
 from headrace_core.types.reward_statistics import mean, share
-from headrace_rewards.protocol import (
-    Failure,
-    NotApplicable,
-    Outcome,
-    PolicyMeasurements,
-    Sample,
-    SampleKey,
-    Score,
-    each,
-)
+from headrace_rewards.protocol import PolicyMeasurements, Sample, SampleKey, each
 from headrace_rewards.registry import build, validate
 from headrace_rollout.monitored_reward import PANEL, TOLD_FAILURES, WAITING, MonitoredReward
 from headrace_rollout.reward_scoring import RewardFailed, value_of

@@ -11,16 +11,8 @@ from typing import Any
 
 import pytest
 
-from headrace_rewards.protocol import (
-    Failure,
-    NotApplicable,
-    Outcome,
-    PolicyMeasurements,
-    Reward,
-    Sample,
-    SampleKey,
-    Score,
-)
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_rewards.protocol import PolicyMeasurements, Reward, Sample, SampleKey
 from headrace_rewards.registry import build
 from headrace_rollout.reward_scoring import score
 

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from headrace_core.errors import InvalidData
+from headrace_core.protocols.grader_check import CheckReport, Failure, NotApplicable, Score
 from headrace_core.storage.dataset import Row, read_rows
 
-from ..grading.grader_checks import GraderOutcome, Verdict
 from ..grading.plausible_completions import sample
 
 Entry = TypeVar("Entry")
@@ -59,7 +59,7 @@ class Summary:
     """Failures, by kind."""
     seconds: list[float]
     """Of each row."""
-    failed: list[GraderOutcome]
+    failed: list[Failure]
     """The first failure of each kind."""
 
     @property
@@ -108,15 +108,15 @@ def read(data: Path, completions: str | None, limit: int) -> Trial:
     return Trial(rows, texts, source)
 
 
-def summary(trial: Trial, verdict: Verdict) -> Summary:
+def summary(trial: Trial, verdict: CheckReport) -> Summary:
     """The figures of a verdict on `trial.samples`."""
     tried = verdict.outcomes[:-1]
-    failed = {outcome.kind: outcome for outcome in reversed(verdict.outcomes) if outcome.type == "failure"}
+    failed = {outcome.kind: outcome for outcome in reversed(verdict.outcomes) if isinstance(outcome, Failure)}
     return Summary(
         completions=len(tried),
-        scores=[outcome.value for outcome in tried if outcome.value is not None],
-        not_applicable=sum(outcome.type == "not_applicable" for outcome in tried),
-        kinds=dict(Counter(outcome.kind for outcome in tried if outcome.type == "failure").most_common()),
+        scores=[outcome.value for outcome in tried if isinstance(outcome, Score)],
+        not_applicable=sum(isinstance(outcome, NotApplicable) for outcome in tried),
+        kinds=dict(Counter(outcome.kind for outcome in tried if isinstance(outcome, Failure)).most_common()),
         seconds=verdict.seconds[:-1],
         failed=list(failed.values()),
     )

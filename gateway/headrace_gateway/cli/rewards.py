@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from headrace_core.errors import InvalidData, InvalidRequest
+from headrace_core.protocols.grader_check import CheckReport, Failure, Outcome, Score
 
-from ..grading.grader_checks import TOKENIZER, GraderOutcome, Verdict, check_grader
+from ..grading.grader_checks import TOKENIZER, check_grader
 from . import reward_trial
 from .common import out, service_settings
 from .job_file import with_absolute_paths
@@ -92,7 +93,7 @@ def _grader(function: str | None, file: Path | None, form: str | None, timeout: 
         raise InvalidData(f"{file}: not JSON: {error}") from error
 
 
-def _show_samples(trial: Trial, verdict: Verdict) -> None:
+def _show_samples(trial: Trial, verdict: CheckReport) -> None:
     """The first rows, and the empty completion."""
     table = Table(box=None)
     for name, width in (("row", 3), ("completion", None), ("outcome", 14), ("ms", 7), ("parts, or why not", None)):
@@ -110,7 +111,7 @@ def _show_samples(trial: Trial, verdict: Verdict) -> None:
         out.print(f"[dim]rows {_ROWS_SHOWN + 1} to {len(trial.rows)} are not shown, and counted below[/]")
 
 
-def _show_summary(trial: Trial, found: Summary, empty: GraderOutcome) -> None:
+def _show_summary(trial: Trial, found: Summary, empty: Outcome) -> None:
     kinds = ", ".join(f"{kind} {count}" for kind, count in found.kinds.items())
     out.print()
     out.print(f"completions   {found.completions}, of {escape(trial.source)}, and an empty one: {_named(empty)}")
@@ -137,13 +138,17 @@ def _short(text: str) -> str:
     return escape(f"{line[:40]}…" if len(line) > 40 else line) or "[dim](empty)[/]"
 
 
-def _named(outcome: GraderOutcome) -> str:
-    if outcome.value is not None:
+def _named(outcome: Outcome) -> str:
+    if isinstance(outcome, Score):
         return f"[green]{outcome.value:.4g}[/]"
-    return f"[red]{outcome.kind}[/]" if outcome.type == "failure" else "[yellow]not applicable[/]"
+    return f"[red]{outcome.kind}[/]" if isinstance(outcome, Failure) else "[yellow]not applicable[/]"
 
 
-def _details(outcome: GraderOutcome) -> str:
+def _details(outcome: Outcome) -> str:
+    if isinstance(outcome, Failure):
+        return escape(outcome.message)
+    if not isinstance(outcome, Score):
+        return ""
     parts = ", ".join(f"{name} {value:.4g}" for name, value in outcome.components.items())
     notes = ", ".join(f"{name} {text[:_NOTE_SHOWN]!r}" for name, text in outcome.notes.items())
-    return escape(outcome.message or outcome.sample_fault or ", ".join(filter(None, (parts, notes))))
+    return escape(outcome.sample_fault or ", ".join(filter(None, (parts, notes))))

@@ -10,13 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import RowsReport, RowsRequest
 from headrace_core.storage.dataset import names_task
 
-from ..grading.grader_checks import CheckProblem
 from ..limited_processes.json_process import ask_rewards
 from ..limited_processes.process_slots import Places
 from .file_store import FileStore
@@ -24,14 +22,6 @@ from .file_store import FileStore
 TASK_SECONDS = 300.0
 AT_ONCE = 2
 """Of one gateway: each is a process that imports a library of tasks, with a sandbox, and writes a file."""
-
-
-class _Made(msgspec.Struct):
-    """What the rewards service answers: see `headrace_rewards.tasks.dataset_file`."""
-
-    ok: bool
-    error: CheckProblem | None
-    rows: int
 
 
 def task_places() -> Places:
@@ -69,14 +59,14 @@ class TaskFiles:
         async with self._places.one():
             with tempfile.TemporaryDirectory(prefix=".task-", dir=self._folder) as folder:
                 path = Path(folder) / "rows.jsonl"
-                question = {
-                    "reference": reference,
-                    "path": str(path.absolute()),
-                    "max_bytes": self._files.max_bytes,
-                    "rules": self._rules,
-                }
+                question = RowsRequest(reference, str(path.absolute()), self._files.max_bytes, self._rules)
                 made = await ask_rewards(
-                    "tasks", question, _Made, seconds=TASK_SECONDS, what=f"making the rows of {reference}", param=param
+                    "tasks",
+                    question,
+                    RowsReport,
+                    seconds=TASK_SECONDS,
+                    what=f"making the rows of {reference}",
+                    param=param,
                 )
                 if made.error is not None:
                     raise InvalidRequest(f"{param}: {made.error.message}", param=param, code=made.error.code)

@@ -1,6 +1,6 @@
 """A grader is checked, and tried, where its code may run: in a process of the rewards service, never in the gateway.
 
-ask ─► `python -m headrace_rewards check` ─► Verdict      a process a question; it ends with its answer or its time
+ask ─► `python -m headrace_rewards check` ─► CheckReport    a process a question; it ends with its answer or its time
 
 In the gateway the process is forked from one that has imported everything: `forked`.
 """
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
+from typing import Any
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import CheckReport, CheckRequest
 from headrace_core.storage.dataset import Row
 
 from ..limited_processes.json_process import RunProcess, ask_rewards, started
@@ -30,49 +29,6 @@ _TRIAL_SECONDS = 180.0
 _TRIALS_AT_ONCE = 4
 
 
-class GraderOutcome(msgspec.Struct):
-    """What a grader made of one sample; the fields of the other types are at their defaults."""
-
-    type: Literal["score", "not_applicable", "failure"]
-    value: float | None = None
-    components: dict[str, float] = {}
-    sample_fault: str = ""
-    notes: dict[str, str] = {}
-    kind: str = ""
-    message: str = ""
-    traceback: str = ""
-
-
-class CheckedPart(msgspec.Struct):
-    """A grader, or one that it holds, and its failures."""
-
-    name: str
-    type: str
-    failures: list[GraderOutcome] = []
-
-
-class CheckProblem(msgspec.Struct):
-    """Why a grader cannot be used; `param` names the field, from `grader` on."""
-
-    message: str
-    param: str | None
-    code: str
-
-
-class Verdict(msgspec.Struct):
-    """What the rewards service answers: see `headrace_rewards.grader_check`."""
-
-    ok: bool
-    error: CheckProblem | None
-    grader: dict[str, Any] | None
-    outcomes: list[GraderOutcome]
-    seconds: list[float]
-    parts: list[CheckedPart]
-    cannot: str | None = None
-    remarks: list[str] = []
-    ignored: list[str] = []
-
-
 async def check_grader(
     grader: Any,
     rules: RewardPermissions,
@@ -84,22 +40,22 @@ async def check_grader(
     rehearsal: bool = False,
     model: Path | None = None,
     run: RunProcess = started,
-) -> Verdict:
+) -> CheckReport:
     """The verdict on a grader that can be used; the samples' tokens are `model`'s.
 
     Raises `InvalidRequest` for one that cannot work; its message says why, and `param` is where the request holds it.
     """
-    question = {
-        "grader": grader,
-        "rules": rules,
-        "samples": samples,
-        "groups": [len(samples)] if groups is None else groups,
-        "rehearsal": rehearsal,
-        "tokenizer": None if model is None else str(model / TOKENIZER),
-        "seconds": REHEARSAL_SECONDS if rehearsal else None,
-    }
+    question = CheckRequest(
+        grader=grader,
+        rules=rules,
+        samples=samples,
+        groups=groups,
+        rehearsal=rehearsal,
+        tokenizer=None if model is None else str(model / TOKENIZER),
+        seconds=REHEARSAL_SECONDS if rehearsal else None,
+    )
     what = "the check of the grader"
-    verdict = await ask_rewards("check", question, Verdict, seconds=seconds, what=what, param=param, run=run)
+    verdict = await ask_rewards("check", question, CheckReport, seconds=seconds, what=what, param=param, run=run)
     if verdict.error is not None:
         found = verdict.error
         field = ".".join(p for p in (param, (found.param or "").removeprefix("grader").lstrip(".")) if p)
@@ -116,7 +72,7 @@ class GraderTrials:
         self._run = run
         self._places = Places(_TRIALS_AT_ONCE, _TRIAL_SECONDS, f"{_TRIALS_AT_ONCE} graders are being tried")
 
-    async def verdict(self, grader: Any, samples: Sequence[dict[str, Any]] = ()) -> Verdict:
+    async def verdict(self, grader: Any, samples: Sequence[dict[str, Any]] = ()) -> CheckReport:
         """Raises `InvalidRequest` for a grader that cannot work, `TimedOut` where no place came free in time."""
         async with self._places.one():
             return await check_grader(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS, run=self._run)

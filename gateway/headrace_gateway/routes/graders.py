@@ -8,24 +8,32 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
+from headrace_core.protocols.grader_check import CheckReport, Failure, Score
 from headrace_core.storage.dataset import Row
 
 from ..context import Context
-from ..grading.grader_checks import GraderOutcome, Verdict
 from ..grading.plausible_completions import sample
-from ..schemas.graders import GraderRun, ValidatedGrader
+from ..schemas.graders import GraderErrors, GraderFailure, GraderRun, ValidatedGrader
 from ..web.json_response import json_response
 
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"])
 
-_FLAGS = (
-    "formula_parse_error", "invalid_variable_error", "model_grader_parse_error", "model_grader_refusal_error",
-    "model_grader_server_error", "other_error", "python_grader_runtime_error", "python_grader_server_error",
-    "sample_parse_error", "truncated_observation_error", "unresponsive_reward_error",
-)  # fmt: skip
-_DETAILS = (
-    "model_grader_server_error_details", "python_grader_runtime_error_details", "python_grader_server_error_type",
-)  # fmt: skip
+_NO_ERRORS: GraderErrors = {
+    "formula_parse_error": False,
+    "invalid_variable_error": False,
+    "model_grader_parse_error": False,
+    "model_grader_refusal_error": False,
+    "model_grader_server_error": False,
+    "model_grader_server_error_details": None,
+    "other_error": False,
+    "python_grader_runtime_error": False,
+    "python_grader_runtime_error_details": None,
+    "python_grader_server_error": False,
+    "python_grader_server_error_type": None,
+    "sample_parse_error": False,
+    "truncated_observation_error": False,
+    "unresponsive_reward_error": False,
+}
 _PYTHON = ("python", "function")
 _MODELS = ("score_model", "label_model")
 
@@ -52,7 +60,8 @@ class Run(BaseModel):
 async def validate(here: Context, body: Validate) -> Response:
     """The grader, complete; 400 where it cannot work."""
     verdict = await here.trials.verdict(body.grader)
-    return json_response({"grader": verdict.grader, "ignored": verdict.ignored})
+    assert verdict.grader is not None  # of a grader that can be used
+    return json_response(ValidatedGrader(grader=verdict.grader, ignored=verdict.ignored))
 
 
 @router.post("/run", response_model=GraderRun)
@@ -62,24 +71,24 @@ async def run(here: Context, body: Run) -> Response:
     return json_response(_answer(await here.trials.verdict(body.grader, [tried])))
 
 
-def _answer(verdict: Verdict) -> dict[str, Any]:
+def _answer(verdict: CheckReport) -> GraderRun:
     (outcome,), (seconds,), whole = verdict.outcomes, verdict.seconds, verdict.parts[-1]
-    errors: dict[str, Any] = dict.fromkeys(_FLAGS, False) | dict.fromkeys(_DETAILS)
-    errors["sample_parse_error"] = bool(outcome.sample_fault)
+    score = outcome if isinstance(outcome, Score) else None
+    errors: Any = _NO_ERRORS | {"sample_parse_error": score is not None and bool(score.sample_fault)}
     for part in verdict.parts:
         for failure in part.failures:
             errors |= _named(part.type, failure)
     return {
-        "reward": outcome.value,
-        "sub_rewards": outcome.components,
+        "reward": score.value if score else None,
+        "sub_rewards": score.components if score else {},
         "metadata": {
             "name": whole.name,
             "type": whole.type,
             "execution_time": seconds,
-            "scores": {} if outcome.value is None else {whole.name: outcome.value} | outcome.components,
-            "notes": outcome.notes,
+            "scores": {whole.name: score.value} | score.components if score else {},
+            "notes": score.notes if score else {},
             "errors": errors,
-            "failure": _failure(outcome) if outcome.type == "failure" else None,
+            "failure": _failure(outcome) if isinstance(outcome, Failure) else None,
             "token_usage": None,
             "sampled_model_name": (verdict.grader or {}).get("model"),
         },
@@ -87,11 +96,11 @@ def _answer(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _failure(outcome: GraderOutcome) -> dict[str, str]:
+def _failure(outcome: Failure) -> GraderFailure:
     return {"kind": outcome.kind, "message": outcome.message, "traceback": outcome.traceback}
 
 
-def _named(grader: str, failure: GraderOutcome) -> dict[str, Any]:
+def _named(grader: str, failure: Failure) -> dict[str, Any]:
     """OpenAI's names for what went wrong in a grader of that type."""
     late = {"unresponsive_reward_error": True} if failure.kind == "timeout" else {}
     if failure.kind == "bad_input":

@@ -17,9 +17,10 @@ from typing import Literal
 import msgspec
 from pydantic import Field
 
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_core.types.reward_statistics import is_in_sample
 
-from ..protocol import Failure, Need, Outcome, Reward, Sample, Score
+from ..protocol import Need, Reward, Sample
 from .spec import AnyGrader, GraderSpec
 
 AUDIT = "audit"

@@ -11,7 +11,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..protocol import Outcome, Reward, Sample, SampleKey, Score
+from headrace_core.protocols.grader_check import Outcome, Score
+
+from ..protocol import Reward, Sample, SampleKey
 from .reasoning_pattern import ReasoningPattern, ReasoningPatternSpec
 from .wrapper import WrappingReward, WrappingSpec
 

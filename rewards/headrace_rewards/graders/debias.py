@@ -12,7 +12,9 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ..protocol import Outcome, Reward, Sample, SampleKey, Score
+from headrace_core.protocols.grader_check import Outcome, Score
+
+from ..protocol import Reward, Sample, SampleKey
 from .noisy import FlipRates, Share, TwoValuedSpec, rates
 from .wrapper import WrappingReward, finite
 

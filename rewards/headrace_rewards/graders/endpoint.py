@@ -20,10 +20,11 @@ from pydantic import AfterValidator, Field
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome
 
 from ..batching import Batcher
 from ..http_client import JsonAnswer, JsonClient, is_allowed, parsed_url
-from ..protocol import Failure, NotApplicable, Outcome, Sample, each
+from ..protocol import Sample, each
 from ..user_code.return_values import to_outcome
 from .spec import GraderSpec
 

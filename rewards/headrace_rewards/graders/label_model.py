@@ -7,9 +7,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 
-from ..protocol import Failure, Outcome, Score
-from .model_judge import JudgeSpec, ModelGrader
+from ..protocol import Sample, each
+from .model_judge import JudgeSpec, ModelJudge
 
 
 class LabelModelSpec(JudgeSpec):

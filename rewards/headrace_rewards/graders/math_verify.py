@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome
 
-from ..protocol import Failure, NotApplicable, Outcome, Reward, Sample, each
+from ..protocol import Reward, Sample, each
 from .hosted_judge import JudgedSpec, hosted
 from .string_check import TemplateText
 from .templates import MissingPath, Template, outcome_of, rendered

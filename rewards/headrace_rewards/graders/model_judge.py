@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome
 
 from ..http_client import JsonAnswer, JsonClient, parsed_url
-from ..protocol import Failure, NotApplicable, Outcome, Sample, each
+from ..protocol import Sample
 from .spec import GraderSpec
 from .string_check import TemplateText
 from .templates import MissingPath, Template, outcome_of, rendered

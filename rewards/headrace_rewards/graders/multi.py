@@ -21,9 +21,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_core.types.likelihood import Likelihood
 
-from ..protocol import Failure, Need, NotApplicable, Outcome, Reward, Sample, Score
+from ..protocol import Need, Reward, Sample
 from ..user_code.notes import notes_of
 from .formula import FUNCTIONS, Formula, NotComputable
 from .spec import AnyGrader, GraderSpec

@@ -21,7 +21,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..protocol import Failure, NotApplicable, Outcome, Reward, Sample, SampleKey, Score
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+
+from ..protocol import Reward, Sample, SampleKey
 from .wrapper import WrappingReward, WrappingSpec
 
 CLEAN = "clean"

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.protocols.grader_check import Failure, Outcome
 
-from ..protocol import Failure, Outcome, Reward, Sample, each
+from ..protocol import Reward, Sample, each
 from ..tasks.answer_extraction import Place, answer_in
 from .hosted_judge import JudgedSpec, hosted
 

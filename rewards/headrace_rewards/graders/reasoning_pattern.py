@@ -21,7 +21,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from ..protocol import Outcome, Sample, Score
+from headrace_core.protocols.grader_check import Outcome, Score
+
+from ..protocol import Sample
 from .spec import GraderSpec
 
 PHRASES = (

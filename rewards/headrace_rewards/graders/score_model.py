@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from headrace_core.config.reward_permissions import RewardPermissions
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 
-from ..protocol import Failure, Outcome, Score
-from .model_judge import JudgeSpec, ModelGrader
+from ..protocol import Sample, each
+from .model_judge import JudgeSpec, ModelJudge
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..protocol import Failure, Outcome, Sample, Score
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
+
+from ..protocol import Sample
 
 SAMPLE_KEYS = ("output_text", "output_json", "output_tools", "choices")
 

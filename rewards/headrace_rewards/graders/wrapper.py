@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..protocol import Failure, Need, Outcome, Reward, Sample, SampleKey, Score
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
+
+from ..protocol import Need, Reward, Sample, SampleKey
 from .spec import AnyGrader, GraderSpec
 
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from headrace_core.config.reward_permissions import SandboxLevel
+from headrace_core.protocols.grader_check import Outcome
 
-from ..protocol import Outcome, Sample
+from ..protocol import Sample
 from ..user_code.argument_binding import Form
 from .kernel.resource_limits import ResourceLimits
 

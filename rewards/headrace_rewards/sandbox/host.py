@@ -21,7 +21,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..protocol import Failure, Outcome, Sample
+from headrace_core.protocols.grader_check import Failure, Outcome
+
+from ..protocol import Sample
 from ..user_code.argument_binding import Binding, MissingInput, Unbindable
 from ..user_code.logged import Logged
 from ..user_code.notes import bounded

@@ -21,8 +21,8 @@ from pathlib import Path
 import msgspec
 
 from headrace_core.errors import TimedOut
+from headrace_core.protocols.grader_check import Failure, FailureKind, Outcome, Score
 
-from ..protocol import Failure, FailureKind, Outcome, Score
 from . import frames
 from .kernel import control_groups
 from .scratch import ScratchFolder

@@ -17,8 +17,9 @@ import msgspec
 
 from headrace_core.backoff import delay_after
 from headrace_core.errors import InvalidRequest, Unavailable
+from headrace_core.protocols.grader_check import Failure, Outcome
 
-from ..protocol import Failure, Outcome, Sample
+from ..protocol import Sample
 from . import frames
 from .host_process import HostDied, HostLoadFailed, HostProcess
 

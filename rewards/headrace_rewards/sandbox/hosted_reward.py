@@ -17,8 +17,9 @@ from typing import Any
 
 from headrace_core.config.reward_permissions import RewardPermissions, SandboxLevel
 from headrace_core.errors import InvalidState, TimedOut
+from headrace_core.protocols.grader_check import Failure, Outcome
 
-from ..protocol import Failure, Outcome, Sample, each
+from ..protocol import Sample, each
 from ..user_code.argument_binding import Form
 from . import frames
 from .host_supervisor import HostSupervisor

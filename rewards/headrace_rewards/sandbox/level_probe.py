@@ -18,8 +18,9 @@ import msgspec
 
 from headrace_core.config.reward_permissions import SANDBOX_LEVELS, SandboxLevel
 from headrace_core.errors import InvalidRequest, Unavailable
+from headrace_core.protocols.grader_check import Score
 
-from ..protocol import Sample, Score
+from ..protocol import Sample
 from . import frames
 from .host_supervisor import HostSupervisor
 from .kernel import control_groups, syscalls

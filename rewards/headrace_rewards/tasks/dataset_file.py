@@ -1,8 +1,6 @@
 """`python -m headrace_rewards tasks`: the rows of a reference, as a file. JSON in on stdin, JSON out on stdout.
 
-    in   {"reference": "reasoning_gym:chain_sum?size=10", "path": "/…/rows.jsonl", "max_bytes": 1000000}
-    out  {"ok": true, "error": null, "rows": 10}
-         {"ok": false, "error": {"message", "param", "code"}, "rows": 0}
+    stdin  headrace_core.protocols.grader_check.RowsRequest      stdout  RowsReport
 
 The same reference gives the same bytes: some tasks go through sets of strings, so strings are hashed without a secret.
 The library runs held as a user's function is (see `sandbox`), since its parameters are a user's: `data_file=/…`,
@@ -26,8 +24,9 @@ from typing import Any, TextIO
 
 import msgspec
 
-from headrace_core.config.reward_permissions import RewardPermissions, SandboxLevel
+from headrace_core.config.reward_permissions import SandboxLevel
 from headrace_core.errors import HeadraceError, InvalidRequest
+from headrace_core.protocols.grader_check import RequestProblem, RowsReport, RowsRequest
 
 from ..sandbox import contained, frames
 from ..sandbox.host_process import environment
@@ -43,29 +42,12 @@ _SECONDS = 600.0
 _MAKERS = {"reasoning_gym": "gym_dataset", "verifiers": "verifiers_dataset"}
 
 
-class TaskFileRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What stdin holds; the file at `path` is made, or replaced."""
-
-    reference: str
-    path: str
-    max_bytes: int
-    rules: RewardPermissions = RewardPermissions()
-
-
-class TaskFileReport(msgspec.Struct):
-    """What the process writes to its stdout."""
-
-    ok: bool
-    error: dict[str, str | None] | None = None
-    rows: int = 0
-
-
 def main() -> None:
     """Answer the request; a fault of the user's is in the report, a fault of ours is raised."""
     if os.environ.get("PYTHONHASHSEED") != "0":
         command = [sys.executable, "-P", "-B", "-m", "headrace_rewards", "tasks"]
         os.execve(sys.executable, command, _environment())
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=TaskFileRequest)
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=RowsRequest)
     try:
         report = _made(request)
     except HeadraceError as fault:
@@ -79,7 +61,7 @@ def _environment() -> dict[str, str]:
     return env | {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
 
 
-def _made(request: TaskFileRequest) -> TaskFileReport:
+def _made(request: RowsRequest) -> RowsReport:
     reference = TaskReference.parse(request.reference)
     refuse_places(reference.parameters, request.reference)
     if reference.library == "reasoning_gym":
@@ -92,10 +74,10 @@ def _made(request: TaskFileRequest) -> TaskFileReport:
             said = contained.run(setup, lambda: msgspec.json.encode(_work(reference, file, request.max_bytes)))
         except contained.ContainedEnd as end:
             raise InvalidRequest(f"{request.reference}: no rows were made: {end}") from None
-    return msgspec.json.decode(said, type=TaskFileReport)
+    return msgspec.json.decode(said, type=RowsReport)
 
 
-def _setup(reference: TaskReference, request: TaskFileRequest, level: SandboxLevel) -> frames.Setup:
+def _setup(reference: TaskReference, request: RowsRequest, level: SandboxLevel) -> frames.Setup:
     beside = str(module_of(reference.task)) if reference.library == "verifiers" else None
     limits = ResourceLimits(
         start_seconds=_SECONDS,
@@ -108,22 +90,22 @@ def _setup(reference: TaskReference, request: TaskFileRequest, level: SandboxLev
     return setup
 
 
-def _work(reference: TaskReference, file: TextIO, most: int) -> TaskFileReport:
+def _work(reference: TaskReference, file: TextIO, most: int) -> RowsReport:
     """In the held process; the library is imported there alone."""
     try:
         library = import_module(f"headrace_rewards.tasks.{_MAKERS[reference.library]}")
         with contextlib.redirect_stdout(sys.stderr):  # some tasks print
             count = write(file, library.rows(reference), most)
         file.flush()
-        return TaskFileReport(True, rows=count)
+        return RowsReport(True, rows=count)
     except MemoryError:
         return _failed(InvalidRequest(f"the rows need more than {MEMORY_BYTES >> 30} GiB of memory"))
     except HeadraceError as fault:
         return _failed(fault)
 
 
-def _failed(fault: HeadraceError) -> TaskFileReport:
-    return TaskFileReport(False, {"message": fault.message, "param": fault.param, "code": fault.code})
+def _failed(fault: HeadraceError) -> RowsReport:
+    return RowsReport(False, RequestProblem.of(fault))
 
 
 def write(file: TextIO, rows: Iterable[dict[str, Any]], most: int) -> int:

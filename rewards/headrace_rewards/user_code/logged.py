@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from ..protocol import Outcome, Score
+from headrace_core.protocols.grader_check import Outcome, Score
+
 from .notes import notes_of
 from .return_values import is_number, plain, to_number
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ..protocol import Outcome, Score
+from headrace_core.protocols.grader_check import Outcome, Score
 
 MOST_BYTES = 2000
 """UTF-8 of one completion's texts and their names."""

@@ -25,7 +25,8 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from ..protocol import Failure, NotApplicable, Outcome, Score
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+
 from .notes import notes_of
 
 TOTAL_KEYS = ("score", "reward", "overall")

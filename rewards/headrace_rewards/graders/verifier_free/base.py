@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_core.types.likelihood import Kind, Likelihood
 
-from ...protocol import Failure, Need, Outcome, PolicyMeasurements, Reward, Sample, Score
+from ...protocol import Need, PolicyMeasurements, Reward, Sample
 from ..spec import AnyGrader, GraderSpec
 from ..string_check import TemplateText
 from ..templates import MissingPath, Template

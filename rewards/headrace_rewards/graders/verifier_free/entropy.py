@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from ...protocol import Outcome, PolicyMeasurements, Reward, Score
+from headrace_core.protocols.grader_check import Outcome, Score
+
+from ...protocol import PolicyMeasurements, Reward
 from . import base
 
 

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from headrace_core.protocols.grader_check import Outcome
 from headrace_core.types.likelihood import Likelihood
 
-from ...protocol import Outcome, PolicyMeasurements, Reward
+from ...protocol import PolicyMeasurements, Reward
 from . import base
 
 

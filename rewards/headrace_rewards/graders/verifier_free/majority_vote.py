@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ...protocol import NotApplicable, Outcome, Reward, Sample, Score
+from headrace_core.protocols.grader_check import NotApplicable, Outcome, Score
+
+from ...protocol import Reward, Sample
 from . import base
 
 

@@ -20,9 +20,10 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field
 
+from headrace_core.protocols.grader_check import NotApplicable, Outcome, Score
 from headrace_core.types.likelihood import Likelihood
 
-from ...protocol import NotApplicable, Outcome, Reward, Sample, Score
+from ...protocol import Reward, Sample
 from . import base
 
 MEMORY = 0.99

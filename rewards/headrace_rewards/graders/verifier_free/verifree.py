@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from headrace_core.protocols.grader_check import Outcome
 from headrace_core.types.likelihood import Likelihood
 
-from ...protocol import Outcome, PolicyMeasurements, Reward
+from ...protocol import PolicyMeasurements, Reward
 from . import base
 
 
