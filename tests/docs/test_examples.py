@@ -14,9 +14,10 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Score
 from headrace_gateway.cli import main
 from headrace_lab.paths import ADDER, ROOT
-from headrace_rewards.protocol import Failure, NotApplicable, Sample, SampleKey, Score
+from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import GRADERS, build, validate
 from headrace_rollout.prompts import Tokenizer
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headrace_core.protocols.grader_check import Score
 from headrace_learner.algorithms.advantages import AdvantageInputs, Trajectory, dr_grpo, grpo
-from headrace_rewards.protocol import Sample, SampleKey, Score
+from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build
 
 from .test_docs import DOCS, blocks

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from headrace_core.protocols.grader_check import Score
 from headrace_core.storage.dataset import read_rows
 from headrace_lab.paths import EXAMPLES, load_module
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
-from headrace_rewards.protocol import Sample, Score
+from headrace_rewards.protocol import Sample
 
 REAL = EXAMPLES / "real"
 NAMES = ("sums", "data", "reward")

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
+from pydantic import TypeAdapter
 
 from headrace_core.jobs.job_store import Checkpoint, Job, model_name
 from headrace_gateway.schemas.job_answers import JobObject
@@ -48,7 +49,7 @@ async def forked(served: Served, parent: Job, asked: dict[str, Any], headers: di
 async def made(served: Served, parent: Job, asked: dict[str, Any]) -> Job:
     answer = await forked(served, parent, asked)
     assert answer.status_code == 200, answer.text
-    JobObject.model_validate(answer.json())
+    TypeAdapter(JobObject).validate_python(answer.json())
     return await served.jobs.get(answer.json()["id"])
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
 from headrace_core.jobs.job_store import JobError, JobStore
 from headrace_core.ledger.ledger import Ledger
@@ -71,7 +72,7 @@ async def test_pages_newest_first(http: httpx.AsyncClient, served: Served) -> No
     more = True
     while more:
         page = (await http.get(OVERVIEW, params={"limit": 2} | ({"after": seen[-1]} if seen else {}))).json()
-        OverviewList.model_validate(page)
+        TypeAdapter(OverviewList).validate_python(page)
         seen += [job["id"] for job in page["data"]]
         more = page["has_more"]
     assert seen == names[::-1]

@@ -8,9 +8,11 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from openai import AsyncOpenAI
+from pydantic import TypeAdapter
 
 from headrace_core.jobs.history import MEASURED
 from headrace_core.ledger.ledger import Admission, Ledger
+from headrace_core.types.events import StepSummary
 from headrace_core.types.staleness import Limits
 from headrace_gateway.schemas.observe import (
     GroupObject,
@@ -35,7 +37,7 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     await served.jobs.create(stored_job())
     for number in range(1, STEPS + 1):
         await served.jobs.record(JOB, step(number))
-        await served.jobs.tell(JOB, f"Step {number}", type="metrics", data={"step": number})
+        await served.jobs.tell(JOB, f"Step {number}", type="metrics", data=StepSummary.of(step(number), 5))
         await served.jobs.record(JOB, replace(UPDATE, version=number))
         if number % 10 == 0:
             await served.jobs.beat(JOB, replace(WORKER, time=float(number)))
@@ -70,7 +72,7 @@ async def test_measurements_of_a_kind_and_from_a_step_on(http: httpx.AsyncClient
     assert [m["data"]["step"] for m in steps] == list(range(21, 31))  # type: ignore[index]
     later = (await http.get(f"{PATH}/metrics", params={"from_step": 29})).json()
     assert [m["kind"] for m in later["data"]] == ["step", "update", "step", "update", "worker"]
-    MeasurementList.model_validate(later)
+    TypeAdapter(MeasurementList).validate_python(later)
     nothing = (await http.get(f"{PATH}/metrics", params={"from_step": STEPS + 1})).json()
     assert (nothing["data"], nothing["has_more"], nothing["last_id"]) == ([], False, None)
     both = (
@@ -88,7 +90,7 @@ async def test_events_page_backwards_as_openais_client_asks(http: httpx.AsyncCli
 
 async def test_staleness_is_paged_by_step(http: httpx.AsyncClient) -> None:
     first = (await http.get(f"{PATH}/staleness", params={"limit": 20})).json()
-    StalenessObject.model_validate(first)
+    TypeAdapter(StalenessObject).validate_python(first)
     assert ([s["step"] for s in first["steps"]], first["has_more"]) == (list(range(1, 21)), True)
     rest = (await http.get(f"{PATH}/staleness", params={"from_step": first["steps"][-1]["step"] + 1})).json()
     assert ([s["step"] for s in rest["steps"]], rest["has_more"]) == (list(range(21, 31)), False)
@@ -139,9 +141,9 @@ async def test_a_stream_does_not_go_on_from_no_place(http: httpx.AsyncClient, la
 async def test_answers_are_as_the_document_says(http: httpx.AsyncClient, served: Served) -> None:
     """They are made by msgspec: nothing else holds them to the models."""
     lease = (await _opened(served)).leases[0]
-    LedgerObject.model_validate((await http.get(f"{PATH}/ledger")).json())
-    GroupObject.model_validate((await http.get(f"{PATH}/ledger/{lease.group_id}")).json())
-    RewardObject.model_validate((await http.get(f"{PATH}/reward")).json())
+    TypeAdapter(LedgerObject).validate_python((await http.get(f"{PATH}/ledger")).json())
+    TypeAdapter(GroupObject).validate_python((await http.get(f"{PATH}/ledger/{lease.group_id}")).json())
+    TypeAdapter(RewardObject).validate_python((await http.get(f"{PATH}/reward")).json())
     assert set(MEASURED) == set(Measured.__args__)  # type: ignore[attr-defined]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
 from headrace_core.jobs.rollout_records import Rollout, RolloutStore
@@ -33,7 +34,7 @@ async def answered(served: Served, query: str = "", status: int = 200, job: str 
         found = await client.get(f"{served.url}/v1/fine_tuning/jobs/{job}/rollouts{query}")
     assert found.status_code == status, found.text
     body = json.loads(found.text, parse_constant=pytest.fail)
-    return RolloutList.model_validate(body).model_dump() and body if status == 200 else body["error"]
+    return TypeAdapter(RolloutList).validate_python(body) and body if status == 200 else body["error"]
 
 
 async def ids(served: Served, query: str = "") -> tuple[list[str], bool]:

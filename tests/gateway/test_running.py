@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import JobStore
@@ -54,11 +55,11 @@ async def told(jobs: JobStore) -> list[str]:
 
 async def test_a_change_is_recorded_told_and_shown_everywhere(served: Served, http: httpx.AsyncClient) -> None:
     before = (await http.get(f"{JOB}/settings")).json()
-    SettingsObject.model_validate(before)
+    TypeAdapter(SettingsObject).validate_python(before)
     assert (before["settings"]["max_staleness"], before["changes"]) == (2, [])
     asked = {"max_staleness": 1, "learning_rate": 3e-05, "group_size": 8}  # the last is so already
     found = (await http.patch(f"{JOB}/settings", json=asked)).json()
-    SettingsObject.model_validate(found)
+    TypeAdapter(SettingsObject).validate_python(found)
     assert [(c["name"], c["before"], c["after"], c["from_version"], c["by"]) for c in found["changes"]] == [
         ("max_staleness", 2, 1, 0, "local"),
         ("learning_rate", 1e-05, 3e-05, 0, "local"),
@@ -113,12 +114,12 @@ async def test_a_worker_is_drained_and_goes_on(served: Served, http: httpx.Async
         await served.jobs.beat("ftjob-1", beat(worker))
     await served.jobs.starts("ftjob-1", "rollout-1", "rollout")
     listed = (await http.get(f"{JOB}/workers")).json()
-    WorkerList.model_validate(listed)
+    TypeAdapter(WorkerList).validate_python(listed)
     statuses = {w["id"]: w["status"] for w in listed["data"]}
     assert statuses == {"learner": "running", "rollout-0": "running", "rollout-1": "starting"}
 
     drained = (await http.post(f"{JOB}/workers/rollout-0/drain", params={"timeout": 5})).json()
-    WorkerObject.model_validate(drained)
+    TypeAdapter(WorkerObject).validate_python(drained)
     assert drained["status"] == "draining"
     ledger = Ledger(served.redis, "ftjob-1")
     assert (await ledger.admit("rollout-0", 0, 1, 60.0)).refusal is Refusal.DRAINED
@@ -146,7 +147,7 @@ async def test_a_silent_worker_is_lost_and_the_learner_is_not_drained(served: Se
 
 async def test_queues(http: httpx.AsyncClient) -> None:
     found = (await http.get(f"{JOB}/queues")).json()
-    QueuesObject.model_validate(found)
+    TypeAdapter(QueuesObject).validate_python(found)
     assert [(s["stage"], s["depth"], s["oldest_versions"]) for s in found["stages"]] == [
         ("leased", 3, 0), ("queued", 0, None), ("claimed", 0, None)
     ]  # fmt: skip
@@ -166,7 +167,7 @@ async def test_weights(served: Served, http: httpx.AsyncClient) -> None:
             worker="rollout-0", time=1.0, version=version, staged_seconds=0.3, paused_seconds=0.01, requests_in_flight=2
         ))  # fmt: skip
     found = (await http.get(f"{JOB}/weights")).json()
-    WeightsObject.model_validate(found)
+    TypeAdapter(WeightsObject).validate_python(found)
     assert [(p["version"], p["bytes"]) for p in found["published"]] == [(2, 2000), (1, 1000)]
     (holder,) = found["workers"]
     assert (holder["worker"], holder["version"]) == ("rollout-0", 1)

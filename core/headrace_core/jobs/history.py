@@ -202,7 +202,7 @@ class History:
         found = await run(self._redis.zrange(JobKeys(job_id).marks, -1, -1, withscores=True))
         return int(found[0][1]) if found and math.isfinite(found[0][1]) else 0
 
-    async def left_out(self, job_id: str) -> dict[Kind, int]:
+    async def left_out(self, job_id: str) -> dict[str, int]:
         """How many entries of each kind are no longer there; no more would have fitted."""
         found = await run(self._redis.hmget(JobKeys(job_id).summary, [f"left out {kind}" for kind in KINDS]))
         where = f"{JobKeys(job_id).summary} left out"

@@ -32,7 +32,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, get_args
 
 from redis.asyncio import Redis
 
@@ -145,11 +145,15 @@ class Claim:
     outcome: TransitionOutcome | None = None
 
 
+LiveState = Literal["leased", "queued", "claimed"]
+_LIVE: dict[bytes, LiveState] = {state.encode(): state for state in get_args(LiveState)}
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """The groups in one live state."""
 
-    name: str
+    name: LiveState
     depth: int
     since: float | None
     """When the one that is longest in it came into it, Unix seconds; None where there is none."""
@@ -255,7 +259,7 @@ class Ledger:
         """How many groups are in each live state, and how old the oldest is."""
         version, bound, held, share, held_back, *stages = await self._run("queues")
         found = [
-            Stage(name.decode(), int(depth), float(since) if since else None, int(oldest) if since else None, int(size))
+            Stage(_LIVE[name], int(depth), float(since) if since else None, int(oldest) if since else None, int(size))
             for name, depth, since, oldest, size in stages
         ]
         return Queues(int(version), int(bound), int(held), int(share), int(held_back), tuple(found))

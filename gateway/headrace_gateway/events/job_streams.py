@@ -34,8 +34,8 @@ from headrace_core.ledger.ledger import Ledger
 from headrace_core.logs import get_logger
 from headrace_core.redis_access.json_records import name
 
-from ..schemas.jobs import job_object
 from ..views.eta import estimated_finish
+from ..views.objects import job_object
 from ..views.reward_summary import summary
 from .sse_response import PING_SECONDS
 from .stream_formats import StreamFormat, downsample, sse

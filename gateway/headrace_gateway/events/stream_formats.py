@@ -11,7 +11,7 @@ from headrace_core.jobs.history import EVENTS, KINDS, HistoryEntry, Kind, whole
 from headrace_core.jobs.job_store import event_of
 from headrace_core.redis_access.json_records import UNREADABLE
 
-from ..schemas.jobs import event_object
+from ..views.objects import event_object
 
 _encode = msgspec.json.Encoder().encode
 

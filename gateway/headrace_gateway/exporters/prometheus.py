@@ -175,7 +175,7 @@ def _worker(job: str, data: dict[str, Any]) -> Iterator[Sample]:
         yield "headrace_worker_errors", (*labels, reason), count
 
 
-def _of_reward(job: str, found: dict[str, Any]) -> Iterator[Sample]:
+def _of_reward(job: str, found: Mapping[str, Any]) -> Iterator[Sample]:
     for name in ("completions", "not_applicable", "sample_parse_errors", "left_out", "audit_failed"):
         yield f"headrace_reward_{name}", (job,), found[name]
     for kind, count in found["failures"].items():

@@ -26,6 +26,7 @@ from headrace_core.storage.atomic_write import written_whole
 from headrace_core.storage.disk_space import require_space
 
 from ..principal import LOCAL, Principal
+from ..schemas.files import Purpose
 
 _PART = 1024 * 1024
 OLD_SECONDS = 3600.0
@@ -39,7 +40,7 @@ class StoredFile(msgspec.Struct, frozen=True):
     created_at: float
     filename: str
     bytes: int
-    purpose: str
+    purpose: Purpose
     owner: str = LOCAL.name
     sha256: str | None = None
     """Of its bytes."""
@@ -78,12 +79,12 @@ class FileStore:
             raise Damaged(f"file {stored.id}: {path} has {size} bytes of {stored.bytes}; upload it again")
         return path
 
-    async def add(self, source: BinaryIO, filename: str, purpose: str) -> StoredFile:
+    async def add(self, source: BinaryIO, filename: str, purpose: Purpose) -> StoredFile:
         """Keep what `source` holds. Raises `TooLarge`."""
         return await self.keep(new_id("file-"), source, filename, purpose, self._principal.name, time.time())
 
     async def keep(
-        self, file_id: str, source: BinaryIO, filename: str, purpose: str, owner: str, created_at: float
+        self, file_id: str, source: BinaryIO, filename: str, purpose: Purpose, owner: str, created_at: float
     ) -> StoredFile:
         """The same under a given id; of two that are kept under one, either stays. Raises `TooLarge`."""
         size, sha256 = await asyncio.to_thread(self._write, source, file_id)

@@ -10,7 +10,7 @@ import asyncio
 import csv
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,7 +23,7 @@ from headrace_core.types.metrics import EvaluationMetrics, StepMetrics
 
 from .file_store import FileStore, StoredFile
 
-PURPOSE = "fine-tune-results"
+PURPOSE: Literal["fine-tune-results"] = "fine-tune-results"
 _PREFIX = "file-results-"
 _PAGE = 2000
 _MEASURED: tuple[Kind, ...] = ("step", "evaluation")

@@ -18,8 +18,8 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from pydantic import TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
 
 from headrace_core.types.metrics import EvaluationMetrics, RewardMetrics, StepMetrics, UpdateMetrics, WorkerMetrics
 
@@ -158,9 +158,9 @@ def _add_examples(operation: dict[str, Any], examples: dict[str, Any]) -> None:
 
 def _unnamed_schemas() -> dict[str, Any]:
     """Of the models that no route names."""
-    answers: list[tuple[type[BaseModel], JsonSchemaMode]]
-    answers = [(ErrorAnswer, "serialization"), (ChatCompletionChunk, "serialization")]
-    schemas: dict[str, Any] = models_json_schema(answers, ref_template=SCHEMAS + "{model}")[1]["$defs"]
+    answers: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]]
+    answers = [("", "serialization", TypeAdapter(shape)) for shape in (ErrorAnswer, ChatCompletionChunk)]
+    schemas: dict[str, Any] = TypeAdapter.json_schemas(answers, ref_template=SCHEMAS + "{model}")[1]["$defs"]
     return schemas
 
 

@@ -13,6 +13,7 @@ from headrace_core.jobs.job_store import Job
 from headrace_core.jobs.settings_log import CHANGEABLE, SettingChange, SettingsLog
 
 from ..context import GatewayContext
+from ..schemas.control import SettingsObject
 from ..web.errors import explain
 
 _TRIES = 20
@@ -66,7 +67,7 @@ async def record(gateway: GatewayContext, job: Job) -> SettingsLog:
     return live
 
 
-async def shown(gateway: GatewayContext, job_id: str) -> dict[str, Any]:
+async def shown(gateway: GatewayContext, job_id: str) -> SettingsObject:
     """The settings in force, and the changes that led to them."""
     job = await gateway.jobs.get(job_id)
     live = await record(gateway, job)

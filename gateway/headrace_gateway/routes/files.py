@@ -16,7 +16,7 @@ from ..context import Context, GatewayContext
 from ..files import result_files
 from ..principal import note_created_id
 from ..schemas.files import DeletedFile, FileList, FileObject, Purpose, UploadPurpose
-from ..schemas.jobs import file_object
+from ..views.objects import file_object
 from ..web import upload_form
 from ..web.durable_route import DurableRoute
 from ..web.json_response import CLIENT_LEFT, json_response
@@ -75,7 +75,8 @@ async def list_files(
     """Files: those that were uploaded, and the results of jobs that have ended."""
     files = [f for f in await result_files.every(here.files, here.jobs) if purpose in (None, f.purpose)]
     found, has_more = page(files if order == "desc" else files[::-1], after, limit)
-    return json_response(listing([file_object(f) for f in found], has_more))
+    answer: FileList = listing([file_object(f) for f in found], has_more)
+    return json_response(answer)
 
 
 @router.get("/{file_id}", response_model=FileObject)
@@ -90,7 +91,7 @@ async def delete(here: Context, file_id: FileId) -> Response:
     result_files.check_removable(await result_files.find(here.files, here.jobs, file_id))
     await _not_in_use(here, file_id)
     await here.files.remove(file_id)
-    return json_response({"id": file_id, "object": "file", "deleted": True})
+    return json_response(DeletedFile(id=file_id, object="file", deleted=True))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse, responses=_CONTENT)

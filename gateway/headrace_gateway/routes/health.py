@@ -18,7 +18,7 @@ router = APIRouter(tags=["health"])
 @router.get("/healthz")
 async def healthz() -> Alive:
     """The process is alive."""
-    return Alive(status="ok")
+    return {"status": "ok"}
 
 
 @router.get("/readyz")
@@ -32,7 +32,7 @@ async def readyz(here: Context) -> Ready:
             wrong.append(error.message)
     if wrong:
         raise Unavailable("; ".join(wrong), code="not_ready")
-    return Ready(status="ready")
+    return {"status": "ready"}
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -45,7 +45,8 @@ async def workers(here: Context, job_id: str) -> Response:
     """Every worker of the job, by its last heartbeat."""
     job = await here.jobs.get(job_id)
     found = await worker_states.workers(here.redis, here.jobs, job, here.settings.start_timeout)
-    return json_response(listing(found, has_more=False))
+    answer: WorkerList = listing(found, has_more=False)
+    return json_response(answer)
 
 
 @router.post("/workers/{worker}/drain", response_model=WorkerObject)

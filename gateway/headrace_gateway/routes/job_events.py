@@ -13,7 +13,7 @@ from ..context import Context
 from ..events.sse_response import EVENT_STREAM, SseResponse
 from ..events.stream_formats import OPENAI
 from ..schemas.job_answers import CheckpointList, EventList
-from ..schemas.jobs import checkpoint_object, event_object
+from ..views.objects import checkpoint_object, event_object
 from ..web.cursors import event_number, resume_after
 from ..web.json_response import json_response
 from ..web.pagination import listing, page
@@ -39,7 +39,8 @@ async def events(
         return SseResponse(here.hub.listen(job_id, resume_after(job_id, last_event_id), OPENAI))
     before = None if after is None else event_number(job_id, after, "after")
     found = await here.jobs.history.newest(job_id, "event", before, limit + 1)
-    return json_response(listing([event_object(event_of(job_id, e)) for e in found[:limit]], len(found) > limit))
+    answer: EventList = listing([event_object(event_of(job_id, e)) for e in found[:limit]], len(found) > limit)
+    return json_response(answer)
 
 
 @router.get("/checkpoints", response_model=CheckpointList)
@@ -49,4 +50,5 @@ async def checkpoints(
     """What a job saved, newest first."""
     await here.jobs.get(job_id)
     found, has_more = page(await here.jobs.checkpoints(job_id), after, limit)
-    return json_response(listing([checkpoint_object(job_id, c) for c in found], has_more))
+    answer: CheckpointList = listing([checkpoint_object(job_id, c) for c in found], has_more)
+    return json_response(answer)

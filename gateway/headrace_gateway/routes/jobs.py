@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -16,8 +16,9 @@ from ..operations import idempotency
 from ..operations.submission import submit
 from ..principal import unchanged
 from ..schemas.job_answers import JobList, JobObject
-from ..schemas.jobs import CreateJob, job_object
+from ..schemas.jobs import CreateJob
 from ..views.eta import estimated_finish
+from ..views.objects import job_object
 from ..web.durable_route import DurableRoute
 from ..web.json_response import json_response
 from ..web.pagination import listing, page
@@ -49,7 +50,8 @@ async def list_jobs(here: Context, request: Request, after: After = None, limit:
     wanted = {m[1]: v for k, v in request.query_params.items() if (m := _METADATA.fullmatch(k))}
     jobs = [j for j in await here.jobs.all() if wanted.items() <= j.metadata.items()]
     found, has_more = page(jobs, after, limit)
-    return json_response(listing([_object(job) for job in found], has_more))
+    answer: JobList = listing([_object(job) for job in found], has_more)
+    return json_response(answer)
 
 
 @router.get("/{job_id}", response_model=JobObject)
@@ -106,7 +108,7 @@ async def _asked(here: GatewayContext, request: Request, job_id: str, to: Status
     return True
 
 
-def _object(job: Job) -> dict[str, Any]:
+def _object(job: Job) -> JobObject:
     return job_object(job, estimated_finish(job))
 
 

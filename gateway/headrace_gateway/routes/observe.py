@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
 
-from headrace_core.jobs.history import MEASURED, STEPS, page_of_entries
+from headrace_core.jobs.history import MEASURED, STEPS, HistoryEntry, page_of_entries
+from headrace_core.ledger.ledger import LedgerCounts
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.redis_access.keys import JobKeys
 
@@ -17,10 +17,18 @@ from ..context import Context
 from ..events.sse_response import SseResponse
 from ..events.stream_formats import EVERYTHING
 from ..operations.settings_change import record
-from ..schemas.observe import GroupObject, LedgerObject, Measured, MeasurementList, RewardObject, StalenessObject
+from ..schemas.observe import (
+    GroupObject,
+    LedgerObject,
+    Measured,
+    MeasurementList,
+    MeasurementObject,
+    RewardObject,
+    StalenessObject,
+)
 from ..views.reward_summary import summary
 from ..web.cursors import entry_number, resume_after
-from ..web.json_response import json_response
+from ..web.json_response import json_response, written
 from ..web.pagination import listing
 from .job_events import After, LastEventId
 
@@ -37,18 +45,20 @@ async def ledger(here: Context, job_id: str, group: Annotated[int | None, Query(
     if group is not None:
         return await group_history(here, job_id, group)
     await here.jobs.get(job_id)
-    account = await here.ledger(job_id).account()
-    return json_response({"object": "fine_tuning.job.ledger", "fine_tuning_job_id": job_id, **account.as_dict()})
+    return json_response(_ledger_object(job_id, await here.ledger(job_id).account()))
 
 
 @router.get("/ledger/{group}", response_model=GroupObject)
 async def group_history(here: Context, job_id: str, group: Annotated[int, Path(ge=0, le=_MOST)]) -> Response:
     """Every state that one group was in, and when."""
     await here.jobs.get(job_id)
-    history = [asdict(t) for t in await here.ledger(job_id).history(group)]
-    return json_response(
-        {"object": "fine_tuning.job.group", "fine_tuning_job_id": job_id, "group": group, "history": history}
-    )
+    found: GroupObject = {
+        "object": "fine_tuning.job.group",
+        "fine_tuning_job_id": job_id,
+        "group": group,
+        "history": [{"state": t.state, "at": t.at, "note": t.note} for t in await here.ledger(job_id).history(group)],
+    }
+    return json_response(found)
 
 
 class _StepAges(msgspec.Struct, frozen=True):
@@ -69,21 +79,27 @@ async def staleness(
     where = JobKeys(job_id).history("step")
     read = decode_records(((f"{where} {e.number}-0", e.data) for e in found), _StepAges)
     live = await record(here, job)
-    steps = [msgspec.structs.asdict(s) | {"max_staleness": live.at(s.step - 1).max_staleness} for s in read]
-    return json_response(
-        {
-            "object": "fine_tuning.job.staleness",
-            "fine_tuning_job_id": job_id,
-            "max_staleness": job.hyperparameters["max_staleness"],
-            "late": job.hyperparameters["late"],
-            "largest_age": account.largest_age,
-            "largest_age_bound": account.largest_age_bound,
-            "masked_tokens": account.masked_tokens,
-            "dropped_groups": account.states["dropped_stale"],
-            "steps": steps,
-            "has_more": has_more,
-        }
-    )
+    answer: StalenessObject = {
+        "object": "fine_tuning.job.staleness",
+        "fine_tuning_job_id": job_id,
+        "max_staleness": job.hyperparameters["max_staleness"],
+        "late": job.hyperparameters["late"],
+        "largest_age": account.largest_age,
+        "largest_age_bound": account.largest_age_bound,
+        "masked_tokens": account.masked_tokens,
+        "dropped_groups": account.states["dropped_stale"],
+        "steps": [
+            {
+                "step": s.step,
+                "time": s.time,
+                "ages": written(s.ages),
+                "max_staleness": live.at(s.step - 1).max_staleness,
+            }
+            for s in read
+        ],
+        "has_more": has_more,
+    }
+    return json_response(answer)
 
 
 @router.get("/reward", response_model=RewardObject)
@@ -91,7 +107,8 @@ async def reward(here: Context, job_id: str) -> Response:
     """How far the reward can be relied on: failures by kind, scored again, held against a truth, its drift."""
     await here.jobs.get(job_id)
     found = summary(await here.jobs.rewards(job_id))
-    return json_response({"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **found})
+    answer: RewardObject = {"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **found}
+    return json_response(answer)
 
 
 @router.get("/metrics", response_model=MeasurementList)
@@ -110,8 +127,8 @@ async def metrics(
         start = max(start, await here.jobs.history.before_step(job_id, from_step))
     kinds = MEASURED if kind is None else (kind,)
     found, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, kinds)
-    data = [{"id": str(e.number), "kind": e.kind, "data": msgspec.Raw(e.data)} for e in found]
-    return json_response(listing(data, has_more))
+    answer: MeasurementList = listing([_measurement(e) for e in found], has_more)
+    return json_response(answer)
 
 
 @router.get("/stream", response_model=None, response_class=SseResponse, status_code=200)
@@ -127,3 +144,23 @@ async def stream(
     worker, the first and the last among them; an event `live` follows them."""
     await here.jobs.get(job_id)
     return SseResponse(here.hub.listen(job_id, resume_after(job_id, last_event_id), EVERYTHING, thin))
+
+
+def _ledger_object(job_id: str, account: LedgerCounts) -> LedgerObject:
+    return {
+        "object": "fine_tuning.job.ledger",
+        "fine_tuning_job_id": job_id,
+        "admitted": account.admitted,
+        "states": account.states,
+        "version": account.version,
+        "masked_tokens": account.masked_tokens,
+        "largest_age": account.largest_age,
+        "largest_age_bound": account.largest_age_bound,
+        "sampled_tokens": account.sampled_tokens,
+        "fenced": account.fenced,
+        "balanced": account.balanced,
+    }
+
+
+def _measurement(entry: HistoryEntry) -> MeasurementObject:
+    return {"id": str(entry.number), "kind": cast(Measured, entry.kind), "data": written(entry.data)}

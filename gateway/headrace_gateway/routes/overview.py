@@ -23,4 +23,5 @@ async def jobs_in_short(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """Jobs in short, newest first: progress, newest figures, sparklines."""
-    return json_response(listing(*await overview(here.redis, here.jobs, after, limit)))
+    answer: OverviewList = listing(*await overview(here.redis, here.jobs, after, limit))
+    return json_response(answer)

@@ -17,6 +17,7 @@ from headrace_core.jobs.rollout_records import Rollout, RolloutStore
 from ..context import Context
 from ..schemas.rollouts import RolloutList
 from ..views.rollouts import rollout_list, tokens_in
+from ..web.json_response import json_response
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
 
@@ -50,11 +51,7 @@ async def rollouts(
         page, has_more = [kept] if kept is not None and wanted else [], False
     else:
         page, has_more = await _page(store, cursor, step, newest_first, limit)
-
-    def written() -> str:
-        return rollout_list(job_id, Path(job.model_path), page, has_more).model_dump_json()
-
-    return Response(await asyncio.to_thread(written), media_type="application/json")
+    return await asyncio.to_thread(lambda: json_response(rollout_list(job_id, Path(job.model_path), page, has_more)))
 
 
 async def _page(

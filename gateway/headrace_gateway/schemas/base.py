@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 
-class ResponseModel(BaseModel):
-    """An answer has the fields of its model and no other."""
-
-    model_config = ConfigDict(extra="forbid")
+@with_config(extra="forbid")
+class ResponseModel(TypedDict):
+    """An answer has the fields of its shape and no other."""
 
 
 class Page(ResponseModel):
     """A page of a list; the next one is asked for with `after` = `last_id`."""
 
     object: Literal["list"]
-    has_more: bool = Field(description="Whether the list goes on.")
-    first_id: str | None = Field(description="Id of the first entry of `data`; null for an empty page.")
-    last_id: str | None = Field(description="Id of the last entry of `data`; null for an empty page.")
+    has_more: Annotated[bool, Field(description="Whether the list goes on.")]
+    first_id: Annotated[str | None, Field(description="Id of the first entry of `data`; null for an empty page.")]
+    last_id: Annotated[str | None, Field(description="Id of the last entry of `data`; null for an empty page.")]
 
 
 class ErrorDetail(ResponseModel):
     """What went wrong."""
 
-    message: str = Field(description="For people: what is wrong, and what to change.")
+    message: Annotated[str, Field(description="For people: what is wrong, and what to change.")]
     type: Literal["invalid_request_error", "server_error"]
-    param: str | None = Field(description="The field of the request that is wrong, as a path with dots.")
-    code: str | None = Field(description="For programs: stable.")
+    param: Annotated[str | None, Field(description="The field of the request that is wrong, as a path with dots.")]
+    code: Annotated[str | None, Field(description="For programs: stable.")]
 
 
 class ErrorAnswer(ResponseModel):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from headrace_core.ledger.ledger import LiveState
+
 from .base import Page, ResponseModel
+
+WorkerStatus = Literal["starting", "running", "draining", "drained", "lost", "stopped"]
 
 
 class ChangeObject(ResponseModel):
     """One change of a setting."""
 
-    time: float = Field(description="Unix seconds.")
-    by: str = Field(description="Name of whoever asked for it.")
+    time: Annotated[float, Field(description="Unix seconds.")]
+    by: Annotated[str, Field(description="Name of whoever asked for it.")]
     name: str
     before: float | None
     after: float | None
-    from_version: int = Field(description="The first policy version whose update it holds for.")
+    from_version: Annotated[int, Field(description="The first policy version whose update it holds for.")]
 
 
 class SettingsObject(ResponseModel):
@@ -25,9 +29,9 @@ class SettingsObject(ResponseModel):
 
     object: Literal["fine_tuning.job.settings"]
     fine_tuning_job_id: str
-    settings: dict[str, Any] = Field(description="Complete: docs/settings.md.")
+    settings: Annotated[dict[str, Any], Field(description="Complete: docs/settings.md.")]
     changeable: list[str]
-    changes: list[ChangeObject] = Field(description="Oldest first.")
+    changes: Annotated[list[ChangeObject], Field(description="Oldest first.")]
 
 
 class WorkerObject(ResponseModel):
@@ -36,15 +40,15 @@ class WorkerObject(ResponseModel):
     id: str
     object: Literal["fine_tuning.job.worker"]
     role: Literal["learner", "rollout"]
-    status: Literal["starting", "running", "draining", "drained", "lost", "stopped"]
-    version: int = Field(description="Policy version that it samples with, or has trained to.")
-    lag: int = Field(description="Versions behind the newest.")
-    busy: float = Field(description="Seconds of work since its start.")
-    waiting: dict[str, float] = Field(description="Seconds, by what was waited for.")
-    running: int = Field(description="Requests in flight.")
+    status: WorkerStatus
+    version: Annotated[int, Field(description="Policy version that it samples with, or has trained to.")]
+    lag: Annotated[int, Field(description="Versions behind the newest.")]
+    busy: Annotated[float, Field(description="Seconds of work since its start.")]
+    waiting: Annotated[dict[str, float], Field(description="Seconds, by what was waited for.")]
+    running: Annotated[int, Field(description="Requests in flight.")]
     tokens: int
     errors: dict[str, int]
-    seen_at: float | None = Field(description="Of its last heartbeat, Unix seconds; null before the first.")
+    seen_at: Annotated[float | None, Field(description="Of its last heartbeat, Unix seconds; null before the first.")]
     uptime: float
 
 
@@ -57,10 +61,12 @@ class WorkerList(Page):
 class StageObject(ResponseModel):
     """The groups in one live state of the ledger."""
 
-    stage: Literal["leased", "queued", "claimed"]
+    stage: LiveState
     depth: int
-    oldest_seconds: float | None = Field(description="How long the one that is longest in it has been; null for none.")
-    oldest_versions: int | None = Field(description="Age of the oldest token that they have, or can have.")
+    oldest_seconds: Annotated[
+        float | None, Field(description="How long the one that is longest in it has been; null for none.")
+    ]
+    oldest_versions: Annotated[int | None, Field(description="Age of the oldest token that they have, or can have.")]
 
 
 class WindowObject(ResponseModel):
@@ -73,13 +79,17 @@ class WindowObject(ResponseModel):
 class MemoryObject(ResponseModel):
     """Bytes of encoded groups in Redis."""
 
-    groups: int = Field(description="All that are kept.")
+    groups: Annotated[int, Field(description="All that are kept.")]
     queued: int
     claimed: int
-    kept: int = Field(description="Trained on, and kept for a replay until two checkpoints hold the step.")
-    share: int | None = Field(description="How many there may be; null: any number.")
-    held_back: int = Field(description="Admissions that gave no group, although the window had room, for want of it.")
-    left_out: dict[str, int] = Field(description="Entries of the job's history that are no longer kept, by kind.")
+    kept: Annotated[int, Field(description="Trained on, and kept for a replay until two checkpoints hold the step.")]
+    share: Annotated[int | None, Field(description="How many there may be; null: any number.")]
+    held_back: Annotated[
+        int, Field(description="Admissions that gave no group, although the window had room, for want of it.")
+    ]
+    left_out: Annotated[
+        dict[str, int], Field(description="Entries of the job's history that are no longer kept, by kind.")
+    ]
 
 
 class QueuesObject(ResponseModel):
@@ -91,8 +101,10 @@ class QueuesObject(ResponseModel):
     stages: list[StageObject]
     window: WindowObject
     memory: MemoryObject
-    stream: int = Field(description="Encoded groups kept: those queued, and those that no two checkpoints hold yet.")
-    bytes: int = Field(description="Memory that they take in Redis.")
+    stream: Annotated[
+        int, Field(description="Encoded groups kept: those queued, and those that no two checkpoints hold yet.")
+    ]
+    bytes: Annotated[int, Field(description="Memory that they take in Redis.")]
 
 
 class PublicationObject(ResponseModel):
@@ -101,8 +113,8 @@ class PublicationObject(ResponseModel):
     version: int
     name: str
     bytes: int
-    seconds: float = Field(description="How long it took to write.")
-    published_at: float = Field(description="Unix seconds.")
+    seconds: Annotated[float, Field(description="How long it took to write.")]
+    published_at: Annotated[float, Field(description="Unix seconds.")]
 
 
 class UpdateObject(ResponseModel):
@@ -110,8 +122,8 @@ class UpdateObject(ResponseModel):
 
     version: int
     time: float
-    staged_seconds: float = Field(description="Reading and preparing it, while generation went on.")
-    paused_seconds: float = Field(description="No token could be sampled.")
+    staged_seconds: Annotated[float, Field(description="Reading and preparing it, while generation went on.")]
+    paused_seconds: Annotated[float, Field(description="No token could be sampled.")]
     requests_in_flight: int
 
 
@@ -121,7 +133,7 @@ class HolderObject(ResponseModel):
     worker: str
     version: int
     lag: int
-    updates: list[UpdateObject] = Field(description="The last ones, newest first.")
+    updates: Annotated[list[UpdateObject], Field(description="The last ones, newest first.")]
 
 
 class WeightsObject(ResponseModel):
@@ -129,6 +141,6 @@ class WeightsObject(ResponseModel):
 
     object: Literal["fine_tuning.job.weights"]
     fine_tuning_job_id: str
-    version: int = Field(description="The newest that is settled.")
-    published: list[PublicationObject] = Field(description="The last ones, newest first.")
+    version: Annotated[int, Field(description="The newest that is settled.")]
+    published: Annotated[list[PublicationObject], Field(description="The last ones, newest first.")]
     workers: list[HolderObject]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,11 +18,11 @@ class FileObject(ResponseModel):
     id: str
     object: Literal["file"]
     bytes: int
-    created_at: int = Field(description="Unix seconds.")
+    created_at: Annotated[int, Field(description="Unix seconds.")]
     filename: str
     purpose: Purpose
     status: Literal["processed"]
-    expires_at: None = Field(description="Files do not expire.")
+    expires_at: Annotated[None, Field(description="Files do not expire.")]
     status_details: None
 
 

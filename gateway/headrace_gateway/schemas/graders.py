@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -12,8 +12,8 @@ from .base import ResponseModel
 class ValidatedGrader(ResponseModel):
     """A grader that works."""
 
-    grader: dict[str, Any] = Field(description="Complete, with every default.")
-    ignored: list[str] = Field(description="What of it has no effect, in words.")
+    grader: Annotated[dict[str, Any], Field(description="Complete, with every default.")]
+    ignored: Annotated[list[str], Field(description="What of it has no effect, in words.")]
 
 
 class GraderErrors(ResponseModel):
@@ -38,7 +38,7 @@ class GraderErrors(ResponseModel):
 class GraderFailure(ResponseModel):
     """Why a grader has no reward."""
 
-    kind: str = Field(description="Of docs/rewards.md.")
+    kind: Annotated[str, Field(description="Of docs/rewards.md.")]
     message: str
     traceback: str
 
@@ -48,19 +48,19 @@ class GraderRunMetadata(ResponseModel):
 
     name: str
     type: str
-    execution_time: float = Field(description="Seconds.")
-    scores: dict[str, float] = Field(description="Of the grader and of those it holds, by name.")
-    notes: dict[str, str] = Field(description="Texts that it gave beside the score, by name.")
+    execution_time: Annotated[float, Field(description="Seconds.")]
+    scores: Annotated[dict[str, float], Field(description="Of the grader and of those it holds, by name.")]
+    notes: Annotated[dict[str, str], Field(description="Texts that it gave beside the score, by name.")]
     errors: GraderErrors
     failure: GraderFailure | None
-    token_usage: None = Field(description="Tokens of model graders are not counted.")
+    token_usage: Annotated[None, Field(description="Tokens of model graders are not counted.")]
     sampled_model_name: str | None
 
 
 class GraderRun(ResponseModel):
     """What a grader made of one completion."""
 
-    reward: float | None = Field(description="Null where it failed or does not apply: that is not 0.")
+    reward: Annotated[float | None, Field(description="Null where it failed or does not apply: that is not 0.")]
     sub_rewards: dict[str, float]
     metadata: GraderRunMetadata
     model_grader_token_usage_per_model: dict[str, int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -10,36 +10,38 @@ from headrace_core.jobs.job_store import Status
 
 from .base import Page, ResponseModel
 
+PauseCode = Literal["worker_failed", "stalled", "nothing_learned", "disk_full", "redis_full"]
+
 
 class JobFailure(ResponseModel):
     """Why a job failed."""
 
     code: str
-    message: str = Field(description="What to change.")
+    message: Annotated[str, Field(description="What to change.")]
     param: str | None
 
 
 class PausedByObject(ResponseModel):
     """Why a job paused by itself."""
 
-    code: Literal["worker_failed", "stalled", "nothing_learned", "disk_full", "redis_full"]
-    message: str = Field(description="What it could not go on without.")
-    time: float = Field(description="Unix seconds.")
+    code: PauseCode
+    message: Annotated[str, Field(description="What it could not go on without.")]
+    time: Annotated[float, Field(description="Unix seconds.")]
 
 
 class CommonHyperparameters(ResponseModel):
     """Those that OpenAI's jobs of every method have, as they are in force."""
 
-    n_epochs: int | None = Field(description="Null where the job has `n_steps`.")
-    batch_size: int | None = Field(description="Groups a step.")
-    learning_rate_multiplier: float | None = Field(description="Learning rate, by the default one.")
+    n_epochs: Annotated[int | None, Field(description="Null where the job has `n_steps`.")]
+    batch_size: Annotated[int | None, Field(description="Groups a step.")]
+    learning_rate_multiplier: Annotated[float | None, Field(description="Learning rate, by the default one.")]
 
 
 class ReinforcementObject(ResponseModel):
     """What is rewarded, and how it is trained."""
 
-    grader: dict[str, Any] = Field(description="Complete, with every default: docs/rewards.md.")
-    hyperparameters: dict[str, Any] = Field(description="Complete, as in force: docs/settings.md.")
+    grader: Annotated[dict[str, Any], Field(description="Complete, with every default: docs/rewards.md.")]
+    hyperparameters: Annotated[dict[str, Any], Field(description="Complete, as in force: docs/settings.md.")]
 
 
 class MethodObject(ResponseModel):
@@ -69,8 +71,8 @@ class ForkedFromObject(ResponseModel):
     """Where a forked job began."""
 
     fine_tuning_job_id: str
-    checkpoint: str = Field(description="Its id.")
-    step_number: int = Field(description="The other job's step after which it was saved.")
+    checkpoint: Annotated[str, Field(description="Its id.")]
+    step_number: Annotated[int, Field(description="The other job's step after which it was saved.")]
 
 
 class JobObject(ResponseModel):
@@ -78,21 +80,21 @@ class JobObject(ResponseModel):
 
     id: str
     object: Literal["fine_tuning.job"]
-    created_at: int = Field(description="Unix seconds.")
+    created_at: Annotated[int, Field(description="Unix seconds.")]
     finished_at: int | None
-    model: str = Field(description="What is trained, by the name it was asked for.")
-    fine_tuned_model: str | None = Field(description="Name of the trained model, once there is one.")
+    model: Annotated[str, Field(description="What is trained, by the name it was asked for.")]
+    fine_tuned_model: Annotated[str | None, Field(description="Name of the trained model, once there is one.")]
     organization_id: str
     status: Status
     training_file: str
     validation_file: str | None
-    result_files: list[str] = Field(description="Of an ended job: the file of its steps' figures, as CSV.")
+    result_files: Annotated[list[str], Field(description="Of an ended job: the file of its steps' figures, as CSV.")]
     seed: int
     trained_tokens: int
     hyperparameters: CommonHyperparameters
     error: JobFailure | None
-    paused_by: PausedByObject | None = Field(description="Null of a job that its user paused.")
-    estimated_finish: int | None = Field(description="Unix seconds; of a running job that has a pace.")
+    paused_by: Annotated[PausedByObject | None, Field(description="Null of a job that its user paused.")]
+    estimated_finish: Annotated[int | None, Field(description="Unix seconds; of a running job that has a pace.")]
     integrations: list[IntegrationObject]
     metadata: dict[str, str]
     method: MethodObject
@@ -112,11 +114,11 @@ class EventObject(ResponseModel):
 
     id: str
     object: Literal["fine_tuning.job.event"]
-    created_at: int = Field(description="Unix seconds.")
+    created_at: Annotated[int, Field(description="Unix seconds.")]
     level: Literal["info", "warn", "error"]
     message: str
     type: Literal["message", "metrics"]
-    data: dict[str, Any] | None = Field(description="Figures of a step or an evaluation, of type `metrics`.")
+    data: Annotated[dict[str, Any] | None, Field(description="Figures of a step or an evaluation, of type `metrics`.")]
 
 
 class EventList(Page):
@@ -130,11 +132,11 @@ class CheckpointObject(ResponseModel):
 
     id: str
     object: Literal["fine_tuning.job.checkpoint"]
-    created_at: int = Field(description="Unix seconds.")
-    fine_tuned_model_checkpoint: str = Field(description="Name of its model.")
+    created_at: Annotated[int, Field(description="Unix seconds.")]
+    fine_tuned_model_checkpoint: Annotated[str, Field(description="Name of its model.")]
     fine_tuning_job_id: str
     step_number: int
-    metrics: dict[str, float | None] = Field(description="`step`, and what was measured at it.")
+    metrics: Annotated[dict[str, float | None], Field(description="`step`, and what was measured at it.")]
 
 
 class CheckpointList(Page):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 from headrace_core.jobs.job_store import Status
 
@@ -12,33 +13,33 @@ Measured = Literal["step", "evaluation", "update", "worker", "reward"]
 """Kinds of measurements; a test holds them to `headrace_core.jobs.history.MEASURED`."""
 
 
-class LedgerObject(BaseModel):
+class LedgerObject(TypedDict):
     """Where a job's groups are. `admitted` is always the sum of `states`."""
 
     object: Literal["fine_tuning.job.ledger"]
     fine_tuning_job_id: str
     admitted: int
     states: dict[str, int]
-    version: int = Field(description="Newest policy version.")
-    masked_tokens: int = Field(description="Tokens left out of a gradient for their age.")
-    largest_age: int = Field(description="Of any token that contributed to a gradient, in policy versions.")
-    largest_age_bound: int | None = Field(
-        description="`max_staleness` of the step that trained it; null before the first."
-    )
+    version: Annotated[int, Field(description="Newest policy version.")]
+    masked_tokens: Annotated[int, Field(description="Tokens left out of a gradient for their age.")]
+    largest_age: Annotated[int, Field(description="Of any token that contributed to a gradient, in policy versions.")]
+    largest_age_bound: Annotated[
+        int | None, Field(description="`max_staleness` of the step that trained it; null before the first.")
+    ]
     sampled_tokens: int
-    fenced: int = Field(description="Commits refused because the lease had passed to another worker.")
+    fenced: Annotated[int, Field(description="Commits refused because the lease had passed to another worker.")]
     balanced: bool
 
 
-class GroupLine(BaseModel):
+class GroupLine(TypedDict):
     """One state that a group was in."""
 
     state: str
-    at: float = Field(description="Unix seconds.")
+    at: Annotated[float, Field(description="Unix seconds.")]
     note: str
 
 
-class GroupObject(BaseModel):
+class GroupObject(TypedDict):
     """Everything that happened to one group."""
 
     object: Literal["fine_tuning.job.group"]
@@ -47,7 +48,7 @@ class GroupObject(BaseModel):
     history: list[GroupLine]
 
 
-class AgeObject(BaseModel):
+class AgeObject(TypedDict):
     """Tokens of one age in one step; docs/metrics.md, `AgeMetrics`."""
 
     tokens: int
@@ -57,37 +58,35 @@ class AgeObject(BaseModel):
     behaviour_kl: float
 
 
-class StepAges(BaseModel):
+class StepAges(TypedDict):
     """One step's tokens by age; ages are text, as keys of JSON are."""
 
     step: int
     time: float
-    max_staleness: int = Field(description="The bound of this step: it may change while a job runs.")
+    max_staleness: Annotated[int, Field(description="The bound of this step: it may change while a job runs.")]
     ages: dict[str, AgeObject]
 
 
-class StalenessObject(BaseModel):
+class StalenessObject(TypedDict):
     """How old the tokens are that a job trains on."""
 
     object: Literal["fine_tuning.job.staleness"]
     fine_tuning_job_id: str
-    max_staleness: int = Field(description="The newest bound: each step has its own.")
+    max_staleness: Annotated[int, Field(description="The newest bound: each step has its own.")]
     late: str
     largest_age: int
-    largest_age_bound: int | None = Field(
-        description="`max_staleness` of the step that trained it; null before the first."
-    )
+    largest_age_bound: Annotated[
+        int | None, Field(description="`max_staleness` of the step that trained it; null before the first.")
+    ]
     masked_tokens: int
     dropped_groups: int
-    steps: list[StepAges] = Field(description="Oldest first.")
-    has_more: bool = Field(description="Whether there are later steps: `from_step` the last one's + 1.")
+    steps: Annotated[list[StepAges], Field(description="Oldest first.")]
+    has_more: Annotated[bool, Field(description="Whether there are later steps: `from_step` the last one's + 1.")]
 
 
-class RewardObject(BaseModel, extra="allow"):
-    """How far a job's reward can be relied on: docs/rewards.md."""
+class RewardSummary(TypedDict):
+    """How far a reward can be relied on: docs/rewards.md."""
 
-    object: Literal["fine_tuning.job.reward"]
-    fine_tuning_job_id: str
     groups: int
     completions: int
     not_applicable: int
@@ -101,15 +100,25 @@ class RewardObject(BaseModel, extra="allow"):
     drift: dict[str, Any]
 
 
-class MeasurementObject(BaseModel):
+class _RewardOfJob(TypedDict):
+    object: Literal["fine_tuning.job.reward"]
+    fine_tuning_job_id: str
+
+
+@with_config(extra="allow")
+class RewardObject(_RewardOfJob, RewardSummary):
+    """How far a job's reward can be relied on: docs/rewards.md."""
+
+
+class MeasurementObject(TypedDict):
     """One entry of a job's measurements: docs/metrics.md."""
 
-    id: str = Field(description="Its number in the job's history.")
+    id: Annotated[str, Field(description="Its number in the job's history.")]
     kind: Measured
     data: dict[str, Any]
 
 
-class MeasurementList(BaseModel):
+class MeasurementList(TypedDict):
     """A page of measurements, oldest first."""
 
     object: Literal["list"]
@@ -119,14 +128,16 @@ class MeasurementList(BaseModel):
     last_id: str | None
 
 
-class SparkObject(BaseModel):
+class SparkObject(TypedDict):
     """At most 40 points each, oldest first, each of as many steps as the others; the last may be of fewer."""
 
-    reward: list[float] = Field(max_length=40, description="Mean rewards; steps without a reward are left out.")
-    age: list[float] = Field(max_length=40, description="Largest age of a token that contributed.")
+    reward: Annotated[
+        list[float], Field(max_length=40, description="Mean rewards; steps without a reward are left out.")
+    ]
+    age: Annotated[list[float], Field(max_length=40, description="Largest age of a token that contributed.")]
 
 
-class OverviewError(BaseModel):
+class OverviewError(TypedDict):
     """Why a job failed."""
 
     code: str
@@ -134,7 +145,7 @@ class OverviewError(BaseModel):
     param: str | None
 
 
-class OverviewObject(BaseModel):
+class OverviewObject(TypedDict):
     """One job in short."""
 
     id: str
@@ -144,21 +155,21 @@ class OverviewObject(BaseModel):
     suffix: str | None
     created_at: int
     finished_at: int | None
-    step: int | None = Field(description="Newest policy version; null where what is kept of it is damaged.")
+    step: Annotated[int | None, Field(description="Newest policy version; null where what is kept of it is damaged.")]
     total_steps: int
-    reward_mean: float | None = Field(description="Of the last step.")
-    evaluation_reward_mean: float | None = Field(description="Of the last evaluation.")
+    reward_mean: Annotated[float | None, Field(description="Of the last step.")]
+    evaluation_reward_mean: Annotated[float | None, Field(description="Of the last evaluation.")]
     max_staleness: int | None
-    largest_age: int | None = Field(description="Null where what is kept of it is damaged.")
-    largest_age_bound: int | None = Field(
-        description="`max_staleness` of the step that trained it; null before the first."
-    )
+    largest_age: Annotated[int | None, Field(description="Null where what is kept of it is damaged.")]
+    largest_age_bound: Annotated[
+        int | None, Field(description="`max_staleness` of the step that trained it; null before the first.")
+    ]
     spark: SparkObject
     estimated_finish: int | None
     error: OverviewError | None
 
 
-class OverviewList(BaseModel):
+class OverviewList(TypedDict):
     """A page of jobs, newest first."""
 
     object: Literal["list"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,48 +14,57 @@ LeftOut = Literal["too_old", "zero_weight", "not_sampled", "no_reward", "greedy"
 class RolloutCompletion(ResponseModel):
     """One completion; the lists have one element a token."""
 
-    index: int = Field(description="Its place in the group.")
+    index: Annotated[int, Field(description="Its place in the group.")]
     text: str
-    tokens: list[str] = Field(
-        description="What each token adds to the text; empty where a later token completes the character."
-    )
+    tokens: Annotated[
+        list[str],
+        Field(description="What each token adds to the text; empty where a later token completes the character."),
+    ]
     token_ids: list[int]
-    versions: list[int | None] = Field(description="Policy version that sampled the token; null: none did.")
-    ages: list[int | None] = Field(description="Versions between that and the one that the step updated.")
-    logprobs: list[float | None] = Field(description="Natural log, of the distribution that was sampled from.")
-    importance_weights: list[float | None] = Field(
-        description="π_prox/π_behaviour as the loss used it; null where nothing was computed: the token is left out, "
-        "or all rewards of its group are equal."
-    )
-    masked: list[bool] = Field(description="Whether the token is left out of the gradient.")
-    left_out: list[LeftOut | None] = Field(description="Why.")
-    reward: float | None = Field(description="As it was given.")
-    trained_reward: float | None = Field(
-        description="What the step trained on: another figure where the reward follows from a likelihood, which the "
-        "policy that was updated computed anew."
-    )
+    versions: Annotated[list[int | None], Field(description="Policy version that sampled the token; null: none did.")]
+    ages: Annotated[list[int | None], Field(description="Versions between that and the one that the step updated.")]
+    logprobs: Annotated[
+        list[float | None], Field(description="Natural log, of the distribution that was sampled from.")
+    ]
+    importance_weights: Annotated[
+        list[float | None],
+        Field(
+            description="π_prox/π_behaviour as the loss used it; null where nothing was computed: the token is left "
+            "out, or all rewards of its group are equal."
+        ),
+    ]
+    masked: Annotated[list[bool], Field(description="Whether the token is left out of the gradient.")]
+    left_out: Annotated[list[LeftOut | None], Field(description="Why.")]
+    reward: Annotated[float | None, Field(description="As it was given.")]
+    trained_reward: Annotated[
+        float | None,
+        Field(
+            description="What the step trained on: another figure where the reward follows from a likelihood, which "
+            "the policy that was updated computed anew."
+        ),
+    ]
     components: dict[str, float]
-    notes: dict[str, str] = Field(description="Texts that the reward gave beside it, by name.")
-    advantage: float | None = Field(description="Mean over the sampled tokens in the gradient.")
+    notes: Annotated[dict[str, str], Field(description="Texts that the reward gave beside it, by name.")]
+    advantage: Annotated[float | None, Field(description="Mean over the sampled tokens in the gradient.")]
     finish_reason: str
-    greedy: bool = Field(description="Sampled greedily, to be compared with; never trained on.")
+    greedy: Annotated[bool, Field(description="Sampled greedily, to be compared with; never trained on.")]
 
 
 class RolloutGroup(ResponseModel):
     """One prompt with its completions, as a step consumed them."""
 
     object: Literal["fine_tuning.job.rollout"]
-    id: str = Field(description="`<step>-<group>`.")
+    id: Annotated[str, Field(description="`<step>-<group>`.")]
     fine_tuning_job_id: str
     group: int
-    step: int = Field(description="1 for the first.")
-    version: int = Field(description="The policy version that the step updated: `step` − 1.")
-    row: int = Field(description="Row of the training file, 0 for the first.")
-    attempt: int = Field(description="Which lease of the group brought it in.")
-    group_size: int = Field(description="Completions of the group, of which the first 32 are kept.")
+    step: Annotated[int, Field(description="1 for the first.")]
+    version: Annotated[int, Field(description="The policy version that the step updated: `step` − 1.")]
+    row: Annotated[int, Field(description="Row of the training file, 0 for the first.")]
+    attempt: Annotated[int, Field(description="Which lease of the group brought it in.")]
+    group_size: Annotated[int, Field(description="Completions of the group, of which the first 32 are kept.")]
     prompt: str
     prompt_token_ids: list[int]
-    completions: list[RolloutCompletion] = Field(description="In sampled order; a greedy one last.")
+    completions: Annotated[list[RolloutCompletion], Field(description="In sampled order; a greedy one last.")]
 
 
 class RolloutList(Page):

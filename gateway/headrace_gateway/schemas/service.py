@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,9 +14,9 @@ class ModelObject(ResponseModel):
 
     id: str
     object: Literal["model"]
-    created: int = Field(description="Unix seconds.")
-    owned_by: str = Field(description="`headrace`, or the job that trained it.")
-    path: str = Field(description="Its folder on the service's machine.")
+    created: Annotated[int, Field(description="Unix seconds.")]
+    owned_by: Annotated[str, Field(description="`headrace`, or the job that trained it.")]
+    path: Annotated[str, Field(description="Its folder on the service's machine.")]
 
 
 class ModelList(ResponseModel):

@@ -6,7 +6,7 @@ job.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from redis.asyncio import Redis
@@ -16,8 +16,10 @@ from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.redis_access.json_records import decode_records, if_sound, whole_number
 from headrace_core.redis_access.keys import JobKeys
 
+from ..schemas.observe import OverviewObject
 from ..web.pagination import page
 from .eta import estimated_finish
+from .objects import failure_object
 
 T = TypeVar("T")
 _FIGURES = ["version", "largest_age", "largest_age_bound"]
@@ -29,7 +31,7 @@ class _Rewarded(msgspec.Struct, frozen=True):
     reward_mean: float | None
 
 
-async def overview(redis: Redis, store: JobStore, after: str | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+async def overview(redis: Redis, store: JobStore, after: str | None, limit: int) -> tuple[list[OverviewObject], bool]:
     """(jobs in short, newest first, from the one after `after`; whether there are more). Raises `InvalidRequest`."""
     jobs, has_more = page(await store.all(), after, limit)
     async with redis.pipeline(transaction=False) as pipe:
@@ -47,7 +49,7 @@ def _newest(where: str, raw: bytes | None, otherwise: T) -> T:
     return found[0] if found else otherwise
 
 
-def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> dict[str, Any]:
+def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> OverviewObject:
     ledger = JobKeys(job.id).ledger
     figures = zip(_FIGURES, books, strict=True)
     version, largest_age, bound = (if_sound(whole_number, count, f"{ledger} {name}") for name, count in figures)
@@ -72,5 +74,5 @@ def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> d
         "largest_age_bound": None if books[2] is None else bound,
         "spark": {"reward": spark.reward, "age": spark.age},
         "estimated_finish": None if finish is None else int(finish),
-        "error": job.error,
+        "error": failure_object(job),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -16,12 +15,14 @@ from headrace_core.redis_access.json_records import decode_records
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import UpdateMetrics
 
+from ..schemas.control import QueuesObject, UpdateObject, WeightsObject
+
 _LATELY = 400
 """Updates looked back on, of all workers together."""
 _UPDATES = 20
 
 
-async def queues(redis: Redis, jobs: JobStore, job: Job) -> dict[str, Any]:
+async def queues(redis: Redis, jobs: JobStore, job: Job) -> QueuesObject:
     """Groups by stage, the pacing window, and what the stream of groups takes."""
     found = await Ledger(redis, job.id).queues()
     held = {stage.name: stage.bytes for stage in found.stages}
@@ -57,7 +58,7 @@ async def queues(redis: Redis, jobs: JobStore, job: Job) -> dict[str, Any]:
     }
 
 
-async def weights(redis: Redis, jobs: JobStore, job: Job) -> dict[str, Any]:
+async def weights(redis: Redis, jobs: JobStore, job: Job) -> WeightsObject:
     """What was published, and how each rollout worker took it."""
     version, _ = await Ledger(redis, job.id).newest()
     entries = await jobs.history.newest(job.id, "update", None, _LATELY)
@@ -80,7 +81,11 @@ async def weights(redis: Redis, jobs: JobStore, job: Job) -> dict[str, Any]:
     }
 
 
-def _update(update: UpdateMetrics) -> dict[str, Any]:
-    told: dict[str, Any] = msgspec.to_builtins(update)
-    del told["worker"]
-    return told
+def _update(update: UpdateMetrics) -> UpdateObject:
+    return {
+        "version": update.version,
+        "time": update.time,
+        "staged_seconds": update.staged_seconds,
+        "paused_seconds": update.paused_seconds,
+        "requests_in_flight": update.requests_in_flight,
+    }

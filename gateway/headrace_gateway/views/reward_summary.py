@@ -12,8 +12,10 @@ from typing import Any
 from headrace_core.types.metrics import Flips, Pairs, RewardMetrics, Tally
 from headrace_core.types.reward_statistics import Estimate, mean, share, standard_error
 
+from ..schemas.observe import RewardSummary
 
-def summary(counted: Sequence[RewardMetrics]) -> dict[str, Any]:
+
+def summary(counted: Sequence[RewardMetrics]) -> RewardSummary:
     """Plain values, for JSON; a figure is `{value, low, high, count, groups}`, None where nothing was counted for it.
 
     `mean_difference` has no interval: of a size that is never negative, and whose largest value nobody knows, a few

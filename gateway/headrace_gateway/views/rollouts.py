@@ -13,6 +13,7 @@ from headrace_core.types.staleness import ages
 from headrace_core.types.trajectory import NO_VERSION
 
 from ..schemas.rollouts import LeftOut, RolloutCompletion, RolloutGroup, RolloutList
+from ..web.pagination import listing
 from .token_text import spelled, tokenizer_of
 
 _LEFT_OUT: dict[int, LeftOut | None] = {
@@ -33,9 +34,7 @@ def tokens_in(rollout: Rollout) -> int:
 
 def rollout_list(job_id: str, model: Path, rollouts: list[Rollout], has_more: bool) -> RolloutList:
     """The page of these groups, in the words of a model folder; work for a thread. Raises as `tokenizer_of`."""
-    data = [_group(job_id, tokenizer_of(model), rollout) for rollout in rollouts]
-    ends = (data[0].id, data[-1].id) if data else (None, None)
-    return RolloutList(object="list", data=data, has_more=has_more, first_id=ends[0], last_id=ends[1])
+    return listing([_group(job_id, tokenizer_of(model), rollout) for rollout in rollouts], has_more)
 
 
 def _group(job_id: str, tokenizer: Tokenizer, rollout: Rollout) -> RolloutGroup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Literal
 
 from redis.asyncio import Redis
 
@@ -14,11 +14,13 @@ from headrace_core.ledger.worker_drains import Drain, WorkerDrains
 from headrace_core.protocols.worker import LEARNER_NAME, rollout_name
 from headrace_core.types.metrics import WorkerMetrics
 
+from ..schemas.control import WorkerObject, WorkerStatus
+
 LOST_SECONDS = 15.0
 """A worker beats every two seconds; one silent for so long is lost."""
 
 
-async def workers(redis: Redis, jobs: JobStore, job: Job, start_timeout: float) -> list[dict[str, Any]]:
+async def workers(redis: Redis, jobs: JobStore, job: Job, start_timeout: float) -> list[WorkerObject]:
     """All of them, those too that have not been heard of; the learner first."""
     beats = {beat.worker: beat for beat in await jobs.workers(job.id)}
     drains = await WorkerDrains(redis, job.id).all()
@@ -29,7 +31,7 @@ async def workers(redis: Redis, jobs: JobStore, job: Job, start_timeout: float) 
     ]
 
 
-async def worker(redis: Redis, jobs: JobStore, job: Job, name: str, start_timeout: float) -> dict[str, Any]:
+async def worker(redis: Redis, jobs: JobStore, job: Job, name: str, start_timeout: float) -> WorkerObject:
     """One of them. Raises `NotFound`."""
     found = await workers(redis, jobs, job, start_timeout)
     for each in found:
@@ -48,7 +50,7 @@ def unknown_worker(job: Job, name: str) -> NotFound:
     return NotFound(f"job {job.id} has no worker {name!r}; it has {', '.join(worker_names(job))}", param="worker")
 
 
-def _status(job: Job, beat: WorkerMetrics | None, drain: Drain | None, start_timeout: float) -> str:
+def _status(job: Job, beat: WorkerMetrics | None, drain: Drain | None, start_timeout: float) -> WorkerStatus:
     if job.finished_at is not None or job.status == "paused":
         return "stopped"
     if beat is None:
@@ -63,8 +65,8 @@ def _status(job: Job, beat: WorkerMetrics | None, drain: Drain | None, start_tim
     return "drained" if beat.state == "drained" and beat.time >= drain.asked_at else "draining"
 
 
-def _shown(name: str, beat: WorkerMetrics | None, status: str, version: int) -> dict[str, Any]:
-    role = "learner" if name == LEARNER_NAME else "rollout"
+def _shown(name: str, beat: WorkerMetrics | None, status: WorkerStatus, version: int) -> WorkerObject:
+    role: Literal["learner", "rollout"] = "learner" if name == LEARNER_NAME else "rollout"
     known = beat or WorkerMetrics(worker=name, role=role, time=0, version=version, uptime=0, busy=0, waiting={})
     return {
         "id": name,

@@ -25,6 +25,8 @@ from headrace_core.errors import (
 )
 from headrace_core.redis_access.client import is_transient, unavailable
 
+from ..schemas.base import ErrorAnswer, ErrorDetail
+
 _STATUS = (
     (TooLarge, 413), (InvalidRequest, 400), (NotAuthenticated, 401), (Forbidden, 403), (NotFound, 404),
     (RateLimited, 429), (Unavailable, 503),
@@ -33,10 +35,14 @@ _STATUS = (
 
 def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
     """The envelope. `type` follows the status, as in OpenAI's API."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": _written(message), "type": kind, "param": param and _written(param), "code": code}
+    error: ErrorDetail = {
+        "message": _written(message),
+        "type": "server_error" if status >= 500 else "invalid_request_error",
+        "param": param and _written(param),
+        "code": code,
+    }
     return JSONResponse(
-        {"error": error},
+        ErrorAnswer(error=error),
         status_code=status,
         headers={"x-should-retry": "true" if status in (429, 503) else "false"},
     )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
+
+from typing_extensions import TypedDict
 
 from headrace_core.errors import InvalidRequest
+
+from ..schemas.base import Page
 
 
 class _Identified(Protocol):
@@ -26,7 +30,20 @@ def page(items: Sequence[_T], after: str | None, limit: int) -> tuple[Sequence[_
     return items[start : start + limit], start + limit < len(items)
 
 
-def listing(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+class _Entry(TypedDict):
+    id: str
+
+
+_E = TypeVar("_E", bound=_Entry)
+
+
+class Listing(Page, Generic[_E]):
+    """A page, as the lists of `responses` have it."""
+
+    data: list[_E]
+
+
+def listing(data: list[_E], has_more: bool) -> Listing[_E]:
     """A page of a list."""
     return {
         "object": "list",
