@@ -127,7 +127,7 @@ class MonitoredReward:
             left_out=f.left_out + len(failures) * left_out,
             truth={name: self._flips(name, scores) for name in self._truths},
             between={f"{a} / {b}": self._between(a, b, scores) for a, b in self._pairs},
-            audit_failed=f.audit_failed + sum(o.components.get(AUDIT_FAILED) == 1.0 for o in scores),
+            audit_failed=f.audit_failed + sum(map(_audit_failed, scores)),
         )
         self._note_to_tell(samples[0].draw, {o.kind: o for o in reversed(failures)})
 
@@ -138,9 +138,13 @@ class MonitoredReward:
         self._untold += [(-1 if draw is None else draw.group, failure) for failure in shown]
 
     def _flips(self, name: str, scores: Sequence[Score]) -> Flips:
-        judged = [s for s in scores if name in s.components]
-        high = [s.value >= self._middle for s in judged]
-        truly = [s.components[name] >= self._truths[name] for s in judged]
+        truth = self._truths[name]
+        judged = [s for s in scores if name in s.components and (not truth.part or truth.part in s.components)]
+        if truth.part:
+            high = [s.components[truth.part] >= truth.part_high_from for s in judged]
+        else:
+            high = [s.value >= self._middle for s in judged]
+        truly = [s.components[name] >= truth.high_from for s in judged]
         return self._figures.truth.get(name, Flips()).with_group(high, truly)
 
     def _between(self, one: str, other: str, scores: Sequence[Score]) -> Tally:
@@ -192,3 +196,8 @@ class MonitoredReward:
 
 def _added(counts: Mapping[str, int], failures: Sequence[Failure]) -> dict[str, int]:
     return dict(Counter(counts) + Counter(f.kind for f in failures))
+
+
+def _audit_failed(score: Score) -> bool:
+    """The audit's own failure, of the grader or of one that it holds."""
+    return any(value == 1.0 for name, value in score.components.items() if name.split(".")[-1] == AUDIT_FAILED)

@@ -9,6 +9,7 @@ import pytest
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_rewards.graders.spec import Truth
 from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build, validate
 
@@ -110,10 +111,23 @@ async def test_where_the_audit_cannot_start_neither_is_left(tmp_path: Path, func
 def test_what_counts_as_high_and_as_the_truth() -> None:
     noisy = {"type": "noisy", "name": "n", "grader": contains("a"), "flip": 0.2, "low": -1, "high": 3}
     assert validate(contains("a")).truths() == {}
-    assert validate(noisy).truths() == {"clean": 1.0}
-    assert validate({"type": "debias", "name": "d", "flip": 0.2, "grader": noisy}).truths() == {"clean": 1.0}
+    assert validate(noisy).truths() == {"clean": Truth(1.0)}
+    assert validate({"type": "debias", "name": "d", "flip": 0.2, "grader": noisy}).truths() == {"clean": Truth(1.0)}
     held = validate(audited(noisy, audit_threshold=7))
-    assert (held.middle(), held.truths()) == (1.0, {"clean": 1.0, "audit": 7.0})
+    assert (held.middle(), held.truths()) == (1.0, {"clean": Truth(1.0), "audit": Truth(7.0)})
     assert validate(audited(noisy, threshold=2)).middle() == 2.0
     with pytest.raises(InvalidRequest, match="finite"):
         validate(audited(threshold=float("nan")))
+
+
+def test_graders_of_graders_pass_on_what_those_they_hold_know_of_themselves() -> None:
+    noisy = {"type": "noisy", "name": "n", "grader": contains("a"), "flip": 0.2, "low": -1, "high": 3}
+    parts = {"a": {**noisy, "pass_threshold": 2.0}, "b": contains("b")}
+    multi = {"type": "multi", "name": "m", "graders": parts, "calculate_output": "a + b"}
+    assert validate(multi).truths() == {"a.clean": Truth(1.0, "a", 2.0)}
+    nested = {"type": "multi", "name": "o", "graders": {"m": multi}, "calculate_output": "m"}
+    assert validate(nested).truths() == {"m.a.clean": Truth(1.0, "m.a", 2.0)}
+    for around in (audited(multi), {"type": "noisy", "name": "n", "grader": multi}):
+        spec = validate(around)
+        assert spec.truths()["a.clean"] == Truth(1.0, "a", 2.0)
+        assert spec.opinions() == validate(multi).opinions() == {"a": 2.0, "b": 0.5}

@@ -329,6 +329,29 @@ async def test_an_audit_is_the_truth_where_there_is_one() -> None:
     assert figures.audit_failed == 0
 
 
+async def test_parts_of_a_multi_grader_are_held_against_what_they_know_of_themselves() -> None:
+    """The formula's value says nothing of either: it is high for every completion."""
+    noisy = {"type": "noisy", "name": "n", "grader": EXACT, "flip": 1.0}
+    audit = {
+        "type": "audited",
+        "name": "a",
+        "grader": EXACT,
+        "audit": EXACT | {"input": "{{ item.lacking }}"},
+        "share": 1,
+    }
+    parts = {"n": noisy, "a": audit}
+    multi = {"type": "multi", "name": "m", "graders": parts, "calculate_output": "n + a + 5"}
+    reward = watched(grader={"type": "noisy", "name": "o", "grader": multi, "missing": 0.0})
+    for number in range(5):
+        await reward.score(group(number, "yes", "no", "no", "no"))
+    figures = reward.take()
+    assert figures is not None
+    flips = figures.truth["n.clean"]
+    assert (flips.up.total, flips.up.count, flips.down.total, flips.down.count) == (15, 15, 5, 5)
+    assert figures.audit_failed == 20
+    assert figures.between["n / a"].total == figures.between["n / a"].count == 20
+
+
 async def test_graders_that_are_asked_together_may_disagree() -> None:
     contains = EXACT | {"name": "contains", "reference": "e", "operation": "like"}
     reward = watched(grader={"type": "multi", "name": "m", "graders": [EXACT, contains], "calculate_output": "exact"})

@@ -21,7 +21,7 @@ from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_core.types.reward_statistics import is_in_sample
 
 from ..protocol import Need, Reward, Sample
-from .spec import AnyGrader, GraderSpec
+from .spec import AnyGrader, GraderSpec, Truth
 
 AUDIT = "audit"
 AUDIT_FAILED = "audit_failed"
@@ -49,10 +49,14 @@ class AuditedSpec(GraderSpec):
         """The threshold, if given."""
         return self.grader.high_from() if self.threshold is None else self.threshold
 
-    def truths(self) -> dict[str, float]:
+    def truths(self) -> dict[str, Truth]:
         """The audit, beside what the grader knows."""
         middle = self.audit.high_from() if self.audit_threshold is None else self.audit_threshold
-        return {**self.grader.truths(), AUDIT: middle}
+        return {**self.grader.truths(), AUDIT: Truth(middle)}
+
+    def opinions(self) -> dict[str, float]:
+        """The grader's."""
+        return self.grader.opinions()
 
 
 class AuditedReward:

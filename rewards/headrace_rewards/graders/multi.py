@@ -27,7 +27,7 @@ from headrace_core.types.likelihood import Likelihood
 from ..protocol import Need, Reward, Sample
 from ..user_code.notes import notes_of
 from .formula import FUNCTIONS, Formula, NotComputable
-from .spec import AnyGrader, GraderSpec
+from .spec import AnyGrader, GraderSpec, Truth
 
 MAX_GRADERS = 32
 
@@ -83,6 +83,14 @@ class MultiSpec(GraderSpec):
     def needs(self) -> frozenset[Need]:
         """What any of the graders needs."""
         return frozenset().union(*(grader.needs() for grader in self.graders.values()))
+
+    def truths(self) -> dict[str, Truth]:
+        """What the graders know, each of itself alone."""
+        return {
+            f"{name}.{truth}": known.within(name, grader.high_from())
+            for name, grader in self.graders.items()
+            for truth, known in grader.truths().items()
+        }
 
     def opinions(self) -> dict[str, float]:
         """Of every grader."""

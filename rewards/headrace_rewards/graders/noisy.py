@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 
 from ..protocol import Reward, Sample, SampleKey
+from .spec import Truth
 from .wrapper import WrappingReward, WrappingSpec
 
 CLEAN = "clean"
@@ -82,9 +83,9 @@ class NoisySpec(TwoValuedSpec):
     """Share of completions of which the reward has no opinion."""
     seed: int = Field(default=0, ge=0, lt=2**63)
 
-    def truths(self) -> dict[str, float]:
+    def truths(self) -> dict[str, Truth]:
         """What it was before the noise."""
-        return {**self.grader.truths(), CLEAN: self.middle()}
+        return {**self.grader.truths(), CLEAN: Truth(self.middle())}
 
 
 class Noisy(WrappingReward):

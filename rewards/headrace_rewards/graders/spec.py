@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,25 @@ from headrace_core.errors import InvalidRequest
 from ..protocol import Need
 
 MAX_NAME = 256
+
+
+class Truth(NamedTuple):
+    """A component that says what the reward, or a part of it, should have been."""
+
+    high_from: float
+    """From here on the component counts as high."""
+    part: str = ""
+    """The component that it is the truth of; empty: of the reward itself."""
+    part_high_from: float = 0.0
+    """From here on that component counts as high; of the reward itself, `GraderSpec.high_from` says it."""
+
+    def within(self, name: str, high_from: float) -> Truth:
+        """The same in a grader of graders, whose component `name` is the grader that knows it; a value of `high_from`
+        and more of that component counts as high."""
+        part = f"{name}.{self.part}" if self.part else name
+        return Truth(self.high_from, part, self.part_high_from if self.part else high_from)
+
+
 SPEC_TYPES: dict[str, type[GraderSpec]] = {}
 """Name of a type → its description. Each is entered as its module is imported; `registry` imports them all."""
 
@@ -66,8 +85,8 @@ class GraderSpec(BaseModel):
         """What of this description has no effect here, in words; of a grader of graders, its own alone."""
         return []
 
-    def truths(self) -> dict[str, float]:
-        """Components that say what the reward should have been, each with the value from which on it counts as high."""
+    def truths(self) -> dict[str, Truth]:
+        """Components that say what the reward, or one of its parts, should have been."""
         return {}
 
     def opinions(self) -> dict[str, float]:

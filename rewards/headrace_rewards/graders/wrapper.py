@@ -15,7 +15,7 @@ import msgspec
 from headrace_core.protocols.grader_check import Failure, Outcome, Score
 
 from ..protocol import Need, Reward, Sample, SampleKey
-from .spec import AnyGrader, GraderSpec
+from .spec import AnyGrader, GraderSpec, Truth
 
 
 class WrappingSpec(GraderSpec):
@@ -29,8 +29,12 @@ class WrappingSpec(GraderSpec):
     def middle(self) -> float:
         return self.grader.high_from()
 
-    def truths(self) -> dict[str, float]:
+    def truths(self) -> dict[str, Truth]:
         return self.grader.truths()
+
+    def opinions(self) -> dict[str, float]:
+        """The held grader's: its components stay as they are."""
+        return self.grader.opinions()
 
 
 class WrappingReward(ABC):
