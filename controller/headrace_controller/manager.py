@@ -116,8 +116,16 @@ class RayControllerManager:
     def _look_soon(self, job_id: str) -> None:
         """Many requests are one look: it is not made more often than every `LOOK_SECONDS`."""
         self._asked.add(job_id)
+        self._raise_what_ended_the_looks()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_while_asked(), name="start controllers")
+
+    def _raise_what_ended_the_looks(self) -> None:
+        """An error that nobody foresaw ends the looks; it is raised where the next thing is asked, once."""
+        looking = self._looking
+        if looking is not None and looking.done() and not looking.cancelled() and looking.exception() is not None:
+            self._looking = None
+            looking.result()
 
     async def _look_while_asked(self) -> None:
         while self._asked:
@@ -145,6 +153,7 @@ class RayControllerManager:
 
     async def reconcile(self) -> None:
         """See `ControllerManager`. Raises the last error of any job, after it has seen to all."""
+        self._raise_what_ended_the_looks()
         failed: Exception | None = None
         try:
             await self._start_due()

@@ -104,6 +104,17 @@ def _runs(pid: int) -> bool:
         return False
 
 
+async def test_a_question_that_cannot_be_sent_is_an_error_of_its_own_and_leaves_the_server_to_the_others(
+    probes: ForkServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "begun"
+    other = asyncio.create_task(probed(probes, sleep=2.0, file=str(file)))
+    await written(file)
+    with pytest.raises(OSError, match="Message too long"):
+        await probes.run("x" * 10_000_000, b"")
+    assert (await other)["server"] == probes.pid
+
+
 # ── what they have of each other ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -15,10 +15,12 @@ from ray.util import list_named_actors
 from ray.util.placement_group import placement_group
 from redis.asyncio import Redis
 
+from headrace_controller import manager
 from headrace_controller.manager import PREFIX, RayControllerManager
 from headrace_controller.placement import NAMESPACE
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
+from headrace_core.errors import Unavailable
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_gateway.service.embedded_redis import RedisServer
@@ -127,6 +129,34 @@ async def test_order_pause_cancel_and_deaths_in_the_queue(redis: Redis, gateway:
     assert [(await jobs.get(job_id)).status for job_id in ids] == [
         "cancelled", "queued", "cancelled", "paused", "queued", "queued",
     ]  # fmt: skip
+
+
+async def test_an_error_that_nobody_foresaw_ends_the_looks_and_is_the_reconciliations(
+    redis: Redis, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = JobStore(redis)
+    (job_id,) = await queue(jobs, 1)
+    controllers = RayControllerManager(Settings(data_dir=tmp_path), redis_server.url, redis)
+    with monkeypatch.context() as faulty:
+        met = asyncio.Event()
+
+        async def standings(_: JobStore) -> None:
+            met.set()
+            raise ValueError("a fault of the service")
+
+        async def living() -> list[str]:
+            return []
+
+        faulty.setattr(JobStore, "standings", standings)
+        faulty.setattr(manager, "_living", living)
+        await controllers.ensure(await jobs.get(job_id))
+        await asyncio.wait_for(met.wait(), timeout=WAIT_SECONDS)
+        await asyncio.sleep(0.1)
+    with pytest.raises(ValueError, match="a fault of the service"):
+        await controllers.reconcile()
+    with pytest.raises(Unavailable):  # told once; Ray is away
+        await controllers.reconcile()
+    await controllers.close()
 
 
 async def test_a_job_is_told_that_it_cannot_start_yet_while_ray_is_away(

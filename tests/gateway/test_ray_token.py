@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,38 @@ def test_one_that_others_can_read_is_closed_to_them(home: Path, monkeypatch: pyt
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(own))
     ray_token.keep_private()
     assert (mode(own), own.read_text()) == (0o600, "mine")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a file to another user, which root alone can")
+@pytest.mark.parametrize("permissions", [0o600, 0o644])
+def test_one_of_another_user_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch, permissions: int) -> None:
+    theirs = home / "theirs"
+    theirs.write_text("theirs")
+    theirs.chmod(permissions)
+    os.chown(theirs, 12345, 12345)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(theirs))
+    with pytest.raises(Unavailable, match="belongs to user 12345"):
+        ray_token.keep_private()
+    assert mode(theirs) == permissions, "what is not ours stays as it is"
+
+
+@pytest.mark.parametrize(("permissions", "taken"), [(0o640, True), (0o600, True), (0o644, False)])
+def test_the_administrators_is_taken_where_nobody_else_can_read_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, permissions: int, taken: bool
+) -> None:
+    theirs = home / "mounted"
+    theirs.write_text("a secret that the cluster mounts")
+    theirs.chmod(permissions)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(theirs))
+    monkeypatch.setattr(os, "getuid", lambda: theirs.stat().st_uid + 1)
+    if os.stat(theirs).st_uid != 0:
+        pytest.skip("its owner is no administrator")
+    if taken:
+        ray_token.keep_private()
+    else:
+        with pytest.raises(Unavailable, match="belongs to user 0, and others can read it"):
+            ray_token.keep_private()
+    assert mode(theirs) == permissions
 
 
 @pytest.mark.parametrize(("name", "value"), [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "abc")])

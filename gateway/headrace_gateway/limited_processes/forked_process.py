@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -21,6 +22,8 @@ from .json_process import ProcessResult
 END_SECONDS = 10.0
 """For the end of a process that was killed, and of the server once its socket is closed."""
 _READ_BYTES = 1 << 16
+_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
+"""Of a socket with more messages, or more files under way in them, than the kernel keeps."""
 
 
 class ForkServer:
@@ -98,10 +101,12 @@ class ForkServer:
             assert self._control is not None
             try:
                 socket.send_fds(self._control, [command.encode()], [file.fileno() for file in files])
-            except BlockingIOError as error:
-                raise Unavailable("too many checks wait for a process: ask again", retry_after=10) from error
-            except OSError:  # it has just ended
+            except ConnectionError:  # it has just ended
                 await self._ended()
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                raise Unavailable("too many checks wait for a process: ask again", retry_after=10) from error
             else:
                 return
         raise Unavailable("the process that forks checks ends as soon as it is started: the log says why")

@@ -3,7 +3,8 @@ the machine.
 
 Ray asks for a token by default (`RAY_AUTH_MODE`), and takes it from `RAY_AUTH_TOKEN`, the file `RAY_AUTH_TOKEN_PATH`,
 or `~/.ray/auth_token`. The file that it would make is made before it can, for its user alone; one that is there already
-is closed to others.
+is closed to others. One of another user is refused: who owns it can read it. The administrator's is taken where nobody
+else can, because they can read everything.
 """
 
 from __future__ import annotations
@@ -50,5 +51,8 @@ def _make(path: Path) -> None:
 
 def _close_to_others(path: Path) -> None:
     found = path.stat()
-    if found.st_mode & 0o077 and found.st_uid == os.getuid():
-        path.chmod(0o600)
+    if found.st_uid == os.getuid():
+        if found.st_mode & 0o077:
+            path.chmod(0o600)
+    elif found.st_uid != 0 or found.st_mode & 0o007:
+        raise PermissionError(f"{path} belongs to user {found.st_uid}, and others can read it")
