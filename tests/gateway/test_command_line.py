@@ -55,9 +55,22 @@ def test_paths_are_relative_to_the_job_file(job: Path) -> None:
     assert told.body["suffix"] == "carry"
 
 
+def test_a_model_folder_is_named_by_its_path_from_the_job_file_and_others_by_their_name(job: Path) -> None:
+    assert job_file.read(job).body["model"] == "headrace/tiny-adder"
+    for written in ("./models/mine", "models/mine", "../shared"):
+        folder = job.parent / written
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text("{}")
+        job.write_text(JOB.replace("headrace/tiny-adder", written))
+        told = Path(job_file.read(job).body["model"])
+        assert told.is_absolute()
+        assert told.samefile(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (("headrace/tiny-adder", "./none"), "model: .*/job/none is not a model folder"),
         (('model = "headrace/tiny-adder"', ""), "needs 'model'"),
         (("suffix", "sufix"), "unknown name 'sufix'"),
         (("data/train.jsonl", "data/none.jsonl"), "there is no file"),

@@ -70,6 +70,15 @@ def test_a_reward_that_works(folder: Path) -> None:
     assert any(line.startswith("time p50 ") and line.endswith("ms a row") for line in lines)
 
 
+def test_a_mean_of_0_is_told_what_it_may_mean(folder: Path) -> None:
+    (folder / "zero.py").write_text("def never(completion): return 0.0")
+    status, said = headrace(folder, "zero.py:never", "--data", "data.jsonl")
+    assert status == 0, said
+    assert "mean 0, standard deviation 0, from 0 to 0" in said
+    assert "every score is 0: either all these completions are wrong, or the reward looks for what they do not" in said
+    assert "every score is 0" not in headrace(folder, "reward.py:exact", "--data", "data.jsonl")[1]
+
+
 def test_errors_are_counted_shown_and_the_exit_status(folder: Path) -> None:
     status, said = headrace(folder, "reward.py:strict", "--data", "data.jsonl")
     assert status == 1

@@ -1,6 +1,6 @@
 """`job.toml`: a job as the user writes it down. Paths in it are relative to the file itself.
 
-model = "headrace/tiny-adder"
+model = "headrace/tiny-adder"             # or the path of a model folder: "./qwen"
 training_file = "train.jsonl"             # or a task: "reasoning_gym:chain_sum?size=1000"
 validation_file = "validation.jsonl"      # optional, like suffix, seed, [metadata], [[integrations]]
 
@@ -56,6 +56,7 @@ def read(path: Path) -> JobFile:
     for name in ("training_file", "validation_file"):
         if not isinstance(told.get(name, ""), str):
             raise InvalidData(f"{path}: {name}: a text is needed, not {told[name]!r:.100}", param=name)
+    told["model"] = _model(path, told["model"])
     files = [name for name in ("training_file", "validation_file") if name in told and not names_task(told[name])]
     uploads: dict[str, Path] = {name: folder / told.pop(name) for name in files}
     for name, upload in uploads.items():
@@ -63,6 +64,19 @@ def read(path: Path) -> JobFile:
             raise InvalidData(f"{path}: {name}: there is no file {upload}", param=name)
     method = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}}
     return JobFile(told | {"method": method}, uploads)
+
+
+def _model(path: Path, model: Any) -> Any:
+    """A model folder's path made absolute; the name of a model as it is. A name may look like a path, and is one where
+    there is a model folder of that name beside the job file. What is no text is left to the gateway to refuse."""
+    if not isinstance(model, str):
+        return model
+    folder = path.absolute().parent / model
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if model.startswith(("./", "../")):
+        raise InvalidData(f"{path}: model: {folder} is not a model folder: it holds no config.json", param="model")
+    return model
 
 
 def with_absolute_paths(grader: Any, folder: Path) -> Any:

@@ -25,6 +25,10 @@ rewards = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try rew
 _LONGEST_SECONDS = 3600.0
 _ROWS_SHOWN = 20
 _NOTE_SHOWN = 60
+_ALL_ZERO = (
+    "              every score is 0: either all these completions are wrong, or the reward looks for what they do not "
+    "have (a key of the rows, tags around the answer). A job whose completions all score 0 learns nothing."
+)
 
 
 @rewards.callback()
@@ -123,6 +127,8 @@ def _show_summary(trial: Trial, found: Summary, empty: Outcome) -> None:
     if found.scores:
         spread = f"from {min(found.scores):.4g} to {max(found.scores):.4g}"
         out.print(f"score         mean {found.mean:.4g}, standard deviation {found.deviation:.4g}, {spread}")
+        if not any(found.scores):
+            out.print(f"[yellow]{_ALL_ZERO}[/]", soft_wrap=True)
     out.print(f"time          p50 {found.quantile(0.5) * 1000:.1f} ms, p95 {found.quantile(0.95) * 1000:.1f} ms a row")
 
 
