@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from headrace_core.errors import InvalidRequest
 
@@ -42,9 +43,11 @@ def attach(model: Any, rank: int, alpha: float, seed: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # 3 s: not for those who train all weights
 
     head = model.get_output_embeddings()
-    if not any(isinstance(module, nn.Linear) and module is not head for module in model.modules()):
+    targets = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    if not targets:
         raise InvalidRequest(f"{type(model).__name__} has no linear layers to adapt: leave lora_rank out")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, bias="none")
+    # By name: of a mixture of experts, PEFT takes "all-linear" for its experts, too, with ranks of their own.
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, model, _NAME)
@@ -63,13 +66,17 @@ def disabled(model: Any) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def write_adapter(model: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def write_adapter(
+    model: Any, folder: Path, state: Mapping[str, Tensor] | None = None, names: Mapping[str, str] | None = None
+) -> None:
     """`adapter_model.safetensors` and `adapter_config.json`, as PEFT and vLLM read them; float32.
 
-    `state` is the model's state dict where it is not to be asked for it: gathered from ranks, say.
+    `state` is the model's state dict where it is not to be asked for it: gathered from ranks, say. `names` are those of
+    the layers for whom the file is: see `names_in_checkpoint`; the model's own by default.
     """
+    names = {} if names is None else names
     tensors = {
-        _PREFIX + name.replace(f".{_NAME}.", "."): tensor.to("cpu", torch.float32).contiguous()
+        _PREFIX + _renamed(name, names).replace(f".{_NAME}.", "."): tensor.to("cpu", torch.float32).contiguous()
         for name, tensor in (model.state_dict() if state is None else state).items()
         if _is_adapter(name)
     }
@@ -96,6 +103,33 @@ def merged(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, T
             tensor = (tensor + layers[path].scaling[_NAME] * (b @ a)).to(tensor.dtype)
         found[f"{path}.{leaf}" if base else name] = tensor
     return found
+
+
+def names_in_checkpoint(model: Any) -> dict[str, str]:
+    """By the name of each adapted layer in an attached `model`, the name that it has in the model's checkpoint.
+
+    The library keeps some models by other names than their files. Raises `InvalidRequest` where such a layer is there a
+    part of another tensor, or several: an adapter of it could not be told to who reads the files.
+    """
+    found: dict[str, str] = {}
+    for layer, module in _layers(model).items():
+        weight = torch.empty(module.base_layer.weight.shape, device="meta")
+        written = revert_weight_conversion(model, {f"{layer}.weight": weight})
+        names = [name for name, tensor in written.items() if tensor.shape == weight.shape]
+        name = names[0].removesuffix(".weight") if len(written) == len(names) == 1 else None
+        if name is None or name in found.values():
+            raise InvalidRequest(
+                f"{type(model).__name__} cannot be adapted for vLLM: its files hold {layer}.weight as a part of "
+                'another tensor, or as several; take the engine "transformers", or leave lora_rank out',
+                param="lora_rank",
+            )
+        found[layer] = name
+    return found
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    layer, factor, rest = name.partition(".lora_")
+    return names.get(layer, layer) + factor + rest
 
 
 def _layers(model: Any) -> dict[str, Any]:

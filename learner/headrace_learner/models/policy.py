@@ -55,7 +55,8 @@ class PolicyNet(nn.Module):
 class Policy:
     """A model folder, loaded; with `lora_rank`, frozen but for its adapters.
 
-    Raises `InvalidRequest` for a model whose logits are more than one matrix product and a soft cap.
+    Raises `InvalidRequest` for a model whose logits are more than one matrix product and a soft cap, or whose adapters
+    the engine could not be told.
     """
 
     def __init__(self, folder: Path, settings: Hyperparameters | None = None) -> None:
@@ -68,6 +69,7 @@ class Policy:
         self._for_vllm = settings is not None and settings.engine == "vllm"
         if settings is not None and settings.lora_rank is not None:
             lora.attach(self.model, settings.lora_rank, settings.lora_alpha, settings.seed)
+        self._adapter_names = lora.names_in_checkpoint(self.model) if self.adapted and self._for_vllm else None
         self.net = PolicyNet(self.model)
 
     @property
@@ -106,7 +108,7 @@ class Policy:
             trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
             state = whole(trained, torch.float32, folder is not None)
             if folder is not None:
-                lora.write_adapter(self.model, folder, state)
+                lora.write_adapter(self.model, folder, state, self._adapter_names)
             return
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         tensors = whole(self.model.state_dict(keep_vars=True).items(), dtype, folder is not None)

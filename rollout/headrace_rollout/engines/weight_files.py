@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -42,13 +42,16 @@ def own_config(folder: Path) -> Any:
 class BaseModel:
     """The model folder an engine started with: what every version must hold, and what adapters are merged into."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, within: Mapping[str, torch.Tensor] | None = None) -> None:
+        """`within`: its tensors by the names that they have within a model, where versions have those, not the
+        folder's; they are the base then."""
         self.folder = folder
+        self._within = within
 
     @cached_property
     def names(self) -> set[str]:
         """The names of its tensors."""
-        return _names(self.folder)
+        return _names(self.folder) if self._within is None else set(self._within)
 
     def require_whole(self, folder: Path) -> None:
         """Raise `WeightsDamaged` where the version in `folder` lacks a tensor that this folder holds.
@@ -67,8 +70,9 @@ class BaseModel:
         strange = sorted(adapter.names - self.names)
         if strange:
             raise WeightsDamaged(f"the adapter in {adapter.folder} is of another model: {strange[0]} is not in this")
-        for name, tensor in _tensors(self.folder, device):
-            yield name, adapter.merged(name, tensor) if name in adapter.names else tensor
+        tensors = _tensors(self.folder, device) if self._within is None else self._within.items()
+        for name, tensor in tensors:
+            yield name, adapter.merged(name, tensor.to(device)) if name in adapter.names else tensor
 
 
 class Adapter:

@@ -45,7 +45,6 @@ class PolicyModel:
     def __init__(self, config: EngineConfig) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         register_grouped_attention()
-        self._base = BaseModel(config.model)
         with _LOADING:
             # Typed loosely: the library has no types.
             self.model: Any = AutoModelForCausalLM.from_pretrained(
@@ -66,6 +65,10 @@ class PolicyModel:
         self.vocab_size = int(self.model.get_input_embeddings().num_embeddings)
         self.stop_ids = end_tokens(config.model)
         self._parameters = _tensors(self.model)
+        self._base = BaseModel(config.model)
+        if config.lora_rank is not None and not self._base.names <= self._parameters.keys():
+            # Kept by other names than in the folder; `swap` changes hands, so these stay what the engine started with.
+            self._base = BaseModel(config.model, {name: tensor.data for name, tensor in self._parameters.items()})
         self.cache = self._slot_cache(config)
 
     def prefill(self, prompts: Sequence[Tokens], first_row: int) -> torch.Tensor:
