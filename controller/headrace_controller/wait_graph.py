@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from headrace_core.protocols.worker import LEARNER_NAME
 from headrace_core.types.events import Wait
 from headrace_core.types.metrics import WorkerMetrics
 

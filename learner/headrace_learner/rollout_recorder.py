@@ -29,7 +29,7 @@ from headrace_core.jobs.rollout_records import (
 )
 from headrace_core.types.trajectory import F32, I32, NO_VERSION, U8, Completion, Group, Role
 
-from .algorithms.token_selection import TrainableCompletion, trained
+from .algorithms.token_selection import TrainableCompletion
 from .training.trainer import StepResult
 
 MIB = 1024 * 1024
@@ -114,7 +114,7 @@ def _parts(completion: Completion, rewarded: bool) -> npt.NDArray[np.uint8]:
         return np.full(len(completion), TokenRole.NO_REWARD, U8)
     foreign = (completion.versions == NO_VERSION) | (completion.roles == Role.ENVIRONMENT)
     others = np.where(foreign, TokenRole.NOT_SAMPLED, TokenRole.ZERO_WEIGHT)
-    return np.where(trained(completion), TokenRole.TOO_OLD, others).astype(U8)
+    return np.where(completion.trainable, TokenRole.TOO_OLD, others).astype(U8)
 
 
 def _packed(

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.protocols.grader_check import Failure
+from headrace_core.protocols.worker import rollout_name
 from headrace_core.types.events import RewardFailure, RowRefused, Standstill, TightRow, Wait
 from headrace_core.types.metrics import UpdateMetrics
 

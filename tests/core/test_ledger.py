@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,55 @@ async def test_a_step_beyond_the_bound_is_refused(ledger: Ledger) -> None:
     term = await ledger.enlist()
     with pytest.raises(StalenessBoundViolated):
         await ledger.settle(term, Step(0, (), {2: 1}, 0), "v1")
+
+
+@pytest.mark.parametrize(
+    ("ages", "masked", "says"),
+    [
+        ({0: 9, 1: 6}, 0, "9 tokens of age 0, of 6"),  # what is older is called young
+        ({0: 7, 1: 5}, 0, "7 tokens of age 0, of 6"),
+        ({0: 6}, 6, "6 tokens masked, of 0 older than 1"),
+        ({0: 6, 1: 6}, 0, None),
+        ({0: 6, 1: 3}, 0, None),  # who trains on less than was committed breaks no bound
+    ],
+)
+async def test_the_ages_of_a_step_are_held_against_what_was_committed(
+    ledger: Ledger, ages: dict[int, int], masked: int, says: str | None
+) -> None:
+    await committed(ledger, 3)
+    (straggler,) = (await ledger.admit("rollout-1", 0, 1, 60)).leases
+    term = await ledger.enlist()
+    await ledger.claim(term, LIMITS, "mask")
+    await ledger.settle(term, Step(0, (0, 1), {0: 12}, 0), "v1")
+    assert straggler.group_id == 3
+    await ledger.commit(straggler, replace(a_group(3), completions=a_group(3, version=1).completions))
+    assert [g.group_id for g in (await ledger.claim(term, LIMITS, "mask")).groups] == [2, 3]
+    settling = ledger.settle(term, Step(1, (2, 3), ages, masked), "v2")
+    if says is None:
+        assert await settling is TransitionOutcome.SETTLED
+    else:
+        with pytest.raises(StalenessBoundViolated, match=says):
+            await settling
+        assert (await ledger.newest())[0] == 1
+        assert (await ledger.account()).states["claimed"] == 2
+
+
+async def test_tokens_beyond_the_bound_are_masked_or_the_step_is_refused(ledger: Ledger) -> None:
+    await committed(ledger, 3)
+    (straggler,) = (await ledger.admit("rollout-1", 0, 1, 60)).leases
+    term = await ledger.enlist()
+    await ledger.claim(term, LIMITS, "mask")
+    await ledger.settle(term, Step(0, (0, 1), {0: 12}, 0), "v1")
+    await committed(ledger, 1)
+    await ledger.claim(term, LIMITS, "mask")
+    await ledger.settle(term, Step(1, (2, 4), {0: 6, 1: 6}, 0), "v2")
+    await ledger.commit(straggler, a_group(3))
+    await committed(ledger, 1)
+    await ledger.claim(term, LIMITS, "mask")
+    for ages, masked in (({1: 6}, 0), ({0: 6, 1: 6}, 0), ({0: 6}, 5)):
+        with pytest.raises(StalenessBoundViolated, match="contradicts its groups"):
+            await ledger.settle(term, Step(2, (3, 5), ages, masked), "v3")
+    assert await ledger.settle(term, Step(2, (3, 5), {0: 6}, 6), "v3") is TransitionOutcome.SETTLED
 
 
 async def committed(ledger: Ledger, want: int) -> list[Lease]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -40,10 +41,12 @@ class Bench:
         await self.ledger.open(LIMITS)
         return await self.ledger.enlist()
 
-    async def queue(self, count: int) -> None:
+    async def queue(self, count: int, age: int = 0) -> None:
+        """Groups of tokens that are so old, as though they had been leased then."""
         version, _ = await self.ledger.newest()
         for lease in (await self.ledger.admit("w", version, count, 60)).leases:
-            await self.ledger.commit(lease, a_group(lease.group_id, [version]))
+            old = replace(lease, version=version - age)
+            await self.ledger.commit(old, a_group(lease.group_id, [version - age]))
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ async def test_a_change_holds_from_a_version_that_is_not_claimed(bench: Bench) -
     assert [(c.name, c.before, c.after, c.from_version, c.by) for c in first] == [
         ("max_staleness", 1, 3, 0, "alice"), ("learning_rate", 1e-5, 2e-5, 0, "alice")
     ]  # fmt: skip
-    await bench.queue(2)
+    await bench.queue(2, age=3)
     assert (
         await bench.ledger.claim(term, LIMITS, "mask")
     ).outcome is TransitionOutcome.GONE  # it does not know of the changes
@@ -81,7 +84,7 @@ async def test_the_oldest_token_is_held_against_the_bound_of_its_own_step(bench:
     assert (await bench.ledger.account()).largest_age_bound is None
 
     async def trained(version: int, age: int) -> tuple[int, int | None]:
-        await bench.queue(2)
+        await bench.queue(2, age)
         claim = await bench.ledger.claim(term, bench.live.at(version).limits(100), "mask", 0, len(bench.live.changes))
         step = Step(version, tuple(g.group_id for g in claim.groups), {age: 1}, 0)
         assert await bench.ledger.settle(term, step, f"v{version + 1}") is TransitionOutcome.SETTLED

@@ -15,10 +15,11 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from headrace_core.errors import RedisFull
 from headrace_core.jobs.history import EVENTS
 from headrace_core.jobs.job_store import Job, JobStore
-from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger, TransitionOutcome
 from headrace_core.redis_access.client import connect, is_transient, run
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.trained_steps import step_of
 
 from .pipeline import a_group
 
@@ -59,7 +60,8 @@ async def learn(ledger: Ledger) -> list[int]:
             await ledger.signal("$", 0.05)
             continue
         groups = tuple(g.group_id for g in claim.groups)
-        assert await ledger.settle(term, Step(claim.version, groups, {0: 2}, 0), f"v{claim.version + 1}") == "settled"
+        step = step_of(claim, LIMITS.max_staleness)
+        assert await ledger.settle(term, step, f"v{claim.version + 1}") == "settled"
         trained += groups
         await ledger.covered(claim.version)
     await ledger.close("finished")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.ledger.ledger import Ledger, Refusal, Step, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger, Refusal, TransitionOutcome
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import Group, encode, sampled_completion
+from headrace_lab.trained_steps import step_of
 
 BATCH, WINDOW = 2, 10
 LIMITS = Limits(batch_size=BATCH, max_staleness=WINDOW // BATCH - 1, total_groups=60)
@@ -44,9 +45,8 @@ async def admitted(ledger: Ledger) -> list[int]:
 async def a_step(ledger: Ledger) -> None:
     term = await ledger.enlist()
     claim = await ledger.claim(term, LIMITS, "mask")
-    groups = tuple(g.group_id for g in claim.groups)
-    assert len(groups) == BATCH
-    await ledger.settle(term, Step(claim.version, groups, {0: 1}, 0), f"v{claim.version + 1}")
+    assert len(claim.groups) == BATCH
+    await ledger.settle(term, step_of(claim, LIMITS.max_staleness), f"v{claim.version + 1}")
 
 
 async def test_without_a_share_the_window_alone_decides(ledger: Ledger) -> None:

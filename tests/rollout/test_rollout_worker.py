@@ -23,7 +23,7 @@ from headrace_core.errors import InvalidData, InvalidState, TimedOut
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.jobs.settings_log import SettingsLog
-from headrace_core.ledger.ledger import Ledger, Step, Term, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger, Term, TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import run as answer
@@ -33,6 +33,7 @@ from headrace_core.storage.weight_store import WeightStore
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.held_answers import held_answers
 from headrace_lab.paths import ADDER
+from headrace_lab.trained_steps import step_of
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused
 from headrace_rollout.engines.transformers.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.worker import RolloutWorker
@@ -136,11 +137,11 @@ async def train_one_step(
 ) -> list[Any]:
     """What a learner does between two versions, without learning."""
     term = await ledger.enlist()
-    claim = await ledger.claim(term, SETTINGS.limits(3000), "mask", changes=changes)
+    limits = SETTINGS.limits(3000)
+    claim = await ledger.claim(term, limits, "mask", changes=changes)
     version = claim.version
     name = store.publish(version + 1, term.number, write or copy_model).name
-    step = Step(version, tuple(g.group_id for g in claim.groups), {0: 1}, 0)
-    assert await ledger.settle(term, step, name) is TransitionOutcome.SETTLED
+    assert await ledger.settle(term, step_of(claim, limits.max_staleness), name) is TransitionOutcome.SETTLED
     return list(claim.groups)
 
 

@@ -23,10 +23,10 @@ from redis.exceptions import ResponseError
 from ..config.reward_permissions import RewardPermissions
 from ..config.service_settings import Settings
 from ..errors import Damaged, NotFound
-from ..storage.incomplete_files import OLD_SECONDS
+from ..storage.atomic_write import OLD_SECONDS
+from ..storage.job_folder import JobFolder
 from .job_store import ForkedFrom, Job, JobStore
 
-FOLDER = "reward_code"
 _SUBMITTING = ".submitting"
 
 
@@ -90,7 +90,7 @@ async def sweep(data_dir: Path, jobs: JobStore) -> list[Path]:
             stored = False
         except Damaged:  # it is stored
             pass
-        await asyncio.to_thread(_settle, mark.parent / FOLDER, stored)
+        await asyncio.to_thread(_settle, JobFolder(mark.parent).reward_code, stored)
         if not stored:
             gone.append(mark.parent)
     return gone

@@ -219,6 +219,7 @@ _SCRIPTS = (
     *("enlist", "window", "claim", "settle", "filter", "covered"),
     *("close", "queues"),
 )
+_CONTRADICTION = b"contradiction: "
 _COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")
 
 
@@ -330,7 +331,8 @@ class Ledger:
             raise StalenessBoundViolated(
                 f"group {group.group_id} has a token of version {oldest}, its lease is of {lease.version}"
             )
-        done = await self._run("commit", lease.group_id, lease.token, oldest, group.sampled_tokens, encode(group))
+        tokens, trainable = group.sampled_tokens, json.dumps(group.trainable_by_version)
+        done = await self._run("commit", lease.group_id, lease.token, oldest, tokens, encode(group), trainable)
         return TransitionOutcome(done.decode())
 
     async def fail(self, lease: Lease, outcome: TransitionOutcome, reason: str, attempts: int = 1) -> TransitionOutcome:
@@ -385,8 +387,8 @@ class Ledger:
     async def settle(self, term: Term, step: Step, weights: str) -> TransitionOutcome:
         """SETTLED: the groups are trained, `weights` is policy version step.version + 1. Or FENCED, CLOSED: no change.
 
-        Raises `StalenessBoundViolated` for a step that trained on a token older than max_staleness; nothing changed
-        then either.
+        Raises `StalenessBoundViolated` for a step that trained on a token older than max_staleness, or whose ages are
+        not those of the tokens that rollout workers committed; nothing changed then either.
         """
         if len(set(step.groups)) != len(step.groups):
             raise ValueError(f"step of version {step.version} names a group twice: {step.groups}")
@@ -396,6 +398,9 @@ class Ledger:
         )
         if done == b"too_old":
             raise StalenessBoundViolated(f"step of version {step.version} trained on a token of age {oldest}")
+        if done.startswith(_CONTRADICTION):
+            said = done.removeprefix(_CONTRADICTION).decode()
+            raise StalenessBoundViolated(f"step of version {step.version} contradicts its groups: {said}")
         return TransitionOutcome(done.decode())
 
     async def steps(self, start: int = 0) -> list[Step]:

@@ -20,6 +20,8 @@ import msgspec
 PARTIAL = ".partial"
 """After the name of what is being written."""
 MANIFEST = "manifest.json"
+OLD_SECONDS = 3600.0
+"""What a gateway is writing was written to in less: an upload is copied from the disk, a task has its time limit."""
 
 Description = TypeVar("Description")
 

@@ -92,6 +92,12 @@ class Completion:
         """[T], True where the token is the reference answer's."""
         return self.roles == Role.REFERENCE
 
+    @property
+    def trainable(self) -> npt.NDArray[np.bool_]:
+        """[T], True where a token contributes while it is young enough."""
+        by_the_policy = (self.roles == Role.COMPLETION) | self.answer
+        return by_the_policy & (self.versions != NO_VERSION) & (self.loss_weights > 0)
+
 
 def sampled_completion(
     token_ids: npt.NDArray[np.int32],
@@ -139,6 +145,16 @@ class Group:
         every = np.concatenate([np.empty(0, I32), *(c.versions for c in self.completions)])
         known = every[every != NO_VERSION]
         return int(known.min()) if known.size else self.admitted_version
+
+    @property
+    def trainable_by_version(self) -> dict[int, int]:
+        """How many tokens contribute while they are young enough, by the version that sampled or scored them: those of
+        the completions with a reward; none where the greedy completion, which they are compared with, has none."""
+        if self.greedy is not None and self.greedy.reward is None:
+            return {}
+        of_each = (c.versions[c.trainable] for c in self.completions if c.reward is not None)
+        versions, tokens = np.unique(np.concatenate([np.empty(0, I32), *of_each]), return_counts=True)
+        return dict(zip(versions.tolist(), tokens.tolist(), strict=True))
 
     @property
     def sampled_tokens(self) -> int:

@@ -22,15 +22,13 @@ from headrace_core.jobs.job_store import new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_record, decode_records
-from headrace_core.storage.atomic_write import written_whole
+from headrace_core.storage.atomic_write import OLD_SECONDS, written_whole
 from headrace_core.storage.disk_space import require_space
 
 from ..principal import LOCAL, Principal
 from ..schemas.files import Purpose
 
 _PART = 1024 * 1024
-OLD_SECONDS = 3600.0
-"""What a gateway is writing was written to in less: an upload is copied from the disk, a task has its time limit."""
 
 
 class StoredFile(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from headrace_core.config.algorithm_presets import algorithm_preset
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidData
 from headrace_core.types.staleness import ages, contributes
-from headrace_core.types.trajectory import NO_VERSION, Completion, Group, Role
+from headrace_core.types.trajectory import Completion, Group, Role
 
 from .advantages import Trajectory
 
@@ -126,13 +126,7 @@ def rewards_differ(group: Group) -> bool:
 def has_learning_signal(group: Group) -> bool:
     """Whether a group baseline leaves something to learn: by rewards that differ, or by answers that are trained."""
     rewarded = [c for c in group.completions if c.reward is not None]
-    return rewards_differ(group) or any((trained(c) & c.answer).any() for c in rewarded)
-
-
-def trained(completion: Completion) -> npt.NDArray[np.bool_]:
-    """[T], True where a token contributes while it is young enough."""
-    by_the_policy = (completion.roles == Role.COMPLETION) | completion.answer
-    return by_the_policy & (completion.versions != NO_VERSION) & (completion.loss_weights > 0)
+    return rewards_differ(group) or any((c.trainable & c.answer).any() for c in rewarded)
 
 
 def _is_silent(group: Group, settings: Hyperparameters) -> bool:
@@ -155,7 +149,7 @@ def _samples(
     for number, completion in enumerate(group.completions):
         if completion.reward is None:
             continue
-        wanted = trained(completion)
+        wanted = completion.trainable
         young = contributes(completion.versions, version, settings.max_staleness)
         age = ages(completion.versions, version)
         counts.contributing.update(age[wanted & young].tolist())

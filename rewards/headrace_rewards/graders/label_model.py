@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.protocols.grader_check import Failure, Outcome, Score
 
-from ..protocol import Sample, each
-from .model_judge import JudgeSpec, ModelJudge
+from .model_judge import JudgeSpec, ModelGrader
 
 
 class LabelModelSpec(JudgeSpec):

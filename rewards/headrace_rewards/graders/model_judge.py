@@ -21,7 +21,7 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome
 
 from ..http_client import JsonAnswer, JsonClient, parsed_url
-from ..protocol import Sample
+from ..protocol import Sample, each
 from .spec import GraderSpec
 from .string_check import TemplateText
 from .templates import MissingPath, Template, outcome_of, rendered

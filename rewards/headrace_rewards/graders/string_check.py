@@ -7,9 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from headrace_core.protocols.grader_check import Outcome, Score
-
-from ..protocol import Sample
 from .spec import GraderSpec
 from .templates import Template
 from .text_pair import TextPairReward

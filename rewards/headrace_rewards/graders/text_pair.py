@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ..protocol import Outcome, Sample, Score
+from headrace_core.protocols.grader_check import Outcome, Score
+
+from ..protocol import Sample
 from .templates import MissingPath, Template, outcome_of, rendered
 
 

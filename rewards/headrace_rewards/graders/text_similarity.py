@@ -24,9 +24,6 @@ import snowballstemmer
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
-from headrace_core.protocols.grader_check import Outcome, Score
-
-from ..protocol import Sample
 from .spec import GraderSpec
 from .string_check import TemplateText
 from .text_pair import TextPairReward

@@ -1,4 +1,5 @@
--- (time, group, token, oldest token's version, tokens, encoded group) → 'queued' or 'fenced'
+-- (time, group, token, oldest token's version, tokens, encoded group, tokens to train by version as JSON)
+-- → 'queued' or 'fenced'
 -- An expired lease that nobody took over still commits: the work is good. The last twentieth of Redis' memory is kept for
 -- what ends jobs or pauses them: a group that would take of it is refused as Redis itself refuses, and sent again.
 local group, token = ARGV[2], ARGV[3]
@@ -18,7 +19,8 @@ move(group, 'queued', ARGV[5] .. ' tokens')
 redis.call('ZREM', LEASES, group)
 redis.call('ZADD', QUEUED, group, group)
 redis.call(
-  'HSET', GROUP .. group, 'entry', entry, 'size', #ARGV[6], 'version', ARGV[4], 'token', '', 'committed', token
+  'HSET', GROUP .. group, 'entry', entry, 'size', #ARGV[6], 'version', ARGV[4], 'token', '', 'committed', token,
+  'trainable', ARGV[7]
 )
 redis.call('HINCRBY', LEDGER, 'bytes', #ARGV[6])
 redis.call('HINCRBY', LEDGER, 'sent_bytes', #ARGV[6])

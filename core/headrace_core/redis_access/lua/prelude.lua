@@ -116,7 +116,7 @@ local function forget(group)
   local found = redis.call('HMGET', GROUP .. group, 'entry', 'size')
   if found[1] then
     redis.pcall('XDEL', GROUPS, found[1]) -- refused where the entry is no id: nothing is there to forget then
-    redis.call('HDEL', GROUP .. group, 'entry', 'size')
+    redis.call('HDEL', GROUP .. group, 'entry', 'size', 'trainable')
     count('bytes', -(tonumber(found[2]) or 0))
   end
 end

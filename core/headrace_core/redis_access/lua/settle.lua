@@ -1,5 +1,35 @@
 -- (time, term, version before, name of the weights after, largest age trained, masked tokens, step as JSON, group…)
--- → 'settled', 'fenced', 'closed' or 'too_old'. Trained, new version and step record become true together.
+-- → 'settled', 'fenced', 'closed', 'too_old' or 'contradiction: …'. Trained, new version and step record become true
+-- together. The ages are the learner's; what the workers committed of the same groups has to agree with them.
+
+-- By age, how many tokens of these groups there are to train: as commit.lua was told, by whom sampled them.
+local function committed_by_age(first, version)
+  local found = {}
+  for i = first, #ARGV do
+    local where = GROUP .. ARGV[i] .. ' trainable'
+    local trainable = redis.call('HGET', GROUP .. ARGV[i], 'trainable') or ''
+    for sampled_by, tokens in pairs(json_in(trainable, where)) do
+      local age = version - (tonumber(sampled_by) or damaged(where, 'it is no number of tokens by version'))
+      if type(tokens) ~= 'number' then damaged(where, 'it is no number of tokens by version') end
+      found[age] = (found[age] or 0) + tokens
+    end
+  end
+  return found
+end
+
+-- Of a step that says which tokens it trained, by age, and how many it left out for theirs.
+local function contradiction(ages, masked, there, bound)
+  for said, trained in pairs(ages) do
+    local tokens = there[tonumber(said)] or 0
+    if trained > tokens then return string.format('%d tokens of age %s, of %d', trained, said, tokens) end
+  end
+  local beyond = 0
+  for age, tokens in pairs(there) do
+    if age > bound then beyond = beyond + tokens end
+  end
+  if masked ~= beyond then return string.format('%d tokens masked, of %d older than %d', masked, beyond, bound) end
+end
+
 if field('closed') then return 'closed' end
 if field('term') ~= ARGV[2] then return 'fenced' end
 if field('weights') == ARGV[4] and redis.call('HGET', STEPS, ARGV[3]) == ARGV[7] then return 'settled' end
@@ -8,6 +38,9 @@ if tonumber(ARGV[5]) > bound_of(tonumber(ARGV[3])) then return 'too_old' end
 for i = 8, #ARGV do
   if not redis.call('ZSCORE', CLAIMED, ARGV[i]) then return 'fenced' end
 end
+local step, version = json_in(ARGV[7], STEPS), tonumber(ARGV[3])
+local found = contradiction(step.ages, tonumber(ARGV[6]), committed_by_age(8, version), bound_of(version))
+if found then return 'contradiction: ' .. found end
 for i = 8, #ARGV do
   move(ARGV[i], 'trained', 'version ' .. ARGV[3])
   redis.call('ZREM', CLAIMED, ARGV[i])

@@ -1,0 +1,18 @@
+"""What a learner would settle that trained on all of a claim."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from headrace_core.ledger.ledger import Claim, Step
+
+
+def step_of(claim: Claim, max_staleness: int) -> Step:
+    """Its groups, and the ages of their tokens; those older than `max_staleness` are masked."""
+    ages = Counter[int]()
+    for group in claim.groups:
+        for version, tokens in group.trainable_by_version.items():
+            ages[claim.version - version] += tokens
+    young = {age: tokens for age, tokens in sorted(ages.items()) if age <= max_staleness}
+    masked = ages.total() - sum(young.values())
+    return Step(claim.version, tuple(group.group_id for group in claim.groups), young, masked)
