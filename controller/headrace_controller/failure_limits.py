@@ -11,7 +11,7 @@ from msgspec import UNSET
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs.job_store import Event, JobStore
-from headrace_core.ledger.ledger import QUEUED_ONCE, LedgerCounts
+from headrace_core.ledger.counts import QUEUED_ONCE, LedgerCounts
 from headrace_core.types.events import RewardFailure, RewardsFailed, RowRefused, RowsRefused, decoded
 from headrace_core.types.metrics import RewardMetrics
 

@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged
 from headrace_core.jobs.job_store import JobStore
-from headrace_core.ledger.ledger import Ledger, Queues
+from headrace_core.ledger.counts import Queues
+from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import name
 from headrace_core.types.events import MemoryWait

@@ -25,7 +25,8 @@ from msgspec import UNSET
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
-from headrace_core.ledger.ledger import QUEUED_ONCE, Ledger, LedgerCounts
+from headrace_core.ledger.counts import QUEUED_ONCE, LedgerCounts
+from headrace_core.ledger.ledger import Ledger
 from headrace_core.types.events import Act, Standstill, Wait
 from headrace_core.types.metrics import furthest_evaluation
 

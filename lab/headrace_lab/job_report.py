@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from headrace_core.ledger.ledger import LIVE
+from headrace_core.ledger.counts import LIVE
 from headrace_gateway.cli.job_summary import of_its_bound
 from headrace_gateway.views.reward_summary import in_words
 

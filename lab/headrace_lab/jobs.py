@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import ENDED, Job, JobError, JobStore, Status
-from headrace_core.ledger.ledger import STATES
+from headrace_core.ledger.counts import STATES
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import (

@@ -10,19 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from headrace_core.ledger.ledger import (
-    LIVE,
-    MAX_LAPSES,
-    STATES,
-    Admission,
-    Claim,
-    Lease,
-    LedgerCounts,
-    Refusal,
-    Step,
-    Term,
-    TransitionOutcome,
-)
+from headrace_core.ledger.counts import LIVE, STATES, LedgerCounts
+from headrace_core.ledger.ledger import MAX_LAPSES, Admission, Claim, Lease, Refusal, Step, Term, TransitionOutcome
 from headrace_core.types.staleness import Late, Limits, Pending, Window, capacity, select
 from headrace_core.types.trajectory import Group
 

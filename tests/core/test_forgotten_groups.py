@@ -6,7 +6,6 @@ import re
 
 import pytest
 from redis.asyncio import Redis
-from test_ledger import a_group, committed
 
 from headrace_core.errors import NotFound
 from headrace_core.ledger.ledger import Lease, Ledger, Step, TransitionOutcome
@@ -14,6 +13,8 @@ from headrace_core.redis_access import scripts
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.staleness import Limits
+
+from .test_ledger import a_group, committed
 
 JOB = "ftjob-long"
 KEYS = JobKeys(JOB)

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from headrace_core.ledger.ledger import LIVE, TERMINAL, Claim, Lease, Ledger, Refusal, Step, Term, TransitionOutcome
+from headrace_core.ledger.counts import LIVE, TERMINAL
+from headrace_core.ledger.ledger import Claim, Lease, Ledger, Refusal, Step, Term, TransitionOutcome
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.staleness import Limits

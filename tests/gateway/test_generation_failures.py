@@ -9,7 +9,7 @@ import pytest
 
 from headrace_controller.failure_limits import TooManyGenerationFailures, check_generation
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.ledger.ledger import STATES, LedgerCounts
+from headrace_core.ledger.counts import STATES, LedgerCounts
 from headrace_core.types.events import IdleStep, RowRefused
 
 from .conftest import Served, stored_job

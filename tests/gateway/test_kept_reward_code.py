@@ -15,7 +15,7 @@ from redis.exceptions import OutOfMemoryError
 
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.reward_code_folder import sweep
-from headrace_core.storage.incomplete_files import OLD_SECONDS
+from headrace_core.storage.atomic_write import OLD_SECONDS
 
 from .conftest import Served, body
 

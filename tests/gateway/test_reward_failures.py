@@ -12,7 +12,7 @@ import pytest
 from headrace_controller import failure_limits
 from headrace_controller.failure_limits import TooManyRewardFailures, check_rewards
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.ledger.ledger import STATES, LedgerCounts
+from headrace_core.ledger.counts import STATES, LedgerCounts
 from headrace_core.types.events import RewardFailure
 from headrace_core.types.metrics import RewardMetrics
 

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from headrace_core.jobs.job_store import Job, JobStore, rewards_of
 from headrace_core.jobs.recovery_counters import counts_of
-from headrace_core.ledger.ledger import counts_of_ledger
+from headrace_core.ledger.counts import counts_of_ledger
 from headrace_core.redis_access.json_records import decode_records, if_sound
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import EvaluationMetrics, Metrics, StepMetrics, UpdateMetrics, WorkerMetrics

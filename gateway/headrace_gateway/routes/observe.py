@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
 
 from headrace_core.jobs.history import MEASURED, STEPS, HistoryEntry, page_of_entries
-from headrace_core.ledger.ledger import LedgerCounts
+from headrace_core.ledger.counts import LedgerCounts
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.redis_access.keys import JobKeys
 

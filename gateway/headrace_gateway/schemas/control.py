@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from headrace_core.ledger.ledger import LiveState
+from headrace_core.ledger.counts import LiveState
 
 from .base import Page, ResponseModel
 
