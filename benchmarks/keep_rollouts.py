@@ -117,7 +117,7 @@ async def trained(url: str, folder: Path, seed: int) -> list[float]:
         grader={},
         hyperparameters=settings.model_dump(),
     )
-    worker = LearnerWorker(config)
+    worker = LearnerWorker.from_config(config)
     await worker.start()
     await asyncio.gather(worker.run(), feed(ledger, seed))
     await worker.stop()

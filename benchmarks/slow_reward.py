@@ -141,7 +141,7 @@ async def measure(pairs: int, seed: int, url: str, root: Path) -> list[Window]:
     redis = connect(url)
     ledger, jobs, store = Ledger(redis, JOB), JobStore(redis), WeightStore(root / "weights", JOB)
     await ledger.open(settings.limits(3000))
-    worker = RolloutWorker(
+    worker = RolloutWorker.from_config(
         WorkerConfig(
             job_id=JOB,
             worker="rollout-0",

@@ -303,6 +303,35 @@ def test_modules_and_functions_stay_short(package: str, path: Path) -> None:
             assert lines <= LONGEST_FUNCTION, f"{name_of(path)}: {node.name} has {lines} lines"
 
 
+def imported_modules(tree: ast.Module, ours: set[str]) -> set[str]:
+    """The names under which a file has modules of this repository, which are called `ours`."""
+    return {
+        alias.asname or alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if alias.name.split(".")[-1] in ours
+    }
+
+
+def test_nobody_sets_what_another_module_has() -> None:
+    """Parts are handed in (`RolloutPorts`, `LearnerPorts`, `ControllerPorts`); a test patches by `monkeypatch`, which
+    undoes it. Hostile user code (`tests/rewards/hostile`) tries, and must not get far."""
+    folders = ("core", "gateway", "learner", "rewards", "rollout", "simulation", "chaos", "evidence", "benchmarks")
+    files = [path for folder in (*folders, "examples", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    ours, found = {path.stem for path in files}, list[str]()
+    for path in (path for path in files if path.parent.name != "hostile"):
+        tree = parsed(path)
+        modules = imported_modules(tree, ours)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr":
+                found.append(f"{name_of(path)}, line {node.lineno}: {ast.unparse(node)}")
+            for target in node.targets if isinstance(node, ast.Assign) else ():
+                if isinstance(target, ast.Attribute) and ast.unparse(target.value) in modules:
+                    found.append(f"{name_of(path)}, line {node.lineno}: {ast.unparse(target)}")
+    assert found == []
+
+
 def test_every_module_says_what_it_is_for() -> None:
     silent = [name_of(p) for _, p in MODULES if p.name != "__init__.py" and not ast.get_docstring(parsed(p))]
     assert silent == []

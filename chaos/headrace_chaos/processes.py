@@ -4,7 +4,7 @@
                     ├─► headrace_gateway.limited_processes.fork_server           not struck: no job that was taken in
                     needs it
                     └─► raylet (or under `ray start`)          node
-                          ├─► ray::JobController               controller
+                          ├─► ray::JobControllerActor        controller
                           └─► ray::WorkerActor                 learner, rank, rollout: whose pid the job's events name;
                                 │                              starting: whose pid they do not name yet
                                 ├─► VLLM::EngineCore           engine
@@ -26,7 +26,7 @@ MARK = "CHAOS_CAMPAIGN"
 """Environment variable that everything below a root inherits: finds what was orphaned between two looks."""
 
 _TITLES = {
-    "ray::JobController": "controller",
+    "ray::JobControllerActor": "controller",
     "EngineCore": "engine",
     "headrace_rewards.sandbox": "reward",
 }

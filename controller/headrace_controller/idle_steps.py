@@ -11,10 +11,13 @@ policy may have learned all there is. Steps are counted from where the job began
 
 from __future__ import annotations
 
+from typing import Self
+
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs.history import STEPS, HistoryEntry
-from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.types.events import IdleStep
 from headrace_core.types.metrics import StepMetrics
@@ -51,6 +54,12 @@ class IdleSteps:
         """What was told of the steps since one that taught."""
         self._idle = self._unscored = 0
         """Steps in a row, up to the newest, that taught nothing; that had no reward."""
+
+    @classmethod
+    async def from_here(cls, record: JobRecord, job: Job) -> Self:
+        """Of a job that begins, or goes on."""
+        settings = Hyperparameters.model_validate(job.hyperparameters)
+        return cls(record.store, job.id, settings, (await record.ledger.newest())[0])
 
     async def look(self) -> None:
         """At the steps since the last time. Raises `NothingLearned`."""

@@ -1,7 +1,9 @@
-"""The controller of one job: a Ray actor that places its workers, supervises them, and says why when it gives up.
+"""The controller of one job: places its workers, supervises them, and says why when it gives up.
+
+It runs as a Ray actor (`actors`); what it needs is handed to it (`ports`).
 
     queued ──resources──► running:  learner.run ┐
-                                    rollout.run ┤ each under a Supervisor (`crew`)
+                                    rollout.run ┤ each under a supervisor (`workers`)
                                     evaluations ┤ every evaluation interval, on the first rollout worker
                                     hold        ┤ a node lost? ──► all are placed anew
                                     watch       ┘ cancelled? paused? too many failed groups? idle steps? no progress?
@@ -21,11 +23,9 @@ way within `WATCH_SECONDS` + `STOP_SECONDS`, a pause after the learner's step an
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
-import ray
 from ray.exceptions import RayError
 from redis.exceptions import RedisError
 
@@ -33,19 +33,11 @@ from headrace_core.concurrency import cancel, until
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, HeadraceError, InvalidState, Unavailable
-from headrace_core.jobs.job_store import ENDED, Job, JobError, JobStore, PausedBy, Status, model_name
-from headrace_core.jobs.recovery_counters import RecoveryCounters
-from headrace_core.ledger.ledger import Ledger
-from headrace_core.ledger.worker_drains import WorkerDrains
-from headrace_core.logs import get_logger, redact_streams
-from headrace_core.redis_access.client import connect
+from headrace_core.jobs.job_store import ENDED, Job, JobError, PausedBy, Status, model_name
+from headrace_core.logs import get_logger
 from headrace_core.redis_access.json_records import name
-from headrace_core.storage import snapshot_folder
-from headrace_core.storage.job_folder import JobFolder, remove_partials
-from headrace_core.storage.weight_store import WeightStore, default_root
 from headrace_core.types.events import JobPaused, RewardsFailed, RowsRefused, Standstill, Wait
 
-from .evaluation_schedule import Evaluations
 from .failure_limits import (
     TooManyGenerationFailures,
     TooManyRewardFailures,
@@ -53,16 +45,13 @@ from .failure_limits import (
     check_rewards,
 )
 from .heartbeat import ControllerHeartbeats
-from .idle_steps import IdleSteps
-from .memory_share import MemoryShare
 from .pause_reasons import OUT_OF_SPACE, JobCannotContinue, cannot_go_on
 from .placement import PlacementLost
+from .ports import ControllerPorts, IdleWatch
 from .watchdog import Watchdog
-from .worker_group import WorkerGroup
-from .worker_supervisor import STOP_SECONDS
+from .workers.supervisor import STOP_SECONDS
 
 Level: TypeAlias = Literal["info", "warn", "error"]
-WATCH_SECONDS = 1.0
 LOST = (RayError, Unavailable, TimeoutError)
 """What a controller can meet of its surroundings. It is no fault of the job's, and may be another's no more."""
 REPLACED = "learner_replaced"
@@ -82,31 +71,31 @@ class Replaced(Exception):
 
 
 class JobController:
-    def __init__(self, settings: Settings, redis_url: str, job_id: str) -> None:
-        redact_streams()
-        self._settings = settings
-        self._job_id = job_id
-        self._redis = connect(redis_url, settings.redis_wait)
-        self._jobs = JobStore(self._redis)
-        self._ledger = Ledger(self._redis, job_id)
-        self._drains = WorkerDrains(self._redis, job_id)
-        self._mending = RecoveryCounters(self._redis, job_id)
-        self._memory = MemoryShare(self._redis, self._jobs, settings, job_id)
-        self._weights_root = settings.weights_dir or default_root()
-        self._snapshots_root = settings.snapshots_dir or default_root()
-        self._crew = WorkerGroup(
-            settings, redis_url, self._jobs, self._mending, self._weights_root, self._snapshots_root
-        )
+    """See the module's picture."""
+
+    def __init__(self, settings: Settings, ports: ControllerPorts) -> None:
+        self._settings, self._ports = settings, ports
+        self._job_id, self._jobs, self._ledger = ports.job.id, ports.job.store, ports.job.ledger
+        self._drains, self._mending = ports.job.drains, ports.job.recoveries
+        self._group = ports.workers
         self._life: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Work until the job has ended or is suspended; a second call while it runs returns at once."""
-        if self._life is None:
-            beating = asyncio.create_task(ControllerHeartbeats(self._redis, self._settings).beat_forever(self._job_id))
-            self._life = asyncio.create_task(self._live())
-            await asyncio.wait([self._life])  # without a limit: as long as the job takes
-            await cancel([beating])
-            ray.actor.exit_actor()
+    @classmethod
+    def from_config(cls, settings: Settings, redis_url: str, job_id: str) -> Self:
+        """A controller of real parts."""
+        return cls(settings, ControllerPorts.from_config(settings, redis_url, job_id))
+
+    async def run(self) -> bool:
+        """Beat, and work until the job has ended or is suspended. False, at once: a call before does so already."""
+        if self._life is not None:
+            return False
+        beating = asyncio.create_task(
+            ControllerHeartbeats(self._ports.job.redis, self._settings).beat_forever(self._job_id)
+        )
+        self._life = asyncio.create_task(self.run_until_at_rest())
+        await asyncio.wait([self._life])  # without a limit: as long as the job takes
+        await cancel([beating])
+        return True
 
     async def suspend(self) -> None:
         """Stop the workers but leave the job as it is; returns when no process of it is left."""
@@ -116,8 +105,8 @@ class JobController:
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _live(self) -> None:
-        """Until the job is at rest: it may be resumed or cancelled while it still pauses."""
+    async def run_until_at_rest(self) -> None:
+        """Work on the job until it is at rest: it may be resumed or cancelled while it still pauses."""
         try:
             while not await self._jobs.rest(self._job_id, await self._once()):
                 pass
@@ -155,8 +144,8 @@ class JobController:
             return job.status
         try:
             _check_wanted(job)
-            idle = await self._idle_steps(job)
-            await until([self._work(job)], [self._watch(job, idle), self._memory.keep_allotted()])
+            idle = await self._ports.idle_steps(job)
+            await until([self._work(job)], [self._watch(job, idle), self._ports.keep_memory_share()])
             await idle.end()
             name = model_name(job)
             return await self._end("succeeded", f"succeeded: the trained model is {name}", name)
@@ -177,63 +166,41 @@ class JobController:
         running = job.status == "running"
         placed = running or (await self._ledger.account()).admitted > 0
         while True:
-            await self._crew.place(job, again=placed)
+            await self._group.place(job, again=placed)
             if not running:
                 await self._move("running")
             running = placed = True
             try:
-                await until([self._train(job)], [self._crew.hold()])
+                await until([self._ports.train(job, self._group.workers)], [self._group.hold()])
             except PlacementLost as error:
                 await self._tell_place_lost(error)
-                await self._crew.leave()
+                await self._group.leave()
             else:
                 return
 
-    async def _train(self, job: Job) -> None:
-        learner, *rollouts = self._crew.workers
-        begin = asyncio.Event()
-        main = [learner.run(begin), self._begin(job, begin)]
-        await until(main, [rollout.run(begin) for rollout in rollouts], self._finish)
-
-    async def _begin(self, job: Job, begin: asyncio.Event) -> None:
-        """Once all are ready, and the base model is evaluated; returns after the last version's evaluation."""
-        evaluations, evaluating = Evaluations(job, self._jobs, self._ledger), self._crew.workers[1]
-        await asyncio.gather(*(worker.until_ready() for worker in self._crew.workers))
-        await evaluations.first(evaluating)
-        begin.set()
-        await evaluations.rest(evaluating)
-
-    async def _finish(self) -> None:
-        """All is trained: the rollout workers see the closed ledger and end."""
-        await self._ledger.close("finished")
-
     async def _tell_place_lost(self, error: PlacementLost) -> None:
-        data = Standstill([Wait(worker.name, "its place", 0.0) for worker in self._crew.workers], "place_again")
+        data = Standstill([Wait(worker.name, "its place", 0.0) for worker in self._group.workers], "place_again")
         await self._jobs.tell(self._job_id, f"placed anew: {error}", level="warn", data=data)
         await self._mending.acted("place_again")
 
     # ── watch ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _idle_steps(self, job: Job) -> IdleSteps:
-        settings = Hyperparameters.model_validate(job.hyperparameters)
-        return IdleSteps(self._jobs, self._job_id, settings, (await self._ledger.newest())[0])
-
-    async def _watch(self, job: Job, idle: IdleSteps) -> None:
+    async def _watch(self, job: Job, idle: IdleWatch) -> None:
         """Raises what must end the work: the user's wish, too many failed groups, nothing learned, no progress."""
         settings, held = Hyperparameters.model_validate(job.hyperparameters), False
         watchdog = Watchdog(self._settings, job, self._jobs, self._ledger, self._mending)
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(self._ports.watch_seconds)
             now = await self._jobs.get(self._job_id)
             _check_wanted(now)
-            if now.status == "queued" and self._crew.workers:  # see `_move`
+            if now.status == "queued" and self._group.workers:  # see `_move`
                 await self._move("running")
             account = await self._ledger.account()
             await check_rewards(self._jobs, self._job_id, account, settings)
             await check_generation(self._jobs, self._job_id, account, settings)
             await idle.look()
             held = await self._all_drained(job, held)
-            await watchdog.look(self._crew.workers, account, held)
+            await watchdog.look(self._group.workers, account, held)
 
     async def _all_drained(self, job: Job, before: bool) -> bool:
         """Whether the job is meant to stand still; the user is told when it begins to and when it ends."""
@@ -256,8 +223,8 @@ class JobController:
         return "paused"
 
     async def _stop(self) -> None:
-        await self._crew.stop()
-        for worker in self._crew.workers:
+        await self._group.stop()
+        for worker in self._group.workers:
             await self._ledger.lapse(worker.name)  # what one held that did not stop in good order
 
     async def _cancellation(self) -> None:
@@ -265,12 +232,12 @@ class JobController:
         while True:
             if (await self._jobs.get(self._job_id)).status == "cancelled":
                 raise Cancelled
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(self._ports.watch_seconds)
 
     async def _pause_by_itself(self, error: JobCannotContinue) -> Status:
         """The status comes first: by it the learner knows that its last step is to be kept."""
         with suppress(Paused):  # the user was faster
-            await self._move("paused", PausedBy(error.code, error.message, time.time()))
+            await self._move("paused", PausedBy(error.code, error.message, self._ports.clock.time()))
         return await self._pause(f"paused: {error.message}", "error", JobPaused(error.code, error.who))
 
     async def _end(
@@ -321,13 +288,12 @@ class JobController:
         """Nothing of the job runs afterwards. Where it is over, what a next controller would go on from goes too; where
         it is another's, what that one needs stays."""
         try:
-            await self._crew.leave()
+            await self._group.leave()
         finally:
             if not replaced:
-                WeightStore(self._weights_root, self._job_id).remove()
+                self._ports.files.remove_weights()
             if over is not None:
-                snapshot_folder.remove(self._snapshots_root, self._job_id)
-                remove_partials(JobFolder.of(self._settings.data_dir, self._job_id).path)
+                self._ports.files.remove_resumable_state()
                 await self._ledger.close(over)
 
 

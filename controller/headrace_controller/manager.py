@@ -19,17 +19,14 @@ a controller have no part in anything, so that any gateway may start theirs, or 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol, Self
 
-import ray
 from pydantic import ValidationError
-from ray.exceptions import RayError
-from ray.util import list_named_actors
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.concurrency import cancel
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
@@ -41,23 +38,18 @@ from headrace_core.logs import get_logger
 from headrace_core.redis_access.json_records import name
 from headrace_core.types.events import Standstill, Wait
 
+from .actors import ControllerActors, RayControllerActors
 from .heartbeat import ControllerHeartbeats
-from .job_controller import JobController
-from .placement import NAMESPACE, Plan, alive_nodes, plan
+from .placement import Plan, plan
 from .queue_window import QueueWindow
-from .worker_supervisor import STOP_SECONDS
 
 SUBMITTED_SECONDS = 60.0
 """A job that is stored is queued in less: all that can be refused has been by then."""
-PING_SECONDS = 5.0
-RAY_SECONDS = 30.0
 MISSED_LOOKS = 3
 LOOK_SECONDS = 0.5
 MOST_LOOKED_AT = 200
 """Of the queue, in one look: more are not placed within one."""
-PREFIX = "controller-"
 log = get_logger(__name__)
-T = TypeVar("T")
 
 
 class ControllerManager(Protocol):
@@ -91,12 +83,10 @@ class ControllerManager(Protocol):
 
 
 class RayControllerManager:
-    """Controllers as actors of the Ray cluster this process is connected to."""
+    """`ControllerManager` over what exists in a cluster: `actors`."""
 
-    def __init__(self, settings: Settings, redis_url: str, redis: Redis) -> None:
-        self._settings = settings
-        self._redis_url = redis_url
-        self._redis = redis
+    def __init__(self, settings: Settings, redis: Redis, actors: ControllerActors, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._settings, self._redis, self._actors, self._clock = settings, redis, actors, clock
         self._jobs = JobStore(redis)
         self._beats = ControllerHeartbeats(redis, settings)
         self._missed: dict[str, int] = {}
@@ -105,6 +95,11 @@ class RayControllerManager:
         self._asked: set[str] = set()
         """Jobs of which no look has heard yet."""
         self._looking: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_config(cls, settings: Settings, redis_url: str, redis: Redis) -> Self:
+        """Over the Ray cluster that this process is connected to."""
+        return cls(settings, redis, RayControllerActors(settings, redis_url))
 
     async def ensure(self, job: Job) -> None:
         self._look_soon(job.id)
@@ -147,9 +142,7 @@ class RayControllerManager:
             log.warning("jobs could not be told", error=str(fault))
 
     async def ping(self) -> None:
-        nodes = await _ask(ray.nodes, seconds=PING_SECONDS)
-        if not any(node["Alive"] for node in nodes):
-            raise Unavailable("Ray has no node that is alive")
+        await self._actors.ping()
 
     async def reconcile(self) -> None:
         """See `ControllerManager`. Raises the last error of any job, after it has seen to all."""
@@ -159,7 +152,7 @@ class RayControllerManager:
             await self._start_due()
         except (HeadraceError, RedisError) as error:
             failed = error
-        for job_id in await self._hanging(await _living()):
+        for job_id in await self._hanging(await self._actors.with_controller()):
             await self._replace(job_id)
         if failed is not None:
             raise failed
@@ -167,7 +160,7 @@ class RayControllerManager:
     async def _start_due(self) -> None:
         """Start what should run and does not. Raises as `reconcile` does."""
         async with self._one_at_a_time:
-            there = await _living()
+            there = await self._actors.with_controller()
             at_work = set(there) - set(await self._beats.starting(there))
             standings = [standing for standing in await self._jobs.standings() if not standing.at_rest]
             failed: Exception | None = None
@@ -190,7 +183,7 @@ class RayControllerManager:
 
     async def _take_over(self, job_id: str) -> None:
         """Queue a job whose gateway died after it had stored it."""
-        if time.time() - (await self._jobs.get(job_id)).created_at >= SUBMITTED_SECONDS:
+        if self._clock.time() - (await self._jobs.get(job_id)).created_at >= SUBMITTED_SECONDS:
             await self._jobs.move(job_id, "queued")
             await self._jobs.tell(job_id, "Queued: the gateway that had taken it in died before it could", level="warn")
 
@@ -220,7 +213,7 @@ class RayControllerManager:
 
     async def _near_their_place(self) -> list[str]:
         """Of the queued jobs, oldest first, those that are to have a controller."""
-        nodes, free = await _ask(alive_nodes), await _ask(ray.available_resources)
+        nodes, free = await self._actors.resources()
         window, near = QueueWindow(free), list[str]()
         for job_id in (await self._queued())[:MOST_LOOKED_AT]:  # as it is now: Ray may have needed half a minute
             try:
@@ -235,7 +228,7 @@ class RayControllerManager:
 
     async def suspend(self) -> None:
         await self.close()
-        await asyncio.gather(*(_suspend(job_id) for job_id in await _living()))
+        await asyncio.gather(*(self._actors.suspend(job_id) for job_id in await self._actors.with_controller()))
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -259,33 +252,13 @@ class RayControllerManager:
             data=Standstill(waits, "replace_controller"),
         )
         await RecoveryCounters(self._redis, job_id).acted("replace_controller")
-        ray.kill(await _ask(ray.get_actor, _name(job_id), NAMESPACE))
+        await self._actors.kill(job_id)
         del self._missed[job_id]
 
     async def _start(self, job_id: str) -> None:
         """Start the job's controller, unless there is one, and tell it to run, unless it does."""
         await self._beats.starts(job_id)
-        await _ask(self._started, job_id)
-
-    def _started(self, job_id: str) -> None:
-        actor: Any = (
-            ray.remote(JobController)
-            .options(
-                name=_name(job_id),
-                namespace=NAMESPACE,
-                lifetime="detached",
-                get_if_exists=True,
-                num_cpus=0,
-                max_concurrency=16,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-            )
-            .remote(self._settings, self._redis_url, job_id)
-        )
-        actor.run.remote()  # a controller that runs already returns at once
-
-
-def _name(job_id: str) -> str:
-    return PREFIX + job_id
+        await self._actors.start(job_id)
 
 
 def _plan(job: Job, nodes: Sequence[dict[str, float]]) -> Plan | None:
@@ -294,32 +267,3 @@ def _plan(job: Job, nodes: Sequence[dict[str, float]]) -> Plan | None:
         return plan(Hyperparameters.model_validate(job.hyperparameters), nodes)
     except (InvalidRequest, ValidationError):  # its controller says so
         return None
-
-
-async def _ask(call: Callable[..., T], *arguments: Any, seconds: float = RAY_SECONDS) -> T:
-    """What Ray answers. Raises `Unavailable`."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.to_thread(call, *arguments)
-    except (RayError, RuntimeError, ValueError, TimeoutError) as error:
-        raise Unavailable(f"Ray does not answer: {error or f'not within {seconds:.0f} s'}") from error
-
-
-async def _living() -> list[str]:
-    """Jobs that have a controller, whatever it does."""
-    found = await _ask(lambda: list_named_actors(all_namespaces=True))
-    names = [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
-    return [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
-
-
-async def _suspend(job_id: str) -> None:
-    try:
-        actor: Any = await _ask(ray.get_actor, _name(job_id), NAMESPACE)
-    except Unavailable:  # it has none any more
-        return
-    try:
-        async with asyncio.timeout(3 * STOP_SECONDS):
-            await actor.suspend.remote()
-    except (RayError, TimeoutError) as error:
-        log.warning("controller did not stop in good order and is ended", job=job_id, error=str(error))
-    ray.kill(actor)

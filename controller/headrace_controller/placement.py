@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import ray
@@ -45,7 +45,7 @@ PLACE_SECONDS, PLACE_LOOK_SECONDS = 10.0, 2.0
 
 
 class WorkerActor:
-    """Runs one worker class in a process of its own."""
+    """Runs one worker class in a process of its own: what its `from_config` makes."""
 
     def __init__(self, entry: str, config: WorkerConfig) -> None:
         redact_streams()
@@ -53,7 +53,7 @@ class WorkerActor:
         self._worker: Any = None
         self._fault: Exception | None = None
         try:
-            self._worker = getattr(importlib.import_module(module), name)(config)
+            self._worker = getattr(importlib.import_module(module), name).from_config(config)
         except Exception as error:  # raised by `start`: what a constructor raises, Ray writes into its logs, unredacted
             self._fault = error
 
@@ -103,11 +103,6 @@ class Plan:
 def alive_nodes() -> list[dict[str, float]]:
     """The resources of each of the cluster's nodes."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def only_node() -> bool:
-    """Whether the cluster has, and had, one node alone: what that one lacks, nobody will bring."""
-    return len(ray.nodes()) == 1
 
 
 def plan(settings: Hyperparameters, nodes: Sequence[dict[str, float]]) -> Plan:
@@ -172,6 +167,62 @@ def _part(gpus: float, processes: int) -> float:
     return 1.0 if gpus >= processes else int(100 * gpus / processes) / 100
 
 
+class Reservation(Protocol):
+    """A job's reserved resources; worker processes are started in its bundles."""
+
+    async def ready(self, timeout: float) -> bool:
+        """Whether all resources are reserved, within `timeout` seconds."""
+        ...
+
+    async def hold(self) -> None:
+        """Never returns. Raises `PlacementLost`, once some of the resources are gone for good."""
+        ...
+
+    def start_learner(self, config: WorkerConfig) -> WorkerProcess:
+        """All ranks of a new learner."""
+        ...
+
+    def start(self, bundle: int, entry: str, config: WorkerConfig) -> WorkerProcess:
+        """A new worker process in `bundle`: of the class `entry`, as `module:class`."""
+        ...
+
+    def remove(self) -> None:
+        """Give the resources back; worker processes still in it are ended."""
+        ...
+
+
+class Cluster(Protocol):
+    """The machines that workers run on."""
+
+    async def nodes(self) -> list[dict[str, float]]:
+        """The resources of each node that is alive, as Ray names them: `CPU`, `GPU`, …"""
+        ...
+
+    async def only_node(self) -> bool:
+        """Whether the cluster has, and had, one node alone: what that one lacks, nobody will bring."""
+        ...
+
+    def reserve(self, plan: Plan) -> Reservation:
+        """Ask for resources; they may come much later, see `Reservation.ready`."""
+        ...
+
+
+class RayCluster:
+    """The Ray cluster that this process is connected to."""
+
+    async def nodes(self) -> list[dict[str, float]]:
+        """See `Cluster`."""
+        return await asyncio.to_thread(alive_nodes)
+
+    async def only_node(self) -> bool:
+        """See `Cluster`."""
+        return len(await asyncio.to_thread(ray.nodes)) == 1
+
+    def reserve(self, plan: Plan) -> Reservation:
+        """See `Cluster`."""
+        return Placement(plan)
+
+
 class PlacementLost(Unavailable):
     """A node was lost with resources of the job, and Ray did not find others like them in time."""
 
@@ -179,10 +230,7 @@ class PlacementLost(Unavailable):
 
 
 class Placement:
-    """A job's reserved resources; worker processes are started in its bundles.
-
-    Ray reserves the bundles of a lost node on another by itself, where one has room for them as they are.
-    """
+    """A `Reservation` in Ray, which moves the bundles of a lost node to another by itself, where one has room."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

@@ -30,10 +30,10 @@ from headrace_core.ledger.ledger import Ledger
 from headrace_core.types.events import Act, Standstill, Wait
 from headrace_core.types.metrics import furthest_evaluation
 
-from .liveness import StallTimer
 from .pause_reasons import Stalled
 from .wait_graph import WaitGraph
-from .worker_supervisor import WorkerSupervisor
+from .workers.liveness import StallTimer
+from .workers.supervisor import WorkerSupervisor
 
 
 class Watchdog:

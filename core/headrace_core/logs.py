@@ -42,10 +42,13 @@ def log_libraries(level: int = logging.WARNING) -> None:
 
 def redact_streams() -> None:
     """What this process writes to stdout and stderr as text is redacted. Idempotent."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, _RedactingStream):
-            setattr(sys, name, cast("TextIO", _RedactingStream(stream)))
+    sys.stdout, sys.stderr = _redacting(sys.stdout), _redacting(sys.stderr)
+
+
+def _redacting(stream: TextIO | None) -> TextIO:
+    """None where a process has no such stream."""
+    done = stream is None or isinstance(stream, _RedactingStream)
+    return cast("TextIO", stream if done else _RedactingStream(cast("TextIO", stream)))
 
 
 class _RedactingStream:

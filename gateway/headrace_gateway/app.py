@@ -77,7 +77,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect_for_requests(redis_url)
-        runs = controllers or RayControllerManager(settings, redis_url, redis)
+        runs = controllers or RayControllerManager.from_config(settings, redis_url, redis)
         gateway = app.state.gateway = GatewayContext.over(settings, redis, runs, chats or RayChatPool(settings, redis))
         exports = ExportProcesses(settings, redis_url, JobStore(redis))
         background = [

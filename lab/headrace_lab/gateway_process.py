@@ -66,7 +66,11 @@ async def _serve(redis_url: str, data_dir: Path) -> None:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 (uvicorn has no event for it)
             await asyncio.sleep(0.01)
-        asyncio.get_running_loop().add_reader(sys.stdin, lambda: setattr(server, "should_exit", True))
+
+        def stop() -> None:
+            server.should_exit = True
+
+        asyncio.get_running_loop().add_reader(sys.stdin, stop)
         print(listener.getsockname()[1], flush=True)
         await serving
 

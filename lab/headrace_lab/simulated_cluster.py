@@ -1,11 +1,8 @@
 """A simulated cluster around the real scheduler, in virtual time.
 
-    real       ledger and its Lua scripts on a redis-server · staleness.select · RolloutWorker (admission, weights in
-               flight, leases) and GroupMaker · LearnerWorker (claims, settlement) · the weight store and its folders
-    simulated  engines (`simulated_engine`) · training, which takes time in proportion to its tokens · rewards and
-               checkpoints, which take none
-
-A length of one simulated token stands for `BLOCK` tokens, so that a step's arrays fit in memory.
+real       ledger and its Lua scripts on a redis-server · staleness.select · RolloutWorker and all it does with
+           leases, weights and evaluations · LearnerWorker and its order of work · the weight store and its folders
+simulated  what the workers are made of (`timed_workers`): engines · training · rewards and checkpoints
 """
 
 from __future__ import annotations
@@ -16,46 +13,33 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from headrace_core.activity_timer import ActivityTimer
 from headrace_core.concurrency import cancel
-from headrace_core.jobs.job_store import JobStore
-from headrace_core.jobs.recovery_counters import RecoveryCounters
-from headrace_core.jobs.settings_log import SettingsLog
-from headrace_core.ledger.ledger import Ledger
-from headrace_core.ledger.worker_drains import WorkerDrains
-from headrace_core.protocols.grader_check import Outcome, Score
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.jobs.job_store import Job
 from headrace_core.protocols.worker import WorkerConfig
-from headrace_core.storage.dataset import Row
-from headrace_core.storage.weight_store import WeightStore
-from headrace_core.types.staleness import ages, contributes
-from headrace_core.types.trajectory import Group
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
-from headrace_lab.virtual_time import InlineRedis, run
-from headrace_learner.algorithms.token_selection import AgeCount
-from headrace_learner.worker import LearnerWorker
-from headrace_rewards.protocol import Sample
-from headrace_rollout.completion_sampler import CompletionSampler
-from headrace_rollout.evaluation import Evaluator
-from headrace_rollout.group_builder import GroupBuilder
-from headrace_rollout.prompts import Prompt
-from headrace_rollout.weight_sync import WeightSync
+from headrace_lab.timed_workers import (
+    BLOCK,
+    FASTER,
+    LONGEST_RUN,
+    ROWS,
+    TRAINING,
+    VALIDATION,
+    Settled,
+    TimedCoordinator,
+    TimedTrainer,
+    learner_worker,
+    rollout_worker,
+)
+from headrace_lab.virtual_time import InlineRedis, LoopClock, run
 from headrace_rollout.worker import RolloutWorker
-from headrace_rollout.worker_reporter import WorkerReporter
 
-BLOCK = 64
-FASTER = 20.0
-"""All devices are so much faster than told, and times are told back multiplied: a worker with nothing to do looks round
-once a second, which is often beside steps of a few seconds and wasteful beside steps of minutes."""
-ROWS = 4096
-LONGEST_RUN = 1e5
-"""Seconds of virtual time after which a run that has not ended is stuck."""
+JOB = "ftjob-cluster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,125 +79,6 @@ class Throughput:
     """Per rollout device, mean over time."""
 
 
-class Tokenizer:
-    """There is no text."""
-
-    def text(self, token_ids: npt.NDArray[np.int32]) -> str:
-        return ""
-
-
-class InstantReward:
-    """Takes no time."""
-
-    async def start(self) -> None: ...
-
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return [Score(1.0) for _ in samples]
-
-    async def close(self) -> None: ...
-
-
-class VirtualRolloutWorker(RolloutWorker):
-    """The real one around a simulated engine, its start-up left out."""
-
-    def __init__(
-        self, config: WorkerConfig, redis: InlineRedis, engine: SimulatedEngine, prompts: list[Prompt]
-    ) -> None:
-        super().__init__(config)
-        clock = asyncio.get_running_loop().time
-        self._redis, self._engine = cast(Any, redis), cast(Any, engine)
-        self._ledger, self._jobs = Ledger(self._redis, config.job_id, clock), JobStore(self._redis)
-        self._live, self._drains = (
-            SettingsLog(self._redis, config.job_id, self._settings),
-            WorkerDrains(self._redis, config.job_id),
-        )
-        mending = RecoveryCounters(self._redis, config.job_id)
-        self._telling = WorkerReporter(self._jobs, mending, config.job_id, config.worker)
-        weights = WeightStore(Path(config.weights_root), config.job_id)
-        self._follower = WeightSync(cast(Any, engine), self._ledger, weights, self._telling, config.start_timeout)
-        self._split = ActivityTimer("window", clock)
-        tokenizer, reward = cast(Any, Tokenizer()), cast(Any, InstantReward())
-        self._maker = GroupBuilder(
-            self._engine, tokenizer, reward, prompts, self._settings, self._wake.set, self._grader
-        )
-
-    def evaluator(self, held_out: list[Prompt]) -> Evaluator:
-        """The real one, on this engine, of these rows."""
-        engine, tokenizer, s = self._engine, cast(Any, Tokenizer()), self._settings
-        measurer = CompletionSampler(engine, tokenizer, self._grader, s, held_out, evaluating=True)
-        limits = {"max_tokens": s.max_tokens, "at_once": s.max_running}
-        return Evaluator(self._follower, measurer, tokenizer, InstantReward(), held_out, **limits)
-
-    async def _beat(self) -> None:
-        """Nobody watches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """One step of the simulated learner."""
-
-    at: float
-    counts: AgeCount
-    train_seconds: float
-
-
-class VirtualLearner(LearnerWorker):
-    """The real one's batches and settlements; a step of training is a sleep."""
-
-    def __init__(self, config: WorkerConfig, redis: InlineRedis, cluster: Cluster) -> None:
-        super().__init__(config)
-        self._clock = asyncio.get_running_loop().time
-        self._redis, self._cluster = cast(Any, redis), cluster
-        self._ledger, self._jobs = Ledger(self._redis, config.job_id, self._clock), JobStore(self._redis)
-        self._live, self._drains = (
-            SettingsLog(self._redis, config.job_id, self._settings),
-            WorkerDrains(self._redis, config.job_id),
-        )
-        self._split = ActivityTimer("groups", self._clock)
-        self.steps: list[Settled] = []
-        self.settled = asyncio.Event()
-        """Set for a moment whenever a step is."""
-
-    async def open(self) -> None:
-        """Begin the job and the term."""
-        await self._ledger.open(self._settings.limits(self._config.rows))
-        self._term = await self._ledger.enlist()
-
-    async def close(self) -> None:
-        """End the job; the rollout workers hear of it."""
-        await self._ledger.close("finished")
-
-    async def run(self) -> str:
-        """The work alone: nobody listens to heartbeats, and there are no ranks to dismiss."""
-        return await self._work()
-
-    async def _step(self) -> None:
-        groups = await self._next_batch()
-        tokens = sum(g.sampled_tokens for g in groups) * BLOCK
-        train_seconds = tokens / self._cluster.trained_per_second
-        counts = age_count(groups, self._version, self._settings.max_staleness)
-        await asyncio.sleep((train_seconds + self._cluster.publish_seconds) / FASTER)
-        weights = self._weights.publish(self._version + 1, self._term.number, lambda folder: (folder / "w").touch())
-        await self._settle(groups, cast(Any, SimpleNamespace(counts=counts)), weights.name)
-        await self._ledger.covered(self._version)
-        self.steps.append(Settled(self._clock() * FASTER, counts, train_seconds))
-        self.settled.set()
-        self.settled.clear()
-
-    async def _save(self, metrics: dict[str, float]) -> None:
-        """There is nothing to save."""
-
-    async def _finish(self) -> None:
-        """There is no model."""
-
-
-def age_count(groups: Sequence[Group], version: int, max_staleness: int) -> AgeCount:
-    """Tokens by age, those that contribute and those beyond the bound."""
-    versions = np.concatenate([c.versions for g in groups for c in g.completions])
-    old, young = ages(versions, version), contributes(versions, version, max_staleness)
-    return AgeCount(Counter(old[young].tolist()), Counter(old[~young].tolist()))
-
-
 @dataclass(frozen=True, slots=True)
 class Evaluations:
     """On the first rollout device, as in a job."""
@@ -222,15 +87,14 @@ class Evaluations:
     every: int
     """Steps."""
 
-    async def run(self, worker: VirtualRolloutWorker, learner: VirtualLearner) -> None:
+    async def run(self, worker: RolloutWorker, training: TimedCoordinator) -> None:
         """One after the other until cancelled; of the newest version, where an evaluation outlasts the interval."""
-        evaluator = worker.evaluator([Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(self.rows)])
         version = 0
         while True:
-            while len(learner.steps) < version + self.every:
-                await learner.settled.wait()
-            version = len(learner.steps) // self.every * self.every
-            await evaluator.evaluate(version, LONGEST_RUN)
+            while len(training.steps) < version + self.every:
+                await training.settled.wait()
+            version = len(training.steps) // self.every * self.every
+            await worker.evaluate(version)
 
 
 def measure(
@@ -256,26 +120,47 @@ async def _measure(
 ) -> Throughput:
     warm, steps = measured
     redis = InlineRedis(redis_url)
+    await redis.config_set("appendonly", "no")  # nothing of a simulated job has to outlast a power loss
     blocks = -(-cluster.lengths.table(ROWS, cluster.group_size) // BLOCK)
     s = cluster.speed
     speed = DecodeSpeed(s.base * BLOCK / FASTER, s.each * BLOCK / FASTER, s.update_pause / FASTER)
     engines = [SimulatedEngine(speed, blocks) for _ in range(cluster.rollout_devices)]
     config = _config(cluster, max_staleness, warm + steps, redis_url, folder)
-    prompts = [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(ROWS)]
-    workers = [VirtualRolloutWorker(config(f"rollout-{i}"), redis, e, prompts) for i, e in enumerate(engines)]
-    learner = VirtualLearner(config("learner"), redis, cluster)
-    await learner.open()
+    job = JobRecord.on(cast(Any, redis), JOB, LoopClock(), LoopClock().time)
+    evaluated = 0 if evaluations is None else evaluations.rows
+    workers = [rollout_worker(config(f"rollout-{i}"), job, engine, evaluated) for i, engine in enumerate(engines)]
+    trainer = TimedTrainer(cluster.trained_per_second)
+    training = TimedCoordinator(trainer, cluster.publish_seconds)
+    learner = learner_worker(config("learner"), job, trainer, training)
+    await _open(job, config("learner"))
+    await asyncio.gather(learner.start(), *(worker.start() for worker in workers))
     try:
         async with asyncio.timeout(LONGEST_RUN), asyncio.TaskGroup() as tasks:
             for worker in workers:
                 tasks.create_task(worker.run())
-            beside = [] if evaluations is None else [tasks.create_task(evaluations.run(workers[0], learner))]
+            beside = [] if evaluations is None else [tasks.create_task(evaluations.run(workers[0], training))]
             await learner.run()
             await cancel(beside)
-            await learner.close()
+            await job.ledger.close("finished")  # the rollout workers hear of it
     finally:
         await redis.aclose()
-    return _throughput(max_staleness, learner.steps, warm, engines)
+    return _throughput(max_staleness, training.steps, warm, engines)
+
+
+async def _open(job: JobRecord, config: WorkerConfig) -> None:
+    stored = Job(
+        id=job.id,
+        created_at=0.0,
+        model="none",
+        model_path="none",
+        training_file=TRAINING,
+        hyperparameters=config.hyperparameters,
+        rows=config.rows,
+        total_steps=config.total_steps,
+        status="running",
+    )
+    await job.store.create(stored)
+    await job.ledger.open(config.settings.limits(config.rows))
 
 
 def _config(cluster: Cluster, max_staleness: int, steps: int, redis_url: str, folder: str) -> Any:
@@ -290,23 +175,27 @@ def _config(cluster: Cluster, max_staleness: int, steps: int, redis_url: str, fo
         "max_running": cluster.slots,
         "rollout_workers": cluster.rollout_devices,
         "engine": "transformers",
+        "reward_recheck": 0.0,
+        "keep_rollouts": 0,
+        "checkpoint_interval": 1,
     }
     grader = {"type": "string_check", "name": "none", "input": "", "reference": "", "operation": "eq"}
 
     def config(worker: str) -> WorkerConfig:
         return WorkerConfig(
-            job_id="ftjob-cluster",
+            job_id=JOB,
             worker=worker,
             redis_url=redis_url,
             weights_root=folder,
             model_path=folder,
-            training_file="",
-            validation_file=None,
+            training_file=TRAINING,
+            validation_file=VALIDATION,
             output_dir=folder,
             rows=ROWS,
             total_steps=steps,
             grader=grader,
             hyperparameters=hyperparameters,
+            stall_timeout=LONGEST_RUN,
         )
 
     return config

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from redis import Redis
 
@@ -45,6 +45,29 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jumps.now
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, function: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """At once: what a thread does takes no virtual time."""
+        done: asyncio.Future[Any] = self.create_future()
+        try:
+            done.set_result(function(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+class LoopClock:
+    """The time of the event loop that runs (`headrace_core.clock.Clock`)."""
+
+    def time(self) -> float:
+        """As `monotonic`: the virtual world began in 1970."""
+        return self.monotonic()
+
+    def monotonic(self) -> float:
+        """Seconds since the loop began."""
+        return asyncio.get_running_loop().time()
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -93,16 +116,18 @@ class InlineRedis:
         """Commands are queued at once and sent by `await pipe.execute()`."""
         return InlinePipeline(self._redis.pipeline(transaction=transaction))
 
-    async def xread(self, streams: Mapping[str, str], block: int) -> list[Any]:
-        """New entries of one stream, waited for up to `block` milliseconds of virtual time."""
+    async def xread(self, streams: Mapping[Any, Any], count: int | None = None, block: int | None = None) -> list[Any]:
+        """New entries; with `block`, all those of one stream, waited for up to so many milliseconds of virtual time."""
+        if block is None:
+            return cast("list[Any]", self._redis.xread(dict(streams), count=count))
         ((stream, after),) = streams.items()
         deadline = asyncio.get_running_loop().time() + block / 1000
         while True:
             if self._newest.get(stream) != after.encode():
-                found: Any = self._redis.xread({stream: after})
+                found = cast("list[Any]", self._redis.xread({stream: after}))
                 self._newest[stream] = found[0][1][-1][0] if found else after.encode()
                 if found:
-                    return list(found)
+                    return found
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._grown.wait()
@@ -135,6 +160,6 @@ class InlinePipeline:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipe, name)
 
-    async def execute(self) -> list[Any]:
-        """Send what was queued; the answers, in order."""
-        return list(self._pipe.execute())
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send what was queued; the answers, in order; without `raise_on_error` errors are among them."""
+        return list(self._pipe.execute(raise_on_error=raise_on_error))

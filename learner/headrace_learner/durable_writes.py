@@ -11,20 +11,18 @@ What was written in part is gone by then; the learner holds its state meanwhile,
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from redis.asyncio import Redis
-
+from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.errors import DiskFull
-from headrace_core.jobs.job_store import JobStore
+from headrace_core.jobs.job_record import JobRecord
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.durability import wait_until_durable
 from headrace_core.types.events import DiskWait
 
 from .distributed.rank_commands import Command
-from .distributed.rank_coordinator import RankCoordinator
+from .distributed.rank_coordinator import Coordinator
 
 AGAIN_SECONDS = 2.0
 _T = TypeVar("_T")
@@ -34,9 +32,15 @@ class DurableWriter:
     """Writes of one learner that are repeated until there is room for them."""
 
     def __init__(
-        self, lead: RankCoordinator, redis: Redis, jobs: JobStore, config: WorkerConfig, again: float = AGAIN_SECONDS
+        self,
+        lead: Coordinator,
+        job: JobRecord,
+        config: WorkerConfig,
+        clock: Clock = SYSTEM_CLOCK,
+        again: float = AGAIN_SECONDS,
     ) -> None:
-        self._lead, self._redis, self._jobs, self._config, self._again = lead, redis, jobs, config, again
+        self._lead, self._redis, self._jobs, self._config = lead, job.redis, job.store, config
+        self._clock, self._again = clock, again
         self._lasting = True
         """Whether Redis could say so far that its disk has what it was told."""
 
@@ -54,17 +58,17 @@ class DurableWriter:
         Raises `DiskFull` after as long as Redis is waited for; at once where there are several ranks, because those
         that have written wait for those that could not.
         """
-        until, told = time.monotonic() + self._config.redis_wait, False
+        until, told = self._clock.monotonic() + self._config.redis_wait, False
         while True:
             try:
                 return await self._lead.together(order, write)
             except DiskFull as error:
-                if time.monotonic() >= until or self._lead.ranks.size > 1:
+                if self._clock.monotonic() >= until or self._lead.ranks.size > 1:
                     raise
                 if not told:
                     told = True
                     await self._tell(error)
-            await asyncio.sleep(min(self._again, max(0.0, until - time.monotonic())))
+            await asyncio.sleep(min(self._again, max(0.0, until - self._clock.monotonic())))
 
     async def _tell(self, error: DiskFull) -> None:
         wait = self._config.redis_wait

@@ -15,9 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import Any, Self, TypeVar
 
 from headrace_core.concurrency import cancel
 from headrace_core.errors import HeadraceError
@@ -25,9 +23,8 @@ from headrace_core.ledger.ledger import Ledger
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import connect
 
-from .algorithms.presets import algorithm
 from .checkpoints import checkpoint
-from .checkpoints.memory_snapshot import Snapshots, taken_by
+from .checkpoints.memory_snapshot import Snapshots
 from .distributed.fsdp import FsdpGroup, connect_store, join_group, own_address
 from .distributed.rank_commands import (
     Command,
@@ -43,7 +40,7 @@ from .distributed.rank_commands import (
     WriteModel,
 )
 from .distributed.torch_thread import torch_thread
-from .models.policy import Policy
+from .ports import load_trainer
 from .training.trainer import Trainer
 
 T = TypeVar("T")
@@ -61,6 +58,11 @@ class RankWorker:
         self._ranks: FsdpGroup | None = None
         self._snapshots: Snapshots | None = None
         self._obeying: asyncio.Task[str] | None = None
+
+    @classmethod
+    def from_config(cls, config: WorkerConfig) -> Self:
+        """As every worker is made by its actor."""
+        return cls(config)
 
     async def start(self) -> dict[str, Any]:
         """Join the other ranks and load the model. Raises `TimedOut` when rank 0 does not call."""
@@ -101,11 +103,7 @@ class RankWorker:
         return join_group(store, own_address(config.redis_url), config.rank, size, limit, config.stall_timeout)
 
     def _load(self, ranks: FsdpGroup) -> Trainer:
-        settings = self._config.settings
-        torch.manual_seed(settings.seed)
-        policy = Policy(Path(self._config.model_path), settings)
-        trainer = Trainer(policy, algorithm(settings.algorithm), settings, ranks)
-        self._snapshots = taken_by(trainer, self._config)
+        trainer, self._snapshots = load_trainer(self._config, ranks)
         return trainer
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from headrace_core.errors import Damaged, NotFound
-from headrace_core.jobs.job_store import JobStore
-from headrace_core.ledger.ledger import Ledger, Step
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.ledger.ledger import Step
 from headrace_core.types.trajectory import Group
 
-from .checkpoints import checkpoint
 from .checkpoints.checkpoint import Found
 from .checkpoints.memory_snapshot import Snapshots
 from .distributed.rank_commands import Load, Restore
-from .distributed.rank_coordinator import RankCoordinator
+from .distributed.rank_coordinator import Coordinator
+from .ports import CheckpointStore
 from .training.trainer import Trainer
 
 
 class Recovery:
     """Of one start of a learner; `newest` is the ledger's policy version."""
 
-    def __init__(self, lead: RankCoordinator, ledger: Ledger, jobs: JobStore, job_id: str, newest: int) -> None:
-        self._lead, self._ledger, self._jobs, self._job_id, self._newest = lead, ledger, jobs, job_id, newest
+    def __init__(self, lead: Coordinator, job: JobRecord, checkpoints: CheckpointStore, newest: int) -> None:
+        self._lead, self._job, self._checkpoints, self._newest = lead, job, checkpoints, newest
 
     async def go_back(self, trainer: Trainer, snapshots: Snapshots | None, found: Found) -> tuple[int, str]:
         """Bring the trainer to the newest state that is kept; returns its version, and whose it is, in words."""
@@ -38,13 +38,13 @@ class Recovery:
                 return restored.version, f"snapshot at version {restored.version}"
         if (path := found.path) is None:
             return 0, "the base model"
-        await self._lead.together(Load(str(path)), lambda: checkpoint.load(trainer, path))
+        await self._lead.together(Load(str(path)), lambda: self._checkpoints.load(trainer, path))
         return found.version, f"checkpoint at version {found.version}"
 
     async def groups(self, step: Step, found: Found, version: int) -> list[Group]:
         """Of a step that the state, of `version`, does not hold. Raises `Damaged` where they are kept no longer."""
         try:
-            return await self._ledger.replay(step)
+            return await self._job.ledger.replay(step)
         except NotFound as error:
             passed_over = "; ".join(found.passed_over) or "none"
             raise Damaged(
@@ -56,4 +56,4 @@ class Recovery:
     async def tell(self, what: str, which: Iterable[str]) -> None:
         """Emit one warning for each of `which`, after the words of `what`."""
         for one in which:
-            await self._jobs.tell(self._job_id, f"{what}: {one}", level="warn")
+            await self._job.store.tell(self._job.id, f"{what}: {one}", level="warn")

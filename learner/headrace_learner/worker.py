@@ -18,86 +18,65 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Self
 
 from headrace_core.activity_timer import ActivityTimer
 from headrace_core.concurrency import first_to_end
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.errors import Damaged, InvalidState, TimedOut, WeightsDamaged
-from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name, new_id
-from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.errors import Damaged, TimedOut, WeightsDamaged
+from headrace_core.jobs.job_store import Checkpoint, model_name, new_id
 from headrace_core.jobs.weight_publications import Publications
-from headrace_core.ledger.ledger import Claim, Ledger, Step, TransitionOutcome
-from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.ledger.ledger import Step, Term
 from headrace_core.protocols.worker import WorkerConfig
-from headrace_core.redis_access.client import connect
 from headrace_core.storage.atomic_write import written_whole
 from headrace_core.storage.job_folder import JobFolder
-from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.events import StepSummary
-from headrace_core.types.metrics import WorkerMetrics, furthest_evaluation
-from headrace_core.types.staleness import Selection
+from headrace_core.types.metrics import WorkerMetrics
 from headrace_core.types.trajectory import Group
 
-from .algorithms.presets import algorithm
-from .algorithms.token_selection import has_learning_signal
-from .checkpoints import checkpoint
-from .checkpoints.memory_snapshot import Snapshots, taken_by
+from .batch_claims import BatchClaims, RunEnded, end_if_void
+from .checkpoints.checkpoint import Found
+from .checkpoints.memory_snapshot import Snapshots
 from .checkpoints.retention import Retention
 from .distributed.rank_commands import Publish, Save, Snapshot, Train, WriteModel
-from .distributed.rank_coordinator import RankCoordinator
 from .durable_writes import DurableWriter
-from .models.policy import Policy
+from .ports import LearnerPorts
 from .recovery import Recovery
 from .rollout_recorder import RolloutRecorder
 from .step_report import event_message, step_metrics
 from .training.mismatch import MismatchWatch
 from .training.step_metrics import summarise
-from .training.trainer import StepResult, Trainer
-
-BEAT_SECONDS = 2.0
-SIGNAL_SECONDS = 1.0
-"""Longest sleep while waiting for a signal: a bound on how late `stop` is heard, not a poll rate."""
-
-
-class _Ended(Exception):
-    """Carries the reason why `run` ends before all steps are trained, out of whichever stage met it."""
+from .training.trainer import StepResult
 
 
 class LearnerWorker:
     """See `headrace_core.protocols.worker.Worker`."""
 
-    def __init__(self, config: WorkerConfig) -> None:
-        self._config = config
-        self._settings = config.settings
-        self._algorithm = algorithm(self._settings.algorithm)
+    def __init__(self, config: WorkerConfig, ports: LearnerPorts) -> None:
+        """`ports`, of which nothing is loaded yet: `start` does that, and `stop` closes them."""
+        self._config, self._ports, self._settings = config, ports, config.settings
+        job = ports.job
+        self._ledger, self._jobs = job.ledger, job.store
+        self._live = job.live_settings(self._settings)
+        self._weights, self._checkpoints, self._clock = ports.weights, ports.checkpoints, ports.clock
+        self._publications = Publications(job.redis, job.id)
+        self._lead = ports.coordinator
+        self._room = DurableWriter(self._lead, job, config, self._clock)
         self._output = Path(config.output_dir)
-        self._redis = connect(config.redis_url, config.redis_wait)
-        self._ledger = Ledger(self._redis, config.job_id)
-        self._live = SettingsLog(self._redis, config.job_id, self._settings)
-        self._drains = WorkerDrains(self._redis, config.job_id)
-        self._jobs = JobStore(self._redis)
-        self._weights = WeightStore(Path(config.weights_root), config.job_id)
-        self._publications = Publications(self._redis, config.job_id)
-        self._lead = RankCoordinator(config, self._redis)
-        self._room = DurableWriter(self._lead, self._redis, self._jobs, config)
         every = self._settings.checkpoint_every(config.total_steps)
-        self._retention = Retention(self._jobs, config.job_id, self._output, self._settings.keep_checkpoints, every)
-        self._mismatch = MismatchWatch(self._jobs, config.job_id, self._settings)
-        self._keeper = RolloutRecorder(self._redis, config.job_id, self._settings)
+        self._retention = Retention(self._jobs, job.id, self._output, self._settings.keep_checkpoints, every)
+        self._mismatch = MismatchWatch(self._jobs, job.id, self._settings)
+        self._keeper = RolloutRecorder(job.redis, job.id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
+        self._claims = BatchClaims(config, job, self._live, self._clock, self._stopping)
         self._ahead = False
         """Whether the trainer holds a step that is not settled: no state of it may be kept."""
-        self._split = ActivityTimer("start")
+        self._split = ActivityTimer("start", self._clock.monotonic)
         self._told: dict[str, float] = {}
         """What the time was split into when a step was last told."""
-        self._heard = "0"
         self._snapshots: Snapshots | None = None
         self._waited = 0.0
         """Seconds for which steps before this one waited for snapshots."""
@@ -106,30 +85,40 @@ class LearnerWorker:
         """Policy versions that checkpoints of this job hold, oldest first; 0 is the base model."""
         self._trained_tokens = self._new_tokens = self._new_groups = 0
 
+    @classmethod
+    def from_config(cls, config: WorkerConfig) -> Self:
+        """A learner of real parts."""
+        return cls(config, LearnerPorts.from_config(config))
+
+    @property
+    def term(self) -> Term:
+        """What it claims and settles under, once it has started."""
+        return self._term
+
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self) -> dict[str, Any]:
         """Enlist, load, replay. Afterwards the policy is that of the ledger's newest version, and published."""
-        began = time.monotonic()
+        began = self._clock.monotonic()
         await self._jobs.starts(self._config.job_id, self._config.worker, "learner")
         self._term = await self._ledger.enlist()
         await self._lead.muster()
         newest = self._term.version
         _, found = await asyncio.gather(
-            self._lead.alone(self._load), asyncio.to_thread(checkpoint.newest, self._output, newest)
+            self._lead.alone(self._load), asyncio.to_thread(self._checkpoints.newest, newest)
         )
-        loaded = time.monotonic()
-        recovery = Recovery(self._lead, self._ledger, self._jobs, self._config.job_id, newest)
+        loaded = self._clock.monotonic()
+        recovery = Recovery(self._lead, self._ports.job, self._checkpoints, newest)
         await recovery.tell("checkpoint passed over", found.passed_over)
         if found.path is not None:
             self._saved.append(found.version)
             await self._announce(found.path, found.version, {})
         self._version, source = await recovery.go_back(self._trainer, self._snapshots, found)
-        gone_back = time.monotonic()
+        gone_back = self._clock.monotonic()
         replayed = await self._replay(recovery, found)
-        caught_up = time.monotonic()
+        caught_up = self._clock.monotonic()
         await self._publish_again()
-        self._split, self._told = ActivityTimer("groups"), {}
+        self._split, self._told = ActivityTimer("groups", self._clock.monotonic), {}
         return {
             "device": str(self._trainer.policy.device),
             "parameters": self._trainer.policy.parameters,
@@ -141,7 +130,7 @@ class LearnerWorker:
             "model_seconds": round(loaded - began, 2),
             "state_seconds": round(gone_back - loaded, 2),
             "replay_seconds": round(caught_up - gone_back, 2),
-            "seconds": round(time.monotonic() - began, 2),
+            "seconds": round(self._clock.monotonic() - began, 2),
         }
 
     async def run(self) -> str:
@@ -173,17 +162,14 @@ class LearnerWorker:
             await self._jobs.tell(self._config.job_id, message, level="warn")
         await self._lead.close()
         await self._keeper.close()
-        await self._redis.aclose()
+        await self._ports.job.close()
 
     # ── start: to where the job is ───────────────────────────────────────────────────────────────────────────────────
 
     def _load(self) -> None:
-        torch.manual_seed(self._settings.seed)
-        policy = Policy(Path(self._config.model_path), self._settings)
-        self._trainer = Trainer(policy, self._algorithm, self._settings, self._lead.ranks)
-        self._snapshots = taken_by(self._trainer, self._config)
+        self._trainer, self._snapshots = self._ports.load(self._lead.ranks)
 
-    async def _replay(self, recovery: Recovery, found: checkpoint.Found) -> int:
+    async def _replay(self, recovery: Recovery, found: Found) -> int:
         """Train the settled steps that the state does not hold once more, from the groups still kept for that."""
         await self._live.refresh()
         self._trained_tokens = await self._ledger.trained_tokens()
@@ -222,7 +208,7 @@ class LearnerWorker:
             if self._saved[-1] != self._version:  # the learner before died between its last step and its checkpoint
                 await self._save({})
             await self._finish()
-        except _Ended as ended:
+        except RunEnded as ended:
             await self._keeper.written()
             kept = self._saved[-1] == self._version or self._ahead
             if str(ended) == "stopped" and not kept and await self._pausing():
@@ -234,13 +220,13 @@ class LearnerWorker:
         return (await self._jobs.get(self._config.job_id)).status == "paused"
 
     async def _step(self) -> None:
-        groups = await self._next_batch()
+        groups = await self._claims.next_batch(self._term, self._version)
         self._split.switch("busy")
         self._ahead = True
         result = await self._train(groups)
         await self._mismatch.look(result.measured.extra, self._version, str(self._trainer.policy.device))
         if self._stopping.is_set() and not await self._pausing():  # a pause keeps the step; its status came first
-            raise _Ended("stopped")
+            raise RunEnded("stopped")
         self._split.switch("publish")
         weights = await self._publish(self._version + 1, self._term.number)
         self._split.switch("settle")
@@ -256,51 +242,6 @@ class LearnerWorker:
             reward = summarise(groups).reward_mean
             await self._save({} if reward is None else {"train_mean_reward": reward})
         self._split.switch("groups")
-
-    async def _next_batch(self) -> tuple[Group, ...]:
-        """A full batch in admission order; with `filter_groups`, others take the place of groups of equal rewards.
-
-        Within a limit: once the policy solves everything, or nothing, the search would not end.
-        """
-        s, batch, filtered = self._settings, list[Group](), 0
-        while len(batch) < s.batch_size:
-            groups = await self._claim(held=len(batch))
-            alike = [g.group_id for g in groups if s.filter_groups and not has_learning_signal(g)]
-            if alike and filtered < s.filter_limit * s.batch_size:
-                self._end_if_void(await self._ledger.filter(self._term, alike, "all rewards equal"))
-                filtered += len(alike)
-                groups = tuple(g for g in groups if g.group_id not in alike)
-            batch += groups
-        return tuple(sorted(batch, key=lambda g: g.group_id))
-
-    async def _claim(self, held: int) -> tuple[Group, ...]:
-        """What `held` claimed groups leave of a batch. Raises `TimedOut` when it does not come together."""
-        progress, seen, evaluated = time.monotonic(), Selection(), await self._evaluated()
-        while True:
-            self._end_if_stopping()
-            await self._live.refresh()
-            now = self._in_force
-            claim = await self._ledger.claim(
-                self._term, now.limits(self._config.rows), now.late, held, len(self._live.changes)
-            )
-            self._end_if_void(claim.outcome)
-            if claim.groups:
-                return claim.groups
-            if claim.outcome is TransitionOutcome.GONE:
-                continue
-            if claim.selection != seen:
-                progress, seen = time.monotonic(), claim.selection
-            elif await self._drains.hold_all(self._settings.rollout_workers):
-                progress = time.monotonic()  # it is meant to wait
-            elif time.monotonic() - progress > self._config.stall_timeout:
-                before, evaluated = evaluated, max(evaluated, await self._evaluated())
-                if evaluated == before:
-                    raise self._stalled(claim)
-                progress = time.monotonic()  # an evaluation came on, which holds the worker that would bring groups
-            self._heard = await self._ledger.signal(self._heard, min(SIGNAL_SECONDS, self._config.stall_timeout))
-
-    async def _evaluated(self) -> tuple[int, int]:
-        return furthest_evaluation(await self._jobs.workers(self._config.job_id))
 
     @property
     def _in_force(self) -> Hyperparameters:
@@ -327,7 +268,7 @@ class LearnerWorker:
             ages=dict(sorted(result.counts.contributing.items())),
             masked_tokens=result.counts.masked.total(),
         )
-        self._end_if_void(await self._ledger.settle(self._term, step, weights))
+        end_if_void(self._config.job_id, self._term, await self._ledger.settle(self._term, step, weights))
         self._version += 1
         self._ahead = False
         self._new_groups += len(groups)
@@ -338,7 +279,7 @@ class LearnerWorker:
         """Checkpoint, offer it, and let the ledger forget what two checkpoints now hold."""
         version = self._version
         await self._keeper.written()
-        path = await self._room.to_save(Save(version), lambda: checkpoint.save(self._trainer, self._output, version))
+        path = await self._room.to_save(Save(version), lambda: self._checkpoints.save(self._trainer, version))
         await self._announce(path, version, metrics)
         await self._ledger.covered(self._saved[-1])
         self._saved.append(version)
@@ -364,7 +305,7 @@ class LearnerWorker:
         if any(c.step == version for c in await self._jobs.checkpoints(self._config.job_id)):
             return
         name = model_name(await self._jobs.get(self._config.job_id), version)
-        offered = Checkpoint(new_id("ftckpt_"), time.time(), version, name, str(path), metrics)
+        offered = Checkpoint(new_id("ftckpt_"), self._clock.time(), version, name, str(path), metrics)
         await self._jobs.add_checkpoint(self._config.job_id, offered)
         await self._jobs.tell(self._config.job_id, f"Checkpoint created at step {version} with name {name}")
 
@@ -385,34 +326,6 @@ class LearnerWorker:
         await self._jobs.tell(job, event_message(metrics), type="metrics", data=data)
         await self._jobs.update(job, trained_tokens=self._trained_tokens)
 
-    # ── what ends a run ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _end_if_stopping(self) -> None:
-        if self._stopping.is_set():
-            raise _Ended("stopped")
-
-    def _end_if_void(self, outcome: TransitionOutcome | None) -> None:
-        if outcome is TransitionOutcome.CLOSED:
-            raise _Ended("closed")
-        if outcome is TransitionOutcome.FENCED:
-            raise InvalidState(
-                f"another learner has taken over job {self._config.job_id}; term {self._term.number} is void",
-                code="learner_replaced",
-            )
-
-    def _stalled(self, claim: Claim) -> TimedOut:
-        selection, size = claim.selection, self._settings.batch_size
-        if selection.wait_for:
-            what = (
-                f"for stragglers, groups {', '.join(map(str, selection.wait_for))}, which the next step must not leave"
-            )
-        else:
-            what = f"for groups: {size - selection.missing} of {size} queued"
-        return TimedOut(
-            f"the learner waited {self._config.stall_timeout:.0f} s without progress "
-            f"to update version {claim.version}, {what}"
-        )
-
     # ── heartbeat ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _seconds(self, result: StepResult) -> dict[str, float]:
@@ -430,7 +343,7 @@ class LearnerWorker:
         while True:
             await self._beat()
             await self._lead.beat()
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(self._ports.heartbeat_seconds)
 
     async def _beat(self) -> None:
         waiting = self._split.seconds()
@@ -438,7 +351,7 @@ class LearnerWorker:
         metrics = WorkerMetrics(
             worker=self._config.worker,
             role="learner",
-            time=time.time(),
+            time=self._clock.time(),
             version=self._version,
             uptime=self._split.uptime,
             busy=busy,

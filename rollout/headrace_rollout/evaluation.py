@@ -9,12 +9,12 @@ reported under.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.concurrency import all_or_none
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, Outcome, Score
@@ -41,10 +41,11 @@ class Evaluator:
         *,
         max_tokens: int,
         at_once: int,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.progress: tuple[int, int] | None = None
         """(policy version, completions so far) of the last evaluation that was begun."""
-        self._follower = follower
+        self._follower, self._clock = follower, clock
         self._measurer = measurer
         self._tokenizer = tokenizer
         self._reward = reward
@@ -60,7 +61,7 @@ class Evaluator:
         """
         if not self._prompts:
             raise InvalidRequest("this job has no validation file to evaluate on", param="validation_file")
-        began = time.monotonic()
+        began = self._clock.monotonic()
         async with self._follower.held(version, limit) as held:
             self.progress = (held, 0)
             done = await all_or_none(self._complete(prompt, held) for prompt in self._prompts)
@@ -68,8 +69,8 @@ class Evaluator:
         outcomes = await all_or_none(self._score(sample_of(t, p.data, self._tokenizer)) for p, t in traced)
         measured = EvaluationMetrics(
             step=held,
-            time=time.time(),
-            seconds=time.monotonic() - began,
+            time=self._clock.time(),
+            seconds=self._clock.monotonic() - began,
             samples=len(self._prompts),
             generation_failed=len(self._prompts) - len(traced),
             completion_length=fmean([len(t.sampled.token_ids) for _, t in traced] or [0.0]),

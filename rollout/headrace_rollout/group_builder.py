@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.ledger import Lease
@@ -37,6 +37,7 @@ class GroupBuilder:
         settings: Hyperparameters,
         slot_freed: Callable[[], None],
         grader: GraderSpec,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`grader` is what `reward` was made of; `slot_freed` is called each time the engine has one request less.
 
@@ -45,7 +46,7 @@ class GroupBuilder:
         self.unstable_boundaries = 0
         """Completions whose reference answer stands where the tokenizer would not cut."""
         self._measurer = CompletionSampler(engine, tokenizer, grader, settings, prompts, slot_freed=slot_freed)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._clock = tokenizer, clock
         self._reward = reward
         self._prompts = prompts
         self._settings = settings
@@ -67,12 +68,12 @@ class GroupBuilder:
 
     async def make(self, lease: Lease, group_size: int) -> Group:
         """The leased group, of so many completions. Raises `RewardFailed` or the engine's errors."""
-        began = time.monotonic()
+        began = self._clock.monotonic()
         prompt = self.prompt(lease)
         configs = [self._sampling] * group_size + [self._greedy] * self._wants_greedy
         traced = await self._measurer.complete(prompt, configs)
         self.unstable_boundaries += sum(t.unstable is True for t in traced)
-        generation_seconds = time.monotonic() - began
+        generation_seconds = self._clock.monotonic() - began
         draws = [SampleKey(lease.group_id, number, greedy=number == group_size) for number in range(len(traced))]
         progress = Progress(lease.version, self._total_steps, self._steps_per_epoch)
         samples = [
@@ -89,7 +90,7 @@ class GroupBuilder:
             completions=tuple(completions[:group_size]),
             greedy=completions[-1] if self._wants_greedy else None,
             generation_seconds=generation_seconds,
-            reward_seconds=time.monotonic() - began - generation_seconds,
+            reward_seconds=self._clock.monotonic() - began - generation_seconds,
         )
 
 

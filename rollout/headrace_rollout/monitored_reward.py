@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
+from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
@@ -55,12 +55,19 @@ class _Scored:
 class MonitoredReward:
     """See the module's picture. The reward itself is started and closed by whoever made it."""
 
-    def __init__(self, reward: Reward, spec: GraderSpec, worker: str, settings: Hyperparameters) -> None:
-        self._reward = reward
+    def __init__(
+        self,
+        reward: Reward,
+        spec: GraderSpec,
+        worker: str,
+        settings: Hyperparameters,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._reward, self._clock = reward, clock
         self._settings = settings
         self._middle, self._truths, self._opinions = spec.high_from(), spec.truths(), spec.opinions()
         self._pairs = list(itertools.combinations(self._opinions, 2))[:MOST_PAIRS]
-        now = time.time()
+        now = self._clock.time()
         self._figures = self._taken = RewardMetrics(worker=worker, started=now, time=now)
         self._waiting: asyncio.Queue[_Scored] = asyncio.Queue(WAITING)
         self._panel: list[_Scored] = []
@@ -77,7 +84,7 @@ class MonitoredReward:
         """What was counted since the start; `None` where nothing was since the last time."""
         if self._figures is self._taken:
             return None
-        self._figures = self._taken = replace(self._figures, time=time.time())
+        self._figures = self._taken = replace(self._figures, time=self._clock.time())
         return self._taken
 
     def take_failures(self) -> list[tuple[int, Failure]]:

@@ -13,12 +13,12 @@ takes no work.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 
+from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.errors import TimedOut, WeightsDamaged
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.storage.weight_store import WeightStore
@@ -42,10 +42,16 @@ class WeightSync:
     """Of one engine. `start_timeout`: seconds for which weights that the ledger names may be lacking."""
 
     def __init__(
-        self, engine: Engine, ledger: Ledger, weights: WeightStore, telling: WorkerReporter, start_timeout: float
+        self,
+        engine: Engine,
+        ledger: Ledger,
+        weights: WeightStore,
+        telling: WorkerReporter,
+        start_timeout: float,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._engine, self._ledger, self._weights = engine, ledger, weights
-        self._telling = telling
+        self._telling, self._clock = telling, clock
         self._start_timeout = start_timeout
         self._given_up = 0
         self._holders = 0
@@ -92,14 +98,14 @@ class WeightSync:
             self._wake()
 
     async def _apply(self, version: int, path: Path) -> SyncResult:
-        began = time.monotonic()
+        began = self._clock.monotonic()
         try:
             report = await self._engine.update(version, path)
         except (TimedOut, WeightsDamaged) as error:  # damaged: maybe a newer one took its place while it was read
             self._given_up += 1
             if self._given_up == ATTEMPTS:
                 raise
-            await self._telling.update_given_up(version, self._engine.version, time.monotonic() - began, error)
+            await self._telling.update_given_up(version, self._engine.version, self._clock.monotonic() - began, error)
             await asyncio.sleep(AGAIN_SECONDS)
             return SyncResult.GIVEN_UP
         self._given_up = 0
@@ -116,7 +122,7 @@ class WeightSync:
         The folder may be gone: replaced by a newer version, or lost with the machine's memory; then the learner, which
         starts beside this worker, publishes it again. Raises `WeightsDamaged` where it does not within the start limit.
         """
-        deadline = time.monotonic() + self._start_timeout
+        deadline = self._clock.monotonic() + self._start_timeout
         while True:
             version, name = await self._ledger.newest()
             if name is None or version <= self._engine.version:
@@ -124,6 +130,6 @@ class WeightSync:
             try:
                 return version, self._weights.open(name)
             except WeightsDamaged:
-                if time.monotonic() > deadline:
+                if self._clock.monotonic() > deadline:
                     raise
             await asyncio.sleep(LOOK_SECONDS)

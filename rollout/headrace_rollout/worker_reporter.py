@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from headrace_core.jobs.job_store import JobStore
-from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.clock import SYSTEM_CLOCK, Clock
+from headrace_core.jobs.job_record import JobRecord
 from headrace_core.protocols.grader_check import Failure
 from headrace_core.protocols.worker import rollout_name
 from headrace_core.types.events import RewardFailure, RowRefused, Standstill, TightRow, Wait
@@ -27,11 +26,9 @@ TOLD_ROWS = 5
 class WorkerReporter:
     """Of one worker of one job."""
 
-    def __init__(self, jobs: JobStore, mending: RecoveryCounters, job_id: str, worker: str) -> None:
-        self._jobs = jobs
-        self._mending = mending
-        self._job_id = job_id
-        self._worker = worker
+    def __init__(self, job: JobRecord, worker: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._jobs, self._mending, self._job_id = job.store, job.recoveries, job.id
+        self._worker, self._clock = worker, clock
 
     async def failures(self, watched: MonitoredReward) -> None:
         """The reward failures that the user should see and has not seen yet."""
@@ -86,7 +83,7 @@ class WorkerReporter:
             self._job_id,
             UpdateMetrics(
                 worker=self._worker,
-                time=time.time(),
+                time=self._clock.time(),
                 version=report.version,
                 staged_seconds=report.staged_seconds,
                 paused_seconds=report.paused_seconds,

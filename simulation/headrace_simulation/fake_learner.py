@@ -14,26 +14,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from headrace_core.jobs.job_record import JobRecord
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.atomic_write import MANIFEST, PARTIAL
+from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.trajectory import Group
+from headrace_lab.simulated_training import step_result
 from headrace_learner.algorithms.token_selection import AgeCount
+from headrace_learner.checkpoints import checkpoint
+from headrace_learner.checkpoints.checkpoint import Found
 from headrace_learner.checkpoints.memory_snapshot import Restored
-from headrace_learner.distributed.process_group import SingleProcess
+from headrace_learner.distributed.process_group import ProcessGroup, SingleProcess
 from headrace_learner.distributed.rank_commands import Save
+from headrace_learner.ports import LearnerPorts
+from headrace_learner.training.trainer import StepResult
 from headrace_learner.worker import LearnerWorker
 from headrace_simulation.invariants import age_counts, chain
 from headrace_simulation.virtual_loop import Process
-from headrace_simulation.world import World
-
-_NO_MEASURES = SimpleNamespace(
-    ages={}, loss=0.0, entropy=0.0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0, extra={}
-)
-_NO_FIGURES: dict[str, Any] = {
-    **dict.fromkeys(("loss", "learning_rate", "batch_seconds", "train_seconds"), 0.0),
-    "grad_norm": 1.0,  # every step teaches: a job whose steps do not is paused
-    "measured": _NO_MEASURES,
-}
+from headrace_simulation.world import HEARTBEAT_SECONDS, ProcessClock, World
 
 
 class Chain:
@@ -51,12 +49,11 @@ class Chain:
         """Of the next steps."""
         self.max_staleness = max_staleness
 
-    def step(self, groups: Sequence[Group], version: int) -> Any:
-        """As far as the worker reads it."""
+    def step(self, groups: Sequence[Group], version: int) -> StepResult:
+        """Hash what it was trained on."""
         self.state = chain(self.state, version, groups, self.max_staleness)
         young, masked = age_counts(groups, version, self.max_staleness)
-        counts = AgeCount(young, type(young)({self.max_staleness + 1: masked}))
-        return SimpleNamespace(counts=counts, **_NO_FIGURES)
+        return step_result(AgeCount(young, type(young)({self.max_staleness + 1: masked})))
 
     def write(self, folder: Path) -> None:
         """As weights, and as a model."""
@@ -98,7 +95,7 @@ class SimulatedLead:
 
     def __init__(self, world: World, process: Process) -> None:
         self._world, self._process = world, process
-        self.ranks = SingleProcess()
+        self.ranks: ProcessGroup = SingleProcess()
 
     async def muster(self) -> None: ...
 
@@ -172,23 +169,44 @@ def load_state(trainer: Chain, path: Path) -> None:
     trainer.state = (path / "state").read_text().split()[1]
 
 
-class SimulatedLearner(LearnerWorker):
-    """The real one's order of work around a chain."""
+class WrittenInParts:
+    """Checkpoints (`headrace_learner.ports.CheckpointStore`) whose manifest comes a while after their state: see
+    `SimulatedLead`. How they are found again is real."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+
+    def newest(self, ledger: int) -> Found:
+        return checkpoint.newest(self._output, ledger)
+
+    def save(self, trainer: Any, version: int) -> Path:
+        return save_state(trainer, self._output, version)
+
+    def load(self, trainer: Any, path: Path) -> None:
+        load_state(trainer, path)
+
+
+class SimulatedLearner:
+    """The real learner around a chain, in a process of the world; the observer sees what it has replayed."""
 
     def __init__(self, config: WorkerConfig, world: World, process: Process) -> None:
-        super().__init__(config)
-        self._world, self._process = world, process
-
-    def _load(self) -> None:
-        trainer = Chain()
-        self._trainer = cast(Any, trainer)
-        self._snapshots = cast(Any, SimulatedSnapshots(self._world, self._process, trainer))
+        self._world, self._trainer = world, Chain()
+        clock, snapshots = ProcessClock(process), SimulatedSnapshots(world, process, self._trainer)
+        ports = LearnerPorts(
+            job=JobRecord.on(process.port, config.job_id, clock),
+            weights=WeightStore(Path(config.weights_root), config.job_id),
+            coordinator=SimulatedLead(world, process),
+            load=lambda ranks: (cast(Any, self._trainer), cast(Any, snapshots)),
+            checkpoints=WrittenInParts(Path(config.output_dir)),
+            clock=clock,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+        )
+        self._worker = LearnerWorker(config, ports)
+        self.run, self.stop = self._worker.run, self._worker.stop
 
     async def start(self) -> dict[str, Any]:
-        facts = await super().start()
-        if not self._world.observer.closed and self._current():
-            self._world.observer.replayed(self._version, cast(Any, self._trainer).state)
+        facts = await self._worker.start()
+        observer = self._world.observer
+        if not observer.closed and self._worker.term.number == observer.books.get("term"):
+            observer.replayed(facts["version"], self._trainer.state)
         return facts
-
-    def _current(self) -> bool:
-        return self._term.number == self._world.observer.books.get("term")

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from types import SimpleNamespace
+from functools import partial
 from typing import Any, cast
 
 from ray.exceptions import RayActorError, RayTaskError
 from redis.exceptions import RedisError
 
+from headrace_controller.idle_steps import IdleSteps
 from headrace_controller.job_controller import JobController
-from headrace_controller.worker_group import WorkerGroup
+from headrace_controller.placement import Plan
+from headrace_controller.ports import ControllerPorts
+from headrace_controller.workers.group import WorkerGroup
+from headrace_controller.workers.training import train
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import HeadraceError
-from headrace_core.jobs.job_store import Job
+from headrace_core.jobs.job_record import JobRecord
 from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.storage.job_folder import remove_partials
+from headrace_core.storage.weight_store import WeightStore
 from headrace_rollout.worker import RolloutWorker
 from headrace_simulation.fake_learner import SimulatedLearner
 from headrace_simulation.virtual_loop import PROCESS, Process
-from headrace_simulation.world import World
+from headrace_simulation.wiring import rollout_ports
+from headrace_simulation.world import WATCH_SECONDS, ProcessClock, World, forever
 
 MESSAGE_SECONDS = 0.004
 """Of a call between two processes."""
@@ -91,7 +98,7 @@ class Handle:
     def _made(self) -> Any:
         if self._config.worker == "learner":
             return SimulatedLearner(self._config, self._world, self.process)
-        return RolloutWorker(self._config)
+        return RolloutWorker(self._config, rollout_ports(self._world, self.process, self._config))
 
 
 def _as_ray(error: Exception) -> RayTaskError:
@@ -108,43 +115,64 @@ def _give(asked: asyncio.Future[Any], found: Any) -> None:
         asked.set_result(found)
 
 
-class SimulatedCrew(WorkerGroup):
-    """The real one, whose place is the world."""
+class SimulatedReservation:
+    """Room for every worker (`headrace_controller.placement.Reservation`)."""
 
-    def __init__(self, cluster: Cluster, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    async def place(self, job: Job, again: bool = False) -> None:
-        names = ["learner", *(f"rollout-{i}" for i in range(job.hyperparameters["rollout_workers"]))]
-        for name in names:
-            self._supervise(self._config(job, name, 1), self._cluster.launch)
+    async def ready(self, timeout: float) -> bool:
+        return True
 
     async def hold(self) -> None:
-        await asyncio.Event().wait()
+        await forever()
+
+    def start_learner(self, config: WorkerConfig) -> Handle:
+        return self._cluster.launch(config)
+
+    def start(self, bundle: int, entry: str, config: WorkerConfig) -> Handle:
+        return self._cluster.launch(config)
+
+    def remove(self) -> None:
+        """Its processes end with their controller."""
 
 
-class SimulatedController(JobController):
-    """The real one, whose workers are processes of the world; Redis has memory enough."""
+def controller_ports(cluster: Cluster, process: Process, settings: Settings) -> ControllerPorts:
+    """What the controller in `process` is made of: its workers are processes of the world, Redis has memory enough."""
+    world, clock = cluster.world, ProcessClock(process)
+    job = JobRecord.on(process.port, world.job_id, clock)
+    weights, memory = world.weights.parent, world.folder
+    return ControllerPorts(
+        job=job,
+        workers=WorkerGroup(settings, "simulated", job, cluster, weights, memory, clock),
+        files=FilesUnlessDead(world, process),
+        train=partial(train, job),
+        keep_memory_share=forever,
+        idle_steps=partial(IdleSteps.from_here, job),
+        clock=clock,
+        watch_seconds=WATCH_SECONDS,
+    )
 
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
-        super().__init__(settings, "simulated", cluster.world.job_id)
-        self._cluster = cluster
-        given = (settings, "simulated", self._jobs, self._mending, self._weights_root, self._snapshots_root)
-        self._crew = SimulatedCrew(cluster, *given)
-        self._memory = cast(Any, SimpleNamespace(keep_allotted=asyncio.Event().wait))
 
-    async def live(self) -> None:
-        """Its whole life."""
-        await self._live()
+class FilesUnlessDead:
+    """A job's files (`headrace_controller.ports.JobFiles`), out of the reach of a controller that is dead."""
 
-    async def _fail(self, error: Exception) -> Any:
-        self._cluster.world.failure = f"{type(error).__name__}: {error}"
-        return await super()._fail(error)
+    def __init__(self, world: World, process: Process) -> None:
+        self._world, self._process = world, process
+
+    def remove_weights(self) -> None:
+        if not self._process.dead:
+            WeightStore(self._world.weights.parent, self._world.job_id).remove()
+
+    def remove_resumable_state(self) -> None:
+        if not self._process.dead:
+            self._world.snapshots = []
+            remove_partials(self._world.output)
 
 
 class Cluster:
-    """The processes of one job, while a controller of it lives."""
+    """The processes of one job, while a controller of it lives; it is that controller's
+    `headrace_controller.placement.Cluster`."""
 
     def __init__(self, world: World, settings: Settings) -> None:
         self.world, self._settings = world, settings
@@ -164,6 +192,18 @@ class Cluster:
         if (process := PROCESS.get()) is not None:
             process.check()
 
+    async def nodes(self) -> list[dict[str, float]]:
+        """One, for as many workers as a job of `fault_plan` may have."""
+        return [{"CPU": 64.0}]
+
+    async def only_node(self) -> bool:
+        """It does not grow."""
+        return True
+
+    def reserve(self, plan: Plan) -> SimulatedReservation:
+        """Room for a job's workers, at once."""
+        return SimulatedReservation(self)
+
     def launch(self, config: WorkerConfig) -> Handle:
         """Start a worker's process."""
         self.check()
@@ -180,7 +220,7 @@ class Cluster:
             self.world.spawn(process, lambda: self._controlled(process))
 
     async def _controlled(self, process: Process) -> None:
-        await SimulatedController(self, self._settings).live()
+        await JobController(self._settings, controller_ports(self, process, self._settings)).run_until_at_rest()
         self.world.kill(process, "its work is done")
 
     def living(self, name: str) -> list[Process]:

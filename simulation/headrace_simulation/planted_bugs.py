@@ -18,8 +18,12 @@ _OLD_TOKEN = """local token = redis.call('HGET', GROUP .. group, 'token')
   if not token or token == '' then token = worker .. '#' .. redis.call('HINCRBY', LEDGER, 'tokens', 1) end"""
 
 
+class PlaceLost(ValueError):
+    """A planted bug cannot be put where it was: nothing that a campaign finds says anything of it."""
+
+
 def planted(plant: str | None, name: str, source: str) -> str:
-    """A ledger script as it is with the bug. Raises `ValueError` where the script no longer has the place for it."""
+    """A ledger script as it is with the bug. Raises `PlaceLost` where the script no longer has the place for it."""
     if plant == "fencing_off" and name not in ("append", "script"):
         return _replaced(source, _FENCES if name in ("claim", "settle") else _FENCES[1:])
     if plant == "lease_same_token" and name == "admit":
@@ -30,6 +34,6 @@ def planted(plant: str | None, name: str, source: str) -> str:
 def _replaced(source: str, changes: tuple[tuple[str, str], ...]) -> str:
     for old, new in changes:
         if old not in source:
-            raise ValueError(f"the planted bug has lost its place in the script: {old!r}")
+            raise PlaceLost(f"the planted bug has lost its place in the script: {old!r}")
         source = source.replace(old, new)
     return source

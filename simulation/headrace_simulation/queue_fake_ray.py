@@ -7,19 +7,26 @@ has reserved is free when it has ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+from headrace_controller.actors import PREFIX
 from headrace_controller.heartbeat import ControllerHeartbeats
 from headrace_controller.job_controller import JobController
-from headrace_controller.manager import NAMESPACE, PREFIX, RayControllerManager
+from headrace_controller.manager import RayControllerManager
 from headrace_controller.placement import Plan
+from headrace_controller.ports import ControllerPorts, StoredFiles
+from headrace_controller.workers.group import WorkerGroup
+from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
+from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.job_store import Job, JobStanding
+from headrace_core.storage.job_folder import JobFolder
+from headrace_core.storage.weight_store import default_root
 from headrace_simulation.queue_world import QueueWorld
-from headrace_simulation.virtual_loop import Process, here
+from headrace_simulation.virtual_loop import Process
+from headrace_simulation.world import WATCH_SECONDS, ProcessClock, forever
 
 T = TypeVar("T")
 QUEUE_PLANTS = ("queue_unbounded", "next_one_beside_those_that_fit", "queued_cancel_forgotten")
@@ -44,8 +51,8 @@ class SimulatedRay:
 
     # ── as the gateway asks for it ───────────────────────────────────────────────────────────────────────────────────
 
-    def named(self) -> list[dict[str, str]]:
-        return [{"name": PREFIX + job_id, "namespace": NAMESPACE} for job_id in self._actors]
+    def with_controller(self) -> list[str]:
+        return list(self._actors)
 
     def nodes(self) -> list[dict[str, float]]:
         return [{"CPU": 1.0}] * self.cores
@@ -53,18 +60,18 @@ class SimulatedRay:
     def available(self) -> dict[str, float]:
         return {"CPU": float(self.free_cores())}
 
-    def get(self, name: str, namespace: str) -> Actor:
-        if (found := self._actors.get(name.removeprefix(PREFIX))) is None:
-            raise ValueError(f"no actor {name}")
+    def get(self, job_id: str) -> Actor:
+        if (found := self._actors.get(job_id)) is None:
+            raise Unavailable(f"Ray does not answer: no actor {PREFIX}{job_id}")
         return found
 
-    def kill(self, actor: Actor) -> None:
-        here().check()
+    def kill(self, gateway: Process, actor: Actor) -> None:
+        gateway.check()
         self.world.kill(actor.process, "killed by a gateway")
 
-    def start(self, job_id: str) -> None:
+    def start(self, gateway: Process, job_id: str) -> None:
         """Make the actor, unless there is one; tell it to run."""
-        gateway, made = here(), self._actors.get(job_id)
+        made = self._actors.get(job_id)
         if made is None:
             made = self._actors[job_id] = Actor(self.world, self._settings, job_id)
             self.world.note(made.process.name, "is started")
@@ -148,45 +155,72 @@ class Actor:
             self._world.spawn(self.process, self._lives)
 
     async def _lives(self) -> None:
-        await QueuedController(self._settings, self._job_id, self._world, self.number).live()
+        controller = queued_controller(self._settings, self._job_id, self._world, self.process)
+        beating = asyncio.create_task(
+            ControllerHeartbeats(self.process.port, self._settings).beat_forever(self._job_id)
+        )
+        await controller.run_until_at_rest()
+        beating.cancel()
         self._world.kill(self.process, "its work is done")
 
 
-class QueuedController(JobController):
-    """The real one, whose workers are a while."""
+def queued_controller(settings: Settings, job_id: str, world: QueueWorld, process: Process) -> JobController:
+    """A real one, whose workers' work is to hold their cores for a while."""
+    number, clock = world.job_ids.index(job_id), ProcessClock(process)
+    job = JobRecord.on(process.port, job_id, clock)
+    weights = settings.weights_dir or default_root()
 
-    def __init__(self, settings: Settings, job_id: str, world: QueueWorld, number: int) -> None:
-        super().__init__(settings, "simulated", job_id)
-        self._world, self._number = world, number
-        self._memory = cast(Any, SimpleNamespace(keep_allotted=asyncio.Event().wait))
+    async def work(of: Job, workers: Sequence[WorkerSupervisor]) -> None:
+        await job.store.starts(job_id, "learner", "learner")
+        await asyncio.sleep(world.plan.jobs[number].work)
+        await job.ledger.close("finished")
 
-    async def live(self) -> None:
-        """Its whole life."""
-        beating = asyncio.create_task(ControllerHeartbeats(self._redis, self._settings).beat_forever(self._job_id))
-        await self._live()
-        beating.cancel()
-
-    async def _fail(self, error: Exception) -> Any:
-        self._world.note(f"controller-{self._number}", f"fails: {type(error).__name__}: {error}")
-        return await super()._fail(error)
-
-    async def _idle_steps(self, job: Job) -> Any:
-        return SimpleNamespace(look=_nothing, end=_nothing)
-
-    async def _train(self, job: Job) -> None:
-        await self._jobs.starts(self._job_id, "learner", "learner")
-        await asyncio.sleep(self._world.plan.jobs[self._number].work)
-        await self._finish()
+    ports = ControllerPorts(
+        job=job,
+        workers=WorkerGroup(settings, "simulated", job, QueueCluster(process), weights, weights, clock),
+        files=StoredFiles(job_id, weights, weights, JobFolder.of(settings.data_dir, job_id).path),
+        train=work,
+        keep_memory_share=forever,
+        idle_steps=_no_idle_steps,
+        clock=clock,
+        watch_seconds=WATCH_SECONDS,
+    )
+    return JobController(settings, ports)
 
 
-async def _nothing() -> None: ...
+class NoIdleSteps:
+    """Nothing is trained (`headrace_controller.ports.IdleWatch`)."""
+
+    async def look(self) -> None: ...
+
+    async def end(self) -> None: ...
+
+
+async def _no_idle_steps(job: Job) -> NoIdleSteps:
+    return NoIdleSteps()
+
+
+class QueueCluster:
+    """The world's cores, as the controller in `process` asks for them (`headrace_controller.placement.Cluster`)."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def nodes(self) -> list[dict[str, float]]:
+        return cast("list[dict[str, float]]", self._process.world.ray.nodes())
+
+    async def only_node(self) -> bool:
+        return False
+
+    def reserve(self, plan: Plan) -> SimulatedPlacement:
+        return SimulatedPlacement(self._process, plan)
 
 
 class SimulatedPlacement:
-    """Of one controller (`headrace_controller.placement.Placement`)."""
+    """Of one controller (`headrace_controller.placement.Reservation`)."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.owner = here()
+    def __init__(self, owner: Process, plan: Plan) -> None:
+        self.owner = owner
         self.owner.check()
         self.cores = int(plan.total["CPU"])
         self._ray: SimulatedRay = self.owner.world.ray
@@ -213,39 +247,63 @@ class SimulatedPlacement:
         raise NotImplementedError
 
 
-class SimulatedControllers(RayControllerManager):
-    """The real one, whose actors are the world's; with the planted bug, if there is one."""
+class SimulatedActors:
+    """The world's controllers, as the gateway in `process` asks for them
+    (`headrace_controller.actors.ControllerActors`)."""
 
-    def _started(self, job_id: str) -> None:
-        here().world.ray.start(job_id)
+    def __init__(self, process: Process) -> None:
+        self._process, self._ray = process, cast(SimulatedRay, process.world.ray)
+
+    async def ping(self) -> None:
+        await self._ask(self._ray.nodes)
+
+    async def with_controller(self) -> list[str]:
+        return await self._ask(self._ray.with_controller)
+
+    async def resources(self) -> tuple[list[dict[str, float]], dict[str, float]]:
+        return await self._ask(self._ray.nodes), await self._ask(self._ray.available)
+
+    async def start(self, job_id: str) -> None:
+        await self._ask(self._ray.start, self._process, job_id)
+
+    async def kill(self, job_id: str) -> None:
+        self._ray.kill(self._process, await self._ask(self._ray.get, job_id))
+
+    async def suspend(self, job_id: str) -> None:
+        """The service of this world is never stopped."""
+        raise NotImplementedError
+
+    async def _ask(self, call: Callable[..., T], *arguments: Any, seconds: float = 30.0) -> T:
+        """What Ray answers, after a while, if it does within `seconds`. Raises `Unavailable`."""
+        world = self._process.world
+        await asyncio.sleep(world.random.uniform(0.001, 0.05))
+        away = world.ray.back - world.loop.now
+        if away > 0:
+            await asyncio.sleep(min(away, seconds))
+            if away > seconds:
+                raise Unavailable(f"Ray does not answer: not within {seconds:.0f} s")
+        self._process.check()
+        found = call(*arguments)
+        await asyncio.sleep(world.random.uniform(0.001, 0.05))
+        self._process.check()
+        return found
+
+
+class SimulatedControllers(RayControllerManager):
+    """The real one over the world's actors; with the planted bug, if there is one."""
+
+    def __init__(self, settings: Settings, process: Process) -> None:
+        super().__init__(settings, process.port, SimulatedActors(process), ProcessClock(process))
+        self._plant = process.world.plant
 
     async def _near_their_place(self) -> list[str]:
-        near, plant = await super()._near_their_place(), here().world.plant
+        near, plant = await super()._near_their_place(), self._plant
         if plant not in ("queue_unbounded", "next_one_beside_those_that_fit"):
             return near
         queued = await self._queued()
         return queued if plant == "queue_unbounded" else queued[: len(near) + 1]
 
     async def _end_or_start(self, standing: JobStanding, has_controller: bool) -> None:
-        forgotten = here().world.plant == "queued_cancel_forgotten" and standing.status == "cancelled"
+        forgotten = self._plant == "queued_cancel_forgotten" and standing.status == "cancelled"
         if not (forgotten and not has_controller):
             await super()._end_or_start(standing, has_controller)
-
-
-async def ask(call: Callable[..., T], *arguments: Any, seconds: float = 30.0) -> T:
-    """`headrace_controller.manager._ask`, in virtual time."""
-    process, world = here(), here().world
-    await asyncio.sleep(world.random.uniform(0.001, 0.05))
-    away = world.ray.back - world.loop.now
-    if away > 0:
-        await asyncio.sleep(min(away, seconds))
-        if away > seconds:
-            raise Unavailable(f"Ray does not answer: not within {seconds:.0f} s")
-    process.check()
-    try:
-        found = call(*arguments)
-    except (RuntimeError, ValueError) as error:
-        raise Unavailable(f"Ray does not answer: {error}") from error
-    await asyncio.sleep(world.random.uniform(0.001, 0.05))
-    process.check()
-    return found

@@ -43,7 +43,7 @@ class Gateway:
         self.process = process = Process(name)
         process.port, process.world = world.port(process), world
         self.jobs = JobStore(process.port)
-        self.controllers = SimulatedControllers(settings_of(folder, LEASE_SECONDS), "simulated", process.port)
+        self.controllers = SimulatedControllers(settings_of(folder, LEASE_SECONDS), process)
         world.spawn(process, self._reconciles)
 
     async def _reconciles(self) -> None:

@@ -30,7 +30,7 @@ from headrace_simulation.fault_plan import FAULT_SECONDS, FINISHED_WITHIN, ROWS,
 from headrace_simulation.invariants import Violation
 from headrace_simulation.redis_port import Command, Packed, Server
 from headrace_simulation.virtual_loop import Process, Stalled
-from headrace_simulation.world import World
+from headrace_simulation.world import ProcessClock, World
 
 Action = Callable[[Process], Coroutine[Any, Any, Any]]
 RECONCILE_SECONDS = 5.0
@@ -299,7 +299,7 @@ class Schedule:
 
     def _drain(self, fault: Fault) -> None:
         async def drain(process: Process) -> None:
-            drains = WorkerDrains(process.port, self.world.job_id)
+            drains = WorkerDrains(process.port, self.world.job_id, ProcessClock(process))
             await drains.ask(fault.who, 2.0)
             await wait_until_durable(process.port)
             await asyncio.sleep(fault.seconds)

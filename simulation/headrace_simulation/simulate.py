@@ -33,13 +33,12 @@ import structlog
 from headrace_lab.benchmark_report import arguments, report
 from headrace_rewards.sandbox.kernel.syscalls import signal_at_death_of_parent
 from headrace_simulation.fault_plan import Plan, plan
-from headrace_simulation.planted_bugs import PLANTS
+from headrace_simulation.planted_bugs import PLANTS, PlaceLost
 from headrace_simulation.queue_fake_ray import QUEUE_PLANTS
 from headrace_simulation.queue_fault_plan import QueuePlan, queue_plan
 from headrace_simulation.queue_schedule import QueueSchedule
 from headrace_simulation.redis_port import Server
 from headrace_simulation.schedule import Schedule, drive
-from headrace_simulation.wiring import simulated_surroundings
 
 CHUNK = 250
 """Schedules between two lines of progress."""
@@ -80,12 +79,13 @@ def run(
     with (
         tempfile.TemporaryDirectory(prefix="headrace-simulation-", dir=_memory()) as folder,
         Server(Path(folder) / "redis") as server,
-        simulated_surroundings(),
         _collected_afterwards(),
     ):
         schedules = (_schedule(server, each, Path(folder), plant, traced) for each in plans)
         with closing(drive(server, schedules, at_once)) as driven:
             for schedule, error in driven:
+                if isinstance(error, PlaceLost):
+                    raise error
                 yield schedule, None if error is None else f"{type(error).__name__}: {error}"
 
 

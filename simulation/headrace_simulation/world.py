@@ -39,6 +39,29 @@ _NAMES = SCRIPT_NAMES | {history._source(): "append"}
 READS = {"HGET", "HMGET", "HGETALL", "HVALS", "HLEN", "XREAD", "XRANGE", "LRANGE", "LLEN", "window", "queues"}
 EPOCH = 1.8e9
 """What the wall clocks show at the beginning."""
+WATCH_SECONDS, HEARTBEAT_SECONDS = 2.0, 4.0
+"""Between two looks of a controller at its job, and two heartbeats of a worker: twice as long as in the service,
+because they are a quarter of all calls, and most find nothing new."""
+
+
+async def forever() -> None:
+    """Never returns."""
+    await asyncio.Event().wait()
+
+
+class ProcessClock:
+    """The clocks of one process (`headrace_core.clock.Clock`)."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def time(self) -> float:
+        """Its wall clock, which faults set forward and back."""
+        return EPOCH + self.monotonic() + self._process.offset
+
+    def monotonic(self) -> float:
+        """The world's time."""
+        return float(self._process.world.loop.now)
 
 
 @dataclass(slots=True)
@@ -247,6 +270,9 @@ class World:
                 raise books
             if self.traced:
                 self.note(call.process.name, _shown(call, raw))
+            if call.name == "move" and (error := _error_of(call)):
+                self.failure = error
+                self.note(call.process.name, f"the job fails: {error}")
             before = self.observer.signal
             self.observer.saw(call, raw, books)
             if self.observer.signal != before:
@@ -308,6 +334,17 @@ def _shown(call: Call, raw: list[Any]) -> str:
     )
     again = " (again)" if call.copies else ""
     return f"{call.name}({', '.join(str(x) for x in kept)}) → {_brief(raw[0], call.name)}{again}"
+
+
+def _error_of(call: Call) -> str:
+    """Of a call that makes a job `failed`, why (`JobError`, encoded); of another one, nothing."""
+    command = call.commands[0]
+    _, status, _, _, error, *_ = command[4 + int(command[2]) :]
+    return _text(error) if _text(status) == "failed" else ""
+
+
+def _text(word: str | bytes) -> str:
+    return word.decode() if isinstance(word, bytes) else word
 
 
 def _told(call: Call) -> str:

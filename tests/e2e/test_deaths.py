@@ -44,7 +44,9 @@ def says(service: Service, job_id: str, words: str) -> Callable[[], bool]:
 
 def controller_pid(service: Service) -> int:
     (pid,) = [
-        p.pid for p in psutil.Process(service.pid).children(recursive=True) if "JobController" in " ".join(p.cmdline())
+        p.pid
+        for p in psutil.Process(service.pid).children(recursive=True)
+        if "JobControllerActor" in " ".join(p.cmdline())
     ]
     return int(pid)
 

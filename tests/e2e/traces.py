@@ -16,7 +16,7 @@ from headrace_lab.service import Service
 
 BUSY_SECONDS = 180.0
 """For what takes seconds on an idle machine."""
-WORKS = ("WorkerActor", "headrace_rewards.sandbox", "JobController", "EngineCore")
+WORKS = ("WorkerActor", "headrace_rewards.sandbox", "JobControllerActor", "EngineCore")
 """In the command line of every process that a job has."""
 SAID = ("job", "history:", "thinned", "summary", "marks", "checkpoints", "workers", "rewards", "changes", "published")
 BOOKS = ("ledger", "steps", "rollouts", "signals", "group:", "drains", "mending")

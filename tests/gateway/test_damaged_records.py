@@ -303,7 +303,7 @@ async def test_a_running_job_with_a_damaged_record_ends_with_its_name(
     name = getattr(JobKeys("ftjob-1"), key)
     await run(redis.hset(name, field, NO_RECORD))
     jobs, settings = JobStore(redis), Settings(data_dir=tmp_path, weights_dir=tmp_path, snapshots_dir=tmp_path)
-    controller = JobController(settings, redis_server.url, "ftjob-1")
+    controller = JobController.from_config(settings, redis_server.url, "ftjob-1")
     async with asyncio.timeout(20):
         assert await controller._once() == "failed"  # what its actor's `run` repeats until the job is at rest
     assert await jobs.rest("ftjob-1", "failed")
@@ -311,4 +311,4 @@ async def test_a_running_job_with_a_damaged_record_ends_with_its_name(
     assert error["code"] == "damaged"
     assert error["message"].startswith(name)
     assert (await jobs.events("ftjob-1"))[-1][1].message == f"failed: {error['message']}"
-    await controller._redis.aclose()
+    await controller._ports.job.close()

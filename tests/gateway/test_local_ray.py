@@ -16,9 +16,9 @@ import ray
 from msgspec import structs
 from redis.asyncio import Redis
 
+from headrace_controller.actors import PREFIX, JobControllerActor
 from headrace_controller.heartbeat import ControllerHeartbeats
-from headrace_controller.job_controller import JobController
-from headrace_controller.manager import PREFIX, RayControllerManager
+from headrace_controller.manager import RayControllerManager
 from headrace_controller.placement import NAMESPACE
 from headrace_core.concurrency import cancel
 from headrace_core.config.service_settings import Settings
@@ -82,10 +82,13 @@ async def test_what_a_gateway_began_before_it_died_is_finished(
     await jobs.create(job)
     for name, created_at in (("ftjob-stored", 0.0), ("ftjob-now", time.time())):
         await jobs.create(structs.replace(stored_job(), id=name, created_at=created_at, status="validating_files"))
-    controllers, beats = RayControllerManager(settings, redis_server.url, redis), ControllerHeartbeats(redis, settings)
+    controllers, beats = (
+        RayControllerManager.from_config(settings, redis_server.url, redis),
+        ControllerHeartbeats(redis, settings),
+    )
     with RayConnection(None):
         await beats.starts(job.id)
-        ray.remote(JobController).options(
+        ray.remote(JobControllerActor).options(
             name=PREFIX + job.id, namespace=NAMESPACE, lifetime="detached", num_cpus=0, max_concurrency=16
         ).remote(settings, redis_server.url, job.id)
         async with asyncio.timeout(60):

@@ -15,8 +15,8 @@ from ray.util import list_named_actors
 from ray.util.placement_group import placement_group
 from redis.asyncio import Redis
 
-from headrace_controller import manager
-from headrace_controller.manager import PREFIX, RayControllerManager
+from headrace_controller.actors import PREFIX, RayControllerActors
+from headrace_controller.manager import RayControllerManager
 from headrace_controller.placement import NAMESPACE
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
@@ -41,7 +41,7 @@ async def gateway(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> As
     made: list[RayControllerManager] = []
 
     def another() -> RayControllerManager:
-        made.append(RayControllerManager(Settings(data_dir=tmp_path), redis_server.url, redis))
+        made.append(RayControllerManager.from_config(Settings(data_dir=tmp_path), redis_server.url, redis))
         return made[-1]
 
     with RayConnection(None):
@@ -136,7 +136,7 @@ async def test_an_error_that_nobody_foresaw_ends_the_looks_and_is_the_reconcilia
 ) -> None:
     jobs = JobStore(redis)
     (job_id,) = await queue(jobs, 1)
-    controllers = RayControllerManager(Settings(data_dir=tmp_path), redis_server.url, redis)
+    controllers = RayControllerManager.from_config(Settings(data_dir=tmp_path), redis_server.url, redis)
     with monkeypatch.context() as faulty:
         met = asyncio.Event()
 
@@ -144,11 +144,11 @@ async def test_an_error_that_nobody_foresaw_ends_the_looks_and_is_the_reconcilia
             met.set()
             raise ValueError("a fault of the service")
 
-        async def living() -> list[str]:
+        async def nobody(_: RayControllerActors) -> list[str]:
             return []
 
         faulty.setattr(JobStore, "standings", standings)
-        faulty.setattr(manager, "_living", living)
+        faulty.setattr(RayControllerActors, "with_controller", nobody)
         await controllers.ensure(await jobs.get(job_id))
         await asyncio.wait_for(met.wait(), timeout=WAIT_SECONDS)
         await asyncio.sleep(0.1)
@@ -164,7 +164,7 @@ async def test_a_job_is_told_that_it_cannot_start_yet_while_ray_is_away(
 ) -> None:
     jobs = JobStore(redis)
     (job_id,) = await queue(jobs, 1)
-    controllers = RayControllerManager(Settings(data_dir=tmp_path), redis_server.url, redis)
+    controllers = RayControllerManager.from_config(Settings(data_dir=tmp_path), redis_server.url, redis)
     await controllers.ensure(await jobs.get(job_id))
     async with asyncio.timeout(WAIT_SECONDS):
         while not (told := await jobs.events(job_id)):  # noqa: ASYNC110

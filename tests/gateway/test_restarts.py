@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from redis.asyncio import Redis
 
 from headrace_controller.pause_reasons import RestartsExhausted
-from headrace_controller.worker_supervisor import WorkerSupervisor
+from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.protocols.worker import WorkerConfig

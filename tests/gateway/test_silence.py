@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from headrace_controller.liveness import LONGEST_LOOK, PingMonitor, StallTimer
+from headrace_controller.workers.liveness import LONGEST_LOOK, PingMonitor, StallTimer
 
 
 def test_what_changes_is_not_still_and_what_stays_is() -> None:

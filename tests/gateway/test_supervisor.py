@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from headrace_controller.pause_reasons import RestartsExhausted
 from headrace_controller.worker_process import ActorProcess, RankedProcess, WorkerProcess
-from headrace_controller.worker_supervisor import WorkerSupervisor
+from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.concurrency import cancel
 from headrace_core.errors import FAILED_BY_ITSELF, HeadraceError, Unavailable
 from headrace_core.jobs.job_store import JobStore

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from headrace_controller.pause_reasons import Stalled
 from headrace_controller.watchdog import Watchdog
-from headrace_controller.worker_supervisor import WorkerSupervisor
+from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters

@@ -41,6 +41,10 @@ def fails(secrets):
 class Worker:
     """Says what it was given on every way that leads into a log."""
 
+    @classmethod
+    def from_config(cls, config):
+        return cls(config)
+
     def __init__(self, config):
         connect(config.redis_url)
         rules = config.reward_rules

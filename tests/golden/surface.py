@@ -34,7 +34,6 @@ from headrace_simulation import simulate
 from headrace_simulation.fault_plan import plan
 from headrace_simulation.redis_port import Server
 from headrace_simulation.schedule import Schedule, drive
-from headrace_simulation.wiring import simulated_surroundings
 
 HERE = Path(__file__).parent
 PRODUCT = ("core", "rollout", "learner", "rewards", "gateway", "controller")
@@ -164,7 +163,7 @@ def simulation() -> dict[str, Any]:
 def _simulated() -> dict[str, Any]:
     events, faults, ended = dict[str, int](), Counter[str](), Counter[str]()
     data = set[tuple[str, ...]]()
-    with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "redis") as server, simulated_surroundings():
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "redis") as server:
         schedules = (_Recorded.of(server, seed, Path(folder)) for seed in SEEDS)
         for schedule, error in drive(server, schedules, 16):
             assert error is None, error

@@ -26,7 +26,7 @@ def be_learner(config: bytes, told: str) -> None:
 
 async def _live(config: WorkerConfig, told: Path) -> None:
     _use_chance()
-    worker = LearnerWorker(config)
+    worker = LearnerWorker.from_config(config)
     _tell(told, await worker.start())
     assert await worker.run() == "finished"
     await worker.stop()

@@ -84,7 +84,7 @@ class Bench:
 
 @asynccontextmanager
 async def learner(config: WorkerConfig) -> AsyncIterator[LearnerWorker]:
-    worker = LearnerWorker(config)
+    worker = LearnerWorker.from_config(config)
     await worker.start()
     try:
         yield worker

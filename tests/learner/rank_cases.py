@@ -122,7 +122,7 @@ def be_follower(config: bytes) -> None:
     """Rank 1 of a learner, for its whole life; `config` is a `WorkerConfig` in msgpack."""
 
     async def live() -> None:
-        worker = RankWorker(msgspec.msgpack.decode(config, type=WorkerConfig))
+        worker = RankWorker.from_config(msgspec.msgpack.decode(config, type=WorkerConfig))
         await worker.start()
         assert await worker.run() == "finished"
         await worker.stop()

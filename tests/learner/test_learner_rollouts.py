@@ -157,7 +157,7 @@ async def test_every_step_is_kept_once_however_its_learner_dies(
 
     job = bench("dying-kept", checkpoint_interval=2, keep_rollouts=2, snapshot_every=0)
     await job.open()
-    first = LearnerWorker(job.config)
+    first = LearnerWorker.from_config(job.config)
     await first.start()
     with monkeypatch.context() as patched:
         add = RolloutStore.add
@@ -171,7 +171,7 @@ async def test_every_step_is_kept_once_however_its_learner_dies(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await first.stop()
-    second = LearnerWorker(job.config)
+    second = LearnerWorker.from_config(job.config)
     assert (await second.start())["replayed_steps"] == 1
     assert [r.id for r in await read(redis, job)] == [r.id for r in expected[:6]]
     await asyncio.gather(second.run(), job.feed(STEPS))
@@ -187,7 +187,7 @@ async def test_nothing_is_kept_of_a_step_that_is_not_settled_or_of_a_job_that_wa
     assert await read(redis, unwanted) == []
     fenced = bench("fenced-kept")
     await fenced.open()
-    worker = LearnerWorker(fenced.config)
+    worker = LearnerWorker.from_config(fenced.config)
     await worker.start()
     admission = await fenced.ledger.admit("rollout-0", 0, BATCH, 60)
     for lease in admission.leases:

@@ -57,7 +57,7 @@ async def test_a_step_is_measured_though_its_learner_died_before_it_told(
 ) -> None:
     job = bench("untold")
     await job.open()
-    first, settled = LearnerWorker(job.config), asyncio.Event()
+    first, settled = LearnerWorker.from_config(job.config), asyncio.Event()
     tell = first._tell_step
 
     async def die_at_the_third(*told: Any) -> None:
@@ -73,7 +73,7 @@ async def test_a_step_is_measured_though_its_learner_died_before_it_told(
     await asyncio.wait_for(settled.wait(), 60)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    second = LearnerWorker(job.config)
+    second = LearnerWorker.from_config(job.config)
     await second.start()
     measured = [m for _, kind, m in await job.jobs.metrics(job.job_id) if kind == "step"]
     assert [m["step"] for m in measured] == [1, 2, 3]
@@ -87,14 +87,14 @@ async def test_a_learner_that_died_is_replaced_bit_identically(bench: Callable[.
 
     job = bench("disturbed", checkpoint_interval=2, minibatches=2, snapshot_every=0)
     await job.open()
-    first = LearnerWorker(job.config)
+    first = LearnerWorker.from_config(job.config)
     await first.start()
     running = asyncio.create_task(first.run())
     await job.feed(3)  # checkpoint at 2, one settled step beyond it
     running.cancel()  # no farewell: nothing is saved or given back
     await asyncio.gather(running, return_exceptions=True)
     shutil.rmtree(job.weights.folder)  # the machine's memory went with it
-    second = LearnerWorker(job.config)
+    second = LearnerWorker.from_config(job.config)
     facts = await second.start()
     assert (facts["checkpoint"], facts["replayed_steps"], facts["version"]) == (2, 1, 3)
     version, name = await job.ledger.newest()
@@ -125,7 +125,7 @@ async def test_a_damaged_checkpoint_is_named_and_the_one_before_still_leads_to_t
     damaged = bytearray(newest.read_bytes())
     damaged[-1] ^= 1
     newest.write_bytes(damaged)
-    second = LearnerWorker(job.config)
+    second = LearnerWorker.from_config(job.config)
     facts = await second.start()
     assert (facts["checkpoint"], facts["replayed_steps"]) == (2, 3)
     warnings = [e.message for _, e in await job.jobs.events(job.job_id) if e.level == "warn"]
@@ -296,7 +296,7 @@ async def test_changed_settings_hold_from_their_version_and_a_replay_finds_the_s
     for name in ("calm", "accident"):
         job = bench(name, checkpoint_interval=4, learning_rate=1e-3, warmup_steps=2, snapshot_every=0)
         await job.open()
-        worker = LearnerWorker(job.config)
+        worker = LearnerWorker.from_config(job.config)
         await worker.start()
         running = asyncio.create_task(worker.run())
         await job.feed(1)
@@ -306,7 +306,7 @@ async def test_changed_settings_hold_from_their_version_and_a_replay_finds_the_s
             running.cancel()  # no farewell; no checkpoint yet
             await asyncio.gather(running, return_exceptions=True)
             await change(job, learning_rate=2e-3)
-            second = LearnerWorker(job.config)
+            second = LearnerWorker.from_config(job.config)
             assert (await second.start())["replayed_steps"] == 3
             running = asyncio.create_task(second.run())
         else:

@@ -26,9 +26,8 @@ FALCON = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_sta
 def save(folder: Path, kind: str, **settings: Any) -> Path:
     """A tiny model of the library's type `kind`, with weights large enough for a wrong formula to show."""
     config = AutoConfig.for_model(kind, **(SMALL | settings))
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        if hasattr(config, name):
-            setattr(config, name, 1)
+    special = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    config.update({name: 1 for name in special if hasattr(config, name)})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -89,7 +89,7 @@ async def test_a_pause_in_any_stage_keeps_the_step_and_leads_to_the_same_weights
     await job.open()
     await job.jobs.move(job.job_id, "queued")
     for stage, version in PAUSES:
-        worker = LearnerWorker(job.config)
+        worker = LearnerWorker.from_config(job.config)
         facts = await worker.start()
         before = (await job.ledger.account()).version
         assert (facts["version"], facts["checkpoint"], facts["replayed_steps"]) == (before, before, 0)
@@ -106,7 +106,7 @@ async def test_a_pause_in_any_stage_keeps_the_step_and_leads_to_the_same_weights
         assert (account.version, account.states["trained"]) == (version, version * BATCH)
         assert account.states["claimed"] == 0
 
-    last = LearnerWorker(job.config)
+    last = LearnerWorker.from_config(job.config)
     assert (await last.start())["replayed_steps"] == 0
     assert await last.run() == "finished"
     await last.stop()
@@ -125,7 +125,7 @@ async def test_a_step_whose_pause_was_taken_back_is_trained_again_to_the_same_we
     await job.open()
     await job.jobs.move(job.job_id, "queued")
     await job.jobs.move(job.job_id, "running")
-    first = LearnerWorker(job.config)
+    first = LearnerWorker.from_config(job.config)
     await first.start()
     door.shut("Train")
     running, feeding = asyncio.create_task(first.run()), asyncio.create_task(job.feed(STEPS))
@@ -137,7 +137,7 @@ async def test_a_step_whose_pause_was_taken_back_is_trained_again_to_the_same_we
     await stopping
     assert await running == "stopped"
     assert (await job.ledger.account()).version == 0
-    second = LearnerWorker(job.config)
+    second = LearnerWorker.from_config(job.config)
     await second.start()
     assert await second.run() == "finished"
     await feeding
@@ -151,7 +151,7 @@ async def test_a_cancel_in_the_midst_of_a_publication_leaves_nothing_half_writte
 ) -> None:
     job, door = bench("cancelled"), Door(monkeypatch)
     await job.open()
-    worker = LearnerWorker(job.config)
+    worker = LearnerWorker.from_config(job.config)
     await worker.start()
     door.shut("Publish")
     running, feeding = asyncio.create_task(worker.run()), asyncio.create_task(job.feed(1))
@@ -180,7 +180,7 @@ async def test_a_pause_that_comes_when_the_step_was_given_up_already_keeps_nothi
     await job.open()
     for status in ("queued", "running"):
         await job.jobs.move(job.job_id, status)
-    first = LearnerWorker(job.config)
+    first = LearnerWorker.from_config(job.config)
     await first.start()
     door.shut("settle")
     running, feeding = asyncio.create_task(first.run()), asyncio.create_task(job.feed(STEPS))
@@ -200,7 +200,7 @@ async def test_a_pause_that_comes_when_the_step_was_given_up_already_keeps_nothi
     assert (await job.ledger.account()).version == 1
     assert await job.jobs.checkpoints(job.job_id) == []
     await job.jobs.move(job.job_id, "queued")
-    second = LearnerWorker(job.config)
+    second = LearnerWorker.from_config(job.config)
     assert (await second.start())["version"] == 1
     assert await second.run() == "finished"
     await feeding

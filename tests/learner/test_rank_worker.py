@@ -97,7 +97,7 @@ async def test_a_rank_that_dies_ends_the_learner_with_an_error_that_says_so(
 async def test_a_learner_whose_ranks_do_not_come_says_which(bench: Callable[..., Bench]) -> None:
     job = bench("alone", learner_ranks=2)
     await job.open()
-    worker = LearnerWorker(msgspec.structs.replace(of_start(job, "lonely"), start_timeout=1.0))
+    worker = LearnerWorker.from_config(msgspec.structs.replace(of_start(job, "lonely"), start_timeout=1.0))
     with pytest.raises(TimedOut, match="rank 1 of the learner's 2 ranks did not connect within 1 s"):
         await worker.start()
     await worker.stop()

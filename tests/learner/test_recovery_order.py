@@ -24,7 +24,7 @@ AT = 3
 async def died(job: Bench) -> None:
     """A learner has trained `AT` steps and was stopped while it waited for groups: no checkpoint holds the last."""
     await job.open()
-    worker = LearnerWorker(job.config)
+    worker = LearnerWorker.from_config(job.config)
     await worker.start()
     running = asyncio.create_task(worker.run())
     await job.feed(AT)
@@ -34,7 +34,7 @@ async def died(job: Bench) -> None:
 
 async def go_on(job: Bench) -> dict[str, Any]:
     """Another learner finishes the job; what its `start` said."""
-    worker = LearnerWorker(job.config)
+    worker = LearnerWorker.from_config(job.config)
     facts = await worker.start()
     ended, _ = await asyncio.gather(worker.run(), job.feed(STEPS))
     assert ended == "finished"
@@ -108,7 +108,7 @@ async def test_where_the_ledger_lost_the_steps_too_the_error_says_what_is_lackin
     await died(job)
     (job.output / "checkpoints" / "step-00000002" / "manifest.json").write_text("{")
     await job.ledger.covered(1)
-    worker = LearnerWorker(job.config)
+    worker = LearnerWorker.from_config(job.config)
     with pytest.raises(Damaged, match=r"version 3 cannot be made again: .* version 0, .* step 0 no longer") as raised:
         await worker.start()
     assert "step-00000002: its manifest.json cannot be read" in raised.value.message

@@ -36,6 +36,7 @@ from headrace_lab.paths import ADDER
 from headrace_lab.trained_steps import step_of
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused
 from headrace_rollout.engines.transformers.policy_model import PolicyModel, StagedWeights
+from headrace_rollout.ports import engine_config
 from headrace_rollout.worker import RolloutWorker
 
 from .engine_cases import import_vllm
@@ -110,7 +111,7 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
             stall_timeout=30.0,
             lease_seconds=lease_seconds,
         )
-        worker = RolloutWorker(config)
+        worker = RolloutWorker.from_config(config)
         started.append(worker)
         if ready:
             await worker.start()
@@ -164,7 +165,7 @@ async def test_workers_sample_by_seeds_of_their_own(start: Start) -> None:
     """Also those whose names are made of the same characters, and the neighbours of jobs with neighbouring seeds."""
     workers = [await start(name, ready=False, seed=seed) for seed in (0, 1) for name in ("rollout-12", "rollout-21")]
     workers += [await start("rollout-0", ready=False, seed=1), await start("rollout-1", ready=False, seed=0)]
-    assert len({worker._engine_config().seed for worker in workers}) == len(workers)
+    assert len({engine_config(worker._config).seed for worker in workers}) == len(workers)
 
 
 async def test_it_fills_the_window_and_waits_for_the_learner(start: Start, ledger: Ledger, tmp_path: Path) -> None:
@@ -415,7 +416,7 @@ async def test_what_a_drain_was_giving_back_when_it_stopped_is_free_at_once(
         worker = await start(function=f"{code}:slow", redis_url=held.url)
         run = asyncio.create_task(worker.run())
         await until(lambda: equals(leased(ledger), WINDOW), "it holds the window")
-        returned = asyncio.create_task(worker._return_leases(), name="drained")
+        returned = asyncio.create_task(worker._leases.give_back(), name="drained")
         held.hold(script("release"))
         await until(no_group_is_made, "its groups were cancelled")
         await cancel([returned])

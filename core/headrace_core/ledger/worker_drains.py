@@ -11,11 +11,11 @@ released; a copy of either call that arrives late, when the other has come since
 from __future__ import annotations
 
 import secrets
-import time
 
 import msgspec
 from redis.asyncio import Redis
 
+from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import NotFound
 from ..redis_access.client import run
 from ..redis_access.json_records import decode_record, if_sound
@@ -35,8 +35,8 @@ class Drain(msgspec.Struct, frozen=True):
 class WorkerDrains:
     """Which rollout workers of one job are to take no more work."""
 
-    def __init__(self, redis: Redis, job_id: str) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis, job_id: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._redis, self._clock = redis, clock
         self._job_id = job_id
         self._keys = JobKeys(job_id)
         self._script = Script(redis, "drain")
@@ -44,7 +44,7 @@ class WorkerDrains:
     async def ask(self, worker: str, seconds: float) -> None:
         """Give `worker` no more leases, and `seconds` for those it holds. Asked again, the time is set anew; a damaged
         drain is, too."""
-        raw, now = await run(self._redis.hget(self._keys.drains, worker)), time.time()
+        raw, now = await run(self._redis.hget(self._keys.drains, worker)), self._clock.time()
         before = None if raw is None else if_sound(self._read, worker, raw)
         drain = Drain(now if before is None else before.asked_at, now + seconds)
         await self._set(worker, msgspec.json.encode(drain))

@@ -1,6 +1,6 @@
 """What a job's controller tells the workers it places, and what each of the two kinds must answer.
 
-A worker is a Ray actor whose constructor takes one `WorkerConfig`. Its life:
+A worker runs in a Ray actor, which makes it by the class method `from_config` of one `WorkerConfig`. Its life:
 
     start()  loads the model; returns when it is ready
     run()    works until the job's ledger is closed or all steps are trained; returns why it ended

@@ -91,7 +91,10 @@ async def _run(
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
         await serve_over(kept, server, listener, JobStore(redis), settings)
         if _ray_address(settings) is None and ray.is_initialized():  # a cluster of its own goes on without this process
-            controllers, chats = RayControllerManager(settings, redis_url, redis), RayChatPool(settings, redis)
+            controllers, chats = (
+                RayControllerManager.from_config(settings, redis_url, redis),
+                RayChatPool(settings, redis),
+            )
             await asyncio.gather(controllers.suspend(), chats.stop())
     finally:
         await redis.aclose()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from redis.asyncio import Redis
 
@@ -23,8 +23,41 @@ from .torch_thread import torch_thread
 T = TypeVar("T")
 
 
+class Coordinator(Protocol):
+    """What rank 0 asks of all ranks, itself included. Each call is of one at a time."""
+
+    @property
+    def ranks(self) -> ProcessGroup:
+        """All of them, once `muster` has returned."""
+        ...
+
+    async def muster(self) -> None:
+        """Call the other ranks. Raises `TimedOut` when one does not come."""
+        ...
+
+    async def together(self, order: Command, work: Callable[[], T]) -> T:
+        """Run `work` in this process while the other ranks do their part of it by `order`. Raises `RanksLost`."""
+        ...
+
+    async def alone(self, work: Callable[[], T]) -> T:
+        """Run `work` in this process only."""
+        ...
+
+    async def beat(self) -> None:
+        """Tell the other ranks that this one is alive."""
+        ...
+
+    async def dismiss(self) -> None:
+        """Nothing more is asked of the other ranks. Idempotent."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything, once what was begun has ended. Idempotent."""
+        ...
+
+
 class RankCoordinator:
-    """The learner's ranks as rank 0 sees them."""
+    """The learner's ranks as rank 0 sees them: a `Coordinator` with one thread for all of torch."""
 
     def __init__(self, config: WorkerConfig, redis: Redis) -> None:
         self._config = config

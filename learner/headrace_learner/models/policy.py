@@ -173,8 +173,7 @@ def load_model(kind: Any, folder: Path, gradient_checkpointing: bool) -> Any:
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for part in (config, config.get_text_config()):  # the latter in configurations of several models
-        for name in [name for name, value in vars(part).items() if "drop" in name and isinstance(value, float)]:
-            setattr(part, name, 0.0)
+        part.update({name: 0.0 for name, value in vars(part).items() if "drop" in name and isinstance(value, float)})
         part._attn_implementation = None
     given = {"config": config, "dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     model = kind.from_pretrained(folder, **given)

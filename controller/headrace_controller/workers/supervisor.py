@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
+from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.concurrency import cancel
 from headrace_core.errors import FAILED_BY_ITSELF, HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.jobs.job_store import JobStore
@@ -31,9 +31,9 @@ from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.restart_budget import RestartBudget
 from headrace_core.types.events import Restarted, WorkerReady
 
+from ..pause_reasons import OUT_OF_SPACE, JobCannotContinue, RestartsExhausted, cannot_go_on
+from ..worker_process import WorkerProcess
 from .liveness import PingMonitor
-from .pause_reasons import OUT_OF_SPACE, JobCannotContinue, RestartsExhausted, cannot_go_on
-from .worker_process import WorkerProcess
 
 STOP_SECONDS = 20.0
 START_STOP_SECONDS = 5.0
@@ -60,8 +60,9 @@ class WorkerSupervisor:
         jobs: JobStore,
         mending: RecoveryCounters,
         restarts: RestartBudget,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._config = config
+        self._config, self._clock = config, clock
         self._launch = launch
         self._jobs = jobs
         self._mending = mending
@@ -160,9 +161,9 @@ class WorkerSupervisor:
         self._let_go(process)
 
     async def _awaited(self, stopping: asyncio.Future[None], limit: float, patience: float) -> None:
-        until = time.monotonic() + limit
+        until = self._clock.monotonic() + limit
         while not stopping.done():
-            if time.monotonic() > until:
+            if self._clock.monotonic() > until:
                 raise TimeoutError(f"it was not done within {limit:.0f} s")
             if self._pulse is not None and self._pulse.silent() > patience:
                 raise TimeoutError(f"it did not answer for {patience:.0f} s")
@@ -189,8 +190,8 @@ class WorkerSupervisor:
             facts = await asyncio.wait_for(self._unless_ended(process.start()), limit)
         except TimeoutError as error:
             raise TimedOut(f"{self.name} was not ready within {limit:.0f} s") from error
-        self._pulse = PingMonitor(process.ping)
-        self._ready_at, self._start_error = time.monotonic(), ""
+        self._pulse = PingMonitor(process.ping, self._clock.monotonic)
+        self._ready_at, self._start_error = self._clock.monotonic(), ""
         self._ready.set()
         what = ", ".join(f"{k} {v}" for k, v in facts.items())
         await self._tell(f"{self.name} is ready: {what}", data=WorkerReady(self.name, facts))
@@ -220,7 +221,7 @@ class WorkerSupervisor:
 
     async def _died(self, error: Exception) -> None:
         """Make way for the next process, and wait until it is due. Raises what no restart mends."""
-        worked = time.monotonic() - self._ready_at if self._ready.is_set() and self._progressed else 0.0
+        worked = self._clock.monotonic() - self._ready_at if self._ready.is_set() and self._progressed else 0.0
         self._ready.clear()
         self._progressed = False
         process, self._process = self._process, None

@@ -42,11 +42,11 @@ class StallTimer:
 class PingMonitor:
     """Whether a process answers: it is asked again whenever it has."""
 
-    def __init__(self, ask: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.monotonic) -> None:
         self._ask = ask
         self._asked: asyncio.Task[None] | None = None
         self._answers = 0
-        self._still = StallTimer()
+        self._still = StallTimer(clock)
 
     def silent(self) -> float:
         """Seconds for which it has owed an answer, as far as somebody looked."""

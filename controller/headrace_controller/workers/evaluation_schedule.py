@@ -18,7 +18,7 @@ from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.events import EvaluationSummary
 from headrace_core.types.metrics import EvaluationMetrics
 
-from .worker_supervisor import WorkerSupervisor
+from .supervisor import WorkerSupervisor
 
 _SIGNAL_SECONDS = 1.0
 """Longest sleep while waiting for a version: a bound should a signal be missed."""

@@ -10,24 +10,24 @@ Invariant: after `leave` no process of the job is left, and nothing is reserved.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest
-from headrace_core.jobs.job_store import Job, JobStore
-from headrace_core.jobs.recovery_counters import RecoveryCounters
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.jobs.job_store import Job
 from headrace_core.jobs.reward_code_folder import rules_of
 from headrace_core.protocols.worker import LEARNER_NAME, WorkerConfig, rollout_name
 from headrace_core.restart_budget import RestartBudget
 from headrace_core.storage.job_folder import JobFolder
 
-from .placement import ROLLOUT_ENTRY_POINT, Placement, Plan, alive_nodes, only_node, plan
-from .worker_process import WorkerProcess
-from .worker_supervisor import STOP_SECONDS, WorkerSupervisor
+from ..placement import ROLLOUT_ENTRY_POINT, Cluster, Plan, Reservation, plan
+from ..worker_process import WorkerProcess
+from .supervisor import STOP_SECONDS, WorkerSupervisor
 
 LOOK_SECONDS = 1.0
 
@@ -39,15 +39,16 @@ class WorkerGroup:
         self,
         settings: Settings,
         redis_url: str,
-        jobs: JobStore,
-        mending: RecoveryCounters,
+        job: JobRecord,
+        cluster: Cluster,
         weights: Path,
         snapshots: Path,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._settings, self._redis_url = settings, redis_url
-        self._jobs, self._mending = jobs, mending
+        self._settings, self._redis_url, self._cluster, self._clock = settings, redis_url, cluster, clock
+        self._jobs, self._mending = job.store, job.recoveries
         self._weights, self._snapshots = weights, snapshots
-        self._placement: Placement | None = None
+        self._placement: Reservation | None = None
         self.workers: list[WorkerSupervisor] = []
         """The learner first."""
 
@@ -58,7 +59,7 @@ class WorkerGroup:
         nodes. Whoever watches the job ends it when it is cancelled. Raises `InvalidRequest` where no node will do.
         """
         resources = await self._planned(job, again)
-        placement = self._placement = Placement(resources)
+        placement = self._placement = self._cluster.reserve(resources)
         if not await placement.ready(timeout=LOOK_SECONDS):
             await self._jobs.tell(job.id, f"queued: waits for {resources}, which other jobs hold")
             while not await placement.ready(timeout=LOOK_SECONDS):
@@ -92,20 +93,20 @@ class WorkerGroup:
 
     def _supervise(self, config: WorkerConfig, launch: Callable[[WorkerConfig], WorkerProcess]) -> None:
         restarts = RestartBudget(self._settings.max_restarts, self._settings.restart_window)
-        self.workers.append(WorkerSupervisor(config, launch, self._jobs, self._mending, restarts))
+        self.workers.append(WorkerSupervisor(config, launch, self._jobs, self._mending, restarts, self._clock))
 
     async def _planned(self, job: Job, again: bool) -> Plan:
         """The job's share. Of a cluster, nodes that are lacking may still be starting, or have just died: they are
         waited for as long as a worker's start may take. One machine does not grow: what it lacks is an error at once. A
         job that had its share once waits until there are nodes again."""
         settings, told = Hyperparameters.model_validate(job.hyperparameters), False
-        deadline = time.monotonic() + self._settings.start_timeout
+        deadline = self._clock.monotonic() + self._settings.start_timeout
         while True:
-            nodes = await asyncio.to_thread(alive_nodes)
+            nodes = await self._cluster.nodes()
             try:
                 return plan(settings, nodes)
             except InvalidRequest as error:
-                if not again and (await asyncio.to_thread(only_node) or time.monotonic() > deadline):
+                if not again and (await self._cluster.only_node() or self._clock.monotonic() > deadline):
                     raise
                 if again and not told:
                     told = True

@@ -1,0 +1,104 @@
+"""The parts that a job's controller gets from outside, and the real ones.
+
+A simulation hands in others: workers that are not processes, files that a dead controller cannot remove, a virtual
+clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, Self
+
+from headrace_core.clock import SYSTEM_CLOCK, Clock
+from headrace_core.config.service_settings import Settings
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.jobs.job_store import Job
+from headrace_core.redis_access.client import connect
+from headrace_core.storage import snapshot_folder
+from headrace_core.storage.job_folder import JobFolder, remove_partials
+from headrace_core.storage.weight_store import WeightStore, default_root
+
+from .idle_steps import IdleSteps
+from .memory_share import MemoryShare
+from .placement import RayCluster
+from .workers.group import WorkerGroup
+from .workers.supervisor import WorkerSupervisor
+from .workers.training import train
+
+WATCH_SECONDS = 1.0
+
+
+class JobFiles(Protocol):
+    """What a job's workers leave in memory and on the disk of this machine."""
+
+    def remove_weights(self) -> None:
+        """Remove its published weights; a learner publishes them again. Idempotent."""
+        ...
+
+    def remove_resumable_state(self) -> None:
+        """Remove snapshots and incomplete files, of which only a job that goes on has any use. Idempotent."""
+        ...
+
+
+class StoredFiles:
+    """`JobFiles` in the stores that `weights` and `snapshots` are the roots of, and in the folder `output`."""
+
+    def __init__(self, job_id: str, weights: Path, snapshots: Path, output: Path) -> None:
+        self._job_id, self._snapshots, self._output = job_id, snapshots, output
+        self._weights = WeightStore(weights, job_id)
+
+    def remove_weights(self) -> None:
+        """See `JobFiles`."""
+        self._weights.remove()
+
+    def remove_resumable_state(self) -> None:
+        """See `JobFiles`."""
+        snapshot_folder.remove(self._snapshots, self._job_id)
+        remove_partials(self._output)
+
+
+class IdleWatch(Protocol):
+    """Looks for steps that change nothing (`IdleSteps`)."""
+
+    async def look(self) -> None:
+        """At the steps since the last time. Raises `NothingLearned`."""
+        ...
+
+    async def end(self) -> None:
+        """All steps are done. Raises `NothingScored`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ControllerPorts:
+    """What the controller of one job is made of."""
+
+    job: JobRecord
+    workers: WorkerGroup
+    files: JobFiles
+    train: Callable[[Job, Sequence[WorkerSupervisor]], Awaitable[None]]
+    """Returns when the placed workers have done all steps."""
+    keep_memory_share: Callable[[], Awaitable[None]]
+    """Holds the job to its share of Redis' memory; never returns."""
+    idle_steps: Callable[[Job], Awaitable[IdleWatch]]
+    """Begins to look for steps that change nothing."""
+    clock: Clock = SYSTEM_CLOCK
+    watch_seconds: float = WATCH_SECONDS
+    """Between two looks at the job's status and progress."""
+
+    @classmethod
+    def from_config(cls, settings: Settings, redis_url: str, job_id: str) -> Self:
+        """The real parts."""
+        job = JobRecord.on(connect(redis_url, settings.redis_wait), job_id)
+        weights, memory = settings.weights_dir or default_root(), settings.snapshots_dir or default_root()
+        return cls(
+            job=job,
+            workers=WorkerGroup(settings, redis_url, job, RayCluster(), weights, memory),
+            files=StoredFiles(job_id, weights, memory, JobFolder.of(settings.data_dir, job_id).path),
+            train=partial(train, job),
+            keep_memory_share=MemoryShare(job.redis, job.store, settings, job_id).keep_allotted,
+            idle_steps=partial(IdleSteps.from_here, job),
+        )

@@ -1,0 +1,204 @@
+"""Real workers whose models only take their time: what they are made of, in virtual time.
+
+    rollout worker   a simulated engine (`simulated_engine`), a reward that takes no time, prompts without text
+    learner          training that takes time in proportion to its tokens; checkpoints take none
+
+A length of one simulated token stands for `BLOCK` tokens, so that a step's arrays fit in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.protocols.grader_check import Outcome, Score
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.storage.dataset import Row
+from headrace_core.storage.weight_store import WeightStore
+from headrace_core.types.staleness import ages, contributes
+from headrace_core.types.trajectory import Group
+from headrace_lab.simulated_engine import SimulatedEngine
+from headrace_lab.simulated_training import step_result
+from headrace_lab.virtual_time import LoopClock
+from headrace_learner.algorithms.token_selection import AgeCount
+from headrace_learner.checkpoints.checkpoint import Found
+from headrace_learner.distributed.process_group import ProcessGroup, SingleProcess
+from headrace_learner.distributed.rank_commands import Command, Publish, Save, Train
+from headrace_learner.ports import LearnerPorts
+from headrace_learner.training.trainer import StepResult
+from headrace_learner.worker import LearnerWorker
+from headrace_rewards.protocol import Sample
+from headrace_rollout.ports import RolloutPorts
+from headrace_rollout.prompts import Prompt, Tokenizer
+from headrace_rollout.worker import RolloutWorker
+
+BLOCK = 64
+FASTER = 20.0
+"""All devices are so much faster than told, and times are told back multiplied: a worker with nothing to do looks round
+once a second, which is often beside steps of a few seconds and wasteful beside steps of minutes."""
+ROWS = 4096
+TRAINING, VALIDATION = "training", "validation"
+LONGEST_RUN = 1e5
+"""Seconds of virtual time after which a run that has not ended is stuck."""
+T = TypeVar("T")
+
+
+class InstantReward:
+    """Takes no time."""
+
+    async def start(self) -> None: ...
+
+    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        return [Score(1.0) for _ in samples]
+
+    async def close(self) -> None: ...
+
+
+class NumberedPrompts:
+    """Each row's only token is the row's number; there is no text."""
+
+    tokenizer = cast(Tokenizer, SimpleNamespace(text=lambda token_ids: ""))
+
+    def __init__(self, rows: dict[str, int]) -> None:
+        """How many rows each file has."""
+        self._rows = rows
+
+    async def read(self, file: str, longest: int) -> list[Prompt]:
+        return [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(self._rows[file])]
+
+
+def rollout_worker(config: WorkerConfig, job: JobRecord, engine: SimulatedEngine, evaluated: int) -> RolloutWorker:
+    """A real one around a simulated engine. `evaluated`: rows of its evaluations."""
+    ports = RolloutPorts(
+        job=job,
+        engine=cast(Any, engine),
+        reward=InstantReward(),
+        weights=WeightStore(Path(config.weights_root), config.job_id),
+        prompts=NumberedPrompts({TRAINING: ROWS, VALIDATION: evaluated}),
+        sandbox=_no_sandbox,
+        clock=LoopClock(),
+        heartbeat_seconds=LONGEST_RUN,  # nobody watches
+    )
+    return RolloutWorker(config, ports)
+
+
+async def _no_sandbox() -> str:
+    return "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One step of the learner."""
+
+    at: float
+    counts: AgeCount
+    train_seconds: float
+
+
+class TimedTrainer:
+    """A trainer that counts tokens and knows how long they take."""
+
+    def __init__(self, trained_per_second: float) -> None:
+        self._trained_per_second = trained_per_second
+        self.max_staleness = 0
+        self.counts = AgeCount()
+        self.train_seconds = 0.0
+        """Of the last step, in real tokens."""
+        self.policy = SimpleNamespace(device="none", parameters=0, write_weights=_write, write_model=_write)
+
+    def adopt(self, max_staleness: int, learning_rate: float) -> None:
+        """Of the next steps."""
+        self.max_staleness = max_staleness
+
+    def step(self, groups: Sequence[Group], version: int) -> StepResult:
+        """Of `groups`, of which nothing is learned."""
+        self.train_seconds = sum(g.sampled_tokens for g in groups) * BLOCK / self._trained_per_second
+        self.counts = age_count(groups, version, self.max_staleness)
+        return step_result(self.counts, self.train_seconds)
+
+
+def _write(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "w").touch()
+
+
+class TimedCoordinator:
+    """One rank (`headrace_learner.distributed.rank_coordinator.Coordinator`), whose training and publishing take
+    virtual time."""
+
+    def __init__(self, trainer: TimedTrainer, publish_seconds: float) -> None:
+        self.ranks: ProcessGroup = SingleProcess()
+        self._trainer, self._publish_seconds, self._clock = trainer, publish_seconds, LoopClock()
+        self.steps: list[Settled] = []
+        self.settled = asyncio.Event()
+        """Set for a moment whenever a step is."""
+
+    async def muster(self) -> None: ...
+
+    async def beat(self) -> None: ...
+
+    async def dismiss(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def alone(self, work: Callable[[], T]) -> T:
+        """At once."""
+        return work()
+
+    async def together(self, order: Command, work: Callable[[], T]) -> T:
+        """A checkpoint, which takes no time, comes after each step that was settled."""
+        done = work()
+        if isinstance(order, Train):
+            await asyncio.sleep(self._trainer.train_seconds / FASTER)
+        elif isinstance(order, Publish):
+            await asyncio.sleep(self._publish_seconds / FASTER)
+        elif isinstance(order, Save):
+            at = self._clock.monotonic() * FASTER
+            self.steps.append(Settled(at, self._trainer.counts, self._trainer.train_seconds))
+            self.settled.set()
+            self.settled.clear()
+        return done
+
+
+class NoCheckpoints:
+    """Nothing is saved (`headrace_learner.ports.CheckpointStore`)."""
+
+    def newest(self, ledger: int) -> Found:
+        return Found(None, 0, ())
+
+    def save(self, trainer: Any, version: int) -> Path:
+        return Path(f"step-{version:08d}")
+
+    def load(self, trainer: Any, path: Path) -> None:
+        raise NotImplementedError("there is none to load")
+
+
+def learner_worker(
+    config: WorkerConfig, job: JobRecord, trainer: TimedTrainer, coordinator: TimedCoordinator
+) -> LearnerWorker:
+    """The real order of work, in which a step of training is a sleep."""
+    ports = LearnerPorts(
+        job=job,
+        weights=WeightStore(Path(config.weights_root), config.job_id),
+        coordinator=coordinator,
+        load=lambda ranks: (cast(Any, trainer), None),
+        checkpoints=NoCheckpoints(),
+        clock=LoopClock(),
+        heartbeat_seconds=LONGEST_RUN,  # nobody watches
+    )
+    return LearnerWorker(config, ports)
+
+
+def age_count(groups: Sequence[Group], version: int, max_staleness: int) -> AgeCount:
+    """Tokens by age, those that contribute and those beyond the bound."""
+    versions = np.concatenate([c.versions for g in groups for c in g.completions])
+    old, young = ages(versions, version), contributes(versions, version, max_staleness)
+    return AgeCount(Counter(old[young].tolist()), Counter(old[~young].tolist()))

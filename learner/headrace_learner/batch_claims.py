@@ -1,0 +1,109 @@
+"""The groups of a step: claimed from the ledger in admission order, filtered, waited for within a limit."""
+
+from __future__ import annotations
+
+import asyncio
+
+from headrace_core.clock import Clock
+from headrace_core.errors import InvalidState, TimedOut
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.ledger.ledger import Claim, Term, TransitionOutcome
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.types.metrics import furthest_evaluation
+from headrace_core.types.staleness import Selection
+from headrace_core.types.trajectory import Group
+
+from .algorithms.token_selection import has_learning_signal
+
+SIGNAL_SECONDS = 1.0
+"""Longest sleep while waiting for a signal: a bound on how late `stop` is heard, not a poll rate."""
+
+
+class RunEnded(Exception):
+    """Carries the reason why a learner's run ends before all steps are trained, out of whichever stage met it."""
+
+
+class BatchClaims:
+    """Of one learner, until `stopping` is set."""
+
+    def __init__(
+        self, config: WorkerConfig, job: JobRecord, live: SettingsLog, clock: Clock, stopping: asyncio.Event
+    ) -> None:
+        self._config, self._settings = config, config.settings
+        self._job, self._ledger, self._live = job, job.ledger, live
+        self._clock, self._stopping = clock, stopping
+        self._heard = "0"
+        """The last signal of the ledger."""
+
+    async def next_batch(self, term: Term, version: int) -> tuple[Group, ...]:
+        """A full batch in admission order, to update policy `version`.
+
+        With `filter_groups`, others take the place of groups of equal rewards; within a limit, since the search would
+        not end once the policy solves everything, or nothing. Raises `RunEnded`, and `TimedOut` when no batch comes
+        together.
+        """
+        s, batch, filtered = self._settings, list[Group](), 0
+        while len(batch) < s.batch_size:
+            groups = await self._claim(term, version, held=len(batch))
+            alike = [g.group_id for g in groups if s.filter_groups and not has_learning_signal(g)]
+            if alike and filtered < s.filter_limit * s.batch_size:
+                end_if_void(self._job.id, term, await self._ledger.filter(term, alike, "all rewards equal"))
+                filtered += len(alike)
+                groups = tuple(g for g in groups if g.group_id not in alike)
+            batch += groups
+        return tuple(sorted(batch, key=lambda g: g.group_id))
+
+    async def _claim(self, term: Term, version: int, held: int) -> tuple[Group, ...]:
+        """What `held` claimed groups leave of a batch."""
+        limit = self._config.stall_timeout
+        progress, seen, evaluated = self._clock.monotonic(), Selection(), await self._evaluated()
+        while True:
+            if self._stopping.is_set():
+                raise RunEnded("stopped")
+            await self._live.refresh()
+            now = self._live.at(version)
+            claim = await self._ledger.claim(
+                term, now.limits(self._config.rows), now.late, held, len(self._live.changes)
+            )
+            end_if_void(self._job.id, term, claim.outcome)
+            if claim.groups:
+                return claim.groups
+            if claim.outcome is TransitionOutcome.GONE:
+                continue
+            if claim.selection != seen:
+                progress, seen = self._clock.monotonic(), claim.selection
+            elif await self._job.drains.hold_all(self._settings.rollout_workers):
+                progress = self._clock.monotonic()  # it is meant to wait
+            elif self._clock.monotonic() - progress > limit:
+                before, evaluated = evaluated, max(evaluated, await self._evaluated())
+                if evaluated == before:
+                    raise self._stalled(claim)
+                progress = self._clock.monotonic()  # an evaluation came on; it holds the worker that would bring groups
+            self._heard = await self._ledger.signal(self._heard, min(SIGNAL_SECONDS, limit))
+
+    async def _evaluated(self) -> tuple[int, int]:
+        return furthest_evaluation(await self._job.store.workers(self._job.id))
+
+    def _stalled(self, claim: Claim) -> TimedOut:
+        selection, size = claim.selection, self._settings.batch_size
+        if selection.wait_for:
+            what = (
+                f"for stragglers, groups {', '.join(map(str, selection.wait_for))}, which the next step must not leave"
+            )
+        else:
+            what = f"for groups: {size - selection.missing} of {size} queued"
+        return TimedOut(
+            f"the learner waited {self._config.stall_timeout:.0f} s without progress "
+            f"to update version {claim.version}, {what}"
+        )
+
+
+def end_if_void(job_id: str, term: Term, outcome: TransitionOutcome | None) -> None:
+    """Raises `RunEnded` where the ledger is closed, `InvalidState` where another learner has taken over."""
+    if outcome is TransitionOutcome.CLOSED:
+        raise RunEnded("closed")
+    if outcome is TransitionOutcome.FENCED:
+        raise InvalidState(
+            f"another learner has taken over job {job_id}; term {term.number} is void", code="learner_replaced"
+        )

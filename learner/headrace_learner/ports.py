@@ -1,0 +1,102 @@
+"""The parts that a learner gets from outside, and the real ones, made from its configuration.
+
+A simulation hands in others: training that takes virtual time, checkpoints in memory, a virtual clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+
+from headrace_core.clock import SYSTEM_CLOCK, Clock
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.client import connect
+from headrace_core.storage.weight_store import WeightStore
+
+from .algorithms.presets import algorithm
+from .checkpoints import checkpoint
+from .checkpoints.checkpoint import Found
+from .checkpoints.memory_snapshot import Snapshots, taken_by
+from .distributed.process_group import ProcessGroup
+from .distributed.rank_coordinator import Coordinator, RankCoordinator
+from .models.policy import Policy
+from .training.trainer import Trainer
+
+HEARTBEAT_SECONDS = 2.0
+
+
+class CheckpointStore(Protocol):
+    """Where a job's checkpoints are written and found again."""
+
+    def newest(self, ledger: int) -> Found:
+        """The newest complete one that is not newer than the ledger's policy version."""
+        ...
+
+    def save(self, trainer: Trainer, version: int) -> Path:
+        """Write the trainer's state after `version` steps; returns the checkpoint's folder. Raises `DiskFull`."""
+        ...
+
+    def load(self, trainer: Trainer, path: Path) -> None:
+        """Bring the trainer to the state of the checkpoint at `path`."""
+        ...
+
+
+class CheckpointFolder:
+    """Checkpoints below a job's output folder (see the module `checkpoint`)."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+
+    def newest(self, ledger: int) -> Found:
+        """See `CheckpointStore`."""
+        return checkpoint.newest(self._output, ledger)
+
+    def save(self, trainer: Trainer, version: int) -> Path:
+        """See `CheckpointStore`."""
+        return checkpoint.save(trainer, self._output, version)
+
+    def load(self, trainer: Trainer, path: Path) -> None:
+        """See `CheckpointStore`."""
+        checkpoint.load(trainer, path)
+
+
+@dataclass(frozen=True)
+class LearnerPorts:
+    """What a learner is made of. It closes `coordinator` and `job` when it stops."""
+
+    job: JobRecord
+    weights: WeightStore
+    coordinator: Coordinator
+    """Runs all that needs torch, on every rank."""
+    load: Callable[[ProcessGroup], tuple[Trainer, Snapshots | None]]
+    """Load the model, in torch's thread; None for a job without snapshots."""
+    checkpoints: CheckpointStore
+    clock: Clock = SYSTEM_CLOCK
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    """Between two heartbeats."""
+
+    @classmethod
+    def from_config(cls, config: WorkerConfig) -> Self:
+        """The real parts. Nothing is loaded yet."""
+        job = JobRecord.on(connect(config.redis_url, config.redis_wait), config.job_id)
+        return cls(
+            job=job,
+            weights=WeightStore(Path(config.weights_root), config.job_id),
+            coordinator=RankCoordinator(config, job.redis),
+            load=partial(load_trainer, config),
+            checkpoints=CheckpointFolder(Path(config.output_dir)),
+        )
+
+
+def load_trainer(config: WorkerConfig, ranks: ProcessGroup) -> tuple[Trainer, Snapshots | None]:
+    """One rank's trainer with the job's model, and its snapshots, where the job takes any."""
+    settings = config.settings
+    torch.manual_seed(settings.seed)
+    trainer = Trainer(Policy(Path(config.model_path), settings), algorithm(settings.algorithm), settings, ranks)
+    return trainer, taken_by(trainer, config)
