@@ -140,7 +140,7 @@ def here(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gatew
     return GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
 
 
-async def taken_over(here: GatewayContext) -> idempotency.Reservation:
+async def taken_over(here: GatewayContext) -> idempotency.ReservedRequest:
     """By a repeat, from a request that holds the lease: as after its gateway stood still for longer than a lease."""
     repeat = await idempotency.reserve(here.redis, here.principal.name, {"idempotency-key": "k"}, b"/\nbody")
     assert repeat.repeated
@@ -173,7 +173,7 @@ async def test_a_slow_request_that_another_took_over_stops_and_answers_the_other
 async def test_a_slow_request_that_fails_after_another_took_it_over_leaves_the_others_lease_and_name(
     here: GatewayContext, error: Exception
 ) -> None:
-    repeat: idempotency.Reservation | None = None
+    repeat: idempotency.ReservedRequest | None = None
 
     async def fails(job_id: str) -> Job:
         nonlocal repeat

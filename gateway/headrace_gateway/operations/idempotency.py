@@ -68,7 +68,7 @@ another request holds the lease; frees the name where it still stands for this r
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
+class ReservedRequest:
     """The right to create job `job_id`; with `repeated`, another request has it."""
 
     key: str
@@ -99,7 +99,7 @@ async def create_once(here: GatewayContext, request: Request, make: Callable[[st
         reservation = replace(reservation, repeated=True)
 
 
-async def _carried_out(redis: Redis, reservation: Reservation, making: Coroutine[Any, Any, Job]) -> Job | None:
+async def _carried_out(redis: Redis, reservation: ReservedRequest, making: Coroutine[Any, Any, Job]) -> Job | None:
     """The job; None where another request has taken the lease over: `making` is cancelled then."""
     tasks: list[asyncio.Task[Job | None]] = [
         asyncio.create_task(making, name="carry a request out"),
@@ -113,7 +113,7 @@ async def _carried_out(redis: Redis, reservation: Reservation, making: Coroutine
         raise
 
 
-async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: bytes) -> Reservation:
+async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: bytes) -> ReservedRequest:
     """Whether this request is the first of its kind by `caller`. Raises `InvalidRequest` for a key used with another
     body."""
     digest = hashlib.sha256(body).hexdigest()
@@ -121,7 +121,9 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
     retried = headers.get("x-stainless-retry-count", "0") not in ("", "0")
     name = ("body", digest) if named is None else ("key", named)
     key = keys.request(hashlib.sha256(json.dumps([caller, *name]).encode()).hexdigest())
-    mine = Reservation(key, f"{new_id('ftjob-')} {digest}", _RETRIES_WITHIN if named is None else _DAY, repeated=False)
+    mine = ReservedRequest(
+        key, f"{new_id('ftjob-')} {digest}", _RETRIES_WITHIN if named is None else _DAY, repeated=False
+    )
     may_replace = named is None and not retried
 
     async def undo(reserved: bool) -> None:
@@ -136,10 +138,10 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
     record = _readable(key, other)
     if record.split()[1] != digest:
         raise InvalidRequest("this Idempotency-Key was used with another body or path", code="idempotency_key_reused")
-    return Reservation(key, record, mine.seconds, repeated=True)
+    return ReservedRequest(key, record, mine.seconds, repeated=True)
 
 
-async def _reserved(redis: Redis, mine: Reservation, may_replace: bool) -> bool:
+async def _reserved(redis: Redis, mine: ReservedRequest, may_replace: bool) -> bool:
     """Whether the request's name stands for this reservation from now on."""
     await _take(redis, mine)  # before there is a reservation that somebody could find without its lease
     if await run(redis.set(mine.key, mine.record, ex=mine.seconds, nx=not may_replace)):
@@ -148,20 +150,20 @@ async def _reserved(redis: Redis, mine: Reservation, may_replace: bool) -> bool:
     return False
 
 
-async def give_up(redis: Redis, reservation: Reservation, *, keep: bool = False) -> None:
+async def give_up(redis: Redis, reservation: ReservedRequest, *, keep: bool = False) -> None:
     """The request failed: its repeat is to be carried out at once, as another one, or with `keep` under the same id.
     Nothing changes where another request has taken it over. Where Redis is away, the lease ends by itself."""
     with suppress(RedisError, Unavailable):
         await _release(redis, reservation, keep=keep)
 
 
-async def _release(redis: Redis, reservation: Reservation, *, keep: bool) -> None:
+async def _release(redis: Redis, reservation: ReservedRequest, *, keep: bool) -> None:
     lease = keys.request_lease(reservation.job_id)
     named = [lease] if keep else [lease, reservation.key, JobKeys(reservation.job_id).job]
     await run(redis.register_script(_GIVE_UP)(keys=named, args=[reservation.token, reservation.record]))
 
 
-async def result(redis: Redis, jobs: JobStore, reservation: Reservation) -> Job | None:
+async def result(redis: Redis, jobs: JobStore, reservation: ReservedRequest) -> Job | None:
     """The job of the first request, once it is there; None where that one failed or died, and this one has the lease
     now. Raises `TimedOut`."""
     deadline = time.monotonic() + _WAIT_SECONDS
@@ -181,7 +183,7 @@ async def result(redis: Redis, jobs: JobStore, reservation: Reservation) -> Job 
     raise TimedOut(f"the first request for job {reservation.job_id} made no job within {_WAIT_SECONDS:.0f} s")
 
 
-async def _take(redis: Redis, reservation: Reservation) -> bool:
+async def _take(redis: Redis, reservation: ReservedRequest) -> bool:
     """Whether this request has the lease from now on. One that is cancelled has not."""
 
     async def undo(taken: bool) -> None:
@@ -191,13 +193,13 @@ async def _take(redis: Redis, reservation: Reservation) -> bool:
     return await taken_or_undone(_hold(redis, reservation), undo)
 
 
-async def _hold(redis: Redis, reservation: Reservation) -> bool:
+async def _hold(redis: Redis, reservation: ReservedRequest) -> bool:
     """Whether this request holds the lease for another `LEASE_SECONDS`."""
     lease, milliseconds = keys.request_lease(reservation.job_id), int(LEASE_SECONDS * 1000)
     return bool(await run(redis.register_script(_HOLD)(keys=[lease], args=[reservation.token, milliseconds])))
 
 
-async def _hold_until_lost(redis: Redis, reservation: Reservation) -> None:
+async def _hold_until_lost(redis: Redis, reservation: ReservedRequest) -> None:
     """Returns when another request holds the lease."""
     held = True
     while held:
