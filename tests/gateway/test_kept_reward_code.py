@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -13,9 +14,13 @@ from openai import AsyncOpenAI
 from redis.exceptions import ConnectionError as RedisGone
 from redis.exceptions import OutOfMemoryError
 
+from headrace_core.errors import InvalidRequest
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.reward_code_folder import sweep
+from headrace_core.redis_access import keys
 from headrace_core.storage.atomic_write import OLD_SECONDS
+from headrace_gateway.context import GatewayContext
+from headrace_gateway.operations import submission
 
 from .conftest import Served, body
 
@@ -103,3 +108,31 @@ async def test_what_redis_did_not_answer_is_settled_later(
     assert await sweep(served.data_dir, served.jobs) == ([] if stored else [folder])
     assert [path.name for path in folder.glob("*")] == (["reward_code"] if stored else [])
     assert left(served) == ([folder] if stored else [])
+
+
+async def test_a_slow_submission_leaves_the_code_of_the_job_that_another_made_meanwhile(
+    served: Served, client: AsyncOpenAI, training_file: str, grader: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease ended while its gateway stood still; then it is refused."""
+    rehearsed, slow = submission._rehearsed, list[str]()
+
+    async def create() -> Any:
+        jobs = client.with_options(max_retries=0).fine_tuning.jobs
+        return await jobs.create(**body(training_file, grader=grader), extra_headers={"Idempotency-Key": "k"})
+
+    async def overtaken(gateway: GatewayContext, job: Job, *rest: Any) -> Any:
+        found = await rehearsed(gateway, job, *rest)
+        if not slow:
+            slow.append(job.id)
+            await gateway.redis.delete(keys.request_lease(job.id))
+            assert (await create()).id == job.id
+            raise InvalidRequest("the model was removed meanwhile")
+        return found
+
+    monkeypatch.setattr(submission, "_rehearsed", overtaken)
+    with pytest.raises(openai.BadRequestError, match="removed meanwhile"):
+        await create()
+    (folder,) = left(served)
+    assert (folder.name, [path.name for path in folder.iterdir()]) == (slow[0], ["reward_code"])
+    assert list((folder / "reward_code").iterdir())
+    assert (await create()).id == slow[0], "its name stands for that job"

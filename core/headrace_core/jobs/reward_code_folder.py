@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -41,9 +42,18 @@ def rules_of(settings: Settings, job_id: str) -> RewardPermissions:
 
 
 class RewardCode:
-    """While a job is submitted: `async with`. What fails takes the folder away again."""
+    """While a job is submitted: `async with`. What fails takes the folder away again, but not that of another."""
 
-    def __init__(self, settings: Settings, job_id: str, forked_from: ForkedFrom | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        job_id: str,
+        forked_from: ForkedFrom | None,
+        is_alone: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """`is_alone`: whether this submission alone is at work under the id, and no job has it; what is not, is left
+        `.submitting`."""
+        self._is_alone = is_alone
         self.rules = rules_of(settings, job_id)
         self._folder = folder_of(settings, job_id)
         parent = None if forked_from is None else forked_from.fine_tuning_job_id
@@ -68,7 +78,7 @@ class RewardCode:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._stored is not None:
+        if self._stored or (self._stored is False and await self._is_alone()):
             await asyncio.to_thread(_settle, self._folder, self._stored)
 
     def _begin(self) -> None:

@@ -18,6 +18,7 @@ from headrace_core.jobs.job_store import ENDED, Checkpoint, ForkedFrom, Job
 from ..context import GatewayContext
 from ..schemas.jobs import CreateJob, Integration, MetadataKey, MetadataValue, Method, Reference, Reinforcement
 from ..web.errors import explain
+from .idempotency import Claim
 from .submission import submit
 
 _INSTEAD = ({"n_steps", "n_epochs"}, {"learning_rate", "learning_rate_multiplier"})
@@ -40,14 +41,14 @@ class ForkJob(BaseModel):
     validation_file: Reference | None = Field(None, description="With null, the new job has none.")
 
 
-async def fork(gateway: GatewayContext, parent_id: str, job_id: str, body: ForkJob) -> Job:
-    """Submit the new job as `job_id`. Raises `NotFound`, and `InvalidRequest` that names the field of `body`."""
+async def fork(gateway: GatewayContext, parent_id: str, claim: Claim, body: ForkJob) -> Job:
+    """Submit the new job. Raises `NotFound`, and `InvalidRequest` that names the field of `body`."""
     parent = await gateway.jobs.get(parent_id)
     checkpoint = _chosen(parent, await gateway.jobs.checkpoints(parent_id), body.checkpoint)
     origin = ForkedFrom(parent_id, checkpoint.id, checkpoint.step)
     asked = _submission(parent, checkpoint, body)
     try:
-        return await submit(gateway, job_id, asked, origin)
+        return await submit(gateway, claim, asked, origin)
     except InvalidRequest as error:
         raise _of_the_fork(error) from error
 

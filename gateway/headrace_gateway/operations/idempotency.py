@@ -22,7 +22,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,15 +85,26 @@ class ReservedRequest:
         return self.record.split()[0]
 
 
-async def create_once(here: GatewayContext, request: Request, make: Callable[[str], Coroutine[Any, Any, Job]]) -> Job:
-    """The job that `make` makes under the id it is given; of a repeated request, the one that the first made."""
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a request that is carried out knows of itself."""
+
+    job_id: str
+    """Under which it makes its job."""
+    is_alone: Callable[[], Awaitable[bool]]
+    """Whether what it made under that id may be taken away again: no other request has taken it over, or does within
+    the next `LEASE_SECONDS`, and there is no job. False where Redis cannot be asked."""
+
+
+async def create_once(here: GatewayContext, request: Request, make: Callable[[Claim], Coroutine[Any, Any, Job]]) -> Job:
+    """The job that `make` makes; of a repeated request, the one that the first made."""
     content = request.url.path.encode() + b"\n" + await request.body()
     reservation = await reserve(here.redis, here.principal.name, request.headers, content)
     while True:
         if reservation.repeated and (job := await result(here.redis, here.jobs, reservation)) is not None:
             unchanged(request)
             return job
-        if (job := await _carried_out(here.redis, reservation, make(reservation.job_id))) is not None:
+        if (job := await _carried_out(here.redis, reservation, make(_claim(here.redis, reservation)))) is not None:
             note_created_id(request, job.id)
             return job
         reservation = replace(reservation, repeated=True)
@@ -197,6 +208,17 @@ async def _hold(redis: Redis, reservation: ReservedRequest) -> bool:
     """Whether this request holds the lease for another `LEASE_SECONDS`."""
     lease, milliseconds = keys.request_lease(reservation.job_id), int(LEASE_SECONDS * 1000)
     return bool(await run(redis.register_script(_HOLD)(keys=[lease], args=[reservation.token, milliseconds])))
+
+
+def _claim(redis: Redis, reservation: ReservedRequest) -> Claim:
+    async def is_alone() -> bool:
+        try:
+            held = await _hold(redis, reservation)
+            return held and not await run(redis.exists(JobKeys(reservation.job_id).job))
+        except (RedisError, HeadraceError):
+            return False
+
+    return Claim(reservation.job_id, is_alone)
 
 
 async def _hold_until_lost(redis: Redis, reservation: ReservedRequest) -> None:

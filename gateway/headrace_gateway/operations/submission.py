@@ -29,6 +29,7 @@ from ..models.prompt_process import PromptChecks
 from ..models.prompt_tokens import Prompts
 from ..schemas.jobs import CreateJob
 from .cache_memory import check_caches
+from .idempotency import Claim
 from .remarks import Remark, least_completion, remarks
 
 log = get_logger(__name__)
@@ -36,13 +37,13 @@ log = get_logger(__name__)
 _SETTINGS = "method.reinforcement.hyperparameters"
 
 
-async def submit(gateway: GatewayContext, job_id: str, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
+async def submit(gateway: GatewayContext, claim: Claim, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
     """Check everything, store the job, start its controller. What it raises, it raises before the job is stored: one
     that is stored is answered as such, whatever fails then."""
     settings = gateway.settings
-    async with RewardCode(settings, job_id, forked_from) as code:
+    async with RewardCode(settings, claim.job_id, forked_from, claim.is_alone) as code:
         async with TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_places) as tasks:
-            job, first, remarked = await _checked(gateway, job_id, await _with_files(tasks, body))
+            job, first, remarked = await _checked(gateway, claim.job_id, await _with_files(tasks, body))
             grader, tried = await _rehearsed(gateway, job, first, code.rules)
         job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
         await code.store(gateway.jobs, job)  # the tasks' files stay where this fails: it may have been stored

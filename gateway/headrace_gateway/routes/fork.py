@@ -19,4 +19,4 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["control"], rou
 @router.post("/fork", response_model=JobObject)
 async def fork(here: Context, request: Request, job_id: str, body: ForkJob) -> Response:
     """A new job from a checkpoint of this one, checked as a submission is; the body says what is to be otherwise."""
-    return shown(await idempotency.create_once(here, request, lambda new_id: forked(here, job_id, new_id, body)))
+    return shown(await idempotency.create_once(here, request, lambda claim: forked(here, job_id, claim, body)))

@@ -41,7 +41,7 @@ _BY_METADATA = {
 @router.post("", response_model=JobObject)
 async def create(here: Context, request: Request, body: CreateJob) -> Response:
     """Submit a job. What can be known to be wrong is refused now."""
-    return shown(await idempotency.create_once(here, request, lambda job_id: submit(here, job_id, body)))
+    return shown(await idempotency.create_once(here, request, lambda claim: submit(here, claim, body)))
 
 
 @router.get("", response_model=JobList, openapi_extra={"parameters": [_BY_METADATA]})
