@@ -262,7 +262,7 @@ async def test_it_ends_when_it_is_closed(probes: ForkServer) -> None:
 
 def test_what_leaves_a_thread_is_not_forked() -> None:
     program = (
-        "import threading\nfrom headrace_gateway import fork_server\n"
+        "import threading\nfrom headrace_gateway.limited_processes import fork_server\n"
         "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "fork_server.preload(['colorsys'])"
     )
