@@ -188,7 +188,7 @@ ACTS = [
     Act("network.listen", 0.0, levels=BOTH),
 ]
 TWELVE = {
-    "exhaust.memory", "exhaust.output", "endings.exit_now", "endings.system_exit", "answers.nan", "answers.empty",
+    "exhaust.recursion", "exhaust.output", "endings.exit_now", "endings.system_exit", "answers.nan", "answers.empty",
     "wires.noise", "others.trace_the_service", "others.become_root", "reach.environment", "reach.data_folder",
     "network.tcp",
 }  # fmt: skip
