@@ -38,7 +38,7 @@ DEATH_NOTICED_SECONDS = 0.5
 
 
 class Handle:
-    """A worker's process as its supervisor has it (`headrace_controller.placement.Process`)."""
+    """A worker's process as its supervisor has it (`headrace_controller.worker_process.WorkerProcess`)."""
 
     def __init__(self, cluster: Cluster, config: WorkerConfig) -> None:
         self._cluster, self._world = cluster, cluster.world

@@ -16,9 +16,9 @@ from headrace_gateway.service.socket_folders import LockedFolder
 MAKE_ONE = """
 import sys
 from pathlib import Path
-from headrace_gateway import short_folders
-short_folders._ROOT = Path(sys.argv[1])
-folder = short_folders.HeldFolder("test")
+from headrace_gateway.service import socket_folders
+socket_folders._ROOT = Path(sys.argv[1])
+folder = socket_folders.LockedFolder("test")
 print(folder.path, flush=True)
 sys.stdin.read()
 """

@@ -332,22 +332,22 @@ _LESSER_MACHINE = """
 import asyncio, sys
 from pathlib import Path
 from headrace_core.errors import Unavailable
-from headrace_core.config.reward_permissions import RewardRules
+from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample
-from headrace_rewards.sandbox import kernel, landlock, seccomp
-from headrace_rewards.sandbox.level_probe import assess
+from headrace_rewards.sandbox.kernel import landlock, seccomp, syscalls
+from headrace_rewards.sandbox.level_probe import probe_level
 
-kernel.gain_nothing_by_exec()
+syscalls.gain_nothing_by_exec()
 seccomp.apply()
 for _ in range(int(sys.argv[1])):
     landlock.apply([], [], [Path("/")])
 
 async def main():
     spec = FunctionSpec(type="function", name="t", function=sys.argv[2])
-    print(await assess())
+    print(await probe_level())
     for level in ("isolated", "filtered", "limits"):
-        reward = FunctionReward(spec, RewardRules(sandbox=level))
+        reward = FunctionReward(spec, RewardPermissions(sandbox=level))
         try:
             await reward.start()
             print(level, *await reward.score([Sample("abc")]))
@@ -386,11 +386,11 @@ def test_the_level_is_said_to_whoever_asks() -> None:
 def test_it_is_found_out_once_for_all_processes_that_are_forked() -> None:
     """And what finds it out leaves no thread and no child in the one that they are forked from."""
     program = (
-        "import asyncio, os, psutil\nfrom headrace_rewards.sandbox import machine\n"
-        "machine.assess_in_child()\n"
+        "import asyncio, os, psutil\nfrom headrace_rewards.sandbox import level_probe\n"
+        "level_probe.assess_in_child()\n"
         "print(len(os.listdir('/proc/self/task')), psutil.Process().children())\n"
-        "machine._try_all = None  # would raise\n"
-        "print(asyncio.run(machine.assess()))"
+        "level_probe._try_all = None  # would raise\n"
+        "print(asyncio.run(level_probe.probe_level()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["1 []", "isolated"], done.stderr
@@ -404,8 +404,10 @@ def test_a_host_loads_none_of_the_service() -> None:
     assert "headrace_rewards.sandbox.host" in loaded
     assert {name for name in loaded if name.startswith("headrace_core")} <= {
         "headrace_core",
-        "headrace_core.types.likelihood",
+        "headrace_core.config",
         "headrace_core.config.reward_permissions",
+        "headrace_core.types",
+        "headrace_core.types.likelihood",
     }
     tops = {name.partition(".")[0] for name in loaded}
     assert not tops & {"pydantic", "numpy", "torch", "redis", "ray", "vllm", "headrace_gateway"}

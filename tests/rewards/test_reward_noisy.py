@@ -127,9 +127,9 @@ async def test_noise_follows_from_seed_and_draw_alone() -> None:
 def test_another_process_makes_the_same_noise() -> None:
     code = (
         "import asyncio, json, sys\n"
-        "from headrace_rewards.protocol import Draw, Sample\n"
+        "from headrace_rewards.protocol import SampleKey, Sample\n"
         "from headrace_rewards.registry import build\n"
-        "samples = [Sample('yes', {'answer': 'yes'}, draw=Draw(g, 0)) for g in range(40)]\n"
+        "samples = [Sample('yes', {'answer': 'yes'}, draw=SampleKey(g, 0)) for g in range(40)]\n"
         "outcomes = asyncio.run(build(json.loads(sys.argv[1])).score(samples))\n"
         "print(json.dumps([o.value for o in outcomes]))\n"
     )

@@ -16,8 +16,8 @@ from headrace_rollout.engines.vllm.orphan_guard import _WATCH_SECONDS, OrphanGua
 
 PARENT = """
 import os, subprocess, sys, time
-from headrace_rollout.engines.vllm.orphan_guard import Guard
-guard = Guard()
+from headrace_rollout.engines.vllm.orphan_guard import OrphanGuard
+guard = OrphanGuard()
 child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
 marked = subprocess.Popen([sys.executable, "-c", child], env=os.environ | guard.environment, stdout=subprocess.PIPE)
 other = subprocess.Popen(["sleep", "600"])
