@@ -80,7 +80,7 @@ def _site_path(path: PurePosixPath) -> str:
         return PAGES[str(path)]
     if path.parts[0] == "docs" and path.suffix != ".py":
         return str(PurePosixPath(*path.parts[1:]))
-    return f"sources/{path}.md"
+    return f"sources/{path.with_name(path.name.lstrip('.'))}.md"  # MkDocs leaves out names with a dot
 
 
 def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
