@@ -63,7 +63,7 @@ DATA: list[tuple[msgspec.Struct, dict[str, Any]]] = [
     (RowsRefused([ROW]), {"rows": [{"group": 3, "row": 0, "line": 1, "error": "too long"}]}),
     (TightRow(0, 1, 9), {"row": 0, "line": 1, "tokens": 9}),
     (IdleStep(4, "equal"), {"step": 4, "idle": "equal"}),
-    (EvaluationSummary.of(EVALUATION), msgspec.to_builtins(EVALUATION) | {"full_valid_mean_reward": 0.75}),
+    (EvaluationSummary.of(EVALUATION), json.loads(msgspec.json.encode(EVALUATION)) | {"full_valid_mean_reward": 0.75}),
 ]
 
 

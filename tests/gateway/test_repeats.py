@@ -105,11 +105,11 @@ async def test_a_request_that_ends_after_its_job_is_stored_names_it_still(
     settings = Settings(data_dir=tmp_path, fork_server=False)
     here = GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
 
-    async def stores(claim: idempotency.Claim) -> Job:
+    async def stores(claim: idempotency.JobClaim) -> Job:
         await here.jobs.create(stored_job(claim.job_id))
         raise error
 
-    async def another(claim: idempotency.Claim) -> Job:
+    async def another(claim: idempotency.JobClaim) -> Job:
         raise AssertionError("it was carried out again")
 
     with pytest.raises(type(error)):
@@ -122,7 +122,7 @@ async def test_the_name_of_a_request_that_was_refused_is_free_for_a_better_one(r
     settings = Settings(data_dir=tmp_path, fork_server=False)
     here = GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
 
-    async def refuses(claim: idempotency.Claim) -> Job:
+    async def refuses(claim: idempotency.JobClaim) -> Job:
         raise InvalidRequest("no such model")
 
     with pytest.raises(InvalidRequest):
@@ -152,7 +152,7 @@ async def taken_over(here: GatewayContext) -> idempotency.ReservedRequest:
 async def test_a_slow_request_that_another_took_over_stops_and_answers_the_others_job(here: GatewayContext) -> None:
     begun, stopped = asyncio.Event(), asyncio.Event()
 
-    async def stands_still(claim: idempotency.Claim) -> Job:
+    async def stands_still(claim: idempotency.JobClaim) -> Job:
         begun.set()
         try:
             await asyncio.sleep(60)
@@ -175,7 +175,7 @@ async def test_a_slow_request_that_fails_after_another_took_it_over_leaves_the_o
 ) -> None:
     repeat: idempotency.ReservedRequest | None = None
 
-    async def fails(claim: idempotency.Claim) -> Job:
+    async def fails(claim: idempotency.JobClaim) -> Job:
         nonlocal repeat
         repeat = await taken_over(here)
         raise error
@@ -191,7 +191,7 @@ async def test_a_slow_request_that_fails_after_another_took_it_over_leaves_the_o
 async def test_a_slow_request_that_is_refused_after_the_other_has_made_the_job_leaves_its_name(
     here: GatewayContext,
 ) -> None:
-    async def fails(claim: idempotency.Claim) -> Job:
+    async def fails(claim: idempotency.JobClaim) -> Job:
         await here.jobs.create(stored_job(claim.job_id))
         await here.redis.delete(keys.request_lease(claim.job_id))  # the other's has ended, too
         raise InvalidRequest("the model was removed meanwhile")

@@ -406,6 +406,9 @@ def test_a_host_loads_none_of_the_service() -> None:
         "headrace_core",
         "headrace_core.config",
         "headrace_core.config.reward_permissions",
+        "headrace_core.errors",
+        "headrace_core.protocols",
+        "headrace_core.protocols.grader_check",
         "headrace_core.types",
         "headrace_core.types.likelihood",
     }

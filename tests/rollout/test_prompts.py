@@ -60,12 +60,13 @@ ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% if i < 0 %}x
 @pytest.mark.parametrize(
     ("does", "code", "why"),
     [
-        (ENDLESS, "prompts_too_slow", "not rendered within 1 s"),
-        ("{{ 'x' * 2 ** 34 }}", "prompts_too_large", "more than 0.5 GiB of memory"),
-        ("{{ 1 // 0 }}", "invalid_data", "division"),
-        ("{{ raise_exception('no ' * 10000000 ~ 'tools') }}", "invalid_data", "no tools"),
+        pytest.param(ENDLESS, "prompts_too_slow", "not rendered within 1 s", id="endless", marks=pytest.mark.slow),
+        pytest.param("{{ 'x' * 2 ** 34 }}", "prompts_too_large", "more than 0.5 GiB of memory", id="grows"),
+        pytest.param("{{ 1 // 0 }}", "invalid_data", "division", id="raises"),
+        pytest.param(
+            "{{ raise_exception('no ' * 10000000 ~ 'tools') }}", "invalid_data", "no tools", id="raises megabytes"
+        ),
     ],
-    ids=["endless", "grows", "raises", "raises megabytes"],
 )
 def test_a_template_beyond_its_limits_ends_the_reading_with_its_line(
     tmp_path: Path, does: str, code: str, why: str

@@ -300,6 +300,7 @@ async def test_a_row_that_cannot_be_served_ends_the_start_before_the_engine_load
     assert worker._engine.busy_seconds == 0
 
 
+@pytest.mark.slow
 async def test_failed_completions_are_left_out_and_the_reward_is_reported(
     start: Start, ledger: Ledger, jobs: JobStore, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from headrace_rollout.engines.vllm.orphan_guard import _WATCH_SECONDS, OrphanGuard
 
@@ -67,6 +68,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_memory_shared_by_one_that_was_killed_before_is_not_left() -> None:
     guard = OrphanGuard()
     command = [sys.executable, "-c", SHARING]

@@ -90,7 +90,7 @@ class CheckRequest(msgspec.Struct, Generic[Sample], kw_only=True, forbid_unknown
     samples: Sequence[Sample] = ()
     groups: Sequence[int] | None = None
     """How many neighbours among the samples are completions of one prompt: those are scored together. None: all."""
-    rules: RewardPermissions = RewardPermissions()
+    rules: RewardPermissions = msgspec.field(default_factory=RewardPermissions)
     tokenizer: str | None = None
     """A tokenizer.json, which makes the token ids of the samples; without it they have those that are given."""
     rehearsal: bool = False
@@ -138,7 +138,7 @@ class RowsRequest(msgspec.Struct, forbid_unknown_fields=True):
     reference: str
     path: str
     max_bytes: int
-    rules: RewardPermissions = RewardPermissions()
+    rules: RewardPermissions = msgspec.field(default_factory=RewardPermissions)
 
 
 class RowsReport(msgspec.Struct):

@@ -18,7 +18,7 @@ from headrace_core.jobs.job_store import ENDED, Checkpoint, ForkedFrom, Job
 from ..context import GatewayContext
 from ..schemas.jobs import CreateJob, Integration, MetadataKey, MetadataValue, Method, Reference, Reinforcement
 from ..web.errors import explain
-from .idempotency import Claim
+from .idempotency import JobClaim
 from .submission import submit
 
 _INSTEAD = ({"n_steps", "n_epochs"}, {"learning_rate", "learning_rate_multiplier"})
@@ -41,7 +41,7 @@ class ForkJob(BaseModel):
     validation_file: Reference | None = Field(None, description="With null, the new job has none.")
 
 
-async def fork(gateway: GatewayContext, parent_id: str, claim: Claim, body: ForkJob) -> Job:
+async def fork(gateway: GatewayContext, parent_id: str, claim: JobClaim, body: ForkJob) -> Job:
     """Submit the new job. Raises `NotFound`, and `InvalidRequest` that names the field of `body`."""
     parent = await gateway.jobs.get(parent_id)
     checkpoint = _chosen(parent, await gateway.jobs.checkpoints(parent_id), body.checkpoint)

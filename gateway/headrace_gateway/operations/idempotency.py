@@ -86,7 +86,7 @@ class ReservedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class JobClaim:
     """What a request that is carried out knows of itself."""
 
     job_id: str
@@ -96,7 +96,9 @@ class Claim:
     the next `LEASE_SECONDS`, and there is no job. False where Redis cannot be asked."""
 
 
-async def create_once(here: GatewayContext, request: Request, make: Callable[[Claim], Coroutine[Any, Any, Job]]) -> Job:
+async def create_once(
+    here: GatewayContext, request: Request, make: Callable[[JobClaim], Coroutine[Any, Any, Job]]
+) -> Job:
     """The job that `make` makes; of a repeated request, the one that the first made."""
     content = request.url.path.encode() + b"\n" + await request.body()
     reservation = await reserve(here.redis, here.principal.name, request.headers, content)
@@ -210,7 +212,7 @@ async def _hold(redis: Redis, reservation: ReservedRequest) -> bool:
     return bool(await run(redis.register_script(_HOLD)(keys=[lease], args=[reservation.token, milliseconds])))
 
 
-def _claim(redis: Redis, reservation: ReservedRequest) -> Claim:
+def _claim(redis: Redis, reservation: ReservedRequest) -> JobClaim:
     async def is_alone() -> bool:
         try:
             held = await _hold(redis, reservation)
@@ -218,7 +220,7 @@ def _claim(redis: Redis, reservation: ReservedRequest) -> Claim:
         except (RedisError, HeadraceError):
             return False
 
-    return Claim(reservation.job_id, is_alone)
+    return JobClaim(reservation.job_id, is_alone)
 
 
 async def _hold_until_lost(redis: Redis, reservation: ReservedRequest) -> None:

@@ -29,7 +29,7 @@ from ..models.prompt_process import PromptChecks
 from ..models.prompt_tokens import Prompts
 from ..schemas.jobs import CreateJob
 from .cache_memory import check_caches
-from .idempotency import Claim
+from .idempotency import JobClaim
 from .remarks import Remark, least_completion, remarks
 
 log = get_logger(__name__)
@@ -37,7 +37,9 @@ log = get_logger(__name__)
 _SETTINGS = "method.reinforcement.hyperparameters"
 
 
-async def submit(gateway: GatewayContext, claim: Claim, body: CreateJob, forked_from: ForkedFrom | None = None) -> Job:
+async def submit(
+    gateway: GatewayContext, claim: JobClaim, body: CreateJob, forked_from: ForkedFrom | None = None
+) -> Job:
     """Check everything, store the job, start its controller. What it raises, it raises before the job is stored: one
     that is stored is answered as such, whatever fails then."""
     settings = gateway.settings
