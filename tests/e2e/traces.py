@@ -19,9 +19,9 @@ BUSY_SECONDS = 180.0
 WORKS = ("WorkerActor", "headrace_rewards.sandbox", "JobControllerActor", "EngineCore")
 """In the command line of every process that a job has."""
 SAID = ("job", "history:", "thinned", "summary", "marks", "checkpoints", "workers", "rewards", "changes", "published")
-BOOKS = ("ledger", "steps", "rollouts", "signals", "group:", "drains", "mending")
-"""How the keys begin that an ended job keeps for good: what was asked for, said and measured, and its books, of which
-groups were in which step. The groups' bytes are gone."""
+BOOKS = ("ledger", "steps", "rollouts", "signals", "group:", "ended", "failed", "drains", "mending")
+"""How the keys begin that an ended job keeps for good: what was asked for, said and measured, and its books: which
+groups were in which step, and which are forgotten next. The groups' bytes are gone."""
 
 
 class Traces:
