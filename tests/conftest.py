@@ -48,7 +48,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         in_slow_folder = not SLOW_FOLDERS.isdisjoint(item.path.relative_to(config.rootpath).parts)
         if "fast" not in markers and (in_slow_folder or markers & SLOW_MARKERS):
             item.add_marker("slow")
+    _name_apart(items)
     items.sort(key=_place)
+
+
+def _name_apart(items: list[pytest.Item]) -> None:
+    """pytest-xdist runs one test of each name, and schemathesis gives the tests of all routes the same."""
+    seen: dict[str, int] = {}
+    for item in items:
+        number = seen[item.nodeid] = seen.get(item.nodeid, 0) + 1
+        if number > 1:
+            item._nodeid = f"{item.nodeid}[{number}]"
 
 
 def _place(item: pytest.Item) -> int:

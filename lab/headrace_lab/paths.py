@@ -14,14 +14,16 @@ ADDER, LONGTAIL = EXAMPLES / "adder", EXAMPLES / "longtail"
 
 def load_module(path: Path, *imported: Path) -> ModuleType:
     """The module in the file `path`, which belongs to no package. Files that it imports by their names, as a script
-    imports what lies beside it, come in the order in which they can be loaded. No name stays importable afterwards."""
-    before = {file.stem: sys.modules.get(file.stem) for file in (*imported, path)}
+    imports what lies beside it, come in the order in which they can be loaded. Their names do not stay importable; that
+    of the module itself begins with `loaded_`, and stays: annotations are looked up by it."""
+    before = {file.stem: sys.modules.get(file.stem) for file in imported}
+    names = [*(file.stem for file in imported), f"loaded_{path.stem}"]
     try:
-        for file in (*imported, path):
-            spec = importlib.util.spec_from_file_location(file.stem, file)
+        for name, file in zip(names, (*imported, path), strict=True):
+            spec = importlib.util.spec_from_file_location(name, file)
             assert spec is not None
             assert spec.loader is not None
-            module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
     finally:
         for name, known in before.items():

@@ -124,7 +124,7 @@ def test_a_job_that_paused_by_itself_says_why_and_who_waited_for_whom(opened: Br
     site.store(lambda jobs: jobs.move(JOB.id, "paused", why))
     opened.until("document.querySelector('.why')?.offsetHeight")
     assert "(stalled): no progress for 600 s" in opened.text(".why")
-    assert "Resume goes on" in opened.text(".why")
+    assert "Resume then continues" in opened.text(".why")
     opened.until("document.querySelector('.still')?.offsetHeight")
     told = "learner waits for groups of rollout-0, 1 min 1 s\nrollout-0 waits for its engine"
     assert opened.text(".still").endswith(told)
