@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from _pytest.nodeid import coerce_node_id
 from redis.asyncio import Redis
 from xdist.scheduler import LoadScopeScheduling
 
@@ -53,12 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _name_apart(items: list[pytest.Item]) -> None:
-    """pytest-xdist runs one test of each name, and schemathesis gives the tests of all routes the same."""
-    seen: dict[str, int] = {}
+    """pytest-xdist runs one test of each id, and schemathesis gives all routes the same: their names differ."""
     for item in items:
-        number = seen[item.nodeid] = seen.get(item.nodeid, 0) + 1
-        if number > 1:
-            item._nodeid = f"{item.nodeid}[{number}]"
+        before, _, name = item.nodeid.rpartition("::")
+        if name != item.name:
+            item._id = coerce_node_id(f"{before}::{item.name}")
 
 
 def _place(item: pytest.Item) -> int:
