@@ -2,7 +2,7 @@
 
 Contract of docs/staleness.md, checked on real parts: each run is `examples/adder/demo.py` (real vLLM, Redis, Ray),
 judged by `largest_age`, the ledger's record of what was trained: of every step the learner reports the largest age, and
-the ledger refuses one that is too old (`BoundBroken`), so that a breach that is reported fails the job. One run of
+the ledger refuses one that is too old (`StalenessBoundViolated`), so that a breach that is reported fails the job. One run of
 each, from 0.55.
 
 How far it reaches. Where the oldest token is younger than the bound, as at 4 here, the run never comes to the bound and

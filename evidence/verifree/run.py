@@ -12,7 +12,7 @@ baseline the reasoning's term has the variance E p²|s|² − |E p s|² against 
 s = ∇log π(z|x) and p = R: their ratio is near E p²/E p as far as |s|² does not depend on p. That is where the formula
 applies; with a baseline, or with the answer's term, the ratio is another one.
 
-**To target.** The careless adder (half of its answers are guesses) through the service's own `GroupMaker`, decoder and
+**To target.** The careless adder (half of its answers are guesses) through the service's own `GroupBuilder`, decoder and
 trainer, from the JSON that a user writes: steps until greedy held-out answers are right, for VeriFree, its verifier,
 and VeriFree without the leave-one-out baseline. Prompts, sampling and learning rate are the same; every step is
 on-policy.

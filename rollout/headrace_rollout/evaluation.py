@@ -29,11 +29,11 @@ from .weight_sync import WeightSync
 
 
 class Evaluator:
-    """Of one worker; `follower` is what changes its engine's weights."""
+    """Evaluates with one worker's engine; `weight_sync` is what changes its weights, and holds them meanwhile."""
 
     def __init__(
         self,
-        follower: WeightSync,
+        weight_sync: WeightSync,
         measurer: CompletionSampler,
         tokenizer: Tokenizer,
         reward: Reward,
@@ -45,7 +45,7 @@ class Evaluator:
     ) -> None:
         self.progress: tuple[int, int] | None = None
         """(policy version, completions so far) of the last evaluation that was begun."""
-        self._follower, self._clock = follower, clock
+        self._weight_sync, self._clock = weight_sync, clock
         self._measurer = measurer
         self._tokenizer = tokenizer
         self._reward = reward
@@ -62,7 +62,7 @@ class Evaluator:
         if not self._prompts:
             raise InvalidRequest("this job has no validation file to evaluate on", param="validation_file")
         began = self._clock.monotonic()
-        async with self._follower.held(version, limit) as held:
+        async with self._weight_sync.held(version, limit) as held:
             self.progress = (held, 0)
             done = await all_or_none(self._complete(prompt, held) for prompt in self._prompts)
         traced = [(prompt, t) for prompt, t in zip(self._prompts, done, strict=True) if t is not None]

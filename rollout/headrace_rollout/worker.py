@@ -64,7 +64,7 @@ class RolloutWorker:
         self._ledger, self._jobs = ports.job.ledger, ports.job.store
         self._live = ports.job.live_settings(self._settings)
         self._telling = WorkerReporter(ports.job, config.worker, self._clock)
-        self._follower = WeightSync(
+        self._weight_sync = WeightSync(
             self._engine, self._ledger, ports.weights, self._telling, config.start_timeout, self._clock
         )
         self._leases = LeasePool(config, ports.job, self._live, self._engine, self._make, self._clock)
@@ -115,7 +115,7 @@ class RolloutWorker:
             self._engine, tokenizer, self._grader, self._settings, self._held_out, evaluating=True
         )
         self._evaluator = Evaluator(
-            *(self._follower, measurer, tokenizer, self._reward, self._held_out),
+            *(self._weight_sync, measurer, tokenizer, self._reward, self._held_out),
             max_tokens=self._settings.max_tokens,
             at_once=self._settings.max_running,
             clock=self._clock,
@@ -276,7 +276,7 @@ class RolloutWorker:
 
     async def _catch_up(self) -> bool:
         """Apply the newest policy version. False: it was given up, and is to be tried again."""
-        done = await self._follower.catch_up()
+        done = await self._weight_sync.catch_up()
         if done is SyncResult.APPLIED:
             self._leases.wake.set()
         if done is not SyncResult.CURRENT:

@@ -151,7 +151,7 @@ class Schedule:
         self.world.loop.after(1.0, self._look)
 
     def _reconcile(self) -> None:
-        observer = self.world.observer  # `RayControllers.reconcile`, with the job as the observer saw it last
+        observer = self.world.observer  # `RayControllerManager.reconcile`, with the job as the observer saw it last
         if observer.status and not observer.at_rest:
             self._cluster.control()
         if observer.status == "paused" and self.world.loop.now >= self._pauses_until:

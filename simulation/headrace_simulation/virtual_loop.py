@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from headrace_lab.virtual_time import done_at_once
+
 
 class Process:
     """One simulated process; it lives once. A restart is another."""
@@ -156,13 +158,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, function: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
-        """At once: what a thread does takes no time here."""
-        done: asyncio.Future[Any] = self.create_future()
-        try:
-            done.set_result(function(*args))
-        except Exception as error:
-            done.set_exception(error)
-        return done
+        return done_at_once(self, function, *args)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Of an error that nobody asked for: whoever would have is dead, else the world notices (`World.spawn`)."""

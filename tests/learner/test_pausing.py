@@ -21,7 +21,7 @@ PAUSES = ((None, 0), ("Train", 1), ("Publish", 2), ("settle", 3), ("Save", 4), (
 
 class Door:
     """Holds the learner where it is about to do one thing: by the order for all ranks, or settling; or where it was
-    answered whether the job pauses (`pausing`). Then it is done."""
+    answered whether the job pauses (`pause_reasons`). Then it is done."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._stage: str | None = None

@@ -564,7 +564,7 @@ async def test_an_evaluation_waits_for_the_update_that_is_being_applied(
     release.set()
     assert (await evaluation).step == 1
     with pytest.raises(TimedOut, match="policy version 9 was waited for 0 s; the engine has 1"):
-        async with worker._follower.held(9, 0.1):
+        async with worker._weight_sync.held(9, 0.1):
             raise AssertionError("it is not there")
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)

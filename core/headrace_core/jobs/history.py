@@ -52,7 +52,7 @@ class HistoryEntry(NamedTuple):
     source: str
     """The kind, and the worker where it is of one: `step`, `update rollout-0`."""
     data: bytes
-    """JSON; where the entry is damaged, whatever there is: it is read by `records`, or handed on by `whole`."""
+    """JSON; where the entry is damaged, whatever there is: it is read by `json_records`, or handed on by `whole`."""
 
 
 class Spark(msgspec.Struct, frozen=True):

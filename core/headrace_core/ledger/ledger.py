@@ -49,7 +49,7 @@ from .transitions import Transition, transitions_in
 MAX_LAPSES = 5
 """A group whose leases expired so often ends as generation_failed: it seems to kill whoever works on it."""
 LONGEST_BLOCK = 20.0
-"""Seconds. A blocking read must end before the socket's own time limit (`redis.connect`) does."""
+"""Seconds. A blocking read must end before the socket's own time limit (`client.connect`) does."""
 
 
 class TransitionOutcome(StrEnum):
@@ -168,7 +168,7 @@ class Ledger:
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self, limits: Limits) -> None:
-        """Begin, or continue. `max_staleness` holds until the first change on record (`live`)."""
+        """Begin, or continue. `max_staleness` holds until the first change on record (`settings_log`)."""
         if limits.batch_size < 1 or limits.max_staleness < 0 or limits.total_groups < 1:
             raise InvalidRequest(f"batch_size and total_groups must be positive, max_staleness not negative: {limits}")
         async with self._redis.pipeline(transaction=True) as pipe:

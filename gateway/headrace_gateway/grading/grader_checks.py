@@ -2,7 +2,7 @@
 
 ask ─► `python -m headrace_rewards check` ─► CheckReport    a process a question; it ends with its answer or its time
 
-In the gateway the process is forked from one that has imported everything: `forked`.
+In the gateway the process is forked from one that has imported everything: `forked_process`.
 """
 
 from __future__ import annotations

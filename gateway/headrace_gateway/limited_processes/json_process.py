@@ -1,7 +1,7 @@
 """A question to another process, the rewards service's above all: JSON in, JSON out, a process a question.
 
     ask ─► run ─┬─ `started`: a new interpreter, which imports first        the command line, doctor
-                └─ `ForkServer.run`: forked from one that has imported      the gateway (`forked`)
+                └─ `ForkServer.run`: forked from one that has imported      the gateway (`forked_process`)
 
 The gateway never imports what graders and tasks import; the process ends with its answer, or with its time.
 """

@@ -1,7 +1,7 @@
 """The prompts of an uploaded file, read and counted in a process with limits on its time and memory.
 
     measured ─► `python -m headrace_gateway.models.prompt_process` ─► Measured       a process a file; so many at once
-                 in the gateway forked from one that has imported everything: `forked`
+                 in the gateway forked from one that has imported everything: `forked_process`
                  limits itself, streams the file, renders, tokenises: `prompts.check_prompts`
 
 Invariant: whatever is in the file or in the model's folder (a line of megabytes, an endless chat template, a tokenizer

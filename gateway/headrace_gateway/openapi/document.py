@@ -2,7 +2,7 @@
 
 Every operation has a summary (the first sentence of its docstring), examples of its body and its answer
 (`examples.json`, by operation id), the errors it can end with, and `x-request-id` on every answer. FastAPI's
-own 422 is not there, because it never occurs: `envelope` makes every error the same.
+own 422 is not there, because it never occurs: `web.errors` makes every error the same.
 """
 
 from __future__ import annotations

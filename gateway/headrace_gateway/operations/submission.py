@@ -58,7 +58,7 @@ async def submit(
 
 async def _hand_over(gateway: GatewayContext, job: Job, remarked: Sequence[Remark]) -> Job:
     """Of a job that is stored: tell its beginning, queue and start it. What of this cannot be done now, the gateway's
-    reconciliation does (`RayControllers.reconcile`)."""
+    reconciliation does (`RayControllerManager.reconcile`)."""
     of = job.forked_from
     origin = "" if of is None else f", from step {of.step_number} of {of.fine_tuning_job_id}"
     await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}{origin}")

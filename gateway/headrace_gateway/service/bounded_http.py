@@ -6,7 +6,7 @@
 
 Invariants: what has not shown a whole head holds little memory, and not for long; a body whose client stops sending is
 not waited for; trailers are dropped, since whoever let the request in has seen its headers only. How long a body may be
-is bounded where its path is known (`envelope`).
+is bounded where its path is known (`request_envelope`).
 """
 
 from __future__ import annotations

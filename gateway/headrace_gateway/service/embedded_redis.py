@@ -53,7 +53,7 @@ def running(folder: Path) -> str:
 
 
 class RedisServer:
-    """Started with `start`, reached at `url`, ended with `stop`; kept alive as a `keeper.Part`."""
+    """Started with `start`, reached at `url`, ended with `stop`; kept alive as a `ServicePart`."""
 
     name = "redis"
 
@@ -89,7 +89,7 @@ class RedisServer:
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
     async def restart(self) -> None:
-        """See `keeper.Part`. Called in the thread that called `start`."""
+        """See `ServicePart`. Called in the thread that called `start`."""
         self.launch()
         await asyncio.to_thread(self.wait_until_ready)
 

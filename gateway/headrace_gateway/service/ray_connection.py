@@ -3,7 +3,7 @@
 A local one is processes of ours: a GCS and a raylet. Without either no worker can be started, and where Ray itself
 notices that the GCS is gone, it ends this process, a minute later. So this connection looks after them: `lost` says
 that one has died, or that the cluster has given up the node through which this process speaks to it, and `restart`
-connects anew. Actors of a lost local Ray ended with it; jobs get new ones (`RayControllers.reconcile`).
+connects anew. Actors of a lost local Ray ended with it; jobs get new ones (`RayControllerManager.reconcile`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class RayConnection:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._reconnect)
 
     def notice(self) -> None:
-        """See `keeper.Part`: there is nothing to tell of a start."""
+        """See `ServicePart`: there is nothing to tell of a start."""
 
     def _reconnect(self) -> None:
         self._let_go()

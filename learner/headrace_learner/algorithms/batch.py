@@ -5,7 +5,7 @@
       └─ minibatch: whole groups, contiguous            one optimizer update each
            └─ micro-batch: sequences of similar length  one forward and backward each; B × T ≤ token_budget
 
-Invariants: a contributing token (`contribution`) has one row of the table, and is in one micro-batch, but for
+Invariants: a contributing token (`token_selection`) has one row of the table, and is in one micro-batch, but for
 completions whose gradient is zero whatever their tokens are: those count in the minibatch's mean, and nothing is
 computed for them. Which micro-batch a token is in changes no gradient: its part of the loss is scaled by facts of the
 minibatch alone.

@@ -117,7 +117,7 @@ def _interface(address: str) -> str:
 
 
 class FsdpGroup:
-    """See `Ranks`. One a process: torch's default process group is the process's."""
+    """See `ProcessGroup`. One a process: torch's default process group is the process's."""
 
     def __init__(self, index: int, size: int, device: torch.device) -> None:
         self.index, self.size = index, size

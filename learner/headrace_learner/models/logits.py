@@ -3,7 +3,7 @@
     the model's own forward pass ─► logits ────────────────────────────────────────────┐
     base model ─► last hidden states ─► head (one matrix product) ─► soft cap, if any ─┴─► equal, or refused
 
-The learner never holds full logits (`head`), so it cannot ask the model for them while it trains. A model whose logits
+The learner never holds full logits (`chunked_logprobs`), so it cannot ask the model for them while it trains. A model whose logits
 are made in another way would be trained on other log-probabilities than its own, silently.
 """
 
@@ -55,7 +55,7 @@ def check(model: Any, name: str) -> None:
 
 
 def _made(model: Any, ids: Tensor) -> Tensor:
-    """[T, V] as `head.chosen_logprobs` makes them."""
+    """[T, V] as `chunked_logprobs.chosen_logprobs` makes them."""
     head, cap = model.get_output_embeddings(), soft_cap(model.config)
     logits: Tensor = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]).float()
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -4,11 +4,11 @@ A token's behaviour log-probability is the engine's, its first log-probability i
 completions that the policy being updated sampled from first to last token, both are of the same weights, and should
 differ by rounding alone. If they do not, every ratio and every gradient is of another policy than the one that samples.
 
-    KL(engine ‖ learner) ≈ mean of exp(−d) − 1 + d, d = log π_engine − log π_learner      (k3, `divergence`)
+    KL(engine ‖ learner) ≈ mean of exp(−d) − 1 + d, d = log π_engine − log π_learner      (k3, `kl`)
 
 float32 on both sides gives 1e-9 to 1e-6; bfloat16 1e-4 to 1e-3. A cause is far above: another formula, other weights,
 another temperature. Caches of older weights, which `update_mode` keep_kv keeps on purpose, are none: completions over
-them are not looked at (`contribution`). A step without any other has no figure.
+them are not looked at (`token_selection`). A step without any other has no figure.
 """
 
 from __future__ import annotations

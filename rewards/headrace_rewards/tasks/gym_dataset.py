@@ -38,7 +38,7 @@ _CLOSE_NAMES = 5
 
 
 def rows(reference: TaskReference) -> Iterator[dict[str, Any]]:
-    """The rows of a training file, as `make_file` writes them; raises `InvalidRequest`."""
+    """The rows of a training file, as `dataset_file` writes them; raises `InvalidRequest`."""
     dataset = _dataset(reference)
     instruction = INSTRUCTIONS[reference.answer]
     system = [] if reference.system is None else [{"role": "system", "content": reference.system}]

@@ -51,7 +51,7 @@ def load(name: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def rows(reference: TaskReference) -> Iterator[dict[str, Any]]:
-    """The rows of a training file, as `make_file` writes them; raises `InvalidRequest`."""
+    """The rows of a training file, as `dataset_file` writes them; raises `InvalidRequest`."""
     environment = load(reference.task, reference.parameters)
     held_out = reference.split == "eval"
     try:

@@ -1,7 +1,7 @@
 """How vLLM is configured and brought up for Headrace: arguments, environment, the limit on a start.
 
 Everything that depends on the device is here, in `_device_arguments` and `_environment` (and, for weights, in
-`vllm_weights`); the engine itself is blind to it.
+`weight_updates`); the engine itself is blind to it.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _environment(config: EngineConfig, guard: OrphanGuard) -> Iterator[None]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if config.distributions:
-        # The second model runner computes log-probabilities in a kernel of its own, past `vllm_worker.measure`.
+        # The second model runner computes log-probabilities in a kernel of its own, past `worker_extension.measure`.
         ours["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
