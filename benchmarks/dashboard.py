@@ -31,10 +31,10 @@ import psutil
 
 from headrace_core.redis_access.client import connect
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.benchmark_report import arguments, report
 from headrace_lab.browser import Browser, start_chromium
-from headrace_lab.gateway_process import gateway
-from headrace_lab.jobs import Seeded
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.services.gateway_process import gateway
+from headrace_lab.services.jobs import Seeded
 
 LIMIT_SECONDS = 1.0
 """PASS: median first contentful paint, and median time until drawn, of both pages."""

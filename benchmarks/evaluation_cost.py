@@ -2,8 +2,9 @@
 
 An evaluation holds its worker's policy version (decision 0029), so that the worker takes no new groups once there is a
 newer one. The real scheduler, workers and evaluator run in virtual time around simulated engines and training
-(`headrace_lab.simulated_cluster`). Rollout workers together generate as fast as the learner trains, a step is 256
-completions of 512 tokens in the mean, and an evaluation is due every ten steps, as by default in a job of a hundred.
+(`headrace_lab.virtual.simulated_cluster`). Rollout workers together generate as fast as the learner trains, a step is
+256 completions of 512 tokens in the mean, and an evaluation is due every ten steps, as by default in a job of a
+hundred.
 
     lost       share of the time with evaluations that is not there without
     tokens     share of all generated tokens that are the evaluations': lost if nothing overlaps and nothing waits
@@ -15,9 +16,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.simulated_cluster import Cluster, Evaluations, measure
-from headrace_lab.simulated_engine import DecodeSpeed, Lengths
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.virtual.simulated_cluster import Cluster, Evaluations, measure
+from headrace_lab.virtual.simulated_engine import DecodeSpeed, Lengths
 
 MOST_BEYOND = 0.1
 """PASS: nowhere is more lost than the evaluations' tokens and this share of the time."""

@@ -30,9 +30,9 @@ from redis.asyncio import Redis
 
 from headrace_core.redis_access.client import connect
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.gateway_process import gateway
-from headrace_lab.jobs import Seeded
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.services.gateway_process import gateway
+from headrace_lab.services.jobs import Seeded
 
 MOST_BYTES = 300_000_000
 """PASS: the process never takes more."""

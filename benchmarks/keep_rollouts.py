@@ -27,8 +27,8 @@ from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import connect
 from headrace_core.types.trajectory import Group, sampled_completion
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.benchmark_report import arguments, report
 from headrace_lab.paths import ADDER
+from headrace_lab.reports.benchmark_report import arguments, report
 from headrace_learner.rollout_recorder import RolloutRecorder
 from headrace_learner.worker import LearnerWorker
 

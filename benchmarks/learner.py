@@ -36,8 +36,8 @@ from torch import Tensor
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group, sampled_completion
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.tiny_models import make_model, smollm2_config
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.training.tiny_models import make_model, smollm2_config
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.distributed.torch_thread import keep_freed_memory
 from headrace_learner.models.chunked_logprobs import chosen_logprobs

@@ -41,10 +41,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import httpx
 
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.example_run import connect, server
 from headrace_lab.paths import ADDER
-from headrace_lab.tiny_models import make_model, smollm2_config
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.services.example_run import connect, server
+from headrace_lab.training.tiny_models import make_model, smollm2_config
 
 # Written before the first run.
 STALL_SHARE = 0.1

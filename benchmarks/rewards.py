@@ -35,7 +35,7 @@ from typing import Any
 from math_verify import parse, verify
 
 from headrace_core.protocols.grader_check import Outcome, Score
-from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.reports.benchmark_report import arguments, report
 from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 

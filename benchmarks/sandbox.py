@@ -12,7 +12,7 @@ import time
 
 from headrace_core.config.reward_permissions import SANDBOX_LEVELS, SandboxLevel
 from headrace_core.protocols.grader_check import Score
-from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.reports.benchmark_report import arguments, report
 from headrace_rewards.graders.python_source import PythonReward, PythonSpec
 from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox.level_probe import probe_level

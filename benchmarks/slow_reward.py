@@ -31,8 +31,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from headrace_lab.benchmark_report import arguments, report
 from headrace_lab.paths import ADDER
+from headrace_lab.reports.benchmark_report import arguments, report
 
 SHARE_LIMIT = 0.9
 """PASS: with the slow reward, at least this share of the instant one's tokens/s."""

@@ -33,8 +33,8 @@ import psutil
 import uvloop
 
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.gateway_process import gateway
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.services.gateway_process import gateway
 
 WITH_SECONDS = 0.400
 """PASS: at most this for a submission (median), of either kind, with the fork server,"""

@@ -32,7 +32,7 @@ from headrace_core.redis_access.client import connect, run
 from headrace_core.types.staleness import Limits, ages
 from headrace_core.types.trajectory import Group, encode, sampled_completion
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.reports.benchmark_report import arguments, report
 
 RATIO_LIMIT = 3.0
 """PASS: for each shape, carrying a group takes at most so many times as long as its raw round trips."""

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace_lab.tiny_models import make_model, smollm2_config, tiny_config
+from headrace_lab.training.tiny_models import make_model, smollm2_config, tiny_config
 
 COPY_MULTIPLE_LIMIT = 3.0
 """PASS: the median pause of the 135M model is at most so many copies of its bytes, …"""

@@ -1,8 +1,8 @@
 """docs/evidence.md from evidence/results/*.json: what was claimed, what was seen, on which machine.
 
-A result is what `headrace_lab.benchmark_report.report` writes: verdict, figures, machine, and what the script adds;
-`TABLES` says how to show that. A picture of the script's name in docs/images is the script's own, drawn from the same
-result. What was done, and how it is to be read, is the script's docstring.
+A result is what `headrace_lab.reports.benchmark_report.report` writes: verdict, figures, machine, and what the script
+adds; `TABLES` says how to show that. A picture of the script's name in docs/images is the script's own, drawn from the
+same result. What was done, and how it is to be read, is the script's docstring.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from headrace_core.redis_access.client import connect, run
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.small_disks import own_disk
+from headrace_lab.faults.small_disks import own_disk
 
 SLOW_FOLDERS = {"browser", "chaos", "docker", "e2e", "evidence"}
 SLOW_MARKERS = {"slow", "vllm", "e2e"}

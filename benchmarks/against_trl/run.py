@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.against_trl.sides import Run, Task, cores, environment, run_headrace, run_trl
-from headrace_lab.benchmark_report import arguments, report
 from headrace_lab.paths import ADDER, LONGTAIL, load_module
+from headrace_lab.reports.benchmark_report import arguments, report
 
 ADDER_SPEED, ADDER_TIME = 1.0, 1.0
 """PASS: on the adder task, Headrace has at least so many times TRL's samples/s, and is so many times sooner at the

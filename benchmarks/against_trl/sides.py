@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headrace_lab.example_run import connect, fetch, follow, server
 from headrace_lab.paths import ADDER
+from headrace_lab.services.example_run import connect, fetch, follow, server
 
 HERE = Path(__file__).resolve().parent
 

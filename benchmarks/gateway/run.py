@@ -39,9 +39,9 @@ from headrace_core.redis_access.client import run as answer
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import StepMetrics, WorkerMetrics
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.gateway_process import gateway
-from headrace_lab.jobs import Seeded, StepNumber
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.services.gateway_process import gateway
+from headrace_lab.services.jobs import Seeded, StepNumber
 
 READS_PER_SECOND = 1000
 """PASS: at least so many reads of a job's status a second, on one core, while it runs,"""

@@ -43,7 +43,7 @@ from headrace_chaos.fault_injection import Strike, plan, strike
 from headrace_chaos.final_checks import of_job, of_machine, remove_shared, untold
 from headrace_chaos.outside_observer import Watcher
 from headrace_chaos.processes import MARK, Family, kind_of
-from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.reports.benchmark_report import arguments, report
 
 # Written before the first counted run.
 OF_EACH_KIND = 10

@@ -17,8 +17,8 @@ from typing import Protocol
 import psutil
 
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.ray_cluster import RayCluster
-from headrace_lab.service import Service
+from headrace_lab.services.ray_cluster import RayCluster
+from headrace_lab.services.service import Service
 
 NODE_HOST = "127.0.0.22"
 START_SECONDS = 300.0

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from headrace_lab.worker_processes import ready_processes
+from headrace_lab.services.worker_processes import ready_processes
 
 PERIOD = 0.3
 ENDED = ("succeeded", "failed", "cancelled")

@@ -22,8 +22,8 @@ takes 3.1 TB/s, and an H800's memory gives 3.35.
 
 from __future__ import annotations
 
-from headrace_lab.simulated_cluster import Cluster
-from headrace_lab.simulated_engine import DecodeSpeed, Lengths
+from headrace_lab.virtual.simulated_cluster import Cluster
+from headrace_lab.virtual.simulated_engine import DecodeSpeed, Lengths
 
 UNBOUNDED = 64
 """Stands for η = ∞: more steps than a run measures."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from openai import OpenAI
 
-from headrace_lab.example_run import connect, fetch, follow, server
-from headrace_lab.job_report import Record, steady_shares
 from headrace_lab.paths import EXAMPLES
+from headrace_lab.reports.job_report import Record, steady_shares
+from headrace_lab.services.example_run import connect, fetch, follow, server
 
 JOB_SECONDS = 600
 SETTINGS: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from headrace_lab.plot_style import MUTED, set_style
+from headrace_lab.reports.plot_style import MUTED, set_style
 
 BLUE, AMBER, GREY = "#2b6cb0", "#d69e2e", "#cbd5e0"
 

@@ -29,9 +29,9 @@ from typing import Any
 from evidence.async_speed import areal_figures as areal
 from evidence.async_speed.longtail_jobs import run_jobs
 from evidence.async_speed.plot import plot
-from headrace_lab.benchmark_report import arguments, report
 from headrace_lab.paths import ROOT
-from headrace_lab.simulated_cluster import Cluster, measure
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.virtual.simulated_cluster import Cluster, measure
 
 # Written before the first run.
 SIMULATED_SPEEDUP = 2.5

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from headrace_lab.plot_style import set_style
+from headrace_lab.reports.plot_style import set_style
 
 COLOURS = {0.0: "#2f855a", 0.2: "#2b6cb0", 0.4: "#b7791f", 0.5: "#c53030"}
 MARKERS = {"dr_grpo": "o", "grpo": "s", "ppo": "^"}

@@ -53,9 +53,9 @@ import numpy as np
 from evidence.noisy_rewards.plot import draw
 from evidence.noisy_rewards.slopes import ADVANTAGES, DRAWS, Slopes, debiased, noisy
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.graded_training import GradedRun, carrying
 from headrace_lab.paths import ROOT
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.training.graded_training import GradedRun, carrying
 
 # Written before the first counted run.
 SLOPE_WITHIN = 0.05

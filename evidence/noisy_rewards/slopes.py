@@ -23,7 +23,7 @@ import torch
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group
-from headrace_lab.graded_training import RIGHT, GradedRun
+from headrace_lab.training.graded_training import RIGHT, GradedRun
 from headrace_learner.algorithms.advantages import AdvantageInputs, Column
 from headrace_learner.algorithms.batch import StepBatch, build_step_batch
 from headrace_learner.algorithms.presets import algorithm

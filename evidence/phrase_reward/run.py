@@ -13,8 +13,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.demo_run import run_demo
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.services.demo_run import run_demo
 
 # Written before the first run.
 ACCURACY_BEFORE, PEAK_ACCURACY = 0.65, 0.90

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from headrace_lab.plot_style import set_style
+from headrace_lab.reports.plot_style import set_style
 
 PHRASES = {
     "right": ("#2f855a", "right answers"),

@@ -48,9 +48,9 @@ import numpy as np
 
 from evidence.reasoning_pattern.plot import draw
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.graded_training import RIGHT, GradedRun
 from headrace_lab.paths import ROOT
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.training.graded_training import RIGHT, GradedRun
 
 # Written before the first counted run.
 PEAK_OF_CLEAN = 0.90

@@ -18,7 +18,7 @@ import torch
 from evidence.remax.gradients import UNMOVED
 from evidence.remax.training import COMMON
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_lab.lagged_training import LaggedRun, adder
+from headrace_lab.training.lagged_training import LaggedRun, adder
 from headrace_learner.training.trainer import Trainer
 
 ROUNDS = 12

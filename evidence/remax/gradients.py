@@ -19,8 +19,16 @@ import torch
 from evidence.remax.rewards import OFFSET, Baseline, Rewards, greedy_baseline, looking_baseline, no_baseline, rewarded
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group
-from headrace_lab.gradient_statistics import Matrix, gram, interval, mean_z, squared_mean, squared_mean_error, variance
-from headrace_lab.lagged_training import LaggedRun, adder
+from headrace_lab.training.gradient_statistics import (
+    Matrix,
+    gram,
+    interval,
+    mean_z,
+    squared_mean,
+    squared_mean_error,
+    variance,
+)
+from headrace_lab.training.lagged_training import LaggedRun, adder
 from headrace_learner.training.trainer import Trainer
 
 BATCHES, GROUPS_A_BATCH = 256, 8

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from headrace_lab.plot_style import MUTED, set_style
+from headrace_lab.reports.plot_style import MUTED, set_style
 
 COLOURS = {"reinforce": "#c53030", "remax": "#2b6cb0", "ppo": "#2f855a"}
 LABELS = {"reinforce": "REINFORCE", "remax": "ReMax", "ppo": "PPO with a critic"}

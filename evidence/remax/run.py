@@ -48,8 +48,8 @@ from evidence.remax import costs, gradients
 from evidence.remax.plot import draw
 from evidence.remax.rewards import OFFSET
 from evidence.remax.training import LEARNERS, train
-from headrace_lab.benchmark_report import arguments, report
 from headrace_lab.paths import ROOT
+from headrace_lab.reports.benchmark_report import arguments, report
 
 # Written before the first counted run.
 VARIANCE_WITH_OFFSETS = 0.2

@@ -14,7 +14,7 @@ import torch
 from evidence.remax.rewards import Baseline, Rewards, greedy_baseline, no_baseline, rewarded
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group
-from headrace_lab.lagged_training import LaggedRun, adder
+from headrace_lab.training.lagged_training import LaggedRun, adder
 
 STEPS, BATCH, EVALUATE_EVERY = 32, 128, 4
 COMMON: dict[str, Any] = {"batch_size": BATCH, "group_size": 1, "max_tokens": 64, "max_context": 128}

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-from headrace_lab.plot_style import set_style
+from headrace_lab.reports.plot_style import set_style
 
 COLOURS = {"naive": "#c53030", "decoupled": "#2b6cb0"}
 LABELS = {"naive": "naive: clip around the behaviour policy", "decoupled": "decoupled: clip around the proximal policy"}

@@ -49,9 +49,9 @@ import numpy as np
 
 from evidence.staleness.plot import draw
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.lagged_training import LaggedRun, adder
 from headrace_lab.paths import ROOT
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.training.lagged_training import LaggedRun, adder
 
 # Written before the first counted run.
 BOUNDS: tuple[int | None, ...] = (0, 1, 2, 4, 8, 16, None)

@@ -2,8 +2,8 @@
 
 Contract of docs/staleness.md, checked on real parts: each run is `examples/adder/demo.py` (real vLLM, Redis, Ray),
 judged by `largest_age`, the ledger's record of what was trained: of every step the learner reports the largest age, and
-the ledger refuses one that is too old (`StalenessBoundViolated`), so that a breach that is reported fails the job. One run of
-each, from 0.55.
+the ledger refuses one that is too old (`StalenessBoundViolated`), so that a breach that is reported fails the job. One
+run of each, from 0.55.
 
 How far it reaches. Where the oldest token is younger than the bound, as at 4 here, the run never comes to the bound and
 shows nothing of it. That the learner computes ages rightly is for the tests, not for this script.
@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.demo_run import run_demo
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.services.demo_run import run_demo
 
 # Written before the first run.
 BOUNDS = (0, 1, 4)

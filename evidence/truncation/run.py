@@ -29,8 +29,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 import torch
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_lab.benchmark_report import arguments, report
-from headrace_lab.lagged_training import LaggedRun, adder
+from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.training.lagged_training import LaggedRun, adder
 
 # Written before the counted run.
 SHARE_OF_BOOTSTRAP = 0.5

@@ -16,7 +16,7 @@ from evidence.verifree.exact import gradient
 from evidence.verifree.training import ARMS, SETTINGS, Run, without_baseline
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group
-from headrace_lab.gradient_statistics import Matrix, gram, interval, variance
+from headrace_lab.training.gradient_statistics import Matrix, gram, interval, variance
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.training.trainer import Trainer
 

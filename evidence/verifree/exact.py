@@ -23,7 +23,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, Role
-from headrace_lab.gradient_statistics import Matrix, gram, interval, mean_z, variance
+from headrace_lab.training.gradient_statistics import Matrix, gram, interval, mean_z, variance
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from headrace_lab.plot_style import MUTED, set_style
+from headrace_lab.reports.plot_style import MUTED, set_style
 
 COLOURS = {"verifree": "#2b6cb0", "verifier": "#2f855a", "no_baseline": "#c53030"}
 LABELS = {"verifree": "VeriFree", "verifier": "exact-match verifier", "no_baseline": "VeriFree without baseline"}

@@ -12,10 +12,10 @@ baseline the reasoning's term has the variance E p²|s|² − |E p s|² against 
 s = ∇log π(z|x) and p = R: their ratio is near E p²/E p as far as |s|² does not depend on p. That is where the formula
 applies; with a baseline, or with the answer's term, the ratio is another one.
 
-**To target.** The careless adder (half of its answers are guesses) through the service's own `GroupBuilder`, decoder and
-trainer, from the JSON that a user writes: steps until greedy held-out answers are right, for VeriFree, its verifier,
-and VeriFree without the leave-one-out baseline. Prompts, sampling and learning rate are the same; every step is
-on-policy.
+**To target.** The careless adder (half of its answers are guesses) through the service's own `GroupBuilder`, decoder
+and trainer, from the JSON that a user writes: steps until greedy held-out answers are right, for VeriFree, its
+verifier, and VeriFree without the leave-one-out baseline. Prompts, sampling and learning rate are the same; every step
+is on-policy.
 
 What the settings were chosen from, seeds 7 to 9, before the thresholds were written:
 
@@ -58,8 +58,8 @@ from evidence.verifree import baseline, exact
 from evidence.verifree.base_model import careless_adder
 from evidence.verifree.plot import draw
 from evidence.verifree.training import ARMS, train
-from headrace_lab.benchmark_report import arguments, report
 from headrace_lab.paths import ROOT
+from headrace_lab.reports.benchmark_report import arguments, report
 
 # Written before the first counted run.
 SAME_MEAN, OTHER_MEAN = 3.0, 10.0

@@ -17,8 +17,8 @@ import torch
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.ledger import Lease
 from headrace_core.types.trajectory import Group
-from headrace_lab.lagged_training import ADDER
-from headrace_lab.step_engine import TurnEngine
+from headrace_lab.training.lagged_training import ADDER
+from headrace_lab.training.step_engine import TurnEngine
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer

@@ -19,8 +19,8 @@ from typing import Any
 from openai import OpenAI
 
 from headrace_core.config.algorithm_presets import ALGORITHMS
-from headrace_lab.example_run import connect, fetch, follow, server
-from headrace_lab.job_report import Record, steady_shares, write_report
+from headrace_lab.reports.job_report import Record, steady_shares, write_report
+from headrace_lab.services.example_run import connect, fetch, follow, server
 
 HERE = Path(__file__).resolve().parent
 JOB_SECONDS = 1800

@@ -21,8 +21,8 @@ from data import write
 from model import prepare
 from openai import OpenAI
 
-from headrace_lab.example_run import connect, fetch, follow, server
-from headrace_lab.job_report import Record, steady_shares, write_report
+from headrace_lab.reports.job_report import Record, steady_shares, write_report
+from headrace_lab.services.example_run import connect, fetch, follow, server
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parents[1] / "runs"

@@ -19,7 +19,7 @@ from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.atomic_write import MANIFEST, PARTIAL
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.trajectory import Group
-from headrace_lab.simulated_training import step_result
+from headrace_lab.virtual.simulated_training import step_result
 from headrace_learner.algorithms.token_selection import AgeCount
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.checkpoints.checkpoint import Found

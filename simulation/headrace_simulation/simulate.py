@@ -30,7 +30,7 @@ from pathlib import Path
 
 import structlog
 
-from headrace_lab.benchmark_report import arguments, report
+from headrace_lab.reports.benchmark_report import arguments, report
 from headrace_rewards.sandbox.kernel.syscalls import signal_at_death_of_parent
 from headrace_simulation.fault_plan import Plan, plan
 from headrace_simulation.planted_bugs import PLANTS, PlaceLost

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from headrace_lab.virtual_time import done_at_once
+from headrace_lab.virtual.virtual_time import done_at_once
 
 
 class Process:

@@ -26,7 +26,7 @@ from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.dataset import Row
 from headrace_core.storage.weight_store import WeightStore
-from headrace_lab.simulated_engine import DecodeSpeed, SimulatedEngine
+from headrace_lab.virtual.simulated_engine import DecodeSpeed, SimulatedEngine
 from headrace_rewards.protocol import Sample
 from headrace_rollout.engines.engine import RequestRefused
 from headrace_rollout.ports import RolloutPorts

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_lab.browser import PHONE, Browser
-from headrace_lab.jobs import Seeded
+from headrace_lab.services.jobs import Seeded
 
 from .conftest import Site
 

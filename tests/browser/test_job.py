@@ -8,7 +8,7 @@ from selenium.webdriver.common.keys import Keys
 from headrace_core.jobs.job_store import PausedBy
 from headrace_core.types.events import Standstill, Wait
 from headrace_lab.browser import PHONE, Browser
-from headrace_lab.jobs import BATCH, Seeded
+from headrace_lab.services.jobs import BATCH, Seeded
 
 from .conftest import Site
 

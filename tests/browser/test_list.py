@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from headrace_core.redis_access.keys import JobKeys
 from headrace_lab.browser import PHONE, Browser
-from headrace_lab.jobs import Seeded
+from headrace_lab.services.jobs import Seeded
 
 from .conftest import Site
 

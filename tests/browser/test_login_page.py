@@ -13,7 +13,7 @@ from headrace_core.redis_access.client import run
 from headrace_gateway.auth.api_keys import KeyStore
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.browser import PHONE, Browser
-from headrace_lab.jobs import Seeded
+from headrace_lab.services.jobs import Seeded
 
 from .conftest import Site
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from headrace_core.errors import InvalidData
 from headrace_core.storage.dataset import PromptOrder, read_rows
-from headrace_lab.byte_damage import damages
+from headrace_lab.faults.byte_damage import damages
 
 GOOD = '{"messages": [{"role": "user", "content": "2+2="}], "answer": "4"}\n'
 

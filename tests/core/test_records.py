@@ -19,7 +19,7 @@ from headrace_core.redis_access.json_records import decode_record
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import RewardMetrics, WorkerMetrics
 from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, decode, encode
-from headrace_lab.byte_damage import WRONG_JSON, damages
+from headrace_lab.faults.byte_damage import WRONG_JSON, damages
 
 JOB = "ftjob-1"
 

@@ -15,7 +15,7 @@ from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
 from headrace_core.redis_access.client import acquired, connect, ping
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.held_answers import held_answers
+from headrace_lab.faults.held_answers import held_answers
 
 from .pipeline import a_group
 

@@ -19,7 +19,7 @@ from headrace_core.ledger.ledger import Ledger, TransitionOutcome
 from headrace_core.redis_access.client import connect, is_transient, run
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.trained_steps import step_of
+from headrace_lab.training.trained_steps import step_of
 
 from .pipeline import a_group
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from headrace_core.ledger.ledger import Ledger, Refusal, TransitionOutcome
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import Group, encode, sampled_completion
-from headrace_lab.trained_steps import step_of
+from headrace_lab.training.trained_steps import step_of
 
 BATCH, WINDOW = 2, 10
 LIMITS = Limits(batch_size=BATCH, max_staleness=WINDOW // BATCH - 1, total_groups=60)

@@ -14,7 +14,7 @@ import pytest
 
 from headrace_core.errors import WeightsDamaged
 from headrace_core.storage.weight_store import MANIFEST, WeightStore, default_root
-from headrace_lab.byte_damage import damages
+from headrace_lab.faults.byte_damage import damages
 
 
 def writing(text: str) -> Callable[[Path], None]:

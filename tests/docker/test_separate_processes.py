@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from headrace_lab.paths import ADDER
-from headrace_lab.worker_processes import ready_processes
+from headrace_lab.services.worker_processes import ready_processes
 
 from .separate import Separate
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 
 from .traces import Traces, eventually
 

@@ -18,7 +18,7 @@ import pytest
 
 from headrace_core.storage.dataset import read_rows
 from headrace_lab.paths import ADDER
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headrace_lab.service import SMALL, Service
+from headrace_lab.services.service import SMALL, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 STALL_SECONDS = 16

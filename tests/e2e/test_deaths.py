@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from safetensors.numpy import load_file
 
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

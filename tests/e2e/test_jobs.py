@@ -11,7 +11,7 @@ import openai
 import pytest
 from transformers import AutoModelForCausalLM
 
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from headrace_lab.ray_cluster import RayCluster
-from headrace_lab.service import Service
+from headrace_lab.services.ray_cluster import RayCluster
+from headrace_lab.services.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

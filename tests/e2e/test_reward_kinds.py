@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headrace_lab.paths import ADDER
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 from headrace_rewards.registry import GRADERS
 
 from .reward_server import LABELS, reward_server

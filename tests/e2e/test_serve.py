@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

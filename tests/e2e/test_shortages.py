@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.service import Service
-from headrace_lab.small_disks import own_disk
+from headrace_lab.faults.small_disks import own_disk
+from headrace_lab.services.service import Service
 
 from .traces import eventually
 

@@ -12,7 +12,7 @@ import redis
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.storage.weight_store import default_root
 from headrace_gateway.service.embedded_redis import running
-from headrace_lab.service import Service
+from headrace_lab.services.service import Service
 
 BUSY_SECONDS = 180.0
 """For what takes seconds on an idle machine."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from evidence.async_speed import areal_figures as areal
-from headrace_lab.simulated_cluster import Cluster, Evaluations, measure
-from headrace_lab.simulated_engine import DecodeSpeed, Lengths
+from headrace_lab.virtual.simulated_cluster import Cluster, Evaluations, measure
+from headrace_lab.virtual.simulated_engine import DecodeSpeed, Lengths
 
 SMALL = Cluster(
     rollout_devices=2,

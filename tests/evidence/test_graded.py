@@ -12,8 +12,8 @@ from evidence.noisy_rewards import slopes as _noise_slopes
 from evidence.noisy_rewards.slopes import Slopes, debiased, noisy
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group
-from headrace_lab.graded_training import RIGHT, GradedRun, carrying, of_rows
-from headrace_lab.lagged_training import adder
+from headrace_lab.training.graded_training import RIGHT, GradedRun, carrying, of_rows
+from headrace_lab.training.lagged_training import adder
 
 
 def run(grader: dict[str, object]) -> GradedRun:

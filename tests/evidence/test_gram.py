@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace_lab.gradient_statistics import gram, interval, mean_z, squared_mean, squared_mean_error, variance
+from headrace_lab.training.gradient_statistics import gram, interval, mean_z, squared_mean, squared_mean_error, variance
 
 SAMPLES, PARAMETERS = 60, 500
 

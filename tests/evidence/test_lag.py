@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_lab.lagged_training import LaggedRun, Task, adder
+from headrace_lab.training.lagged_training import LaggedRun, Task, adder
 
 
 def settings(**changes: object) -> Hyperparameters:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace_lab.simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
-from headrace_lab.virtual_time import run
+from headrace_lab.virtual.simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
+from headrace_lab.virtual.virtual_time import run
 from headrace_rollout.engines.engine import Sampled, SamplingConfig
 
 SPEED = DecodeSpeed(base=1.0, each=0.5, update_pause=2.0)

@@ -17,7 +17,7 @@ from evidence.verifree.training import SETTINGS, Run
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group, Role
 from headrace_lab.paths import ROOT
-from headrace_lab.step_engine import TurnEngine
+from headrace_lab.training.step_engine import TurnEngine
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer

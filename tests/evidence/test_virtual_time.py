@@ -11,7 +11,7 @@ import pytest
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.virtual_time import InlineRedis, Stalled, run
+from headrace_lab.virtual.virtual_time import InlineRedis, Stalled, run
 
 
 def now() -> float:

@@ -23,7 +23,7 @@ from headrace_gateway.models import model_folder
 from headrace_gateway.models.catalog import Model
 from headrace_gateway.models.prompt_tokens import PromptCounter
 from headrace_gateway.service.embedded_redis import running
-from headrace_lab.byte_damage import damages
+from headrace_lab.faults.byte_damage import damages
 from headrace_lab.paths import ADDER
 
 from .conftest import MODEL, Served, body, rows, stored_job

@@ -11,9 +11,9 @@ import pytest
 from headrace_core.jobs.history import History
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.types.metrics import RewardMetrics
-from headrace_lab import example_run as shared_run
-from headrace_lab.job_report import Record, steady_shares, write_report
-from headrace_lab.jobs import Seeded
+from headrace_lab.reports.job_report import Record, steady_shares, write_report
+from headrace_lab.services import example_run as shared_run
+from headrace_lab.services.jobs import Seeded
 
 from .conftest import Served
 

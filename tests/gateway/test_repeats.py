@@ -21,7 +21,7 @@ from headrace_gateway.chat.chat_pool import RayChatPool
 from headrace_gateway.context import GatewayContext
 from headrace_gateway.operations import idempotency
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.held_answers import held_answers
+from headrace_lab.faults.held_answers import held_answers
 
 from .conftest import Controllers, stored_job
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from headrace_core.config.service_settings import Settings
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.small_disks import own_disk
+from headrace_lab.faults.small_disks import own_disk
 
 from .conftest import rows
 from .keyed import gateway

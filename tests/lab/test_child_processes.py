@@ -11,7 +11,7 @@ import pytest
 
 PARENT = """
 import subprocess, sys
-from headrace_lab.child_processes import ending_with_parent
+from headrace_lab.services.child_processes import ending_with_parent
 child = subprocess.Popen(ending_with_parent(["/bin/sleep", "600"]), start_new_session=True)
 print(child.pid, flush=True)
 child.wait()

@@ -31,9 +31,9 @@ from headrace_core.redis_access.scripts import script_source
 from headrace_core.storage.dataset import PromptOrder, read_rows
 from headrace_core.storage.weight_store import WeightStore
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.held_answers import held_answers
+from headrace_lab.faults.held_answers import held_answers
 from headrace_lab.paths import ADDER
-from headrace_lab.trained_steps import step_of
+from headrace_lab.training.trained_steps import step_of
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused
 from headrace_rollout.engines.transformers.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.ports import engine_config

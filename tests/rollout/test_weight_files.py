@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headrace_core.errors import WeightsDamaged
-from headrace_lab.byte_damage import damages
+from headrace_lab.faults.byte_damage import damages
 from headrace_rollout.engines.weight_files import CONFIG, BaseModel, is_adapter
 
 from .engine_cases import ADAPTER_RANK, Weights, cut_short

@@ -110,7 +110,8 @@ async def export(
 ) -> Cursor:
     """Returns when all is out that there was; with `follow`, when the job has ended or is paused, or `stop` is set.
 
-    `job` and `options` as `sink_factory.create` takes them. Raises `InvalidState` while another exporter has the folder.
+    `job` and `options` as `sink_factory.create` takes them. Raises `InvalidState` while another exporter has the
+    folder.
     """
     with _held(folder):
         cursor = read_cursor(folder)

@@ -3,8 +3,8 @@
     the model's own forward pass ─► logits ────────────────────────────────────────────┐
     base model ─► last hidden states ─► head (one matrix product) ─► soft cap, if any ─┴─► equal, or refused
 
-The learner never holds full logits (`chunked_logprobs`), so it cannot ask the model for them while it trains. A model whose logits
-are made in another way would be trained on other log-probabilities than its own, silently.
+The learner never holds full logits (`chunked_logprobs`), so it cannot ask the model for them while it trains. A model
+whose logits are made in another way would be trained on other log-probabilities than its own, silently.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The policy being trained: a Hugging Face causal language model, its log-probabilities, and its files.
 
 Invariants: parameters are float32, the optimizer's master copy (on a GPU the forward pass runs in bfloat16, by
-autocast); there is no dropout, so that the policy trained is the policy sampled; full logits never exist (`chunked_logprobs`).
+autocast); there is no dropout, so that the policy trained is the policy sampled; full logits never exist
+(`chunked_logprobs`).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     → POST url  {"samples": [{"output_text", "item", "messages", "finish_reason"}, …]}
     ← 200       {"rewards": [0.5, null, {"right": 1, "short": 0.2}, {"error": "no such test"}, …]}
 
-One reward a sample, in order, read as what a function returns (see `return_values`); `{"error": "…"}` says that this sample
-could not be scored. Completions of several groups that arrive together share a request. The operator lists the hosts
-that may be asked; how a server that is slow, ill or hostile is met stands in `http_client`.
+One reward a sample, in order, read as what a function returns (see `return_values`); `{"error": "…"}` says that this
+sample could not be scored. Completions of several groups that arrive together share a request. The operator lists the
+hosts that may be asked; how a server that is slow, ill or hostile is met stands in `http_client`.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def _require_file(path: Path) -> None:
 
 
 class FunctionSpec(GraderSpec):
-    """The function's arguments are filled by name (see `argument_binding`); what it may return is listed in `return_values`."""
+    """The function's arguments are filled by name (see `argument_binding`); what it may return is listed in
+    `return_values`."""
 
     type: Literal["function"]
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", exclude_if=lambda value: value is None)

@@ -1,6 +1,6 @@
 """Processes that do not outlive the one that started them, however that ends.
 
-python -m headrace_lab.child_processes PARENT COMMAND…    becomes COMMAND, which ends with process PARENT
+python -m headrace_lab.services.child_processes PARENT COMMAND…    becomes COMMAND, which ends with process PARENT
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def ending_with_parent(command: Sequence[str]) -> list[str]:
 
     A `finally` is not enough: SIGTERM and SIGKILL skip it, and a service that nobody ends goes on training.
     """
-    return [sys.executable, "-m", "headrace_lab.child_processes", str(os.getpid()), *command]
+    return [sys.executable, "-m", "headrace_lab.services.child_processes", str(os.getpid()), *command]
 
 
 def main(parent: int, command: list[str]) -> None:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from headrace_lab.job_report import Record, steady_shares
-from headrace_lab.paths import ADDER
+from ..paths import ADDER
+from ..reports.job_report import Record, steady_shares
 
 DEMO = ADDER / "demo.py"
 LIMIT_SECONDS = 1500

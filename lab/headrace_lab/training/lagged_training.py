@@ -24,7 +24,6 @@ from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.storage.dataset import PromptOrder
 from headrace_core.types.trajectory import Completion, Group, sampled_completion
-from headrace_lab.paths import ADDER, load_module
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import StepResult, Trainer
@@ -33,6 +32,8 @@ from headrace_rollout.engines.transformers.batch_slots import Generation
 from headrace_rollout.engines.transformers.decoder import Decoder
 from headrace_rollout.engines.transformers.policy_model import PolicyModel
 from headrace_rollout.prompts import Prompt, Tokenizer, read_prompts
+
+from ..paths import ADDER, load_module
 
 Grade = Callable[[dict[str, Any], dict[str, Any]], float]
 """`grade(sample, item)`: a reward in the OpenAI form."""

@@ -1,6 +1,6 @@
 """The gateway alone in a process: the app as it is served, over a Redis that is there, without Ray.
 
-    python -m headrace_lab.gateway_process REDIS_URL DATA_DIR CORES
+    python -m headrace_lab.services.gateway_process REDIS_URL DATA_DIR CORES
 
 It prints its port once it listens, and ends with its standard input, so also when whoever started it is killed.
 """
@@ -45,7 +45,7 @@ def gateway(
 ) -> Iterator[tuple[str, psutil.Process]]:
     """(Its address, its process), on `cores`, by default on all. Raises RuntimeError where it does not start."""
     words = (redis_url, str(data_dir), ",".join(map(str, cores or os.sched_getaffinity(0))))
-    command = [sys.executable, "-m", "headrace_lab.gateway_process", *words]
+    command = [sys.executable, "-m", "headrace_lab.services.gateway_process", *words]
     environ = {**os.environ, **(environment or {})}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ) as process:
         assert process.stdin is not None

@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-from headrace_lab.child_processes import ending_with_parent
-from headrace_lab.job_report import Record
+from ..reports.job_report import Record
+from .child_processes import ending_with_parent
 
 STOP_SECONDS = 120
 PAGE = 10_000

@@ -22,8 +22,10 @@ from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.job_store import Job
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
-from headrace_lab.timed_workers import (
+from headrace_rollout.worker import RolloutWorker
+
+from .simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
+from .timed_workers import (
     BLOCK,
     FASTER,
     LONGEST_RUN,
@@ -36,8 +38,7 @@ from headrace_lab.timed_workers import (
     learner_worker,
     rollout_worker,
 )
-from headrace_lab.virtual_time import InlineRedis, LoopClock, run
-from headrace_rollout.worker import RolloutWorker
+from .virtual_time import InlineRedis, LoopClock, run
 
 JOB = "ftjob-cluster"
 

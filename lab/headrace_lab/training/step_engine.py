@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headrace_lab.lagged_training import Sampler
 from headrace_rollout.engines.engine import Sampled, SamplingConfig, Scored
 from headrace_rollout.engines.transformers.batch_slots import Generation
+
+from .lagged_training import Sampler
 
 T = TypeVar("T")
 SETTLING = 8

@@ -18,10 +18,11 @@ import torch
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import Group
-from headrace_lab.lagged_training import LaggedRun, Task, adder
 from headrace_rewards.protocol import Reward, Sample, SampleKey
 from headrace_rewards.registry import build
 from headrace_rollout.reward_scoring import score, value_of
+
+from .lagged_training import LaggedRun, Task, adder
 
 RIGHT: dict[str, Any] = {
     "type": "string_check",

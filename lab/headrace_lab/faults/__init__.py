@@ -1,0 +1,1 @@
+"""What goes wrong, on purpose: damaged bytes, answers that are held back, small disks."""

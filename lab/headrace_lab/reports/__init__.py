@@ -1,0 +1,1 @@
+"""What benchmarks, evidence and examples write: results, reports, plots."""

@@ -1,0 +1,1 @@
+"""Services in virtual time: an engine, a trainer and a cluster whose speed is told instead of measured."""
