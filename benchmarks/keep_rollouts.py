@@ -54,7 +54,7 @@ class Watched:
     def __init__(self) -> None:
         self.path = list[float]()
         self.write = list[float]()
-        keep, write = RolloutRecorder.keep, RolloutRecorder._write
+        keep, write = RolloutRecorder.record, RolloutRecorder._write
 
         async def timed_keep(keeper: RolloutRecorder, *args: Any) -> None:
             began = time.perf_counter()
@@ -66,7 +66,7 @@ class Watched:
             await write(keeper, *args)
             self.write.append(time.perf_counter() - began)
 
-        RolloutRecorder.keep, RolloutRecorder._write = timed_keep, timed_write  # type: ignore[method-assign, assignment]
+        RolloutRecorder.record, RolloutRecorder._write = timed_keep, timed_write  # type: ignore[method-assign, assignment]
 
 
 def group(group_id: int, version: int, seed: int) -> Group:

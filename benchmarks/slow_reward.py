@@ -115,7 +115,7 @@ class Learner:
             masked = ages.total() - sum(trained.values())
             step = Step(claim.version, tuple(g.group_id for g in claim.groups), trained, masked)
             await self._ledger.settle(term, step, name.name)
-            await self._ledger.covered(claim.version + 1)
+            await self._ledger.forget_before(claim.version + 1)
             self.steps += 1
             self.ages += ages
             self.waits += [g.reward_seconds for g in claim.groups]

@@ -7,7 +7,7 @@
 
 Both run one call at a time on the same client, the same private Redis (append-only, as in `headrace serve`) and the
 same groups, in alternating rounds; the figure is the median over the rounds of the ratio of their times. Covering
-trained groups (`Ledger.covered`, once a checkpoint) is counted as ours, where raw has its DEL.
+trained groups (`Ledger.forget_before`, once a checkpoint) is counted as ours, where raw has its DEL.
 
     python -m benchmarks.transport [--seed N] [--out FILE] [--rounds N]
 """
@@ -101,7 +101,7 @@ class Carrier:
         step = Step(version, tuple(g.group_id for g in claim.groups), counts, 0)
         counted = time.perf_counter()
         assert await self._ledger.settle(self._term, step, f"v{version + 1:08d}-t1") is TransitionOutcome.SETTLED
-        await self._ledger.covered(version + 1)
+        await self._ledger.forget_before(version + 1)
         settled = time.perf_counter()
         self._note(admit_commit=committed - began, claim_decode=claimed - committed, settle_cover=settled - counted)
         return settled - counted + claimed - began  # counting ages is the learner's work, not transport

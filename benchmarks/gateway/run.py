@@ -119,12 +119,12 @@ class Playing:
             played = Seeded(self._seed, self._step, JOB.total, beats=self._step % STEPS_PER_SECOND, began=time.time())
             for measured in played.measurements(self._step - 1):
                 if isinstance(measured, WorkerMetrics):
-                    await self._jobs.beat(JOB.id, measured)
+                    await self._jobs.record_heartbeat(JOB.id, measured)
                 else:
                     await self._jobs.record(JOB.id, measured)
                 if isinstance(measured, StepMetrics):
                     message, data = f"Step {measured.step}/{measured.total_steps}", StepNumber(measured.step)
-                    await self._jobs.tell(JOB.id, message, type="metrics", data=data)
+                    await self._jobs.emit_event(JOB.id, message, type="metrics", data=data)
             await answer(self._redis.hincrby(JobKeys(JOB.id).ledger, "version", 1))
             await asyncio.sleep(max(0.0, began + steps / STEPS_PER_SECOND - time.monotonic()))
 

@@ -34,7 +34,7 @@ class ControllerHeartbeats:
         self._kept = math.ceil(settings.watchdog_seconds + BEAT_SECONDS)
         self._start = math.ceil(settings.start_timeout)
 
-    async def starts(self, job_id: str) -> None:
+    async def record_start(self, job_id: str) -> None:
         """One is about to be started, unless one beats."""
         await run(self._redis.set(JobKeys(job_id).controller, _STARTING, ex=self._start, nx=True))
 

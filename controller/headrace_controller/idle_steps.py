@@ -50,7 +50,7 @@ class IdleSteps:
         self._read: int | None = None
         """The last entry of the history that was seen; None before the first look."""
         self._scored = self._taught = False
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         """What was told of the steps since one that taught."""
         self._idle = self._unscored = 0
         """Steps in a row, up to the newest, that taught nothing; that had no reward."""
@@ -117,14 +117,14 @@ class IdleSteps:
         idle = self._note(step)
         if idle is None:
             self._idle = self._unscored = 0
-            self._told.clear()
+            self._reported.clear()
             return
         self._idle += 1
         self._unscored = self._unscored + 1 if idle == "unscored" else 0
-        if idle not in self._told:
-            self._told.add(idle)
+        if idle not in self._reported:
+            self._reported.add(idle)
             message = f"Step {step.step} changed nothing: {await self._in_words(idle, step)}"
-            await self._jobs.tell(self._job_id, message, level="warn", data=IdleStep(step.step, idle))
+            await self._jobs.emit_event(self._job_id, message, level="warn", data=IdleStep(step.step, idle))
         most = self._settings.max_steps_without_gradient
         if most and (self._unscored >= most or (self._idle >= most and not self._taught)):
             raise NothingLearned(

@@ -76,7 +76,7 @@ class JobController:
     def __init__(self, settings: Settings, ports: ControllerPorts) -> None:
         self._settings, self._ports = settings, ports
         self._job_id, self._jobs, self._ledger = ports.job.id, ports.job.store, ports.job.ledger
-        self._drains, self._mending = ports.job.drains, ports.job.recoveries
+        self._drains, self._recoveries = ports.job.drains, ports.job.recoveries
         self._group = ports.workers
         self._life: asyncio.Task[None] | None = None
 
@@ -108,17 +108,17 @@ class JobController:
     async def run_until_at_rest(self) -> None:
         """Work on the job until it is at rest: it may be resumed or cancelled while it still pauses."""
         try:
-            while not await self._jobs.rest(self._job_id, await self._once()):
+            while not await self._jobs.mark_at_rest(self._job_id, await self._once()):
                 pass
         except Replaced:
             get_logger(__name__).warning("another controller has the job; this one ends", job=self._job_id)
         except asyncio.CancelledError:
-            await self._jobs.tell(self._job_id, "the service stops; the job goes on when it starts again")
+            await self._jobs.emit_event(self._job_id, "the service stops; the job goes on when it starts again")
         except RedisError as error:  # the job cannot even be marked; the gateway starts a controller when Redis is back
             get_logger(__name__).error("controller lost Redis", job=self._job_id, exc_info=error)
         except LOST as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
-            await self._jobs.tell(self._job_id, f"its controller ends, another goes on: {reason}", level="warn")
+            await self._jobs.emit_event(self._job_id, f"its controller ends, another goes on: {reason}", level="warn")
 
     async def _once(self) -> Status:
         """Run the job until it has ended or pauses; in which status. Nothing of it runs afterwards."""
@@ -171,24 +171,24 @@ class JobController:
                 await self._move("running")
             running = placed = True
             try:
-                await until([self._ports.train(job, self._group.workers)], [self._group.hold()])
+                await until([self._ports.train(job, self._group.workers)], [self._group.watch_placement()])
             except PlacementLost as error:
-                await self._tell_place_lost(error)
-                await self._group.leave()
+                await self._report_placement_lost(error)
+                await self._group.release()
             else:
                 return
 
-    async def _tell_place_lost(self, error: PlacementLost) -> None:
+    async def _report_placement_lost(self, error: PlacementLost) -> None:
         data = Standstill([Wait(worker.name, "its place", 0.0) for worker in self._group.workers], "place_again")
-        await self._jobs.tell(self._job_id, f"placed anew: {error}", level="warn", data=data)
-        await self._mending.acted("place_again")
+        await self._jobs.emit_event(self._job_id, f"placed anew: {error}", level="warn", data=data)
+        await self._recoveries.count_action("place_again")
 
     # ── watch ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _watch(self, job: Job, idle: IdleWatch) -> None:
         """Raises what must end the work: the user's wish, too many failed groups, nothing learned, no progress."""
         settings, held = Hyperparameters.model_validate(job.hyperparameters), False
-        watchdog = Watchdog(self._settings, job, self._jobs, self._ledger, self._mending)
+        watchdog = Watchdog(self._settings, job, self._jobs, self._ledger, self._recoveries)
         while True:
             await asyncio.sleep(self._ports.watch_seconds)
             now = await self._jobs.get(self._job_id)
@@ -205,12 +205,12 @@ class JobController:
     async def _all_drained(self, job: Job, before: bool) -> bool:
         """Whether the job is meant to stand still; the user is told when it begins to and when it ends."""
         workers = job.hyperparameters["rollout_workers"]
-        now = await self._drains.hold_all(workers)
+        now = await self._drains.covers_all(workers)
         if now and not before:
             message = "every rollout worker is drained: the job waits until one of them is undrained"
-            await self._jobs.tell(self._job_id, message, level="warn")
+            await self._jobs.emit_event(self._job_id, message, level="warn")
         elif before and not now:
-            await self._jobs.tell(self._job_id, "a rollout worker works again: the job goes on")
+            await self._jobs.emit_event(self._job_id, "a rollout worker works again: the job goes on")
         return now
 
     # ── end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,13 +219,13 @@ class JobController:
         """The learner saves the step under way; what the others hold, they give back at once."""
         await until([self._stop()], [self._cancellation()])
         if (await self._jobs.get(self._job_id)).status == "paused":  # else it was resumed meanwhile
-            await self._jobs.tell(self._job_id, f"{message}; resume goes on from here", level=level, data=data)
+            await self._jobs.emit_event(self._job_id, f"{message}; resume goes on from here", level=level, data=data)
         return "paused"
 
     async def _stop(self) -> None:
         await self._group.stop()
         for worker in self._group.workers:
-            await self._ledger.lapse(worker.name)  # what one held that did not stop in good order
+            await self._ledger.expire_leases_of(worker.name)  # what one held that did not stop in good order
 
     async def _cancellation(self) -> None:
         """Raises `Cancelled` once the job is."""
@@ -244,7 +244,7 @@ class JobController:
         self, status: Status, message: str, outcome: JobError | str, data: RewardsFailed | RowsRefused | None = None
     ) -> Status:
         await self._move(status, outcome)
-        await self._jobs.tell(self._job_id, message, level="error" if status == "failed" else "info", data=data)
+        await self._jobs.emit_event(self._job_id, message, level="error" if status == "failed" else "info", data=data)
         return status
 
     async def _move(self, status: Status, outcome: PausedBy | JobError | str | None = None) -> None:
@@ -281,14 +281,14 @@ class JobController:
         except InvalidState:
             name(error)
         else:
-            await self._jobs.tell(self._job_id, f"failed: {error.message}", level="error")
+            await self._jobs.emit_event(self._job_id, f"failed: {error.message}", level="error")
         return await self._jobs.status(self._job_id)
 
     async def _clean_up(self, over: Status | None, replaced: bool) -> None:
         """Nothing of the job runs afterwards. Where it is over, what a next controller would go on from goes too; where
         it is another's, what that one needs stays."""
         try:
-            await self._group.leave()
+            await self._group.release()
         finally:
             if not replaced:
                 self._ports.files.remove_weights()

@@ -130,14 +130,14 @@ class RayControllerManager:
             except (HeadraceError, RedisError) as error:
                 log.warning("could not start controllers; the next look tries again", error=str(error))
                 if isinstance(error, Unavailable):
-                    await self._tell_not_yet(asked, error)
+                    await self._report_not_yet(asked, error)
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _tell_not_yet(self, asked: set[str], error: Unavailable) -> None:
+    async def _report_not_yet(self, asked: set[str], error: Unavailable) -> None:
         try:
             for job_id in asked:
                 if (await self._jobs.get(job_id)).status == "queued":
-                    await self._jobs.tell(job_id, f"Cannot start yet: {error.message}", level="warn")
+                    await self._jobs.emit_event(job_id, f"Cannot start yet: {error.message}", level="warn")
         except (HeadraceError, RedisError) as fault:
             log.warning("jobs could not be told", error=str(fault))
 
@@ -185,7 +185,9 @@ class RayControllerManager:
         """Queue a job whose gateway died after it had stored it."""
         if self._clock.time() - (await self._jobs.get(job_id)).created_at >= SUBMITTED_SECONDS:
             await self._jobs.move(job_id, "queued")
-            await self._jobs.tell(job_id, "Queued: the gateway that had taken it in died before it could", level="warn")
+            await self._jobs.emit_event(
+                job_id, "Queued: the gateway that had taken it in died before it could", level="warn"
+            )
 
     async def _end_or_start(self, standing: JobStanding, has_controller: bool) -> None:
         """Of a job that is not queued, and has no controller at work."""
@@ -195,8 +197,8 @@ class RayControllerManager:
             return
         if standing.status == "cancelled":
             await Ledger(self._redis, standing.id).close("cancelled")
-        if await self._jobs.rest(standing.id, standing.status) and standing.status == "paused":
-            await self._jobs.tell(standing.id, "paused before it began; resume queues it again")
+        if await self._jobs.mark_at_rest(standing.id, standing.status) and standing.status == "paused":
+            await self._jobs.emit_event(standing.id, "paused before it began; resume queues it again")
 
     async def _nothing_exists_of(self, job_id: str) -> bool:
         """Whether none of the job's workers was ever started, and so no group, weight or file of it exists. Of a ledger
@@ -245,19 +247,19 @@ class RayControllerManager:
         """Of any job: what is to be done for it, the next controller does, which a next look starts."""
         silent = self._settings.watchdog_seconds
         waits = [Wait("gateway", "a beat of the job's controller", silent)]
-        await self._jobs.tell(
+        await self._jobs.emit_event(
             job_id,
             f"the job's controller did not beat for {silent:.0f} s and is replaced",
             level="warn",
             data=Standstill(waits, "replace_controller"),
         )
-        await RecoveryCounters(self._redis, job_id).acted("replace_controller")
+        await RecoveryCounters(self._redis, job_id).count_action("replace_controller")
         await self._actors.kill(job_id)
         del self._missed[job_id]
 
     async def _start(self, job_id: str) -> None:
         """Start the job's controller, unless there is one, and tell it to run, unless it does."""
-        await self._beats.starts(job_id)
+        await self._beats.record_start(job_id)
         await self._actors.start(job_id)
 
 

@@ -38,7 +38,7 @@ class MemoryShare:
         self._ledger = Ledger(redis, job_id)
         self._allotted: int | None = None
         self._held_back = 0
-        self._told = False
+        self._reported = False
 
     async def keep_allotted(self) -> None:
         """Never returns."""
@@ -53,7 +53,7 @@ class MemoryShare:
             await self._ledger.allot(share)
             self._allotted = share
         if share:
-            await self._tell(await self._ledger.queues())
+            await self._report(await self._ledger.queues())
 
     async def _share(self) -> int:
         memory = await run(self._redis.info("memory"))
@@ -75,15 +75,15 @@ class MemoryShare:
             name(error)
             return 0
 
-    async def _tell(self, now: Queues) -> None:
+    async def _report(self, now: Queues) -> None:
         grown, self._held_back = now.held_back > self._held_back, now.held_back
         data = MemoryWait(bytes=now.bytes, share=now.share, held_back=now.held_back)
-        if grown and not self._told:
-            self._told = True
+        if grown and not self._reported:
+            self._reported = True
             message = (
                 f"new groups wait: those kept take {now.bytes:,} bytes of the {now.share:,} that are the job's share"
             )
-            await self._jobs.tell(self._job_id, message, level="warn", data=data)
-        elif not grown and self._told:
-            self._told = False
-            await self._jobs.tell(self._job_id, "new groups wait no longer for memory in Redis", data=data)
+            await self._jobs.emit_event(self._job_id, message, level="warn", data=data)
+        elif not grown and self._reported:
+            self._reported = False
+            await self._jobs.emit_event(self._job_id, "new groups wait no longer for memory in Redis", data=data)

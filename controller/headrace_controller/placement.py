@@ -174,7 +174,7 @@ class Reservation(Protocol):
         """Whether all resources are reserved, within `timeout` seconds."""
         ...
 
-    async def hold(self) -> None:
+    async def watch(self) -> None:
         """Never returns. Raises `PlacementLost`, once some of the resources are gone for good."""
         ...
 
@@ -242,7 +242,7 @@ class Placement:
         done, _ = await asyncio.wait([self._reserved], timeout=timeout)
         return bool(done)
 
-    async def hold(self) -> None:
+    async def watch(self) -> None:
         """Raises `PlacementLost`, once some of the resources have been gone for `PLACE_SECONDS`; never returns."""
         gone = 0.0
         while gone < PLACE_SECONDS:

@@ -45,17 +45,17 @@ class Watchdog:
         job: Job,
         jobs: JobStore,
         ledger: Ledger,
-        mending: RecoveryCounters,
+        recoveries: RecoveryCounters,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._soon, self._late = settings.watchdog_seconds, settings.stall_timeout / 2
-        self._job, self._jobs, self._ledger, self._mending = job, jobs, ledger, mending
+        self._job, self._jobs, self._ledger, self._recoveries = job, jobs, ledger, recoveries
         self._waits = WaitGraph()
         self._still = StallTimer(clock)
         self._progress: tuple[int, ...] | None = None
         self._evaluated = (-1, 0)
         """The furthest that an evaluation came: its policy version, its completions."""
-        self._told = self._acted = False
+        self._reported = self._acted = False
         """Since the last progress."""
         self._reissued: set[str] = set()
         """Workers whose silence has had its first act."""
@@ -78,19 +78,19 @@ class Watchdog:
         elif silent >= self._soon:
             reason = f"its process did not answer for {silent:.0f} s"
             worker.end(reason)
-            await self._tell(f"{worker.name} is ended: {reason}", self._all(workers), "restart")
+            await self._report(f"{worker.name} is ended: {reason}", self._all(workers), "restart")
         elif worker.name not in self._reissued:
             self._reissued.add(worker.name)
-            ended = await self._ledger.lapse(worker.name)
+            ended = await self._ledger.expire_leases_of(worker.name)
             message = f"{worker.name} does not answer for {silent:.0f} s: {ended} of its leases are issued again"
-            await self._tell(message, self._all(workers), "reissue")
+            await self._report(message, self._all(workers), "reissue")
 
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _look_at_job(self, workers: Sequence[WorkerSupervisor], account: LedgerCounts, held: bool) -> None:
         before, self._progress = self._progress, (*progress(account), *self._evaluated)
         if self._progress != before:
-            self._told = self._acted = False
+            self._reported = self._acted = False
             for worker in workers if before is not None else ():
                 worker.progressed()
         still = self._still.look(self._progress)
@@ -99,10 +99,10 @@ class Watchdog:
             self._still.begin()
         elif still >= self._late:
             await self._act(workers, account, still)
-        elif still >= self._soon and not self._told:
-            self._told = True
+        elif still >= self._soon and not self._reported:
+            self._reported = True
             waits = self._all(workers)
-            await self._tell(f"no progress for {still:.0f} s at version {account.version}: {spoken(waits)}", waits)
+            await self._report(f"no progress for {still:.0f} s at version {account.version}: {spoken(waits)}", waits)
 
     async def _act(self, workers: Sequence[WorkerSupervisor], account: LedgerCounts, still: float) -> None:
         waits = self._all(workers)
@@ -117,17 +117,17 @@ class Watchdog:
             if worker.name in roots:
                 reason = f"no progress for {still:.0f} s, which others wait for"
                 worker.end(reason)
-                await self._tell(f"{worker.name} is ended: {reason}", waits, "restart")
+                await self._report(f"{worker.name} is ended: {reason}", waits, "restart")
         self._still.begin()
 
     def _all(self, workers: Sequence[WorkerSupervisor]) -> list[Wait]:
         silent = {w.name: round(s, 1) for w in workers if (s := w.silent()) >= self._soon / 2}
         return self._waits.now(silent, [worker.name for worker in workers if not worker.ready])
 
-    async def _tell(self, message: str, waits: Sequence[Wait], act: Act | None = None) -> None:
-        await self._jobs.tell(self._job.id, message, level="warn", data=Standstill(waits, act or UNSET))
+    async def _report(self, message: str, waits: Sequence[Wait], act: Act | None = None) -> None:
+        await self._jobs.emit_event(self._job.id, message, level="warn", data=Standstill(waits, act or UNSET))
         if act is not None:
-            await self._mending.acted(act)
+            await self._recoveries.count_action(act)
 
 
 def progress(account: LedgerCounts) -> tuple[int, int]:

@@ -73,7 +73,7 @@ class BatchClaims:
                 continue
             if claim.selection != seen:
                 progress, seen = self._clock.monotonic(), claim.selection
-            elif await self._job.drains.hold_all(self._settings.rollout_workers):
+            elif await self._job.drains.covers_all(self._settings.rollout_workers):
                 progress = self._clock.monotonic()  # it is meant to wait
             elif self._clock.monotonic() - progress > limit:
                 before, evaluated = evaluated, max(evaluated, await self._evaluated())

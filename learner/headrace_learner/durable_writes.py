@@ -33,26 +33,26 @@ class DurableWriter:
 
     def __init__(
         self,
-        lead: Coordinator,
+        coordinator: Coordinator,
         job: JobRecord,
         config: WorkerConfig,
         clock: Clock = SYSTEM_CLOCK,
         again: float = AGAIN_SECONDS,
     ) -> None:
-        self._lead, self._redis, self._jobs, self._config = lead, job.redis, job.store, config
+        self._coordinator, self._redis, self._jobs, self._config = coordinator, job.redis, job.store, config
         self._clock, self._again = clock, again
         self._lasting = True
         """Whether Redis could say so far that its disk has what it was told."""
 
-    async def to_save(self, order: Command, write: Callable[[], _T]) -> _T:
-        """As `to_write`, once the settled steps are on Redis' disk, where it has one."""
+    async def save(self, order: Command, write: Callable[[], _T]) -> _T:
+        """As `write`, once the settled steps are on Redis' disk, where it has one."""
         if self._lasting and not await wait_until_durable(self._redis):
             self._lasting = False
             message = "Redis does not say what is on its disk: after a loss of power, the last steps are trained again"
-            await self._jobs.tell(self._config.job_id, message, level="warn")
-        return await self.to_write(order, write)
+            await self._jobs.emit_event(self._config.job_id, message, level="warn")
+        return await self.write(order, write)
 
-    async def to_write(self, order: Command, write: Callable[[], _T]) -> _T:
+    async def write(self, order: Command, write: Callable[[], _T]) -> _T:
         """What `write` returns, done by all ranks, when there is room for it.
 
         Raises `DiskFull` after as long as Redis is waited for; at once where there are several ranks, because those
@@ -61,17 +61,17 @@ class DurableWriter:
         until, told = self._clock.monotonic() + self._config.redis_wait, False
         while True:
             try:
-                return await self._lead.together(order, write)
+                return await self._coordinator.run_on_all(order, write)
             except DiskFull as error:
-                if self._clock.monotonic() >= until or self._lead.ranks.size > 1:
+                if self._clock.monotonic() >= until or self._coordinator.ranks.size > 1:
                     raise
                 if not told:
                     told = True
-                    await self._tell(error)
+                    await self._report(error)
             await asyncio.sleep(min(self._again, max(0.0, until - self._clock.monotonic())))
 
-    async def _tell(self, error: DiskFull) -> None:
+    async def _report(self, error: DiskFull) -> None:
         wait = self._config.redis_wait
         data = DiskWait(self._config.worker, error.code, wait)
         message = f"{error.message}; {self._config.worker} waits {wait:g} s for room"
-        await self._jobs.tell(self._config.job_id, message, level="warn", data=data)
+        await self._jobs.emit_event(self._config.job_id, message, level="warn", data=data)

@@ -128,7 +128,7 @@ class RankWorker:
                 return lambda: checkpoint.load(trainer, Path(path))
             case Train(version, ids, max_staleness, learning_rate):
                 groups = await self._ledger.groups(ids)
-                trainer.adopt(max_staleness, learning_rate)
+                trainer.apply_settings(max_staleness, learning_rate)
                 return lambda: trainer.step(groups, version)
             case Restore(least, most) if self._snapshots is not None:
                 snapshots = self._snapshots

@@ -25,20 +25,20 @@ from .training.trainer import Trainer
 class Recovery:
     """Of one start of a learner; `newest` is the ledger's policy version."""
 
-    def __init__(self, lead: Coordinator, job: JobRecord, checkpoints: CheckpointStore, newest: int) -> None:
-        self._lead, self._job, self._checkpoints, self._newest = lead, job, checkpoints, newest
+    def __init__(self, coordinator: Coordinator, job: JobRecord, checkpoints: CheckpointStore, newest: int) -> None:
+        self._coordinator, self._job, self._checkpoints, self._newest = coordinator, job, checkpoints, newest
 
     async def go_back(self, trainer: Trainer, snapshots: Snapshots | None, found: Found) -> tuple[int, str]:
         """Bring the trainer to the newest state that is kept; returns its version, and whose it is, in words."""
         if snapshots is not None:
             order = Restore(found.version, self._newest)
-            restored = await self._lead.together(order, lambda: snapshots.restore(order.least, order.most))
-            await self.tell("snapshot passed over", restored.passed_over)
+            restored = await self._coordinator.run_on_all(order, lambda: snapshots.restore(order.least, order.most))
+            await self.report("snapshot passed over", restored.passed_over)
             if restored.version is not None:
                 return restored.version, f"snapshot at version {restored.version}"
         if (path := found.path) is None:
             return 0, "the base model"
-        await self._lead.together(Load(str(path)), lambda: self._checkpoints.load(trainer, path))
+        await self._coordinator.run_on_all(Load(str(path)), lambda: self._checkpoints.load(trainer, path))
         return found.version, f"checkpoint at version {found.version}"
 
     async def groups(self, step: Step, found: Found, version: int) -> list[Group]:
@@ -53,7 +53,7 @@ class Recovery:
                 f"over: {passed_over}. Fork a new job from a checkpoint"
             ) from error
 
-    async def tell(self, what: str, which: Iterable[str]) -> None:
+    async def report(self, what: str, which: Iterable[str]) -> None:
         """Emit one warning for each of `which`, after the words of `what`."""
         for one in which:
-            await self._job.store.tell(self._job.id, f"{what}: {one}", level="warn")
+            await self._job.store.emit_event(self._job.id, f"{what}: {one}", level="warn")

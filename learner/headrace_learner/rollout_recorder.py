@@ -43,14 +43,14 @@ class RolloutRecorder:
         self._count, self._most_bytes = settings.keep_rollouts, settings.keep_rollouts_mib * MIB
         self._writing: asyncio.Task[None] | None = None
 
-    async def keep(self, groups: Sequence[Group], result: StepResult, step: int) -> None:
+    async def record(self, groups: Sequence[Group], result: StepResult, step: int) -> None:
         """Of the settled step `step` (1 for the first). Raises what went wrong with the write before."""
         if not self._count:
             return
-        await self.written()
+        await self.flush()
         self._writing = asyncio.create_task(self._write(groups, result, step), name="keep rollouts")
 
-    async def written(self) -> None:
+    async def flush(self) -> None:
         """Returns when everything is in the store. Raises what went wrong."""
         writing, self._writing = self._writing, None
         if writing is not None:

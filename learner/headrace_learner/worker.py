@@ -62,20 +62,20 @@ class LearnerWorker:
         self._live = job.live_settings(self._settings)
         self._weights, self._checkpoints, self._clock = ports.weights, ports.checkpoints, ports.clock
         self._publications = Publications(job.redis, job.id)
-        self._lead = ports.coordinator
-        self._room = DurableWriter(self._lead, job, config, self._clock)
+        self._coordinator = ports.coordinator
+        self._durable = DurableWriter(self._coordinator, job, config, self._clock)
         self._output = Path(config.output_dir)
         every = self._settings.checkpoint_every(config.total_steps)
         self._retention = Retention(self._jobs, job.id, self._output, self._settings.keep_checkpoints, every)
         self._mismatch = MismatchWatch(self._jobs, job.id, self._settings)
-        self._keeper = RolloutRecorder(job.redis, job.id, self._settings)
+        self._recorder = RolloutRecorder(job.redis, job.id, self._settings)
         self._stopping, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._claims = BatchClaims(config, job, self._live, self._clock, self._stopping)
         self._ahead = False
         """Whether the trainer holds a step that is not settled: no state of it may be kept."""
         self._split = ActivityTimer("start", self._clock.monotonic)
-        self._told: dict[str, float] = {}
+        self._reported_seconds: dict[str, float] = {}
         """What the time was split into when a step was last told."""
         self._snapshots: Snapshots | None = None
         self._waited = 0.0
@@ -100,16 +100,16 @@ class LearnerWorker:
     async def start(self) -> dict[str, Any]:
         """Enlist, load, replay. Afterwards the policy is that of the ledger's newest version, and published."""
         began = self._clock.monotonic()
-        await self._jobs.starts(self._config.job_id, self._config.worker, "learner")
+        await self._jobs.record_worker_start(self._config.job_id, self._config.worker, "learner")
         self._term = await self._ledger.enlist()
-        await self._lead.muster()
+        await self._coordinator.connect()
         newest = self._term.version
         _, found = await asyncio.gather(
-            self._lead.alone(self._load), asyncio.to_thread(self._checkpoints.newest, newest)
+            self._coordinator.run_local(self._load), asyncio.to_thread(self._checkpoints.newest, newest)
         )
         loaded = self._clock.monotonic()
-        recovery = Recovery(self._lead, self._ports.job, self._checkpoints, newest)
-        await recovery.tell("checkpoint passed over", found.passed_over)
+        recovery = Recovery(self._coordinator, self._ports.job, self._checkpoints, newest)
+        await recovery.report("checkpoint passed over", found.passed_over)
         if found.path is not None:
             self._saved.append(found.version)
             await self._announce(found.path, found.version, {})
@@ -118,7 +118,7 @@ class LearnerWorker:
         replayed = await self._replay(recovery, found)
         caught_up = self._clock.monotonic()
         await self._publish_again()
-        self._split, self._told = ActivityTimer("groups", self._clock.monotonic), {}
+        self._split, self._reported_seconds = ActivityTimer("groups", self._clock.monotonic), {}
         return {
             "device": str(self._trainer.policy.device),
             "parameters": self._trainer.policy.parameters,
@@ -143,7 +143,7 @@ class LearnerWorker:
         try:
             ended = await first_to_end(tasks)
             await self._end_snapshots()
-            await self._lead.dismiss()
+            await self._coordinator.finish()
             return ended
         finally:
             self._idle.set()
@@ -159,15 +159,15 @@ class LearnerWorker:
             await self._end_snapshots()
         except RuntimeError as error:  # of a collective whose other ranks are gone, as `run` has said by now
             message = f"the last snapshot did not become whole: {error}"
-            await self._jobs.tell(self._config.job_id, message, level="warn")
-        await self._lead.close()
-        await self._keeper.close()
+            await self._jobs.emit_event(self._config.job_id, message, level="warn")
+        await self._coordinator.close()
+        await self._recorder.close()
         await self._ports.job.close()
 
     # ── start: to where the job is ───────────────────────────────────────────────────────────────────────────────────
 
     def _load(self) -> None:
-        self._trainer, self._snapshots = self._ports.load(self._lead.ranks)
+        self._trainer, self._snapshots = self._ports.load(self._coordinator.ranks)
 
     async def _replay(self, recovery: Recovery, found: Found) -> int:
         """Train the settled steps that the state does not hold once more, from the groups still kept for that."""
@@ -179,10 +179,10 @@ class LearnerWorker:
             groups = await recovery.groups(step, found, self._version)
             result = await self._train(groups)
             self._version = step.version + 1
-            await self._keeper.keep(groups, result, self._version)
+            await self._recorder.record(groups, result, self._version)
             if self._version > told:  # the learner before died between its settlement and its measurement
-                await self._tell_step(groups, result)
-        await self._keeper.written()
+                await self._report_step(groups, result)
+        await self._recorder.flush()
         if self._version != self._term.version:
             raise Damaged(f"the ledger is at version {self._term.version}, but its steps lead to {self._version} only")
         if again:
@@ -209,7 +209,7 @@ class LearnerWorker:
                 await self._save({})
             await self._finish()
         except RunEnded as ended:
-            await self._keeper.written()
+            await self._recorder.flush()
             kept = self._saved[-1] == self._version or self._ahead
             if str(ended) == "stopped" and not kept and await self._pausing():
                 await self._save({})
@@ -231,13 +231,17 @@ class LearnerWorker:
         weights = await self._publish(self._version + 1, self._term.number)
         self._split.switch("settle")
         await self._settle(groups, result, weights)
-        await self._tell_step(groups, result)  # before a state holds the step, from which nobody would train it again
+        await self._report_step(groups, result)  # before a state holds the step, from which nobody would train it again
         self._split.switch("snapshot")
         if self._version % max(1, self._settings.snapshot_every) == 0:
             await self._snapshot()
-        await self._keeper.keep(groups, result, self._version)
+        await self._recorder.record(groups, result, self._version)
         every = self._settings.checkpoint_every(self._config.total_steps)
-        if self._version % every == 0 or self._version == self._config.total_steps or await self._ledger.crowded():
+        if (
+            self._version % every == 0
+            or self._version == self._config.total_steps
+            or await self._ledger.needs_checkpoint()
+        ):
             self._split.switch("checkpoint")
             reward = summarise(groups).reward_mean
             await self._save({} if reward is None else {"train_mean_reward": reward})
@@ -251,13 +255,13 @@ class LearnerWorker:
     async def _train(self, groups: tuple[Group, ...] | list[Group]) -> StepResult:
         version, now = self._version, self._in_force
         order = Train(version, tuple(g.group_id for g in groups), now.max_staleness, now.peak_learning_rate)
-        self._trainer.adopt(order.max_staleness, order.learning_rate)
-        return await self._lead.together(order, lambda: self._trainer.step(groups, version))
+        self._trainer.apply_settings(order.max_staleness, order.learning_rate)
+        return await self._coordinator.run_on_all(order, lambda: self._trainer.step(groups, version))
 
     async def _publish(self, version: int, term: int) -> str:
         """Returns the name under which rollout workers find it."""
         write = self._trainer.policy.write_weights
-        done = await self._room.to_write(Publish(), lambda: self._weights.publish(version, term, write))
+        done = await self._durable.write(Publish(), lambda: self._weights.publish(version, term, write))
         await self._publications.add(done)
         return done.name
 
@@ -278,10 +282,10 @@ class LearnerWorker:
     async def _save(self, metrics: dict[str, float]) -> None:
         """Checkpoint, offer it, and let the ledger forget what two checkpoints now hold."""
         version = self._version
-        await self._keeper.written()
-        path = await self._room.to_save(Save(version), lambda: self._checkpoints.save(self._trainer, version))
+        await self._recorder.flush()
+        path = await self._durable.save(Save(version), lambda: self._checkpoints.save(self._trainer, version))
         await self._announce(path, version, metrics)
-        await self._ledger.covered(self._saved[-1])
+        await self._ledger.forget_before(self._saved[-1])
         self._saved.append(version)
         await self._retention.apply()
 
@@ -290,11 +294,11 @@ class LearnerWorker:
         if (snapshots := self._snapshots) is None:
             return
         order = Snapshot(self._version)
-        lacking = await self._lead.together(order, lambda: snapshots.begin(order.version))
+        lacking = await self._coordinator.run_on_all(order, lambda: snapshots.begin(order.version))
         if lacking is not None:
             self._snapshots = None
             message = f"no snapshots are taken, only checkpoints: {lacking}"
-            await self._jobs.tell(self._config.job_id, message, level="warn")
+            await self._jobs.emit_event(self._config.job_id, message, level="warn")
 
     async def _end_snapshots(self) -> None:
         if self._snapshots is not None:
@@ -307,7 +311,7 @@ class LearnerWorker:
         name = model_name(await self._jobs.get(self._config.job_id), version)
         offered = Checkpoint(new_id("ftckpt_"), self._clock.time(), version, name, str(path), metrics)
         await self._jobs.add_checkpoint(self._config.job_id, offered)
-        await self._jobs.tell(self._config.job_id, f"Checkpoint created at step {version} with name {name}")
+        await self._jobs.emit_event(self._config.job_id, f"Checkpoint created at step {version} with name {name}")
 
     async def _finish(self) -> None:
         """The trained model, as a folder that is there whole or not at all. The last groups stay until the ledger is
@@ -315,15 +319,15 @@ class LearnerWorker:
         final = JobFolder(self._output).model
         shutil.rmtree(final, ignore_errors=True)
         with written_whole(final) as partial:
-            await self._lead.together(WriteModel(), lambda: self._trainer.policy.write_model(partial))
+            await self._coordinator.run_on_all(WriteModel(), lambda: self._trainer.policy.write_model(partial))
 
-    async def _tell_step(self, groups: Sequence[Group], result: StepResult) -> None:
+    async def _report_step(self, groups: Sequence[Group], result: StepResult) -> None:
         """Of the step that made the present version, and of the time since the one before it was told."""
         job, seconds = self._config.job_id, self._seconds(result)
         metrics = step_metrics(groups, result, self._version, self._config.total_steps, seconds)
         await self._jobs.record(job, metrics)
         data = StepSummary.of(metrics, self._live.at(metrics.step - 1).max_staleness)
-        await self._jobs.tell(job, event_message(metrics), type="metrics", data=data)
+        await self._jobs.emit_event(job, event_message(metrics), type="metrics", data=data)
         await self._jobs.update(job, trained_tokens=self._trained_tokens)
 
     # ── heartbeat ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -331,7 +335,7 @@ class LearnerWorker:
     def _seconds(self, result: StepResult) -> dict[str, float]:
         """Of one step, by stage."""
         now = self._split.seconds()
-        spent, self._told = {k: v - self._told.get(k, 0.0) for k, v in now.items()}, now
+        spent, self._reported_seconds = {k: v - self._reported_seconds.get(k, 0.0) for k, v in now.items()}, now
         stages = {stage: spent.get(stage, 0.0) for stage in ("publish", "settle", "snapshot", "checkpoint")}
         waited = 0.0 if self._snapshots is None else self._snapshots.stalled
         stalled, self._waited = waited - self._waited, waited
@@ -342,7 +346,7 @@ class LearnerWorker:
     async def _beat_loop(self) -> str:
         while True:
             await self._beat()
-            await self._lead.beat()
+            await self._coordinator.send_heartbeat()
             await asyncio.sleep(self._ports.heartbeat_seconds)
 
     async def _beat(self) -> None:
@@ -359,4 +363,4 @@ class LearnerWorker:
             tokens=self._new_tokens,
             groups=self._new_groups,
         )
-        await self._jobs.beat(self._config.job_id, metrics)
+        await self._jobs.record_heartbeat(self._config.job_id, metrics)

@@ -93,7 +93,9 @@ class CompletionSampler:
         return await all_or_none(self._complete(prompt, config, alone) for config in configs)
 
     async def _complete(self, prompt: Prompt, config: SamplingConfig, alone: Floats | None) -> SampledCompletion:
-        config = replace(config, max_tokens=self._room(prompt, config), distribution="distribution" in self._needs)
+        config = replace(
+            config, max_tokens=self._free_tokens(prompt, config), distribution="distribution" in self._needs
+        )
         try:
             sampled = await self._engine.generate(prompt.token_ids, config)
         finally:
@@ -128,7 +130,7 @@ class CompletionSampler:
         finally:
             self._slot_freed()
 
-    def _room(self, prompt: Prompt, config: SamplingConfig) -> int:
+    def _free_tokens(self, prompt: Prompt, config: SamplingConfig) -> int:
         """`max_tokens`, less what the context needs for the reference answer after a completion of that length."""
         if self._references is None:
             return config.max_tokens
@@ -137,7 +139,7 @@ class CompletionSampler:
 
     def _tightest(self, prompts: Sequence[Prompt]) -> tuple[int, Prompt] | None:
         whole = SamplingConfig(self._settings.max_tokens)
-        rooms = [(self._room(prompt, whole), prompt) for prompt in prompts]
+        rooms = [(self._free_tokens(prompt, whole), prompt) for prompt in prompts]
         least = min(rooms, key=lambda found: found[0], default=None)
         return None if least is None or least[0] == whole.max_tokens else least
 
@@ -149,7 +151,7 @@ class CompletionSampler:
                 f"line {prompt.data.line}: the reference answer has the token id {ids.max()}, and the model knows ids "
                 f"0 … {vocabulary - 1}"
             )
-        if self._room(prompt, SamplingConfig(1)) < 1:
+        if self._free_tokens(prompt, SamplingConfig(1)) < 1:
             raise InvalidData(
                 f"line {prompt.data.line}: prompt and reference answer leave no room for a completion in the context "
                 f"of {self._settings.max_context} tokens: shorten them, or raise max_context"

@@ -72,8 +72,8 @@ class MonitoredReward:
         self._waiting: asyncio.Queue[_Scored] = asyncio.Queue(WAITING)
         self._panel: list[_Scored] = []
         self._since_panel = 0
-        self._told = 0
-        self._untold: list[tuple[int, Failure]] = []
+        self._reported = 0
+        self._unreported: list[tuple[int, Failure]] = []
 
     @property
     def failures(self) -> Mapping[str, int]:
@@ -89,7 +89,7 @@ class MonitoredReward:
 
     def take_failures(self) -> list[tuple[int, Failure]]:
         """(group, failure) of those that the user should see and has not seen yet."""
-        untold, self._untold = self._untold, []
+        untold, self._unreported = self._unreported, []
         return untold
 
     # ── on the way of a group ────────────────────────────────────────────────────────────────────────────────────────
@@ -140,9 +140,9 @@ class MonitoredReward:
 
     def _note_to_tell(self, draw: SampleKey | None, first: Mapping[str, Failure]) -> None:
         """One failure of each kind in a group."""
-        shown = list(first.values())[: TOLD_FAILURES - self._told]
-        self._told += len(shown)
-        self._untold += [(-1 if draw is None else draw.group, failure) for failure in shown]
+        shown = list(first.values())[: TOLD_FAILURES - self._reported]
+        self._reported += len(shown)
+        self._unreported += [(-1 if draw is None else draw.group, failure) for failure in shown]
 
     def _flips(self, name: str, scores: Sequence[Score]) -> Flips:
         truth = self._truths[name]

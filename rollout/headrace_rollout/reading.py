@@ -54,16 +54,16 @@ class _Reading:
         self.line, self.since = 0, time.monotonic()
         """The line being read, and since when."""
         self._arguments = path, tokenizer, longest, sha256
-        self._room = ROOM_BYTES + BYTES_A_BYTE * (path.stat().st_size if path.is_file() else 0)
+        self._memory_limit = ROOM_BYTES + BYTES_A_BYTE * (path.stat().st_size if path.is_file() else 0)
 
     def run(self) -> None:
         path = self._arguments[0]
         try:
-            with _memory(self._room):
+            with _memory(self._memory_limit):
                 self.future.set_result(read_prompts(*self._arguments, self._began))
         except MemoryError:
             where = f"{path.name}, line {self.line}"
-            most = f"{self._room / 1024**3:.3g} GiB"
+            most = f"{self._memory_limit / 1024**3:.3g} GiB"
             self.future.set_exception(
                 InvalidData(
                     f"{where}: with this prompt, reading needs more than {most} of memory: {_REMEDY}",

@@ -46,12 +46,12 @@ class WeightSync:
         engine: Engine,
         ledger: Ledger,
         weights: WeightStore,
-        telling: WorkerReporter,
+        reporter: WorkerReporter,
         start_timeout: float,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._engine, self._ledger, self._weights = engine, ledger, weights
-        self._telling, self._clock = telling, clock
+        self._reporter, self._clock = reporter, clock
         self._start_timeout = start_timeout
         self._given_up = 0
         self._holders = 0
@@ -105,11 +105,11 @@ class WeightSync:
             self._given_up += 1
             if self._given_up == ATTEMPTS:
                 raise
-            await self._telling.update_given_up(version, self._engine.version, self._clock.monotonic() - began, error)
+            await self._reporter.update_given_up(version, self._engine.version, self._clock.monotonic() - began, error)
             await asyncio.sleep(AGAIN_SECONDS)
             return SyncResult.GIVEN_UP
         self._given_up = 0
-        await self._telling.update(report)
+        await self._reporter.update(report)
         return SyncResult.APPLIED
 
     def _wake(self) -> None:

@@ -63,15 +63,15 @@ class RolloutWorker:
         self._clock, self._engine, self._reward = ports.clock, ports.engine, ports.reward
         self._ledger, self._jobs = ports.job.ledger, ports.job.store
         self._live = ports.job.live_settings(self._settings)
-        self._telling = WorkerReporter(ports.job, config.worker, self._clock)
+        self._reporter = WorkerReporter(ports.job, config.worker, self._clock)
         self._weight_sync = WeightSync(
-            self._engine, self._ledger, ports.weights, self._telling, config.start_timeout, self._clock
+            self._engine, self._ledger, ports.weights, self._reporter, config.start_timeout, self._clock
         )
         self._leases = LeasePool(config, ports.job, self._live, self._engine, self._make, self._clock)
         self._watched = MonitoredReward(self._reward, self._grader, config.worker, self._settings, self._clock)
         self._errors: Counter[str] = Counter()
         self._tokens = self._groups = 0
-        self._told: WorkerState = "starting"
+        self._reported_state: WorkerState = "starting"
         self._split = ActivityTimer("start", self._clock.monotonic)
         self._news, self._stopping, self._idle = (asyncio.Event() for _ in range(3))
         self._idle.set()
@@ -100,7 +100,7 @@ class RolloutWorker:
 
     async def _start(self) -> dict[str, Any]:
         began = self._clock.monotonic()
-        await self._jobs.starts(self._config.job_id, self._config.worker, "rollout")
+        await self._jobs.record_worker_start(self._config.job_id, self._config.worker, "rollout")
         tokenizer, longest = self._ports.prompts.tokenizer, self._settings.max_context - self._settings.max_tokens
         train = await self._ports.prompts.read(self._config.training_file, longest)
         self._held_out: list[Prompt] = []
@@ -121,11 +121,11 @@ class RolloutWorker:
             clock=self._clock,
         )
         await asyncio.gather(self._engine.start(), self._reward.start())  # last: the rows may be refused
-        await self._telling.tightest_row(self._maker.tightest, self._settings.max_tokens)
+        await self._reporter.tightest_row(self._maker.tightest, self._settings.max_tokens)
         await self._live.refresh()
         while not await self._catch_up():
             pass  # a few times in a row, then it raises
-        await self._ledger.lapse(self._config.worker)  # of a process before this one, if it died
+        await self._ledger.expire_leases_of(self._config.worker)  # of a process before this one, if it died
         self._split = ActivityTimer("window", self._clock.monotonic)
         sandbox = await self._ports.sandbox()
         seconds = round(self._clock.monotonic() - began, 1)
@@ -157,7 +157,7 @@ class RolloutWorker:
     async def _give_back(self) -> None:
         await self._leases.give_back()
         await self._beat()
-        await self._telling.reward(self._watched)
+        await self._reporter.reward(self._watched)
 
     async def stop(self) -> None:
         """End `run`, which gives its leases back while the engine still lives, then engine and reward. Idempotent.
@@ -189,8 +189,8 @@ class RolloutWorker:
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(evaluating), asyncio.create_task(self._probe_loop())]
         result: EvaluationMetrics
         result, failures = await first_to_end(tasks)
-        await self._telling.evaluation_failures(result.step, failures, len(self._held_out))
-        await self._telling.evaluation_refused(result.step, result.generation_failed, len(self._held_out))
+        await self._reporter.evaluation_failures(result.step, failures, len(self._held_out))
+        await self._reporter.evaluation_refused(result.step, result.generation_failed, len(self._held_out))
         return result
 
     # ── the loops ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,7 +214,7 @@ class RolloutWorker:
                 return "closed"
             await asyncio.sleep(0)  # let the new requests reach the engine before its slots are counted again
             self._note_activity()
-            if self._leases.state != self._told:
+            if self._leases.state != self._reported_state:
                 await self._beat()
             await self._leases.wake.wait()
 
@@ -229,7 +229,7 @@ class RolloutWorker:
             for _ in range(REWARD_BEATS):
                 await asyncio.sleep(self._ports.heartbeat_seconds)
                 await self._beat()
-            await self._telling.reward(self._watched)
+            await self._reporter.reward(self._watched)
 
     async def _probe_loop(self) -> str:
         while True:
@@ -255,13 +255,13 @@ class RolloutWorker:
                 self._leases.served()
                 self._groups += 1
                 self._tokens += group.sampled_tokens
-            await self._telling.failures(self._watched)
+            await self._reporter.failures(self._watched)
         except RewardFailed as error:
-            await self._telling.failures(self._watched)
+            await self._reporter.failures(self._watched)
             await self._ledger.fail(lease, TransitionOutcome.REWARD_FAILED, str(error))
         except RequestRefused as error:
             self._leases.refused()
-            await self._telling.refused_row(lease.group_id, self._maker.prompt(lease), error, self._errors[error.code])
+            await self._reporter.refused_row(lease.group_id, self._maker.prompt(lease), error, self._errors[error.code])
             self._errors[error.code] += 1
             await self._ledger.fail(lease, TransitionOutcome.GENERATION_FAILED, str(error))
 
@@ -270,7 +270,7 @@ class RolloutWorker:
         first = not self._errors["unstable_boundary"]
         self._errors["unstable_boundary"] = self._maker.unstable_boundaries
         if first and self._errors["unstable_boundary"]:
-            await self._telling.unstable_boundary()
+            await self._reporter.unstable_boundary()
 
     # ── weights and heartbeat ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -294,13 +294,13 @@ class RolloutWorker:
 
     async def _beat(self) -> None:
         self._note_activity()
-        self._told = self._leases.state
+        self._reported_state = self._leases.state
         waiting = self._split.seconds()
         waiting.pop("busy", None)
         metrics = WorkerMetrics(
             worker=self._config.worker,
             role="rollout",
-            state=self._told,
+            state=self._reported_state,
             time=self._clock.time(),
             version=self._engine.version,
             uptime=self._split.uptime,
@@ -312,4 +312,4 @@ class RolloutWorker:
             evaluation=self._evaluator.progress,
             errors=self._errors | {f"reward_{kind}": count for kind, count in self._watched.failures.items()},
         )
-        await self._jobs.beat(self._config.job_id, metrics)
+        await self._jobs.record_heartbeat(self._config.job_id, metrics)

@@ -27,7 +27,7 @@ class WorkerReporter:
     """Of one worker of one job."""
 
     def __init__(self, job: JobRecord, worker: str, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._jobs, self._mending, self._job_id = job.store, job.recoveries, job.id
+        self._jobs, self._recoveries, self._job_id = job.store, job.recoveries, job.id
         self._worker, self._clock = worker, clock
 
     async def failures(self, watched: MonitoredReward) -> None:
@@ -99,10 +99,10 @@ class WorkerReporter:
             f"{present}: {error}",
             Standstill(waits, "abort_update"),
         )
-        await self._mending.acted("abort_update")
+        await self._recoveries.count_action("abort_update")
 
     async def _warn(self, message: str, data: msgspec.Struct | None = None) -> None:
-        await self._jobs.tell(self._job_id, message, level="warn", data=data)
+        await self._jobs.emit_event(self._job_id, message, level="warn", data=data)
 
 
 def _failed(failure: Failure, group: int | UnsetType = UNSET) -> RewardFailure:

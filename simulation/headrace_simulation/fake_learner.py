@@ -45,7 +45,7 @@ class Chain:
             device="none", parameters=0, write_weights=self.write, write_model=self.write, folder=Path()
         )
 
-    def adopt(self, max_staleness: int, learning_rate: float) -> None:
+    def apply_settings(self, max_staleness: int, learning_rate: float) -> None:
         """Of the next steps."""
         self.max_staleness = max_staleness
 
@@ -97,15 +97,15 @@ class SimulatedLead:
         self._world, self._process = world, process
         self.ranks: ProcessGroup = SingleProcess()
 
-    async def muster(self) -> None: ...
+    async def connect(self) -> None: ...
 
-    async def beat(self) -> None: ...
+    async def send_heartbeat(self) -> None: ...
 
-    async def dismiss(self) -> None: ...
+    async def finish(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    async def together(self, order: Any, work: Callable[[], Any]) -> Any:
+    async def run_on_all(self, order: Any, work: Callable[[], Any]) -> Any:
         """`work` happens in the middle of a while; a checkpoint is written in parts."""
         seconds = self._world.plan.job.train_seconds / 2
         await self._passes(seconds)
@@ -115,7 +115,7 @@ class SimulatedLead:
         await self._passes(seconds)
         return done
 
-    async def alone(self, work: Callable[[], Any]) -> Any:
+    async def run_local(self, work: Callable[[], Any]) -> Any:
         """In this process only."""
         await self._passes(0.001)
         return work()

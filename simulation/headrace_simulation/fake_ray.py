@@ -124,7 +124,7 @@ class SimulatedReservation:
     async def ready(self, timeout: float) -> bool:
         return True
 
-    async def hold(self) -> None:
+    async def watch(self) -> None:
         await forever()
 
     def start_learner(self, config: WorkerConfig) -> Handle:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from headrace_simulation.world import Call, World
 
 _FIELDS = ("admitted", *STATES, "version", "covered", "term", "largest_age", "weights", "closed")
-BOOKS = f"""
+LEDGER_DUMP = f"""
 return {{
   redis.call('HMGET', KEYS[1], {", ".join(f"'{field}'" for field in _FIELDS)}),
   redis.call('ZCARD', KEYS[2]), redis.call('ZCARD', KEYS[3]), redis.call('ZCARD', KEYS[4]), redis.call('XLEN', KEYS[5]),
@@ -97,7 +97,7 @@ class Observer:
         """Since the last learner was ready: it publishes them again."""
         self.books: dict[str, int] = {}
         self._checked: list[Any] = []
-        """The answer to `BOOKS` that was last found right: where nothing else was seen either, it still is."""
+        """The answer to `LEDGER_DUMP` that was last found right: where nothing else was seen either, it still is."""
         self.events = 0
 
     def snapshot(self) -> tuple[Record, str, bool, bool]:
@@ -112,7 +112,7 @@ class Observer:
     # ── after each call ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def saw(self, call: Call, raw: list[Any], books: list[Any]) -> None:
-        """`books`: the answer to `BOOKS`. Raises `Violation`."""
+        """`books`: the answer to `LEDGER_DUMP`. Raises `Violation`."""
         self.events += 1
         if call.name == "append" and not isinstance(raw[0], Exception):
             self._appended(call.commands[0], int(raw[0]))

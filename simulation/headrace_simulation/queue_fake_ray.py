@@ -143,11 +143,11 @@ class Actor:
         self.process = process = Process(f"controller-{self.number}")
         process.port, process.world = world.port(process), world
         self._world, self._settings, self._job_id = world, settings, job_id
-        self._told = False
+        self._reported = False
 
     def run(self) -> None:
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             self._world.loop.after(self._world.random.uniform(0.3, 3.0), self._loaded)
 
     def _loaded(self) -> None:
@@ -171,7 +171,7 @@ def queued_controller(settings: Settings, job_id: str, world: QueueWorld, proces
     weights = settings.weights_dir or default_root()
 
     async def work(of: Job, workers: Sequence[WorkerSupervisor]) -> None:
-        await job.store.starts(job_id, "learner", "learner")
+        await job.store.record_worker_start(job_id, "learner", "learner")
         await asyncio.sleep(world.plan.jobs[number].work)
         await job.ledger.close("finished")
 
@@ -231,7 +231,7 @@ class SimulatedPlacement:
         done, _ = await asyncio.wait([self.reserved], timeout=timeout)
         return bool(done)
 
-    async def hold(self) -> None:
+    async def watch(self) -> None:
         await asyncio.Event().wait()
 
     def remove(self) -> None:

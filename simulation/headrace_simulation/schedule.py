@@ -300,7 +300,7 @@ class Schedule:
     def _drain(self, fault: Fault) -> None:
         async def drain(process: Process) -> None:
             drains = WorkerDrains(process.port, self.world.job_id, ProcessClock(process))
-            await drains.ask(fault.who, 2.0)
+            await drains.request(fault.who, 2.0)
             await wait_until_durable(process.port)
             await asyncio.sleep(fault.seconds)
             await drains.release(fault.who)

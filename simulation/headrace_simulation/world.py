@@ -7,7 +7,7 @@
                                                  └ a copy that was stuck somewhere arrives late, its caller may be dead
 
 Calls of one process may overtake each other, as on several connections. Each is carried out whole; after each one that
-may have changed something the observer holds the books against the invariants.
+may have changed something the observer holds the counts against the invariants.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from headrace_core.redis_access.client import WAIT_SECONDS
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.redis_access.scripts import script_source
 from headrace_simulation.fault_plan import Network, Plan
-from headrace_simulation.invariants import BOOKS, Observer
+from headrace_simulation.invariants import LEDGER_DUMP, Observer
 from headrace_simulation.planted_bugs import planted
 from headrace_simulation.redis_port import Command, Packed, Port, Server, pack
 from headrace_simulation.virtual_loop import Process, SimulatedLoop
@@ -157,7 +157,7 @@ class World:
         self.on_death: list[Callable[[Process], None]] = []
         self._server, self._names = server, dict[str, str]()
         keys = self.keys.ledger_scripts
-        self._books = pack(("EVALSHA", server.load(BOOKS), len(keys), *keys))
+        self._dump_ledger = pack(("EVALSHA", server.load(LEDGER_DUMP), len(keys), *keys))
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -250,12 +250,12 @@ class World:
             call.answer.set_exception(RedisGone("Redis is away"))
 
     def commands(self) -> list[Command | Packed]:
-        """What Redis is to be asked now: the call, and the books after it."""
+        """What Redis is to be asked now: the call, and the counts after it."""
         call = self.wanted
         assert call is not None
         now = repr(EPOCH + self.loop.now + self.clock_offset)
         asked: list[Command | Packed] = [_at(c, now) if call.name in _TIMED else c for c in call.commands]
-        return asked if call.name in READS else [*asked, self._books]
+        return asked if call.name in READS else [*asked, self._dump_ledger]
 
     def answered(self, raw: list[Any]) -> None:
         """What Redis answered to `commands`."""
@@ -326,7 +326,7 @@ def _at(command: Command, now: str) -> Command:
 def _shown(call: Call, raw: list[Any]) -> str:
     """The call and its answer, without anything that differs between two runs of one seed."""
     if call.name not in _TIMED:
-        return _told(call) if call.name == "append" else " ".join(str(c[0]) for c in call.commands)
+        return _describe(call) if call.name == "append" else " ".join(str(c[0]) for c in call.commands)
     command = call.commands[0]
     given = command[4 + int(command[2]) :]
     kept = {"claim": given[:1] + given[2:], "commit": given[:4], "settle": given[:5], "change": ()}.get(
@@ -347,7 +347,7 @@ def _text(word: str | bytes) -> str:
     return word.decode() if isinstance(word, bytes) else word
 
 
-def _told(call: Call) -> str:
+def _describe(call: Call) -> str:
     """What is appended to a job's history, by its kind alone: the rest has times in it."""
     command = call.commands[0]
     return f"tells of a {command[3 + int(command[2])]}" + " (again)" * bool(call.copies)

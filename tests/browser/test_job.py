@@ -109,7 +109,7 @@ def test_a_question_comes_before_a_job_is_paused_or_cancelled(opened: Browser, s
 
 
 def test_what_the_job_says_comes_in_and_troubles_stand_alone(opened: Browser, site: Site) -> None:
-    site.store(lambda jobs: jobs.tell(JOB.id, "<b>weights</b> are late", level="warn"))
+    site.store(lambda jobs: jobs.emit_event(JOB.id, "<b>weights</b> are late", level="warn"))
     opened.until_says("<b>weights</b> are late")  # as text: nothing a job says is markup
     opened.click(".choice input")
     visible = "[...document.querySelectorAll('.log li')].filter((li) => li.offsetHeight).map((li) => li.className)"
@@ -120,7 +120,7 @@ def test_a_job_that_paused_by_itself_says_why_and_who_waited_for_whom(opened: Br
     assert not opened.js("return [...document.querySelectorAll('.why, .still')].some((e) => e.offsetHeight)")
     why = PausedBy("stalled", "no progress for 600 s: learner waits for groups of rollout-0 (598 s)", 1.0)
     waits = [Wait("learner", "groups of rollout-0", 61.0), Wait("rollout-0", "its engine", 0.0)]
-    site.store(lambda jobs: jobs.tell(JOB.id, "no progress for 61 s", level="warn", data=Standstill(waits)))
+    site.store(lambda jobs: jobs.emit_event(JOB.id, "no progress for 61 s", level="warn", data=Standstill(waits)))
     site.store(lambda jobs: jobs.move(JOB.id, "paused", why))
     opened.until("document.querySelector('.why')?.offsetHeight")
     assert "(stalled): no progress for 600 s" in opened.text(".why")

@@ -54,7 +54,7 @@ def test_in_by_the_form_live_and_out_again(locked: Site, browser: Browser) -> No
     browser.until_says("30 of 80")
     assert browser.js("return location.href") == job
     assert browser.js("return document.cookie") == ""
-    locked.store(lambda jobs: jobs.tell(RUNNING.id, "told while somebody looks"))
+    locked.store(lambda jobs: jobs.emit_event(RUNNING.id, "told while somebody looks"))
     browser.until_says("told while somebody looks")  # the event stream, by the same cookie
 
     browser.until_says("Log out")

@@ -22,15 +22,15 @@ class Answers(Watcher):
     def __init__(self, histories: list[list[str]], **changed: Any) -> None:
         super().__init__(lambda: "http://localhost:1")
         self.follow(JOB, 2)
-        self._told = {
+        self._answers = {
             "": {"id": JOB, "status": "succeeded"},
             "/ledger": ledger(admitted=len(histories)),
             "/metrics?kind=step&limit=10000": {"data": [{"data": {"step": 1}}]},
         } | {f"/ledger/{n}": {"history": [{"state": s} for s in states]} for n, states in enumerate(histories)}
-        self._told |= changed
+        self._answers |= changed
 
     def answer(self, route: str, limit: float = 0.0) -> Any:
-        return self._told[route]
+        return self._answers[route]
 
 
 def ledger(**changed: Any) -> dict[str, Any]:

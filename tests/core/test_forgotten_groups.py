@@ -60,7 +60,7 @@ async def trained(ledger: Ledger, steps: int) -> None:
 async def test_of_groups_that_two_checkpoints_hold_the_newest_are_kept(ledger: Ledger, redis: Redis) -> None:
     await trained(ledger, 8)
     assert len(await kept(redis)) == 8 * BATCH, "before there is a checkpoint"
-    assert await ledger.covered(6) == 6 * BATCH
+    assert await ledger.forget_before(6) == 6 * BATCH
     assert len(await kept(redis)) == GROUPS + 2 * BATCH
     first = 6 * BATCH - GROUPS
     assert [t.state for t in await ledger.history(first)] == ["leased", "queued", "claimed", "trained"]
@@ -76,14 +76,14 @@ async def test_of_groups_that_two_checkpoints_hold_the_newest_are_kept(ledger: L
 
 async def test_a_late_copy_of_a_call_for_a_forgotten_group_changes_nothing(ledger: Ledger, redis: Redis) -> None:
     await trained(ledger, 6)
-    await ledger.covered(6)
+    await ledger.forget_before(6)
     before, account = sorted(await kept(redis)), await ledger.account()
     late = Lease(0, "rollout-0#1", 1, 0)
     assert await ledger.commit(late, a_group(0)) is TransitionOutcome.FENCED
     assert await ledger.fail(late, TransitionOutcome.REWARD_FAILED, "late") is TransitionOutcome.FENCED
     assert await ledger.release([late]) == 0
     assert await ledger.renew([late], 60) == {0}
-    assert await ledger.covered(3) == 0
+    assert await ledger.forget_before(3) == 0
     assert sorted(await kept(redis)) == before
     assert (await ledger.account()).states == account.states
 
@@ -104,7 +104,7 @@ async def test_of_covered_steps_the_newest_records_are_kept_and_the_tokens_of_al
     tokens = 9 * 6 * BATCH
     assert await ledger.trained_tokens() == tokens
     for covered in (3, 7, 7, 5):  # a learner that died says it again
-        await ledger.covered(covered)
+        await ledger.forget_before(covered)
         assert await ledger.trained_tokens() == tokens
     assert [step.version for step in await ledger.steps()] == list(range(7 - STEPS, 9))
 

@@ -65,7 +65,7 @@ async def test_writers_at_once_number_without_a_gap_and_readers_miss_nothing(his
     async def write(worker: str) -> None:
         for version in range(100):
             await history.record(JOB, an_update(worker, version))
-            await history.tell(JOB, f'"{worker} {version}"'.encode(), float(version))
+            await history.append_event(JOB, f'"{worker} {version}"'.encode(), float(version))
             await history.record(JOB, a_heartbeat(worker, float(version)))
 
     async def read(count: int) -> list[HistoryEntry]:
@@ -87,7 +87,7 @@ async def test_writers_at_once_number_without_a_gap_and_readers_miss_nothing(his
 async def test_a_page_ends_where_all_kinds_are_complete(history: History) -> None:
     for version in range(10):
         await history.record(JOB, an_update("rollout-0", version))
-    await history.tell(JOB, b'"late"', 1.0)
+    await history.append_event(JOB, b'"late"', 1.0)
     assert [e.number for e in await history.after(JOB, 0, 4)] == [1, 2, 3, 4]  # not the event, which comes after others
     assert [e.number for e in await history.after(JOB, 8, 4)] == [9, 10, 11]
     assert [e.number for e in await history.after(JOB, 0, 4, kinds=EVENTS)] == [11]
@@ -97,14 +97,14 @@ async def test_a_page_ends_where_all_kinds_are_complete(history: History) -> Non
 async def test_a_call_that_arrives_twice_counts_once(history: History, redis: Redis) -> None:
     for _ in range(2):
         await history.record(JOB, a_step(1))
-    assert await history.tell(JOB, b'"x"', 1.0) == await history.tell(JOB, b'"x"', 1.0) == 2
+    assert await history.append_event(JOB, b'"x"', 1.0) == await history.append_event(JOB, b'"x"', 1.0) == 2
     assert [e.number for e in await everything(history)] == [1, 2]
     assert (await spark(redis)).count == [1]
 
 
 async def test_events_are_read_backwards_from_any_place(history: History) -> None:
     for i in range(5):
-        await history.tell(JOB, f'"{i}"'.encode(), float(i))
+        await history.append_event(JOB, f'"{i}"'.encode(), float(i))
         await history.record(JOB, an_update("rollout-0", i))
     assert [e.number for e in await history.newest(JOB, "event", None, 2)] == [9, 7]
     assert [e.number for e in await history.newest(JOB, "event", 7, 9)] == [5, 3, 1]
@@ -141,7 +141,7 @@ async def a_long_job(history: History, steps: int) -> list[HistoryEntry]:
     """Steps, three workers of which one beats seldom, an event for each step; everything that there is of it."""
     for number in range(1, steps + 1):
         await history.record(JOB, a_step(number))
-        await history.tell(JOB, b'"%d"' % number, float(number))
+        await history.append_event(JOB, b'"%d"' % number, float(number))
         for worker in ("rollout-0", "rollout-1", "learner")[: 3 if number % 20 == 0 else 2]:
             await history.record(JOB, a_heartbeat(worker, 2.0 * number))
     return await everything(history)
@@ -222,7 +222,7 @@ async def test_a_long_history_keeps_within_its_bytes_and_counts_what_it_left_out
     most = 100 * size
     history = History(redis, bytes_kept=most)
     for number in range(1000):
-        await history.tell(JOB, msgspec.json.encode(f"{number} ".ljust(size - 7)), float(number))
+        await history.append_event(JOB, msgspec.json.encode(f"{number} ".ljust(size - 7)), float(number))
     found = await everything(history)
     numbers = [e.number for e in found]
     assert sum(len(e.source) + len(e.data) for e in found) <= most

@@ -146,19 +146,21 @@ async def test_of_a_cancel_and_a_finish_exactly_one_wins(store: JobStore) -> Non
 async def test_a_job_is_at_rest_in_the_status_that_its_controller_ended_with(store: JobStore) -> None:
     await store.create(a_job("ftjob-a", status="running"))
     await store.move("ftjob-a", "paused")
-    assert not await store.rest("ftjob-a", "cancelled")
+    assert not await store.mark_at_rest("ftjob-a", "cancelled")
     assert not (await store.get("ftjob-a")).at_rest
-    assert await store.rest("ftjob-a", "paused")
+    assert await store.mark_at_rest("ftjob-a", "paused")
     assert (await store.get("ftjob-a")).at_rest
     await store.move("ftjob-a", "queued")  # while the controller that paused it may still be ending
     assert not (await store.get("ftjob-a")).at_rest
-    assert not await store.rest("ftjob-a", "paused")
+    assert not await store.mark_at_rest("ftjob-a", "paused")
     await store.move("ftjob-a", "paused")
     assert not (await store.get("ftjob-a")).at_rest
 
 
 async def test_events_and_metrics_are_kept_in_order(store: JobStore) -> None:
-    told = [await store.tell("ftjob-a", f"message {i}", level="warn", data=IdleStep(i, "equal")) for i in range(3)]
+    told = [
+        await store.emit_event("ftjob-a", f"message {i}", level="warn", data=IdleStep(i, "equal")) for i in range(3)
+    ]
     assert [e for _, e in await store.events("ftjob-a")] == told
     for version in range(3):
         await store.record("ftjob-a", an_update(version))
@@ -179,7 +181,7 @@ async def test_checkpoints_and_heartbeats(store: JobStore) -> None:
         for w, t in (("rollout-1", 1.0), ("learner", 2.0), ("rollout-1", 3.0))
     ]
     for beat in beats:
-        await store.beat("ftjob-a", beat)
+        await store.record_heartbeat("ftjob-a", beat)
     assert await store.workers("ftjob-a") == [beats[1], beats[2]]
     assert len(await store.metrics("ftjob-a")) == 3
 

@@ -39,14 +39,14 @@ async def told(redis: Redis, call: tuple[Any, ...]) -> Any:
 
 async def test_of_a_drain_and_of_its_end(redis: Redis, sent: Sent) -> None:
     drains = WorkerDrains(redis, JOB)
-    await drains.ask("rollout-0", 60)
+    await drains.request("rollout-0", 60)
     assert await drains.release("rollout-0")
     ask, release = sent[-2:]
     assert await told(redis, ask) == b"free", "answered as it was when it came first"
     assert await drains.of("rollout-0") is None
-    await drains.ask("rollout-0", 60)
+    await drains.request("rollout-0", 60)
     assert await told(redis, release) == b"drained"
-    assert await drains.hold_all(1)
+    assert await drains.covers_all(1)
 
 
 async def test_of_a_pause_and_of_a_resume(redis: Redis, sent: Sent) -> None:
@@ -74,7 +74,7 @@ async def test_of_one_that_was_refused(redis: Redis, sent: Sent) -> None:
 async def test_of_a_rest(redis: Redis, sent: Sent) -> None:
     jobs = JobStore(redis)
     await jobs.move(JOB, "paused")
-    assert await jobs.rest(JOB, "paused")
+    assert await jobs.mark_at_rest(JOB, "paused")
     rest = sent[-1]
     await jobs.move(JOB, "queued")
     await jobs.move(JOB, "paused")
@@ -85,12 +85,12 @@ async def test_of_a_rest(redis: Redis, sent: Sent) -> None:
 async def test_what_is_kept_of_calls_stays_small(redis: Redis, sent: Sent) -> None:
     drains = WorkerDrains(redis, JOB)
     for _ in range(100):
-        await drains.ask("rollout-0", 60)
+        await drains.request("rollout-0", 60)
         await drains.release("rollout-0")
     assert await redis.hstrlen(JobKeys(JOB).job, "drained_by") == 1024
 
 
-@pytest.mark.parametrize("call", [lambda d: d.ask("rollout-0", 60), lambda d: d.release("rollout-0")])
+@pytest.mark.parametrize("call", [lambda d: d.request("rollout-0", 60), lambda d: d.release("rollout-0")])
 async def test_that_outlived_its_job_leaves_nothing_behind(
     redis: Redis, call: Callable[[WorkerDrains], Awaitable[Any]]
 ) -> None:
@@ -117,9 +117,9 @@ async def test_of_an_event_and_of_a_measurement(redis: Redis, sent: Sent) -> Non
     for step in (1, 2):
         await jobs.record(JOB, evaluation(step, 0.5, float(step)))
     first, second = sent[-2:]
-    await jobs.tell(JOB, "first")
+    await jobs.emit_event(JOB, "first")
     told_first = sent[-1]
-    await jobs.tell(JOB, "second")
+    await jobs.emit_event(JOB, "second")
     assert await told(redis, first) == 1, "answered as it was when it came first"
     assert await told(redis, second) == 2
     assert await told(redis, told_first) == 3

@@ -258,17 +258,17 @@ async def test_a_checkpoint_lets_covered_groups_go_and_keeps_the_rest(ledger: Le
         claim = await ledger.claim(term, LIMITS, "mask")
         steps.append(Step(version, tuple(g.group_id for g in claim.groups), {}, 0))
         await ledger.settle(term, steps[-1], f"v{version + 1}")
-    assert await ledger.covered(2) == 4
-    assert await ledger.covered(2) == 0
+    assert await ledger.forget_before(2) == 4
+    assert await ledger.forget_before(2) == 0
     with pytest.raises(NotFound, match="group 2 is no longer stored"):
         await ledger.replay(steps[1])
     assert [g.group_id for g in await ledger.replay(steps[2])] == list(steps[2].groups)
     assert await ledger.steps(2) == steps[2:]
-    assert await ledger.covered(99) == 2  # of what is settled; later steps are not covered before they are there
+    assert await ledger.forget_before(99) == 2  # of what is settled; later steps are not covered before they are there
     await committed(ledger, 2)
     claim = await ledger.claim(term, LIMITS, "mask")
     await ledger.settle(term, Step(3, tuple(g.group_id for g in claim.groups), {}, 0), "v4")
-    assert await ledger.covered(4) == 2
+    assert await ledger.forget_before(4) == 2
 
 
 async def test_a_filtered_group_makes_room_for_another(ledger: Ledger) -> None:
@@ -337,7 +337,7 @@ async def test_limits_that_make_no_sense_are_refused(ledger: Ledger, limits: Lim
 async def test_the_leases_of_a_dead_worker_end_at_once_and_nobody_elses(ledger: Ledger) -> None:
     dead = await ledger.admit("rollout-1", 0, 2, 60)
     await ledger.admit("rollout-10", 0, 1, 60)
-    assert await ledger.lapse("rollout-1") == 2
+    assert await ledger.expire_leases_of("rollout-1") == 2
     again = await ledger.admit("rollout-1", 0, 3, 60)
     assert [lease.group_id for lease in again.leases[:2]] == [lease.group_id for lease in dead.leases]
     assert await ledger.commit(dead.leases[0], a_group(dead.leases[0].group_id)) is TransitionOutcome.FENCED

@@ -145,7 +145,7 @@ class Parties:
             await self.ledger.filter(term, [g.group_id for g in claim.groups][: 1 + which % 2], "no use\nfor it")
 
     async def covered(self, which: int) -> None:
-        await self.ledger.covered(which % 12)
+        await self.ledger.forget_before(which % 12)
 
     async def close(self, which: int) -> None:
         if which % 40 == 0:

@@ -143,7 +143,7 @@ async def test_damaged_fields_of_a_jobs_hashes_are_passed_over(
     await store.create(a_job(JOB))
     checkpoint = Checkpoint("ftckpt-1", 1.0, 5, "ft:m", "/data")
     await store.add_checkpoint(JOB, checkpoint)
-    await store.starts(JOB, "rollout-0", "rollout")
+    await store.record_worker_start(JOB, "rollout-0", "rollout")
     for key in (JobKeys(JOB).checkpoints, JobKeys(JOB).workers, JobKeys(JOB).rewards):
         await run(redis.hset(key, "damaged", b'{"cut'))
     for _ in range(2):
@@ -156,7 +156,7 @@ async def test_damaged_fields_of_a_jobs_hashes_are_passed_over(
 
 async def test_a_damaged_event_says_so_in_its_place(store: JobStore, redis: Redis) -> None:
     await store.create(a_job(JOB))
-    await store.tell(JOB, "Queued")
+    await store.emit_event(JOB, "Queued")
     await run(redis.xadd(JobKeys(JOB).history("event"), {"source": "event", "data": b'{"cut'}, id="2-0"))
     events = [event_of(JOB, e) for e in await store.history.after(JOB, 0, 10)]
     assert [e.level for e in events] == ["info", "error"]

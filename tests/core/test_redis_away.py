@@ -63,7 +63,7 @@ async def learn(ledger: Ledger) -> list[int]:
         step = step_of(claim, LIMITS.max_staleness)
         assert await ledger.settle(term, step, f"v{claim.version + 1}") == "settled"
         trained += groups
-        await ledger.covered(claim.version)
+        await ledger.forget_before(claim.version)
     await ledger.close("finished")
     return trained
 
@@ -205,7 +205,7 @@ async def test_a_full_redis_refuses_groups_and_lets_a_job_pause(own_redis: Redis
             await client.set("anything", "else")
         await ledger.release(leases)
         await jobs.move(JOB, "paused")
-        await jobs.tell(JOB, "paused", level="error")
+        await jobs.emit_event(JOB, "paused", level="error")
         assert (await jobs.get(JOB)).status == "paused"
         assert len(await jobs.history.after(JOB, 0, 9, EVENTS)) == 1
         await client.config_set("maxmemory", "0")

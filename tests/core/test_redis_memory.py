@@ -86,15 +86,15 @@ async def test_a_job_ends_with_any_share_and_stays_near_it(ledger: Ledger, share
             pass
         await a_step(ledger)
         largest = max(largest, (await ledger.queues()).bytes)
-        if await ledger.crowded() or version % 10 == 9:  # as the learner does
-            await ledger.covered(saved[-1])
+        if await ledger.needs_checkpoint() or version % 10 == 9:  # as the learner does
+            await ledger.forget_before(saved[-1])
             saved.append(version + 1)
     books = await ledger.account()
     assert books.balanced
     assert books.states["trained"] == LIMITS.total_groups
     needed = 3 * BATCH * ONE  # the next step's groups, and those of two steps that no two checkpoints hold
     assert largest <= max(share, needed)
-    await ledger.covered(99)
+    await ledger.forget_before(99)
     assert (await ledger.queues()).bytes == 0, "what was forgotten is still counted"
 
 

@@ -80,7 +80,7 @@ def _job(job_id: str, number: int) -> Job:
 
 async def _seed_job(redis: Redis, jobs: JobStore, job: Job, status: Status, data_dir: Path) -> None:
     await jobs.create(job)
-    await jobs.tell(job.id, "Created")
+    await jobs.emit_event(job.id, "Created")
     ended: dict[Status, Any] = {
         "succeeded": model_name(job),
         "failed": JobError("too_many_reward_failures", "the reward failed", "grader"),
@@ -96,9 +96,9 @@ async def _seed_job(redis: Redis, jobs: JobStore, job: Job, status: Status, data
     measured: list[Any] = [*(step(n, n / 10) for n in range(1, STEPS + 1)), EVALUATION, UPDATE]
     for metrics in measured:
         await jobs.record(job.id, metrics)
-    await jobs.beat(job.id, WORKER)
+    await jobs.record_heartbeat(job.id, WORKER)
     await jobs.record_reward(job.id, counted("rollout-0", 1.0, 9.0))
-    await jobs.tell(job.id, "Step 1/10", type="metrics", data=StepSummary.of(step(1), 2))
+    await jobs.emit_event(job.id, "Step 1/10", type="metrics", data=StepSummary.of(step(1), 2))
     for number in (2, STEPS):
         folder = _checkpoint(data_dir / "jobs" / job.id / "checkpoints" / str(number))
         saved = Checkpoint(f"ftckpt_{job.id}{number}", 90.0, number, model_name(job, number), str(folder), METRICS)

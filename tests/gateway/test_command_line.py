@@ -114,7 +114,7 @@ async def test_train_follows_to_the_end(served: Served, job: Path, status: Any, 
             await asyncio.wait([following], timeout=0.05)
     [job_id] = served.controllers.ensured
     await served.jobs.move(job_id, "running")
-    await served.jobs.tell(job_id, "rollout-0 is ready")
+    await served.jobs.emit_event(job_id, "rollout-0 is ready")
     await served.jobs.move(job_id, status, JobError("worker_failed", "the learner died") if exit_code else "ft:mine")
     done = await asyncio.wait_for(following, timeout=30)
     assert done.exit_code == exit_code, done.output
@@ -157,7 +157,7 @@ async def test_a_stream_outlasts_its_comments_and_is_parted_at_line_feeds_alone(
     monkeypatch.setattr(job_streams, "PING_SECONDS", 0.02)
     await served.jobs.create(stored_job("ftjob-talks", status="running"))
     messages = ["one\u2028two\x85three", "four"]
-    await served.jobs.tell("ftjob-talks", messages[0])
+    await served.jobs.emit_event("ftjob-talks", messages[0])
 
     def follow() -> list[str]:
         with Client(served.url) as client:
@@ -165,7 +165,7 @@ async def test_a_stream_outlasts_its_comments_and_is_parted_at_line_feeds_alone(
 
     following = asyncio.create_task(asyncio.to_thread(follow))
     await asyncio.sleep(0.5)  # comments go by
-    await served.jobs.tell("ftjob-talks", messages[1])
+    await served.jobs.emit_event("ftjob-talks", messages[1])
     await served.jobs.move("ftjob-talks", "succeeded")
     told = await asyncio.wait_for(following, timeout=30)
     assert [message for message in told if message in messages] == messages

@@ -78,8 +78,8 @@ async def full_job(redis: Redis, job_id: str, status: Status) -> None:
     await jobs.create(stored_job(job_id, model_path=model, hyperparameters=settings.model_dump()))
     await jobs.move(job_id, "queued")
     await jobs.move(job_id, "running")
-    await jobs.tell(job_id, "Step 1/10", type="metrics", data=StepSummary.of(step(1), 5))
-    await jobs.tell(job_id, "hello")
+    await jobs.emit_event(job_id, "Step 1/10", type="metrics", data=StepSummary.of(step(1), 5))
+    await jobs.emit_event(job_id, "hello")
     await ledger.open(Limits(batch_size=1, max_staleness=5, total_groups=10))
     leases = (await ledger.admit("rollout-0", 0, 5, 60.0)).leases
     await ledger.fail(leases[0], TransitionOutcome.REWARD_FAILED, "no such thing")
@@ -91,13 +91,13 @@ async def full_job(redis: Redis, job_id: str, status: Status) -> None:
     assert await ledger.settle(term, Step(0, (taken,), {0: 6}, 0), "v1") == TransitionOutcome.SETTLED
     await ledger.claim(term, limits, "mask", changes=1)
     await Publications(redis, job_id).add(Published(1, "v1", ADDER, 10, 0.1))
-    await WorkerDrains(redis, job_id).ask("rollout-0", 60.0)
+    await WorkerDrains(redis, job_id).request("rollout-0", 60.0)
     for measured in (step(1), step(2, 0.6), WORKER, UPDATE, EVALUATION):
         await jobs.record(job_id, measured)
-    await jobs.beat(job_id, WORKER)
+    await jobs.record_heartbeat(job_id, WORKER)
     await jobs.record_reward(job_id, counted("rollout-0", 1.0, 9.0))
     mending = RecoveryCounters(redis, job_id)
-    await mending.acted("reissue")
+    await mending.count_action("reissue")
     await mending.restarted("rollout-0")
     await jobs.add_checkpoint(job_id, Checkpoint(f"ftckpt-{job_id}", 90.0, 1, f"ft:{job_id}", model, {"step": 1}))
     await RolloutStore(redis, job_id).add([kept_group(n, n, [completion("93", n)]) for n in (1, 2)], 10_000_000)
@@ -106,7 +106,7 @@ async def full_job(redis: Redis, job_id: str, status: Status) -> None:
     if status != "running":
         await ledger.close("finished")
         await jobs.move(job_id, status, f"ft:{job_id}")
-        await jobs.rest(job_id, status)
+        await jobs.mark_at_rest(job_id, status)
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ async def test_a_job_tells_on_whatever_is_damaged_of_its_summary(redis: Redis, b
     for field in await run(redis.hkeys(summary)):
         await run(redis.hset(summary, field, bad))
     before = [number for number, _ in await jobs.events("ftjob-1")]
-    await jobs.tell("ftjob-1", "it goes on")
+    await jobs.emit_event("ftjob-1", "it goes on")
     for metrics in (step(3), WORKER, EVALUATION):
         await jobs.record("ftjob-1", metrics)
     number, event = (await jobs.events("ftjob-1"))[-1]
@@ -306,7 +306,7 @@ async def test_a_running_job_with_a_damaged_record_ends_with_its_name(
     controller = JobController.from_config(settings, redis_server.url, "ftjob-1")
     async with asyncio.timeout(20):
         assert await controller._once() == "failed"  # what its actor's `run` repeats until the job is at rest
-    assert await jobs.rest("ftjob-1", "failed")
+    assert await jobs.mark_at_rest("ftjob-1", "failed")
     error = json.loads(await run(redis.hget(JobKeys("ftjob-1").job, "error")))
     assert error["code"] == "damaged"
     assert error["message"].startswith(name)

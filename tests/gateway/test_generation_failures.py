@@ -40,10 +40,10 @@ async def test_a_share_of_groups_is_allowed(served: Served) -> None:
 
 async def test_the_error_names_the_first_rows(served: Served) -> None:
     await served.jobs.create(stored_job())
-    await served.jobs.tell("ftjob-1", "of something else", level="warn", data=IdleStep(1, "equal"))
+    await served.jobs.emit_event("ftjob-1", "of something else", level="warn", data=IdleStep(1, "equal"))
     for line in (7, 3, 9, 11):
         data = RowRefused(line, line - 1, line, "of no use")
-        await served.jobs.tell("ftjob-1", f"the row of line {line} cannot be generated", level="warn", data=data)
+        await served.jobs.emit_event("ftjob-1", f"the row of line {line} cannot be generated", level="warn", data=data)
     with pytest.raises(TooManyGenerationFailures) as caught:
         await check(served, 16, 0)
     assert [row.line for row in caught.value.data.rows] == [7, 3, 9]

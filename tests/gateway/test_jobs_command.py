@@ -51,8 +51,8 @@ async def job(served: Served) -> str:
     await served.redis.hset(JobKeys("ftjob-1").ledger, "version", "2")  # type: ignore[misc]
     for measured in (step(1), step(2, 0.6), EVALUATION):
         await served.jobs.record("ftjob-1", measured)
-    await served.jobs.beat("ftjob-1", WORKER)
-    await served.jobs.tell("ftjob-1", "rollout-0 is ready")
+    await served.jobs.record_heartbeat("ftjob-1", WORKER)
+    await served.jobs.emit_event("ftjob-1", "rollout-0 is ready")
     return "ftjob-1"
 
 
@@ -117,12 +117,12 @@ def test_a_terminal_sees_the_picture() -> None:
 
 
 async def test_logs_are_oldest_first_and_followed_to_the_end(served: Served, job: str) -> None:
-    await served.jobs.tell(job, "second")
+    await served.jobs.emit_event(job, "second")
     shown = (await headrace(served, "jobs", "logs", job)).output
     assert shown.index("rollout-0 is ready") < shown.index("second")
     assert "second" not in (await headrace(served, "jobs", "logs", job, "--limit", "1")).output.partition("second")[2]
     following = asyncio.create_task(headrace(served, "jobs", "logs", job, "--follow", "--json"))
-    await served.jobs.tell(job, "third")
+    await served.jobs.emit_event(job, "third")
     await served.jobs.move(job, "cancelled")
     lines = (await asyncio.wait_for(following, timeout=30)).output.splitlines()
     assert [json.loads(line)["message"] for line in lines] == ["rollout-0 is ready", "second", "third"]

@@ -87,7 +87,7 @@ async def test_what_a_gateway_began_before_it_died_is_finished(
         ControllerHeartbeats(redis, settings),
     )
     with RayConnection(None):
-        await beats.starts(job.id)
+        await beats.record_start(job.id)
         ray.remote(JobControllerActor).options(
             name=PREFIX + job.id, namespace=NAMESPACE, lifetime="detached", num_cpus=0, max_concurrency=16
         ).remote(settings, redis_server.url, job.id)

@@ -81,7 +81,7 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     for started, time in ((1.0, 7.0), (1.0, 8.0), (2.0, 9.0)):
         await served.jobs.record_reward("ftjob-1", counted("rollout-0", started, time))
     mending = RecoveryCounters(served.redis, "ftjob-1")
-    await mending.acted("reissue")
+    await mending.count_action("reissue")
     for _ in range(2):
         await mending.restarted("rollout-0")
     async with httpx.AsyncClient(base_url=served.url, timeout=10) as client:
@@ -135,7 +135,7 @@ async def events(http: httpx.AsyncClient, path: str, last: str | None = None) ->
 
 async def test_a_stream_of_events_resumes_and_ends(http: httpx.AsyncClient, served: Served) -> None:
     for message in ("one", "two", "three"):
-        await served.jobs.tell("ftjob-1", message)
+        await served.jobs.emit_event("ftjob-1", message)
     await served.jobs.move("ftjob-1", "cancelled")
     told = await events(http, f"{JOB}/events?stream=true")
     assert [json.loads(data)["message"] for _, _, data in told[:-1]] == ["one", "two", "three"]
@@ -146,7 +146,7 @@ async def test_a_stream_of_events_resumes_and_ends(http: httpx.AsyncClient, serv
 
 
 async def test_the_dashboards_stream_has_everything_and_resumes(http: httpx.AsyncClient, served: Served) -> None:
-    await served.jobs.tell("ftjob-1", "hello")
+    await served.jobs.emit_event("ftjob-1", "hello")
     await served.jobs.move("ftjob-1", "cancelled")
     sent = await events(http, f"{JOB}/stream")
     assert [name for name, _, _ in sent if name not in ("state", "done")].count("step") == 2

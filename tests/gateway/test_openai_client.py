@@ -40,7 +40,7 @@ async def test_the_life_of_a_job(client: AsyncOpenAI, served: Served, training_f
     assert served.controllers.ensured == [job.id]
 
     await served.jobs.move(job.id, "running")
-    await served.jobs.tell(job.id, "Step 1/3", type="metrics", data=StepSummary.of(step(1), 4))
+    await served.jobs.emit_event(job.id, "Step 1/3", type="metrics", data=StepSummary.of(step(1), 4))
     saved = Checkpoint("ftckpt_1", 2.0, 1, model_name(await served.jobs.get(job.id), 1), "/none", {"reward": 0.5})
     await served.jobs.add_checkpoint(job.id, saved)
 
@@ -203,7 +203,7 @@ async def test_events_and_checkpoints_are_paged_newest_first(
 ) -> None:
     job = await client.fine_tuning.jobs.create(**body(training_file))
     for number in range(30):
-        await served.jobs.tell(job.id, str(number))
+        await served.jobs.emit_event(job.id, str(number))
         saved = Checkpoint(f"ftckpt_{number}", 2.0, number, f"m{number}", "/none")
         await served.jobs.add_checkpoint(job.id, saved)
     numbers = [str(number) for number in reversed(range(30))]

@@ -37,10 +37,10 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     await served.jobs.create(stored_job())
     for number in range(1, STEPS + 1):
         await served.jobs.record(JOB, step(number))
-        await served.jobs.tell(JOB, f"Step {number}", type="metrics", data=StepSummary.of(step(number), 5))
+        await served.jobs.emit_event(JOB, f"Step {number}", type="metrics", data=StepSummary.of(step(number), 5))
         await served.jobs.record(JOB, replace(UPDATE, version=number))
         if number % 10 == 0:
-            await served.jobs.beat(JOB, replace(WORKER, time=float(number)))
+            await served.jobs.record_heartbeat(JOB, replace(WORKER, time=float(number)))
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
         yield client
 

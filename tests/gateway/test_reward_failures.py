@@ -45,7 +45,7 @@ async def count(served: Served, worker: str = "rollout-0", **fields: Any) -> Non
 
 async def tell(served: Served, group: int, kind: str) -> None:
     data = RewardFailure(kind, f"it was {kind}", f"Traceback of group {group}", group)
-    await served.jobs.tell("ftjob-1", "reward failed", level="warn", data=data)
+    await served.jobs.emit_event("ftjob-1", "reward failed", level="warn", data=data)
 
 
 async def test_a_share_of_groups_is_allowed(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,9 @@ async def test_the_error_shows_kinds_and_one_sample_of_each_first(served: Served
     await count(served, "rollout-1", failures={"timeout": 5, "crashed": 1})
     for group, kind in ((0, "exception"), (1, "exception"), (2, "timeout"), (3, "exception"), (4, "timeout")):
         await tell(served, group, kind)
-    await served.jobs.tell("ftjob-1", "of an evaluation", data=RewardFailure("crashed", "it crashed", "of no group"))
+    await served.jobs.emit_event(
+        "ftjob-1", "of an evaluation", data=RewardFailure("crashed", "it crashed", "of no group")
+    )
     with pytest.raises(TooManyRewardFailures) as caught:
         await check(8, 0)
     error = caught.value

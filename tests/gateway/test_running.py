@@ -111,8 +111,8 @@ def test_what_may_change_is_bounded_as_at_submission() -> None:
 
 async def test_a_worker_is_drained_and_goes_on(served: Served, http: httpx.AsyncClient) -> None:
     for worker in ("learner", "rollout-0"):
-        await served.jobs.beat("ftjob-1", beat(worker))
-    await served.jobs.starts("ftjob-1", "rollout-1", "rollout")
+        await served.jobs.record_heartbeat("ftjob-1", beat(worker))
+    await served.jobs.record_worker_start("ftjob-1", "rollout-1", "rollout")
     listed = (await http.get(f"{JOB}/workers")).json()
     TypeAdapter(WorkerList).validate_python(listed)
     statuses = {w["id"]: w["status"] for w in listed["data"]}
@@ -127,7 +127,7 @@ async def test_a_worker_is_drained_and_goes_on(served: Served, http: httpx.Async
     request = await WorkerDrains(served.redis, "ftjob-1").of("rollout-0")
     assert request is not None
     assert request.until - request.asked_at == pytest.approx(5)
-    await served.jobs.beat("ftjob-1", beat("rollout-0", "drained"))
+    await served.jobs.record_heartbeat("ftjob-1", beat("rollout-0", "drained"))
     assert (await http.post(f"{JOB}/workers/rollout-0/drain")).json()["status"] == "drained"  # asked again: no change
 
     assert (await http.post(f"{JOB}/workers/rollout-0/undrain")).json()["status"] == "running"
@@ -137,7 +137,7 @@ async def test_a_worker_is_drained_and_goes_on(served: Served, http: httpx.Async
 
 
 async def test_a_silent_worker_is_lost_and_the_learner_is_not_drained(served: Served, http: httpx.AsyncClient) -> None:
-    await served.jobs.beat("ftjob-1", beat("rollout-0", ago=60))
+    await served.jobs.record_heartbeat("ftjob-1", beat("rollout-0", ago=60))
     (lost,) = [w for w in (await http.get(f"{JOB}/workers")).json()["data"] if w["id"] == "rollout-0"]
     assert lost["status"] == "lost"
     assert (await http.post(f"{JOB}/workers/learner/drain")).status_code == 400
@@ -159,7 +159,7 @@ async def test_queues(http: httpx.AsyncClient) -> None:
 
 
 async def test_weights(served: Served, http: httpx.AsyncClient) -> None:
-    await served.jobs.beat("ftjob-1", beat("rollout-0"))
+    await served.jobs.record_heartbeat("ftjob-1", beat("rollout-0"))
     publications = Publications(served.redis, "ftjob-1")
     for version in (1, 2):
         await publications.add(Published(version, f"v{version}", served.data_dir, 1000 * version, 0.5))

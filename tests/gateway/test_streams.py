@@ -109,7 +109,7 @@ async def test_listeners_that_come_at_any_moment_get_every_entry_once(http: http
 
     async def write(name: int) -> None:
         for i in range(each):
-            await jobs.tell(JOB, f"{name} {i}")
+            await jobs.emit_event(JOB, f"{name} {i}")
             await jobs.record(JOB, update(name * 1000 + i))
             await asyncio.sleep(chance.random() * 0.02)
 
@@ -133,7 +133,7 @@ async def test_listeners_that_come_at_any_moment_get_every_entry_once(http: http
 async def test_one_reader_serves_all_listeners_and_leaves_with_the_last(hub: JobStreams, jobs: JobStore) -> None:
     streams = [hub.listen(JOB, 0, stream_format) for stream_format in (EVERYTHING, OPENAI) * 10]
     firsts = [asyncio.create_task(anext(s)) for s in streams]
-    await jobs.tell(JOB, "hello")
+    await jobs.emit_event(JOB, "hello")
     await asyncio.wait_for(asyncio.gather(*firsts), 10)
     assert hub.followed == {JOB: 20}
     for stream in streams[1:]:
@@ -150,7 +150,7 @@ async def test_a_slow_listener_misses_nothing(hub: JobStreams, jobs: JobStore, m
     slow, fast = hub.listen(JOB, 0, OPENAI), hub.listen(JOB, 0, OPENAI)
     received = {slow: "", fast: ""}
     for i in range(30):
-        await jobs.tell(JOB, f"message {i}")
+        await jobs.emit_event(JOB, f"message {i}")
         while f"message {i}" not in received[fast]:  # so that each is a batch of its own
             received[fast] += (await asyncio.wait_for(anext(fast), 10)).decode()
         if i == 3:
@@ -179,7 +179,7 @@ async def test_a_quiet_stream_carries_comments(
     http: httpx.AsyncClient, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "PING_SECONDS", 0.5)
-    await jobs.tell(JOB, "hello")
+    await jobs.emit_event(JOB, "hello")
     pings = 0
     async with open_stream(http, EVENT_STREAM) as lines, asyncio.timeout(10):
         async for line in lines:
@@ -191,10 +191,10 @@ async def test_a_quiet_stream_carries_comments(
 async def test_what_is_past_is_thinned_and_what_comes_is_not(http: httpx.AsyncClient, jobs: JobStore) -> None:
     for number in range(1, 301):
         await jobs.record(JOB, step(number))
-        await jobs.tell(JOB, f"Step {number}", type="metrics", data=StepSummary.of(step(number), 5))
+        await jobs.emit_event(JOB, f"Step {number}", type="metrics", data=StepSummary.of(step(number), 5))
         await jobs.record(JOB, update(number))
         if number % 3 == 0:
-            await jobs.tell(JOB, f"said {number}")
+            await jobs.emit_event(JOB, f"said {number}")
     async with open_stream(http, f"{STREAM}?thin=10") as lines:
         while not (first := await anext(lines)).startswith("id"):  # then the past has been read
             pass
@@ -261,7 +261,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(
 ) -> None:
     monkeypatch.setattr(sse_response, "STUCK_SECONDS", 0.5)
     for _ in range(40):
-        await jobs.tell(JOB, "x" * 500_000)
+        await jobs.emit_event(JOB, "x" * 500_000)
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as stuck:
         stuck.sendall(f"GET {EVENT_STREAM} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
@@ -276,7 +276,7 @@ async def test_a_client_that_goes_is_forgotten(http: httpx.AsyncClient, served: 
 
 
 async def test_the_server_stops_with_open_streams(served: Served, http: httpx.AsyncClient, jobs: JobStore) -> None:
-    await jobs.tell(JOB, "hello")
+    await jobs.emit_event(JOB, "hello")
     async with open_stream(http, STREAM) as one, open_stream(http, EVENT_STREAM) as two:
         served.server.should_exit = True
         async with asyncio.timeout(5):

@@ -74,7 +74,7 @@ class Job:
                 beat = a_beat(name, self.now, what)
                 if name == "rollout-0":
                     beat = msgspec.structs.replace(beat, evaluation=self.evaluation)
-                await self.jobs.beat(JOB.id, beat)
+                await self.jobs.record_heartbeat(JOB.id, beat)
             workers = cast("list[WorkerSupervisor]", [self.learner, self.rollout])
             await self.dog.look(workers, await self.ledger.account(), held)
 

@@ -27,10 +27,10 @@ def be_learner(config: bytes, told: str) -> None:
 async def _live(config: WorkerConfig, told: Path) -> None:
     _use_chance()
     worker = LearnerWorker.from_config(config)
-    _tell(told, await worker.start())
+    _report(told, await worker.start())
     assert await worker.run() == "finished"
     await worker.stop()
-    _tell(told, {})
+    _report(told, {})
 
 
 def _use_chance() -> None:
@@ -44,6 +44,6 @@ def _use_chance() -> None:
     Trainer.step = with_chance  # type: ignore[method-assign]
 
 
-def _tell(file: Path, what: dict[str, Any]) -> None:
+def _report(file: Path, what: dict[str, Any]) -> None:
     with file.open("a") as out:
         out.write(json.dumps({**what, "cpu": time.process_time()}) + "\n")

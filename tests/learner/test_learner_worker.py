@@ -58,7 +58,7 @@ async def test_a_step_is_measured_though_its_learner_died_before_it_told(
     job = bench("untold")
     await job.open()
     first, settled = LearnerWorker.from_config(job.config), asyncio.Event()
-    tell = first._tell_step
+    tell = first._report_step
 
     async def die_at_the_third(*told: Any) -> None:
         if first._version < 3:
@@ -66,7 +66,7 @@ async def test_a_step_is_measured_though_its_learner_died_before_it_told(
         settled.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(first, "_tell_step", die_at_the_third)
+    monkeypatch.setattr(first, "_report_step", die_at_the_third)
     await first.start()
     running = asyncio.create_task(first.run())
     await job.feed(3)
@@ -348,7 +348,7 @@ async def test_what_is_queued_when_the_bound_shrinks_is_masked_by_the_new_one(be
 async def test_a_learner_whose_rollout_workers_are_all_drained_waits_without_limit(bench: Callable[..., Bench]) -> None:
     job, drains = bench("drained"), WorkerDrains(bench("drained").redis, "ftjob-drained")
     await job.open()
-    await drains.ask("rollout-0", seconds=60)
+    await drains.request("rollout-0", seconds=60)
     async with learner(msgspec.structs.replace(job.config, stall_timeout=0.3)) as worker:
         running = asyncio.create_task(worker.run())
         done, _ = await asyncio.wait([running], timeout=1.5)
@@ -369,7 +369,7 @@ async def test_a_learner_waits_for_as_long_as_an_evaluation_comes_on(bench: Call
             waiting={},
             evaluation=(0, completions),
         )
-        await job.jobs.beat(job.job_id, beat)
+        await job.jobs.record_heartbeat(job.job_id, beat)
 
     await evaluate(0)
     async with learner(msgspec.structs.replace(job.config, stall_timeout=0.3)) as worker:

@@ -26,7 +26,7 @@ class Door:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._stage: str | None = None
         self._reached, self._opened = asyncio.Event(), asyncio.Event()
-        together, settle, pausing = RankCoordinator.together, Ledger.settle, LearnerWorker._pausing
+        together, settle, pausing = RankCoordinator.run_on_all, Ledger.settle, LearnerWorker._pausing
 
         async def held_together(lead: RankCoordinator, order: Any, work: Any) -> Any:
             await self._pass(type(order).__name__)

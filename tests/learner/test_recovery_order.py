@@ -107,7 +107,7 @@ async def test_where_the_ledger_lost_the_steps_too_the_error_says_what_is_lackin
     job = bench("lost", checkpoint_interval=2, snapshot_every=0)
     await died(job)
     (job.output / "checkpoints" / "step-00000002" / "manifest.json").write_text("{")
-    await job.ledger.covered(1)
+    await job.ledger.forget_before(1)
     worker = LearnerWorker.from_config(job.config)
     with pytest.raises(Damaged, match=r"version 3 cannot be made again: .* version 0, .* step 0 no longer") as raised:
         await worker.start()

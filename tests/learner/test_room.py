@@ -49,7 +49,7 @@ async def test_a_checkpoint_waits_for_room_and_is_then_whole(
     in_the_way = small_disk / "in-the-way"
     in_the_way.write_bytes(bytes(1_000_000))
 
-    saving = asyncio.create_task(room.to_save(Save(1), lambda: checkpoint.save(trainer, small_disk, 1)))
+    saving = asyncio.create_task(room.save(Save(1), lambda: checkpoint.save(trainer, small_disk, 1)))
     async with asyncio.timeout(20):
         await jobs.history.after(JOB, 0, 1, EVENTS, block=10.0)
         await asyncio.sleep(0.2)  # some tries more
@@ -78,7 +78,7 @@ async def test_without_room_it_ends_with_the_reason_and_the_last_checkpoint_stay
     lead = RankCoordinator(settings, redis)
     room = DurableWriter(lead, JobRecord.on(redis, JOB), settings, again=0.05)
     with pytest.raises(DiskFull, match=r"bytes are needed, [\d,]+ are free"):
-        await room.to_save(Save(2), lambda: checkpoint.save(trainer, small_disk, 2))
+        await room.save(Save(2), lambda: checkpoint.save(trainer, small_disk, 2))
     assert [p.name for p in (small_disk / "checkpoints").iterdir()] == [whole.name]
     assert checkpoint.newest(small_disk, 2).path == whole
     await lead.close()

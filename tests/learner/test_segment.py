@@ -32,7 +32,7 @@ def test_another_process_finds_what_was_sealed(tmp_path: Path) -> None:
 def test_a_new_or_void_one_holds_nothing(tmp_path: Path) -> None:
     segment = Segment(tmp_path / "s", SIZE)
     assert segment.version(*WHO) is None
-    sealed(tmp_path / "s").void()
+    sealed(tmp_path / "s").invalidate()
     assert segment.version(*WHO) is None
 
 

@@ -694,7 +694,7 @@ async def test_a_drained_worker_finishes_and_takes_no_more_until_it_is_released(
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
     drains, store = WorkerDrains(redis, JOB), WeightStore(tmp_path / "weights", JOB)
-    await drains.ask("rollout-0", seconds=60)
+    await drains.request("rollout-0", seconds=60)
     await until(lambda: state(jobs, "drained"), "it says so")
     await train_one_step(ledger, store)
     assert (await worker.evaluate(1)).step == 1, "it stays up, follows the weights, and evaluates"
@@ -711,14 +711,14 @@ async def test_a_drained_worker_whose_time_is_up_gives_back_what_it_holds(
 ) -> None:
     code = tmp_path / "slow.py"
     code.write_text("import time\n\ndef slow(completions):\n    time.sleep(60)\n")
-    await WorkerDrains(redis, JOB).ask("rollout-0", seconds=60)
+    await WorkerDrains(redis, JOB).request("rollout-0", seconds=60)
     worker = await start(function=f"{code}:slow")  # a drain outlives the worker's process
     run = asyncio.create_task(worker.run())
     await until(lambda: state(jobs, "drained"), "it takes nothing")
     assert (await ledger.account()).admitted == 0
     await WorkerDrains(redis, JOB).release("rollout-0")
     await until(lambda: equals(leased(ledger), WINDOW), "it holds the window")
-    await WorkerDrains(redis, JOB).ask("rollout-0", seconds=0)
+    await WorkerDrains(redis, JOB).request("rollout-0", seconds=0)
     await until(lambda: state(jobs, "drained"), "it holds nothing any more")
     other = await ledger.admit("rollout-1", 0, 100, 60.0)
     assert len(other.leases) == WINDOW

@@ -76,5 +76,5 @@ class Evaluations:
         failed = f", {result.reward_failed} without a reward because it failed" if result.reward_failed else ""
         missed = f"; not made at {', '.join(map(str, result.left_out))}: the job was past" if result.left_out else ""
         message = f"validation at step {result.step}: mean reward={mean} on {result.samples} samples{failed}{missed}"
-        await self._jobs.tell(self._job.id, message, type="metrics", data=EvaluationSummary.of(result))
+        await self._jobs.emit_event(self._job.id, message, type="metrics", data=EvaluationSummary.of(result))
         return result.step

@@ -4,7 +4,7 @@
     hold  ─► `PlaceLost` ─► leave ─► place: fewer nodes make another plan
     stop  ─► in good order, for a pause
 
-Invariant: after `leave` no process of the job is left, and nothing is reserved.
+Invariant: after `release` no process of the job is left, and nothing is reserved.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class WorkerGroup:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._settings, self._redis_url, self._cluster, self._clock = settings, redis_url, cluster, clock
-        self._jobs, self._mending = job.store, job.recoveries
+        self._jobs, self._recoveries = job.store, job.recoveries
         self._weights, self._snapshots = weights, snapshots
         self._placement: Reservation | None = None
         self.workers: list[WorkerSupervisor] = []
@@ -61,7 +61,7 @@ class WorkerGroup:
         resources = await self._planned(job, again)
         placement = self._placement = self._cluster.reserve(resources)
         if not await placement.ready(timeout=LOOK_SECONDS):
-            await self._jobs.tell(job.id, f"queued: waits for {resources}, which other jobs hold")
+            await self._jobs.emit_event(job.id, f"queued: waits for {resources}, which other jobs hold")
             while not await placement.ready(timeout=LOOK_SECONDS):
                 pass
         self._supervise(self._config(job, LEARNER_NAME, resources.threads(0)), placement.start_learner)
@@ -69,10 +69,10 @@ class WorkerGroup:
             config = self._config(job, rollout_name(number), resources.threads(bundle))
             self._supervise(config, partial(placement.start, bundle, ROLLOUT_ENTRY_POINT))
 
-    async def hold(self) -> None:
+    async def watch_placement(self) -> None:
         """Never returns. Raises `PlaceLost`."""
         assert self._placement is not None
-        await self._placement.hold()
+        await self._placement.watch()
 
     async def stop(self) -> None:
         """Let the workers stop in good order: the learner saves the step under way."""
@@ -83,7 +83,7 @@ class WorkerGroup:
         """Seconds that a worker may take to stop."""
         return self._settings.stall_timeout if worker.name == LEARNER_NAME else STOP_SECONDS
 
-    async def leave(self) -> None:
+    async def release(self) -> None:
         """End every process at once, and give the place back. Idempotent."""
         workers, self.workers = self.workers, []
         await asyncio.gather(*(worker.stop() for worker in workers))
@@ -93,7 +93,7 @@ class WorkerGroup:
 
     def _supervise(self, config: WorkerConfig, launch: Callable[[WorkerConfig], WorkerProcess]) -> None:
         restarts = RestartBudget(self._settings.max_restarts, self._settings.restart_window)
-        self.workers.append(WorkerSupervisor(config, launch, self._jobs, self._mending, restarts, self._clock))
+        self.workers.append(WorkerSupervisor(config, launch, self._jobs, self._recoveries, restarts, self._clock))
 
     async def _planned(self, job: Job, again: bool) -> Plan:
         """The job's share. Of a cluster, nodes that are lacking may still be starting, or have just died: they are
@@ -110,7 +110,7 @@ class WorkerGroup:
                     raise
                 if again and not told:
                     told = True
-                    await self._jobs.tell(job.id, f"waits for nodes: {error}", level="warn")
+                    await self._jobs.emit_event(job.id, f"waits for nodes: {error}", level="warn")
             await asyncio.sleep(LOOK_SECONDS)
 
     def _config(self, job: Job, worker: str, threads: int) -> WorkerConfig:

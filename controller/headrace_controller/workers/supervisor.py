@@ -58,14 +58,14 @@ class WorkerSupervisor:
         config: WorkerConfig,
         launch: Callable[[WorkerConfig], WorkerProcess],
         jobs: JobStore,
-        mending: RecoveryCounters,
+        recoveries: RecoveryCounters,
         restarts: RestartBudget,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._config, self._clock = config, clock
         self._launch = launch
         self._jobs = jobs
-        self._mending = mending
+        self._recoveries = recoveries
         self._restarts = restarts
         self._process: WorkerProcess | None = None
         self._pulse: PingMonitor | None = None
@@ -154,7 +154,7 @@ class WorkerSupervisor:
             await self._awaited(stopping, limit if ready else START_STOP_SECONDS, patience or limit)
         except (RayError, TimeoutError) as error:
             if ready:
-                await self._tell(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
+                await self._report(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
         finally:
             await cancel([stopping])
         self._process = None
@@ -194,7 +194,7 @@ class WorkerSupervisor:
         self._ready_at, self._start_error = self._clock.monotonic(), ""
         self._ready.set()
         what = ", ".join(f"{k} {v}" for k, v in facts.items())
-        await self._tell(f"{self.name} is ready: {what}", data=WorkerReady(self.name, facts))
+        await self._report(f"{self.name} is ready: {what}", data=WorkerReady(self.name, facts))
 
     async def _work(self, process: WorkerProcess, begin: asyncio.Event) -> str:
         """Until then it is looked after, too: what others lack to become ready may be its to give."""
@@ -247,13 +247,13 @@ class WorkerSupervisor:
         restart = self._restarts.next(worked)
         if restart is None:
             raise RestartsExhausted(f"{self.name} failed and has used up its restarts: {reason}", self.name) from error
-        await self._tell(
+        await self._report(
             f"{self.name} failed and is started again in {restart.delay:g} s, try {restart.number} of {restart.of}: "
             f"{reason}",
             "warn",
             Restarted(self.name, reason, restart.number, restart.of, restart.delay),
         )
-        await self._mending.restarted(self.name)
+        await self._recoveries.restarted(self.name)
         await asyncio.sleep(restart.delay)
 
     async def _close(self, process: WorkerProcess) -> None:
@@ -269,8 +269,8 @@ class WorkerSupervisor:
             self._pulse = None
         process.kill()
 
-    async def _tell(self, message: str, level: Any = "info", data: WorkerReady | Restarted | None = None) -> None:
-        await self._jobs.tell(self._config.job_id, message, level=level, data=data)
+    async def _report(self, message: str, level: Any = "info", data: WorkerReady | Restarted | None = None) -> None:
+        await self._jobs.emit_event(self._config.job_id, message, level=level, data=data)
 
 
 def _cause(error: Exception) -> Exception:

@@ -108,7 +108,7 @@ class History:
         self._bytes = bytes_kept
         self._append = redis.register_script(_source())
 
-    async def tell(self, job_id: str, data: bytes, time: float) -> int:
+    async def append_event(self, job_id: str, data: bytes, time: float) -> int:
         """Append an event; returns its number."""
         return await self._added(job_id, "event", "event", data, time, ("", "", ""))
 

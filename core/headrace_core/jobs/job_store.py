@@ -289,7 +289,7 @@ class JobStore:
             raise damaged(f"{key} status", f"it says {raw!r}")
         return _STATUSES[raw]
 
-    async def rest(self, job_id: str, status: Status) -> bool:
+    async def mark_at_rest(self, job_id: str, status: Status) -> bool:
         """Note that nothing is left to do for a job that ended or pauses with this status. False: it has another one by
         now, which asks for something else."""
         return bool(await self._rest(JobKeys(job_id), "", secrets.token_hex(8), status) == b"ok")
@@ -300,7 +300,7 @@ class JobStore:
 
     # ── events and metrics ───────────────────────────────────────────────────────────────────────────────────────────
 
-    async def tell(
+    async def emit_event(
         self,
         job_id: str,
         message: str,
@@ -311,7 +311,7 @@ class JobStore:
     ) -> Event:
         """Append an event; `data` is one of `types.events`."""
         event = Event("", time.time(), level, message, type, None if data is None else encoded(data))
-        number = await self.history.tell(job_id, _json.encode(event), event.created_at)
+        number = await self.history.append_event(job_id, _json.encode(event), event.created_at)
         return msgspec.structs.replace(event, id=event_id(job_id, number))
 
     async def events(self, job_id: str) -> list[tuple[int, Event]]:
@@ -355,12 +355,12 @@ class JobStore:
                 pipe.hdel(JobKeys(job_id).job, "fine_tuned_model")
             await pipe.execute()
 
-    async def beat(self, job_id: str, metrics: WorkerMetrics) -> None:
+    async def record_heartbeat(self, job_id: str, metrics: WorkerMetrics) -> None:
         """A worker's heartbeat: kept as its newest, and appended to the job's metrics."""
         await run(self._redis.hset(JobKeys(job_id).workers, metrics.worker, _json.encode(metrics)))
         await self.record(job_id, metrics)
 
-    async def starts(self, job_id: str, worker: str, role: str) -> None:
+    async def record_worker_start(self, job_id: str, worker: str, role: str) -> None:
         """A worker's process is up; its first heartbeat comes when it is ready. No measurement."""
         metrics = WorkerMetrics(
             worker=worker, role=role, state="starting", time=time.time(), version=0, uptime=0, busy=0, waiting={}

@@ -23,7 +23,7 @@ class RecoveryCounters:
         self._job_id = job_id
         self._key = JobKeys(job_id).mending
 
-    async def acted(self, act: Act) -> None:
+    async def count_action(self, act: Act) -> None:
         await run(self._redis.hincrby(self._key, act, 1))
 
     async def restarted(self, worker: str) -> None:

@@ -50,7 +50,7 @@ class Queues:
 
 @dataclass(frozen=True, slots=True)
 class LedgerCounts:
-    """The ledger's books at one moment."""
+    """The ledger's counts at one moment."""
 
     admitted: int
     states: dict[str, int]

@@ -22,7 +22,7 @@ Invariants, at any moment and across any crash:
 * where the job has a share of Redis' memory, no group beyond it is admitted, but for those that the next step lacks.
 
 Each transition is one Lua script (lua/*.lua), atomic in Redis. Times are Redis's own unless a clock is given. A call
-may arrive twice (the client sends it again when its connection broke before the answer): the books count it once.
+may arrive twice (the client sends it again when its connection broke before the answer): the counts count it once.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Ledger:
         return int(await self._run("close", reason))
 
     async def account(self) -> LedgerCounts:
-        """The books, from one atomic read."""
+        """The counts, from one atomic read."""
         return counts_of_ledger(self._keys.job_id, await run(self._redis.hgetall(self._keys.ledger)))
 
     async def queues(self) -> Queues:
@@ -198,7 +198,7 @@ class Ledger:
         """How many bytes of Redis the job's encoded groups may take from now on; 0: any number."""
         await run(self._redis.hset(self._keys.ledger, "share", str(share)))
 
-    async def crowded(self) -> bool:
+    async def needs_checkpoint(self) -> bool:
         """Whether groups kept for a replay alone take so much of the job's share that a checkpoint is due early."""
         share, held = await run(self._redis.hmget(self._keys.ledger, ["share", "bytes"]))
         where = self._keys.ledger
@@ -276,7 +276,7 @@ class Ledger:
         held = [x for lease in leases for x in (lease.group_id, lease.token)]
         return int(await self._run("release", *held)) if held else 0
 
-    async def lapse(self, worker: str) -> int:
+    async def expire_leases_of(self, worker: str) -> int:
         """End the leases of a worker whose process is known to have died, rather than wait until they expire."""
         return int(await self._run("lapse", worker))
 
@@ -364,7 +364,7 @@ class Ledger:
             messages.append(_group(group_id, found[0][1].get(b"data", b"")))
         return messages
 
-    async def covered(self, version: int) -> int:
+    async def forget_before(self, version: int) -> int:
         """A checkpoint holds every step before `version`: forget their encoded groups. Returns how many."""
         return int(await self._run("covered", version))
 

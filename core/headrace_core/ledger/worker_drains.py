@@ -41,7 +41,7 @@ class WorkerDrains:
         self._keys = JobKeys(job_id)
         self._script = Script(redis, "drain")
 
-    async def ask(self, worker: str, seconds: float) -> None:
+    async def request(self, worker: str, seconds: float) -> None:
         """Give `worker` no more leases, and `seconds` for those it holds. Asked again, the time is set anew; a damaged
         drain is, too."""
         raw, now = await run(self._redis.hget(self._keys.drains, worker)), self._clock.time()
@@ -74,6 +74,6 @@ class WorkerDrains:
     def _read(self, worker: str, raw: bytes) -> Drain:
         return decode_record(raw, Drain, f"{self._keys.drains} {worker}")
 
-    async def hold_all(self, workers: int) -> bool:
+    async def covers_all(self, workers: int) -> bool:
         """Whether all of a job's rollout workers, so many, are being drained: it is meant to stand still."""
         return int(await run(self._redis.hlen(self._keys.drains))) >= workers

@@ -77,11 +77,11 @@ class JobSummary:
             yield _named(name, worker_line(worker, newest))
 
 
-def of_its_bound(books: dict[str, Any], newest: int | None) -> str:
+def of_its_bound(counts: dict[str, Any], newest: int | None) -> str:
     """The largest age that was trained, `?` where it is not known, and the bound of its own step; `newest` holds before
     the first."""
-    bound = books.get("largest_age_bound")
-    largest = books.get("largest_age")
+    bound = counts.get("largest_age_bound")
+    largest = counts.get("largest_age")
     return f"{'?' if largest is None else largest} of {newest if bound is None else bound}"
 
 

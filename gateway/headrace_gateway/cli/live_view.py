@@ -30,7 +30,7 @@ def follow(console: Console, entries: Iterable[tuple[str, dict[str, Any]]]) -> d
             for kind, data in entries:
                 picture.take(kind, data)
                 if kind == "event":
-                    _tell(console, data)
+                    _report(console, data)
     else:
         _plainly(console, entries, picture)
     return picture.job
@@ -49,7 +49,7 @@ def _plainly(console: Console, entries: Iterable[tuple[str, dict[str, Any]]], pi
     for kind, data in entries:
         picture.take(kind, data)
         if kind == "event":
-            _tell(console, data)
+            _report(console, data)
         elif kind == "step":
             last = data["step"] == data["total_steps"]
             if last or time.monotonic() - written >= _PLAIN_SECONDS:
@@ -61,7 +61,7 @@ def _step_line(step: dict[str, Any]) -> str:
     return f"step {step['step']}/{step['total_steps']} · reward {number(step['reward_mean'])} · ages {ages_line(step)}"
 
 
-def _tell(console: Console, event: dict[str, Any]) -> None:
+def _report(console: Console, event: dict[str, Any]) -> None:
     """Steps are in the picture; everything else that a job says stays."""
     if event["type"] == "message" or "full_valid_mean_reward" in (event["data"] or {}):
         line = f"[dim]{event['level']:5}[/] {escape(event['message'])}"

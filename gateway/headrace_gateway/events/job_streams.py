@@ -169,7 +169,7 @@ class JobStream:
 
     async def _follow(self) -> None:
         self._position = await self._history.last(self._job_id)
-        job = await self._tell_state()
+        job = await self._send_state()
         self._begun.set()
         stated = pinged = time.monotonic()
         while True:
@@ -183,14 +183,14 @@ class JobStream:
                 break
             now = time.monotonic()
             if now - stated >= _STATE_SECONDS:
-                job, stated = await self._tell_state(), now
+                job, stated = await self._send_state(), now
             if now - pinged >= PING_SECONDS:
                 pinged = now
                 for subscriber in self._listeners:
                     subscriber.ping(_PING)
             if 0 < len(found) < _PAGE:
                 await asyncio.sleep(_GATHER_SECONDS)
-        await self._tell_state()
+        await self._send_state()
         for subscriber in self._listeners:
             subscriber.end(subscriber.stream_format.done)
 
@@ -202,7 +202,7 @@ class JobStream:
             name(error)
             return None
 
-    async def _tell_state(self) -> Job:
+    async def _send_state(self) -> Job:
         job = await self._jobs.get(self._job_id)
         body = {
             "job": job_object(job, estimated_finish(job)),

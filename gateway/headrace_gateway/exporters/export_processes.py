@@ -100,7 +100,7 @@ class ExportProcesses:
         self._not_before[key] = time.monotonic() + self._backoff
         last = self._failures[key] >= ATTEMPTS
         then = f"given up; `headrace jobs export {job_id} {target}` does it later" if last else "it is tried again"
-        await self._jobs.tell(job_id, f"the export to {target} failed, {then}: {said}", level="warn")
+        await self._jobs.emit_event(job_id, f"the export to {target} failed, {then}: {said}", level="warn")
 
 
 async def _process(errand: ExportRequest) -> tuple[int, str]:

@@ -94,12 +94,12 @@ async def exposition(redis: Redis) -> bytes:
                 pipe.hgetall(name)
         found = await pipe.execute()
     for job, *of_job in zip(exposed, *(found[i::4] for i in range(4)), strict=True):
-        books, newest, rewards, mending = of_job
-        if (account := if_sound(counts_of_ledger, job.id, books)) is not None:
+        counts, newest, rewards, recoveries = of_job
+        if (account := if_sound(counts_of_ledger, job.id, counts)) is not None:
             samples += _of_ledger(job, account.as_dict())
         samples += _of_newest(job, newest)
         samples += _of_reward(job.id, summary(rewards_of(job.id, rewards)))
-        samples += _of_mending(job.id, *counts_of(job.id, mending))
+        samples += _of_recoveries(job.id, *counts_of(job.id, recoveries))
     registry = CollectorRegistry()
     registry.register(_Scrape(samples))
     return generate_latest(registry)
@@ -199,7 +199,7 @@ def _of_reward(job: str, found: Mapping[str, Any]) -> Iterator[Sample]:
     yield from _known("headrace_reward_drift_error", (job,), drift["standard_error"])
 
 
-def _of_mending(job: str, acts: Mapping[str, int], restarts: Mapping[str, int]) -> Iterator[Sample]:
+def _of_recoveries(job: str, acts: Mapping[str, int], restarts: Mapping[str, int]) -> Iterator[Sample]:
     for act, count in acts.items():
         yield "headrace_watchdog_acts", (job, act), count
     for worker, count in restarts.items():

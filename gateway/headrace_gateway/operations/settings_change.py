@@ -55,7 +55,7 @@ async def change(gateway: GatewayContext, job_id: str, asked: ChangeSettings) ->
         made = await live.change(values, gateway.principal.name)
         if made is not None:
             for line in made:
-                await gateway.jobs.tell(job_id, describe_change(line))
+                await gateway.jobs.emit_event(job_id, describe_change(line))
             return bool(made)
     raise InvalidState(f"others change the settings of job {job_id} at this moment; try again")
 

@@ -61,12 +61,12 @@ async def _hand_over(gateway: GatewayContext, job: Job, remarked: Sequence[Remar
     reconciliation does (`RayControllerManager.reconcile`)."""
     of = job.forked_from
     origin = "" if of is None else f", from step {of.step_number} of {of.fine_tuning_job_id}"
-    await gateway.jobs.tell(job.id, f"Created fine-tuning job: {job.id}{origin}")
-    await gateway.jobs.tell(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
+    await gateway.jobs.emit_event(job.id, f"Created fine-tuning job: {job.id}{origin}")
+    await gateway.jobs.emit_event(job.id, f"Files checked: {job.rows} prompts, {job.total_steps} steps")
     for level, remark in remarked:
-        await gateway.jobs.tell(job.id, remark, level=level)
+        await gateway.jobs.emit_event(job.id, remark, level=level)
     await gateway.jobs.move(job.id, "queued")
-    await gateway.jobs.tell(job.id, "Queued")
+    await gateway.jobs.emit_event(job.id, "Queued")
     queued = await gateway.jobs.get(job.id)
     await gateway.controllers.ensure(queued)
     return queued

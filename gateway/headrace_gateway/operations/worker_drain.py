@@ -14,8 +14,8 @@ from ..views.workers import unknown_worker, worker_names
 async def drain(gateway: GatewayContext, job: Job, name: str, seconds: float) -> None:
     """Give a rollout worker no more work. Raises `InvalidRequest` for the learner, `InvalidState` for an ended job."""
     _require_rollout(job, name)
-    await WorkerDrains(gateway.redis, job.id).ask(name, seconds)
-    await gateway.jobs.tell(job.id, f"{name} is being drained, by {gateway.principal.name}")
+    await WorkerDrains(gateway.redis, job.id).request(name, seconds)
+    await gateway.jobs.emit_event(job.id, f"{name} is being drained, by {gateway.principal.name}")
 
 
 async def undrain(gateway: GatewayContext, job: Job, name: str) -> bool:
@@ -23,7 +23,7 @@ async def undrain(gateway: GatewayContext, job: Job, name: str) -> bool:
     _require_rollout(job, name)
     if not await WorkerDrains(gateway.redis, job.id).release(name):
         return False
-    await gateway.jobs.tell(job.id, f"{name} takes work again, by {gateway.principal.name}")
+    await gateway.jobs.emit_event(job.id, f"{name} takes work again, by {gateway.principal.name}")
     return True
 
 

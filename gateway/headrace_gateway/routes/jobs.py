@@ -65,7 +65,7 @@ async def cancel(here: Context, request: Request, job_id: str) -> Response:
     """End a job that has not ended. What it trained so far stays in its checkpoints. One whose record is damaged is
     cancelled all the same; the answer is the error that names the record then."""
     if await _asked(here, request, job_id, "cancelled"):
-        await here.jobs.tell(job_id, "cancelled")
+        await here.jobs.emit_event(job_id, "cancelled")
     await here.controllers.cancel(job_id)
     try:
         return shown(await here.jobs.get(job_id))
@@ -78,7 +78,7 @@ async def pause(here: Context, request: Request, job_id: str) -> Response:
     """Stop a job for a while: its last step becomes a checkpoint, a model that can be used; its workers end."""
     await here.jobs.get(job_id)  # one that cannot be read stays as it is
     if await _asked(here, request, job_id, "paused"):
-        await here.jobs.tell(job_id, "pausing")
+        await here.jobs.emit_event(job_id, "pausing")
     job = await here.jobs.get(job_id)
     await here.controllers.ensure(job)
     return shown(job)
@@ -89,7 +89,7 @@ async def resume(here: Context, request: Request, job_id: str) -> Response:
     """Let a paused job go on where it was."""
     await here.jobs.get(job_id)
     if await _asked(here, request, job_id, "queued", "running"):
-        await here.jobs.tell(job_id, "Resumed")
+        await here.jobs.emit_event(job_id, "Resumed")
     job = await here.jobs.get(job_id)
     await here.controllers.ensure(job)
     return shown(job)

@@ -55,7 +55,7 @@ class PartSupervisor:
         self._jobs = jobs
         self._restarts = restarts
         self._since = time.monotonic()
-        self._untold: list[Notice] = []
+        self._unreported: list[Notice] = []
 
     async def run(self) -> None:
         """For as long as the service runs. Raises `Unavailable` after the last restart, and what `restart` raises."""
@@ -64,8 +64,8 @@ class PartSupervisor:
             await asyncio.sleep(LOOK_SECONDS)
             if (cause := await self._part.lost()) is not None:
                 await self._mend(cause)
-            while self._untold and await self._told(*self._untold[0]):
-                self._untold.pop(0)
+            while self._unreported and await self._try_report(*self._unreported[0]):
+                self._unreported.pop(0)
 
     async def _mend(self, cause: str) -> None:
         name, worked = self._part.name, time.monotonic() - self._since
@@ -91,31 +91,31 @@ class PartSupervisor:
             break
         self._since = time.monotonic()
         after = f"was started again after {restart.delay:g} s, restart {restart.number} of {restart.of}"
-        self._untold.append((f"{name} {cause} and {after}", data))
+        self._unreported.append((f"{name} {cause} and {after}", data))
         self._take_notice()
 
     def _take_notice(self) -> None:
         if (notice := self._part.notice()) is not None:
             log.warning(notice[0])
-            self._untold.append(notice)
+            self._unreported.append(notice)
 
-    async def _told(self, message: str, data: Restarted | CommandLost) -> bool:
-        """False where the part was lost meanwhile: telling may wait for it, and so for this keeper."""
-        telling = asyncio.create_task(self._tell(message, data))
+    async def _try_report(self, message: str, data: Restarted | CommandLost) -> bool:
+        """False where the part was lost meanwhile: reporting may wait for it, and so for this supervisor."""
+        reporting = asyncio.create_task(self._report(message, data))
         try:
-            while not telling.done() and await self._part.lost() is None:
-                await asyncio.wait([telling], timeout=LOOK_SECONDS)
-            if telling.done():
-                telling.result()
-            return telling.done()
+            while not reporting.done() and await self._part.lost() is None:
+                await asyncio.wait([reporting], timeout=LOOK_SECONDS)
+            if reporting.done():
+                reporting.result()
+            return reporting.done()
         finally:
-            await cancel([telling])
+            await cancel([reporting])
 
-    async def _tell(self, message: str, data: Restarted | CommandLost) -> None:
+    async def _report(self, message: str, data: Restarted | CommandLost) -> None:
         """Every job that has not ended; one that cannot be told does not keep the part from being kept alive."""
         try:
             for job in await self._jobs.all():
                 if job.status not in ENDED:
-                    await self._jobs.tell(job.id, message, level="warn", data=data)
+                    await self._jobs.emit_event(job.id, message, level="warn", data=data)
         except (HeadraceError, RedisError) as error:
             log.warning("jobs could not be told", message=message, error=str(error))

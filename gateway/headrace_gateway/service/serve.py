@@ -105,15 +105,15 @@ async def serve_over(
 ) -> None:
     """Until the server is told to end; raises where a part cannot be kept alive, once requests have ended."""
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve")
-    keepers = [
+    supervisors = [
         PartSupervisor(part, jobs, RestartBudget(settings.max_restarts, settings.restart_window)) for part in kept
     ]
-    keeping = [asyncio.create_task(keeper.run(), name="keep a part alive") for keeper in keepers]
-    await asyncio.wait([serving, *keeping], return_when=asyncio.FIRST_COMPLETED)
+    supervising = [asyncio.create_task(supervisor.run(), name="keep a part alive") for supervisor in supervisors]
+    await asyncio.wait([serving, *supervising], return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await serving
-    given_up = [task for task in keeping if task.done()]
-    await cancel([task for task in keeping if not task.done()])
+    given_up = [task for task in supervising if task.done()]
+    await cancel([task for task in supervising if not task.done()])
     for task in given_up:
         await task
 

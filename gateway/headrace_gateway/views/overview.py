@@ -49,9 +49,9 @@ def _newest(where: str, raw: bytes | None, otherwise: T) -> T:
     return found[0] if found else otherwise
 
 
-def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> OverviewObject:
+def _short(job: Job, counts: list[bytes | None], newest: list[bytes | None]) -> OverviewObject:
     ledger = JobKeys(job.id).ledger
-    figures = zip(_FIGURES, books, strict=True)
+    figures = zip(_FIGURES, counts, strict=True)
     version, largest_age, bound = (if_sound(whole_number, count, f"{ledger} {name}") for name, count in figures)
     where = JobKeys(job.id).summary
     step, evaluation = (_newest(where, raw, _Rewarded(None)).reward_mean for raw in newest[:2])
@@ -71,7 +71,7 @@ def _short(job: Job, books: list[bytes | None], newest: list[bytes | None]) -> O
         "evaluation_reward_mean": evaluation,
         "max_staleness": job.hyperparameters.get("max_staleness"),
         "largest_age": largest_age,
-        "largest_age_bound": None if books[2] is None else bound,
+        "largest_age_bound": None if counts[2] is None else bound,
         "spark": {"reward": spark.reward, "age": spark.age},
         "estimated_finish": None if finish is None else int(finish),
         "error": failure_object(job),

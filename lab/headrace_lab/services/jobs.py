@@ -128,39 +128,39 @@ class Seeded:
         )  # fmt: skip
 
     async def store(self, redis: Redis) -> None:
-        """The job with its status, its books and everything it measured."""
+        """The job with its status, its counts and everything it measured."""
         jobs, job = JobStore(redis), self.job()
         await jobs.create(job)
         ended = None if self.error is None else JobError("worker_error", self.error)
         for status in PATHS[self.status]:
             await jobs.move(self.id, status, ended if status == self.status else None)
-        await jobs.tell(self.id, f"Job {self.suffix}-{self.number} begins with {self.workers} rollout workers")
+        await jobs.emit_event(self.id, f"Job {self.suffix}-{self.number} begins with {self.workers} rollout workers")
         if self.error is not None:
-            await jobs.tell(self.id, self.error, level="error")
+            await jobs.emit_event(self.id, self.error, level="error")
         await self.record(redis)
 
     async def record(self, redis: Redis, after: int = 0) -> None:
-        """What was measured after step `after`, and the books as they are then."""
+        """What was measured after step `after`, and the counts as they are then."""
         jobs = JobStore(redis)
         for measured in self.measurements(after):
             if isinstance(measured, WorkerMetrics):
-                await jobs.beat(self.id, measured)
+                await jobs.record_heartbeat(self.id, measured)
             else:
                 await jobs.record(self.id, measured)
             if self.tells and isinstance(measured, StepMetrics):
                 message = f"Step {measured.step}/{measured.total_steps}: reward {measured.reward_mean:.3f}"
-                await jobs.tell(self.id, message, type="metrics", data=StepNumber(measured.step))
-        await run(redis.hset(JobKeys(self.id).ledger, mapping=self._books()))
+                await jobs.emit_event(self.id, message, type="metrics", data=StepNumber(measured.step))
+        await run(redis.hset(JobKeys(self.id).ledger, mapping=self._counter_fields()))
 
-    def _books(self) -> dict[Any, Any]:
+    def _counter_fields(self) -> dict[Any, Any]:
         trained = self.steps * BATCH
         under_way = {} if self.status in ENDED or not self.steps else {"queued": 21, "leased": 34, "claimed": BATCH}
         ended = {"trained": trained, "dropped_stale": trained // 40, "filtered": trained // 25}
         states = dict.fromkeys(STATES, 0) | ended | {"reward_failed": trained // 200} | under_way
         if self.status == "cancelled":
             states["cancelled"] = 30
-        books = {"admitted": sum(states.values()), "version": self.steps, "largest_age": BOUND if self.steps else 0}
-        return states | books | {"masked_tokens": self.steps * 40, "sampled_tokens": TOKENS * self.steps}
+        counts = {"admitted": sum(states.values()), "version": self.steps, "largest_age": BOUND if self.steps else 0}
+        return states | counts | {"masked_tokens": self.steps * 40, "sampled_tokens": TOKENS * self.steps}
 
 
 def _learned(step: int, total: int) -> float:

@@ -157,7 +157,7 @@ class SimulatedEngine:
         return self._speed.base + self._speed.each * len(self._heap)
 
     def _advance(self) -> None:
-        """Bring progress and the books up to now."""
+        """Bring progress and the counts up to now."""
         elapsed, self._since = self._loop.time() - self._since, self._loop.time()
         self.request_seconds += elapsed * len(self._heap)
         if self._heap and not self._paused:

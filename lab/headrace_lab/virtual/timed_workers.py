@@ -115,7 +115,7 @@ class TimedTrainer:
         """Of the last step, in real tokens."""
         self.policy = SimpleNamespace(device="none", parameters=0, write_weights=_write, write_model=_write)
 
-    def adopt(self, max_staleness: int, learning_rate: float) -> None:
+    def apply_settings(self, max_staleness: int, learning_rate: float) -> None:
         """Of the next steps."""
         self.max_staleness = max_staleness
 
@@ -142,19 +142,19 @@ class TimedCoordinator:
         self.settled = asyncio.Event()
         """Set for a moment whenever a step is."""
 
-    async def muster(self) -> None: ...
+    async def connect(self) -> None: ...
 
-    async def beat(self) -> None: ...
+    async def send_heartbeat(self) -> None: ...
 
-    async def dismiss(self) -> None: ...
+    async def finish(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    async def alone(self, work: Callable[[], T]) -> T:
+    async def run_local(self, work: Callable[[], T]) -> T:
         """At once."""
         return work()
 
-    async def together(self, order: Command, work: Callable[[], T]) -> T:
+    async def run_on_all(self, order: Command, work: Callable[[], T]) -> T:
         """A checkpoint, which takes no time, comes after each step that was settled."""
         done = work()
         if isinstance(order, Train):

@@ -199,7 +199,7 @@ class Snapshots:
         if generation.parity is not None and generation.parity.version(*who) != version:
             raise ValueError("its parity is of another version")
         if version > most:
-            generation.content.void()
+            generation.content.invalidate()
             raise ValueError(f"it is of version {version}, and the ledger has lost that: {most} is its newest")
         return version
 
@@ -258,10 +258,10 @@ def _layout(trainer: Trainer) -> tuple[int, int]:
     """CRC-32 of shapes and types, and how many bytes the state takes, each tensor begun at a whole word."""
     tensors = [torch.get_rng_state(), *_tensors(trainer)]
     described = [f"{tuple(t.shape)} {t.dtype}" for t in tensors]
-    return zlib.crc32("; ".join(described).encode()), sum(_room(t) for t in tensors)
+    return zlib.crc32("; ".join(described).encode()), sum(_padded_bytes(t) for t in tensors)
 
 
-def _room(tensor: Tensor) -> int:
+def _padded_bytes(tensor: Tensor) -> int:
     return -(-tensor.nbytes // WORD) * WORD
 
 
@@ -272,13 +272,13 @@ def _largest(size: int, ranks: ProcessGroup) -> int:
 
 
 def _copy(tensors: list[Tensor], generation: _Generation, ready: torch.cuda.Event | None) -> None:
-    generation.content.void()
+    generation.content.invalidate()
     if generation.parity is not None:
-        generation.parity.void()
+        generation.parity.invalidate()
     places, at = [], 0
     for tensor in tensors:
         places.append(generation.content.content[at : at + tensor.nbytes])
-        at += _room(tensor)
+        at += _padded_bytes(tensor)
     copy_out(tensors, places, ready)
 
 
@@ -289,5 +289,5 @@ def _write_back(content: Tensor, trainer: Trainer) -> None:
     for tensor in (random, *_tensors(trainer)):
         found = content[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         tensor.copy_(found)
-        at += _room(tensor)
+        at += _padded_bytes(tensor)
     torch.set_rng_state(random)

@@ -44,7 +44,7 @@ class Retention:
         if gone:
             steps = ", ".join(str(c.step) for c in reversed(gone))
             message = f"removed the checkpoint of step {steps}: the {self._keep} newest and the best one are kept"
-            await self._jobs.tell(self._job_id, message)
+            await self._jobs.emit_event(self._job_id, message)
         kept = {c.step for c in offered} - {c.step for c in gone}
         await asyncio.to_thread(_delete_unoffered, self._output, kept, offered[0].step)
 

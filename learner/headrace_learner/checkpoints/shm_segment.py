@@ -63,7 +63,7 @@ class Segment:
         self.content: Tensor = torch.frombuffer(self._map, dtype=torch.uint8, offset=_PAGE, count=size)
         """uint8 [size], in shared memory."""
 
-    def void(self) -> None:
+    def invalidate(self) -> None:
         """From here on it holds nothing."""
         self._map[: _HEADER.size] = bytes(_HEADER.size)
 

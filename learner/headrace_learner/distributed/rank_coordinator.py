@@ -28,26 +28,26 @@ class Coordinator(Protocol):
 
     @property
     def ranks(self) -> ProcessGroup:
-        """All of them, once `muster` has returned."""
+        """All of them, once `connect` has returned."""
         ...
 
-    async def muster(self) -> None:
+    async def connect(self) -> None:
         """Call the other ranks. Raises `TimedOut` when one does not come."""
         ...
 
-    async def together(self, order: Command, work: Callable[[], T]) -> T:
+    async def run_on_all(self, order: Command, work: Callable[[], T]) -> T:
         """Run `work` in this process while the other ranks do their part of it by `order`. Raises `RanksLost`."""
         ...
 
-    async def alone(self, work: Callable[[], T]) -> T:
+    async def run_local(self, work: Callable[[], T]) -> T:
         """Run `work` in this process only."""
         ...
 
-    async def beat(self) -> None:
+    async def send_heartbeat(self) -> None:
         """Tell the other ranks that this one is alive."""
         ...
 
-    async def dismiss(self) -> None:
+    async def finish(self) -> None:
         """Nothing more is asked of the other ranks. Idempotent."""
         ...
 
@@ -68,9 +68,9 @@ class RankCoordinator:
         if self._size > 1:
             self._orders = CommandStream(redis, config.job_id, config.ranks_start)
         self.ranks: ProcessGroup = SingleProcess()
-        """All of them, once `muster` has returned."""
+        """All of them, once `connect` has returned."""
 
-    async def muster(self) -> None:
+    async def connect(self) -> None:
         """Call the other ranks. Raises `TimedOut` when one does not come."""
         if self._orders is None:
             return
@@ -80,25 +80,25 @@ class RankCoordinator:
         own = fsdp.own_address(config.redis_url)
         store = fsdp.host_store(own, size, limit)
         await self._orders.give(JoinGroup(store.host, store.port))
-        self.ranks = await self.alone(lambda: fsdp.join_group(store, own, 0, size, limit, config.stall_timeout))
+        self.ranks = await self.run_local(lambda: fsdp.join_group(store, own, 0, size, limit, config.stall_timeout))
 
-    async def together(self, order: Command, work: Callable[[], T]) -> T:
+    async def run_on_all(self, order: Command, work: Callable[[], T]) -> T:
         """Run `work` here, while the other ranks do their part of it by `order`. Raises `RanksLost`."""
         if self._orders is not None:
             await self._orders.give(order)
         with self.ranks.together():
-            return await self.alone(work)
+            return await self.run_local(work)
 
-    async def alone(self, work: Callable[[], T]) -> T:
+    async def run_local(self, work: Callable[[], T]) -> T:
         """Run it in torch's thread, and here only."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def beat(self) -> None:
+    async def send_heartbeat(self) -> None:
         """Tell the other ranks that this one is alive."""
         if self._orders is not None:
             await self._orders.give(Heartbeat())
 
-    async def dismiss(self) -> None:
+    async def finish(self) -> None:
         """No more orders. Idempotent."""
         orders, self._orders = self._orders, None
         if orders is not None:
@@ -107,5 +107,5 @@ class RankCoordinator:
 
     async def close(self) -> None:
         """Also end the thread, when it has done what it was given. Idempotent."""
-        await self.dismiss()
+        await self.finish()
         await asyncio.to_thread(self._thread.shutdown)

@@ -38,7 +38,7 @@ class MismatchWatch:
     def __init__(self, jobs: JobStore, job_id: str, settings: Hyperparameters) -> None:
         self._jobs, self._job = jobs, job_id
         self._limit = settings.max_mismatch
-        self._told = False
+        self._reported = False
 
     async def look(self, figures: Mapping[str, float], version: int, device: str) -> None:
         """At `figures` of the step that updates policy `version`. Raises `Mismatch` above the limit."""
@@ -52,10 +52,10 @@ class MismatchWatch:
                 "arithmetic is meant to differ that much"
             )
         usual = self._limit * (WARN_BFLOAT16 if device.startswith("cuda") else WARN_FLOAT32)
-        if found > usual and not self._told:
-            self._told = True
+        if found > usual and not self._reported:
+            self._reported = True
             message = (
                 f"engine and learner differ by {found:.2g} nats a token at version {version}, where up to {usual:g} is "
                 f"usual; above {self._limit:g} the job ends"
             )
-            await self._jobs.tell(self._job, message, level="warn")
+            await self._jobs.emit_event(self._job, message, level="warn")

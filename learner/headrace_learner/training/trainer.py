@@ -107,7 +107,7 @@ class Trainer:
         base = self.policy.reference(self.ranks)
         return lambda micro: base(micro, self._settings.temperature)
 
-    def adopt(self, max_staleness: int, peak_learning_rate: float) -> None:
+    def apply_settings(self, max_staleness: int, peak_learning_rate: float) -> None:
         """Of the next steps: these two settings may change while a job runs."""
         changed = {"max_staleness": max_staleness, "learning_rate": peak_learning_rate}
         self._settings = self._settings.model_copy(update=changed)

@@ -82,7 +82,7 @@ def _execute(source: str, where: str) -> ModuleType:
     module = ModuleType("headrace_user_source")
     sys.modules[module.__name__] = module
     Path(_SOURCE_FILE).write_text(source, encoding="utf-8", errors="surrogatepass")
-    _tell_children(module.__name__, Path(_SOURCE_FILE).absolute())
+    _announce_to_children(module.__name__, Path(_SOURCE_FILE).absolute())
     linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)  # for tracebacks
     try:
         exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - what this process is for
@@ -102,7 +102,7 @@ def _import(path: Path, files: Mapping[str, bytes]) -> ModuleType:
         fault = f"{path} is not a Python file"
         raise CodeLoadError(fault, ImportError(fault))
     module = importlib.util.module_from_spec(spec)
-    _tell_children(module_name, path)
+    _announce_to_children(module_name, path)
     sys.modules[module_name] = module
     sys.path.insert(0, str(path.parent))
     try:
@@ -112,7 +112,7 @@ def _import(path: Path, files: Mapping[str, bytes]) -> ModuleType:
     return module
 
 
-def _tell_children(name: str, path: Path) -> None:
+def _announce_to_children(name: str, path: Path) -> None:
     os.environ[_OF_CHILDREN] = f"{name}={path}"
 
 

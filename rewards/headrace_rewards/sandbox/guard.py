@@ -46,16 +46,16 @@ class HostGuard:
         self._host = host_pid
         self._service = service
         self._status: int | None = None
-        self._keeper = containment.doorkeeper(cell)
-        self._usage = ResourceUsage(cell, self._keeper)
+        self._doorkeeper = containment.doorkeeper(cell)
+        self._usage = ResourceUsage(cell, self._doorkeeper)
         self._channel = f"{host_pid}/fd/{channel}"
         self._closed = False
         self.fault: str | None = None
         """Why the host was ended, where the guard ended it."""
         self._poll = select.poll()
         self._poll.register(syscalls.file_of_signals(WAITED_FOR), select.POLLIN)
-        if self._keeper is not None:
-            self._poll.register(self._keeper.file, select.POLLIN)
+        if self._doorkeeper is not None:
+            self._poll.register(self._doorkeeper.file, select.POLLIN)
 
     def watch(self) -> int:
         """The wait status of the host; every process below is gone then.
@@ -101,19 +101,19 @@ class HostGuard:
 
     def _wait(self, until: float) -> set[int]:
         """The signals that came; meanwhile what the host asks for is answered."""
-        keeper = self._keeper
+        doorkeeper = self._doorkeeper
         left = max(until - time.monotonic(), 0.0)
-        if keeper is not None and keeper.waiting:
+        if doorkeeper is not None and doorkeeper.waiting:
             left = min(left, _LOOK_SECONDS)
         ready = dict(self._poll.poll(left * 1000))
-        if keeper is not None:
-            file = keeper.file
-            going_on = keeper.answer(ready.get(file, 0))
-            if not going_on or keeper.file != file:
+        if doorkeeper is not None:
+            file = doorkeeper.file
+            going_on = doorkeeper.answer(ready.get(file, 0))
+            if not going_on or doorkeeper.file != file:
                 self._poll.unregister(file)
-                self._keeper = keeper if going_on else None
-            if going_on and keeper.file != file:
-                self._poll.register(keeper.file, select.POLLIN)
+                self._doorkeeper = doorkeeper if going_on else None
+            if going_on and doorkeeper.file != file:
+                self._poll.register(doorkeeper.file, select.POLLIN)
         heard = set()
         while (found := signal.sigtimedwait(WAITED_FOR, 0)) is not None:
             heard.add(found.si_signo)

@@ -90,7 +90,7 @@ class ChatServer:
             message = f"{self._config.model} is in {MOST_CHATS} chats, and takes no more until one of them ends"
             raise Unavailable(message, code="model_busy", retry_after=1)
         ids = np.array(prompt.token_ids, np.int32)
-        chat = Chat(self._engine, self._tokenizer, request, ids, self._room(request, len(ids)), self._broken)
+        chat = Chat(self._engine, self._tokenizer, request, ids, self._free_tokens(request, len(ids)), self._broken)
         chat_id = uuid.uuid4().hex
         self._chats[chat_id] = chat
         return ChatBegun(chat_id, len(ids))
@@ -148,7 +148,7 @@ class ChatServer:
         self._used = time.monotonic()
         return self._chats.pop(chat_id)
 
-    def _room(self, request: ChatRequest, prompt: int) -> int:
+    def _free_tokens(self, request: ChatRequest, prompt: int) -> int:
         """The longest completion, in tokens. Raises `InvalidRequest` where context and request do not agree."""
         context = self._config.context
         wanted = 1 if request.max_tokens is None else request.max_tokens
@@ -182,7 +182,7 @@ class Chat:
         self._broken = broken
         self._texts = [TextStream(tokenizer, request.stop) for _ in range(request.n)]
         self._reasons: list[Literal["stop", "length"] | None] = [None] * request.n
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         """Completions whose end has been read."""
         self._sampled = 0
         self._news = asyncio.Event()
@@ -242,12 +242,12 @@ class Chat:
 
     def _part(self, choice: int) -> ChatPart | None:
         """What there is to tell of one completion; its end is told once."""
-        if choice in self._told:
+        if choice in self._reported:
             return None
         reason = self._reasons[choice]
         text, tokens = self._texts[choice].take(ended=reason is not None)
         if reason is not None:
-            self._told.add(choice)
+            self._reported.add(choice)
         return ChatPart(choice, text, tokens, reason) if text or tokens or reason else None
 
     def _raise_failure(self) -> None:

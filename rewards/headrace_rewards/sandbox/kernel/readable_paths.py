@@ -38,7 +38,7 @@ def told(own: Path | None, hidden: Iterable[Path], home: Path) -> View:
     pid = os.fork()
     if pid == 0:
         os.close(heard)
-        _tell(tell, own, hidden, home)
+        _send_paths(tell, own, hidden, home)
     os.close(tell)
     with os.fdopen(heard, "rb") as message:
         kind, *lists = message.read().split(b"\0\0")
@@ -48,7 +48,7 @@ def told(own: Path | None, hidden: Iterable[Path], home: Path) -> View:
     return View(*([Path(os.fsdecode(path)) for path in paths.split(b"\0") if path] for paths in lists))
 
 
-def _tell(channel: int, own: Path | None, hidden: Iterable[Path], home: Path) -> NoReturn:
+def _send_paths(channel: int, own: Path | None, hidden: Iterable[Path], home: Path) -> NoReturn:
     try:
         parts = [b"view", *(b"\0".join(map(os.fsencode, paths)) for paths in of(own, hidden, home))]
     except ContainmentFailed as fault:
