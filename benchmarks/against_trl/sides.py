@@ -177,6 +177,7 @@ def submit(client: Any, task: Task, seed: int) -> Any:
         "max_staleness": MAX_STALENESS,
         "engine": task.engine,
         "checkpoint_interval": SAVE_EVERY,
+        "keep_checkpoints": max(2, task.headrace_steps // SAVE_EVERY),  # each is evaluated after the run
         "seed": seed,
     }
     grader = {"type": "function", "name": "correct", "function": f"{ADDER / 'reward.py'}:correct"}

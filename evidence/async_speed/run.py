@@ -9,7 +9,7 @@ turns. Only tokens that contributed to a gradient count.
 How far it reaches. The devices' speeds are set so that η = 0 and η = ∞ come out as AReaL's: the ends of the simulated
 curve are inputs, what lies between them, what is masked and who waits are results. So 3.1 times is no gain over AReaL:
 it is the ceiling that its own η = ∞ sets, 3.08, within the fit; the result is that η = 4 reaches it, where AReaL's came
-to 2.77, and that η = 2 comes to 2.67. Some of AReaL's figures (250 steps,
+to 2.77, and that η = 2 comes to 2.63. Some of AReaL's figures (250 steps,
 231k tokens/s on 4 nodes) are known at second hand; the split of devices in its synchronous mode is assumed. Its runs on
 8 GPUs and of 7B to 32B are not simulated: batch or tokens a step are not published. The first runs of this script found
 that rollout workers took the whole window at the first ask; the figures are of the scheduler without that.
