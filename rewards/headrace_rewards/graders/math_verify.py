@@ -9,14 +9,13 @@ What a model writes is not safe to evaluate (`9^{9^{9^9}}`), so no completion is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Literal
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome
 
-from ..protocol import Reward, Sample, each
-from .hosted_judge import JudgedSpec, hosted
+from ..protocol import Reward, Sample
+from .hosted_judge import JudgedReward, JudgedSpec, hosted
 from .string_check import TemplateText
 from .templates import MissingPath, Template, outcome_of, rendered
 
@@ -29,42 +28,22 @@ class MathVerifySpec(JudgedSpec):
     input: TemplateText = "{{ sample.output_text }}"
 
 
-class MathVerify:
+class MathVerify(JudgedReward):
     """See the module's picture. A completion in which no answer is found scores 0."""
 
     def __init__(self, spec: MathVerifySpec, judge: Reward) -> None:
+        super().__init__(judge)
         self._input = Template.parse(spec.input)
         self._reference = Template.parse(spec.reference)
-        self._judge = judge
 
-    async def start(self) -> None:
-        """Start the processes; importing math-verify takes each about a second."""
-        await self._judge.start()
+    async def _ask(self, questions: list[Sample]) -> list[Outcome]:
+        verdicts = await self._judge.score(questions)
+        if len(questions) > 1 and any(isinstance(verdict, Failure) for verdict in verdicts):
+            alone = await asyncio.gather(*(self._judge.score([question]) for question in questions))
+            verdicts = [verdict for (verdict,) in alone]
+        return [_outcome(verdict, asked.item["gold"]) for verdict, asked in zip(verdicts, questions, strict=True)]
 
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """1.0 or 0.0 a sample; `Failure("bad_input")` where the row has no reference that math-verify can read."""
-        return await each(samples, self._score)
-
-    async def _score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        rendered = [self._render(sample) for sample in samples]
-        batch = [question for question in rendered if isinstance(question, Sample)]
-        verdicts = iter(await self._ask(batch))
-        return [
-            _outcome(next(verdicts), entry.item["gold"]) if isinstance(entry, Sample) else entry for entry in rendered
-        ]
-
-    async def close(self) -> None:
-        """End the processes."""
-        await self._judge.close()
-
-    async def _ask(self, batch: list[Sample]) -> list[Outcome]:
-        verdicts = await self._judge.score(batch) if batch else []
-        if len(batch) == 1 or not any(isinstance(verdict, Failure) for verdict in verdicts):
-            return verdicts
-        alone = await asyncio.gather(*(self._judge.score([question]) for question in batch))
-        return [verdict for (verdict,) in alone]
-
-    def _render(self, sample: Sample) -> Sample | Outcome:
+    def _question(self, sample: Sample) -> Sample | Outcome:
         try:
             text, gold = rendered(sample, self._input, self._reference)
             return Sample(text, {"gold": gold})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from headrace_core.config.reward_permissions import RewardPermissions
-from headrace_core.protocols.grader_check import Failure, Outcome
+from headrace_core.protocols.grader_check import Failure
 
-from ..protocol import Reward, Sample, each
+from ..protocol import Reward, Sample
 from ..tasks.answer_extraction import Place, answer_in
-from .hosted_judge import JudgedSpec, hosted
+from .hosted_judge import JudgedReward, JudgedSpec, hosted
 
 _JUDGE = "reasoning_gym_judge"
 _KEYS = ("question", "answer", "metadata")
@@ -26,30 +25,13 @@ class ReasoningGymSpec(JudgedSpec):
     """Where in the completion the answer stands."""
 
 
-class ReasoningGym:
+class ReasoningGym(JudgedReward):
     """A completion without an answer at its place is scored as the task scores no answer: 0, or nearly so."""
 
     def __init__(self, spec: ReasoningGymSpec, judge: Reward) -> None:
+        super().__init__(judge)
         self._task = spec.task
         self._place = spec.answer
-        self._judge = judge
-
-    async def start(self) -> None:
-        """Start the processes; importing reasoning-gym takes each some seconds. Raises `InvalidRequest`."""
-        await self._judge.start()
-
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """From 0 to 1 a sample; `Failure("bad_input")` where the row lacks what the verifier needs."""
-        return await each(samples, self._score)
-
-    async def _score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        asked = [self._question(sample) for sample in samples]
-        scored = iter(await self._judge.score([entry for entry in asked if isinstance(entry, Sample)]))
-        return [next(scored) if isinstance(entry, Sample) else entry for entry in asked]
-
-    async def close(self) -> None:
-        """End the processes."""
-        await self._judge.close()
 
     def _question(self, sample: Sample) -> Sample | Failure:
         item = {key: sample.item[key] for key in _KEYS if key in sample.item}
