@@ -15,7 +15,7 @@ import openai
 import pytest
 import uvicorn
 from openai import AsyncOpenAI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
@@ -23,6 +23,7 @@ from headrace_core.protocols.chat import ChatBegun, ChatConfig, ChatProgress, Ch
 from headrace_gateway.app import create_app
 from headrace_gateway.chat.chat_prompts import ChatPrompts
 from headrace_gateway.models.catalog import Model
+from headrace_gateway.schemas.chat import ChatCompletionChunk
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_rollout.chat.server import ChatServer
 
@@ -167,6 +168,7 @@ async def test_a_stream_ends_with_done_and_tells_the_usage_only_if_asked(url: st
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     chunks = [json.loads(event) for event in events[:-1]]
+    assert TypeAdapter(list[ChatCompletionChunk]).validate_python(chunks) == chunks
     assert not any("usage" in chunk for chunk in chunks)
     assert chunks[-1]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
 

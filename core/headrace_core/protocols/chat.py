@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 ChatEngine = Literal["vllm", "transformers"]
+FinishReason = Literal["stop", "length"]
 
 
 class ChatConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +79,7 @@ class ChatPart(msgspec.Struct, frozen=True):
     text: str
     tokens: tuple[ChatToken, ...]
     """Those that `text` is made of; the one that ends a completion is not among them."""
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: FinishReason | None = None
     """None: it goes on."""
 
 

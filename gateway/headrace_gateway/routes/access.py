@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,7 @@ from ..auth.api_keys import ApiKey
 from ..auth.audit_log import AuditEntry, Log
 from ..context import Context
 from ..principal import admin, note_created_id, unchanged
+from ..schemas.access import Audited, AuditLog, CreatedKey, KeyObject, Keys, RevokedKey
 from ..scopes import NAME, Scope
 from ..web.durable_route import DurableRoute
 from ..web.pagination import page
@@ -33,72 +34,12 @@ class CreateKey(BaseModel):
     expires_in: int | None = Field(None, ge=1, le=_TEN_YEARS, description="Seconds; null: it does not expire.")
 
 
-class KeyObject(BaseModel):
-    """What is known of a key; never the key."""
-
-    object: Literal["headrace.key"] = "headrace.key"
-    id: str
-    name: str
-    scope: Scope
-    created_at: int
-    expires_at: int | None
-    last_used_at: int | None = Field(description="To the minute.")
-    revoked_at: int | None
-
-
-class CreatedKey(KeyObject):
-    """A new key: the only answer that ever holds `key`."""
-
-    key: str = Field(examples=["hr-…"])
-
-
-class Keys(BaseModel):
-    """A page of keys."""
-
-    object: Literal["list"] = "list"
-    data: list[KeyObject]
-    has_more: bool
-
-
-class RevokedKey(BaseModel):
-    """What DELETE answers."""
-
-    id: str
-    object: Literal["headrace.key"] = "headrace.key"
-    deleted: Literal[True] = True
-
-
-class Audited(BaseModel):
-    """One request in the audit log."""
-
-    object: Literal["headrace.audit_entry"] = "headrace.audit_entry"
-    id: str
-    time: float = Field(description="Unix seconds.")
-    by: str = Field(description="Name of the caller's key; empty without a valid one, `local` where none is asked for.")
-    key_id: str
-    scope: str
-    address: str
-    method: str
-    path: str
-    made: str | None = Field(description="Id of what the request made.")
-    status: int = Field(description="Of the answer; 0 where the change began, and how it ended is not known.")
-    request_id: str
-
-
-class AuditLog(BaseModel):
-    """A page of the audit log."""
-
-    object: Literal["list"] = "list"
-    data: list[Audited]
-    has_more: bool
-
-
 @router.post("/keys", response_model=CreatedKey)
 async def create_key(here: Context, request: Request, body: CreateKey) -> CreatedKey:
     """Make an API key. It is in this answer, and nobody can show it again."""
     key, secret = await here.keys.create(body.name, body.scope, body.expires_in)
     note_created_id(request, key.id)
-    return CreatedKey(**_shown(key).model_dump(), key=secret)
+    return {**_shown(key), "key": secret}
 
 
 @router.get("/keys", response_model=Keys)
@@ -107,7 +48,7 @@ async def list_keys(
 ) -> Keys:
     """What is known of every key, newest first, also of those that were revoked or have expired."""
     found, has_more = page(await here.keys.all(), after, limit)
-    return Keys(data=[_shown(key) for key in found], has_more=has_more)
+    return {"object": "list", "data": [_shown(key) for key in found], "has_more": has_more}
 
 
 @router.delete("/keys/{key_id}", response_model=RevokedKey)
@@ -116,7 +57,7 @@ async def revoke_key(here: Context, request: Request, key_id: KeyId) -> RevokedK
     _, changed = await here.keys.revoke(key_id)
     if not changed:
         unchanged(request)
-    return RevokedKey(id=key_id)
+    return {"id": key_id, "object": "headrace.key", "deleted": True}
 
 
 @router.get("/audit", response_model=AuditLog)
@@ -129,20 +70,34 @@ async def audit(
     """Who did what, newest first: `changes`; `refusals` of holders of keys; what was refused without one,
     `unauthenticated`."""
     found, has_more = await here.audit.page(log, after, limit)
-    return AuditLog(data=[_written(i, entry) for i, entry in found], has_more=has_more)
+    return {"object": "list", "data": [_written(i, entry) for i, entry in found], "has_more": has_more}
 
 
 def _shown(key: ApiKey) -> KeyObject:
-    return KeyObject(
-        id=key.id,
-        name=key.name,
-        scope=key.scope,
-        created_at=int(key.created_at),
-        expires_at=None if key.expires_at is None else int(key.expires_at),
-        last_used_at=None if key.last_used_at is None else int(key.last_used_at),
-        revoked_at=None if key.revoked_at is None else int(key.revoked_at),
-    )
+    return {
+        "object": "headrace.key",
+        "id": key.id,
+        "name": key.name,
+        "scope": key.scope,
+        "created_at": int(key.created_at),
+        "expires_at": None if key.expires_at is None else int(key.expires_at),
+        "last_used_at": None if key.last_used_at is None else int(key.last_used_at),
+        "revoked_at": None if key.revoked_at is None else int(key.revoked_at),
+    }
 
 
 def _written(entry_id: str, entry: AuditEntry) -> Audited:
-    return Audited(id=entry_id, **{name: getattr(entry, name) for name in entry.__struct_fields__})
+    return {
+        "object": "headrace.audit_entry",
+        "id": entry_id,
+        "time": entry.time,
+        "by": entry.by,
+        "key_id": entry.key_id,
+        "scope": entry.scope,
+        "address": entry.address,
+        "method": entry.method,
+        "path": entry.path,
+        "made": entry.made,
+        "status": entry.status,
+        "request_id": entry.request_id,
+    }

@@ -9,19 +9,19 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
+import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs.job_store import new_id
-from headrace_core.protocols.chat import ChatPart, ChatProgress, ChatToken
+from headrace_core.protocols.chat import ChatPart, ChatProgress, ChatToken, FinishReason
 
 from ..chat.chat_pool import ChatConnection
 from ..context import Context
 from ..events.sse_response import SseResponse
 from ..schemas.base import ErrorAnswer
 from ..schemas.chat import (
-    AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
@@ -33,7 +33,7 @@ from ..schemas.chat import (
     Usage,
 )
 from ..web.errors import error_response_for
-from ..web.json_response import CLIENT_LEFT
+from ..web.json_response import CLIENT_LEFT, json_response
 
 router = APIRouter(prefix="/v1/chat", tags=["chat"])
 
@@ -66,7 +66,7 @@ async def create(here: Context, body: CreateChatCompletion, request: Request) ->
             answer.add(progress)
     finally:
         chat.abort()
-    return Response(answer.whole().model_dump_json(), media_type="application/json")
+    return json_response(answer.whole())
 
 
 async def _progress(chat: ChatConnection) -> AsyncIterator[ChatProgress]:
@@ -80,32 +80,27 @@ async def _progress(chat: ChatConnection) -> AsyncIterator[ChatProgress]:
 
 async def _events(chat: ChatConnection, answer: _Answer, body: CreateChatCompletion) -> AsyncGenerator[bytes, None]:
     """The role of every choice, its parts as they come, how it ended; then the usage if it was asked for."""
-    usage = body.stream_options is not None and body.stream_options.include_usage
-
-    def event(chunk: ChatCompletionChunk) -> bytes:
-        return _event(chunk.model_dump_json(exclude=None if usage else {"usage"}))
-
     try:
         for index in range(body.n or 1):
-            yield event(answer.chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content=""))))
+            yield _event(msgspec.json.encode(answer.chunk(_chunk_choice(index, {"role": "assistant", "content": ""}))))
         async for progress in _progress(chat):
             answer.add(progress)
             if not progress.parts:
                 yield b": still at it\n\n"
             for part in progress.parts:
                 for choice in answer.choices_of(part):
-                    yield event(answer.chunk(choice))
-        if usage:
-            yield event(answer.chunk(None))
-        yield _event("[DONE]")
+                    yield _event(msgspec.json.encode(answer.chunk(choice)))
+        if answer.counts_usage:
+            yield _event(msgspec.json.encode(answer.chunk(None)))
+        yield _event(b"[DONE]")
     except HeadraceError as error:  # the status is long sent; the client raises what an event says
-        yield _event(bytes(error_response_for(error).body).decode())
+        yield _event(bytes(error_response_for(error).body))
     finally:
         chat.abort()
 
 
-def _event(data: str) -> bytes:
-    return f"data: {data}\n\n".encode()
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 class _Answer:
@@ -115,6 +110,7 @@ class _Answer:
         self._id = new_id("chatcmpl-")
         self._created = int(time.time())
         self._body = body
+        self.counts_usage = body.stream_options is not None and body.stream_options.include_usage
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
         self._parts: list[list[ChatPart]] = [[] for _ in range(body.n or 1)]
@@ -127,54 +123,69 @@ class _Answer:
 
     def whole(self) -> ChatCompletion:
         """After the end."""
-        return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._body.model,
-            choices=[self._choice(index, parts) for index, parts in enumerate(self._parts)],
-            usage=self._usage(),
-        )
+        return {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._body.model,
+            "choices": [self._choice(index, parts) for index, parts in enumerate(self._parts)],
+            "usage": self._usage(),
+        }
 
     def chunk(self, choice: ChunkChoice | None) -> ChatCompletionChunk:
         """A part of one choice; without one, the usage."""
-        return ChatCompletionChunk(
-            id=self._id,
-            created=self._created,
-            model=self._body.model,
-            choices=[] if choice is None else [choice],
-            usage=self._usage() if choice is None else None,
-        )
+        chunk: ChatCompletionChunk = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._body.model,
+            "choices": [] if choice is None else [choice],
+        }
+        if self.counts_usage:
+            chunk["usage"] = self._usage() if choice is None else None
+        return chunk
 
     def choices_of(self, part: ChatPart) -> list[ChunkChoice]:
         """A part as it is streamed: its text, if it has any, and apart from it how the choice ended."""
         found = []
         if part.text or part.tokens:
-            delta, logprobs = Delta(content=part.text), self._logprobs(part.tokens)
-            found.append(ChunkChoice(index=part.choice, delta=delta, logprobs=logprobs))
+            found.append(_chunk_choice(part.choice, {"content": part.text}, self._logprobs(part.tokens)))
         if part.finish_reason is not None:
-            found.append(ChunkChoice(index=part.choice, delta=Delta(), finish_reason=part.finish_reason))
+            found.append(_chunk_choice(part.choice, {}, finish_reason=part.finish_reason))
         return found
 
     def _choice(self, index: int, parts: Sequence[ChatPart]) -> Choice:
-        return Choice(
-            index=index,
-            message=AnswerMessage(content="".join(part.text for part in parts)),
-            logprobs=self._logprobs([token for part in parts for token in part.tokens]),
-            finish_reason=next(part.finish_reason for part in parts if part.finish_reason is not None),
-        )
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(part.text for part in parts), "refusal": None},
+            "logprobs": self._logprobs([token for part in parts for token in part.tokens]),
+            "finish_reason": next(part.finish_reason for part in parts if part.finish_reason is not None),
+        }
 
     def _usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=self._prompt_tokens + self._completion_tokens,
-        )
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._completion_tokens,
+            "total_tokens": self._prompt_tokens + self._completion_tokens,
+        }
 
     def _logprobs(self, tokens: Sequence[ChatToken]) -> Logprobs | None:
-        return Logprobs(content=[_logprob(token) for token in tokens]) if self._body.logprobs else None
+        if not self._body.logprobs:
+            return None
+        return {"content": [_logprob(token) for token in tokens], "refusal": None}
+
+
+def _chunk_choice(
+    index: int, delta: Delta, logprobs: Logprobs | None = None, finish_reason: FinishReason | None = None
+) -> ChunkChoice:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def _logprob(token: ChatToken) -> TokenLogprob:
     whole = "\ufffd" not in token.text
-    logprob = token.logprob if math.isfinite(token.logprob) else _IMPOSSIBLE
-    return TokenLogprob(token=token.text, bytes=list(token.text.encode()) if whole else None, logprob=logprob)
+    return {
+        "token": token.text,
+        "bytes": list(token.text.encode()) if whole else None,
+        "logprob": token.logprob if math.isfinite(token.logprob) else _IMPOSSIBLE,
+        "top_logprobs": [],
+    }

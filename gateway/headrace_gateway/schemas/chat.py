@@ -5,25 +5,23 @@ What is not listed here is refused by name: a parameter that was passed over wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
-    SerializerFunctionWrapHandler,
     StringConstraints,
     Tag,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
-from headrace_core.protocols.chat import ChatRequest
+from headrace_core.protocols.chat import ChatRequest, FinishReason
 
 from ..chat.response_format import ResponseFormat
+from .base import ResponseModel
 
 MOST_COMPLETIONS = 16
 """Of one request (`n`)."""
@@ -177,23 +175,25 @@ class CreateChatCompletion(BaseModel):
         )
 
 
-class TokenLogprob(BaseModel):
+class TokenLogprob(ResponseModel):
     """One token of a completion."""
 
     token: str
-    bytes: list[int] | None = Field(description="Of its text in UTF-8; null where it is a part of a character.")
+    bytes: Annotated[
+        list[int] | None, Field(description="Of its text in UTF-8; null where it is a part of a character.")
+    ]
     logprob: float
-    top_logprobs: list[Any] = Field(default=[], description="Always empty.")
+    top_logprobs: Annotated[list[Any], Field(description="Always empty.")]
 
 
-class Logprobs(BaseModel):
+class Logprobs(ResponseModel):
     """`logprobs` of a choice."""
 
     content: list[TokenLogprob]
-    refusal: None = None
+    refusal: None
 
 
-class Usage(BaseModel):
+class Usage(ResponseModel):
     """Tokens, counted: of the prompt as the model saw it, and of all completions, the ones that ended them included."""
 
     prompt_tokens: int
@@ -201,61 +201,58 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class AnswerMessage(BaseModel):
+class AnswerMessage(ResponseModel):
     """What the model said."""
 
-    role: Literal["assistant"] = "assistant"
+    role: Literal["assistant"]
     content: str
-    refusal: None = None
+    refusal: None
 
 
-class Choice(BaseModel):
+class Choice(ResponseModel):
     """One completion."""
 
     index: int
     message: AnswerMessage
     logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(ResponseModel):
     """The whole answer."""
 
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
+    object: Literal["chat.completion"]
     created: int
     model: str
-    choices: Sequence[Choice]
+    choices: list[Choice]
     usage: Usage
 
 
-class Delta(BaseModel):
-    """What came since the last chunk of this choice."""
+class Delta(ResponseModel, total=False):
+    """What came since the last chunk of this choice: clients put together whatever is named."""
 
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _what_came(self, plain: SerializerFunctionWrapHandler) -> dict[str, str]:
-        """Without what did not: clients put together whatever is named."""
-        return {name: value for name, value in plain(self).items() if value is not None}
+    role: Literal["assistant"]
+    content: str
 
 
-class ChunkChoice(BaseModel):
+class ChunkChoice(ResponseModel):
     """A part of one completion."""
 
     index: int
     delta: Delta
-    logprobs: Logprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
+    logprobs: Logprobs | None
+    finish_reason: FinishReason | None
 
 
-class ChatCompletionChunk(BaseModel):
+class ChatCompletionChunk(ResponseModel):
     """One event of a streamed answer."""
 
     id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    object: Literal["chat.completion.chunk"]
     created: int
     model: str
-    choices: Sequence[ChunkChoice]
-    usage: Usage | None = None
+    choices: list[ChunkChoice]
+    usage: NotRequired[
+        Annotated[Usage | None, Field(description="In the last chunk; there only where `stream_options` asked for it.")]
+    ]
