@@ -34,7 +34,7 @@ from . import allocator
 from .chat.chat_pool import ChatPool, RayChatPool
 from .context import GatewayContext
 from .exporters.export_processes import ExportProcesses
-from .files.file_store import sweep
+from .files import file_store, task_files
 from .middleware import request_envelope
 from .middleware.access import AccessMiddleware
 from .openapi import document
@@ -132,9 +132,11 @@ async def _clean(gateway: GatewayContext) -> None:
     """What gateways that died have left."""
     await gateway.audit.settle()
     data_dir = gateway.settings.data_dir
-    swept = [*await asyncio.to_thread(sweep, data_dir), *await reward_code_folder.sweep(data_dir, gateway.jobs)]
-    if swept:
-        log.info("deleted what was half written", files=[path.name for path in swept])
+    swept = await file_store.sweep(data_dir, gateway.files)
+    swept += await reward_code_folder.sweep(data_dir, gateway.jobs)
+    names = [path.name for path in swept] + await task_files.sweep(gateway.files, gateway.jobs)
+    if names:
+        log.info("deleted what was half written", files=names)
 
 
 async def _is_mine(redis: Redis, me: str) -> bool:

@@ -6,11 +6,14 @@ import asyncio
 import itertools
 from typing import get_args
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidState, NotFound
 from headrace_core.jobs.job_store import ENDED, Checkpoint, Job, JobError, JobStore, PausedBy, Status, new_id
+from headrace_core.redis_access import keys
+from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.events import IdleStep
 from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics
 
@@ -67,6 +70,26 @@ async def test_a_job_is_kept_whole_and_changed_in_part(store: JobStore) -> None:
     job = await store.get("ftjob-a")
     assert (job.status, job.fine_tuned_model, job.trained_tokens, job.error) == ("failed", None, 12, error)
     assert job.hyperparameters == {"n_steps": 3}
+
+
+async def test_a_job_is_created_only_where_there_is_none(store: JobStore, redis: Redis) -> None:
+    first = msgspec.structs.replace(a_job("ftjob-a"), training_file="file-mine")
+    other = msgspec.structs.replace(a_job("ftjob-a", created_at=2.0, status="queued"), owner="eve", model="other")
+    assert await store.create(first)
+    assert not await store.create(other)
+    assert await store.get("ftjob-a") == first
+    assert await redis.hget(JobKeys("ftjob-a").job, "owner") == b"local"
+    assert await redis.zscore(keys.JOBS, "ftjob-a") == 1.0
+    await store.move("ftjob-a", "queued")
+    assert await store.create(first), "sent again, since its answer was lost"
+    assert (await store.get("ftjob-a")).status == "queued"
+
+
+async def test_of_many_jobs_with_one_id_one_is_created(store: JobStore) -> None:
+    offered = [msgspec.structs.replace(a_job("ftjob-a"), training_file=f"file-{number}") for number in range(20)]
+    created = await asyncio.gather(*map(store.create, offered))
+    assert sum(created) == 1
+    assert await store.get("ftjob-a") == offered[created.index(True)]
 
 
 async def test_a_job_that_was_cancelled_first_has_no_model_and_no_error(store: JobStore) -> None:

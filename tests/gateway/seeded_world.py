@@ -17,7 +17,7 @@ from headrace_core.redis_access.client import run
 from headrace_core.types.events import StepSummary
 from headrace_core.types.staleness import Limits
 from headrace_gateway.auth.api_keys import KeyStore
-from headrace_gateway.files.file_store import FileStore
+from headrace_gateway.files.file_store import FileStore, StoredFile
 from headrace_lab.paths import ADDER
 
 from .conftest import GRADER, MODEL
@@ -53,7 +53,7 @@ async def seeded(redis: Redis, data_dir: Path) -> World:
     named = [f"file-{number}" for number in range(5)] + [TRAINING_FILE]
     for number, file_id in enumerate(named):
         with (ADDER / "train.jsonl").open("rb") as source:
-            await files.keep(file_id, source, f"é {number}.jsonl", "fine-tune", "local", 10.0 + number)
+            await files.keep(StoredFile(file_id, 10.0 + number, f"é {number}.jsonl", 0, "fine-tune"), source)
     world = World({"file_id": named[:-1], "worker": ["rollout-0"], "group": ["0", "1", "2"]})
     for status in PATHS:
         for copy in range(3 if status in ("queued", "running", "paused") else 1):

@@ -195,9 +195,10 @@ async def test_what_was_done_is_answered_so_whatever_fails_then(
     """Redis is full from the moment on at which the job is stored: it will run, so it is answered."""
     create = JobStore.create
 
-    async def create_and_fill(self: JobStore, job: Job) -> None:
-        await create(self, job)
+    async def create_and_fill(self: JobStore, job: Job) -> bool:
+        created = await create(self, job)
         await full()
+        return created
 
     monkeypatch.setattr(JobStore, "create", create_and_fill)
     async with keyed.http(keyed.alice) as http, keyed.http(keyed.admin) as admin:

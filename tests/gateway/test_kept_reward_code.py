@@ -24,7 +24,7 @@ from headrace_gateway.operations import submission
 
 from .conftest import Served, body
 
-Create = Callable[[JobStore, Job], Awaitable[None]]
+Create = Callable[[JobStore, Job], Awaitable[bool]]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, bool], None
     create: Create = JobStore.create
 
     def fail(error: Exception, stored: bool) -> None:
-        async def created(store: JobStore, job: Job) -> None:
+        async def created(store: JobStore, job: Job) -> bool:
             if stored:
                 await create(store, job)
             raise error

@@ -150,13 +150,31 @@ async def test_an_idempotency_key_names_a_request(client: AsyncOpenAI, training_
 
 
 async def ended_job(jobs: JobStore, client: AsyncOpenAI, training_file: str) -> str:
-    """A job that was cancelled after two steps and an evaluation."""
+    """A job that was cancelled after two steps and an evaluation, and of which nothing runs any more."""
     job = await client.fine_tuning.jobs.create(**body(training_file))
     await jobs.move(job.id, "running")
     for measured in (step(1, 0.25), EVALUATION, step(2, 0.5)):
         await jobs.record(job.id, measured)
     await jobs.move(job.id, "cancelled")
+    assert await jobs.mark_at_rest(job.id, "cancelled")
     return job.id
+
+
+async def test_the_results_of_a_cancelled_job_have_its_last_step(
+    client: AsyncOpenAI, served: Served, training_file: str
+) -> None:
+    """The learner records a step that it had settled before it hears of the cancellation."""
+    job_id = (await client.fine_tuning.jobs.create(**body(training_file))).id
+    await served.jobs.move(job_id, "running")
+    await served.jobs.record(job_id, step(1, 0.25))
+    await client.fine_tuning.jobs.cancel(job_id)
+    assert (await client.fine_tuning.jobs.retrieve(job_id)).result_files == []
+    assert [f.id async for f in client.files.list(purpose="fine-tune-results")] == []
+    await served.jobs.record(job_id, step(2, 0.5))
+    assert await served.jobs.mark_at_rest(job_id, "cancelled")
+    (file_id,) = (await client.fine_tuning.jobs.retrieve(job_id)).result_files
+    table = list(csv.DictReader(io.StringIO((await client.files.content(file_id)).content.decode())))
+    assert [row["step"] for row in table] == ["1", "2"]
 
 
 async def test_the_results_of_a_job_are_a_file(client: AsyncOpenAI, served: Served, training_file: str) -> None:

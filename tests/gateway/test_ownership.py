@@ -54,6 +54,7 @@ async def of_alice(keyed: Keyed) -> tuple[str, str, str]:
     for measured in Seeded(1, steps=4, total=4, beats=0).measurements():
         await jobs.record(job.id, measured)
     await jobs.move(job.id, "cancelled")
+    await jobs.mark_at_rest(job.id, "cancelled")
     return job.id, file.id, name
 
 

@@ -210,6 +210,35 @@ async def test_a_request_that_fails_leaves_the_name_to_a_newer_request_with_the_
     assert (await idempotency.reserve(redis, "me", RETRY, b"body")).job_id == newer.job_id
 
 
+@pytest.mark.parametrize(("then", "error"), [(b"another body", InvalidRequest), (b"body", Unavailable)])
+async def test_a_repeat_leaves_the_key_to_the_request_that_it_names_by_now(
+    redis: Redis, then: bytes, error: type[Exception]
+) -> None:
+    """The first was refused, and its key used anew before its repeat looked again."""
+    named = {"idempotency-key": "k"}
+    first = await idempotency.reserve(redis, "me", named, b"body")
+    repeat = await idempotency.reserve(redis, "me", named, b"body")
+    await idempotency.give_up(redis, first)
+    anew = await idempotency.reserve(redis, "me", named, then)
+    assert not anew.repeated
+    with pytest.raises(error):
+        await idempotency.result(redis, JobStore(redis), repeat)
+    assert await redis.get(anew.key) == anew.record.encode()
+    assert await redis.exists(keys.request_lease(anew.job_id))
+    assert not await redis.exists(keys.request_lease(first.job_id))
+
+
+async def test_a_retry_without_a_key_is_carried_out_beside_a_newer_request_with_its_body(redis: Redis) -> None:
+    """They are two requests; whoever repeats the newer one is answered the newer one's job."""
+    first = await idempotency.reserve(redis, "me", {}, b"body")
+    retry = await idempotency.reserve(redis, "me", RETRY, b"body")
+    await idempotency.give_up(redis, first)
+    newer = await idempotency.reserve(redis, "me", {}, b"body")
+    assert await idempotency.result(redis, JobStore(redis), retry) is None
+    assert retry.job_id != newer.job_id
+    assert (await idempotency.reserve(redis, "me", RETRY, b"body")).job_id == newer.job_id
+
+
 async def test_a_damaged_reservation_is_named(redis: Redis) -> None:
     first = await idempotency.reserve(redis, "me", {"idempotency-key": "k"}, b"body")
     for raw in (b"", b"\xff", b"a b c"):

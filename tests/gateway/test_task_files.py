@@ -15,12 +15,14 @@ from redis.asyncio import Redis
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
 from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.redis_access import keys
 from headrace_core.storage.dataset import read_rows
 from headrace_gateway.cli import job_file
 from headrace_gateway.files import task_files
 from headrace_gateway.files.file_store import FileStore
 from headrace_gateway.files.task_files import TaskFiles
 from headrace_gateway.limited_processes.process_slots import Places
+from headrace_gateway.operations import idempotency
 
 from .conftest import Served, body
 
@@ -58,7 +60,7 @@ async def test_where_storing_the_job_fails_its_rows_stay(
     """It may have been stored all the same, and runs then."""
     create = JobStore.create
 
-    async def stored_without_an_answer(jobs: JobStore, job: Job) -> None:
+    async def stored_without_an_answer(jobs: JobStore, job: Job) -> bool:
         await create(jobs, job)
         raise Unavailable("Redis does not answer")
 
@@ -67,12 +69,77 @@ async def test_where_storing_the_job_fails_its_rows_stay(
         await client.fine_tuning.jobs.create(**body(SUMS))
     (job,) = await served.jobs.all()
     assert len(read_rows(served.data_dir / "files" / job.training_file)) == job.rows
+    made_long_ago(monkeypatch)
+    assert await task_files.sweep(FileStore(served.redis, served.data_dir / "files", 10**6), served.jobs) == []
+    assert len(read_rows(served.data_dir / "files" / job.training_file)) == job.rows
+
+
+def made_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_files, "OLD_SECONDS", 0.0)
+
+
+@pytest.fixture
+def unstored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis goes away before it has heard of the job; nobody knows that it has not."""
+
+    async def unheard(jobs: JobStore, job: Job) -> bool:
+        raise Unavailable("Redis does not answer")
+
+    monkeypatch.setattr(JobStore, "create", unheard)
+
+
+async def test_the_rows_for_a_job_that_was_never_stored_go_once_they_are_old(
+    client: AsyncOpenAI, served: Served, training_file: str, unstored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = FileStore(served.redis, served.data_dir / "files", 10**6)
+    with pytest.raises(openai.InternalServerError, match="Redis does not answer"):
+        await client.fine_tuning.jobs.create(**body(SUMS, validation_file=SUMS))
+    made = [file.id for file in await files.all() if file.id != training_file]
+    assert len(made) == 2
+    assert await task_files.sweep(files, served.jobs) == [], "they may be under way"
+    made_long_ago(monkeypatch)
+    await served.redis.zadd(keys.JOBS, {"ftjob-damaged": 1.0})
+    await served.redis.hset(keys.JobKeys("ftjob-damaged").job, "document", "{")  # type: ignore[misc]
+    assert await task_files.sweep(files, served.jobs) == [], "a job that cannot be read may name them"
+    await served.redis.zrem(keys.JOBS, "ftjob-damaged")
+    assert sorted(await task_files.sweep(files, served.jobs)) == sorted(made)
+    assert [file.id for file in await files.all()] == [training_file]
+    assert os.listdir(files.folder) == [training_file]
+
+
+async def test_a_submission_that_another_overtook_answers_the_others_job_and_leaves_no_rows(
+    client: AsyncOpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gateway stood still when all was checked, for longer than its lease."""
+    create, slow = JobStore.create, list[Job]()
+
+    async def submit() -> Any:
+        named = {"Idempotency-Key": "k"}
+        return await client.fine_tuning.jobs.create(**body(SUMS, validation_file=SUMS), extra_headers=named)
+
+    async def overtaken(jobs: JobStore, job: Job) -> bool:
+        if not slow:
+            slow.append(job)
+            await served.redis.delete(keys.request_lease(job.id))
+            assert (await submit()).id == job.id
+        return await create(jobs, job)
+
+    monkeypatch.setattr(idempotency, "LEASE_SECONDS", 600.0)  # it does not notice that it was overtaken
+    monkeypatch.setattr(JobStore, "create", overtaken)
+    answered = await submit()
+    (job,) = await served.jobs.all()
+    assert job.training_file != slow[0].training_file
+    assert (answered.id, answered.training_file) == (job.id, job.training_file)
+    events = [event.message for _, event in await served.jobs.events(job.id)]
+    assert len([message for message in events if message.startswith("Created")]) == 1
+    listed = {file.id async for file in client.files.list()}
+    assert listed == {job.training_file, job.validation_file} == set(os.listdir(served.data_dir / "files"))
 
 
 async def test_so_many_are_made_at_once(redis: Redis, tmp_path: Path) -> None:
     """A submission without a limit of its own would be a process, and a file, for each of any number of requests."""
     places = Places(1, 0.2, "the rows of 1 other task are being made")
-    tasks = TaskFiles(FileStore(redis, tmp_path / "files", 10**6), tmp_path, RewardPermissions(), places)
+    tasks = TaskFiles(FileStore(redis, tmp_path / "files", 10**6), tmp_path, RewardPermissions(), places, "ftjob-1")
     async with places.one():
         with pytest.raises(TimedOut, match=r"1 other task.*: ask again"):
             await tasks.file_id(SUMS, "training_file")

@@ -193,14 +193,18 @@ class JobStore:
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def create(self, job: Job) -> None:
-        """Store a new job; visible at once, whole. Sent twice, the second leaves the status that it has by then."""
-        key = JobKeys(job.id).job
+    async def create(self, job: Job) -> bool:
+        """Store a new job; visible at once, whole. False where another one has its id: nothing changes then. Sent
+        twice, the second changes nothing, and is answered as the first."""
+        key, document = JobKeys(job.id).job, _json.encode(job)
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(key, mapping={"document": _json.encode(job), "owner": job.owner})
+            pipe.hsetnx(key, "document", document)
+            pipe.hsetnx(key, "owner", job.owner)
             pipe.hsetnx(key, "status", job.status)
-            pipe.zadd(keys.JOBS, {job.id: job.created_at})
-            await pipe.execute()
+            pipe.zadd(keys.JOBS, {job.id: job.created_at}, nx=True)
+            pipe.hget(key, "document")
+            *_, stored = await pipe.execute()
+        return bool(stored == document)
 
     async def get(self, job_id: str) -> Job:
         """The job as it stands now. Raises `Damaged` where its record cannot be read."""

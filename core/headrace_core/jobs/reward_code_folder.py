@@ -65,15 +65,17 @@ class RewardCode:
         await asyncio.to_thread(self._begin)
         return self
 
-    async def store(self, jobs: JobStore, job: Job) -> None:
-        """Store the job, whose code is kept from here on."""
+    async def store(self, jobs: JobStore, job: Job) -> bool:
+        """Store the job, whose code is kept from here on. False where another submission under the same id has stored
+        its own: the folder is that one's, too."""
         self._stored = None
         try:
-            await jobs.create(job)
+            created = await jobs.create(job)
         except ResponseError:  # an answer: it is not stored
             self._stored = False
             raise
         self._stored = True
+        return created
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,7 +1,10 @@
 """Uploaded files: bytes under the data folder, descriptions in Redis.
 
+    .<id>….partial ─► <id>, and .<id>.undescribed beside it ─► description in Redis ─► <id> alone
+                               └ Redis refuses: both go; its answer is lost, or the gateway dies: `sweep` asks it later
+
 Invariants: a listed file was whole: its bytes are written under another name and renamed before it is described,
-with their sum; no other user of the machine can read them.
+with their sum; no other user of the machine can read them; bytes that nobody describes do not stay.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ import hashlib
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
-from headrace_core.errors import Damaged, NotFound, TooLarge
+from headrace_core.errors import Damaged, NotFound, RedisFull, TooLarge
 from headrace_core.jobs.job_store import new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
@@ -29,6 +34,8 @@ from ..principal import LOCAL, Principal
 from ..schemas.files import Purpose
 
 _PART = 1024 * 1024
+_UNDESCRIBED = ".undescribed"
+"""Of the mark beside bytes that may have no description."""
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -42,6 +49,8 @@ class StoredFile(msgspec.Struct, frozen=True):
     owner: str = LOCAL.name
     sha256: str | None = None
     """Of its bytes."""
+    made_for: str | None = None
+    """Id of the job for whose submission it was made; None: somebody uploaded it."""
 
 
 def owner_of(file_id: str, raw: bytes) -> str:
@@ -77,18 +86,43 @@ class FileStore:
             raise Damaged(f"file {stored.id}: {path} has {size} bytes of {stored.bytes}; upload it again")
         return path
 
-    async def add(self, source: BinaryIO, filename: str, purpose: Purpose) -> StoredFile:
+    async def add(self, source: BinaryIO, filename: str, purpose: Purpose, made_for: str | None = None) -> StoredFile:
         """Keep what `source` holds. Raises `TooLarge`."""
-        return await self.keep(new_id("file-"), source, filename, purpose, self._principal.name, time.time())
+        described = StoredFile(
+            new_id("file-"), time.time(), filename, 0, purpose, self._principal.name, made_for=made_for
+        )
+        return await self.keep(described, source)
 
-    async def keep(
-        self, file_id: str, source: BinaryIO, filename: str, purpose: Purpose, owner: str, created_at: float
-    ) -> StoredFile:
-        """The same under a given id; of two that are kept under one, either stays. Raises `TooLarge`."""
-        size, sha256 = await asyncio.to_thread(self._write, source, file_id)
-        stored = StoredFile(file_id, created_at, filename, size, purpose, owner, sha256)
-        await run(self._redis.hset(keys.FILES, file_id, msgspec.json.encode(stored)))
+    async def keep(self, described: StoredFile, source: BinaryIO) -> StoredFile:
+        """Keep what `source` holds, under the id of its description, whose size and sum are filled in. Raises
+        `TooLarge`."""
+        size, sha256 = await asyncio.to_thread(self._write, source, described.id)
+        stored = msgspec.structs.replace(described, bytes=size, sha256=sha256)
+        try:
+            await run(self._redis.hset(keys.FILES, stored.id, msgspec.json.encode(stored)))
+        except (ResponseError, RedisFull):  # an answer: it is not described
+            self.path(stored.id).unlink(missing_ok=True)
+            self._mark(stored.id).unlink(missing_ok=True)
+            raise
+        self._mark(stored.id).unlink(missing_ok=True)
         return stored
+
+    async def sweep_undescribed(self) -> list[Path]:
+        """Settle what was left marked, once it is old; the bytes that are gone. Raises `RedisError`."""
+        gone = []
+        for mark in sorted(self.folder.glob(f".*{_UNDESCRIBED}")):
+            with suppress(FileNotFoundError):  # just described
+                if not _is_old(mark):
+                    continue
+                path = self.path(mark.name.removeprefix(".").removesuffix(_UNDESCRIBED))
+                if not await run(self._redis.hexists(keys.FILES, path.name)):
+                    path.unlink(missing_ok=True)
+                    gone.append(path)
+                mark.unlink()
+        return gone
+
+    def _mark(self, file_id: str) -> Path:
+        return self.folder / f".{file_id}{_UNDESCRIBED}"
 
     async def has(self, file_id: str) -> bool:
         """Whether there is such a file, with its bytes, whoever may see it."""
@@ -128,6 +162,7 @@ class FileStore:
                 size = target.tell()
             if size > self.max_bytes:
                 raise TooLarge(f"the file has {size} bytes; at most {self.max_bytes} are taken", param="file")
+            self._mark(file_id).touch(0o600)
         return size, told.hexdigest()
 
 
@@ -135,12 +170,18 @@ def _for_us_alone(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def sweep(data_dir: Path) -> list[Path]:
-    """Delete what gateways that died have left in the data folder; what it was."""
+async def sweep(data_dir: Path, files: FileStore) -> list[Path]:
+    """Delete what gateways that died have left in the data folder; what it was. `files` sees those of every user.
+    Raises `RedisError`."""
+    swept = await asyncio.to_thread(_sweep_half_written, data_dir)
+    return swept + await files.sweep_undescribed()
+
+
+def _sweep_half_written(data_dir: Path) -> list[Path]:
     swept = []
     for left in (*(data_dir / "files").glob(".*.partial"), *data_dir.glob(".task-*")):
         try:
-            if time.time() - left.stat().st_mtime < OLD_SECONDS:
+            if not _is_old(left):
                 continue
             if left.is_dir():
                 shutil.rmtree(left)
@@ -150,3 +191,8 @@ def sweep(data_dir: Path) -> list[Path]:
             continue
         swept.append(left)
     return swept
+
+
+def _is_old(path: Path) -> bool:
+    """Raises `FileNotFoundError`."""
+    return time.time() - path.stat().st_mtime >= OLD_SECONDS

@@ -1,7 +1,8 @@
 """The result file of a job that has ended: the figures of its steps as CSV, listed and read like an uploaded file.
 
-It is made when it is first asked for, out of the job's history. Its id follows from the job's, so that the job names it
-at once; a job that ended before its first step has none.
+It is made when it is first asked for, out of the job's history, which must have ended by then: a job that was cancelled
+or that failed names it once it is at rest, because its learner may record a step until then. Its id follows from the
+job's; a job that ended before its first step has none.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _COLUMNS = (
 
 def result_files(job: Job) -> list[str]:
     """Ids of the job's result files: one, or none yet."""
-    return [_PREFIX + job.id.removeprefix("ftjob-")] if job.status in ENDED and job.pace else []
+    over = job.status == "succeeded" or (job.status in ENDED and job.at_rest)
+    return [_PREFIX + job.id.removeprefix("ftjob-")] if over and job.pace else []
 
 
 async def find(files: FileStore, jobs: JobStore, file_id: str) -> StoredFile:
@@ -74,7 +76,8 @@ async def _make(files: FileStore, jobs: JobStore, job: Job, file_id: str) -> Non
                 rows.setdefault(figures["step"], {}).update(figures)
     text = await asyncio.to_thread(_written, [rows[step] for step in sorted(rows)])
     name = f"{job.id}-steps.csv"
-    await files.keep(file_id, io.BytesIO(text), name, PURPOSE, job.owner, job.finished_at or job.created_at)
+    described = StoredFile(file_id, job.finished_at or job.created_at, name, 0, PURPOSE, job.owner)
+    await files.keep(described, io.BytesIO(text))
 
 
 def _figures(job: Job, entry: HistoryEntry) -> Iterator[dict[str, Any]]:

@@ -6,13 +6,17 @@ reference ─► a process of the rewards service ─► temporary file ─► F
 from __future__ import annotations
 
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from headrace_core.config.reward_permissions import RewardPermissions
-from headrace_core.errors import InvalidRequest
+from headrace_core.errors import InvalidRequest, NotFound
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.protocols.grader_check import RowsReport, RowsRequest
+from headrace_core.storage.atomic_write import OLD_SECONDS
 from headrace_core.storage.dataset import names_task
 
 from ..limited_processes.json_process import ask_rewards
@@ -30,10 +34,12 @@ def task_places() -> Places:
 
 
 class TaskFiles:
-    """The files that one request needs made. `async with`: a request that is refused leaves none."""
+    """The files that the submission of one job needs made. `async with`: a request that is refused leaves none. What a
+    gateway that died has left, or one that does not know whether the job was stored, `sweep` deletes."""
 
-    def __init__(self, files: FileStore, folder: Path, rules: RewardPermissions, places: Places) -> None:
+    def __init__(self, files: FileStore, folder: Path, rules: RewardPermissions, places: Places, job_id: str) -> None:
         """`folder` takes what is not whole yet; `rules` hold the libraries as they hold reward code."""
+        self._job_id = job_id
         self._files = files
         self._places = places
         self._rules = rules
@@ -47,8 +53,12 @@ class TaskFiles:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            for file_id in self._made:
-                await self._files.remove(file_id)
+            await self.remove()
+
+    async def remove(self) -> None:
+        """Delete those that were made: no job names them."""
+        while self._made:
+            await self._files.remove(self._made.pop())
 
     async def file_id(self, reference: str, param: str) -> str:
         """The id of the file with the rows of a task; what is no task is given back. Raises `InvalidRequest`,
@@ -71,6 +81,21 @@ class TaskFiles:
                 if made.error is not None:
                     raise InvalidRequest(f"{param}: {made.error.message}", param=param, code=made.error.code)
                 with path.open("rb") as source:
-                    stored = await self._files.add(source, f"{reference}.jsonl", "fine-tune")
+                    stored = await self._files.add(source, f"{reference}.jsonl", "fine-tune", self._job_id)
         self._made.append(stored.id)
         return stored.id
+
+
+async def sweep(files: FileStore, jobs: JobStore) -> list[str]:
+    """Delete the files that were made for a submission long ago, and that no job names; their ids. While a job's record
+    is damaged, nobody knows which files it names, and none is deleted. `files` and `jobs` see those of every user."""
+    old = [f.id for f in await files.all() if f.made_for is not None and time.time() - f.created_at >= OLD_SECONDS]
+    if not old:
+        return []
+    stored, damaged = await jobs.sound_and_damaged()
+    named = {file_id for job in stored for file_id in (job.training_file, job.validation_file)}
+    unnamed = [] if damaged else [file_id for file_id in old if file_id not in named]
+    for file_id in unnamed:
+        with suppress(NotFound):  # another gateway, or its owner, came first
+            await files.remove(file_id)
+    return unnamed

@@ -35,7 +35,7 @@ from headrace_core.concurrency import first_to_end, taken_or_undone
 from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, NotFound, TimedOut, Unavailable
 from headrace_core.jobs.job_store import Job, JobStore, new_id
 from headrace_core.redis_access import keys
-from headrace_core.redis_access.client import run
+from headrace_core.redis_access.client import RETRY_AFTER_SECONDS, run
 from headrace_core.redis_access.json_records import damaged
 from headrace_core.redis_access.keys import JobKeys
 
@@ -67,6 +67,15 @@ end
 another request holds the lease; frees the name where it still stands for this record, and has no job."""
 
 
+_NAME_AGAIN = """
+local stands = redis.call('GET', KEYS[1])
+if stands and stands ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
+"""KEYS: the request's name. ARGV: record, seconds. Let it stand for this record; 1 unless it stands for another."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReservedRequest:
     """The right to create job `job_id`; with `repeated`, another request has it."""
@@ -78,6 +87,11 @@ class ReservedRequest:
     repeated: bool
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Of this request alone: the value of the lease while it holds it."""
+
+    @property
+    def by_key(self) -> bool:
+        """Whether an Idempotency-Key names the request, not its body: one key has one job."""
+        return self.seconds == _DAY
 
     @property
     def job_id(self) -> str:
@@ -149,8 +163,7 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
     if other is None:  # it expired or was given up between the two commands
         return await reserve(redis, caller, headers, body)
     record = _readable(key, other)
-    if record.split()[1] != digest:
-        raise InvalidRequest("this Idempotency-Key was used with another body or path", code="idempotency_key_reused")
+    _check_same(record, mine.record)
     return ReservedRequest(key, record, mine.seconds, repeated=True)
 
 
@@ -178,7 +191,8 @@ async def _release(redis: Redis, reservation: ReservedRequest, *, keep: bool) ->
 
 async def result(redis: Redis, jobs: JobStore, reservation: ReservedRequest) -> Job | None:
     """The job of the first request, once it is there; None where that one failed or died, and this one has the lease
-    now. Raises `TimedOut`."""
+    now. Raises `TimedOut`, and `InvalidRequest` or `Unavailable` where the Idempotency-Key names another request by
+    now."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < deadline:
         with suppress(NotFound):
@@ -187,13 +201,26 @@ async def result(redis: Redis, jobs: JobStore, reservation: ReservedRequest) -> 
             try:
                 with suppress(NotFound):  # it may have ended well just before
                     return await jobs.get(reservation.job_id)
-                await run(redis.set(reservation.key, reservation.record, ex=reservation.seconds))
+                await _name_again(redis, reservation)
             except BaseException:
                 await give_up(redis, reservation, keep=True)
                 raise
             return None
         await asyncio.sleep(_POLL_SECONDS)
     raise TimedOut(f"the first request for job {reservation.job_id} made no job within {_WAIT_SECONDS:.0f} s")
+
+
+async def _name_again(redis: Redis, reservation: ReservedRequest) -> None:
+    """Let the request's name stand for it, where the first has given it up; that of another is left alone."""
+    arguments: list[str | int] = [reservation.record, reservation.seconds]
+    stands = await run(redis.register_script(_NAME_AGAIN)(keys=[reservation.key], args=arguments))
+    if stands or not reservation.by_key:
+        return
+    other = await run(redis.get(reservation.key))
+    if other is not None:
+        _check_same(_readable(reservation.key, other), reservation.record)
+    message = "another request with this Idempotency-Key has begun meanwhile: ask again"
+    raise Unavailable(message, retry_after=RETRY_AFTER_SECONDS)
 
 
 async def _take(redis: Redis, reservation: ReservedRequest) -> bool:
@@ -230,6 +257,12 @@ async def _hold_until_lost(redis: Redis, reservation: ReservedRequest) -> None:
         await asyncio.sleep(LEASE_SECONDS / 3)
         with suppress(RedisError, HeadraceError):  # two more tries before it ends
             held = await _hold(redis, reservation)
+
+
+def _check_same(record: str, mine: str) -> None:
+    """Raises `InvalidRequest` where the two are of different bodies."""
+    if record.split()[1] != mine.split()[1]:
+        raise InvalidRequest("this Idempotency-Key was used with another body or path", code="idempotency_key_reused")
 
 
 def _readable(key: str, raw: bytes) -> str:

@@ -40,15 +40,20 @@ _SETTINGS = "method.reinforcement.hyperparameters"
 async def submit(
     gateway: GatewayContext, claim: JobClaim, body: CreateJob, forked_from: ForkedFrom | None = None
 ) -> Job:
-    """Check everything, store the job, start its controller. What it raises, it raises before the job is stored: one
-    that is stored is answered as such, whatever fails then."""
+    """Check everything, store the job, start its controller; the job that another submission has stored under the same
+    id meanwhile. What it raises, it raises before the job is stored: one that is stored is answered as such, whatever
+    fails then."""
     settings = gateway.settings
+    tasks = TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_places, claim.job_id)
     async with RewardCode(settings, claim.job_id, forked_from, claim.is_alone) as code:
-        async with TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_places) as tasks:
+        async with tasks:
             job, first, remarked = await _checked(gateway, claim.job_id, await _with_files(tasks, body))
             grader, tried = await _rehearsed(gateway, job, first, code.rules)
         job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
-        await code.store(gateway.jobs, job)  # the tasks' files stay where this fails: it may have been stored
+        # Where this raises, the tasks' files stay: the job may have been stored.
+        if not await code.store(gateway.jobs, job):
+            await tasks.remove()
+            return await gateway.jobs.get(job.id)
     try:
         return await _hand_over(gateway, job, [*remarked, *tried])
     except (RedisError, Unavailable, InvalidState) as error:  # it is stored: an error would say that it is not
