@@ -1,4 +1,4 @@
-"""Tasks end with the call that began them, even one that swallows a cancellation."""
+"""Tasks end with the call that began them, even one that swallows a cancellation; what runs together ends together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from headrace_core.concurrency import cancel, first_to_end, taken_or_undone
+from headrace_core.concurrency import cancel, first_to_end, taken_or_undone, until
 
 
 async def test_a_swallowed_cancellation_is_sent_again() -> None:
@@ -115,3 +115,30 @@ async def test_an_error_of_what_is_to_be_taken_is_raised_and_of_a_cancelled_call
     assert isinstance(cancelled.value.__cause__, ValueError)
     with pytest.raises(ValueError, match="refused"):
         await taken_or_undone(granter.take(), granter.undo)
+
+
+async def fails() -> None:
+    raise RuntimeError("broken")
+
+
+async def test_an_error_beside_the_work_ends_it() -> None:
+    with pytest.raises(RuntimeError, match="broken"):
+        await until([asyncio.Event().wait()], [fails()])
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_once_the_work_is_done_nobody_who_is_late_or_fails_undoes_it(late: bool) -> None:
+    told, ended = asyncio.Event(), list[str]()
+
+    async def beside() -> None:
+        try:
+            await told.wait()
+            await (asyncio.Event().wait() if late else fails())
+        finally:
+            ended.append("beside")
+
+    async def finish() -> None:
+        told.set()
+
+    await until([asyncio.sleep(0)], [beside()], finish, limit=0.05)
+    assert ended == ["beside"]

@@ -16,8 +16,8 @@ from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer
 
-from .learner_bench import Bench
-from .learner_cases import VOCAB, hyperparameters
+from .bench import Bench
+from .cases import VOCAB, hyperparameters
 
 
 @pytest.fixture(scope="session")

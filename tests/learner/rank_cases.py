@@ -25,7 +25,7 @@ from headrace_learner.models.policy import Policy
 from headrace_learner.rank_worker import RankWorker
 from headrace_learner.training.trainer import StepResult, Trainer
 
-from .learner_cases import answered, hyperparameters, random_group
+from .cases import answered, hyperparameters, random_group
 
 STEPS = 10
 _SMALL = {"learning_rate": 1e-3, "token_budget": 64, "minibatches": 2}

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen
 from headrace_core.errors import InvalidRequest
 from headrace_learner.models import lora
 
-from .learner_cases import VOCAB
+from .cases import VOCAB
 
 RANK, ALPHA = 4, 6.0
 LINEAR_SHAPES = [(64, 32), (32, 32), (32, 32), (32, 64), (64, 32), (64, 32), (32, 64)]

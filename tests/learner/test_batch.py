@@ -17,7 +17,7 @@ from headrace_learner.algorithms.advantages import Trajectory
 from headrace_learner.algorithms.batch import StepBatch, build_step_batch
 from headrace_learner.algorithms.token_selection import has_learning_signal
 
-from .learner_cases import eventful_group, hyperparameters, random_group
+from .cases import eventful_group, hyperparameters, random_group
 
 
 def multi_turn() -> Group:

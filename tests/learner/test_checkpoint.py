@@ -14,7 +14,7 @@ from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import assert_same_state, random_group
+from .cases import assert_same_state, random_group
 
 Make = Callable[..., Trainer]
 

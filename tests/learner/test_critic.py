@@ -14,7 +14,7 @@ from headrace_learner.algorithms.batch import build_step_batch
 from headrace_learner.models.critic import Critic
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import assert_close, disturb, hyperparameters, random_group, recorded
+from .cases import assert_close, disturb, hyperparameters, random_group, recorded
 
 Make = Callable[..., Trainer]
 

@@ -31,7 +31,7 @@ from headrace_learner.algorithms.kl import kl_estimate
 from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import VOCAB, assert_close, disturb, hyperparameters, random_group, recorded
+from .cases import VOCAB, assert_close, disturb, hyperparameters, random_group, recorded
 
 Make = Callable[..., Trainer]
 PROMPT = [3, 1, 4]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headrace_learner.algorithms.importance_weights import StalenessWeights, staleness_weights
 
-from .learner_cases import hyperparameters
+from .cases import hyperparameters
 
 ROWS = [0, 1, 0, 1, 2]
 RATIOS = [2.0, 0.25, 8.0, 1.0, 3.0]

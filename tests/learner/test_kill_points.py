@@ -21,9 +21,9 @@ from headrace_core.protocols.worker import WorkerConfig
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.training.trainer import Trainer
 
+from .bench import BATCH, Bench
+from .cases import assert_same_state, random_group
 from .kill_cases import be_learner
-from .learner_bench import BATCH, Bench
-from .learner_cases import assert_same_state, random_group
 
 pytestmark = pytest.mark.slow
 

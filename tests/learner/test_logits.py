@@ -14,7 +14,7 @@ from headrace_learner.algorithms.batch import build_step_batch
 from headrace_learner.models import logits
 from headrace_learner.models.policy import Policy
 
-from .learner_cases import VOCAB, hyperparameters, random_group
+from .cases import VOCAB, hyperparameters, random_group
 
 SMALL = {
     **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},

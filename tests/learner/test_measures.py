@@ -14,7 +14,7 @@ from headrace_learner.algorithms.token_selection import AgeCount, rewards_differ
 from headrace_learner.distributed.process_group import SingleProcess
 from headrace_learner.training.step_metrics import MISMATCH, StepLog, summarise
 
-from .learner_cases import answered, random_group
+from .cases import answered, random_group
 
 
 def a_table(behaviour: list[float], ages: list[int], fresh: list[bool] | None = None) -> Table:

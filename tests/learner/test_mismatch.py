@@ -19,8 +19,8 @@ from headrace_learner.training.mismatch import Mismatch, MismatchWatch
 from headrace_learner.training.step_metrics import MISMATCH
 from headrace_learner.training.trainer import Trainer
 
-from .learner_bench import Bench, learner
-from .learner_cases import hyperparameters, random_group
+from .bench import Bench, learner
+from .cases import hyperparameters, random_group
 
 Make = Callable[..., Trainer]
 

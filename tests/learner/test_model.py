@@ -25,7 +25,7 @@ from transformers import (
 from headrace_learner.algorithms.batch import MicroBatch, build_step_batch
 from headrace_learner.models.policy import Policy
 
-from .learner_cases import VOCAB, hyperparameters, random_group
+from .cases import VOCAB, hyperparameters, random_group
 
 
 def a_batch() -> MicroBatch:

@@ -1,4 +1,4 @@
-"""Every gradient of every preset against autograd of the objective as written down in `learner_oracle`."""
+"""Every gradient of every preset against autograd of the objective as written down in `oracle`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from headrace_core.types.trajectory import Completion, Group, Role
 from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.training.trainer import StepResult, Trainer
 
-from . import learner_oracle as oracle
-from .learner_cases import (
+from . import oracle
+from .cases import (
     VOCAB,
     Update,
     answered,

@@ -24,7 +24,7 @@ from headrace_learner.optimizers.dct import cosine_basis
 from headrace_learner.optimizers.galore import leading_directions, limit_growth
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import hyperparameters, random_group
+from .cases import hyperparameters, random_group
 
 LOW_RANK = ("galore", "fira", "dct_adamw")
 RATE = 0.03

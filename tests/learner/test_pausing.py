@@ -13,7 +13,7 @@ from headrace_core.ledger.ledger import Ledger
 from headrace_learner.distributed.rank_coordinator import RankCoordinator
 from headrace_learner.worker import LearnerWorker
 
-from .learner_bench import BATCH, STEPS, Bench, train_whole
+from .bench import BATCH, STEPS, Bench, train_whole
 
 PAUSES = ((None, 0), ("Train", 1), ("Publish", 2), ("settle", 3), ("Save", 4), ("Train", 5), ("WriteModel", 6))
 """(stage in which the pause comes, policy version that it leaves); None: while the learner waits for groups."""

@@ -18,7 +18,7 @@ from headrace_learner.distributed.fsdp import RanksLost
 from headrace_learner.distributed.rank_commands import CommandStream, Finish, Heartbeat, Train
 from headrace_learner.worker import LearnerWorker
 
-from .learner_bench import STEPS, Bench, learner, train_whole
+from .bench import STEPS, Bench, learner, train_whole
 from .rank_cases import be_follower
 
 Follow = Callable[[WorkerConfig], SpawnProcess]

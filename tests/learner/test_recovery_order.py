@@ -15,7 +15,7 @@ from headrace_core.errors import Damaged
 from headrace_core.storage import snapshot_folder
 from headrace_learner.worker import LearnerWorker
 
-from .learner_bench import STEPS, Bench, train_whole
+from .bench import STEPS, Bench, train_whole
 
 AT = 3
 """Version at which learners die here: checkpoints hold 2, and snapshots all."""

@@ -15,7 +15,7 @@ from headrace_core.types.likelihood import Kind, Likelihood
 from headrace_core.types.trajectory import Completion, Group, Role
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import VOCAB, answered, disturb, eventful_group, likely, recorded
+from .cases import VOCAB, answered, disturb, eventful_group, likely, recorded
 
 Make = Callable[..., Trainer]
 PROMPT, Y = [3, 1, 4], [15, 9]

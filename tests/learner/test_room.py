@@ -21,7 +21,7 @@ from headrace_learner.distributed.rank_coordinator import RankCoordinator
 from headrace_learner.durable_writes import DurableWriter
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import random_group
+from .cases import random_group
 
 JOB = "ftjob-room"
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from headrace_core.types.trajectory import Completion, Group, Role
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import VOCAB, assert_close, recorded
+from .cases import VOCAB, assert_close, recorded
 
 PROMPT = np.array([3, 1, 4, 1, 5], np.int32)
 MAX_TOKENS = 16

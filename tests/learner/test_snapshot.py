@@ -16,7 +16,7 @@ from headrace_learner.checkpoints import memory_snapshot
 from headrace_learner.checkpoints.memory_snapshot import Restored, Snapshots
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import assert_same_state, random_group
+from .cases import assert_same_state, random_group
 
 Make = Callable[..., Trainer]
 

@@ -14,7 +14,7 @@ from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.training.model_optimizer import TrainingDiverged
 from headrace_learner.training.trainer import Trainer
 
-from .learner_cases import answered, assert_close, assert_same_state, disturb, eventful_group, random_group, recorded
+from .cases import answered, assert_close, assert_same_state, disturb, eventful_group, random_group, recorded
 
 Make = Callable[..., Trainer]
 PRESETS = sorted(IMPLEMENTATIONS)

@@ -1,5 +1,5 @@
 """Reward functions as users of other libraries write them: each in the style of its library's documentation, and with
-what that library passes. `test_reward_foreign` runs them unchanged; they are not imported by a test."""
+what that library passes. `test_foreign_functions` runs them unchanged; they are not imported by a test."""
 
 import asyncio
 import re

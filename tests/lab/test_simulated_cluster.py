@@ -10,6 +10,8 @@ from evidence.async_speed import areal_figures as areal
 from headrace_lab.virtual.simulated_cluster import Cluster, Evaluations, measure
 from headrace_lab.virtual.simulated_engine import DecodeSpeed, Lengths
 
+pytestmark = pytest.mark.slow
+
 SMALL = Cluster(
     rollout_devices=2,
     speed=DecodeSpeed(base=0.01, each=0.0001, update_pause=0.5),

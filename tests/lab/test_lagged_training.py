@@ -12,6 +12,8 @@ import torch
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_lab.training.lagged_training import LaggedRun, Task, adder
 
+pytestmark = pytest.mark.slow
+
 
 def settings(**changes: object) -> Hyperparameters:
     return Hyperparameters.model_validate(

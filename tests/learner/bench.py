@@ -18,7 +18,7 @@ from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.staleness import Limits
 from headrace_learner.worker import LearnerWorker
 
-from .learner_cases import hyperparameters, random_group
+from .cases import hyperparameters, random_group
 
 STEPS, BATCH, ROWS = 6, 4, 24
 

@@ -22,9 +22,9 @@ from headrace_learner.rollout_recorder import rollouts
 from headrace_learner.training.trainer import Trainer
 from headrace_learner.worker import LearnerWorker
 
-from . import learner_oracle as oracle
-from .learner_bench import BATCH, STEPS, Bench, train_whole
-from .learner_cases import answered, disturb, eventful_group, hyperparameters, likely, random_group
+from . import oracle
+from .bench import BATCH, STEPS, Bench, train_whole
+from .cases import answered, disturb, eventful_group, hyperparameters, likely, random_group
 
 VERSION = 3
 SETTINGS = {"max_staleness": 1, "temperature": 0.7, "minibatches": 2, "group_size": 5, "importance_cap": 1.5}

@@ -11,8 +11,7 @@ from headrace_controller.failure_limits import TooManyGenerationFailures, check_
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.counts import STATES, LedgerCounts
 from headrace_core.types.events import IdleStep, RowRefused
-
-from .conftest import Served, stored_job
+from tests.gateway.conftest import Served, stored_job
 
 SETTINGS = Hyperparameters(batch_size=8, group_size=2, n_steps=1, max_generation_failures=0.25)
 EMPTY = LedgerCounts(0, dict.fromkeys(STATES, 0), 0, 0, 0, 0, 0)

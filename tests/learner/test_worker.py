@@ -21,8 +21,8 @@ from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.types.metrics import WorkerMetrics
 from headrace_learner.worker import LearnerWorker
 
-from .learner_bench import BATCH, STEPS, Bench, learner, train_whole
-from .learner_cases import random_group
+from .bench import BATCH, STEPS, Bench, learner, train_whole
+from .cases import random_group
 
 
 async def test_a_job_is_trained_step_by_step(bench: Callable[..., Bench]) -> None:

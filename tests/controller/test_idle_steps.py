@@ -11,8 +11,7 @@ from headrace_controller.idle_steps import IdleSteps, NothingLearned, NothingSco
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import RewardMetrics, StepMetrics
-
-from .conftest import Served, stored_job
+from tests.gateway.conftest import Served, stored_job
 
 JOB = "ftjob-1"
 MOST = 3

@@ -15,8 +15,7 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.ledger.counts import STATES, LedgerCounts
 from headrace_core.types.events import RewardFailure
 from headrace_core.types.metrics import RewardMetrics
-
-from .conftest import Served, stored_job
+from tests.gateway.conftest import Served, stored_job
 
 SETTINGS = Hyperparameters(batch_size=4, group_size=2, max_reward_failures=0.25, n_steps=1)
 EMPTY = LedgerCounts(0, dict.fromkeys(STATES, 0), 0, 0, 0, 0, 0)

@@ -1,5 +1,5 @@
 """`score_model` and `label_model`: what the judge is asked, and how it is read. A real server stands for the judge;
-`test_reward_real_judge` asks vLLM."""
+`test_real_judge` asks vLLM."""
 
 from __future__ import annotations
 
