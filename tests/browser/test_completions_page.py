@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.rollout_records import Rollout, RolloutStore
 from headrace_lab.browser import PHONE, Browser
-from tests.gateway.conftest import stored_job
+from headrace_lab.services.jobs import stored_job
 from tests.gateway.kept_groups import END, MODEL_FOLDER, completion, group
 
 from .conftest import Site

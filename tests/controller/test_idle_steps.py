@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from headrace_controller.idle_steps import IdleSteps, NothingLearned, NothingScored
 from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import RewardMetrics, StepMetrics
-from tests.gateway.conftest import Served, stored_job
+from headrace_lab.services.jobs import stored_job
 
 JOB = "ftjob-1"
 MOST = 3
@@ -22,9 +24,9 @@ TEACHES: dict[str, Any] = {"reward_mean": 0.25, "grad_norm": 0.7}
 Steps = Callable[..., Awaitable[None]]
 
 
-def idle_steps(served: Served, version: int = 0, **settings: Any) -> IdleSteps:
+def idle_steps(jobs: JobStore, version: int = 0, **settings: Any) -> IdleSteps:
     chosen = Hyperparameters.model_validate({"n_steps": 20, "max_steps_without_gradient": MOST, **settings})
-    return IdleSteps(served.jobs, JOB, chosen, version)
+    return IdleSteps(jobs, JOB, chosen, version)
 
 
 def step(number: int, **fields: Any) -> StepMetrics:
@@ -34,36 +36,36 @@ def step(number: int, **fields: Any) -> StepMetrics:
 
 
 @pytest.fixture
-async def steps(served: Served) -> Steps:
+async def steps(jobs: JobStore) -> Steps:
     """Record more steps, one of each given."""
-    await served.jobs.create(stored_job())
+    await jobs.create(stored_job())
     done = 0
 
     async def record(*kinds: dict[str, Any]) -> None:
         nonlocal done
         for kind in kinds:
             done += 1
-            await served.jobs.record(JOB, step(done, **kind))
+            await jobs.record(JOB, step(done, **kind))
 
     return record
 
 
-async def warnings(served: Served) -> list[str]:
-    return [event.message for _, event in await served.jobs.events(JOB) if event.level == "warn"]
+async def warnings(jobs: JobStore) -> list[str]:
+    return [event.message for _, event in await jobs.events(JOB) if event.level == "warn"]
 
 
 async def test_the_first_step_without_a_reward_is_told_with_what_became_of_its_completions(
-    served: Served, steps: Steps
+    jobs: JobStore, steps: Steps
 ) -> None:
     counted = RewardMetrics(worker="rollout-0", started=1.0, time=2.0, completions=24, not_applicable=23)
-    await served.jobs.record_reward(JOB, counted)
-    idle = idle_steps(served)
+    await jobs.record_reward(JOB, counted)
+    idle = idle_steps(jobs)
     await idle.look()
     await steps(UNSCORED)
     await idle.look()
     await steps(UNSCORED)
     await idle.look()
-    (told,) = await warnings(served)
+    (told,) = await warnings(jobs)
     assert told.startswith(
         "Step 1 changed nothing: none of its 8 completions has a reward: of 24 so far the grader had "
     )
@@ -71,8 +73,8 @@ async def test_the_first_step_without_a_reward_is_told_with_what_became_of_its_c
     assert "headrace rewards check" in told
 
 
-async def test_a_job_that_nobody_scores_pauses_and_says_why(served: Served, steps: Steps) -> None:
-    idle = idle_steps(served)
+async def test_a_job_that_nobody_scores_pauses_and_says_why(jobs: JobStore, steps: Steps) -> None:
+    idle = idle_steps(jobs)
     await steps(UNSCORED, UNSCORED)
     await idle.look()
     await steps(UNSCORED)
@@ -83,20 +85,20 @@ async def test_a_job_that_nobody_scores_pauses_and_says_why(served: Served, step
     assert (e.value.code, e.value.who) == ("nothing_learned", "job")
 
 
-async def test_equal_rewards_from_the_first_step_on_pause_it_too(served: Served, steps: Steps) -> None:
-    idle = idle_steps(served)
+async def test_equal_rewards_from_the_first_step_on_pause_it_too(jobs: JobStore, steps: Steps) -> None:
+    idle = idle_steps(jobs)
     await steps(*[EQUAL] * MOST)
     with pytest.raises(NothingLearned, match=r"in each of its 4 groups all rewards are equal \(their mean is 0\.25\)"):
         await idle.look()
 
 
 async def test_equal_rewards_of_a_policy_that_has_learned_are_told_and_pause_nothing(
-    served: Served, steps: Steps
+    jobs: JobStore, steps: Steps
 ) -> None:
-    idle = idle_steps(served)
+    idle = idle_steps(jobs)
     await steps(EQUAL, EQUAL, TEACHES, *[EQUAL] * 50)
     await idle.look()
-    assert [told.partition(":")[0] for told in await warnings(served)] == [
+    assert [told.partition(":")[0] for told in await warnings(jobs)] == [
         "Step 1 changed nothing",
         "Step 4 changed nothing",
     ]
@@ -105,56 +107,56 @@ async def test_equal_rewards_of_a_policy_that_has_learned_are_told_and_pause_not
         await idle.look()
 
 
-async def test_steps_in_a_row_are_counted(served: Served, steps: Steps) -> None:
-    idle = idle_steps(served)
+async def test_steps_in_a_row_are_counted(jobs: JobStore, steps: Steps) -> None:
+    idle = idle_steps(jobs)
     await steps(TEACHES, *[UNSCORED, UNSCORED, TEACHES] * 5)
     await idle.look()
     await idle.end()
 
 
 @pytest.mark.parametrize("settings", [{"max_steps_without_gradient": 0}, {"max_steps_without_gradient": 50}])
-async def test_it_is_the_users_number_and_0_is_never(served: Served, steps: Steps, settings: dict[str, int]) -> None:
-    idle = idle_steps(served, **settings)
+async def test_it_is_the_users_number_and_0_is_never(jobs: JobStore, steps: Steps, settings: dict[str, int]) -> None:
+    idle = idle_steps(jobs, **settings)
     await steps(*[UNSCORED] * 20)
     await idle.look()
-    assert len(await warnings(served)) == 1
+    assert len(await warnings(jobs)) == 1
 
 
-async def test_a_resume_counts_anew_and_remembers_what_taught(served: Served, steps: Steps) -> None:
+async def test_a_resume_counts_anew_and_remembers_what_taught(jobs: JobStore, steps: Steps) -> None:
     await steps(TEACHES, *[UNSCORED] * 4)
-    resumed = idle_steps(served, version=5)
+    resumed = idle_steps(jobs, version=5)
     await resumed.look()
     await steps(UNSCORED, UNSCORED)
     await resumed.look()
-    after_a_crash = idle_steps(served, version=7)
+    after_a_crash = idle_steps(jobs, version=7)
     await steps(*[EQUAL] * 40)
     await after_a_crash.look()
-    assert len(await warnings(served)) == 2
+    assert len(await warnings(jobs)) == 2
 
 
-async def test_a_critic_that_warms_up_and_tokens_that_are_too_old(served: Served, steps: Steps) -> None:
-    idle = idle_steps(served, algorithm="ppo", critic_warmup_steps=4, batch_size=4)
+async def test_a_critic_that_warms_up_and_tokens_that_are_too_old(jobs: JobStore, steps: Steps) -> None:
+    idle = idle_steps(jobs, algorithm="ppo", critic_warmup_steps=4, batch_size=4)
     await steps(*[EQUAL] * 4)
     await idle.look()
-    assert await warnings(served) == []
+    assert await warnings(jobs) == []
     await steps(EQUAL | {"tokens": 0, "masked_tokens": 40})
     await idle.look()
-    assert "all of its 40 tokens are older than max_staleness" in (await warnings(served))[0]
+    assert "all of its 40 tokens are older than max_staleness" in (await warnings(jobs))[0]
 
 
-async def test_a_whole_job_without_a_reward_does_not_succeed(served: Served, steps: Steps) -> None:
+async def test_a_whole_job_without_a_reward_does_not_succeed(jobs: JobStore, steps: Steps) -> None:
     """Also one that is shorter than the number of steps that would pause it."""
     await steps(UNSCORED, UNSCORED)
     with pytest.raises(NothingScored, match=r"^no completion of the job's 20 steps was given a reward") as e:
-        await idle_steps(served, version=2).end()
+        await idle_steps(jobs, version=2).end()
     assert (e.value.code, e.value.param) == ("nothing_scored", "grader")
     await steps(EQUAL)
-    await idle_steps(served, version=2).end()
+    await idle_steps(jobs, version=2).end()
 
 
-async def test_a_damaged_measurement_says_nothing(served: Served, steps: Steps) -> None:
-    idle = idle_steps(served)
+async def test_a_damaged_measurement_says_nothing(jobs: JobStore, redis: Redis, steps: Steps) -> None:
+    idle = idle_steps(jobs)
     await steps(UNSCORED, UNSCORED)
-    await served.redis.xadd(JobKeys(JOB).history("step"), {"source": "step", "data": b"{broken"}, id="900-0")
+    await redis.xadd(JobKeys(JOB).history("step"), {"source": "step", "data": b"{broken"}, id="900-0")
     await idle.look()
-    assert len(await warnings(served)) == 1
+    assert len(await warnings(jobs)) == 1

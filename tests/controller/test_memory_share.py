@@ -11,7 +11,7 @@ from headrace_core.jobs.history import EVENTS
 from headrace_core.jobs.job_store import Event, JobStore, event_of
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.types.staleness import Limits
-from tests.gateway.conftest import stored_job
+from headrace_lab.services.jobs import stored_job
 
 
 async def events(jobs: JobStore, job_id: str) -> list[Event]:

@@ -25,7 +25,7 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.ray_connection import RayConnection
-from tests.gateway.conftest import stored_job
+from headrace_lab.services.jobs import stored_job
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 QUEUED = 1000

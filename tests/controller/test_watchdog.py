@@ -19,7 +19,7 @@ from headrace_core.ledger.ledger import Ledger, TransitionOutcome
 from headrace_core.types.metrics import WorkerMetrics
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import Group, sampled_completion
-from tests.gateway.conftest import stored_job
+from headrace_lab.services.jobs import stored_job
 
 SOON, LATE = 6.0, 20.0
 JOB = stored_job(status="running", total_steps=10)

@@ -25,7 +25,8 @@ from headrace_core.types.staleness import Limits
 from headrace_gateway.cli import main
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ROOT
-from tests.gateway.conftest import rows, stored_job
+from headrace_lab.services.jobs import stored_job
+from tests.gateway.conftest import rows
 from tests.gateway.keyed import Keyed, gateway
 
 from .test_docs import DOCS, PAGES, blocks, name_of

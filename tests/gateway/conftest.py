@@ -117,10 +117,3 @@ def body(training_file: str, **changes: Any) -> dict[str, Any]:
 async def training_file(client: AsyncOpenAI) -> str:
     uploaded = await client.files.create(file=("train.jsonl", rows(8)), purpose="fine-tune")
     return uploaded.id
-
-
-def stored_job(job_id: str = "ftjob-1", **changes: Any) -> Job:
-    """A job as submission would store it, for tests of what is shown of one."""
-    hyperparameters = {"max_staleness": 2, "late": "mask", "n_epochs": None, "batch_size": 4, "algorithm": "grpo"}
-    fields = {"id": job_id, "created_at": 1.0, "model": MODEL, "model_path": "/m", "training_file": "file-1"}
-    return Job(**{**fields, "hyperparameters": hyperparameters, "total_steps": 10, **changes})

@@ -16,8 +16,9 @@ from headrace_core.errors import InvalidRequest, Unavailable
 from headrace_gateway.cli import main
 from headrace_gateway.cli.common import service_settings
 from headrace_gateway.service.serve import serve
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, stored_job
+from .conftest import Served
 
 HEAVY = {"fastapi", "httpx", "numpy", "pydantic", "pydantic_settings", "ray", "redis", "torch"}
 

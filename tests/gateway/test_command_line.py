@@ -17,8 +17,9 @@ from headrace_gateway.cli import job_file, main
 from headrace_gateway.client import Client
 from headrace_gateway.events import job_streams
 from headrace_lab.paths import ADDER
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, rows, stored_job
+from .conftest import Served, rows
 
 JOB = """
 model = "headrace/tiny-adder"

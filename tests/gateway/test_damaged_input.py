@@ -25,8 +25,9 @@ from headrace_gateway.models.prompt_tokens import PromptCounter
 from headrace_gateway.service.embedded_redis import running
 from headrace_lab.faults.byte_damage import damages
 from headrace_lab.paths import ADDER
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import MODEL, Served, body, rows, stored_job
+from .conftest import MODEL, Served, body, rows
 from .keyed import Keyed, keyed
 from .test_envelope import error_of, http
 

@@ -39,8 +39,9 @@ from headrace_gateway.events import job_streams
 from headrace_gateway.openapi.document import operations
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ADDER
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, rows, stored_job
+from .conftest import Served, rows
 from .kept_groups import completion
 from .kept_groups import group as kept_group
 from .redis_damage import NO_RECORD, TOO_LARGE, damaged_one_by_one

@@ -33,8 +33,9 @@ from headrace_gateway.cli.machine_checks import (
     storage,
 )
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, stored_job
+from .conftest import Served
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -13,8 +13,9 @@ from fastapi import FastAPI
 
 from headrace_gateway.middleware import request_envelope
 from headrace_gateway.openapi.document import operations
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import MAX_UPLOAD_BYTES, Served, body, rows, stored_job
+from .conftest import MAX_UPLOAD_BYTES, Served, body, rows
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Checkpoint, model_name
 from headrace_gateway.cli import main
 from headrace_lab.paths import ADDER
+from headrace_lab.services.jobs import stored_job
 from headrace_learner.models.policy import Policy
 
-from .conftest import Served, stored_job
+from .conftest import Served
 
 PROMPT = "37 + 56 ="
 

@@ -24,8 +24,9 @@ from headrace_gateway.exporters.export_processes import ATTEMPTS, ExportProcesse
 from headrace_gateway.exporters.series import SERIES, point
 from headrace_gateway.exporters.targets import Target
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, stored_job
+from .conftest import Served
 from .test_observe import EVALUATION, UPDATE, WORKER, counted, step
 
 SECONDS = 60.0

@@ -23,8 +23,9 @@ from headrace_gateway.cli import main
 from headrace_gateway.cli.live_view import follow
 from headrace_gateway.models.model_folder import copy
 from headrace_lab.paths import ADDER
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, body, stored_job
+from .conftest import Served, body
 from .test_observe import EVALUATION, WORKER, step
 
 SHIPPED = ADDER / "model"

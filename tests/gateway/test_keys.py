@@ -18,8 +18,9 @@ from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
 from headrace_gateway.auth import api_keys
 from headrace_gateway.events import sse_response
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, body, rows, stored_job
+from .conftest import Served, body, rows
 from .keyed import Keyed, gateway, keyed
 from .test_envelope import error_of
 

@@ -29,8 +29,7 @@ from headrace_core.restart_budget import RestartBudget
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.part_supervisor import PartSupervisor
 from headrace_gateway.service.ray_connection import RayConnection
-
-from .conftest import stored_job
+from headrace_lab.services.jobs import stored_job
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

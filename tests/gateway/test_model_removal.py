@@ -14,8 +14,9 @@ from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name
 from headrace_gateway.models.catalog import Models
 from headrace_lab.paths import ADDER
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import MODEL, Served, stored_job
+from .conftest import MODEL, Served
 
 
 async def trained(served: Served, job_id: str, steps: int = 2, status: str = "succeeded") -> list[str]:

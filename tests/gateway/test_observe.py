@@ -27,8 +27,9 @@ from headrace_core.types.metrics import (
 )
 from headrace_core.types.staleness import Limits
 from headrace_lab.paths import ROOT
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, stored_job
+from .conftest import Served
 
 DOCS = ROOT / "docs" / "prometheus.md"
 JOB = "/v1/fine_tuning/jobs/ftjob-1"

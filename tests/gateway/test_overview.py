@@ -15,8 +15,9 @@ from headrace_core.ledger.ledger import Ledger
 from headrace_core.types.metrics import EvaluationMetrics
 from headrace_core.types.staleness import Limits
 from headrace_gateway.schemas.observe import OverviewList
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import MODEL, Served, stored_job
+from .conftest import MODEL, Served
 from .test_observe import EVALUATION, step
 
 OVERVIEW = "/v1/headrace/overview"

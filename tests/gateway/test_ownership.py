@@ -15,9 +15,9 @@ from fastapi.routing import APIRoute
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name
 from headrace_lab.paths import ADDER
-from headrace_lab.services.jobs import Seeded
+from headrace_lab.services.jobs import Seeded, stored_job
 
-from .conftest import GRADER, body, rows, stored_job
+from .conftest import GRADER, body, rows
 from .keyed import Keyed, keyed
 
 __all__ = ["keyed"]

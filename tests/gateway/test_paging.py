@@ -22,8 +22,9 @@ from headrace_gateway.schemas.observe import (
     RewardObject,
     StalenessObject,
 )
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, stored_job
+from .conftest import Served
 from .test_observe import UPDATE, WORKER, step
 
 JOB = "ftjob-1"

@@ -22,8 +22,9 @@ from headrace_gateway.context import GatewayContext
 from headrace_gateway.operations import idempotency
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.faults.held_answers import held_answers
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Controllers, stored_job
+from .conftest import Controllers
 
 RETRY = {"x-stainless-retry-count": "1"}
 

@@ -16,8 +16,9 @@ from headrace_core.jobs.rollout_records import Rollout, RolloutStore
 from headrace_gateway.routes.rollouts import MOST_TOKENS
 from headrace_gateway.schemas.rollouts import RolloutList
 from headrace_gateway.views import rollouts as rollout_objects
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, stored_job
+from .conftest import Served
 from .kept_groups import END, MODEL_FOLDER, completion, environment_token, group
 
 JOB = "ftjob-1"

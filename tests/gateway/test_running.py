@@ -20,8 +20,9 @@ from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics, WorkerStat
 from headrace_core.types.staleness import Limits
 from headrace_gateway.operations.settings_change import ChangeSettings
 from headrace_gateway.schemas.control import QueuesObject, SettingsObject, WeightsObject, WorkerList, WorkerObject
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, stored_job
+from .conftest import Served
 
 JOB = "/v1/fine_tuning/jobs/ftjob-1"
 SETTINGS = Hyperparameters.model_validate(

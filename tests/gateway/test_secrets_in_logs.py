@@ -6,8 +6,9 @@ import pytest
 
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.keys import JobKeys
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import body, rows, stored_job
+from .conftest import body, rows
 from .keyed import Keyed, keyed
 from .test_envelope import error_of
 

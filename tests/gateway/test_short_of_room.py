@@ -20,8 +20,9 @@ from headrace_core.redis_access.client import connect
 from headrace_gateway.app import create_app
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.serve import HttpServer, serve_over
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Controllers, rows, stored_job
+from .conftest import Controllers, rows
 from .keyed import gateway
 
 SOON = 10.0

@@ -25,8 +25,9 @@ from headrace_gateway.events import sse_response
 from headrace_gateway.events import subscriber as listener_module
 from headrace_gateway.events.job_streams import JobStreams
 from headrace_gateway.events.stream_formats import EVERYTHING, OPENAI, downsample
+from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, stored_job
+from .conftest import Served
 from .test_observe import step
 
 JOB = "ftjob-1"

@@ -1,4 +1,5 @@
-"""Jobs that look as if they had run: measurements of every kind through `JobStore`, in the order in which they came.
+"""Jobs without a run: one as it is stored, and those that look as if they had run, with measurements of every kind
+through `JobStore`, in the order in which they came.
 
 For what shows jobs, and has to be measured or tested without training any.
 """
@@ -46,6 +47,21 @@ class StepNumber(msgspec.Struct, frozen=True):
     """Data of a step's event, short."""
 
     step: int
+
+
+def stored_job(job_id: str = "ftjob-1", **changes: Any) -> Job:
+    """A job as submission would store it, with the fields of `changes`."""
+    hyperparameters = {"max_staleness": 2, "late": "mask", "n_epochs": None, "batch_size": 4, "algorithm": "grpo"}
+    job = Job(
+        id=job_id,
+        created_at=1.0,
+        model="headrace/tiny-adder",
+        model_path="/m",
+        training_file="file-1",
+        hyperparameters=hyperparameters,
+        total_steps=10,
+    )
+    return msgspec.structs.replace(job, **changes)
 
 
 @dataclass(frozen=True)
