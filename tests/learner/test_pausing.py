@@ -26,11 +26,11 @@ class Door:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._stage: str | None = None
         self._reached, self._opened = asyncio.Event(), asyncio.Event()
-        together, settle, pausing = RankCoordinator.run_on_all, Ledger.settle, LearnerWorker._pausing
+        run_on_all, settle, pausing = RankCoordinator.run_on_all, Ledger.settle, LearnerWorker._pausing
 
-        async def held_together(lead: RankCoordinator, order: Any, work: Any) -> Any:
+        async def held_run(coordinator: RankCoordinator, order: Any, work: Any) -> Any:
             await self._pass(type(order).__name__)
-            return await together(lead, order, work)
+            return await run_on_all(coordinator, order, work)
 
         async def held_settle(ledger: Ledger, *given: Any) -> Any:
             await self._pass("settle")
@@ -42,7 +42,7 @@ class Door:
             return found
 
         monkeypatch.setattr(LearnerWorker, "_pausing", held_pausing)
-        monkeypatch.setattr(RankCoordinator, "together", held_together)
+        monkeypatch.setattr(RankCoordinator, "run_on_all", held_run)
         monkeypatch.setattr(Ledger, "settle", held_settle)
 
     async def _pass(self, stage: str) -> None:

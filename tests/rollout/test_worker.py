@@ -418,6 +418,8 @@ async def test_what_a_drain_was_giving_back_when_it_stopped_is_free_at_once(
         run = asyncio.create_task(worker.run())
         # Not by the ledger's count: there the last lease counts before the worker has heard of it.
         await until(lambda: groups_under_way(WINDOW), "it makes the whole window")
+        # Else it would take the groups again as soon as Redis has them back.
+        await WorkerDrains(redis, JOB).request("rollout-0", seconds=60)
         returned = asyncio.create_task(worker._leases.give_back(), name="drained")
         held.hold(script("release"))
         await until(lambda: groups_under_way(0), "its groups were cancelled")
