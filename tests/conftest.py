@@ -7,9 +7,11 @@ by side and gives them a file at a time.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import secrets
+import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +43,20 @@ _RUN = "PYTEST_RUN"
 # Every process that a test starts inherits both. The first names the run and, in it, the process of pytest-xdist.
 os.environ[_RUN] = f"{os.environ.get(_RUN, secrets.token_hex(8))}/{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before a test loads torch; CONTRIBUTING.md says why
+# Where the shell forbids Python to write bytecode, every process that a test starts would compile the packages again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays: to look for garbage in it, now and in every later search, would take seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
