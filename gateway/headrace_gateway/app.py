@@ -15,10 +15,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import APIRouter, FastAPI
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from starlette.routing import BaseRoute
 
 from headrace_controller.manager import ControllerManager, RayControllerManager
 from headrace_core.concurrency import cancel
@@ -35,6 +37,7 @@ from .chat.chat_pool import ChatPool, RayChatPool
 from .context import GatewayContext
 from .exporters.export_processes import ExportProcesses
 from .files import file_store, task_files
+from .limited_processes.forked_process import ForkServer
 from .middleware import request_envelope
 from .middleware.access import AccessMiddleware
 from .openapi import document
@@ -69,16 +72,21 @@ _ROUTERS: Sequence[APIRouter] = (
 
 
 def create_app(
-    settings: Settings, redis_url: str, controllers: ControllerManager | None = None, chats: ChatPool | None = None
+    settings: Settings,
+    redis_url: str,
+    controllers: ControllerManager | None = None,
+    chats: ChatPool | None = None,
+    fork_server: ForkServer | None = None,
 ) -> FastAPI:
     """The app over the Redis at `redis_url`; jobs are run by `controllers`, models chat in `chats` (Ray actors, if not
-    given)."""
+    given), and submissions are checked in processes of `fork_server` (the app's own, if not given)."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect_for_requests(redis_url)
         runs = controllers or RayControllerManager.from_config(settings, redis_url, redis)
-        gateway = app.state.gateway = GatewayContext.over(settings, redis, runs, chats or RayChatPool(settings, redis))
+        pool = chats or RayChatPool(settings, redis)
+        gateway = app.state.gateway = GatewayContext.over(settings, redis, runs, pool, fork_server)
         exports = ExportProcesses(settings, redis_url, JobStore(redis))
         background = [
             asyncio.create_task(_reconcile_forever(gateway, exports), name="reconcile"),
@@ -95,13 +103,21 @@ def create_app(
                 await gateway.fork_server.close()
             await redis.aclose()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, generate_unique_id_function=document.operation_id)
-    for router in _ROUTERS:
-        app.include_router(router)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.router.routes.extend(_routes())
     app.add_middleware(AccessMiddleware, settings=settings)
     request_envelope.install(app, settings.max_upload_bytes)
     document.install(app)
     return app
+
+
+@cache
+def _routes() -> Sequence[BaseRoute]:
+    """Of all routers. FastAPI takes a tenth of a second to read their signatures: once a process, for all its apps."""
+    root = APIRouter(generate_unique_id_function=document.operation_id)
+    for router in _ROUTERS:
+        root.include_router(router)
+    return root.routes
 
 
 async def _reconcile_forever(gateway: GatewayContext, exports: ExportProcesses) -> None:

@@ -55,11 +55,18 @@ class GatewayContext:
     """In whose name things are made."""
 
     @classmethod
-    def over(cls, settings: Settings, redis: Redis, controllers: ControllerManager, chats: ChatPool) -> GatewayContext:
-        """The parts, all over one Redis."""
+    def over(
+        cls,
+        settings: Settings,
+        redis: Redis,
+        controllers: ControllerManager,
+        chats: ChatPool,
+        fork_server: ForkServer | None = None,
+    ) -> GatewayContext:
+        """The parts, all over one Redis. `fork_server`: by default a new one, where the settings want one."""
         jobs = JobStore(redis)
         files = FileStore(redis, settings.data_dir / "files", settings.max_upload_bytes)
-        forks = ForkServer(PRELOADED, ENVIRONMENT) if settings.fork_server else None
+        forks = (fork_server or ForkServer(PRELOADED, ENVIRONMENT)) if settings.fork_server else None
         rules = settings.reward_rules
         keys, audit = KeyStore(redis), Audit(redis, settings.audit_entries)
         return cls(

@@ -1,16 +1,23 @@
-"""A real gateway: uvicorn on a loopback port, over the session's Redis, with the controllers' twin in place of Ray."""
+"""A real gateway: uvicorn on a loopback port, over the session's Redis, with the controllers' twin in place of Ray.
+
+Each test has a gateway of its own; the process that forks checks serves those of all tests.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn.server
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
@@ -18,7 +25,10 @@ from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_gateway.app import create_app
+from headrace_gateway.context import PRELOADED
 from headrace_gateway.events.job_streams import JobStreams
+from headrace_gateway.limited_processes.forked_process import ForkServer
+from headrace_gateway.models.prompt_process import ENVIRONMENT
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.serve import HttpServer
 
@@ -62,6 +72,52 @@ class Controllers:
         """It starts nothing."""
 
 
+class SharedForkServer(ForkServer):
+    """Stays when a gateway closes it. It is started and ended in a loop of its own, since a test's loop ends first."""
+
+    def __init__(self) -> None:
+        super().__init__(PRELOADED, ENVIRONMENT)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fork server")
+        self._thread.start()
+
+    async def start(self) -> None:
+        await asyncio.wrap_future(self._run_there(super().start()))
+
+    async def close(self) -> None:
+        """Does nothing: `end` does."""
+
+    def end(self) -> None:
+        self._run_there(super().close()).result(timeout=30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=30)
+        self._loop.close()
+
+    def _run_there(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+@pytest.fixture(scope="session")
+def shared_forks() -> Iterator[ForkServer]:
+    """Imports what checks need once, and not for each test that submits a job."""
+    forks = SharedForkServer()
+    yield forks
+    forks.end()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uvicorn_looks_often() -> Iterator[None]:
+    """uvicorn looks every 0.1 s whether it is to end, and then waits as long for connections to close: too long for
+    hundreds of gateways."""
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+        yield
+
+
 @dataclass
 class Served:
     """A running gateway, and what stands behind it."""
@@ -76,10 +132,12 @@ class Served:
 
 
 @pytest.fixture
-async def served(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Served]:
+async def served(
+    redis: Redis, redis_server: RedisServer, shared_forks: ForkServer, tmp_path: Path
+) -> AsyncIterator[Served]:
     settings = Settings(data_dir=tmp_path, max_upload_bytes=MAX_UPLOAD_BYTES)
     controllers = Controllers()
-    app = create_app(settings, redis_server.url, controllers)
+    app = create_app(settings, redis_server.url, controllers, fork_server=shared_forks)
     server = HttpServer(app)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from headrace_core.config.service_settings import Settings
 from headrace_gateway.app import create_app
 from headrace_gateway.auth.api_keys import KeyStore
+from headrace_gateway.limited_processes.forked_process import ForkServer
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.serve import HttpServer
 
@@ -50,9 +51,11 @@ class Keyed:
 
 
 @asynccontextmanager
-async def gateway(settings: Settings, redis: Redis, redis_url: str) -> AsyncIterator[Keyed]:
+async def gateway(
+    settings: Settings, redis: Redis, redis_url: str, fork_server: ForkServer | None = None
+) -> AsyncIterator[Keyed]:
     """Served by uvicorn, as `headrace serve` does."""
-    app = create_app(settings, redis_url, Controllers())
+    app = create_app(settings, redis_url, Controllers(), fork_server=fork_server)
     server = HttpServer(app, settings.trusted_proxies)
     keys = KeyStore(redis)
     made = [(await keys.create(name, scope))[1] for name, scope in MEMBERS]
@@ -72,7 +75,9 @@ MEMBERS: list[Any] = [("alice", "user"), ("bob", "user"), ("root", "admin")]
 
 
 @pytest.fixture
-async def keyed(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Keyed]:
+async def keyed(
+    redis: Redis, redis_server: RedisServer, shared_forks: ForkServer, tmp_path: Path
+) -> AsyncIterator[Keyed]:
     settings = Settings(data_dir=tmp_path, max_upload_bytes=MAX_UPLOAD_BYTES, require_keys="on")
-    async with gateway(settings, redis, redis_server.url) as served:
+    async with gateway(settings, redis, redis_server.url, shared_forks) as served:
         yield served

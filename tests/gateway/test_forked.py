@@ -273,27 +273,34 @@ def test_what_leaves_a_thread_is_not_forked() -> None:
 # ── in the gateway ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def servers() -> list[int]:
+@pytest.fixture
+def shared_forks(forks: ForkServer) -> ForkServer:
+    """Here the gateway's is its own."""
+    return forks
+
+
+def servers() -> set[int]:
     children = psutil.Process().children()
-    return [c.pid for c in children if "headrace_gateway.limited_processes.fork_server" in " ".join(c.cmdline())]
+    return {c.pid for c in children if "headrace_gateway.limited_processes.fork_server" in " ".join(c.cmdline())}
 
 
 async def test_submissions_are_checked_by_forked_processes(
-    served: Served, client: AsyncOpenAI, training_file: str
+    served: Served, client: AsyncOpenAI, training_file: str, forks: ForkServer
 ) -> None:
-    assert servers() == []
+    others = servers()
+    assert forks.pid is None
     for _ in range(2):
         await client.post("/fine_tuning/jobs", body=body(training_file), cast_to=object)
-    (server,) = servers()
+    (server,) = servers() - others
     os.kill(server, signal.SIGKILL)
     await client.post("/fine_tuning/jobs", body=body(training_file), cast_to=object)
     assert server not in servers()
 
 
 async def test_an_operator_may_do_without(tmp_path: Path, redis: Redis, redis_server: RedisServer) -> None:
-    settings = Settings(data_dir=tmp_path, fork_server=False)
+    settings, others = Settings(data_dir=tmp_path, fork_server=False), servers()
     gateway = GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
     assert gateway.fork_server is None
     verdict = await gateway.trials.verdict(GRADER, [{"output_text": "93", "item": {"answer": "93"}}])
     assert [outcome.value for outcome in verdict.outcomes] == [1.0]
-    assert servers() == []
+    assert servers() == others
