@@ -1,4 +1,7 @@
-"""POST /v1/chat/completions by OpenAI's client: over a real Redis and a real engine, in this process instead of Ray."""
+"""POST /v1/chat/completions by OpenAI's client: over a real Redis and a real engine, in this process instead of Ray.
+
+One gateway, with one loaded model, serves all tests but those that end or fill it, which have `own_chats`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +17,7 @@ from typing import Any, Literal
 import httpx
 import openai
 import pytest
+import pytest_asyncio
 import uvicorn
 from openai import AsyncOpenAI
 from pydantic import BaseModel, Field, TypeAdapter
@@ -20,6 +25,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
 from headrace_core.protocols.chat import ChatBegun, ChatConfig, ChatProgress, ChatRequest
+from headrace_core.redis_access.client import connect, run
 from headrace_gateway.app import create_app
 from headrace_gateway.chat.chat_prompts import ChatPrompts
 from headrace_gateway.models.catalog import Model
@@ -28,6 +34,8 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_rollout.chat.server import ChatServer
 
 from .conftest import MODEL, Controllers
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 37 + 56?"}]
 LIMIT = 60.0
@@ -111,27 +119,53 @@ class LocalChat:
         self._aborting = asyncio.ensure_future(self.server.abort(self.begun.id))
 
 
-@pytest.fixture
-async def chats() -> AsyncIterator[LocalChats]:
-    chats = LocalChats()
-    yield chats
-    await chats.stop()
-
-
-@pytest.fixture
-async def url(redis: object, redis_server: RedisServer, chats: LocalChats, tmp_path: Path) -> AsyncIterator[str]:
-    app = create_app(Settings(data_dir=tmp_path), redis_server.url, Controllers(), chats)
+@asynccontextmanager
+async def chat_gateway(chats: LocalChats, redis_url: str, data_dir: Path) -> AsyncIterator[str]:
+    """The address of a gateway that chats in `chats`."""
+    app = create_app(Settings(data_dir=data_dir), redis_url, Controllers(), chats)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         await asyncio.wait_for(running, timeout=10)
+    await chats.stop()
+
+
+def openai_client(url: str) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def url(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    async with connect(redis_server.url) as redis:
+        await run(redis.flushall())
+    async with chat_gateway(LocalChats(), redis_server.url, tmp_path_factory.mktemp("data")) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(url: str) -> AsyncIterator[AsyncOpenAI]:
+    async with openai_client(url) as client:
+        yield client
 
 
 @pytest.fixture
-async def client(url: str) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
+def own_chats() -> LocalChats:
+    """Of the test alone."""
+    return LocalChats()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own_url(own_chats: LocalChats, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[str]:
+    """Of the gateway that has `own_chats`."""
+    async with chat_gateway(own_chats, redis_server.url, tmp_path) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own_client(own_url: str) -> AsyncIterator[AsyncOpenAI]:
+    async with openai_client(own_url) as client:
         yield client
 
 
@@ -341,43 +375,43 @@ async def test_what_does_not_fit_the_context_is_400(client: AsyncOpenAI) -> None
         assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
 
 
-async def test_a_busy_service_says_when_to_come_again(client: AsyncOpenAI, chats: LocalChats) -> None:
-    chats.busy = True
+async def test_a_busy_service_says_when_to_come_again(own_client: AsyncOpenAI, own_chats: LocalChats) -> None:
+    own_chats.busy = True
     with pytest.raises(openai.InternalServerError) as busy:
-        await client.chat.completions.create(model=MODEL, messages=QUESTION)
+        await own_client.chat.completions.create(model=MODEL, messages=QUESTION)
     assert (busy.value.status_code, busy.value.code) == (503, "chat_models_busy")
     assert busy.value.response.headers["retry-after"] == "5"
     assert busy.value.response.headers["x-should-retry"] == "true"
 
 
-async def test_a_client_that_leaves_a_stream_ends_its_chat(client: AsyncOpenAI, chats: LocalChats) -> None:
-    stream = await client.chat.completions.create(
+async def test_a_client_that_leaves_a_stream_ends_its_chat(own_client: AsyncOpenAI, own_chats: LocalChats) -> None:
+    stream = await own_client.chat.completions.create(
         model=MODEL, messages=QUESTION, n=16, temperature=1.9, stream=True, logprobs=True
     )
     await anext(aiter(stream))
     await stream.close()
-    assert await asyncio.wait_for(chats.aborted.get(), LIMIT), "it went on to its end"
+    assert await asyncio.wait_for(own_chats.aborted.get(), LIMIT), "it went on to its end"
 
 
-async def test_a_client_that_leaves_before_its_answer_ends_its_chat(url: str, chats: LocalChats) -> None:
+async def test_a_client_that_leaves_before_its_answer_ends_its_chat(own_url: str, own_chats: LocalChats) -> None:
     body = {"model": MODEL, "messages": QUESTION, "n": 16, "temperature": 1.9}
     async with httpx.AsyncClient() as http:
-        await http.post(f"{url}/v1/chat/completions", json=body | {"max_tokens": 1}, timeout=LIMIT)  # it is loaded
-        assert not await chats.aborted.get()
+        await http.post(f"{own_url}/v1/chat/completions", json=body | {"max_tokens": 1}, timeout=LIMIT)  # it is loaded
+        assert not await own_chats.aborted.get()
         with pytest.raises(httpx.ReadTimeout):
-            await http.post(f"{url}/v1/chat/completions", json=body, timeout=0.05)
-    assert await asyncio.wait_for(chats.aborted.get(), LIMIT), "it went on to its end"
+            await http.post(f"{own_url}/v1/chat/completions", json=body, timeout=0.05)
+    assert await asyncio.wait_for(own_chats.aborted.get(), LIMIT), "it went on to its end"
 
 
 async def test_an_engine_that_ends_in_a_stream_is_an_error_in_the_stream(
-    client: AsyncOpenAI, chats: LocalChats
+    own_client: AsyncOpenAI, own_chats: LocalChats
 ) -> None:
-    stream = await client.chat.completions.create(
+    stream = await own_client.chat.completions.create(
         model=MODEL, messages=QUESTION, n=16, temperature=1.9, stream=True, logprobs=True
     )
     pieces = aiter(stream)
     await anext(pieces)
-    await chats.servers[MODEL][0].end(only_idle=False)
+    await own_chats.servers[MODEL][0].end(only_idle=False)
     with pytest.raises(openai.APIError, match="the model's process ends"):
         async for _ in pieces:
             pass

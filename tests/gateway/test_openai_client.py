@@ -20,10 +20,11 @@ from redis.asyncio import Redis
 from headrace_core.jobs.job_store import CHECKPOINT_MODEL, Checkpoint, JobStore, model_name
 from headrace_core.types.events import StepSummary
 from headrace_gateway.openapi.document import operations
+from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ADDER
 
 from .conftest import GRADER, MODEL, Served, body, rows
-from .test_chat_routes import LocalChats, chats, url  # noqa: F401 (fixtures)
+from .test_chat_routes import LocalChats, chat_gateway
 from .test_observe import EVALUATION, step
 
 
@@ -269,8 +270,15 @@ OURS = {"jobs_fork"}
 
 
 @pytest.fixture
-async def recorded(url: str) -> AsyncIterator[tuple[AsyncOpenAI, list[httpx.Response]]]:  # noqa: F811
-    """The client over a gateway whose models chat, and every answer that it was given."""
+async def url(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[str]:
+    """Of a gateway whose models chat."""
+    async with chat_gateway(LocalChats(), redis_server.url, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+async def recorded(url: str) -> AsyncIterator[tuple[AsyncOpenAI, list[httpx.Response]]]:
+    """The client, and every answer that it was given."""
     answers: list[httpx.Response] = []
 
     async def record(response: httpx.Response) -> None:
@@ -283,7 +291,7 @@ async def recorded(url: str) -> AsyncIterator[tuple[AsyncOpenAI, list[httpx.Resp
 
 async def test_a_transcript_of_every_method(
     recorded: tuple[AsyncOpenAI, list[httpx.Response]],
-    url: str,  # noqa: F811
+    url: str,
     redis: Redis,
     tmp_path: Path,
 ) -> None:
