@@ -181,13 +181,13 @@ async def measure(pairs: int, seed: int, url: str, root: Path) -> list[Window]:
 async def window(name: str, end: float, tasks, learner: Learner, ledger, jobs) -> Window:  # type: ignore[no-untyped-def]
     """The figures from now to `end`."""
     learner.forget()
-    began, before, beats, leased = time.monotonic(), await ledger.account(), [], []
+    began, before, beats, leased = time.monotonic(), await ledger.counts(), [], []
     cpu = time.process_time()
     while time.time() < end - 0.25:
         await still_running(tasks, 0.25)
-        leased.append((await ledger.account()).states["leased"])
+        leased.append((await ledger.counts()).states["leased"])
         beats += await jobs.workers(JOB)
-    after, seconds = await ledger.account(), time.monotonic() - began
+    after, seconds = await ledger.counts(), time.monotonic() - began
     groups = sum(after.states[s] - before.states[s] for s in ("queued", "claimed", "trained"))
     cpu, sampled = time.process_time() - cpu, after.sampled_tokens - before.sampled_tokens
     tokens, first, last = learner.ages.total(), beats[0], beats[-1]

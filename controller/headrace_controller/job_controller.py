@@ -164,7 +164,7 @@ class JobController:
         settings = Hyperparameters.model_validate(job.hyperparameters)
         await self._ledger.open(settings.limits(job.rows))
         running = job.status == "running"
-        placed = running or (await self._ledger.account()).admitted > 0
+        placed = running or (await self._ledger.counts()).admitted > 0
         while True:
             await self._group.place(job, again=placed)
             if not running:
@@ -195,7 +195,7 @@ class JobController:
             _check_wanted(now)
             if now.status == "queued" and self._group.workers:  # see `_move`
                 await self._move("running")
-            account = await self._ledger.account()
+            account = await self._ledger.counts()
             await check_rewards(self._jobs, self._job_id, account, settings)
             await check_generation(self._jobs, self._job_id, account, settings)
             await idle.look()

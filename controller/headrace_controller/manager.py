@@ -31,7 +31,7 @@ from headrace_core.concurrency import cancel
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, Unavailable
-from headrace_core.jobs.job_store import Job, JobStanding, JobStore
+from headrace_core.jobs.job_store import Job, JobStatus, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.logs import get_logger
@@ -162,9 +162,9 @@ class RayControllerManager:
         async with self._one_at_a_time:
             there = await self._actors.with_controller()
             at_work = set(there) - set(await self._beats.starting(there))
-            standings = [standing for standing in await self._jobs.standings() if not standing.at_rest]
+            statuses = [standing for standing in await self._jobs.statuses() if not standing.at_rest]
             failed: Exception | None = None
-            for standing in standings:
+            for standing in statuses:
                 try:
                     if standing.status == "validating_files":
                         await self._take_over(standing.id)
@@ -174,7 +174,7 @@ class RayControllerManager:
                     name(error)
                 except (HeadraceError, RedisError) as error:
                     failed = error
-            if any(standing.status == "queued" for standing in standings):
+            if any(standing.status == "queued" for standing in statuses):
                 for job_id in await self._near_their_place():
                     if job_id not in at_work:
                         await self._start(job_id)
@@ -189,7 +189,7 @@ class RayControllerManager:
                 job_id, "Queued: the gateway that had taken it in died before it could", level="warn"
             )
 
-    async def _end_or_start(self, standing: JobStanding, has_controller: bool) -> None:
+    async def _end_or_start(self, standing: JobStatus, has_controller: bool) -> None:
         """Of a job that is not queued, and has no controller at work."""
         never_began = standing.status in ("paused", "cancelled") and not has_controller
         if not (never_began and await self._nothing_exists_of(standing.id)):
@@ -204,14 +204,14 @@ class RayControllerManager:
         """Whether none of the job's workers was ever started, and so no group, weight or file of it exists. Of a ledger
         that is damaged nobody knows: then a controller sees to it."""
         try:
-            return not await self._jobs.workers(job_id) and (await Ledger(self._redis, job_id).account()).admitted == 0
+            return not await self._jobs.workers(job_id) and (await Ledger(self._redis, job_id).counts()).admitted == 0
         except Damaged as error:
             name(error)
             return False
 
     async def _queued(self) -> list[str]:
         """Oldest first."""
-        return [standing.id for standing in await self._jobs.standings() if standing.status == "queued"]
+        return [standing.id for standing in await self._jobs.statuses() if standing.status == "queued"]
 
     async def _near_their_place(self) -> list[str]:
         """Of the queued jobs, oldest first, those that are to have a controller."""

@@ -60,7 +60,7 @@ class MemoryShare:
         bound = self._bound or int(memory["maxmemory"])
         if not bound:
             return 0
-        under_way = {job.id for job in await self._jobs.standings() if job.status == "running"} | {self._job_id}
+        under_way = {job.id for job in await self._jobs.statuses() if job.status == "running"} | {self._job_id}
         groups = sum([await self._bytes_of(job_id) for job_id in under_way])
         free = bound - (int(memory["used_memory"]) - groups)
         return max(1, int(free * GROUPS_PART) // max(1, len(under_way)))

@@ -27,7 +27,7 @@ from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.counts import QUEUED_ONCE, LedgerCounts
 from headrace_core.ledger.ledger import Ledger
-from headrace_core.types.events import Act, Standstill, Wait
+from headrace_core.types.events import RecoveryAction, Standstill, Wait
 from headrace_core.types.metrics import furthest_evaluation
 
 from .pause_reasons import Stalled
@@ -124,7 +124,7 @@ class Watchdog:
         silent = {w.name: round(s, 1) for w in workers if (s := w.silent()) >= self._soon / 2}
         return self._waits.now(silent, [worker.name for worker in workers if not worker.ready])
 
-    async def _report(self, message: str, waits: Sequence[Wait], act: Act | None = None) -> None:
+    async def _report(self, message: str, waits: Sequence[Wait], act: RecoveryAction | None = None) -> None:
         await self._jobs.emit_event(self._job.id, message, level="warn", data=Standstill(waits, act or UNSET))
         if act is not None:
             await self._recoveries.count_action(act)

@@ -7,5 +7,5 @@ storage       weights, snapshots, data sets
 ledger        every group ends in exactly one state
 jobs          records, events and measurements of a job
 protocols     contracts between two services
-clock         the clock that a part reads, which a simulation replaces
+clock         the clock that a component reads; a simulation passes its own
 """

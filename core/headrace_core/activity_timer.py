@@ -8,7 +8,10 @@ from collections.abc import Callable
 
 
 class ActivityTimer:
-    """Sums seconds by activity; the sum over all activities is the time since construction."""
+    """Sums seconds by activity. The sum over all activities is the time since construction.
+
+    `activity` is the first one; `clock` returns seconds and never goes back.
+    """
 
     def __init__(self, activity: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -17,13 +20,13 @@ class ActivityTimer:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def switch(self, activity: str) -> None:
-        """From now on, time belongs to `activity`."""
+        """End the current activity and begin `activity`."""
         now = self._clock()
         self._seconds[self._activity] += now - self._since
         self._since, self._activity = now, activity
 
     def seconds(self) -> dict[str, float]:
-        """By activity, up to now."""
+        """Seconds spent in each activity so far, the current one included."""
         self.switch(self._activity)
         return dict(self._seconds)
 

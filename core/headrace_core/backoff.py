@@ -1,7 +1,7 @@
-"""How long to wait before what failed is tried again: an exponential delay with an upper limit, with or without jitter.
+"""Exponential backoff with an upper limit, with or without jitter.
 
-Jitter keeps clients that failed at the same moment from coming back at the same moment. A supervisor that restarts a
-part of its own needs none.
+Jitter keeps clients that failed at the same moment from retrying at the same moment. A supervisor that restarts its own
+component needs none.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 
 _MAX_DOUBLINGS = 60
-"""More would overflow a float after a long outage; no delay needs as many to reach its limit."""
+"""Caps the exponent, which would overflow a float after a long outage. Every delay reaches its limit before."""
 
 
 def delay_after(failures: int, first: float, limit: float) -> float:
-    """Seconds to wait after so many failures in a row: `first` after one, doubled with each more up to `limit`."""
+    """Seconds to wait after `failures` (≥ 1) failures in a row: `first` after one, then doubled up to `limit`."""
     return min(limit, first * 2.0 ** min(failures - 1, _MAX_DOUBLINGS))
 
 
 def jittered_delay_after(failures: int, first: float, limit: float) -> float:
-    """The same, times a factor between 0.5 and 1, drawn anew each time."""
+    """`delay_after`, multiplied by a random factor between 0.5 and 1."""
     return delay_after(failures, first, limit) * random.uniform(0.5, 1.0)

@@ -1,4 +1,4 @@
-"""The clock that a part reads: the machine's own, or one that a simulation sets."""
+"""The clock that a component reads: the machine's, or the virtual one of a simulation."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Two clocks, as the module `time` has them."""
+    """Wall clock and monotonic clock, with the signatures of the module `time`."""
 
     def time(self) -> float:
-        """Unix seconds: the wall clock, which may be set forward or back."""
+        """Unix seconds of the wall clock, which may be set forward or back."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds since some moment: for durations. It never goes back."""
+        """Seconds since an arbitrary moment, to measure durations. Never goes back."""
         ...
 
 
 class SystemClock:
-    """The machine's."""
+    """The machine's own clock."""
 
     def time(self) -> float:
         """See `Clock`."""

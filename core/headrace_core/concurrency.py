@@ -12,11 +12,11 @@ T = TypeVar("T")
 _CANCEL_AGAIN = 0.5
 """Seconds after which a task that is still running is cancelled again."""
 UNDO_SECONDS = 5.0
-"""Longest wait of a cancellation for what is to be undone first."""
+"""How long `acquire_or_undo` delays a cancellation to undo what was acquired."""
 
 
 async def first_to_end(tasks: Iterable[asyncio.Task[T]]) -> T:
-    """Supervise endless tasks: when one returns or raises, cancel the others and pass its outcome on."""
+    """Supervise endless tasks: when one ends, cancel the others; return its result or raise its error."""
     tasks = list(tasks)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -27,10 +27,11 @@ async def first_to_end(tasks: Iterable[asyncio.Task[T]]) -> T:
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel what still runs and wait until it has ended.
+    """Cancel the tasks that still run and wait until they have ended.
 
-    Again and again: in Python 3.11 `asyncio.wait_for` swallows a cancellation that arrives together with its result
-    (python/cpython#86296, mended in 3.12), and redis-py uses it for every command. May be once, when 3.11 is gone.
+    A task is cancelled repeatedly: in Python 3.11 `asyncio.wait_for` swallows a cancellation that arrives together with
+    its result (python/cpython#86296, fixed in 3.12), and redis-py uses it for every command. One cancellation is enough
+    once 3.11 is no longer supported.
     """
     running = {t for t in tasks if not t.done()}
     while running:
@@ -40,7 +41,8 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 
 async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results, in order. The first error cancels the rest, waits for them to end, and is raised as it is."""
+    """Run all and return their results in order. The first error cancels the rest, waits for their end, and is raised
+    unchanged."""
     tasks = [asyncio.ensure_future(c) for c in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
@@ -50,17 +52,18 @@ async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 async def until(
     main: Iterable[Awaitable[Any]],
-    beside: Iterable[Awaitable[Any]] = (),
+    background: Iterable[Awaitable[Any]] = (),
     finish: Callable[[], Awaitable[None]] | None = None,
     limit: float = 20.0,
 ) -> None:
-    """Run all until all of `main` have returned; the first error of any is raised, and nothing is left running.
+    """Run all until all of `main` have returned. Raises the first error of any; nothing is left running.
 
-    With `finish`, `beside` is told to end by it and has `limit` seconds for that; what it comes to plays no part any
-    more: a worker that was just starting again, or fails now, must not undo what is done. Without, it is cancelled.
+    Then `background` is cancelled; with `finish`, that is called first to ask it to end, and it has `limit` seconds to
+    do so. Its results and errors are ignored from there on: a background worker that was just restarting, or fails now,
+    must not turn a finished `main` into a failure.
     """
     tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in main]
-    others: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in beside]
+    others: list[asyncio.Future[Any]] = [asyncio.ensure_future(a) for a in background]
     try:
         pending = {*tasks, *others}
         while not all(task.done() for task in tasks):
@@ -75,28 +78,28 @@ async def until(
         await cancel([*tasks, *others])
 
 
-async def taken_or_undone(
-    taking: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[Any]], limit: float = UNDO_SECONDS
+async def acquire_or_undo(
+    acquire: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[Any]], limit: float = UNDO_SECONDS
 ) -> T:
-    """What `taking` returns. A caller that is cancelled meanwhile leaves nothing taken: `taking` is let come to its
-    end, and `undo` is called with what it returned.
+    """Returns the result of `acquire`. If the caller is cancelled meanwhile, `acquire` still runs to its end and `undo`
+    is called with its result, so that nothing stays acquired.
 
-    For what another process grants. It may have granted it already when the caller is cancelled, whose answer is on its
-    way. The cancellation waits `limit` seconds at most; what is not undone by then is left to its own expiry, as is
-    what an error kept from being undone, which is the cause of the `CancelledError`.
+    For something that another process grants (a lease, a lock): the grant may be on its way when the caller is
+    cancelled. The cancellation is delayed by at most `limit` seconds. A grant that is not undone by then, or whose
+    `undo` fails, must expire by itself; the error is the cause of the `CancelledError`.
     """
-    task = asyncio.ensure_future(taking)
+    task = asyncio.ensure_future(acquire)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError as cancelled:
-        ending = asyncio.ensure_future(_undone(task, undo, limit))
-        while not ending.done():
-            with suppress(asyncio.CancelledError):  # of who cancels again
-                await asyncio.wait([ending])
-        error = None if ending.cancelled() else ending.exception()
+        undoing = asyncio.ensure_future(_undo_result(task, undo, limit))
+        while not undoing.done():
+            with suppress(asyncio.CancelledError):  # the caller may be cancelled again while it undoes
+                await asyncio.wait([undoing])
+        error = None if undoing.cancelled() else undoing.exception()
         raise cancelled from error
 
 
-async def _undone(task: asyncio.Future[T], undo: Callable[[T], Awaitable[Any]], limit: float) -> None:
+async def _undo_result(task: asyncio.Future[T], undo: Callable[[T], Awaitable[Any]], limit: float) -> None:
     async with asyncio.timeout(limit):
         await undo(await task)

@@ -1,35 +1,36 @@
-"""Every error a user or another part can meet, in one small tree.
+"""The exceptions that users and other services can meet, as one tree.
 
     HeadraceError                 code, message, param
-    ├── InvalidRequest            the caller can mend it (HTTP 400); says how
+    ├── InvalidRequest            the caller can correct it (HTTP 400); the message says how
     │   ├── InvalidData           a data file is wrong; names file and line
     │   ├── TooLarge              a body or a file is beyond its limit (HTTP 413)
-    │   └── InvalidState          the thing exists, but not in a state that allows this
-    │       └── Damaged           what is kept of it cannot be read; names where it is, and the remedy
-    ├── NotAuthenticated          no key, or none that is valid (HTTP 401)
-    ├── Forbidden                 a key that does not reach so far (HTTP 403)
+    │   └── InvalidState          the object exists, but its state does not allow the action
+    │       └── Damaged           its stored record cannot be read; names the place and the remedy
+    ├── NotAuthenticated          no API key, or an invalid one (HTTP 401)
+    ├── Forbidden                 the key does not permit this (HTTP 403)
     ├── NotFound                  no such job, file, checkpoint, group (HTTP 404)
-    ├── RateLimited               too many requests; the answer says when to come again (HTTP 429)
-    ├── Unavailable               a part that is needed does not answer (HTTP 503)
+    ├── RateLimited               too many requests; the response says when to retry (HTTP 429)
+    ├── Unavailable               a required component does not answer (HTTP 503)
     │   ├── TimedOut              a wait reached its limit; names what it waited for
-    │   ├── RedisFull             Redis takes no more, and did not for as long as it is waited for
-    │   └── DiskFull              a disk takes no more; names the folder and the bytes that are needed
+    │   ├── RedisFull             Redis stayed at its memory limit for as long as clients wait
+    │   └── DiskFull              a disk is full; names the folder and the bytes needed
     ├── WeightsDamaged            a published version is incomplete or fails its checksum
     └── WireError                 bytes that are not a trajectory group of a known version
 
-A lost race (a lease that another worker took over, say) is a normal outcome with a name, not an error: see `ledger`.
+A lost race (for example a lease that another worker took over) is a normal outcome, not an error: see
+`ledger.TransitionOutcome`.
 """
 
 from __future__ import annotations
 
-MOST_TOLD = 4000
-"""Characters of a text that is not ours, in a message of ours."""
+MAX_QUOTED_TEXT = 4000
+"""Characters of a foreign text (a user program's error, say) that an error message quotes."""
 
 
-def shortened(told: str) -> str:
-    """The beginning and the end of a text of any length, such as one that a user's program raises."""
-    half = MOST_TOLD // 2
-    return told if len(told) <= MOST_TOLD else f"{told[:half]} … {told[-half:]}"
+def shortened(text: str) -> str:
+    """`text`, or its beginning and end where it is longer than `MAX_QUOTED_TEXT` characters."""
+    half = MAX_QUOTED_TEXT // 2
+    return text if len(text) <= MAX_QUOTED_TEXT else f"{text[:half]} … {text[-half:]}"
 
 
 class HeadraceError(Exception):
@@ -46,11 +47,11 @@ class HeadraceError(Exception):
 
 
 FAILED_BY_ITSELF = "failed_by_itself"
-"""Code of a failure whose reason is its own error: nothing was killed, and no other part was away."""
+"""Error code of a failure that its own error explains: no process was killed, no other component was unavailable."""
 
 
 class InvalidRequest(HeadraceError):
-    """The caller sent something that cannot be done; the message says what to change."""
+    """The request cannot be carried out as it is; the message says what to change."""
 
     code = "invalid_request"
 
@@ -68,46 +69,46 @@ class TooLarge(InvalidRequest):
 
 
 class InvalidState(InvalidRequest):
-    """The thing exists, but its state does not allow the action."""
+    """The object exists, but its state does not allow the action."""
 
     code = "invalid_state"
 
 
 class Damaged(InvalidState):
-    """A record or a file that is read back is not what was written; the message names it, and what to do.
+    """A stored record or file cannot be read; the message names it and says what to do.
 
-    Of the caller's errors, because their request is answered, and another try would be answered alike.
+    It counts among the caller's errors (HTTP 4xx), because a retry would get the same answer.
     """
 
     code = "damaged"
 
 
 class NotAuthenticated(HeadraceError):
-    """The request carries no key, or none that is valid."""
+    """The request carries no API key, or an invalid one."""
 
     code = "invalid_api_key"
 
 
 class Forbidden(HeadraceError):
-    """The caller is known, and may not do this."""
+    """The caller is authenticated, but not permitted to do this."""
 
     code = "forbidden"
 
 
 class NotFound(HeadraceError):
-    """There is no such thing."""
+    """The requested object does not exist."""
 
     code = "not_found"
 
 
 class RateLimited(HeadraceError):
-    """The caller's requests came faster than they are taken."""
+    """The caller exceeded its requests per minute."""
 
     code = "rate_limit_exceeded"
 
 
 class Unavailable(HeadraceError):
-    """A part that is needed does not answer, or is busy; `retry_after`: seconds until it may no longer be."""
+    """A required component does not answer, or is busy. `retry_after`: seconds after which a retry may succeed."""
 
     code = "unavailable"
 
@@ -125,14 +126,14 @@ class TimedOut(Unavailable):
 
 
 class RedisFull(Unavailable):
-    """Redis is at its memory limit, and was for as long as it is waited for. A job pauses."""
+    """Redis stayed at its memory limit for as long as the client waits. A job that meets it pauses."""
 
     code = "redis_full"
 
 
 class DiskFull(Unavailable):
-    """There is no room where something was to be written; the message names the folder and the bytes that are needed. A
-    job pauses."""
+    """A folder has no free space for a write; the message names the folder and the bytes needed. A job that meets it
+    pauses."""
 
     code = "disk_full"
 

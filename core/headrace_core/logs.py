@@ -1,16 +1,16 @@
-"""The log of every process: how a line is rendered, and what never stands in one.
+"""Logging of every process: how a line is rendered, and what it never contains.
 
     get_logger(…).error(…) ──► level, time, traceback without the values of variables ──► a line ─┐
     vLLM, Ray, uvicorn, transformers, … ──► `logging` ──► a record, whichever its handler ────────┼─► `redacted`
-    print, warnings, errors that nobody caught ──► stdout, stderr (`redact_streams`) ─────────────┘
+    print, warnings, uncaught errors ──► stdout, stderr (`redact_streams`) ───────────────────────┘
 
-Invariant: no line holds an API key, a bearer token, a session's token, a password of an address, or another secret that
-the process was given (see `redaction`), whatever held it: a message, a field, the text of an exception. A traceback
-names places in the code, and no variable's value.
+Invariant: no line contains an API key, a bearer token, a session's token, a password of an address, or another secret
+that the process was given (see `redaction`), whether in a message, a field or the text of an exception. A traceback
+names places in the code, never values of variables.
 
-Importing this module sets structlog and `logging` up, so that a process cannot log otherwise by forgetting to; a test
-holds that nothing logs past it. The streams are set up by each process that serves or works, since a command line shows
-its user a new key.
+Importing this module configures structlog and `logging`, so that no process can forget to; a test checks that nothing
+logs past it. stdout and stderr are redacted only by the processes that call `redact_streams` (services and workers),
+because the command line must be able to show its user a new key.
 """
 
 from __future__ import annotations
@@ -29,30 +29,29 @@ _plain = logging.Formatter()
 
 
 def get_logger(name: str) -> Any:
-    """structlog's logger, for the module `name`."""
+    """A structlog logger for the module `name`."""
     return structlog.get_logger(name)
 
 
 def log_libraries(level: int = logging.WARNING) -> None:
-    """What libraries log by `logging`, from `level` on, goes to the error stream; other handlers of the root logger
-    end."""
+    """Send what libraries log through `logging`, from `level` up, to stderr; replaces the root logger's handlers."""
     form = "%(asctime)s [%(levelname)s] %(name)s: %(message)s"
     logging.basicConfig(level=level, handlers=[logging.StreamHandler()], format=form, force=True)
 
 
 def redact_streams() -> None:
-    """What this process writes to stdout and stderr as text is redacted. Idempotent."""
+    """Redact all text that this process writes to stdout and stderr. Idempotent."""
     sys.stdout, sys.stderr = _redacting(sys.stdout), _redacting(sys.stderr)
 
 
 def _redacting(stream: TextIO | None) -> TextIO:
-    """None where a process has no such stream."""
-    done = stream is None or isinstance(stream, _RedactingStream)
-    return cast("TextIO", stream if done else _RedactingStream(cast("TextIO", stream)))
+    """`stream`, wrapped unless it already is. `None` stays `None`: a process may lack the stream."""
+    unchanged = stream is None or isinstance(stream, _RedactingStream)
+    return cast("TextIO", stream if unchanged else _RedactingStream(cast("TextIO", stream)))
 
 
 class _RedactingStream:
-    """A text stream: what is written comes out redacted, all else is the stream's own."""
+    """A text stream that redacts what is written, and forwards everything else to the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -70,7 +69,7 @@ class _RedactingStream:
 
 
 def _redact_records() -> None:
-    """Every record of `logging` is redacted as it is made: a library's own handlers and formatters do not matter."""
+    """Redact every `logging` record when it is made, so that a library's own handlers and formatters cannot matter."""
     make = logging.getLogRecordFactory()
     if getattr(make, "redacts", False):
         return
@@ -83,10 +82,10 @@ def _redact_records() -> None:
 
 
 def _redacted_record(record: logging.LogRecord) -> logging.LogRecord:
-    """The record itself, changed only where it holds a secret: handlers may want the arguments, or the exception."""
+    """The record, modified only where it contains a secret: handlers may use its arguments, or the exception."""
     try:
         message = record.getMessage()
-    except Exception:  # arguments that do not fit: `logging` itself tells so, on the error stream, when it renders it
+    except Exception:  # the arguments do not fit the format: `logging` itself reports that on stderr
         message = ""
     if (shown := redacted(message)) != message:
         record.msg, record.args = shown, None
@@ -100,12 +99,13 @@ def _redacted_record(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def _redact_line(_: WrappedLogger, __: str, line: str | EventDict) -> str:
-    assert isinstance(line, str)  # the renderer came before
+    assert isinstance(line, str)  # the renderer is the processor before this one
     return redacted(line)
 
 
 def _configure() -> None:
-    """structlog's own way to render, but for its tracebacks: those show what variables hold, wherever rich is."""
+    """structlog's default rendering with plain tracebacks: the default ones show values of variables where `rich` is
+    installed."""
     *before, _ = structlog.get_config()["processors"]
     colored = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     renderer = structlog.dev.ConsoleRenderer(colors=colored, exception_formatter=structlog.dev.plain_traceback)

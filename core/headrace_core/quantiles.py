@@ -1,4 +1,4 @@
-"""Quantiles of the beta and of Student's t distribution, which need no numerical library.
+"""Quantiles of the beta and of Student's t distribution, without a numerical library.
 
 The regularised incomplete beta function is computed by its continued fraction (Abramowitz & Stegun, Handbook of
 Mathematical Functions, 1964, 26.5.8) with Lentz's recurrence, its inverse by Newton's method within a bracket.
@@ -10,54 +10,55 @@ import math
 from functools import lru_cache
 
 _TINY = 1e-300
-_ENOUGH = 1e-12
-_LEAST = 1e-90
-_ROUNDS = 400
-"""The fraction needs about √max(a, b) of them: as many serve counts up to some hundred thousand."""
+_TOLERANCE = 1e-12
+_SMALLEST_QUANTILE = 1e-90
+_MAX_ITERATIONS = 400
+"""The continued fraction needs about √max(a, b) iterations: 400 suffice for counts up to some hundred thousand."""
 
 
 @lru_cache(maxsize=4096)
 def beta_quantile(p: float, a: float, b: float) -> float:
-    """The x below which a share `p` of the Beta(a, b) distribution lies: 0 < p < 1, a > 0, b > 0; 0 where x < 1e-90."""
+    """The quantile of Beta(a, b) at `p`: 0 < p < 1, a > 0, b > 0. Returns 0 where it is below 1e-90."""
     low, high, x = 0.0, 1.0, a / (a + b)
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_ITERATIONS):
         error = incomplete_beta(x, a, b) - p
         low, high = (low, x) if error > 0 else (x, high)
         density = math.exp((a - 1) * math.log(x) + (b - 1) * math.log1p(-x) - _log_beta(a, b))
-        nearer = x - error / density if density else low
-        if not low < nearer < high:
-            nearer = (low + high) / 2
-        if nearer < _LEAST:
+        candidate = x - error / density if density else low
+        if not low < candidate < high:
+            candidate = (low + high) / 2
+        if candidate < _SMALLEST_QUANTILE:
             return 0.0
-        if abs(nearer - x) <= _ENOUGH * x or nearer == 1.0:
-            return nearer
-        x = nearer
+        if abs(candidate - x) <= _TOLERANCE * x or candidate == 1.0:
+            return candidate
+        x = candidate
     return x
 
 
 def t_quantile(p: float, degrees: float) -> float:
-    """The t below which a share `p` of Student's distribution lies; 0.5 < p < 1, degrees of freedom > 0, whole or not.
+    """The quantile of Student's t distribution at `p`: 0.5 < p < 1, degrees of freedom > 0, integer or not.
 
-    By T² = ν(1 − X)/X, X from Beta(ν/2, 1/2).
+    From T² = ν(1 − X)/X with X ~ Beta(ν/2, 1/2).
     """
     x = beta_quantile(2 * (1 - p), degrees / 2, 0.5)
     return math.sqrt(degrees * (1 - x) / x) if x else math.inf
 
 
 def incomplete_beta(x: float, a: float, b: float) -> float:
-    """I_x(a, b): the share of the Beta(a, b) distribution that lies below `x`, 0 ≤ x ≤ 1."""
+    """I_x(a, b): the cumulative distribution function of Beta(a, b) at 0 ≤ `x` ≤ 1."""
     if x <= 0.0 or x >= 1.0:
         return float(x > 0.0)
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast below the mean only
+    if x > (a + 1) / (a + b + 2):  # the continued fraction converges fast only below the mean
         return 1 - incomplete_beta(1 - x, b, a)
     return math.exp(a * math.log(x) + b * math.log1p(-x) - _log_beta(a, b)) / a * _fraction(x, a, b)
 
 
 def _fraction(x: float, a: float, b: float) -> float:
+    """The continued fraction of I_x(a, b), by Lentz's recurrence."""
     numerator, denominator = 1.0, _away_from_zero(1 - (a + b) * x / (a + 1))
     denominator = 1 / denominator
     value = denominator
-    for m in range(1, _ROUNDS):
+    for m in range(1, _MAX_ITERATIONS):
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
         odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
         for step in (even, odd):
@@ -65,7 +66,7 @@ def _fraction(x: float, a: float, b: float) -> float:
             numerator = _away_from_zero(1 + step / numerator)
             factor = numerator * denominator
             value *= factor
-        if abs(factor - 1) < _ENOUGH:
+        if abs(factor - 1) < _TOLERANCE:
             return value
     return value
 

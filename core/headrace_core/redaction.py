@@ -1,10 +1,10 @@
-"""What no log of any process may show, and how a text is freed of it.
+"""Which secrets no log may show, and how they are removed from a text.
 
-    by form     API keys, bearer tokens, sessions, passwords of addresses, values that are named `password=`, `api_key=`
-    by value    what this process was given as a secret (`conceal`), and what its environment calls one
+    by form     API keys, bearer tokens, sessions, passwords in addresses, values named `password=`, `api_key=`
+    by value    secrets that this process was given (`conceal`), and environment variables named like secrets
 
-A secret without a form of its own, such as Redis' password or the judge's key, is known by value alone: whoever takes
-one in conceals it.
+A secret without a recognisable form, such as Redis' password or the judge's key, can only be recognised by its value:
+code that receives one must call `conceal`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from urllib.parse import quote, unquote, urlsplit
 
 from .redis_address import masked
 
-SHORTEST = 6
-"""Characters: shorter secrets are not struck out by value, since they would take ordinary words with them."""
-_MOST = 1000
-"""Values that are kept; the oldest goes first."""
+MIN_SECRET_LENGTH = 6
+"""Characters. Shorter secrets are not redacted by value, because that would also redact ordinary words."""
+_MAX_VALUES = 1000
+"""How many concealed values are remembered; the oldest is forgotten first."""
 
 _NAMED = r"(?:password|api[-_]?key|secret|auth_token|access_token)"
-"""What a value is called that is struck out, in quotes as far as they go, else up to the next space."""
+"""Names whose values are redacted: up to the closing quote where the value is quoted, else up to the next space."""
 
 _FORMS = (
     (re.compile(r"\bhr-[A-Za-z0-9_-]{8,}"), "hr-***"),
@@ -42,32 +42,33 @@ _values: dict[str, None] = {}
 
 
 def conceal(secret: str | None) -> None:
-    """From now on, no line of this process' logs shows it, quoted for a URL or not."""
+    """Redact `secret` from this process' logs from now on, also in its URL-quoted and unquoted forms."""
     for value in () if secret is None else (secret, unquote(secret), quote(secret, safe="")):
-        if len(value) >= SHORTEST:
+        if len(value) >= MIN_SECRET_LENGTH:
             _values[value] = None
-    while len(_values) > _MOST:
+    while len(_values) > _MAX_VALUES:
         del _values[next(iter(_values))]
 
 
 def conceal_password(url: str) -> None:
-    """That of an address, if it has one."""
+    """Conceal the password in `url`, if there is one."""
     try:
         conceal(urlsplit(url).password)
-    except ValueError:  # no address: whoever uses it says so
+    except ValueError:  # not a URL: the code that connects to it reports that
         return
 
 
 def conceal_environment(environment: Mapping[str, str]) -> None:
-    """Variables that are called keys, tokens, passwords or secrets, and what rewards may send (`REWARD_ENDPOINT_…`)."""
+    """Conceal the variables named like keys, tokens, passwords or secrets, and those rewards may send
+    (`REWARD_ENDPOINT_…`)."""
     for name, value in environment.items():
         if _NAMES_A_SECRET.search(name):
             conceal(value)
 
 
 def redacted(text: str) -> str:
-    """`text` without the secrets in it."""
-    for value in sorted(_values, key=len, reverse=True):  # a secret may be a part of another
+    """`text` with every known secret replaced by `***`."""
+    for value in sorted(_values, key=len, reverse=True):  # longest first: a secret may contain another
         text = text.replace(value, "***")
     for pattern, shown in _FORMS:
         text = pattern.sub(shown, text)

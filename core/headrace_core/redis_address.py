@@ -1,7 +1,7 @@
-"""A Redis address as the rest takes it: with its password and its certificates, and how it is shown: without.
+"""Redis addresses: complete ones, with password and certificates, and masked ones for messages.
 
-Invariant: what `masked` returns holds no password; an address that a password is put into holds it quoted, so that
-`masked` finds its end.
+Invariants: the result of `masked` contains no password; `redis_address` inserts the password percent-encoded, so that
+`masked` can find its end.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _PASSWORD = re.compile(r"(\w+://[^:@/\s]*:)[^@/\s]+@|([?&]password=)[^&\s]+")
 
 def masked(text: str) -> str:
     """`text` without the passwords of the addresses in it: `redis://ada:***@host`."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
+    return _PASSWORD.sub(lambda match: f"{match[1]}***@" if match[1] else f"{match[2]}***", text)
 
 
 def password_of(given: str | None, file: Path | None) -> str | None:
-    """What is given, else the first line of the file. Raises `InvalidRequest` where that cannot be read."""
+    """`given`, else the first line of `file`. Raises `InvalidRequest` where the file cannot be read."""
     if given is not None or file is None:
         return given
     try:
@@ -32,13 +32,13 @@ def password_of(given: str | None, file: Path | None) -> str | None:
 
 
 def checked_url(url: str) -> str:
-    """`url` itself. Raises `ValueError` where it is no address of a Redis; its text does not repeat the address, which
-    may hold a password."""
+    """Returns `url` unchanged. Raises `ValueError` where it is not the address of a Redis; the error does not repeat
+    the address, which may contain a password."""
     forms = "write redis://host:6379/0, rediss://host:6379/0 or unix:///path/of/socket"
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its text may hold a part of the password
+    except ValueError:  # suppressed by `from None`: its text may contain a part of the password
         raise ValueError(f"is no address of a Redis: {forms}, a password in it percent-encoded") from None
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(f"is no address of a Redis, its scheme is {parts.scheme or 'missing'!r}: {forms}")
@@ -53,7 +53,10 @@ def checked_url(url: str) -> str:
 
 
 def redis_address(url: str, password: str | None, ca_file: Path | None) -> str:
-    """`url` with both in it. Raises `InvalidRequest` where it has a password already, or where no TLS is spoken."""
+    """`url` with the password and the certificate file added.
+
+    Raises `InvalidRequest` where `url` already has a password, or certificates are given without TLS (rediss://).
+    """
     parts = urlsplit(url)
     if password is not None:
         if parts.password is not None:

@@ -1,7 +1,7 @@
-"""How often what failed is started again, a worker or a part of the service, and after what time.
+"""How often, and after what delay, a failed worker or service component is restarted.
 
-died ─► 1 s ─► died ─► 2 s ─► died ─► 4 s … at most 30 s … ─► `most` used up: None
-  └── it had worked for `window` seconds: as if it had never failed
+died ─► 1 s ─► died ─► 2 s ─► died ─► 4 s … at most 30 s … ─► all `max_restarts` used: None
+  └── it had worked for `window` seconds: all restarts are available again
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from .backoff import delay_after
 
-FIRST_SECONDS, LONGEST_SECONDS = 1.0, 30.0
+FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 1.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One that is due: the `number`th of at most `of`, after `delay` seconds."""
+    """A restart that is due: the `number`th of at most `of`, after `delay` seconds."""
 
     number: int
     of: int
@@ -23,17 +23,20 @@ class Restart:
 
 
 class RestartBudget:
-    """Those of one worker under one controller, or of one part under its service: another one has all of them again."""
+    """The restarts available to one worker under one controller, or to one component of the service.
 
-    def __init__(self, most: int, window: float, first: float = FIRST_SECONDS) -> None:
-        self._most, self._window, self._first = most, window, first
+    A new controller or service begins with a full budget. `window` and `first` are seconds.
+    """
+
+    def __init__(self, max_restarts: int, window: float, first: float = FIRST_DELAY_SECONDS) -> None:
+        self._max_restarts, self._window, self._first = max_restarts, window, first
         self._used = 0
 
     def next(self, worked: float) -> Restart | None:
-        """The restart of one that failed after it had worked for so many seconds; None: all are used up."""
+        """The restart due after a failure, `worked` seconds after the last start; None: the budget is used up."""
         if worked >= self._window:
             self._used = 0
-        if self._used >= self._most:
+        if self._used >= self._max_restarts:
             return None
         self._used += 1
-        return Restart(self._used, self._most, delay_after(self._used, self._first, LONGEST_SECONDS))
+        return Restart(self._used, self._max_restarts, delay_after(self._used, self._first, MAX_DELAY_SECONDS))

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from headrace_core.concurrency import cancel
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.rollout_records import (
-    MOST_COMPLETIONS,
+    MAX_COMPLETIONS,
     RecordedCompletion,
     Rollout,
     RolloutStore,
@@ -77,7 +77,7 @@ def _rollout(group: Group, samples: Sequence[TrainableCompletion], result: StepR
     by_completion = {sample.completion: sample for sample in samples}
     kept = [
         _kept(group, completion, by_completion.get(number), result)
-        for number, completion in enumerate(group.completions[:MOST_COMPLETIONS])
+        for number, completion in enumerate(group.completions[:MAX_COMPLETIONS])
     ]
     if group.greedy is not None:
         parts = np.full(len(group.greedy), TokenRole.GREEDY, U8)
@@ -130,7 +130,7 @@ def _packed(
         versions=pack(completion.versions, I32),
         logprobs=pack(completion.logprobs, F32),
         importance=pack(importance, F32),
-        parts=pack(parts, U8),
+        roles=pack(parts, U8),
         reward=completion.reward,
         trained_reward=trained_reward,
         components=completion.components,

@@ -77,7 +77,7 @@ async def _tried(
     spec: GraderSpec, request: CheckRequest[Sample], groups: Sequence[Sequence[Sample]]
 ) -> tuple[CheckReport, Sequence[Watched]]:
     several = bool(request.samples) and not request.rehearsal
-    rules = request.rules if several else msgspec.structs.replace(request.rules, most_workers=1)
+    rules = request.rules if several else msgspec.structs.replace(request.rules, max_workers=1)
     builder = Watching(rules, request.rehearsal)
     reward, report = builder.build(spec), CheckReport(True, None)
     await reward.start()

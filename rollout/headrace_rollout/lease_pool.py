@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from headrace_core.clock import Clock
-from headrace_core.concurrency import cancel, taken_or_undone
+from headrace_core.concurrency import acquire_or_undo, cancel
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.ledger import Lease, Refusal
@@ -77,7 +77,7 @@ class LeasePool:
         free = max(self._max_running - self._engine.running, 0) // self._live.newest.group_size
         if (free == 0 and self._engine.running) or self._clock.monotonic() < self._admit_from:
             return
-        admission = await taken_or_undone(
+        admission = await acquire_or_undo(
             self._ledger.admit(self._config.worker, self._engine.version, 1, self._config.lease_seconds),
             lambda granted: self._ledger.release(granted.leases),
         )

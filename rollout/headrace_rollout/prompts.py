@@ -12,7 +12,7 @@ import numpy.typing as npt
 from transformers import AutoConfig, AutoTokenizer
 
 from headrace_core.errors import InvalidData, shortened
-from headrace_core.protocols.prompt_ids import before_going_on
+from headrace_core.protocols.prompt_ids import strip_end_tokens
 from headrace_core.storage.dataset import Row, check_prompt, check_prompt_bytes, read_rows
 
 from .end_of_text import end_tokens
@@ -56,7 +56,7 @@ class Tokenizer:
         """[P] token ids of what `rendered` gave."""
         if self._tokenizer.chat_template is None:
             encoded = self._tokenizer(rendered, return_special_tokens_mask=True)
-            ids = before_going_on(encoded["input_ids"], encoded["special_tokens_mask"], self._tokenizer.bos_token_id)
+            ids = strip_end_tokens(encoded["input_ids"], encoded["special_tokens_mask"], self._tokenizer.bos_token_id)
         else:
             ids = self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
         return np.asarray(ids, dtype=np.int32)

@@ -21,7 +21,7 @@ from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.jobs.job_store import Job, JobStanding
+from headrace_core.jobs.job_store import Job, JobStatus
 from headrace_core.storage.job_folder import JobFolder
 from headrace_core.storage.weight_store import default_root
 from headrace_simulation.queue_world import QueueWorld
@@ -303,7 +303,7 @@ class SimulatedControllers(RayControllerManager):
         queued = await self._queued()
         return queued if plant == "queue_unbounded" else queued[: len(near) + 1]
 
-    async def _end_or_start(self, standing: JobStanding, has_controller: bool) -> None:
+    async def _end_or_start(self, standing: JobStatus, has_controller: bool) -> None:
         forgotten = self._plant == "queued_cancel_forgotten" and standing.status == "cancelled"
         if not (forgotten and not has_controller):
             await super()._end_or_start(standing, has_controller)

@@ -72,7 +72,7 @@ async def queue(jobs: JobStore, count: int) -> list[str]:
 
 async def at_rest(jobs: JobStore, job_ids: Sequence[str]) -> None:
     async with asyncio.timeout(WAIT_SECONDS):
-        while not {s.id for s in await jobs.standings() if s.at_rest}.issuperset(job_ids):  # noqa: ASYNC110
+        while not {s.id for s in await jobs.statuses() if s.at_rest}.issuperset(job_ids):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -107,7 +107,7 @@ async def test_order_pause_cancel_and_deaths_in_the_queue(redis: Redis, gateway:
     assert [event.message for _, event in await jobs.events(ids[1])] == [
         "paused before it began; resume queues it again"
     ]
-    account = await Ledger(redis, ids[2]).account()
+    account = await Ledger(redis, ids[2]).counts()
     assert (account.admitted, account.balanced) == (0, True)
 
     await jobs.move(ids[0], "cancelled")  # the one that has a controller: it sees that by itself
@@ -139,14 +139,14 @@ async def test_an_error_that_nobody_foresaw_ends_the_looks_and_is_the_reconcilia
     with monkeypatch.context() as faulty:
         met = asyncio.Event()
 
-        async def standings(_: JobStore) -> None:
+        async def statuses(_: JobStore) -> None:
             met.set()
             raise ValueError("a fault of the service")
 
         async def nobody(_: RayControllerActors) -> list[str]:
             return []
 
-        faulty.setattr(JobStore, "standings", standings)
+        faulty.setattr(JobStore, "statuses", statuses)
         faulty.setattr(RayControllerActors, "with_controller", nobody)
         await controllers.ensure(await jobs.get(job_id))
         await asyncio.wait_for(met.wait(), timeout=WAIT_SECONDS)

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from headrace_core.ledger.counts import LIVE, STATES, LedgerCounts
-from headrace_core.ledger.ledger import MAX_LAPSES, Admission, Claim, Lease, Refusal, Step, Term, TransitionOutcome
+from headrace_core.ledger.ledger import (
+    MAX_LEASE_EXPIRIES,
+    Admission,
+    Claim,
+    Lease,
+    Refusal,
+    Step,
+    Term,
+    TransitionOutcome,
+)
 from headrace_core.types.staleness import Late, Limits, Pending, Window, capacity, select
 from headrace_core.types.trajectory import Group
 
@@ -42,7 +51,7 @@ class PaperLedger:
     async def open(self, limits: Limits) -> None:
         self._limits = limits
 
-    async def account(self) -> LedgerCounts:
+    async def counts(self) -> LedgerCounts:
         counts = Counter(e.state for e in self._entries.values())
         states = {s: counts[s] for s in STATES}
         return LedgerCounts(len(self._entries), states, self._version, self._masked, self._largest, 0, 0)
@@ -62,7 +71,7 @@ class PaperLedger:
                 break
             entry = self._live[group_id]
             entry.lapses += bool(entry.token)
-            if entry.token and entry.lapses >= MAX_LAPSES:
+            if entry.token and entry.lapses >= MAX_LEASE_EXPIRIES:
                 self._end(group_id, "generation_failed")
             else:
                 given.append(self._lease(worker, group_id, lease_seconds))

@@ -168,4 +168,4 @@ async def simulate(
             assert ledger.outstanding() <= (limits.max_staleness + 1) * limits.batch_size
         if len(learner.trained) == steps:
             return learner
-    raise AssertionError(f"stuck at step {len(learner.trained)} of {steps}: {await ledger.account()}")
+    raise AssertionError(f"stuck at step {len(learner.trained)} of {steps}: {await ledger.counts()}")

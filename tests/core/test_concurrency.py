@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from headrace_core.concurrency import cancel, first_to_end, taken_or_undone, until
+from headrace_core.concurrency import acquire_or_undo, cancel, first_to_end, until
 
 
 async def test_a_swallowed_cancellation_is_sent_again() -> None:
@@ -64,13 +64,13 @@ class Granter:
 async def test_what_is_taken_is_kept_where_nobody_cancels() -> None:
     granter = Granter()
     granter.answers.set()
-    assert await taken_or_undone(granter.take(), granter.undo) == "thing"
+    assert await acquire_or_undo(granter.take(), granter.undo) == "thing"
     assert granter.held == ["thing"]
 
 
 async def test_what_was_granted_to_a_caller_that_was_cancelled_is_undone_however_often_it_is_cancelled() -> None:
     granter = Granter()
-    task = asyncio.create_task(taken_or_undone(granter.take(), granter.undo))
+    task = asyncio.create_task(acquire_or_undo(granter.take(), granter.undo))
     for _ in range(5):
         await asyncio.sleep(0.01)
         task.cancel()
@@ -83,7 +83,7 @@ async def test_what_was_granted_to_a_caller_that_was_cancelled_is_undone_however
 
 async def test_a_caller_cancelled_at_the_moment_of_the_answer_holds_nothing() -> None:
     granter = Granter()
-    task = asyncio.create_task(taken_or_undone(granter.take(), granter.undo))
+    task = asyncio.create_task(acquire_or_undo(granter.take(), granter.undo))
     await asyncio.sleep(0.01)
     granter.answers.set()
     for _ in range(20):  # at every turn until the caller would have it
@@ -95,7 +95,7 @@ async def test_a_caller_cancelled_at_the_moment_of_the_answer_holds_nothing() ->
 
 async def test_a_cancellation_waits_no_longer_than_its_limit_for_an_answer() -> None:
     granter = Granter()
-    task = asyncio.create_task(taken_or_undone(granter.take(), granter.undo, limit=0.05))
+    task = asyncio.create_task(acquire_or_undo(granter.take(), granter.undo, limit=0.05))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError) as cancelled:
@@ -106,7 +106,7 @@ async def test_a_cancellation_waits_no_longer_than_its_limit_for_an_answer() -> 
 
 async def test_an_error_of_what_is_to_be_taken_is_raised_and_of_a_cancelled_caller_the_cause() -> None:
     granter = Granter(ValueError("refused"))
-    task = asyncio.create_task(taken_or_undone(granter.take(), granter.undo))
+    task = asyncio.create_task(acquire_or_undo(granter.take(), granter.undo))
     await asyncio.sleep(0.01)
     task.cancel()
     granter.answers.set()
@@ -114,7 +114,7 @@ async def test_an_error_of_what_is_to_be_taken_is_raised_and_of_a_cancelled_call
         await task
     assert isinstance(cancelled.value.__cause__, ValueError)
     with pytest.raises(ValueError, match="refused"):
-        await taken_or_undone(granter.take(), granter.undo)
+        await acquire_or_undo(granter.take(), granter.undo)
 
 
 async def fails() -> None:

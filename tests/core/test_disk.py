@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from headrace_core.errors import DiskFull
-from headrace_core.storage.disk_space import check_room, require_space
+from headrace_core.storage.disk_space import check_space, require_space
 from headrace_core.storage.weight_store import WeightStore
 
 
 def test_what_does_not_fit_is_refused_before_it_is_written(tmp_path: Path) -> None:
-    check_room(tmp_path, 1)
+    check_space(tmp_path, 1)
     wanted = 1 << 60
     with pytest.raises(
         DiskFull, match=rf"no room in {tmp_path}: {wanted:,} bytes are needed, [\d,]+ are free"
     ) as error:
-        check_room(tmp_path, wanted)
+        check_space(tmp_path, wanted)
     assert error.value.code == "disk_full"
 
 

@@ -70,14 +70,14 @@ async def test_of_groups_that_two_checkpoints_hold_the_newest_are_kept(ledger: L
         await ledger.history(8 * BATCH)
     for step in await ledger.steps(6):  # whoever goes back to the older checkpoint has its groups
         assert [g.group_id for g in await ledger.replay(step)] == list(step.groups)
-    account = await ledger.account()
+    account = await ledger.counts()
     assert (account.balanced, account.admitted, account.states["trained"]) == (True, 8 * BATCH, 8 * BATCH)
 
 
 async def test_a_late_copy_of_a_call_for_a_forgotten_group_changes_nothing(ledger: Ledger, redis: Redis) -> None:
     await trained(ledger, 6)
     await ledger.forget_before(6)
-    before, account = sorted(await kept(redis)), await ledger.account()
+    before, account = sorted(await kept(redis)), await ledger.counts()
     late = Lease(0, "rollout-0#1", 1, 0)
     assert await ledger.commit(late, a_group(0)) is TransitionOutcome.FENCED
     assert await ledger.fail(late, TransitionOutcome.REWARD_FAILED, "late") is TransitionOutcome.FENCED
@@ -85,7 +85,7 @@ async def test_a_late_copy_of_a_call_for_a_forgotten_group_changes_nothing(ledge
     assert await ledger.renew([late], 60) == {0}
     assert await ledger.forget_before(3) == 0
     assert sorted(await kept(redis)) == before
-    assert (await ledger.account()).states == account.states
+    assert (await ledger.counts()).states == account.states
 
 
 async def test_groups_that_are_given_up_are_bounded_without_any_checkpoint(ledger: Ledger, redis: Redis) -> None:
@@ -96,7 +96,7 @@ async def test_groups_that_are_given_up_are_bounded_without_any_checkpoint(ledge
         for _ in range(2):  # sent again
             assert await ledger.filter(term, groups, "equal rewards") is TransitionOutcome.FILTERED
     assert len(await kept(redis)) == GROUPS
-    assert (await ledger.account()).states["filtered"] == 5 * BATCH
+    assert (await ledger.counts()).states["filtered"] == 5 * BATCH
 
 
 async def test_of_covered_steps_the_newest_records_are_kept_and_the_tokens_of_all(ledger: Ledger) -> None:

@@ -120,7 +120,7 @@ async def test_a_step_is_found_by_its_number(history: History) -> None:
 
 
 async def test_heartbeats_thin_out_and_nothing_else_does(redis: Redis) -> None:
-    history = History(redis, heartbeats_kept=50)
+    history = History(redis, max_heartbeats=50)
     for i in range(1000):
         await history.record(JOB, a_heartbeat("rollout-0", 2.0 * i))
         if i % 10 == 0:
@@ -148,7 +148,7 @@ async def a_long_job(history: History, steps: int) -> list[HistoryEntry]:
 
 
 async def test_a_sample_is_spread_evenly_and_holds_both_ends(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_module, "EVENTS_SAMPLED", 60)
+    monkeypatch.setattr(history_module, "MAX_NEWEST_EVENTS", 60)
     whole = await a_long_job(history, 300)
     found = await history.sampled(JOB, 0, whole[-1].number, 20)
     assert found == sorted(set(found))
@@ -220,7 +220,7 @@ def test_every_kind_of_measurement_has_a_stream() -> None:
 @pytest.mark.parametrize("size", [40, 4000])
 async def test_a_long_history_keeps_within_its_bytes_and_counts_what_it_left_out(redis: Redis, size: int) -> None:
     most = 100 * size
-    history = History(redis, bytes_kept=most)
+    history = History(redis, max_bytes=most)
     for number in range(1000):
         await history.append_event(JOB, msgspec.json.encode(f"{number} ".ljust(size - 7)), float(number))
     found = await everything(history)
@@ -236,7 +236,7 @@ async def test_a_long_history_keeps_within_its_bytes_and_counts_what_it_left_out
 
 
 async def test_a_step_that_was_left_out_leads_to_the_next_that_is_there(redis: Redis) -> None:
-    history = History(redis, bytes_kept=20_000)
+    history = History(redis, max_bytes=20_000)
     for number in range(1, 200):
         await history.record(JOB, a_step(number))
     kept = [msgspec.json.decode(e.data)["step"] for e in await everything(history)]

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from headrace_core.errors import InvalidRequest, NotFound
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.ledger.ledger import (
-    MAX_LAPSES,
+    MAX_LEASE_EXPIRIES,
     Lease,
     Ledger,
     Refusal,
@@ -56,7 +56,7 @@ async def test_a_group_goes_from_admission_to_trained(ledger: Ledger) -> None:
     step = Step(version=0, groups=(0, 1), ages={0: 12}, masked_tokens=0)
     assert await ledger.settle(term, step, "v1") is TransitionOutcome.SETTLED
     assert await ledger.newest() == (1, "v1")
-    account = await ledger.account()
+    account = await ledger.counts()
     assert account.balanced
     assert account.states["trained"] == 2
     assert (await ledger.admit("rollout-0", 0, 10, 60)).refusal is Refusal.BEHIND
@@ -99,7 +99,7 @@ async def test_the_ages_of_a_step_are_held_against_what_was_committed(
         with pytest.raises(StalenessBoundViolated, match=says):
             await settling
         assert (await ledger.newest())[0] == 1
-        assert (await ledger.account()).states["claimed"] == 2
+        assert (await ledger.counts()).states["claimed"] == 2
 
 
 async def test_tokens_beyond_the_bound_are_masked_or_the_step_is_refused(ledger: Ledger) -> None:
@@ -146,7 +146,7 @@ async def test_an_expired_lease_is_issued_again_and_its_old_holder_is_refused(re
     assert await ledger.fail(first, TransitionOutcome.GENERATION_FAILED, "late") is TransitionOutcome.FENCED
     assert await ledger.release([first]) == 0
     assert await ledger.commit(second, a_group(0)) is TransitionOutcome.QUEUED
-    assert (await ledger.account()).fenced == 2
+    assert (await ledger.counts()).fenced == 2
 
 
 async def test_an_expired_lease_that_nobody_took_over_still_commits(redis: Redis) -> None:
@@ -165,7 +165,7 @@ async def test_of_groups_that_failed_the_newest_thousand_are_kept(ledger: Ledger
         for lease in admitted:
             outcome = (TransitionOutcome.GENERATION_FAILED, TransitionOutcome.REWARD_FAILED)[lease.group_id % 2]
             assert await ledger.fail(lease, outcome, "no engine can serve it") is outcome
-    account = await ledger.account()
+    account = await ledger.counts()
     assert (account.admitted, account.balanced) == (1200, True)
     assert account.states["generation_failed"] == account.states["reward_failed"] == 600
     assert len([key async for key in redis.scan_iter(JobKeys("ftjob-test").group("*"), count=5000)]) == 1000
@@ -176,14 +176,14 @@ async def test_of_groups_that_failed_the_newest_thousand_are_kept(ledger: Ledger
     assert await ledger.commit(forgotten, a_group(0)) is TransitionOutcome.FENCED
     assert await ledger.fail(forgotten, TransitionOutcome.GENERATION_FAILED, "again") is TransitionOutcome.FENCED
     assert await ledger.renew([forgotten], 60) == {0}
-    assert (await ledger.account()).states == account.states
+    assert (await ledger.counts()).states == account.states
 
 
 async def test_a_group_that_kills_every_worker_ends(redis: Redis) -> None:
     clock = Clock()
     ledger = Ledger(redis, "ftjob-poison", clock)
     await ledger.open(Limits(batch_size=1, max_staleness=0, total_groups=1))
-    for attempt in range(1, MAX_LAPSES + 1):
+    for attempt in range(1, MAX_LEASE_EXPIRIES + 1):
         lease = (await ledger.admit("rollout-0", 0, 1, 10)).leases[0]
         assert (lease.group_id, lease.attempt) == (0, attempt)
         clock.now += 10
@@ -192,7 +192,7 @@ async def test_a_group_that_kills_every_worker_ends(redis: Redis) -> None:
 
 
 async def test_what_is_given_back_is_no_lapse_and_no_failure(ledger: Ledger) -> None:
-    for _ in range(3 * MAX_LAPSES):
+    for _ in range(3 * MAX_LEASE_EXPIRIES):
         leases = (await ledger.admit("rollout-0", 0, 1, 60)).leases
         assert [lease.group_id for lease in leases] == [0]
         assert await ledger.release(leases) == 1
@@ -306,7 +306,7 @@ async def test_after_the_end_nothing_goes_on_and_nothing_is_kept(redis: Redis, l
     await ledger.claim(term, LIMITS, "mask")
     assert await ledger.close("cancelled by the user") == 4
     assert await ledger.close("again") == 0
-    assert (await ledger.account()).states["cancelled"] == 4
+    assert (await ledger.counts()).states["cancelled"] == 4
     assert (await ledger.admit("rollout-0", 0, 1, 60)).refusal is Refusal.CLOSED
     assert await ledger.commit(held, a_group(held.group_id)) is TransitionOutcome.FENCED
     assert (await ledger.claim(term, Limits(1, 1, 20), "mask")).groups == ()
@@ -341,4 +341,4 @@ async def test_the_leases_of_a_dead_worker_end_at_once_and_nobody_elses(ledger: 
     again = await ledger.admit("rollout-1", 0, 3, 60)
     assert [lease.group_id for lease in again.leases[:2]] == [lease.group_id for lease in dead.leases]
     assert await ledger.commit(dead.leases[0], a_group(dead.leases[0].group_id)) is TransitionOutcome.FENCED
-    assert (await ledger.account()).balanced
+    assert (await ledger.counts()).balanced

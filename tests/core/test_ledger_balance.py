@@ -171,7 +171,7 @@ class Parties:
         return found
 
     async def check(self) -> None:
-        books = await self.ledger.account()
+        books = await self.ledger.counts()
         assert books.balanced, books
         states = await self._states(books.admitted)
         assert Counter(states.values()) == Counter({s: n for s, n in books.states.items() if n})
@@ -251,7 +251,7 @@ async def test_the_books_balance_through_long_schedules(redis: Redis, seed: int)
     await parties.enlist(0)
     for _ in range(250):
         await parties.act(rng.choice(COMMON * 4 + RARE), rng.randrange(10_000))
-    books = await parties.ledger.account()
+    books = await parties.ledger.counts()
     assert parties.closed or books.states["trained"] > 0  # the schedule did get somewhere
     await parties.act("close", 0)
 
@@ -274,7 +274,7 @@ async def test_racing_parties_leave_balanced_books(redis: Redis) -> None:
     async def learn() -> list[int]:
         ledger = Ledger(redis, "ftjob-race")
         term, mine = await ledger.enlist(), list[int]()
-        while (await ledger.account()).states["trained"] < limits.total_groups:
+        while (await ledger.counts()).states["trained"] < limits.total_groups:
             claim = await ledger.claim(term, limits, "mask")
             if claim.outcome is TransitionOutcome.FENCED:
                 return mine
@@ -290,6 +290,6 @@ async def test_racing_parties_leave_balanced_books(redis: Redis) -> None:
         await asyncio.gather(*workers)
     every = [g for mine in trained for g in mine]
     assert len(every) == len(set(every)) == limits.total_groups
-    books = await Ledger(redis, "ftjob-race").account()
+    books = await Ledger(redis, "ftjob-race").counts()
     assert books.balanced
     assert books.states["trained"] == limits.total_groups

@@ -81,14 +81,14 @@ async def test_a_change_holds_from_a_version_that_is_not_claimed(bench: Bench) -
 
 async def test_the_oldest_token_is_held_against_the_bound_of_its_own_step(bench: Bench) -> None:
     term = await bench.open()
-    assert (await bench.ledger.account()).largest_age_bound is None
+    assert (await bench.ledger.counts()).largest_age_bound is None
 
     async def trained(version: int, age: int) -> tuple[int, int | None]:
         await bench.queue(2, age)
         claim = await bench.ledger.claim(term, bench.live.at(version).limits(100), "mask", 0, len(bench.live.changes))
         step = Step(version, tuple(g.group_id for g in claim.groups), {age: 1}, 0)
         assert await bench.ledger.settle(term, step, f"v{version + 1}") is TransitionOutcome.SETTLED
-        books = await bench.ledger.account()
+        books = await bench.ledger.counts()
         return books.largest_age, books.largest_age_bound
 
     assert await trained(0, 0) == (0, 1)
@@ -159,7 +159,7 @@ async def test_the_window_follows_the_newest_bound(bench: Bench) -> None:
     assert len((await bench.ledger.admit("w", 0, 99, 60)).leases) == 2
     await bench.live.change({"max_staleness": 0}, "alice")
     assert (await bench.ledger.admit("w", 0, 99, 60)).refusal is Refusal.FULL
-    assert (await bench.ledger.account()).balanced
+    assert (await bench.ledger.counts()).balanced
     queues = await bench.ledger.queues()
     assert (queues.max_staleness, [(s.name, s.depth) for s in queues.stages]) == (
         0, [("leased", 6), ("queued", 0), ("claimed", 0)]
@@ -221,4 +221,4 @@ async def test_no_token_older_than_the_bound_of_its_version_is_trained(
     for trained in learner.trained:
         bound = bench.live.at(trained.step.version).max_staleness
         assert max(trained.step.ages, default=0) <= bound
-    assert (await bench.ledger.account()).balanced
+    assert (await bench.ledger.counts()).balanced

@@ -104,7 +104,7 @@ async def test_one_damaged_job_breaks_no_list(store: JobStore, redis: Redis) -> 
         await store.create(a_job(f"ftjob-{number}", created_at=number))
     for what, raw in damages(msgspec.json.encode(a_job("ftjob-1")), seed=1):
         await run(redis.hset(JobKeys("ftjob-1").job, "document", raw))
-        whole, broken = await store.sound_and_damaged()
+        whole, broken = await store.readable_and_damaged()
         listed = [job.id for job in await store.all()]
         assert listed == [job.id for job in whole], what
         assert sorted([*listed, *broken]) == ["ftjob-0", "ftjob-1", "ftjob-2"], what
@@ -129,7 +129,7 @@ async def test_a_job_without_a_document_and_one_that_is_no_hash_are_named(store:
     await run(redis.zadd(keys.JOBS, {"ftjob-1": 1.0, "ftjob-2": 2.0}))
     await run(redis.hset(JobKeys("ftjob-1").job, "status", "running"))
     await run(redis.set(JobKeys("ftjob-2").job, "text"))
-    _, broken = await store.sound_and_damaged()
+    _, broken = await store.readable_and_damaged()
     assert "Input data was truncated" in broken["ftjob-1"].message
     assert "WRONGTYPE" in broken["ftjob-2"].message
     assert [job.id for job in await store.all()] == ["ftjob-0"]

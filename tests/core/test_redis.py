@@ -93,7 +93,7 @@ async def test_calls_whose_answers_are_lost_count_once(lossy: tuple[LossyProxy, 
     proxy.lose_the_answer_to(b"EVALSHA", b"v1-t1")
     assert await ledger.settle(term, Step(0, (0, 1), {0: 2}, 0), "v1-t1") is TransitionOutcome.SETTLED
     assert proxy.lost == 3
-    books = await ledger.account()
+    books = await ledger.counts()
     assert books.balanced
     assert (books.states["trained"], books.fenced, books.version) == (2, 0, 1)
 

@@ -93,7 +93,7 @@ async def test_an_outage_loses_nothing_and_trains_nothing_twice(
         taken = await asyncio.gather(*workers)
     assert sorted(trained) == list(range(LIMITS.total_groups)), "a group was lost or trained twice"
     assert sum(taken) == LIMITS.total_groups
-    books = await ledger.account()
+    books = await ledger.counts()
     assert books.balanced
     assert (books.states["trained"], books.fenced) == (LIMITS.total_groups, 0)
 
@@ -109,7 +109,7 @@ async def test_a_lease_does_not_end_while_nobody_can_prolong_it(own_redis: Redis
     assert lease.group_id not in others, "the other took over what could not be prolonged"
     assert await ledger.renew([lease], 0.6) == set()
     assert await ledger.commit(lease, a_group(lease.group_id, [0])) is TransitionOutcome.QUEUED
-    assert (await ledger.account()).fenced == 0
+    assert (await ledger.counts()).fenced == 0
 
 
 async def test_a_lease_still_ends_when_its_holder_alone_is_silent(redis: Redis) -> None:
@@ -212,4 +212,4 @@ async def test_a_full_redis_refuses_groups_and_lets_a_job_pause(own_redis: Redis
         await jobs.move(JOB, "queued")
         again = (await ledger.admit("rollout-0", 0, 2, 60.0)).leases
         assert await ledger.commit(again[0], a_group(0, [0])) is TransitionOutcome.QUEUED
-        assert (await ledger.account()).balanced
+        assert (await ledger.counts()).balanced

@@ -89,7 +89,7 @@ async def test_a_job_ends_with_any_share_and_stays_near_it(ledger: Ledger, share
         if await ledger.needs_checkpoint() or version % 10 == 9:  # as the learner does
             await ledger.forget_before(saved[-1])
             saved.append(version + 1)
-    books = await ledger.account()
+    books = await ledger.counts()
     assert books.balanced
     assert books.states["trained"] == LIMITS.total_groups
     needed = 3 * BATCH * ONE  # the next step's groups, and those of two steps that no two checkpoints hold

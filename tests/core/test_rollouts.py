@@ -19,7 +19,7 @@ from headrace_core.jobs.rollout_records import (
     floats,
     ints,
     pack,
-    parts_of,
+    roles_of,
 )
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
@@ -35,7 +35,7 @@ def rollout(step: int, group: int, tokens: int = 3) -> Rollout:
         versions=pack(np.full(tokens, step - 1), I32),
         logprobs=pack(np.full(tokens, -0.5), F32),
         importance=pack(np.full(tokens, np.nan), F32),
-        parts=pack(np.full(tokens, TokenRole.TOO_OLD), U8),
+        roles=pack(np.full(tokens, TokenRole.TOO_OLD), U8),
         reward=None,
         trained_reward=None,
         components={"right": 1.0},
@@ -64,7 +64,7 @@ async def test_a_group_comes_back_as_it_was_kept(store: RolloutStore) -> None:
     assert (found.id, found.version) == ("3-17", 2)
     completion = found.completions[1]
     assert ints(completion.versions).tolist() == [2, 2, 2]
-    assert parts_of(completion.parts).tolist() == [TokenRole.TOO_OLD] * 3
+    assert roles_of(completion.roles).tolist() == [TokenRole.TOO_OLD] * 3
     assert np.isnan(floats(completion.importance)).all()
     assert await store.of_group(16) is None
 

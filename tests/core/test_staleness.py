@@ -66,7 +66,7 @@ async def test_staleness_on_the_ledger(redis: Redis, bound: int, late: Late) -> 
         learner = await simulate(ledger, clock, limits, late, seed)
         assert_bound_held(learner, limits, late)
         assert learner.trained == expected.trained
-        books, paper_books = await ledger.account(), await paper.account()
+        books, paper_books = await ledger.counts(), await paper.counts()
         assert books.balanced
         assert (books.admitted, books.states) == (paper_books.admitted, paper_books.states)
         assert (books.masked_tokens, books.largest_age) == (paper_books.masked_tokens, paper_books.largest_age)
@@ -147,7 +147,7 @@ async def test_capacity_is_what_the_ledger_grants(redis: Redis, batch_size: int,
     term, trained, version = await ledger.enlist(), 0, 0
     while trained < total:
         for part in (1, 2, 10_000):  # in parts: each time what is left
-            states = (await ledger.account()).states
+            states = (await ledger.counts()).states
             outstanding = states["leased"] + states["queued"] + states["claimed"]
             admission = await ledger.admit("w", version, part, 60)
             assert len(admission.leases) == min(part, capacity(limits, outstanding, trained))

@@ -29,7 +29,7 @@ def completion(text: str, step: int, reward: float | None = 1.0, oldest: int = 0
         versions=pack(step - 1 - ages, I32),
         logprobs=pack(-rng.exponential(0.7, size), F32),
         importance=pack(weights, F32),
-        parts=pack(
+        roles=pack(
             np.where(trained, TokenRole.TRAINED, TokenRole.NO_REWARD if reward is None else TokenRole.TOO_OLD), U8
         ),
         reward=reward,
@@ -44,16 +44,16 @@ def completion(text: str, step: int, reward: float | None = 1.0, oldest: int = 0
 
 def environment_token(kept: RecordedCompletion) -> RecordedCompletion:
     """The same, with a first token that the policy did not sample."""
-    size = len(kept.parts)
+    size = len(kept.roles)
     arrays = {
-        name: np.frombuffer(getattr(kept, name), kind).copy() for name, kind in (("versions", I32), ("parts", U8))
+        name: np.frombuffer(getattr(kept, name), kind).copy() for name, kind in (("versions", I32), ("roles", U8))
     }
-    arrays["versions"][0], arrays["parts"][0] = NO_VERSION, TokenRole.NOT_SAMPLED
+    arrays["versions"][0], arrays["roles"][0] = NO_VERSION, TokenRole.NOT_SAMPLED
     logprobs = np.full(size, np.nan)
     return RecordedCompletion(
-        **{f: getattr(kept, f) for f in kept.__struct_fields__ if f not in ("versions", "parts", "logprobs")},
+        **{f: getattr(kept, f) for f in kept.__struct_fields__ if f not in ("versions", "roles", "logprobs")},
         versions=pack(arrays["versions"], I32),
-        parts=pack(arrays["parts"], U8),
+        roles=pack(arrays["roles"], U8),
         logprobs=pack(logprobs, F32),
     )
 

@@ -99,7 +99,7 @@ async def full_job(redis: Redis, job_id: str, status: Status) -> None:
     await jobs.record_reward(job_id, counted("rollout-0", 1.0, 9.0))
     mending = RecoveryCounters(redis, job_id)
     await mending.count_action("reissue")
-    await mending.restarted("rollout-0")
+    await mending.count_restart("rollout-0")
     await jobs.add_checkpoint(job_id, Checkpoint(f"ftckpt-{job_id}", 90.0, 1, f"ft:{job_id}", model, {"step": 1}))
     await RolloutStore(redis, job_id).add([kept_group(n, n, [completion("93", n)]) for n in (1, 2)], 10_000_000)
     await run(redis.set(JobKeys(job_id).controller, 1))

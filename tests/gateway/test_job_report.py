@@ -26,7 +26,7 @@ async def record(served: Served, monkeypatch: pytest.MonkeyPatch) -> Record:
     monkeypatch.setattr(shared_run, "PAGE", 30)
     await JOB.store(served.redis)
     jobs = JobStore(served.redis)
-    jobs.history = History(served.redis, heartbeats_kept=5)
+    jobs.history = History(served.redis, max_heartbeats=5)
     for beat in range(60):
         await jobs.record_reward(JOB.id, RewardMetrics(worker="rollout-0", started=1.0, time=beat, completions=beat))
     return await asyncio.to_thread(shared_run.fetch, served.url, JOB.id)

@@ -18,7 +18,7 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.reward_code_folder import sweep
 from headrace_core.redis_access import keys
-from headrace_core.storage.atomic_write import OLD_SECONDS
+from headrace_core.storage.atomic_write import ABANDONED_AFTER_SECONDS
 from headrace_gateway.context import GatewayContext
 from headrace_gateway.operations import submission
 
@@ -103,7 +103,7 @@ async def test_what_redis_did_not_answer_is_settled_later(
     assert {path.name for path in folder.iterdir()} == {".submitting", "reward_code"}
     assert await sweep(served.data_dir, served.jobs) == []
     assert left(served) == [folder], "it may be under way"
-    old = time.time() - OLD_SECONDS - 60
+    old = time.time() - ABANDONED_AFTER_SECONDS - 60
     os.utime(folder / ".submitting", (old, old))
     assert await sweep(served.data_dir, served.jobs) == ([] if stored else [folder])
     assert [path.name for path in folder.glob("*")] == (["reward_code"] if stored else [])

@@ -84,7 +84,7 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     mending = RecoveryCounters(served.redis, "ftjob-1")
     await mending.count_action("reissue")
     for _ in range(2):
-        await mending.restarted("rollout-0")
+        await mending.count_restart("rollout-0")
     async with httpx.AsyncClient(base_url=served.url, timeout=10) as client:
         yield client
 

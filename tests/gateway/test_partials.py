@@ -13,11 +13,11 @@ from redis.exceptions import ConnectionError as RedisGone
 from redis.exceptions import OutOfMemoryError
 
 from headrace_core.errors import RedisFull
-from headrace_gateway.files.file_store import OLD_SECONDS, FileStore, sweep
+from headrace_gateway.files.file_store import ABANDONED_AFTER_SECONDS, FileStore, sweep
 
 
 def age(*paths: Path) -> None:
-    old = time.time() - OLD_SECONDS - 60
+    old = time.time() - ABANDONED_AFTER_SECONDS - 60
     for path in paths:
         os.utime(path, (old, old))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from headrace_core.errors import MOST_TOLD, InvalidRequest, Unavailable
-from headrace_core.storage.dataset import MOST_BYTES_A_TOKEN, read_rows
+from headrace_core.errors import MAX_QUOTED_TEXT, InvalidRequest, Unavailable
+from headrace_core.storage.dataset import MAX_BYTES_PER_TOKEN, read_rows
 from headrace_gateway.models import prompt_process
 from headrace_gateway.models.prompt_process import PromptChecks
 from headrace_gateway.models.prompt_tokens import Prompts, check_prompts
@@ -62,7 +62,7 @@ async def test_a_line_of_megabytes_is_refused_before_it_is_tokenised(tmp_path: P
     """By then a process of 256 MiB would have ended: tokenising takes 200 times as much as the text."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     file = data(tmp_path, "1", "x" * 10_000_000)
-    told = rf"line 2: the prompt has 10000000 bytes, and 1000 tokens.* are {1000 * MOST_BYTES_A_TOKEN} bytes at most"
+    told = rf"line 2: the prompt has 10000000 bytes, and 1000 tokens.* are {1000 * MAX_BYTES_PER_TOKEN} bytes at most"
     with pytest.raises(InvalidRequest, match=told):
         await measured(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
@@ -91,7 +91,7 @@ async def test_of_a_refusal_of_megabytes_the_gateway_is_told_the_ends(tmp_path: 
     model = model_with(tmp_path, "{{ raise_exception('no ' * 10000000 ~ 'tools') }}")
     with pytest.raises(InvalidRequest, match=r"(?s)line 1: .*refuses the messages: no no .* … .*no tools$") as refused:
         await measured(data(tmp_path, "1"), model)
-    assert len(refused.value.message) < 2 * MOST_TOLD
+    assert len(refused.value.message) < 2 * MAX_QUOTED_TEXT
 
 
 async def test_a_template_that_does_not_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ async def test_where_storing_the_job_fails_its_rows_stay(
 
 
 def made_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_files, "OLD_SECONDS", 0.0)
+    monkeypatch.setattr(task_files, "ABANDONED_AFTER_SECONDS", 0.0)
 
 
 @pytest.fixture

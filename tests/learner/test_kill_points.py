@@ -131,4 +131,4 @@ async def test_killed_at_twenty_points_with_snapshots_and_without(
         assert_same_state(found, expected)
         assert torch.equal(found_random, random_state)
         assert [s.groups for s in await job.ledger.steps()] == [s.groups for s in await calm.ledger.steps()]
-        assert (await job.ledger.account()).balanced
+        assert (await job.ledger.counts()).balanced

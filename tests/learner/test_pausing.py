@@ -91,7 +91,7 @@ async def test_a_pause_in_any_stage_keeps_the_step_and_leads_to_the_same_weights
     for stage, version in PAUSES:
         worker = LearnerWorker.from_config(job.config)
         facts = await worker.start()
-        before = (await job.ledger.account()).version
+        before = (await job.ledger.counts()).version
         assert (facts["version"], facts["checkpoint"], facts["replayed_steps"]) == (before, before, 0)
         door.shut(stage)
         running = asyncio.create_task(worker.run())
@@ -101,7 +101,7 @@ async def test_a_pause_in_any_stage_keeps_the_step_and_leads_to_the_same_weights
         ended = await pause(job, worker, running, door)
         assert ended == ("finished" if stage == "WriteModel" else "stopped")
         await feeding
-        account = await job.ledger.account()
+        account = await job.ledger.counts()
         assert account.balanced
         assert (account.version, account.states["trained"]) == (version, version * BATCH)
         assert account.states["claimed"] == 0
@@ -136,7 +136,7 @@ async def test_a_step_whose_pause_was_taken_back_is_trained_again_to_the_same_we
     door.open()
     await stopping
     assert await running == "stopped"
-    assert (await job.ledger.account()).version == 0
+    assert (await job.ledger.counts()).version == 0
     second = LearnerWorker.from_config(job.config)
     await second.start()
     assert await second.run() == "finished"
@@ -163,7 +163,7 @@ async def test_a_cancel_in_the_midst_of_a_publication_leaves_nothing_half_writte
     await stopping
     assert await running == "closed"
     feeding.cancel()
-    account = await job.ledger.account()
+    account = await job.ledger.counts()
     assert account.balanced
     assert (account.version, account.states["cancelled"]) == (0, BATCH)
     assert not list(job.weights.folder.glob(".partial*"))
@@ -197,7 +197,7 @@ async def test_a_pause_that_comes_when_the_step_was_given_up_already_keeps_nothi
     door.open()
     await stopping
     assert await running == "stopped"
-    assert (await job.ledger.account()).version == 1
+    assert (await job.ledger.counts()).version == 1
     assert await job.jobs.checkpoints(job.job_id) == []
     await job.jobs.move(job.job_id, "queued")
     second = LearnerWorker.from_config(job.config)

@@ -71,7 +71,7 @@ async def test_two_ranks_end_with_the_weights_of_one_also_when_they_start_again(
     expected, found = one.model(), two.model()
     assert expected.keys() == found.keys()
     assert max(float((expected[name] - found[name]).abs().max()) for name in expected) < 1e-5
-    assert (await two.ledger.account()).states == (await one.ledger.account()).states
+    assert (await two.ledger.counts()).states == (await one.ledger.counts()).states
 
 
 @pytest.mark.slow

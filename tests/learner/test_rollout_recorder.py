@@ -14,7 +14,7 @@ import torch
 from redis.asyncio import Redis
 from transformers import AutoModelForCausalLM
 
-from headrace_core.jobs.rollout_records import Rollout, RolloutStore, TokenRole, chosen, floats, ints, parts_of
+from headrace_core.jobs.rollout_records import Rollout, RolloutStore, TokenRole, chosen, floats, ints, roles_of
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.trajectory import NO_VERSION, Group, Role
@@ -47,7 +47,7 @@ def test_weights_and_advantages_are_those_of_the_loss(make_trainer: Callable[...
         rewarded = [f for f in found.completions if f.reward is not None and not f.greedy]
         for completion, sampled in zip(rewarded, step, strict=True):
             tokens = sorted([*sampled.tokens, *sampled.answer], key=lambda t: t.place)
-            trained = np.flatnonzero(parts_of(completion.parts) == TokenRole.TRAINED)
+            trained = np.flatnonzero(roles_of(completion.roles) == TokenRole.TRAINED)
             assert (trained + len(group.prompt_ids)).tolist() == [t.place for t in tokens]
             ratios = [
                 1.0 if t in sampled.answer else min(float(np.exp(t.before - t.behaviour)), s.importance_cap)
@@ -92,7 +92,7 @@ def test_every_token_says_why_it_is_not_in_the_gradient(make_trainer: Callable[.
     assert found.group_size == len(group.completions) == len(found.completions) - 1
     seen = set()
     for completion, record in zip(group.completions, found.completions, strict=False):
-        parts = parts_of(record.parts).tolist()
+        parts = roles_of(record.roles).tolist()
         seen |= set(parts)
         for i, part in enumerate(parts):
             if completion.reward is None:
@@ -116,7 +116,7 @@ def test_every_token_says_why_it_is_not_in_the_gradient(make_trainer: Callable[.
     }
     greedy = found.completions[-1]
     assert greedy.greedy
-    assert set(parts_of(greedy.parts)) == {TokenRole.GREEDY}
+    assert set(roles_of(greedy.roles)) == {TokenRole.GREEDY}
     assert greedy.advantage is None
 
 

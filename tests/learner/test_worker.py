@@ -28,7 +28,7 @@ from .cases import random_group
 async def test_a_job_is_trained_step_by_step(bench: Callable[..., Bench]) -> None:
     job = bench("whole", checkpoint_interval=2)
     await train_whole(job)
-    account = await job.ledger.account()
+    account = await job.ledger.counts()
     assert account.balanced
     assert (account.version, account.states["trained"]) == (STEPS, STEPS * BATCH)
     assert [c.step for c in await job.jobs.checkpoints(job.job_id)] == [6, 4, 2]
@@ -164,7 +164,7 @@ async def test_tokens_beyond_the_bound_are_masked_and_counted(bench: Callable[..
     assert steps[2].masked_tokens == tokens[0] > 0
     assert steps[2].ages[1] == tokens[1]
     assert 2 not in steps[2].ages
-    account = await job.ledger.account()
+    account = await job.ledger.counts()
     assert (account.largest_age, account.masked_tokens) == (1, tokens[0])
     metrics = [m for _, kind, m in await job.jobs.metrics(job.job_id) if kind == "step"]
     assert metrics[2]["ages"]["2"]["masked"] == metrics[2]["ages"]["2"]["tokens"] == tokens[0]
@@ -258,7 +258,7 @@ async def test_groups_of_equal_rewards_are_filtered_and_replaced(bench: Callable
     async with learner(job.config) as worker:
         ended, _ = await asyncio.gather(worker.run(), feed_alike(job, lambda group: group % 3 == 0))
     assert ended == "finished"
-    account = await job.ledger.account()
+    account = await job.ledger.counts()
     assert account.balanced
     assert account.states["trained"] == STEPS * BATCH
     steps = await job.ledger.steps()
@@ -275,7 +275,7 @@ async def test_the_search_for_groups_that_differ_has_an_end(bench: Callable[...,
     async with learner(job.config) as worker:
         ended, _ = await asyncio.gather(worker.run(), feed_alike(job, lambda group: True))
     assert ended == "finished"
-    states = (await job.ledger.account()).states
+    states = (await job.ledger.counts()).states
     assert (states["trained"], states["filtered"]) == (STEPS * BATCH, STEPS * 2 * BATCH)
 
 
@@ -342,7 +342,7 @@ async def test_what_is_queued_when_the_bound_shrinks_is_masked_by_the_new_one(be
     assert set(first.ages) == set(second.ages) == {0}
     assert first.masked_tokens == 0
     assert second.masked_tokens > 0
-    assert (await job.ledger.account()).largest_age == 0
+    assert (await job.ledger.counts()).largest_age == 0
 
 
 async def test_a_learner_whose_rollout_workers_are_all_drained_waits_without_limit(bench: Callable[..., Bench]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headrace_core.errors import MOST_TOLD, InvalidData
+from headrace_core.errors import MAX_QUOTED_TEXT, InvalidData
 from headrace_lab.paths import ADDER
 from headrace_rollout.prompts import Tokenizer, read_prompts
 from headrace_rollout.reading import read_within_limits
@@ -94,7 +94,7 @@ def test_a_template_beyond_its_limits_ends_the_reading_with_its_line(
     assert told == code
     assert message.startswith("rows, line 2: ")
     assert why in message
-    assert len(message) < 2 * MOST_TOLD
+    assert len(message) < 2 * MAX_QUOTED_TEXT
 
 
 async def test_rows_are_read_within_limits_as_without() -> None:

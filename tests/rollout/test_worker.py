@@ -130,7 +130,7 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
 
 
 async def queued(ledger: Ledger) -> int:
-    return (await ledger.account()).states["queued"]
+    return (await ledger.counts()).states["queued"]
 
 
 async def train_one_step(
@@ -206,12 +206,12 @@ async def test_a_failing_reward_is_told_and_is_not_a_reward_of_zero(
     run = asyncio.create_task(worker.run())
 
     async def failed() -> bool:
-        return (await ledger.account()).states["reward_failed"] >= 8
+        return (await ledger.counts()).states["reward_failed"] >= 8
 
     await until(failed, "groups end as reward_failed")
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)
-    account = await ledger.account()
+    account = await ledger.counts()
     assert account.balanced
     assert account.states["trained"] == account.states["queued"] == 0
     told = [event for _, event in await jobs.events(JOB) if event.level == "warn"]
@@ -236,7 +236,7 @@ async def test_rows_that_the_engine_refuses_are_named_and_do_not_follow_as_fast_
     monkeypatch.setattr(worker._engine, "generate", refuses)
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "another group takes the place of the one that failed")
-    assert (await ledger.account()).states["generation_failed"] == 1
+    assert (await ledger.counts()).states["generation_failed"] == 1
     (told,) = [event for _, event in await jobs.events(JOB)]
     assert (
         told.message == f"the row of line {refused + 1} cannot be generated, and group 1 ends: no engine can serve it"
@@ -247,7 +247,7 @@ async def test_rows_that_the_engine_refuses_are_named_and_do_not_follow_as_fast_
     claim = await ledger.claim(await ledger.enlist(), SETTINGS.limits(3000), "mask")
     await ledger.filter(Term(1, 0), [g.group_id for g in claim.groups], "to make room")
     await asyncio.sleep(3)
-    failed = (await ledger.account()).states["generation_failed"]
+    failed = (await ledger.counts()).states["generation_failed"]
     assert 4 <= failed <= 14  # it waits 0.05, 0.1, … 0.8, 1.0 s: two are leased by then, and one at a time
     assert len(await jobs.events(JOB)) <= 5
     result = await worker.evaluate(0)
@@ -356,13 +356,13 @@ async def test_what_it_held_is_free_at_once_when_it_stops(start: Start, ledger: 
     run = asyncio.create_task(worker.run())
 
     async def holds() -> bool:
-        return (await ledger.account()).states["leased"] > 0
+        return (await ledger.counts()).states["leased"] > 0
 
     await until(holds, "it leases")
     await worker.stop()
     assert await asyncio.wait_for(run, 30) == "stopped"
     other = await ledger.admit("rollout-1", 0, 100, 60.0)
-    account = await ledger.account()
+    account = await ledger.counts()
     assert account.states["leased"] == len(other.leases) > 0, "every lease is the other worker's now"
     assert account.states["leased"] + account.states["queued"] == WINDOW
 
@@ -450,7 +450,7 @@ async def test_it_takes_over_the_groups_of_a_worker_that_died(
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "every lost group is queued")
     assert [t.state for t in await ledger.history(lost.leases[0].group_id)][-1] == "queued"
-    assert (await ledger.account()).admitted == WINDOW
+    assert (await ledger.counts()).admitted == WINDOW
     await ledger.close("finished")
     await asyncio.wait_for(run, 30)
 
@@ -520,7 +520,7 @@ async def test_a_worker_whose_version_is_held_ends_its_groups_and_takes_no_more(
     await until(lambda: evaluated(worker, 1), "it is under way")
     await train_one_step(ledger, store)
     while not evaluation.done():
-        account = await ledger.account()
+        account = await ledger.counts()
         held = worker._engine.version == 0  # until its last completion is sampled; its rewards hold nothing
         assert not held or account.admitted == WINDOW, "none by an old version, as the window counts on"
         await asyncio.sleep(0.01)
@@ -665,7 +665,7 @@ async def test_an_update_that_cannot_be_had_is_given_up_and_a_later_one_is_appli
         await train_one_step(ledger, store, write=lambda folder: (folder / "model.safetensors").write_bytes(b"cut"))
     await until(lambda: gave_up(jobs), "the update is given up")
     assert (await jobs.workers(JOB))[0].version == 0
-    assert (await ledger.account()).admitted == WINDOW
+    assert (await ledger.counts()).admitted == WINDOW
     await train_one_step(ledger, store)
     await until(lambda: equals(version_of(jobs), 2), "the next version is applied")
     await until(lambda: equals(queued(ledger), WINDOW), "the window is full again")
@@ -700,7 +700,7 @@ async def test_a_drained_worker_finishes_and_takes_no_more_until_it_is_released(
     await until(lambda: state(jobs, "drained"), "it says so")
     await train_one_step(ledger, store)
     assert (await worker.evaluate(1)).step == 1, "it stays up, follows the weights, and evaluates"
-    assert (await ledger.account()).admitted == WINDOW
+    assert (await ledger.counts()).admitted == WINDOW
     await drains.release("rollout-0")
     await until(lambda: equals(queued(ledger), WINDOW), "it goes on")
     await until(lambda: state(jobs, "running"), "it says so")
@@ -717,7 +717,7 @@ async def test_a_drained_worker_whose_time_is_up_gives_back_what_it_holds(
     worker = await start(function=f"{code}:slow")  # a drain outlives the worker's process
     run = asyncio.create_task(worker.run())
     await until(lambda: state(jobs, "drained"), "it takes nothing")
-    assert (await ledger.account()).admitted == 0
+    assert (await ledger.counts()).admitted == 0
     await WorkerDrains(redis, JOB).release("rollout-0")
     await until(lambda: equals(leased(ledger), WINDOW), "it holds the window")
     await WorkerDrains(redis, JOB).request("rollout-0", seconds=0)
@@ -729,7 +729,7 @@ async def test_a_drained_worker_whose_time_is_up_gives_back_what_it_holds(
 
 
 async def leased(ledger: Ledger) -> int:
-    return (await ledger.account()).states["leased"]
+    return (await ledger.counts()).states["leased"]
 
 
 async def test_a_changed_group_size_holds_for_groups_leased_from_its_version(
@@ -769,4 +769,4 @@ async def test_a_worker_that_is_stopped_while_it_starts_gives_up_and_leaves_no_p
     with pytest.raises(InvalidState, match="rollout-0 was stopped while it started"):
         await starting
     assert set(psutil.Process().children(recursive=True)) <= before
-    assert (await ledger.account()).admitted == 0
+    assert (await ledger.counts()).admitted == 0

@@ -253,7 +253,7 @@ class WorkerSupervisor:
             "warn",
             Restarted(self.name, reason, restart.number, restart.of, restart.delay),
         )
-        await self._recoveries.restarted(self.name)
+        await self._recoveries.count_restart(self.name)
         await asyncio.sleep(restart.delay)
 
     async def _close(self, process: WorkerProcess) -> None:

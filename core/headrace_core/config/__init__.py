@@ -1,1 +1,1 @@
-"""What users and operators set: of a job, of the service, of reward code."""
+"""Settings: of a job (users), of the service and of reward code (operators)."""

@@ -1,7 +1,7 @@
-"""The algorithms by name: what every part but the learner needs to know of them.
+"""The algorithms by name: what the gateway and the rollout workers need to know about them, without importing torch.
 
-The gateway refuses an unknown name at submission, a rollout worker asks whether a greedy completion is wanted; neither
-imports torch for it. The learner implements exactly these names (a test holds the two lists together).
+The gateway refuses an unknown name at submission; a rollout worker asks whether a greedy completion is wanted. The
+learner implements exactly these names (a test compares the two lists).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ..errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmPreset:
-    """One preset, seen from outside the learner."""
+    """Name-independent facts about one algorithm, for every service but the learner."""
 
     description: str
     wants_greedy: bool = False
-    """Each group needs a greedy completion beside the sampled ones."""
+    """Each group needs a greedy completion in addition to the sampled ones."""
     compares_within_group: bool = False
-    """Its baseline is the group's own mean: a group of one teaches nothing."""
+    """Its baseline is the group's own mean, so that a group of one has no learning signal."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Hyperparameters that this algorithm sets where the user does not."""
 
@@ -78,8 +78,8 @@ ALGORITHMS: dict[str, AlgorithmPreset] = {
         defaults={"clip_low": 1.0, "clip_high": 4.0, "minibatches": 4},
     ),
     "m2po": AlgorithmPreset(
-        "GRPO advantages without a clip; of the tokens that a clip would look at, those furthest off policy are masked "
-        "until the second moment of the log ratio is below a bound (arXiv 2510.01161).",
+        "GRPO advantages without a clip; of the tokens that a clip would consider, those furthest off policy are "
+        "masked until the second moment of the log ratio is below a bound (arXiv 2510.01161).",
         compares_within_group=True,
         defaults={"importance": "second_moment"},
     ),
@@ -87,7 +87,7 @@ ALGORITHMS: dict[str, AlgorithmPreset] = {
 
 
 def algorithm_preset(name: str) -> AlgorithmPreset:
-    """What is known of an algorithm. Raises `InvalidRequest` that names the known ones."""
+    """The preset of that name. Raises `InvalidRequest`, which lists the known names."""
     if name not in ALGORITHMS:
         raise InvalidRequest(
             f"unknown algorithm {name!r}; known: {', '.join(sorted(ALGORITHMS))}", param="hyperparameters.algorithm"

@@ -1,7 +1,7 @@
 """The settings of one job, as a user writes them under `method.reinforcement.hyperparameters`.
 
-OpenAI's own names keep their meaning ("auto" takes our default); ours stand beside them. Every setting is read
-somewhere outside this file, and documented in docs/settings.md; tests hold both.
+OpenAI's names keep their meaning ("auto" takes Headrace's default); Headrace's own names stand beside them. Every
+setting is read somewhere outside this file and documented in docs/settings.md; tests check both.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ..types.staleness import Late, Limits
 from .algorithm_presets import ALGORITHMS, algorithm_preset
 
 BASE_LEARNING_RATE = 1e-5
-"""What learning_rate_multiplier scales."""
+"""The learning rate that learning_rate_multiplier scales."""
 
 WHOLE_DISTRIBUTION: dict[str, tuple[float, ...]] = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,)}
-"""Ways to cut the distribution that is sampled from, and their values that cut nothing, the only ones taken: decision
-0028. A new way to cut is a line here."""
+"""Parameters that truncate the sampling distribution, each with its values that truncate nothing: only those are
+accepted, because training needs the whole distribution (decision 0028)."""
 
-Whole = Annotated[int, Field(le=10**9)]
+WholeNumber = Annotated[int, Field(le=10**9)]
 
 LossMean = Literal["token", "sequence", "constant"]
 KlEstimator = Literal["k1", "k2", "k3", "k1+", "k3+"]
@@ -30,23 +30,27 @@ Proximal = Literal["recompute", "interpolate", "behaviour"]
 Importance = Literal["truncate", "mask", "second_moment", "none"]
 ImportanceLevel = Literal["token", "sequence", "geometric"]
 
-LARGEST = 1e9
-"""Of settings that are off where they are large: beyond it, what is computed of them leaves the range of float32."""
+MAX_FLOAT = 1e9
+"""Upper limit of settings that have no effect where they are large. Larger values would take what is computed from them
+out of the range of float32."""
 
 
 def _with_auto(schema: dict[str, Any]) -> None:
-    """Says in the JSON schema what `_auto_means_default` takes."""
+    """Adds to the JSON schema what `_auto_means_default` accepts: "auto" for each field, and OpenAI's other names."""
     for name, field in schema["properties"].items():
         described = {k: field.pop(k) for k in ("title", "description", "default") if k in field}
         schema["properties"][name] = {"anyOf": [*field.pop("anyOf", [field]), {"const": "auto"}]} | described
     effort = {"const": "default", "description": "There are no levels of it here: max_tokens bounds it."}
     schema["properties"]["reasoning_effort"] = effort
-    for name, whole in WHOLE_DISTRIBUTION.items():
-        schema["properties"][name] = {"enum": list(whole), "description": "Training samples the whole distribution."}
+    for name, values in WHOLE_DISTRIBUTION.items():
+        schema["properties"][name] = {"enum": list(values), "description": "Training samples the whole distribution."}
 
 
 class Hyperparameters(BaseModel):
-    """Cross-checks stand beside the fields; an unknown name is an error, so that a typo is not silently ignored."""
+    """A job's hyperparameters, checked one by one and together.
+
+    An unknown name is an error, so that a typo is not silently ignored.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, json_schema_extra=_with_auto)
 
@@ -57,50 +61,50 @@ class Hyperparameters(BaseModel):
     compute_multiplier: float | None = Field(
         None, gt=0, le=10, description="Scales group_size: more completions of each prompt explore more."
     )
-    n_steps: Whole | None = Field(None, ge=1, description="Steps to train; instead of n_epochs.")
+    n_steps: WholeNumber | None = Field(None, ge=1, description="Steps to train; instead of n_epochs.")
     n_epochs: int | None = Field(None, ge=1, le=50, description="Passes over the training file.")
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of the policy.")
     learning_rate_multiplier: float | None = Field(
         None, gt=0, le=1e5, description="Scales the default learning rate; instead of learning_rate."
     )
-    warmup_steps: Whole = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
+    warmup_steps: WholeNumber = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay, of matrices only.")
     max_grad_norm: float = Field(
-        1.0, gt=0, le=LARGEST, description="Gradient norm above which gradients are scaled down."
+        1.0, gt=0, le=MAX_FLOAT, description="Gradient norm above which gradients are scaled down."
     )
     minibatches: int = Field(
         1, ge=1, le=64, description="Optimizer updates a step; the clip around the proximal policy acts above 1."
     )
-    token_budget: Whole = Field(8192, ge=64, description="Padded tokens of one forward and backward pass.")
+    token_budget: WholeNumber = Field(8192, ge=64, description="Padded tokens of one forward and backward pass.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seeds prompt order, sampling and training.")
 
     # the policy loss
     clip_low: float = Field(0.2, gt=0, le=1, description="Lower clip: u ≥ 1 − clip_low, u = π_θ/π_prox.")
-    clip_high: float = Field(0.2, gt=0, le=LARGEST, description="Upper clip: u ≤ 1 + clip_high.")
+    clip_high: float = Field(0.2, gt=0, le=MAX_FLOAT, description="Upper clip: u ≤ 1 + clip_high.")
     loss_mean: LossMean = Field(
         "token",
         description="Mean with the same weight for every token (token) or for every completion (sequence), or the sum "
         "of tokens divided by max_tokens (constant).",
     )
     advantage_clip: float | None = Field(
-        None, gt=0, le=LARGEST, description="Advantages are clamped to ± this, before the divergence is subtracted."
+        None, gt=0, le=MAX_FLOAT, description="Advantages are clamped to ± this, before the divergence is subtracted."
     )
     second_moment: float = Field(
         0.04,
         gt=0,
-        le=LARGEST,
+        le=MAX_FLOAT,
         description="importance second_moment: bound of the mean squared log π_prox/π_behaviour, over the tokens on "
         "which a trust region acts.",
     )
     filter_groups: bool = Field(
         False, description="Groups whose rewards are all equal are filtered, and others take their place in the step."
     )
-    filter_limit: Whole = Field(
+    filter_limit: WholeNumber = Field(
         8, ge=1, description="Batches filtered for one step before groups of equal rewards fill it after all."
     )
 
     # reference policy and critic
-    kl_coefficient: float = Field(0.0, ge=0, le=LARGEST, description="Weight of the divergence from the base model.")
+    kl_coefficient: float = Field(0.0, ge=0, le=MAX_FLOAT, description="Weight of the divergence from the base model.")
     kl_estimator: KlEstimator = Field(
         "k1",
         description="Estimator of that divergence, of one token: k1 in the reward; in the loss k2, k1+ or k3+ (k1's or "
@@ -119,17 +123,17 @@ class Hyperparameters(BaseModel):
         "other's (end), or the critic's value of what would come next is added (bootstrap).",
     )
     value_clip: float = Field(
-        0.2, gt=0, le=LARGEST, description="Largest change of a value that still lowers the critic's loss."
+        0.2, gt=0, le=MAX_FLOAT, description="Largest change of a value that still lowers the critic's loss."
     )
     critic_learning_rate: float | None = Field(
         None, gt=0, le=1, description="Peak learning rate of the critic; that of the policy by default."
     )
-    critic_warmup_steps: Whole = Field(0, ge=0, description="First steps, in which the critic alone is trained.")
+    critic_warmup_steps: WholeNumber = Field(0, ge=0, description="First steps, in which the critic alone is trained.")
 
     # memory
     optimizer: OptimizerName = Field("adamw", description="Optimizer of the policy and the critic.")
-    optimizer_rank: Whole = Field(64, ge=1, description="Rank of the low-rank optimizers.")
-    optimizer_interval: Whole | None = Field(
+    optimizer_rank: WholeNumber = Field(64, ge=1, description="Rank of the low-rank optimizers.")
+    optimizer_interval: WholeNumber | None = Field(
         None,
         ge=1,
         description="Updates between two subspaces of the low-rank optimizers: 200 by default, 1 for dct_adamw.",
@@ -137,18 +141,18 @@ class Hyperparameters(BaseModel):
     optimizer_scale: float | None = Field(
         None,
         gt=0,
-        le=LARGEST,
+        le=MAX_FLOAT,
         description="Scale of a low-rank update beside a full one: 0.25 by default, 1 for dct_adamw.",
     )
     lora_rank: int | None = Field(None, ge=1, le=512, description="Train adapters of this rank instead of all weights.")
-    lora_alpha: float = Field(16.0, gt=0, le=LARGEST, description="Adapters are scaled by lora_alpha / lora_rank.")
+    lora_alpha: float = Field(16.0, gt=0, le=MAX_FLOAT, description="Adapters are scaled by lora_alpha / lora_rank.")
     gradient_checkpointing: bool = Field(
         False, description="Keep activations at layer borders only and compute the rest again: less memory, more time."
     )
     learner_ranks: int = Field(1, ge=1, le=1024, description="Processes the learner is sharded over, one device each.")
 
     # staleness
-    max_staleness: Whole = Field(
+    max_staleness: WholeNumber = Field(
         4, ge=0, description="Largest age of a token, in policy versions, that contributes to a gradient."
     )
     late: Late = Field(
@@ -167,7 +171,9 @@ class Hyperparameters(BaseModel):
     importance_level: ImportanceLevel = Field(
         "token", description="The weight is of a token, of the completion, or of the completion's geometric mean."
     )
-    importance_cap: float = Field(5.0, ge=1, le=LARGEST, description="Cap of the staleness weight π_prox/π_behaviour.")
+    importance_cap: float = Field(
+        5.0, ge=1, le=MAX_FLOAT, description="Cap of the staleness weight π_prox/π_behaviour."
+    )
     update_mode: Literal["keep_kv", "recompute", "drain"] = Field(
         "keep_kv",
         description="Requests in flight at a weight update keep their cache, have it recomputed, or finish first.",
@@ -176,7 +182,7 @@ class Hyperparameters(BaseModel):
     max_mismatch: float = Field(
         0.01,
         gt=0,
-        le=LARGEST,
+        le=MAX_FLOAT,
         description="Divergence in nats a token between engine and learner, for the same tokens at the same weights, "
         "above which the job fails.",
     )
@@ -185,10 +191,10 @@ class Hyperparameters(BaseModel):
     engine: Literal["vllm", "transformers"] = Field("vllm", description="Engine that generates completions.")
     rollout_workers: int = Field(1, ge=1, le=256, description="Rollout workers, each with an engine of its own.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
-    max_tokens: Whole = Field(256, ge=1, description="Tokens of the longest completion.")
-    max_context: Whole = Field(2048, ge=8, description="Tokens of the longest prompt and completion together.")
+    max_tokens: WholeNumber = Field(256, ge=1, description="Tokens of the longest completion.")
+    max_context: WholeNumber = Field(2048, ge=8, description="Tokens of the longest prompt and completion together.")
     max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
-    kv_cache_gib: float = Field(1.0, gt=0, le=LARGEST, description="Memory of one engine's KV cache, in GiB.")
+    kv_cache_gib: float = Field(1.0, gt=0, le=MAX_FLOAT, description="Memory of one engine's KV cache, in GiB.")
     reward_attempts: int = Field(2, ge=1, le=10, description="Attempts to score a completion whose reward fails.")
     reward_failure: Literal["fail_group", "leave_out"] = Field(
         "fail_group",
@@ -208,7 +214,7 @@ class Hyperparameters(BaseModel):
         description="Share of the groups that end as generation_failed, because no engine can serve their row, above "
         "which the job fails.",
     )
-    max_steps_without_gradient: Whole = Field(
+    max_steps_without_gradient: WholeNumber = Field(
         10,
         ge=0,
         description="Steps in a row without any reward, or first steps of a job with equal rewards in every group, "
@@ -219,26 +225,26 @@ class Hyperparameters(BaseModel):
     )
 
     # evaluation, checkpoints, and recorded completions
-    eval_interval: Whole | None = Field(
+    eval_interval: WholeNumber | None = Field(
         None,
         ge=1,
         description="Steps between evaluations on the validation file; a tenth of the job by default. "
         "docs/staleness.md says what one costs, and how to lower that.",
     )
-    eval_samples: Whole | None = Field(
+    eval_samples: WholeNumber | None = Field(
         None,
         ge=1,
         description="Validation rows evaluated; all by default, which costs a job with one rollout worker the time in "
         "which it would have sampled as many completions.",
     )
-    checkpoint_interval: Whole | None = Field(None, ge=1, description="Steps between checkpoints.")
-    keep_checkpoints: Whole = Field(
+    checkpoint_interval: WholeNumber | None = Field(None, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: WholeNumber = Field(
         5,
         ge=2,
         description="Newest checkpoints that stay on the disk, with that of the best evaluation (without any, of the "
         "best training reward); older ones are removed.",
     )
-    snapshot_every: Whole = Field(
+    snapshot_every: WholeNumber = Field(
         1, ge=0, description="Steps between snapshots of the learner's state in memory; 0 takes none."
     )
     keep_rollouts: int = Field(
@@ -256,20 +262,20 @@ class Hyperparameters(BaseModel):
         given = {k: v for k, v in data.items() if v != "auto"}
         if given.pop("reasoning_effort", "default") != "default":
             raise ValueError("reasoning_effort: there are no levels of it here; bound completions with max_tokens")
-        for name, harmless in WHOLE_DISTRIBUTION.items():
-            if given.pop(name, harmless[0]) not in harmless:
+        for name, accepted in WHOLE_DISTRIBUTION.items():
+            if given.pop(name, accepted[0]) not in accepted:
                 raise ValueError(
                     f"{name}: training samples from the whole distribution, as a gradient from a part of it "
                     f"would be off by the mass of the rest; leave {name} out, and lower temperature instead"
                 )
-        facts = ALGORITHMS.get(str(given.get("algorithm", cls.model_fields["algorithm"].default)))
-        if facts is None:
-            return given
-        whole = {**facts.defaults, **given}
-        if "minibatches" not in given and isinstance(groups := whole.get("batch_size"), int) and groups > 0:
-            # A default that nobody wrote gives way to the batch that somebody did.
-            whole["minibatches"] = min(groups, whole.get("minibatches", cls.model_fields["minibatches"].default))
-        return whole
+        preset = ALGORITHMS.get(str(given.get("algorithm", cls.model_fields["algorithm"].default)))
+        if preset is None:
+            return given  # `_known` refuses the name
+        merged = {**preset.defaults, **given}
+        if "minibatches" not in given and isinstance(groups := merged.get("batch_size"), int) and groups > 0:
+            # The user did not set it: the default must not refuse a batch_size below it.
+            merged["minibatches"] = min(groups, merged.get("minibatches", cls.model_fields["minibatches"].default))
+        return merged
 
     @field_validator("algorithm")
     @classmethod
@@ -294,7 +300,7 @@ class Hyperparameters(BaseModel):
         return self
 
     def _check_learning(self) -> None:
-        """Combinations that would silently teach nothing, or something else than they say."""
+        """Refuses combinations that would silently train nothing, or something other than what they say."""
         if ALGORITHMS[self.algorithm].compares_within_group and self.group_size < 2:
             raise ValueError(f"{self.algorithm} compares the completions of a group: group_size must be at least 2")
         if self.filter_groups and self.group_size < 2:
@@ -317,7 +323,7 @@ class Hyperparameters(BaseModel):
 
     @property
     def peak_learning_rate(self) -> float:
-        """AdamW's peak learning rate."""
+        """Peak learning rate of the policy's optimizer."""
         return self.learning_rate or BASE_LEARNING_RATE * (self.learning_rate_multiplier or 1.0)
 
     @property
@@ -327,12 +333,12 @@ class Hyperparameters(BaseModel):
 
     @property
     def subspace_scale(self) -> float:
-        """Factor of what a low-rank optimizer does within its subspace."""
+        """Factor by which a low-rank optimizer scales the update within its subspace."""
         return self.optimizer_scale or (1.0 if self.optimizer == "dct_adamw" else 0.25)
 
     @property
     def explored_group_size(self) -> int:
-        """Completions sampled for each prompt."""
+        """Completions sampled for each prompt: group_size × compute_multiplier, at least 1."""
         return max(1, round(self.group_size * (self.compute_multiplier or 1.0)))
 
     def steps(self, rows: int) -> int:
@@ -342,7 +348,7 @@ class Hyperparameters(BaseModel):
         return -(-(self.n_epochs or 1) * rows // self.batch_size)
 
     def limits(self, rows: int) -> Limits:
-        """What bounds the flow of groups."""
+        """The limits that the ledger holds the flow of groups to."""
         return Limits(self.batch_size, self.max_staleness, self.steps(rows) * self.batch_size)
 
     def evaluation_interval(self, steps: int) -> int:

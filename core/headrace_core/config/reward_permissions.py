@@ -1,4 +1,5 @@
-"""What the operator lets rewards do: it binds every job, and comes from the service's settings, not from a request."""
+"""What the operator permits rewards to do. It applies to every job and comes from the service's settings, never from a
+request."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from typing import Literal
 import msgspec
 
 SandboxLevel = Literal["limits", "filtered", "isolated"]
-"""How well user code is held, weakest first.
+"""How strongly user code is contained, weakest first.
 
-limits: a process of its own with limits on time, memory and output · filtered: the kernel also refuses it network,
+limits: a process of its own with limits on time, memory and output · filtered: the kernel also denies it the network,
 writes outside its folder, and processes beyond its share · isolated: it also sees no other process, no network device
 and none of the service's files (namespaces).
 """
@@ -17,34 +18,37 @@ SANDBOX_LEVELS: tuple[SandboxLevel, ...] = ("limits", "filtered", "isolated")
 
 
 class RewardPermissions(msgspec.Struct, frozen=True, kw_only=True):
-    """Plain values: it crosses process borders."""
+    """The permissions as plain values: they are sent to the processes that run rewards."""
 
     sandbox: SandboxLevel = "limits"
-    """User code is refused where the machine offers less than this."""
+    """Weakest acceptable containment: user code is refused where the machine offers less."""
     hidden: tuple[str, ...] = ()
-    """Folders that user code sees nothing of, though its file lies beside them: the service's data."""
+    """Folders with the service's data: user code cannot see them, even if its own file lies beside them."""
     folders: tuple[str, ...] | None = None
-    """In which the file of a `function` must lie, at any depth; `None`: anywhere."""
+    """Folders in which the file of a `function` must lie, at any depth; `None`: anywhere."""
     processes: int = 64
-    """Processes for user code that one grader, with those it holds, may ask for."""
-    most_workers: int = 64
-    """Of those that one part asks for, no more are started: a check without completions takes one."""
+    """Processes for user code that one grader may use, its components included."""
+    max_workers: int = 64
+    """Upper limit of the processes that are started for one component, however many it asks for: a check without
+    completions needs only one."""
     hosts: tuple[str, ...] = ()
-    """`host` or `host:port` that HTTP rewards may be asked at; none by default."""
+    """`host` or `host:port` that HTTP rewards may call; none by default."""
     code: str | None = None
-    """Folder of the code that the job's functions were submitted with; outside of a job there is none."""
+    """Folder with the code that the job's functions were submitted with; None outside a job."""
     judge_url: str | None = None
-    """Base URL of the server in OpenAI's protocol that model graders ask, with `/v1`."""
+    """Base URL, with `/v1`, of the server in OpenAI's protocol that model graders call."""
     judge_key: str | None = None
-    """Its bearer key."""
+    """Bearer key of that server."""
 
     def __post_init__(self) -> None:
-        """Whatever process has the rules shows the key in no log."""
-        from ..redaction import conceal  # a host process needs this module's names alone, and starts fast
+        """Keep the key out of the logs of every process that has these permissions."""
+        # Imported here because a host process imports this module for its names alone, and must start fast.
+        from ..redaction import conceal
 
         conceal(self.judge_key)
 
     def __repr__(self) -> str:
-        """Without the key: what is printed may be logged."""
+        """Hides the key: a repr may end up in a log."""
         key = None if self.judge_key is None else "***"
-        return f"RewardRules({self.sandbox!r}, hosts={self.hosts!r}, judge_url={self.judge_url!r}, judge_key={key!r})"
+        judge = f"judge_url={self.judge_url!r}, judge_key={key!r}"
+        return f"RewardPermissions({self.sandbox!r}, hosts={self.hosts!r}, {judge})"

@@ -15,7 +15,8 @@ from .reward_permissions import RewardPermissions, SandboxLevel
 
 
 class Settings(BaseSettings):
-    """With none set, everything runs on this machine: private Redis, local Ray, gateway on loopback."""
+    """The service's settings. With none set, everything runs on this machine: private Redis, local Ray, gateway on
+    loopback."""
 
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -170,7 +171,7 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
-        """A name, or a network that is none, would be believed by nobody, and without a word."""
+        """Refuse host names and malformed networks: they would match no address, and so be ignored silently."""
         for proxy in proxies:
             try:
                 ipaddress.ip_network(proxy)
@@ -183,7 +184,10 @@ class Settings(BaseSettings):
 
     @property
     def redis_address(self) -> str | None:
-        """`redis_url` with the password and the certificates that belong to it. Raises `InvalidRequest`."""
+        """`redis_url` with the password and the certificates filled in; None for an embedded Redis.
+
+        Raises `InvalidRequest` where the password's file cannot be read, or the settings contradict each other.
+        """
         if self.redis_url is None:
             return None
         given = None if self.redis_password is None else self.redis_password.get_secret_value()
@@ -192,7 +196,7 @@ class Settings(BaseSettings):
 
     @property
     def on_loopback(self) -> bool:
-        """Whether the gateway is reached from this machine alone."""
+        """Whether the gateway can be reached from this machine only."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -205,12 +209,12 @@ class Settings(BaseSettings):
 
     @property
     def counted_per_minute(self) -> int:
-        """Requests a minute that a caller may make; 0 where they are not counted."""
+        """Requests a minute that a caller may make; 0: no limit."""
         return self.requests_per_minute if self.keys_required or not self.on_loopback else 0
 
     @property
     def reward_rules(self) -> RewardPermissions:
-        """What rewards may do, for the processes that run them."""
+        """The permissions to pass to the processes that run rewards."""
         return RewardPermissions(
             sandbox=self.reward_sandbox,
             hidden=(str(self.data_dir.absolute()),),

@@ -1,1 +1,1 @@
-"""What is stored of a job beside its ledger: record, history, settings, recoveries, rollouts."""
+"""What Redis stores about a job besides its ledger: record, history, settings, recoveries, rollouts."""

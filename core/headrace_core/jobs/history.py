@@ -1,16 +1,18 @@
-"""What happened in a job: its events and its measurements, each with a number.
+"""A job's history: its events and measurements, numbered.
 
-    tell, record ──► append.lua ──┬─► a stream for each kind, append-only     ──► pages, followers
-                                  └─► summary: the newest of each source, sparkline, pace   ──► overview, Prometheus
+    append_event, record ──► append.lua ──┬─► one append-only stream per kind               ──► pages, subscribers
+                                          └─► summary: newest entry of each source,
+                                              sparkline, pace                               ──► overview, Prometheus
 
-Invariants: the numbers of a job's entries are 1, 2, 3, … over all kinds, given with the entry in one step, so that
-whoever has read up to a number has missed nothing before it. Heartbeats (`worker`, `reward`) come by the clock; once
-`HEARTBEATS_KEPT` of one source could have been kept, one is only where the last is `1 / HEARTBEATS_KEPT` of the time
-since the first ago. So their count grows with the logarithm of a job's time, and the newest is always in the summary.
+Invariants: a job's entries are numbered 1, 2, 3, … over all kinds, and a number is assigned atomically with its entry,
+so that a reader who has read up to a number has missed nothing before it.
 
-Each kind has `BYTES_KEPT` bytes. Until they are full everything is kept; then, of the older three quarters, every
-second entry is left out and counted (`left_out`), never the first, and again when they are full again. So the newest
-quarter is whole, and the past the coarser the older it is.
+Heartbeats (`worker`, `reward`) arrive at a fixed rate. A heartbeat is appended only if the time since the last appended
+one of its source is at least `1 / MAX_HEARTBEATS` of the time since the first one. So nothing is left out at the start,
+later the count grows with the logarithm of a job's time, and the newest heartbeat is always in the summary.
+
+Each kind may take `MAX_BYTES` bytes. When they are used up, every second entry of the older three quarters is removed,
+never the first, and counted (`left_out`). So the newest quarter is complete, and older history is increasingly coarse.
 """
 
 from __future__ import annotations
@@ -26,22 +28,22 @@ from redis.asyncio import Redis
 
 from .. import redis_access
 from ..redis_access.client import run
-from ..redis_access.json_records import damaged, if_sound, is_object, name, whole_number
+from ..redis_access.json_records import damaged, is_object, log_damaged_once, none_if_damaged, whole_number
 from ..redis_access.keys import JobKeys
 from ..types.metrics import AgeMetrics, Metrics, StepMetrics
 
 Kind = Literal["event", "step", "evaluation", "update", "worker", "reward"]
 KINDS: tuple[Kind, ...] = ("event", "step", "evaluation", "update", "worker", "reward")
 EVENTS, MEASURED, STEPS = KINDS[:1], KINDS[1:], KINDS[1:2]
-HEARTBEATS_KEPT = 2000
-EVENTS_SAMPLED = 2000
-BYTES_KEPT = 16 * 1024 * 1024
-"""Of one kind, data and sources: some ten thousand steps. When they are full, Redis writes them anew."""
+MAX_HEARTBEATS = 2000
+MAX_NEWEST_EVENTS = 2000
+MAX_BYTES = 16 * 1024 * 1024
+"""Of one kind, data and source names together: enough for some ten thousand steps."""
 _HEARTBEATS = ("worker", "reward")
-_SAMPLED_WHOLE = 2
-"""With no more than so many times the entries that are wanted, all are read."""
-_SOURCES, _FEWEST = 4, 50
-"""A kind with more sources than this is sampled at fewer places, but at no fewer."""
+_READ_ALL_FACTOR = 2
+"""`sampled` reads a kind completely if it has at most this many times the entries wanted."""
+_FULLY_SAMPLED_SOURCES, _MIN_SAMPLES = 4, 50
+"""A kind with more than 4 sources is sampled at fewer positions, but at no fewer than 50."""
 
 
 class HistoryEntry(NamedTuple):
@@ -50,81 +52,85 @@ class HistoryEntry(NamedTuple):
     number: int
     kind: Kind
     source: str
-    """The kind, and the worker where it is of one: `step`, `update rollout-0`."""
+    """The kind, followed by the worker's name if one wrote it: `step`, `update rollout-0`."""
     data: bytes
-    """JSON; where the entry is damaged, whatever there is: it is read by `json_records`, or handed on by `whole`."""
+    """JSON. May be anything if the entry is damaged: decode it by `json_records`, or filter with `readable_entries`."""
 
 
 class Spark(msgspec.Struct, frozen=True):
-    """Sparklines of at most 40 points, each of as many steps as the others; the last may have fewer."""
+    """Sparklines of at most 40 points. All points cover the same number of steps, but the last may cover fewer."""
 
     mean: list[float] = []
-    """Mean reward of the steps that have one; 0 where `count` is."""
+    """Mean reward over the point's steps that have a reward; 0 where `count` is 0."""
     count: list[int] = []
+    """How many of the point's steps have a reward."""
     age: list[float] = []
-    """Largest age of a token that contributed."""
+    """Largest age, in policy versions, of a token that contributed to the gradient."""
 
     @property
     def reward(self) -> list[float]:
-        """The points that have a reward."""
+        """Mean rewards of the points that have one."""
         return [mean for mean, count in zip(self.mean, self.count, strict=True) if count]
 
 
-def whole(job_id: str, entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
-    """Those whose data is JSON, to be handed on unread; the log names the others."""
-    found = []
+def readable_entries(job_id: str, entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
+    """The entries whose data is a JSON object, which can be passed on undecoded. The others are logged."""
+    readable = []
     for entry in entries:
         if is_object(entry.data):
-            found.append(entry)
+            readable.append(entry)
         else:
-            name(damaged(f"{JobKeys(job_id).history(entry.kind)} {entry.number}-0", "it is no object of JSON"))
-    return found
+            where = f"{JobKeys(job_id).history(entry.kind)} {entry.number}-0"
+            log_damaged_once(damaged(where, "it is no object of JSON"))
+    return readable
 
 
 async def page_of_entries(
     history: History, job_id: str, number: int, count: int, kinds: Collection[Kind]
 ) -> tuple[list[HistoryEntry], bool]:
-    """(`whole` entries of these kinds after a number, oldest first, at most `count`; whether there are more). Of those
-    that are damaged a page takes no notice, but it is never empty where more follow."""
+    """(readable entries of these kinds after `number`, oldest first, at most `count`; whether more follow).
+
+    Damaged entries are skipped, but a page is never empty while more entries follow.
+    """
     while True:
-        found = await history.after(job_id, number, count + 1, kinds)
-        good, more = whole(job_id, found[:count]), len(found) > count
-        if good or not more:
-            return good, more
-        number = found[count - 1].number
+        entries = await history.after(job_id, number, count + 1, kinds)
+        readable, more = readable_entries(job_id, entries[:count]), len(entries) > count
+        if readable or not more:
+            return readable, more
+        number = entries[count - 1].number
 
 
 @cache
-def _source() -> str:
+def _append_script() -> str:
     return (resources.files(redis_access) / "lua" / "append.lua").read_text()
 
 
 class History:
-    """The events and measurements of all jobs."""
+    """The events and measurements of all jobs. `max_heartbeats` and `max_bytes`: see the module."""
 
-    def __init__(self, redis: Redis, heartbeats_kept: int = HEARTBEATS_KEPT, bytes_kept: int = BYTES_KEPT) -> None:
+    def __init__(self, redis: Redis, max_heartbeats: int = MAX_HEARTBEATS, max_bytes: int = MAX_BYTES) -> None:
         self._redis = redis
-        self._kept = heartbeats_kept
-        self._bytes = bytes_kept
-        self._append = redis.register_script(_source())
+        self._max_heartbeats = max_heartbeats
+        self._max_bytes = max_bytes
+        self._append = redis.register_script(_append_script())
 
     async def append_event(self, job_id: str, data: bytes, time: float) -> int:
-        """Append an event; returns its number."""
-        return await self._added(job_id, "event", "event", data, time, ("", "", ""))
+        """Append an event (`data` is JSON, `time` Unix seconds). Returns its number."""
+        return await self._append_entry(job_id, "event", "event", data, time, ("", "", ""))
 
     async def record(self, job_id: str, metrics: Metrics) -> None:
-        """Append a measurement; of heartbeats, the newest where the last one kept is not long ago."""
+        """Append a measurement. A heartbeat soon after the last appended one only replaces the summary's newest."""
         kind, worker = cast("Kind", metrics.kind), getattr(metrics, "worker", None)
-        marks = _marks(metrics) if isinstance(metrics, StepMetrics) else ("", "", "")
+        step_figures = _step_figures(metrics) if isinstance(metrics, StepMetrics) else ("", "", "")
         source = kind if worker is None else f"{kind} {worker}"
-        await self._added(job_id, kind, source, msgspec.json.encode(metrics), metrics.time, marks)
+        await self._append_entry(job_id, kind, source, msgspec.json.encode(metrics), metrics.time, step_figures)
 
-    async def _added(
-        self, job_id: str, kind: Kind, source: str, data: bytes, time: float, marks: Sequence[int | float | str]
+    async def _append_entry(
+        self, job_id: str, kind: Kind, source: str, data: bytes, time: float, step_figures: Sequence[int | float | str]
     ) -> int:
         k = JobKeys(job_id)
-        kept = self._kept if kind in _HEARTBEATS else ""
-        arguments = [source, data, repr(time), kept, self._bytes, *marks]
+        max_heartbeats = self._max_heartbeats if kind in _HEARTBEATS else ""
+        arguments = [source, data, repr(time), max_heartbeats, self._max_bytes, *step_figures]
         keys = [k.job, k.summary, k.history(kind), k.marks, k.thinned]
         return int(await self._append(keys=keys, args=arguments))
 
@@ -136,37 +142,40 @@ class History:
         kinds: Collection[Kind] = KINDS,
         block: float | None = None,
     ) -> list[HistoryEntry]:
-        """Entries of these kinds after a number, oldest first; fewer than `count` only where there are no more.
+        """Entries of these kinds after `number`, oldest first; fewer than `count` only if there are no more.
 
-        With `block`, at most so many seconds are waited for the first. There may be more than `count`, by kind.
+        With several kinds there may be more than `count`. `block`: seconds to wait for the first entry, if there is
+        none.
         """
         k = JobKeys(job_id)
         streams: dict[Any, Any] = {k.history(kind): f"{number}-0" for kind in kinds}
         milliseconds = None if block is None else max(1, int(block * 1000))
-        found = await run(self._redis.xread(streams, count=count, block=milliseconds))
+        read = await run(self._redis.xread(streams, count=count, block=milliseconds))
         entries: list[HistoryEntry] = []
         complete_to: int | None = None
-        for stream, of_kind in found:
+        for stream, of_kind in read:
             kind = cast("Kind", stream.decode().rsplit(":", 1)[1])
             entries += (_entry(kind, entry_id, fields) for entry_id, fields in of_kind)
-            if len(of_kind) == count:  # there may be more of this kind before the last of another
+            if len(of_kind) == count:  # more of this kind may follow, with numbers below those read of other kinds
                 complete_to = min(complete_to or entries[-1].number, entries[-1].number)
         entries.sort()
         return entries if complete_to is None else [e for e in entries if e.number <= complete_to]
 
     async def newest(self, job_id: str, kind: Kind, before: int | None, count: int) -> list[HistoryEntry]:
-        """The last `count` entries of a kind, of those before a number, newest first."""
+        """The last `count` entries of a kind before the number `before` (None: of all), newest first."""
         end = "+" if before is None else f"({before}-0"
         found = await run(self._redis.xrevrange(JobKeys(job_id).history(kind), max=end, count=count))
         return [_entry(kind, entry_id, fields) for entry_id, fields in found]
 
-    async def sampled(self, job_id: str, number: int, to: int, most: int) -> list[HistoryEntry]:
-        """Entries after one number and up to another, oldest first: of each kind all, or where there are far more,
-        about `most` of each source, evenly spread by number, the oldest and the newest of the kind among them.
+    async def sampled(self, job_id: str, number: int, to: int, max_points: int) -> list[HistoryEntry]:
+        """Entries after `number` up to `to`, oldest first, downsampled.
 
-        Of events, which are told apart by what they say, the oldest `most` and the newest `EVENTS_SAMPLED`.
+        A kind with far more entries than wanted is reduced to about `max_points` of each source, spread evenly by
+        number, its oldest and newest entry among them. Events cannot stand for one another: of those, the oldest
+        `max_points` and the newest `MAX_NEWEST_EVENTS` are returned.
 
-        Two round trips, and what is read grows with `most` and with the sources, not with the job's length.
+        Takes two round trips; the amount read grows with `max_points` and the number of sources, not with the job's
+        length.
         """
         k = JobKeys(job_id)
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -175,43 +184,45 @@ class History:
                 pipe.xlen(k.history(kind))
                 pipe.xrange(k.history(kind), f"({number}-0", f"{to}-0", count=1)
                 pipe.xrevrange(k.history(kind), f"{to}-0", f"({number}-0", count=1)
-            names, *found = await pipe.execute()
-        places: list[_Place] = []
-        for kind, length, first, last in zip(KINDS, found[::3], found[1::3], found[2::3], strict=True):
+            names, *bounds = await pipe.execute()
+        ranges: list[_ReadRange] = []
+        for kind, length, first, last in zip(KINDS, bounds[::3], bounds[1::3], bounds[2::3], strict=True):
             if first:
                 sources = sum(source.split(b" ")[0] == kind.encode() for source in names)
-                places += _places(kind, length, _number(first[0][0]), _number(last[0][0]), max(1, sources), most)
+                ends = _number(first[0][0]), _number(last[0][0])
+                ranges += _ranges_to_read(kind, length, *ends, max(1, sources), max_points)
         async with self._redis.pipeline(transaction=False) as pipe:
-            for place in places:
-                if place.back:
-                    pipe.xrevrange(k.history(place.kind), f"{place.number}-0", f"({number}-0", count=place.many)
+            for part in ranges:
+                if part.backwards:
+                    pipe.xrevrange(k.history(part.kind), f"{part.number}-0", f"({number}-0", count=part.count)
                 else:
-                    pipe.xrange(k.history(place.kind), f"{place.number}-0", f"{to}-0", count=place.many)
+                    pipe.xrange(k.history(part.kind), f"{part.number}-0", f"{to}-0", count=part.count)
             read = await pipe.execute()
-        entries = (_entry(place.kind, *raw) for place, of_place in zip(places, read, strict=True) for raw in of_place)
-        return sorted({entry.number: entry for entry in entries}.values())
+        entries = (_entry(part.kind, *raw) for part, of_part in zip(ranges, read, strict=True) for raw in of_part)
+        return sorted({entry.number: entry for entry in entries}.values())  # ranges may overlap
 
     async def before_step(self, job_id: str, step: int) -> int:
-        """The number after which the entries of this step and later ones are; the last one where there are none yet."""
+        """The number of the entry before that of `step`, or of the next recorded step. The newest entry's number if
+        there is no such step yet."""
         k = JobKeys(job_id)
         found = await run(self._redis.zrangebyscore(k.marks, step, "+inf", start=0, num=1))
         return whole_number(found[0], k.marks) - 1 if found else await self.last(job_id)
 
     async def last_step(self, job_id: str) -> int:
-        """The newest step that was measured; 0 before the first."""
+        """The newest recorded step; 0 before the first."""
         found = await run(self._redis.zrange(JobKeys(job_id).marks, -1, -1, withscores=True))
         return int(found[0][1]) if found and math.isfinite(found[0][1]) else 0
 
     async def left_out(self, job_id: str) -> dict[str, int]:
-        """How many entries of each kind are no longer there; no more would have fitted."""
-        found = await run(self._redis.hmget(JobKeys(job_id).summary, [f"left out {kind}" for kind in KINDS]))
+        """How many entries of each kind were removed to stay within `max_bytes`."""
+        counts = await run(self._redis.hmget(JobKeys(job_id).summary, [f"left out {kind}" for kind in KINDS]))
         where = f"{JobKeys(job_id).summary} left out"
-        return {kind: whole_number(count, f"{where} {kind}") for kind, count in zip(KINDS, found, strict=True)}
+        return {kind: whole_number(count, f"{where} {kind}") for kind, count in zip(KINDS, counts, strict=True)}
 
     async def last(self, job_id: str) -> int:
-        """The newest entry's number; 0 before the first. Where the count of entries is damaged, the streams say it."""
+        """The newest entry's number; 0 before the first. It is read from the streams if the summary's is damaged."""
         k = JobKeys(job_id)
-        count = if_sound(whole_number, await run(self._redis.hget(k.summary, "entries")), f"{k.summary} entries")
+        count = none_if_damaged(whole_number, await run(self._redis.hget(k.summary, "entries")), f"{k.summary} entries")
         if count is not None:
             return count
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -230,32 +241,35 @@ def _entry(kind: Kind, entry_id: bytes, fields: dict[bytes, bytes]) -> HistoryEn
     return HistoryEntry(_number(entry_id), kind, source, fields.get(b"data", b""))
 
 
-class _Place(NamedTuple):
-    """Where a kind is read: so many entries from a number on, or back from it."""
+class _ReadRange(NamedTuple):
+    """One read of a kind's stream: `count` entries from `number` on, forwards or backwards."""
 
     kind: Kind
     number: int
-    many: int
-    back: bool = False
+    count: int
+    backwards: bool = False
 
 
-def _places(kind: Kind, length: int, first: int, last: int, sources: int, most: int) -> list[_Place]:
-    many = max(min(most, _FEWEST), min(most, most * _SOURCES // sources))
-    enough = EVENTS_SAMPLED if kind == "event" else _SAMPLED_WHOLE * many * sources
-    held = min(length, last - first + 1)
-    if held <= enough:
-        return [_Place(kind, first, held)]
+def _ranges_to_read(kind: Kind, length: int, first: int, last: int, sources: int, max_points: int) -> list[_ReadRange]:
+    """The reads that sample a kind whose `length` entries have numbers `first` … `last` and come from `sources`."""
+    positions = max(min(max_points, _MIN_SAMPLES), min(max_points, max_points * _FULLY_SAMPLED_SOURCES // sources))
+    read_all_below = MAX_NEWEST_EVENTS if kind == "event" else _READ_ALL_FACTOR * positions * sources
+    max_entries = min(length, last - first + 1)
+    if max_entries <= read_all_below:
+        return [_ReadRange(kind, first, max_entries)]
     if kind == "event":
-        return [_Place(kind, first, most), _Place(kind, last, EVENTS_SAMPLED, back=True)]
-    starts = (first + i * (last - first) // (many - 1) for i in range(many - 1))
-    return [*(_Place(kind, start, sources) for start in starts), _Place(kind, last, sources, back=True)]
+        return [_ReadRange(kind, first, max_points), _ReadRange(kind, last, MAX_NEWEST_EVENTS, backwards=True)]
+    starts = (first + i * (last - first) // (positions - 1) for i in range(positions - 1))
+    # `sources` neighbouring entries at each position: on average one of each source.
+    return [*(_ReadRange(kind, start, sources) for start in starts), _ReadRange(kind, last, sources, backwards=True)]
 
 
-def _marks(step: StepMetrics) -> tuple[int, float | str, int | str]:
+def _step_figures(step: StepMetrics) -> tuple[int, float | str, int | str]:
+    """(step, mean reward, largest age), from which append.lua makes the sparkline; '' where there is none."""
     reward = "" if step.reward_mean is None else step.reward_mean
     return step.step, reward, largest_age(step.ages)
 
 
 def largest_age(ages: dict[str, AgeMetrics]) -> int | str:
-    """Of a token that contributed to the step; '' where none did."""
+    """The largest age of a token that contributed to the step; '' where none did."""
     return max((int(age) for age, of_age in ages.items() if of_age.tokens > of_age.masked), default="")

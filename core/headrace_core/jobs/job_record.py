@@ -1,4 +1,4 @@
-"""One job in Redis as its workers and its controller use it: all its stores, on one connection."""
+"""All stores of one job on one Redis connection, for its workers and its controller."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .settings_log import SettingsLog
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job. Whoever holds it closes it: no store of it answers afterwards."""
+    """One job's stores. The owner closes the record; no store of it works afterwards."""
 
     id: str
     redis: Redis
     ledger: Ledger
     drains: WorkerDrains
     store: JobStore
-    """Its status, events, measurements and heartbeats."""
+    """The job's status, events, measurements and heartbeats."""
     recoveries: RecoveryCounters
 
     @classmethod
@@ -37,7 +37,7 @@ class JobRecord:
         clock: Clock = SYSTEM_CLOCK,
         ledger_clock: Callable[[], float] | None = None,
     ) -> Self:
-        """The job's stores on a connection. `ledger_clock`: Unix seconds for leases, where they are not Redis' own."""
+        """The job's stores on one connection. `ledger_clock` gives Unix seconds for leases; None: Redis' own clock."""
         return cls(
             id=job_id,
             redis=redis,
@@ -48,9 +48,9 @@ class JobRecord:
         )
 
     def live_settings(self, settings: Hyperparameters) -> SettingsLog:
-        """The job's settings, `settings` at first, with the changes on record."""
+        """The job's settings as they change: `settings`, overruled by the recorded changes."""
         return SettingsLog(self.redis, self.id, settings)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the Redis connection."""
         await self.redis.aclose()

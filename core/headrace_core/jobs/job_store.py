@@ -1,7 +1,7 @@
-"""The job store: what the gateway, the controller and the workers know of a job, in Redis and nowhere else.
+"""The job store: a job's record, status, events, checkpoints and heartbeats. Redis is the only place that has them.
 
-Invariants: a job's status only moves along `_NEXT` (compare-and-set in Redis: a cancel and a finish cannot both win);
-a job is at rest only while it has the status for which its controller put it to rest.
+Invariants: a job's status changes only along `_NEXT` (compare-and-set in Redis: a cancel and a finish cannot both win).
+`at_rest` holds only as long as the job keeps the status for which its controller set it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from redis.exceptions import ResponseError
 from ..errors import Damaged, InvalidState, NotFound
 from ..redis_access import keys
 from ..redis_access.client import run
-from ..redis_access.json_records import UNREADABLE, damaged, decode_records, name
+from ..redis_access.json_records import UNREADABLE, damaged, decode_records, log_damaged_once
 from ..redis_access.keys import JobKeys
 from ..redis_access.scripts import Script
 from ..types.events import encoded
 from ..types.metrics import Metrics, RewardMetrics, WorkerMetrics
-from .history import EVENTS, MEASURED, History, HistoryEntry, whole
+from .history import EVENTS, MEASURED, History, HistoryEntry, readable_entries
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 CHECKPOINT_MODEL = "model"
-"""Subfolder of a checkpoint that holds a model anyone can load."""
+"""Subfolder of a checkpoint with the model in Hugging Face format."""
 ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 
 _NEXT: dict[str, tuple[Status, ...]] = {
@@ -49,7 +49,7 @@ class JobError(msgspec.Struct, frozen=True):
 
 
 class PausedBy(msgspec.Struct, frozen=True):
-    """Why a job paused by itself; a resume goes on from there."""
+    """Why a job paused by itself; a resume continues from there."""
 
     code: str
     """`worker_failed`, `stalled`, `nothing_learned`, `disk_full` or `redis_full`."""
@@ -59,7 +59,7 @@ class PausedBy(msgspec.Struct, frozen=True):
 
 
 class ForkedFrom(msgspec.Struct, frozen=True):
-    """The checkpoint whose model a job began with."""
+    """The checkpoint whose model a job started from."""
 
     fine_tuning_job_id: str
     checkpoint: str
@@ -67,60 +67,60 @@ class ForkedFrom(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One RL job as it was asked for, and where it stands."""
+    """One RL job: the request, and its state."""
 
     id: str
     created_at: float
     model: str
     """As the user named it."""
     model_path: str
-    """The folder it is."""
+    """The folder of that model."""
     training_file: str
     validation_file: str | None = None
     fingerprints: dict[str, str] = {}
-    """SHA-256 of both, by id, as they were uploaded."""
+    """SHA-256 of the two files as uploaded, by file id."""
     suffix: str | None = None
     seed: int = 0
     metadata: dict[str, str] = {}
     integrations: list[dict[str, Any]] = []
-    """Where the job's measurements are sent as well, as asked for: `{"type": "wandb", "wandb": {…}}`."""
+    """Other services that the job's measurements are sent to, as in the request: `{"type": "wandb", "wandb": {…}}`."""
     grader: dict[str, Any] = {}
     hyperparameters: dict[str, Any] = {}
-    """Complete: every default filled in; changes while the job runs are in it."""
+    """Complete: every default filled in, and changes made while the job runs included."""
     rows: int = 0
     total_steps: int = 0
     forked_from: ForkedFrom | None = None
     owner: str = "local"
-    """Name of whom it belongs to; fixed, and kept beside the document too, where it is read alone."""
+    """Name of the owner; never changes. Also stored as a field of its own, which can be read without the document."""
 
-    # kept beside the document, because they change
+    # stored as fields beside the document, because they change
     status: Status = "validating_files"
     finished_at: float | None = None
     fine_tuned_model: str | None = None
     trained_tokens: int = 0
     error: JobError | None = None
     paused_by: PausedBy | None = None
-    """None where it is not paused, or its user paused it."""
+    """None if the job is not paused, or a user paused it."""
     pace: tuple[tuple[int, float], ...] = ()
-    """(step, Unix seconds when it was recorded) of the last ones."""
+    """(step, Unix seconds when it was recorded) of the last steps."""
     at_rest: bool = False
-    """Whether it has come to the end, or to the pause, that its status says: nothing of it runs or waits any more."""
+    """Whether the job has actually stopped, as its status (ended or paused) says: no process of it runs any more."""
 
 
-_FIXED = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "paused_by", "pace", "at_rest")
+_CHANGING = ("status", "finished_at", "fine_tuned_model", "trained_tokens", "error", "paused_by", "pace", "at_rest")
 _OUTCOMES: dict[type, str] = {PausedBy: "paused_by", JobError: "error", str: "fine_tuned_model"}
 _STATUSES: dict[bytes, Status] = {status.encode(): status for status in get_args(Status)}
 _LIVE = b"live:"
 """Fields of the job's hash that hold a changed setting (lua/change.lua)."""
-_Live = int | float | None
-_WHOLE = 1_000_000
-"""Entries of a kind, more than a job makes."""
+_LiveValue = int | float | None
+_ALL_ENTRIES = 1_000_000
+"""More entries than a job has of any kind."""
 _json = msgspec.json
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something the user is told. Its id says its job and its number in the job's history. `data` of a metrics event
-    follows docs/metrics.md."""
+    """A message to the user. Its id contains the job's and its number in the job's history. `data` of a metrics event:
+    docs/metrics.md."""
 
     id: str
     created_at: float
@@ -136,16 +136,16 @@ def event_id(job_id: str, number: int) -> str:
 
 
 def event_of(job_id: str, entry: HistoryEntry) -> Event:
-    """The event that an entry of kind `event` holds; one that cannot be read says so in its place."""
-    told = event_id(job_id, entry.number)
+    """Decodes an entry of kind `event`. A damaged one is replaced by an error event that says so."""
+    id_ = event_id(job_id, entry.number)
     try:
-        return msgspec.structs.replace(_json.decode(entry.data, type=Event), id=told)
+        return msgspec.structs.replace(_json.decode(entry.data, type=Event), id=id_)
     except UNREADABLE as error:
-        return Event(told, 0.0, "error", f"this entry of the job's history is damaged: {error}")
+        return Event(id_, 0.0, "error", f"this entry of the job's history is damaged: {error}")
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """A saved state from which the job can go on, and a model that can be used."""
+    """A saved state from which the job can continue, with the model at that step."""
 
     id: str
     created_at: float
@@ -153,28 +153,28 @@ class Checkpoint(msgspec.Struct, frozen=True):
     model: str
     """Name under which the checkpoint's model is offered."""
     path: str
-    """Its folder; the learner knows what is in it."""
+    """The checkpoint's folder; its contents are the learner's business."""
     metrics: dict[str, float] = {}
 
     @property
     def model_path(self) -> Path:
-        """The folder in Hugging Face format within it."""
+        """The checkpoint's model folder, in Hugging Face format."""
         return Path(self.path) / CHECKPOINT_MODEL
 
 
 def model_name(job: Job, step: int | None = None) -> str:
-    """Under what name the trained model is offered: the job's last one, or that of the checkpoint after `step`."""
+    """Name of a trained model: of the job's final one (`step` None), or of the checkpoint after `step`."""
     name = f"ft:{job.model}:headrace:{job.suffix or ''}:{job.id.removeprefix('ftjob-')}"
     return name if step is None else f"{name}:ckpt-step-{step}"
 
 
 def new_id(prefix: str) -> str:
-    """`prefix` and 24 characters that no other id has."""
+    """`prefix` followed by 24 random hexadecimal digits."""
     return prefix + uuid.uuid4().hex[:24]
 
 
-class JobStanding(NamedTuple):
-    """Of a job, what says whether there is something to do for it."""
+class JobStatus(NamedTuple):
+    """What a controller manager needs to decide whether a job needs a controller."""
 
     id: str
     status: Status
@@ -182,7 +182,7 @@ class JobStanding(NamedTuple):
 
 
 class JobStore:
-    """All jobs; with `owner`, `get`, `ids` and `all` know only the owner's. Methods raise `NotFound` for a job that
+    """All jobs. With `owner`, `get`, `ids` and `all` return only that owner's. Methods raise `NotFound` for a job that
     does not exist."""
 
     def __init__(self, redis: Redis, owner: str | None = None) -> None:
@@ -194,8 +194,10 @@ class JobStore:
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def create(self, job: Job) -> bool:
-        """Store a new job; visible at once, whole. False where another one has its id: nothing changes then. Sent
-        twice, the second changes nothing, and is answered as the first."""
+        """Store a new job atomically. False, and nothing changed, if another job has its id.
+
+        A repeated call (after a lost connection) changes nothing, and gets the same answer.
+        """
         key, document = JobKeys(job.id).job, _json.encode(job)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hsetnx(key, "document", document)
@@ -207,67 +209,67 @@ class JobStore:
         return bool(stored == document)
 
     async def get(self, job_id: str) -> Job:
-        """The job as it stands now. Raises `Damaged` where its record cannot be read."""
+        """The job's present record. Raises `Damaged` where it cannot be read."""
         raw = await run(self._redis.hgetall(JobKeys(job_id).job))
-        if not self._knows(raw):
+        if not self._is_visible(raw):
             raise NotFound(f"no job {job_id!r}", param="fine_tuning_job_id")
         return _job(job_id, raw)
 
-    def _knows(self, raw: dict[bytes, bytes]) -> bool:
+    def _is_visible(self, raw: dict[bytes, bytes]) -> bool:
         return bool(raw) and (self._owner is None or raw.get(b"owner") == self._owner.encode())
 
     async def ids(self) -> list[str]:
-        """Every job, newest first."""
+        """Ids of every job, newest first."""
         if self._owner is not None:
             return [job.id for job in await self.all()]
         return [i.decode() for i in await run(self._redis.zrevrange(keys.JOBS, 0, -1))]
 
     async def all(self) -> list[Job]:
-        """Every job that can be read, newest first, in two round trips; the log names the others."""
-        whole, broken = await self.sound_and_damaged()
-        for error in broken.values():
-            name(error)
-        return whole
+        """Every readable job, newest first, in two round trips. Damaged ones are logged."""
+        jobs, damaged_jobs = await self.readable_and_damaged()
+        for error in damaged_jobs.values():
+            log_damaged_once(error)
+        return jobs
 
-    async def sound_and_damaged(self) -> tuple[list[Job], dict[str, Damaged]]:
-        """(jobs, newest first; what is wrong with each of the others, by id), in two round trips."""
+    async def readable_and_damaged(self) -> tuple[list[Job], dict[str, Damaged]]:
+        """(readable jobs, newest first; the error of each damaged job, by id), in two round trips."""
         ids = [i.decode(errors="replace") for i in await run(self._redis.zrevrange(keys.JOBS, 0, -1))]
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hgetall(JobKeys(job_id).job)
             found = await pipe.execute(raise_on_error=False)
-        whole: list[Job] = []
-        broken: dict[str, Damaged] = {}
+        jobs: list[Job] = []
+        damaged_jobs: dict[str, Damaged] = {}
         for job_id, raw in zip(ids, found, strict=True):
-            if isinstance(raw, ResponseError):  # something that is no hash is kept under the job's key
-                broken[job_id] = damaged(JobKeys(job_id).job, raw)
+            if isinstance(raw, ResponseError):  # the value at the job's key is not a hash
+                damaged_jobs[job_id] = damaged(JobKeys(job_id).job, raw)
                 continue
             try:
-                if self._knows(raw):
-                    whole.append(_job(job_id, raw))
+                if self._is_visible(raw):
+                    jobs.append(_job(job_id, raw))
             except Damaged as error:
-                broken[job_id] = error
-        return whole, broken
+                damaged_jobs[job_id] = error
+        return jobs, damaged_jobs
 
-    async def standings(self) -> list[JobStanding]:
-        """Of every job that can be read, oldest first, in two round trips that do not read the jobs themselves."""
+    async def statuses(self) -> list[JobStatus]:
+        """The status of every readable job, oldest first, in two round trips that do not read the documents."""
         ids = [i.decode(errors="replace") for i in await run(self._redis.zrange(keys.JOBS, 0, -1))]
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hmget(JobKeys(job_id).job, ["status", "at_rest"])
             found = await pipe.execute(raise_on_error=False)
-        standings = []
+        statuses = []
         for job_id, raw in zip(ids, found, strict=True):
             status = None if isinstance(raw, ResponseError) else _STATUSES.get(raw[0])
-            if status is not None:  # else the record is damaged: `sound_and_damaged` names it
-                standings.append(JobStanding(job_id, status, raw[1] == b"true"))
-        return standings
+            if status is not None:  # else the record is damaged: `readable_and_damaged` reports it
+                statuses.append(JobStatus(job_id, status, raw[1] == b"true"))
+        return statuses
 
     async def move(self, job_id: str, to: Status, outcome: PausedBy | JobError | str | None = None) -> None:
-        """Change the status, and with it why the job pauses by itself, why it failed, or the name of its trained model.
+        """Change the status. `outcome`: why the job paused by itself, why it failed, or the name of the trained model.
 
-        Raises `InvalidState` when the job's present one does not lead there; nothing has changed then. One that cannot
-        be read leads to `failed` and `cancelled`: whatever is damaged, a job can be ended.
+        Raises `InvalidState`, and changes nothing, when the present status does not permit this one. A damaged status
+        permits `failed` and `cancelled`, so that a damaged job can always be ended.
         """
         allowed = [s for s, following in _NEXT.items() if to in following]
         finished = repr(time.time()) if to in ENDED else ""
@@ -284,7 +286,7 @@ class JobStore:
             raise InvalidState(f"job {job_id} is {done.decode()}; it cannot become {to}")
 
     async def status(self, job_id: str) -> Status:
-        """The job's status alone, whatever else of it is damaged. Raises `Damaged` where that is."""
+        """The job's status, even if other fields are damaged. Raises `Damaged` where the status itself is."""
         key = JobKeys(job_id).job
         raw = await run(self._redis.hget(key, "status"))
         if raw is None:
@@ -294,12 +296,14 @@ class JobStore:
         return _STATUSES[raw]
 
     async def mark_at_rest(self, job_id: str, status: Status) -> bool:
-        """Note that nothing is left to do for a job that ended or pauses with this status. False: it has another one by
-        now, which asks for something else."""
+        """Record that a job which ended or paused with this `status` has stopped.
+
+        False, and nothing changed, if its status is another by now: then there is more to do for it.
+        """
         return bool(await self._rest(JobKeys(job_id), "", secrets.token_hex(8), status) == b"ok")
 
     async def update(self, job_id: str, *, trained_tokens: int) -> None:
-        """Set what changes from step to step."""
+        """Set the job's figures that grow with each step."""
         await run(self._redis.hset(JobKeys(job_id).job, "trained_tokens", str(trained_tokens)))
 
     # ── events and metrics ───────────────────────────────────────────────────────────────────────────────────────────
@@ -313,37 +317,37 @@ class JobStore:
         type: Literal["message", "metrics"] = "message",
         data: msgspec.Struct | None = None,
     ) -> Event:
-        """Append an event; `data` is one of `types.events`."""
+        """Append an event. `data`: a struct of `types.events`, for programs; `message` is for people."""
         event = Event("", time.time(), level, message, type, None if data is None else encoded(data))
         number = await self.history.append_event(job_id, _json.encode(event), event.created_at)
         return msgspec.structs.replace(event, id=event_id(job_id, number))
 
     async def events(self, job_id: str) -> list[tuple[int, Event]]:
         """(number, event) of every event, oldest first."""
-        found = await self.history.after(job_id, 0, _WHOLE, kinds=EVENTS)
+        found = await self.history.after(job_id, 0, _ALL_ENTRIES, kinds=EVENTS)
         return [(e.number, event_of(job_id, e)) for e in found]
 
     async def record(self, job_id: str, metrics: Metrics) -> None:
-        """Append to the job's measurements."""
+        """Append a measurement to the job's history."""
         await self.history.record(job_id, metrics)
 
     async def metrics(self, job_id: str) -> list[tuple[int, str, dict[str, Any]]]:
         """(number, kind, data) of every measurement, oldest first."""
-        found = await self.history.after(job_id, 0, _WHOLE, kinds=MEASURED)
-        return [(e.number, e.kind, _json.decode(e.data)) for e in whole(job_id, found)]
+        found = await self.history.after(job_id, 0, _ALL_ENTRIES, kinds=MEASURED)
+        return [(e.number, e.kind, _json.decode(e.data)) for e in readable_entries(job_id, found)]
 
     # ── checkpoints and workers ──────────────────────────────────────────────────────────────────────────────────────
 
     async def add_checkpoint(self, job_id: str, checkpoint: Checkpoint) -> None:
-        """Offer a complete checkpoint."""
+        """Record a complete checkpoint, which is offered from now on."""
         await run(self._redis.hset(JobKeys(job_id).checkpoints, str(checkpoint.step), _json.encode(checkpoint)))
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """Newest first."""
+        """The job's checkpoints, newest first."""
         return (await self.checkpoints_of([job_id]))[0]
 
     async def checkpoints_of(self, job_ids: Sequence[str]) -> list[list[Checkpoint]]:
-        """Each job's, newest first, in one round trip."""
+        """The checkpoints of each of the jobs, newest first, in one round trip."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hgetall(JobKeys(job_id).checkpoints)
@@ -351,7 +355,7 @@ class JobStore:
         return [_checkpoints(job_id, raw) for job_id, raw in zip(job_ids, found, strict=True)]
 
     async def remove_checkpoint(self, job_id: str, step: int) -> None:
-        """Offer it no more. Without its newest one a job has no `fine_tuned_model` either."""
+        """Remove the record of a checkpoint. Removing a job's newest one removes its `fine_tuned_model` too."""
         newest = (await self.checkpoints(job_id))[:1]
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(JobKeys(job_id).checkpoints, str(step))
@@ -360,12 +364,12 @@ class JobStore:
             await pipe.execute()
 
     async def record_heartbeat(self, job_id: str, metrics: WorkerMetrics) -> None:
-        """A worker's heartbeat: kept as its newest, and appended to the job's metrics."""
+        """Store a worker's heartbeat as its newest one, and append it to the job's metrics."""
         await run(self._redis.hset(JobKeys(job_id).workers, metrics.worker, _json.encode(metrics)))
         await self.record(job_id, metrics)
 
     async def record_worker_start(self, job_id: str, worker: str, role: str) -> None:
-        """A worker's process is up; its first heartbeat comes when it is ready. No measurement."""
+        """Store the state `starting` of a worker whose process is up. Its heartbeats begin when it is ready."""
         metrics = WorkerMetrics(
             worker=worker, role=role, state="starting", time=time.time(), version=0, uptime=0, busy=0, waiting={}
         )
@@ -377,41 +381,43 @@ class JobStore:
         return decode_records(_within(JobKeys(job_id).workers, raw), WorkerMetrics)
 
     async def record_reward(self, job_id: str, metrics: RewardMetrics) -> None:
-        """What the reward did in one worker: kept as the newest of its start, and appended to the job's metrics."""
+        """Store the reward's figures in one worker, per start of the worker, and append them to the job's metrics."""
         start = f"{metrics.worker} {metrics.started}"
         await run(self._redis.hset(JobKeys(job_id).rewards, start, _json.encode(metrics)))
         await self.record(job_id, metrics)
 
     async def rewards(self, job_id: str) -> list[RewardMetrics]:
-        """The newest of each start of each worker: together, what the reward did in the whole job."""
+        """The newest figures of each start of each worker; their sums are the reward's figures of the whole job."""
         return rewards_of(job_id, await run(self._redis.hgetall(JobKeys(job_id).rewards)))
 
 
 def rewards_of(job_id: str, raw: Mapping[bytes, bytes]) -> list[RewardMetrics]:
-    """The measurements in a job's hash of them."""
+    """Decodes the hash of a job's reward figures (`JobKeys.rewards`)."""
     return decode_records(_within(JobKeys(job_id).rewards, raw), RewardMetrics)
 
 
 def _checkpoints(job_id: str, raw: Mapping[bytes, bytes]) -> list[Checkpoint]:
-    """Newest first."""
+    """Decodes the hash of a job's checkpoints, newest first."""
     return sorted(decode_records(_within(JobKeys(job_id).checkpoints, raw), Checkpoint), key=lambda c: -c.step)
 
 
 def _within(key: str, raw: Mapping[bytes, bytes]) -> list[tuple[str, bytes]]:
-    """(where it is, record) of each field of a hash, by name."""
+    """(key and field, value) of each field of a hash, sorted by field: what `decode_records` takes."""
     return [(f"{key} {field.decode(errors='replace')}", record) for field, record in sorted(raw.items())]
 
 
 def _job(job_id: str, raw: dict[bytes, bytes]) -> Job:
-    """Raises `Damaged`."""
+    """Decodes a job's hash: its document, the fields beside it, and changed settings. Raises `Damaged`."""
     try:
         document = _json.decode(raw.get(b"document", b""), type=dict[str, Any])
-        for field in _FIXED:
+        for field in _CHANGING:
             value = raw.get(field.encode())
             if value is not None:
                 document[field] = value.decode() if field in ("status", "fine_tuned_model") else _json.decode(value)
         live = {
-            k.removeprefix(_LIVE).decode(): _json.decode(v, type=_Live) for k, v in raw.items() if k.startswith(_LIVE)
+            field.removeprefix(_LIVE).decode(): _json.decode(value, type=_LiveValue)
+            for field, value in raw.items()
+            if field.startswith(_LIVE)
         }
         job = msgspec.convert(document, Job)
     except UNREADABLE as error:

@@ -1,12 +1,12 @@
-"""Settings that may change while a job runs, and the record of their changes.
+"""Settings that may change while a job runs, and the log of their changes.
 
-    gateway  Live.change ──► lua/change.lua: appends to the record ──► signal
-    learner  asks the record what holds for version v; claims only while it knows all of the record
-    ledger   admits within the newest bound; settles version v by the bound of v
+    gateway  SettingsLog.change ──► lua/change.lua: appends to the log ──► signal
+    learner  looks up the settings of version v in the log; claims only while it has read the whole log
+    ledger   admits within the newest max_staleness; settles version v by the max_staleness of v
 
-Invariants: a change is in the record before it acts; it holds from a policy version of which no group is claimed yet,
-so a step has one set of settings from its first claim to its settlement, and whoever trains it again finds the same;
-the versions of the record never decrease.
+Invariants: a change is in the log before it takes effect. It takes effect from a policy version of which no group is
+claimed yet, so that a step has one set of settings from its first claim to its settlement, and a learner that replays
+it uses the same ones. The versions in the log never decrease.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ Value = int | float | None
 
 
 class SettingChange(msgspec.Struct, frozen=True):
-    """One line of the record."""
+    """One entry of the log."""
 
     time: float
     from_version: int
-    """The first policy version whose update it holds for; of `group_size`, whose leases."""
+    """The first policy version whose update it applies to; for `group_size`, the first whose leases it applies to."""
     name: str
     before: Value
     after: Value
     by: str
-    """Name of whoever asked for it."""
+    """Name of the API key, or user, that requested it."""
 
 
 class SettingsLog:
-    """One job's record, as far as it was read. `settings` are the job's, of any time: the record overrules them."""
+    """One job's log, as far as it has been read (`refresh`).
+
+    `settings` may be the job's settings of any time, because the log overrules them.
+    """
 
     def __init__(self, redis: Redis, job_id: str, settings: Hyperparameters) -> None:
         self._redis = redis
@@ -55,7 +58,7 @@ class SettingsLog:
         """Oldest first."""
 
     async def refresh(self) -> None:
-        """Read on. Raises `Damaged`: without one of them, nobody knows what holds."""
+        """Read the entries that are new. Raises `Damaged`: with an entry missing, the settings would be unknown."""
         raw = await run(self._redis.lrange(self._keys.changes, len(self.changes), -1))
         known = len(self.changes)
         self.changes += [
@@ -74,15 +77,15 @@ class SettingsLog:
 
     @property
     def newest(self) -> Hyperparameters:
-        """The settings from the newest change on."""
+        """The settings after all changes in the log."""
         found = {c.name: c.after for c in self.changes}
         return self._settings.model_copy(update=found) if found else self._settings
 
     async def change(self, values: Mapping[str, Value], by: str) -> list[SettingChange] | None:
-        """Change these from the next version on that is not claimed; what was recorded.
+        """Change settings from the next unclaimed version on. Returns the entries added to the log.
 
-        None where the record has grown since it was read: nothing changed then; look again. Raises `InvalidState` for a
-        job that has ended.
+        Returns None, and changes nothing, if the log has grown since it was read: `refresh` and try again. Raises
+        `InvalidState` for a job that has ended.
         """
         newest = self.newest
         known, arguments = len(self.changes), list[bytes]()

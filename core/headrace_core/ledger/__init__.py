@@ -1,1 +1,1 @@
-"""The exactly-once ledger of groups, and which workers are given no more of them."""
+"""The exactly-once ledger of groups, and the drains of workers that get no more of them."""

@@ -1,4 +1,4 @@
-"""How many groups are in which state, and what is under way: the ledger's figures at one moment."""
+"""The ledger's figures at one moment: how many groups are in which state, and what is in progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIVE = ("leased", "queued", "claimed")
 TERMINAL = ("trained", "dropped_stale", "filtered", "reward_failed", "generation_failed", "cancelled")
 STATES = LIVE + TERMINAL
 QUEUED_ONCE = ("queued", "claimed", "trained", "dropped_stale", "filtered")
-"""States of groups that were generated and scored (as some cancelled ones were, too)."""
+"""States of groups that were generated and scored; some cancelled ones were, too."""
 LiveState = Literal["leased", "queued", "claimed"]
 _COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")
 
@@ -25,26 +25,26 @@ class Stage:
     name: LiveState
     depth: int
     since: float | None
-    """When the one that is longest in it came into it, Unix seconds; None where there is none."""
+    """Unix seconds when the group that has been in the state longest entered it; None if there is no group."""
     version: int | None
-    """The oldest that a token of them has, or can have."""
+    """The oldest policy version that a token of these groups has, or can have; None if there is no group."""
     bytes: int
-    """Of the encoded groups."""
+    """Size of the encoded groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queues:
-    """Everything under way at one moment."""
+    """All groups in progress at one moment."""
 
     version: int
     max_staleness: int
-    """The newest: new groups are admitted by it."""
+    """The newest value of the setting, by which new groups are admitted."""
     bytes: int
-    """Of all encoded groups that are kept: queued, claimed, and trained on but not covered by two checkpoints."""
+    """Size of all encoded groups that are stored: queued, claimed, and trained but not covered by two checkpoints."""
     share: int
-    """How many they may be; 0: any number."""
+    """Upper limit of `bytes`; 0: none."""
     held_back: int
-    """Admissions that gave no group, although the window had room, for want of memory."""
+    """Admissions that gave no group for lack of memory, although the pacing window had capacity."""
     stages: tuple[Stage, ...]
 
 
@@ -57,12 +57,12 @@ class LedgerCounts:
     version: int
     masked_tokens: int
     largest_age: int
-    """Of any token that contributed to a gradient."""
+    """Largest age of any token that contributed to a gradient."""
     sampled_tokens: int
     fenced: int
-    """Commits refused because the lease had passed to another."""
+    """Commits refused because the lease had been reissued."""
     largest_age_bound: int | None = None
-    """`max_staleness`, which may change, of the step that trained that token; None before the first step."""
+    """`max_staleness` (which may change) at the step that trained the token of `largest_age`; None before a step."""
 
     @property
     def balanced(self) -> bool:
@@ -70,12 +70,12 @@ class LedgerCounts:
         return self.admitted == sum(self.states.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The counts as plain values, for JSON."""
         return asdict(self) | {"balanced": self.balanced}
 
 
 def counts_of_ledger(job_id: str, raw: Mapping[bytes, bytes]) -> LedgerCounts:
-    """The account in a ledger's hash. Raises `Damaged`."""
+    """Decodes the counts in a ledger's hash. Raises `Damaged`."""
     names, ledger = (*_COUNTS, *STATES, "largest_age_bound"), JobKeys(job_id).ledger
     found = {name: whole_number(raw.get(name.encode()), f"{ledger} {name}") for name in names}
     bound = found["largest_age_bound"] if b"largest_age_bound" in raw else None

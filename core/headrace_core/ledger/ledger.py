@@ -18,11 +18,11 @@ Invariants, at any moment and across any crash:
   commit under the old token is refused (`TransitionOutcome.FENCED`: a lost race, not an error);
 * one learner term at a time may claim and settle; a step's groups, its record and the new policy version become true
   together;
-* an encoded group stays in the stream until a checkpoint covers the step that trained it (design, section 4);
-* where the job has a share of Redis' memory, no group beyond it is admitted, but for those that the next step lacks.
+* an encoded group stays in the stream until a checkpoint covers the step that trained it;
+* if the job has a share of Redis' memory, no group is admitted beyond it, except those that the next step lacks.
 
-Each transition is one Lua script (lua/*.lua), atomic in Redis. Times are Redis's own unless a clock is given. A call
-may arrive twice (the client sends it again when its connection broke before the answer): the counts count it once.
+Each transition is one Lua script (lua/*.lua), atomic in Redis. Times are Redis' own unless a clock is given. A call may
+arrive twice, because the client repeats it if its connection broke before the answer; it is counted once.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from ..types.trajectory import Group, decode, encode
 from .counts import LedgerCounts, LiveState, Queues, Stage, counts_of_ledger
 from .transitions import Transition, transitions_in
 
-MAX_LAPSES = 5
-"""A group whose leases expired so often ends as generation_failed: it seems to kill whoever works on it."""
-LONGEST_BLOCK = 20.0
-"""Seconds. A blocking read must end before the socket's own time limit (`client.connect`) does."""
+MAX_LEASE_EXPIRIES = 5
+"""A group whose leases expired this often ends as generation_failed: it seems to kill the workers that generate it."""
+MAX_BLOCK_SECONDS = 20.0
+"""A blocking read must end before the socket's time limit (`client.connect`)."""
 
 
 class TransitionOutcome(StrEnum):
@@ -57,17 +57,17 @@ class TransitionOutcome(StrEnum):
 
     QUEUED = "queued"
     LEASED = "leased"
-    """It failed and will be tried again."""
+    """The attempt failed; the group will be leased again."""
     SETTLED = "settled"
     FILTERED = "filtered"
     REWARD_FAILED = "reward_failed"
     GENERATION_FAILED = "generation_failed"
     FENCED = "fenced"
-    """Another holder has taken over; what the caller holds is void."""
+    """Another worker or learner has taken over: the caller's lease or term is void."""
     CLOSED = "closed"
     """The job has ended."""
     GONE = "gone"
-    """The window, or a setting, changed under the selection; look again."""
+    """A group was no longer queued, or a setting changed, since the window was read: read it again."""
 
 
 class Refusal(StrEnum):
@@ -78,14 +78,14 @@ class Refusal(StrEnum):
     BEHIND = "behind"
     """The worker's weights are older than the newest policy version: catch up first."""
     MEMORY = "memory"
-    """The job's groups take all of its share of Redis' memory, and the next step lacks none."""
+    """The job's groups use up its share of Redis' memory, and the next step has all its groups."""
     DRAINED = "drained"
-    """The worker is to take no more: it is being drained."""
+    """The worker is being drained."""
     CLOSED = "closed"
 
 
 class StalenessBoundViolated(HeadraceError):
-    """A step wanted to settle tokens older than max_staleness. A defect of the caller; the ledger refuses it."""
+    """A commit or a settlement contradicts the staleness bound. That is a bug of the caller; nothing was changed."""
 
     code = "staleness_bound_broken"
 
@@ -104,7 +104,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a worker was given: leases, or the reason why none."""
+    """The answer to `admit`: leases, or the reason why there are none."""
 
     leases: tuple[Lease, ...]
     refusal: Refusal | None
@@ -113,7 +113,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A learner's right to claim and settle; void once another learner enlists."""
+    """A learner's right to claim and settle. It becomes void when another learner enlists."""
 
     number: int
     version: int
@@ -121,19 +121,19 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The record of one settled step: the log from which a new learner replays."""
+    """The record of one settled step. From these records a new learner replays the steps after a checkpoint."""
 
     version: int
     """The policy version that was updated; the step made version + 1."""
     groups: tuple[int, ...]
     ages: dict[int, int]
-    """Tokens that contributed to the gradient, by age."""
+    """Number of tokens that contributed to the gradient, by age."""
     masked_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a learner got: a full batch, or why not (`outcome` or `selection` says)."""
+    """The answer to `claim`: a full batch, or why there is none (see `outcome`, else `selection`)."""
 
     version: int
     groups: tuple[Group, ...] = ()
@@ -153,7 +153,10 @@ _CONTRADICTION = b"contradiction: "
 
 
 class Ledger:
-    """One job's ledger. Every method is one atomic transition or one consistent look."""
+    """One job's ledger. Every method is one atomic transition or one consistent read.
+
+    `clock` gives Unix seconds; None: Redis' own clock.
+    """
 
     def __init__(self, redis: Redis, job_id: str, clock: Callable[[], float] | None = None) -> None:
         self._redis = redis
@@ -168,7 +171,8 @@ class Ledger:
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self, limits: Limits) -> None:
-        """Begin, or continue. `max_staleness` holds until the first change on record (`settings_log`)."""
+        """Create the ledger, or set its limits anew. `limits.max_staleness` holds until the first change in the
+        settings log."""
         if limits.batch_size < 1 or limits.max_staleness < 0 or limits.total_groups < 1:
             raise InvalidRequest(f"batch_size and total_groups must be positive, max_staleness not negative: {limits}")
         async with self._redis.pipeline(transaction=True) as pipe:
@@ -177,16 +181,18 @@ class Ledger:
             await pipe.execute()
 
     async def close(self, reason: str) -> int:
-        """End: every group under way is cancelled. Returns how many. Idempotent; once the status of the job says it is
-        over, what was trained is forgotten, too."""
+        """Cancel every group in progress, and refuse all further transitions. Returns how many were cancelled.
+
+        Idempotent. If the job's status says that it has ended, the encoded groups are deleted, too.
+        """
         return int(await self._run("close", reason))
 
-    async def account(self) -> LedgerCounts:
-        """The counts, from one atomic read."""
+    async def counts(self) -> LedgerCounts:
+        """The ledger's counts, from one atomic read. Raises `Damaged`."""
         return counts_of_ledger(self._keys.job_id, await run(self._redis.hgetall(self._keys.ledger)))
 
     async def queues(self) -> Queues:
-        """How many groups are in each live state, and how old the oldest is."""
+        """The groups in each live state, with their oldest time and version, from one atomic read."""
         version, bound, held, share, held_back, *stages = await self._run("queues")
         found = [
             Stage(_LIVE[name], int(depth), float(since) if since else None, int(oldest) if since else None, int(size))
@@ -195,28 +201,34 @@ class Ledger:
         return Queues(int(version), int(bound), int(held), int(share), int(held_back), tuple(found))
 
     async def allot(self, share: int) -> None:
-        """How many bytes of Redis the job's encoded groups may take from now on; 0: any number."""
+        """Limit the job's encoded groups to `share` bytes of Redis' memory from now on; 0: no limit."""
         await run(self._redis.hset(self._keys.ledger, "share", str(share)))
 
     async def needs_checkpoint(self) -> bool:
-        """Whether groups kept for a replay alone take so much of the job's share that a checkpoint is due early."""
+        """Whether a checkpoint is due early, because the stored groups take more than half of the job's share.
+
+        A checkpoint lets the groups go that are stored for a replay only.
+        """
         share, held = await run(self._redis.hmget(self._keys.ledger, ["share", "bytes"]))
         where = self._keys.ledger
         return 0 < whole_number(share, f"{where} share") < 2 * whole_number(held, f"{where} bytes")
 
     async def newest(self) -> tuple[int, str | None]:
-        """The newest policy version, and the weight store's name for it (None: the base model)."""
+        """(newest policy version, its name in the weight store; None: the base model)."""
         version, weights = await run(self._redis.hmget(self._keys.ledger, ["version", "weights"]))
         where = self._keys.ledger
         name = None if weights is None else text(weights, f"{where} weights")
         return whole_number(version, f"{where} version"), name
 
     async def history(self, group_id: int) -> list[Transition]:
-        """Everything that happened to one group. Raises `NotFound`; also of one that ended and is forgotten: kept are
-        the newest 1,000 that failed, and the newest 5,000 that ended otherwise and that no recovery needs."""
+        """All transitions of one group. Raises `NotFound` if it was never admitted, or its history is deleted.
+
+        Histories remain of the newest 1,000 groups that failed, of the newest 5,000 that ended otherwise and are not
+        needed for a recovery, and of all others.
+        """
         raw = await run(self._redis.hget(self._keys.group(group_id), "history"))
         if raw is None:
-            if group_id < (await self.account()).admitted:
+            if group_id < (await self.counts()).admitted:
                 raise NotFound(
                     f"the history of group {group_id} is forgotten: it ended, and of those a job keeps the newest"
                 )
@@ -224,12 +236,13 @@ class Ledger:
         return transitions_in(raw, f"{self._keys.group(group_id)} history")
 
     async def signal(self, after: str, timeout: float) -> str:
-        """Wait until something changed since `after` ('0' or an earlier answer), at most `timeout` seconds.
+        """Wait at most `timeout` seconds until something has changed since `after` ('0', or an earlier answer).
 
-        Returns `after` where nothing did, and after LONGEST_BLOCK at the latest. An expiring lease gives no signal:
-        whoever waits for one looks again by itself.
+        Returns the position to pass as `after` next time. It returns after MAX_BLOCK_SECONDS seconds at the latest,
+        with `after` itself if nothing changed. An expiring lease gives no signal: a caller that waits for one must
+        poll.
         """
-        milliseconds = max(1, int(min(timeout, LONGEST_BLOCK) * 1000))
+        milliseconds = max(1, int(min(timeout, MAX_BLOCK_SECONDS) * 1000))
         found = await run(self._redis.xread({self._keys.signals: after}, block=milliseconds))
         return found[0][1][-1][0].decode() if found else after
 
@@ -237,21 +250,21 @@ class Ledger:
 
     async def admit(self, worker: str, version: int, want: int, lease_seconds: float) -> Admission:
         """Lease up to `want` groups to a worker that samples with policy `version`."""
-        given = await self._run("admit", worker, version, want, lease_seconds, MAX_LAPSES)
+        given = await self._run("admit", worker, version, want, lease_seconds, MAX_LEASE_EXPIRIES)
         refusal = given[0].decode()
         leases = tuple(Lease(int(g), token.decode(), int(a), int(v)) for g, token, a, v in given[2:])
         return Admission(leases, Refusal(refusal) if refusal else None, int(given[1]))
 
     async def renew(self, leases: Iterable[Lease], lease_seconds: float) -> set[int]:
-        """Prolong; returns the groups whose lease is lost (stop working on them)."""
+        """Prolong leases. Returns the groups whose lease is lost; the worker must stop generating them."""
         held = [x for lease in leases for x in (lease.group_id, lease.token)]
         return {int(g) for g in await self._run("renew", lease_seconds, *held)} if held else set()
 
     async def commit(self, lease: Lease, group: Group) -> TransitionOutcome:
-        """Hand in a finished group: QUEUED, or FENCED.
+        """Hand in a finished group. Returns QUEUED, or FENCED if the lease is lost.
 
-        Raises `StalenessBoundViolated` where a token is older than the lease: the `wait` setting relies on there being
-        none.
+        Raises `StalenessBoundViolated` if a token is older than the lease: the setting `late: wait` relies on there
+        being none.
         """
         if group.group_id != lease.group_id:
             raise ValueError(f"group {group.group_id} does not belong to the lease of group {lease.group_id}")
@@ -265,59 +278,64 @@ class Ledger:
         return TransitionOutcome(done.decode())
 
     async def fail(self, lease: Lease, outcome: TransitionOutcome, reason: str, attempts: int = 1) -> TransitionOutcome:
-        """End a group as REWARD_FAILED or GENERATION_FAILED, after `attempts` failures; LEASED before; or FENCED."""
+        """Report a failure of a group. `outcome` is REWARD_FAILED or GENERATION_FAILED.
+
+        Returns `outcome`, in which the group ends, if this was failure number `attempts` of it; LEASED before that,
+        when it will be leased again; or FENCED.
+        """
         if outcome not in (TransitionOutcome.REWARD_FAILED, TransitionOutcome.GENERATION_FAILED):
             raise ValueError(f"a group cannot fail as {outcome}")
         done = await self._run("fail", lease.group_id, lease.token, outcome.value, attempts, reason[:500])
         return TransitionOutcome(done.decode())
 
     async def release(self, leases: Iterable[Lease]) -> int:
-        """Give leases back unused; another worker takes them at once."""
+        """Give leases back unused, so that any worker can take them at once. Returns how many were still valid."""
         held = [x for lease in leases for x in (lease.group_id, lease.token)]
         return int(await self._run("release", *held)) if held else 0
 
     async def expire_leases_of(self, worker: str) -> int:
-        """End the leases of a worker whose process is known to have died, rather than wait until they expire."""
+        """End the leases of a worker whose process has died, rather than wait for their expiry. Returns how many."""
         return int(await self._run("lapse", worker))
 
     # ── the learner ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def enlist(self) -> Term:
-        """Begin a learner's term: the learner before is fenced out, what it had claimed is queued again."""
+        """Begin a learner's term. It fences out the learner before it, whose claimed groups are queued again."""
         number, version = await self._run("enlist")
         return Term(int(number), int(version))
 
     async def window(self) -> Window:
-        """Every group under way, and the policy version, at one moment."""
+        """The policy version and every queued or leased group, from one atomic read."""
         version, queued, leased = await self._run("window")
         return Window(int(version), _pending(queued), _pending(leased))
 
     async def claim(self, term: Term, limits: Limits, late: Late, held: int = 0, changes: int = 0) -> Claim:
-        """Take the next batch by `staleness.select`, if there is one; what `held` claimed groups leave of it.
+        """Claim the next batch, if `staleness.select` finds one. `held`: groups of the batch that are claimed already.
 
-        GONE where the record of changed settings has more than the `changes` that the caller knows.
-
-        FENCED and CLOSED are told even where there is nothing to take: a waiting learner must hear of its end.
+        The outcome is GONE if a selected group is no longer queued, or the settings log has more than the `changes`
+        entries that the caller has read. It is FENCED or CLOSED even if there is no batch, so that a waiting learner
+        learns of its end.
         """
         window = await self.window()
         selection = select(window, limits.batch_size, limits.max_staleness, late, held)
         call = secrets.token_hex(8)
-        taken = (len(selection.take), *selection.take, *selection.drop)
-        claimed = await self._run("claim", term.number, call, changes, *taken)
+        selected = (len(selection.take), *selection.take, *selection.drop)
+        claimed = await self._run("claim", term.number, call, changes, *selected)
         if isinstance(claimed, bytes):
             return Claim(window.version, selection=selection, outcome=TransitionOutcome(claimed.decode()))
         groups = tuple(map(_group, selection.take, claimed))
         return Claim(window.version, groups, selection)
 
     async def filter(self, term: Term, groups: Sequence[int], reason: str) -> TransitionOutcome:
-        """Give up claimed groups that the algorithm has no use for: FILTERED; or FENCED, CLOSED: nothing changed."""
+        """Give up claimed groups that the algorithm cannot use. Returns FILTERED; or FENCED or CLOSED, and nothing
+        changed."""
         return TransitionOutcome((await self._run("filter", term.number, reason, *groups)).decode())
 
     async def settle(self, term: Term, step: Step, weights: str) -> TransitionOutcome:
-        """SETTLED: the groups are trained, `weights` is policy version step.version + 1. Or FENCED, CLOSED: no change.
+        """Record a step, its groups as trained, and `weights` as policy version step.version + 1, all in one.
 
-        Raises `StalenessBoundViolated` for a step that trained on a token older than max_staleness, or whose ages are
-        not those of the tokens that rollout workers committed; nothing changed then either.
+        Returns SETTLED; or FENCED or CLOSED, and nothing changed. Raises `StalenessBoundViolated`, and changes nothing,
+        if the step trained on a token older than max_staleness, or its ages are not those of the committed tokens.
         """
         if len(set(step.groups)) != len(step.groups):
             raise ValueError(f"step of version {step.version} names a group twice: {step.groups}")
@@ -328,32 +346,34 @@ class Ledger:
         if done == b"too_old":
             raise StalenessBoundViolated(f"step of version {step.version} trained on a token of age {oldest}")
         if done.startswith(_CONTRADICTION):
-            said = done.removeprefix(_CONTRADICTION).decode()
-            raise StalenessBoundViolated(f"step of version {step.version} contradicts its groups: {said}")
+            reason = done.removeprefix(_CONTRADICTION).decode()
+            raise StalenessBoundViolated(f"step of version {step.version} contradicts its groups: {reason}")
         return TransitionOutcome(done.decode())
 
     async def steps(self, start: int = 0) -> list[Step]:
-        """Records of the settled steps from policy version `start` on, in order; of those that two checkpoints hold,
-        the newest 5,000."""
+        """Records of the settled steps from policy version `start` on, in order.
+
+        Of steps that two checkpoints cover, only the newest 5,000 have a record.
+        """
         settled = range(start, (await self.newest())[0])
         found = await run(self._redis.hmget(self._keys.steps, [str(v) for v in settled])) if settled else []
         return [_step(f"{self._keys.steps} {v}", record) for v, record in zip(settled, found, strict=True) if record]
 
     async def trained_tokens(self) -> int:
-        """How many contributed to the settled steps, also to those whose records are forgotten."""
+        """How many tokens contributed to all settled steps, those whose records are deleted included."""
         forgotten = await run(self._redis.hget(self._keys.ledger, "forgotten_tokens"))
-        kept = sum(sum(step.ages.values()) for step in await self.steps())
-        return whole_number(forgotten, f"{self._keys.ledger} forgotten_tokens") + kept
+        recorded = sum(sum(step.ages.values()) for step in await self.steps())
+        return whole_number(forgotten, f"{self._keys.ledger} forgotten_tokens") + recorded
 
     async def replay(self, step: Step) -> list[Group]:
-        """The groups of a settled step, in the order they were trained.
+        """The groups of a settled step, in the order in which they were trained.
 
-        Raises `NotFound` once a checkpoint covered them, or the job was closed.
+        Raises `NotFound` after a checkpoint has covered them, or the job was closed.
         """
         return await self.groups(step.groups)
 
     async def groups(self, ids: Iterable[int]) -> list[Group]:
-        """These groups, in this order, from the moment they were committed. Raises `NotFound` as `replay` does."""
+        """The committed groups with these ids, in this order. Raises `NotFound` as `replay` does."""
         messages = []
         for group_id in ids:
             entry = await run(self._redis.hget(self._keys.group(group_id), "entry"))
@@ -365,17 +385,17 @@ class Ledger:
         return messages
 
     async def forget_before(self, version: int) -> int:
-        """A checkpoint holds every step before `version`: forget their encoded groups. Returns how many."""
+        """Delete the encoded groups of the steps before `version`, which a checkpoint covers. Returns how many."""
         return int(await self._run("covered", version))
 
 
 def _step(where: str, record: bytes) -> Step:
-    """Raises `Damaged`."""
+    """Decodes a step's record. Raises `Damaged`."""
     return decode_record(record, Step, where)
 
 
 def _group(group_id: int, message: bytes) -> Group:
-    """Raises `WireError` that says which."""
+    """Decodes a group. Raises `WireError`, which names it."""
     try:
         return decode(message)
     except WireError as error:

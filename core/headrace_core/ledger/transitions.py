@@ -1,5 +1,5 @@
-"""The states that one group was in, as its record in the ledger keeps them: a line for each, `<state> TAB <time> TAB
-<note>`, written by `move` of lua/prelude.lua."""
+"""The history of one group's states: one line each, `<state> TAB <time> TAB <note>`, written by `move` of
+lua/prelude.lua."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Transition:
 
 
 def transitions_in(raw: bytes, where: str) -> list[Transition]:
-    """Oldest first. Raises `Damaged`."""
+    """Decodes a group's history, oldest transition first. Raises `Damaged`."""
     lines = [line.split("\t", 2) for line in text(raw, where).removesuffix("\n").split("\n")]
     try:
         return [Transition(state, float(at), note) for state, at, note in lines]

@@ -1,12 +1,11 @@
-"""What the gateway and the process that chats with one model say to each other. Plain values only: they cross process
-borders.
+"""The protocol between the gateway and the chat process of one model. Plain values only: they cross process borders.
 
-    gateway                                       process of one model
-    begin(ChatRequest) ─────────────────────────► ChatBegun   the prompt is made, its completions are being sampled
-    read(id) ◄── ChatProgress: since the last ──  …           until `ended`; a chat that nobody reads is ended
-    abort(id) ──────────────────────────────────►             frees what it holds
+    gateway                                        chat process of one model
+    begin(ChatRequest) ──────────────────────────► ChatBegun   the prompt is tokenised, completions are being sampled
+    read(id) ◄── ChatProgress since last read ───  …           until `ended`; a chat that is not read is aborted
+    abort(id) ───────────────────────────────────►             frees the chat's resources
 
-Its errors are those of `errors`, and no others.
+All errors are of `errors`.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ FinishReason = Literal["stop", "length"]
 
 
 class ChatConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One model, and how it is run."""
+    """One model, and how the chat process runs it."""
 
     model: str
-    """The name it is asked for by."""
+    """The name by which requests choose the model."""
     model_path: str
     engine: ChatEngine
     context: int
-    """Prompt and completion together, in tokens."""
+    """Maximum length of prompt and completion together, in tokens."""
     kv_cache_gib: float
     threads: int
     idle_seconds: float
-    """The process ends after so long without a chat."""
+    """The process ends after this long without a chat."""
     start_timeout: float
 
 
@@ -39,7 +38,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`n` completions of one conversation."""
 
     messages: tuple[dict[str, str], ...]
-    """Of `role` and `content`."""
+    """Each has `role` and `content`."""
     max_tokens: int | None = None
     """None: as many as the context holds."""
     temperature: float = 1.0
@@ -47,65 +46,68 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     n: int = 1
     stop: tuple[str, ...] = ()
-    """A completion ends before the first of them."""
+    """Texts before the first occurrence of which a completion ends."""
     json_schema: str | None = None
-    """What each completion is to be, as JSON; None: any text."""
+    """JSON Schema, as JSON text, that each completion must satisfy; None: any text."""
     seed: int | None = None
-    """Each completion's own is derived from it and from the completion's number."""
+    """Each completion's seed is derived from this one and the completion's number."""
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request is to the model: made from it by a process with limits, see
-    `headrace_gateway.chat.chat_prompts`."""
+    """The tokenised prompt of a request, made by a process with resource limits
+    (`headrace_gateway.chat.chat_prompts`)."""
 
     token_ids: tuple[int, ...]
-    """Chat template applied, ending where the model is to go on."""
+    """With the chat template applied; ends where the model's turn begins."""
 
 
 class ChatToken(msgspec.Struct, frozen=True):
     """One sampled token."""
 
     text: str
-    """U+FFFD where it is a part of a character."""
+    """U+FFFD if the token is only a part of a character."""
     logprob: float
-    """Natural log, of the distribution sampled from; of a greedy request: of the untempered one."""
+    """Natural log of its probability in the distribution sampled from; for greedy decoding, in the distribution at
+    temperature 1."""
 
 
 class ChatPart(msgspec.Struct, frozen=True):
-    """What one completion has said since the last part of it."""
+    """What was added to one completion since its last part."""
 
     choice: int
     """Which completion, 0 … n - 1."""
     text: str
     tokens: tuple[ChatToken, ...]
-    """Those that `text` is made of; the one that ends a completion is not among them."""
+    """The tokens of `text`; without the token that ends a completion."""
     finish_reason: FinishReason | None = None
-    """None: it goes on."""
+    """None: the completion continues."""
 
 
 class ChatProgress(msgspec.Struct, frozen=True):
-    """Parts since the last reading, in order; `ended`: there are no more."""
+    """What was sampled since the last read."""
 
     parts: tuple[ChatPart, ...]
+    """In the order in which they were sampled."""
     completion_tokens: int
-    """Sampled so far, of all completions."""
+    """Tokens sampled so far, over all completions."""
     ended: bool
+    """All completions have ended: there are no more parts."""
 
 
 class ChatBegun(msgspec.Struct, frozen=True):
-    """The first answer to a chat: it was accepted."""
+    """The answer to an accepted `ChatRequest`."""
 
     id: str
     prompt_tokens: int
 
 
 class ChatFacts(msgspec.Struct, frozen=True):
-    """How busy the process is."""
+    """How busy a chat process is."""
 
     model: str
     ready: bool
     """The model is loaded."""
     chats: int
-    """Under way."""
+    """Chats in progress."""
     idle_seconds: float
-    """Since the last one ended; 0 while there are any."""
+    """Seconds since the last chat ended; 0 while one is in progress."""

@@ -1,7 +1,7 @@
-"""What a grader makes of a completion, and what two processes of the rewards service are asked: to check a grader
-(`python -m headrace_rewards check`), and to make the rows of a task (`python -m headrace_rewards tasks`).
+"""The outcome of grading a completion, and the protocol of two programs of the rewards service: one checks a grader
+(`python -m headrace_rewards check`), the other makes the rows of a task (`python -m headrace_rewards tasks`).
 
-    stdin   one request, JSON            stdout   one report, JSON; the exit status is 0 whenever there is one
+    stdin   one request as JSON          stdout   one report as JSON; the exit status is 0 if there is a report
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from ..errors import HeadraceError
 from ..types.likelihood import Likelihood
 
 FailureKind = Literal["exception", "timeout", "crashed", "invalid_value", "bad_input", "bad_output", "unavailable"]
-"""exception: the code raised · timeout: it took too long · crashed: its process ended · invalid_value: it returned no
-finite number · bad_input: the row lacks what the grader asks for · bad_output: it flooded its output, or broke the
-protocol · unavailable: nothing could be asked (closed, or its process does not start any more)."""
+"""exception: the code raised an error · timeout: it took too long · crashed: its process ended · invalid_value: it
+returned no finite number · bad_input: the row lacks a field that the grader reads · bad_output: it flooded its output,
+or broke the protocol · unavailable: the grader could not be run (it is closed, or its process no longer starts)."""
 
 
 # ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):
-    """The reward of one sample; value and components are finite (else `ValueError`)."""
+    """The reward of one sample. Raises `ValueError` unless value and components are finite."""
 
     value: float
     components: dict[str, float] = {}
-    """What the value is made of, by name; empty where the reward gave a plain number."""
+    """The components of the value, by name; empty if the reward returned a plain number."""
     sample_fault: str = ""
-    """What the grader reads and the completion lacks (JSON, or a key in it), in words: it scores 0 then, or counts as 0
-    in a sum. OpenAI calls it `sample_parse_error`. Empty: it lacks nothing."""
+    """What the completion lacks of what the grader reads (JSON, or a key in it), in words. Such a completion scores 0,
+    or counts as 0 in a sum. OpenAI calls it `sample_parse_error`. Empty: nothing is missing."""
     notes: dict[str, str] = {}
-    """Texts that the reward gave beside its numbers, by name: shown with the completion, within the bounds of
+    """Texts that the reward returned with its numbers, by name, shown with the completion; their size is limited by
     `headrace_rewards.user_code.notes`."""
     likelihood: Likelihood | None = None
-    """How the value follows from the reference answer's likelihood; None: it does not."""
+    """How the value depends on the reference answer's likelihood; None: it does not."""
 
     def __post_init__(self) -> None:
         for number in (self.value, *self.components.values()):
@@ -47,13 +47,13 @@ class Score(msgspec.Struct, frozen=True, tag="score"):
 
 
 class NotApplicable(msgspec.Struct, frozen=True, tag="not_applicable"):
-    """The reward has no opinion on this sample."""
+    """The reward does not apply to this sample, which is not a score of 0."""
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
-    """The reward could not be computed; `message` is one line.
+    """The reward could not be computed. `message` is one line.
 
-    `traceback` holds the traceback's last lines; for a process that died, the last lines it printed.
+    `traceback` has the last lines of the traceback, or for a process that died, the last lines it printed.
     """
 
     kind: FailureKind
@@ -67,11 +67,12 @@ Outcome = Score | NotApplicable | Failure
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 Sample = TypeVar("Sample")
-"""A mapping for who asks, `headrace_rewards.protocol.Sample` for who answers."""
+"""A mapping on the requesting side, `headrace_rewards.protocol.Sample` on the answering side."""
 
 
 class RequestProblem(msgspec.Struct, frozen=True):
-    """Why a grader cannot be used, or a task has no rows; `param` names the field, from `grader` on."""
+    """Why a grader cannot be used, or a task's rows cannot be made. `param` is the path of the field, e.g.
+    `grader.name`."""
 
     message: str
     param: str | None
@@ -79,61 +80,62 @@ class RequestProblem(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, error: HeadraceError) -> RequestProblem:
-        """A fault of the user's."""
+        """The problem that `error` describes."""
         return cls(error.message, error.param, error.code)
 
 
 class CheckRequest(msgspec.Struct, Generic[Sample], kw_only=True, forbid_unknown_fields=True):
-    """A grader, and completions that it is tried on."""
+    """A grader to check, and completions to try it on."""
 
     grader: Any
     samples: Sequence[Sample] = ()
     groups: Sequence[int] | None = None
-    """How many neighbours among the samples are completions of one prompt: those are scored together. None: all."""
+    """Sizes of consecutive groups of samples: the samples of a group are completions of one prompt and are scored
+    together. None: all samples are one group."""
     rules: RewardPermissions = msgspec.field(default_factory=RewardPermissions)
     tokenizer: str | None = None
-    """A tokenizer.json, which makes the token ids of the samples; without it they have those that are given."""
+    """Path of a tokenizer.json that makes the samples' token ids; None: the samples have theirs already."""
     rehearsal: bool = False
-    """Whether no server is asked, and groups that are not scored in time are given up."""
+    """Call no server, and give up groups that are not scored in time."""
     seconds: float | None = None
-    """For all groups together; without it they take as long as they take."""
+    """Time limit for all groups together; None: no limit."""
 
 
 class CheckedGrader(msgspec.Struct):
-    """A grader of those that were checked, or one that it holds."""
+    """One of the graders that were checked: the grader of the request, or a component of it."""
 
     name: str
     type: str
     failures: list[Failure] = []
-    """Its own: where a grader that it holds failed, those of the same group are that one's."""
+    """The grader's own failures. Those caused by a component of it are listed with the component only."""
 
 
 class CheckReport(msgspec.Struct):
-    """`ok`: the grader is well formed, and its code could be imported; a sample that failed leaves it true."""
+    """The result of a check. `ok`: the grader is well formed and its code could be imported, even if samples failed."""
 
     ok: bool
     error: RequestProblem | None = None
     grader: dict[str, Any] | None = None
-    """Complete, with absolute paths and the form that was found; None of one that is not `ok`."""
+    """The grader's description with every default, absolute paths and the detected form; None unless `ok`."""
     outcomes: list[Outcome] = []
-    """One a sample."""
+    """One for each sample."""
     seconds: list[float] = []
-    """That each group took."""
+    """Duration of each group."""
     parts: list[CheckedGrader] = []
-    """Those that a grader holds come before it."""
+    """All graders that were checked; a grader's components come before it."""
     cannot: str | None = None
-    """Of a rehearsal: why the grader cannot work at all."""
+    """Rehearsals only: why the grader cannot work at all."""
     remarks: list[str] = []
-    """Of a rehearsal: what else was seen."""
+    """Rehearsals only: other observations."""
     ignored: list[str] = []
-    """What of the description has no effect."""
+    """Fields of the description that have no effect."""
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class RowsRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The rows of a task; the file at `path` is made, or replaced."""
+    """A request to write the rows of a task to the file at `path`, which is created or replaced."""
 
     reference: str
     path: str
@@ -142,7 +144,7 @@ class RowsRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RowsReport(msgspec.Struct):
-    """How many rows the file has."""
+    """The result: the number of rows written, or the problem."""
 
     ok: bool
     error: RequestProblem | None = None

@@ -1,10 +1,10 @@
-"""What a job's controller tells the workers it places, and what each of the two kinds must answer.
+"""The protocol between a job's controller and its workers: learner and rollout workers.
 
-A worker runs in a Ray actor, which makes it by the class method `from_config` of one `WorkerConfig`. Its life:
+A worker runs in a Ray actor, which creates it by the class method `from_config` from a `WorkerConfig`. Its lifecycle:
 
-    start()  loads the model; returns when it is ready
+    start()  loads the model; returns when the worker is ready
     run()    works until the job's ledger is closed or all steps are trained; returns why it ended
-    stop()   ends `run` early, releases what it holds, leaves no process
+    stop()   ends `run` early, releases all resources, leaves no process
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ def rollout_name(number: int) -> str:
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a worker needs to find the rest. Plain values only: it crosses process borders."""
+    """Everything a worker needs to know. Plain values only: it crosses process borders."""
 
     job_id: str
     worker: str
-    """Its name within the job: `LEARNER_NAME`, or a `rollout_name`."""
+    """The worker's name within the job: `LEARNER_NAME`, or a `rollout_name`."""
     redis_url: str
-    """May hold a password: not for messages."""
+    """May contain a password: mask it in messages."""
     redis_wait: float = WAIT_SECONDS
-    """Seconds for which a Redis that is away or full is waited for."""
+    """Seconds for which the worker retries while Redis is unreachable or full."""
     weights_root: str
     """Root of the weight store; shared by all workers of the job."""
     snapshots_root: str = ""
-    """Memory of each node, where the learner keeps snapshots of its state; empty: it takes none."""
+    """Folder in each node's memory for snapshots of the learner's state; empty: no snapshots."""
     model_path: str
     training_file: str
     validation_file: str | None
     fingerprints: dict[str, str] = {}
-    """SHA-256 of both, by the name of the file, as they were uploaded."""
+    """SHA-256 of the two files as uploaded, by file name."""
     output_dir: str
     """Where the learner writes checkpoints and the trained model."""
     rows: int
@@ -59,38 +59,42 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     stall_timeout: float = 600.0
     threads: int = 1
     rank: int = 0
-    """Of a learner of several processes: 0 talks to the ledger, the others do what it does."""
+    """Rank of a learner with several processes: rank 0 talks to the ledger and sends commands to the others."""
     ranks_start: str = ""
-    """Names one start of all the learner's ranks, so that they find each other and no rank of an earlier start."""
+    """Identifies one start of all the learner's ranks, so that they do not meet ranks of an earlier start."""
 
     def __repr__(self) -> str:
-        """Without Redis' password, because it may stand in an error's text."""
+        """Masks Redis' password, because a repr may end up in an error message."""
         return f"WorkerConfig(job_id={self.job_id!r}, worker={self.worker!r}, redis_url={masked(self.redis_url)!r})"
 
     @property
     def settings(self) -> Hyperparameters:
-        """The job's settings, checked."""
+        """The job's hyperparameters, validated."""
         return Hyperparameters.model_validate(self.hyperparameters)
 
 
 class Worker(Protocol):
-    """What the controller asks of any worker."""
+    """The methods that the controller calls on any worker."""
 
     async def start(self) -> dict[str, Any]:
-        """Facts about it, for an event: engine, device, parameters, …"""
+        """Load the model. Returns facts for the event `ready`: engine, device, parameters, …"""
         ...
 
     async def run(self) -> str:
-        """Returns `finished`, `closed` or `stopped`; raises what it cannot mend."""
+        """Work until done. Returns `finished`, `closed` or `stopped`; raises errors that it cannot recover from."""
         ...
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """End `run` and release all resources."""
+        ...
 
 
 class EvaluatingWorker(Worker, Protocol):
     """A rollout worker, which can also evaluate."""
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
-        """Greedy completions of the validation rows, all by one policy version: `version`, or the newer one that the
-        worker has by then, which the answer names."""
+        """Score greedy completions of the validation rows, all sampled by one policy version.
+
+        That is `version`, or the newer one that the worker has by then; the result's `step` says which.
+        """
         ...

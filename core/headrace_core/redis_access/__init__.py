@@ -1,1 +1,1 @@
-"""Redis: the client, names of keys, scripts, records, and when a write is on the disk."""
+"""Access to Redis: client, key names, scripts, JSON records, and the durability of writes."""

@@ -1,12 +1,12 @@
-"""How every part reaches Redis: one way to connect, one way to await, and what is waited for.
+"""The Redis client of every service: how to connect, how to await commands, and which errors are retried.
 
     a command ─► Redis ─► answer
-        ▲          └──► away, stopped, loading, read-only, busy, full ─► wait, 0.05 s … 2 s, jittered ─┐
-        └──────────────────────────── again, until `wait` seconds have passed ◄────────────────────────┘
+        ▲          └──► unreachable, loading, read-only, busy, full ─► wait 0.05 s … 2 s, jittered ─┐
+        └───────────────────────── retry, until `wait` seconds have passed ◄────────────────────────┘
 
-Invariants: a command ends with an answer, or with an error after `wait` seconds and one answer's limit at most; one
-that was not answered may have been carried out, so every command is one that may arrive twice (decision 0009); no text
-that leaves this module holds a password.
+Invariants: a command ends with an answer, or with an error after at most `wait` seconds plus the time limit of one
+answer. A command that was not answered may have been carried out, so every command must be safe to repeat (decision
+0009). No message from this module contains a password.
 """
 
 from __future__ import annotations
@@ -35,38 +35,39 @@ from redis.exceptions import (
 )
 
 from ..backoff import jittered_delay_after
-from ..concurrency import taken_or_undone
+from ..concurrency import acquire_or_undo
 from ..errors import DiskFull, RedisFull, Unavailable
 from ..logs import get_logger
 from ..redaction import conceal_password
 from ..redis_address import masked
 
 WAIT_SECONDS = 120.0
-"""For which a worker waits where nothing else is said: the setting redis_wait."""
+"""For how long a worker retries by default; the setting redis_wait overrides it."""
 GATEWAY_WAIT_SECONDS = 2.0
-"""A request is answered rather than kept waiting; its client comes again."""
+"""For how long the gateway retries: it rather answers a request with an error, and the client can retry."""
 GATEWAY_ANSWER_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 5
 _ANSWER_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _MOST_CONNECTIONS = 4096
-"""Of a process. The client's own 100 is soon reached by waiting calls, and the next one fails, rather than wait."""
-_PASSING = re.compile(r"(?:^|: -)(LOADING|READONLY|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|OOM)\b")
-"""Answers of a server that will take the command later: it starts, changes its role, runs a script, is full. Before
-Redis 7, those to a command within a script stand in the middle of the text."""
-_LASTING = (AuthenticationError, AuthorizationError, MaxConnectionsError, ssl.SSLCertVerificationError)
+"""Per process. redis-py's default of 100 is soon used up by blocking calls, and the next call fails instead of
+waiting."""
+_TRANSIENT = re.compile(r"(?:^|: -)(LOADING|READONLY|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|OOM)\b")
+"""Error codes of a server that may accept the command later: it is starting, changing its role, running a script, or
+full. Before Redis 7, the code of a command within a script is in the middle of the message, after ": -"."""
+_PERMANENT_ERRORS = (AuthenticationError, AuthorizationError, MaxConnectionsError, ssl.SSLCertVerificationError)
 _Answer = TypeVar("_Answer")
-_until: ContextVar[float | None] = ContextVar("until", default=None)
-"""When the command that is being sent is given up: connecting for it has no time of its own."""
+_deadline: ContextVar[float | None] = ContextVar("until", default=None)
+"""Deadline of the command in progress, on the monotonic clock. Connecting for it shares the command's deadline."""
 log = get_logger(__name__)
 
 
 def connect(url: str, wait: float = WAIT_SECONDS, answer_within: float = _ANSWER_SECONDS) -> Redis:
     """A client for `redis://…`, `rediss://…` or `unix:///path`. Answers are bytes.
 
-    A try fails after `answer_within` seconds without an answer; while Redis is away, or says that it will take the
-    command later, it is sent again for `wait` seconds. Then the last error is raised: redis-py's own, `RedisFull` where
-    Redis is at its memory limit, `DiskFull` where it cannot write its append-only file.
+    An attempt fails after `answer_within` seconds without an answer. While Redis is unreachable, or says that it may
+    accept the command later, the command is retried for `wait` seconds. Then the last error is raised: redis-py's own,
+    `RedisFull` if Redis is at its memory limit, or `DiskFull` if it cannot write its append-only file.
     """
     conceal_password(url)
     return Redis.from_url(
@@ -80,7 +81,7 @@ def connect(url: str, wait: float = WAIT_SECONDS, answer_within: float = _ANSWER
 
 
 def connect_for_requests(url: str) -> Redis:
-    """A client whose commands end within seconds: of a gateway, whose callers can come again."""
+    """A client whose commands end within seconds, for a gateway, whose clients can retry."""
     return connect(url, GATEWAY_WAIT_SECONDS, GATEWAY_ANSWER_SECONDS)
 
 
@@ -93,27 +94,30 @@ async def ping(redis: Redis) -> None:
 
 
 async def run(value: Awaitable[Any] | Any) -> Any:
-    """Await a command. redis-py types one client for sync and async use; in Headrace it is always async."""
+    """Await a command. It only fixes the type: redis-py types one client for sync and async use."""
     return await cast("Awaitable[Any]", value)
 
 
 async def acquired(lock: Lock) -> bool:
-    """Whether the lock is the caller's now, within its own time to wait. A caller that is cancelled leaves it free."""
+    """Acquire `lock`, waiting as long as the lock's own settings say. Returns whether the caller holds it now.
+
+    A caller that is cancelled meanwhile does not hold it.
+    """
 
     async def free(held: bool) -> None:
         if held:
             await lock.release()
 
-    return await taken_or_undone(lock.acquire(), free)
+    return await acquire_or_undo(lock.acquire(), free)
 
 
 def unavailable(error: Exception) -> Unavailable:
-    """What a caller is told of a Redis that was not reached in time."""
+    """The error for a caller when Redis was not reached in time."""
     return Unavailable(f"Redis does not answer: {masked(str(error))}", retry_after=RETRY_AFTER_SECONDS)
 
 
 class _RetryUntil(Retry):
-    """Sends a command again for `wait` seconds; the connection that failed is closed each time."""
+    """redis-py's retry policy: repeats a command for `wait` seconds, on a new connection each time."""
 
     def __init__(self, wait: float) -> None:
         super().__init__(NoBackoff(), retries=0)
@@ -126,10 +130,10 @@ class _RetryUntil(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> _Answer:
-        """See `Retry`. Within another call it keeps to that one's time."""
-        began, within = time.monotonic(), _until.get()
-        until = began + self._wait if within is None else within
-        token, failures = _until.set(until), 0
+        """See `Retry`. A nested call (connecting for a command) keeps to the deadline of the outer one."""
+        began, outer = time.monotonic(), _deadline.get()
+        deadline = began + self._wait if outer is None else outer
+        token, failures = _deadline.set(deadline), 0
         try:
             while True:
                 try:
@@ -139,20 +143,20 @@ class _RetryUntil(Retry):
                         raise
                     failures += 1
                     await (fail(error, failures) if with_failure_count else fail(error))
-                    await _pause(error, failures, until, self._wait)
+                    await _pause(error, failures, deadline, self._wait)
                 else:
-                    if within is None and failures > 1:
+                    if outer is None and failures > 1:
                         log.warning("Redis answers again", after_seconds=round(time.monotonic() - began, 1))
                     return result
         finally:
-            _until.reset(token)
+            _deadline.reset(token)
 
 
-async def _pause(error: Exception, failures: int, until: float, wait: float) -> None:
-    """Before the next try; raises the error, by its name, where there is no time for one."""
-    left = until - time.monotonic()
+async def _pause(error: Exception, failures: int, deadline: float, wait: float) -> None:
+    """Sleep before the next attempt. Raises the error instead if the deadline has passed."""
+    left = deadline - time.monotonic()
     if left <= 0:
-        raise _named(error, wait) from error
+        raise _final_error(error, wait) from error
     if failures == 2:
         log.warning("Redis is waited for", seconds=round(left, 1), error=masked(str(error)))
     await asyncio.sleep(min(left, jittered_delay_after(failures, _FIRST_PAUSE, _LONGEST_PAUSE)))
@@ -160,23 +164,24 @@ async def _pause(error: Exception, failures: int, until: float, wait: float) -> 
 
 def is_transient(error: Exception) -> bool:
     """Whether the same command may be answered later: not a wrong password, certificate or command."""
-    wrapped = error.__cause__ or error.__context__  # redis-py makes what it meets while it connects a ConnectionError
-    if isinstance(error, _LASTING) or isinstance(wrapped, _LASTING):
+    wrapped = error.__cause__ or error.__context__  # redis-py wraps errors while it connects in a ConnectionError
+    if isinstance(error, _PERMANENT_ERRORS) or isinstance(wrapped, _PERMANENT_ERRORS):
         return False
     return isinstance(error, ConnectionError | TimeoutError | OSError) or _refusal(error) is not None
 
 
 def _refusal(error: Exception) -> str | None:
-    """Which of `_PASSING` the server said; redis-py cuts it off the errors that it has a class for."""
+    """The code of `_TRANSIENT` in the server's error; redis-py removes it from errors that it has a class for."""
     if isinstance(error, OutOfMemoryError):
         return "OOM"
     if isinstance(error, ReadOnlyError):
         return "READONLY"
-    found = _PASSING.search(str(error))
+    found = _TRANSIENT.search(str(error))
     return None if found is None else found[1]
 
 
-def _named(error: Exception, wait: float) -> Exception:
+def _final_error(error: Exception, wait: float) -> Exception:
+    """The error to raise after `wait` seconds of retries: Headrace's own where the cause is known, else `error`."""
     refusal = _refusal(error)
     if refusal == "OOM":
         return RedisFull(

@@ -1,9 +1,10 @@
-"""What is kept in Redis, read back: one way to decode it, and one way to go on without what cannot be.
+"""Decoding of records read from Redis, and what happens to damaged ones.
 
-    one record asked for     read     → the record, or `Damaged`: where it is kept, what is wrong, what to do
-    one of many in a list    readable, if_sound → the others; the damaged one is named in the log, once a process
+    one record is requested   decode_record     → the record, or `Damaged`: its key, the error, the remedy
+    many records are listed   decode_records,
+                              none_if_damaged   → the readable ones; each damaged one is logged once per process
 
-Invariant: no bytes, whatever they are, raise anything else.
+Invariant: no bytes, whatever they are, raise anything but `Damaged`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding raises: not of the format, text that is none, nested beyond all reason."""
+"""The errors that decoding raises: wrong format, invalid UTF-8, nested too deeply."""
 _ENTRY_ID = re.compile(rb"[0-9]{1,19}-[0-9]{1,19}")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NAMED = 1024
-"""Damaged records that are not named again."""
+_MAX_LOGGED = 1024
+"""How many damaged records are remembered as already logged."""
 
 
 def decode_record(raw: bytes, kind: type[T], where: str) -> T:
-    """The record, JSON of a `kind`; `where` is its key (and field). Raises `Damaged`."""
+    """Decodes JSON of type `kind`; `where` is the record's key (and field), for the error. Raises `Damaged`."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except UNREADABLE as error:
@@ -38,18 +39,18 @@ def decode_record(raw: bytes, kind: type[T], where: str) -> T:
 
 
 def decode_records(raw: Iterable[tuple[str, bytes]], kind: type[T]) -> list[T]:
-    """Those of the (where, record) that can be read, in order."""
-    found = []
+    """Decodes the readable ones of these (where, record) in order. Damaged ones are logged."""
+    records = []
     for where, record in raw:
         try:
-            found.append(decode_record(record, kind, where))
+            records.append(decode_record(record, kind, where))
         except Damaged as error:
-            name(error)
-    return found
+            log_damaged_once(error)
+    return records
 
 
 def whole_number(raw: bytes | None, where: str) -> int:
-    """A figure; 0 where there is none. Raises `Damaged`."""
+    """Decodes a whole number; 0 if `raw` is missing. Raises `Damaged`."""
     try:
         return int(raw or 0)
     except ValueError as error:
@@ -57,7 +58,7 @@ def whole_number(raw: bytes | None, where: str) -> int:
 
 
 def text(raw: bytes, where: str) -> str:
-    """A name, or lines. Raises `Damaged`."""
+    """Decodes UTF-8 text. Raises `Damaged`."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -65,14 +66,14 @@ def text(raw: bytes, where: str) -> str:
 
 
 def entry_id(raw: bytes, where: str) -> str:
-    """The id of a stream's entry. Raises `Damaged`."""
+    """Decodes the id of a stream's entry. Raises `Damaged`."""
     if _ENTRY_ID.fullmatch(raw) is None:
         raise damaged(where, "it is no id of an entry")
     return raw.decode()
 
 
 def is_object(raw: bytes) -> bool:
-    """Whether it is an object of JSON, as `msgspec.Raw` hands it on unread."""
+    """Whether `raw` is a JSON object, so that it can be passed on undecoded as `msgspec.Raw`."""
     try:
         _object.decode(raw.decode())
     except UNREADABLE:
@@ -80,28 +81,28 @@ def is_object(raw: bytes) -> bool:
     return True
 
 
-def if_sound(found: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """What it returns; None where it raises `Damaged`, which the log then names: of one of many that are shown."""
+def none_if_damaged(decode: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """The result of `decode`, or None if it raises `Damaged`, which is logged: for one of many records in a list."""
     try:
-        return found(*args, **kwargs)
+        return decode(*args, **kwargs)
     except Damaged as error:
-        name(error)
+        log_damaged_once(error)
         return None
 
 
 def damaged(where: str, error: Any) -> Damaged:
-    """The error of a record that cannot be read."""
+    """The error for a record that cannot be read; `where` is its key (and field)."""
     return Damaged(
         f"{where} in Redis cannot be read: {error}; restore it from a copy of the data folder, or delete it there "
         "(`headrace doctor` names all such)"
     )
 
 
-def name(error: Damaged) -> None:
-    """Say so in the log, once: a list is read again and again."""
-    _named(error.message)
+def log_damaged_once(error: Damaged) -> None:
+    """Log a damaged record, once per process: lists are read again and again."""
+    _log_once(error.message)
 
 
-@lru_cache(_NAMED)
-def _named(message: str) -> None:
+@lru_cache(_MAX_LOGGED)
+def _log_once(message: str) -> None:
     get_logger(__name__).error("passed over a damaged record", error=message)

@@ -1,1 +1,1 @@
-"""Files: weights, snapshots, data sets; writes that are whole or not there; free space."""
+"""Files: weights, snapshots, data sets, atomic writes, free disk space."""

@@ -1,9 +1,9 @@
-"""Files and folders that are there whole or not at all: written beside their place, then moved there in one rename.
+"""Atomic writes of files and folders: written under a temporary name, then renamed to the final one.
 
     .partial ─► written ─► renamed to its final name
-        └─ an error: removed; a killed process leaves it, under a name that nobody takes for a complete one
+        └─ an error: removed; a killed process leaves it, under a name that no reader takes for complete
 
-A folder of many files has a manifest, which says what belongs to it.
+A folder of several files has a manifest that lists them.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 
 PARTIAL = ".partial"
-"""After the name of what is being written."""
+"""Suffix of the name while a file or folder is being written."""
 MANIFEST = "manifest.json"
-OLD_SECONDS = 3600.0
-"""What a gateway is writing was written to in less: an upload is copied from the disk, a task has its time limit."""
+ABANDONED_AFTER_SECONDS = 3600.0
+"""A partial file of a gateway that was not modified for this long is abandoned: uploads are copied from the local disk,
+and tasks have a time limit, so that a live writer is faster."""
 
 Description = TypeVar("Description")
 
 
 class Manifest(msgspec.Struct, Generic[Description], frozen=True):
-    """What a folder of one policy version holds; written last."""
+    """Lists the files of a folder that holds one policy version; it is written last."""
 
     version: Annotated[int, msgspec.Meta(ge=0)]
     files: Annotated[dict[str, Description], msgspec.Meta(min_length=1)]
-    """By path within the folder, each with what must be true of it."""
+    """By path within the folder; the description (a size, say) is what a reader checks."""
 
     def write(self, folder: Path) -> None:
-        """Write it to the folder, as the last of its files."""
+        """Write the manifest to `folder`; call it after all other files are written."""
         (folder / MANIFEST).write_bytes(msgspec.json.encode(self))
 
 
 @contextmanager
 def written_whole(final: Path, partial: Path | None = None) -> Iterator[Path]:
-    """Gives the path to write a file or a folder to. It gets its final name when the block ends; an error removes it.
+    """Yields a path to write a file or folder to, and renames it to `final` when the block ends. On an error the path
+    is removed.
 
-    A file that is there is replaced; a folder that is there and not empty is an `OSError`. `partial`: another path in
-    the same file system. Without it, `final` with `PARTIAL`; what a process that died has left there is removed first.
+    An existing file is replaced; an existing folder that is not empty raises `OSError`. `partial` is the path to use,
+    in the same file system; by default `final` with the suffix `PARTIAL`, after removing what a killed process left
+    there.
     """
     if partial is None:
         partial = final.with_name(final.name + PARTIAL)
@@ -57,7 +60,7 @@ def written_whole(final: Path, partial: Path | None = None) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there. Raises `OSError` where that fails."""
+    """Delete a file or a folder, if it exists. Raises `OSError` if that fails."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -65,14 +68,14 @@ def remove(path: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    """What cannot be removed stays: the error that led here is the one to tell."""
+    """Delete `path` as far as possible, without an error: the error that led here is the one to report."""
     shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         path.unlink()
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, onto the disk."""
+    """Sync a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

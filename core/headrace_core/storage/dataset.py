@@ -1,5 +1,7 @@
-"""Training and validation data: JSONL with `messages` (the last from the user); the whole row is the `item` that
-rewards see. A wrong line is an `InvalidData` that names it."""
+"""Training and validation data: JSONL with `messages`, the last one from the user. Rewards see the whole row as `item`.
+
+An invalid line raises `InvalidData`, which names it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from ..errors import InvalidData
 from ..redis_access.json_records import UNREADABLE
 
 TASK_LIBRARIES = ("reasoning_gym", "verifiers")
-"""`reasoning_gym:chain_sum?size=1000` names rows to be made; see `headrace_rewards.tasks`."""
+"""Libraries that make rows: `reasoning_gym:chain_sum?size=1000` refers to such rows; see `headrace_rewards.tasks`."""
 
 _MAGIC = (
     (b"\x1f\x8b", "compressed with gzip: decompress it (gunzip)"),
@@ -31,29 +33,29 @@ _MAGIC = (
     (b"\xff\xfe", "UTF-16: save it as UTF-8"),
     (b"\xfe\xff", "UTF-16: save it as UTF-8"),
 )
-"""What files of other formats begin with."""
-_LOOKED_AT = 4096
-"""Bytes of a file by which its format is told."""
-MOST_LINE_BYTES = 64 * 1024 * 1024
-MOST_BYTES_A_TOKEN = 64
-"""Of a prompt, on average; of text it is about four, and no tokenizer in use comes near this."""
+"""First bytes of files in other formats, with a description and the remedy."""
+_SNIFFED_BYTES = 4096
+"""How many bytes of a file are read to detect its format."""
+MAX_LINE_BYTES = 64 * 1024 * 1024
+MAX_BYTES_PER_TOKEN = 64
+"""Of a prompt, on average. Text has about four bytes a token; no tokenizer in use comes near this limit."""
 
 _decoder = msgspec.json.Decoder()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a dataset: a prompt and what graders need of it."""
+    """One row of a dataset: a prompt, and the data that graders use."""
 
     messages: list[dict[str, Any]]
     item: dict[str, Any]
-    """The row as it was written, `messages` included: what rewards see."""
+    """The complete row, `messages` included, as rewards see it."""
     line: int = 0
-    """Of its file, from 1 on."""
+    """Line of the file, from 1; 0: not from a file."""
 
     @classmethod
     def of(cls, item: dict[str, Any], line: int = 0) -> Row:
-        """Of a row of a file, or of an item that a grader is tried on, whose `messages` may be missing or anything."""
+        """A row from an item of any form: of invalid or missing `messages` (in a grader check) it has none."""
         messages = item.get("messages")
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             messages = []
@@ -61,70 +63,74 @@ class Row:
 
 
 def names_task(reference: str) -> bool:
-    """Whether it names rows to be made, not a file."""
+    """Whether `reference` names rows to be made by a task library, not a file."""
     return reference.partition(":")[0] in TASK_LIBRARIES and ":" in reference
 
 
 def read_rows(path: Path, name: str | None = None, sha256: str | None = None) -> list[Row]:
-    """Every row of a file; empty lines are passed over. Raises `InvalidData`, also where the bytes are not `sha256`'s.
+    """All rows of a JSONL file; empty lines are skipped. `name` stands for the file in errors.
 
-    A job that went on with other rows than it began with would be another job.
+    Raises `InvalidData` for an invalid line, and if the file's SHA-256 is not `sha256`: a job must not continue with
+    other rows than it began with.
     """
     return list(each_row(path, name, sha256))
 
 
 def each_row(path: Path, name: str | None = None, sha256: str | None = None) -> Iterator[Row]:
-    """The same, one row in memory at a time."""
+    """`read_rows`, with one row in memory at a time."""
     name = name or path.name
-    found = False
+    has_rows = False
     try:
         with path.open("rb") as lines:
             if sha256 is not None and hashlib.file_digest(lines, "sha256").hexdigest() != sha256:
                 raise InvalidData(f"{name} is not what was uploaded: {path} changed on the disk; upload it again")
             lines.seek(0)
-            if (format := _other_format(lines.read(_LOOKED_AT))) is not None:
+            if (format := _other_format(lines.read(_SNIFFED_BYTES))) is not None:
                 raise InvalidData(f"{name} is {format}; write UTF-8 text with one JSON object on each line (JSONL)")
             lines.seek(0)
             for number in itertools.count(1):
-                line = lines.readline(MOST_LINE_BYTES + 1)
-                if len(line) > MOST_LINE_BYTES:
-                    raise InvalidData(f"{name}, line {number}: more than {MOST_LINE_BYTES} bytes; shorten the row")
+                line = lines.readline(MAX_LINE_BYTES + 1)
+                if len(line) > MAX_LINE_BYTES:
+                    raise InvalidData(f"{name}, line {number}: more than {MAX_LINE_BYTES} bytes; shorten the row")
                 if line.strip():
-                    found = True
+                    has_rows = True
                     yield _row(line, name, number)
                 elif not line:
                     break
     except OSError as error:
         raise InvalidData(f"{name} cannot be read: {path}: {error.strerror}; upload it again") from error
-    if not found:
+    if not has_rows:
         raise InvalidData(f"{name} holds no rows; write one JSON object with `messages` on each line")
 
 
-def check_prompt_bytes(where: str, messages: Sequence[Mapping[str, Any]], room: int) -> int:
-    """How many bytes the contents have. Raises `InvalidData` for more than `room` tokens can be, before anything is
-    tokenised: that takes some 200 bytes of memory for each byte."""
+def check_prompt_bytes(where: str, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> int:
+    """Returns the size of the contents in bytes. Raises `InvalidData` if they must be more than `max_tokens` tokens.
+
+    It is a check before tokenising, which takes some 200 bytes of memory for each byte of text.
+    """
     size = sum(len(m["content"].encode(errors="replace")) for m in messages)
-    if size > (most := MOST_BYTES_A_TOKEN * max(room, 1)):
+    if size > (max_bytes := MAX_BYTES_PER_TOKEN * max(max_tokens, 1)):
         raise InvalidData(
-            f"{where}: the prompt has {size} bytes, and {room} tokens, which fit beside max_tokens in the context, are "
-            f"{most} bytes at most: shorten it, lower max_tokens, or raise max_context if the model allows",
+            f"{where}: the prompt has {size} bytes, and {max_tokens} tokens, which fit beside max_tokens in the "
+            f"context, are {max_bytes} bytes at most: shorten it, lower max_tokens, or raise max_context if the model "
+            "allows",
             code="prompt_too_long",
         )
     return size
 
 
-def check_prompt(where: str, tokens: int, largest_id: int, room: int, vocabulary: int | None) -> None:
-    """Raises `InvalidData` for a prompt that no engine can serve: of no token, of more than `room`, or with an id that
-    the model's embeddings (`vocabulary` of them; None: not known) do not have. `where` names file and line."""
+def check_prompt(where: str, tokens: int, largest_id: int, max_tokens: int, vocabulary: int | None) -> None:
+    """Raises `InvalidData` for a prompt that no engine can serve: without tokens, with more than `max_tokens`, or with
+    a token id beyond the model's embeddings (`vocabulary` of them; None: unknown). `where` names file and line."""
     if tokens < 1:
         raise InvalidData(
             f"{where}: the prompt has no tokens: its messages are empty, and this model begins a text with none",
             code="prompt_empty",
         )
-    if tokens > room:
+    if tokens > max_tokens:
         raise InvalidData(
-            f"{where}: the prompt has {tokens} tokens, and only {room} fit beside max_tokens in the context: shorten "
-            "it, lower max_tokens, or raise max_context if the model allows",
+            f"{where}: the prompt has {tokens} tokens, and only {max_tokens} fit beside max_tokens in the context: "
+            "shorten it, lower max_tokens, or raise max_context if the model allows",
             code="prompt_too_long",
         )
     if vocabulary is not None and largest_id >= vocabulary:
@@ -136,10 +142,10 @@ def check_prompt(where: str, tokens: int, largest_id: int, room: int, vocabulary
 
 
 def _other_format(start: bytes) -> str | None:
-    """What a file that begins so is, with the remedy, if it is surely no JSONL."""
-    for magic, told in _MAGIC:
+    """What a file that begins with `start` is, with the remedy; None if it may be JSONL."""
+    for magic, description in _MAGIC:
         if start.startswith(magic):
-            return told
+            return description
     text = start.lstrip()
     if b"\0" in start:
         return "no text, or UTF-16: save it as UTF-8"
@@ -161,13 +167,13 @@ def _check_content(where: str, message: Any) -> None:
         return
     if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
         kinds = ", ".join(sorted({str(part.get("type"))[:30] for part in content}))
-        found = f"is a list of parts ({kinds}); write the text of its parts as one string: only text is trained on"
+        problem = f"is a list of parts ({kinds}); write the text of its parts as one string: only text is trained on"
     elif "content" not in message:
-        found = "is missing; write a string, which may be empty"
+        problem = "is missing; write a string, which may be empty"
     else:
         kind = "null" if content is None else f"of type {type(content).__name__}"
-        found = f"is {kind}; write a string, which may be empty"
-    raise InvalidData(f"{where}: the `content` of a message of role {str(message['role'])[:30]!r} {found}")
+        problem = f"is {kind}; write a string, which may be empty"
+    raise InvalidData(f"{where}: the `content` of a message of role {str(message['role'])[:30]!r} {problem}")
 
 
 def _row(text: bytes, name: str, line: int) -> Row:
@@ -187,7 +193,8 @@ def _row(text: bytes, name: str, line: int) -> Row:
 
 
 class PromptOrder:
-    """Which row each admitted group takes: a fresh shuffle for every pass, the same for every worker with this seed."""
+    """Which row each admitted group takes: a new shuffle for each pass over the data, the same in all workers, because
+    it depends on the seed only."""
 
     def __init__(self, rows: int, seed: int) -> None:
         self._rows = rows
@@ -195,7 +202,7 @@ class PromptOrder:
         self._passes: dict[int, list[int]] = {}
 
     def row(self, group_id: int) -> int:
-        """The row of group `group_id`."""
+        """The row of group `group_id`, from 0."""
         number, position = divmod(group_id, self._rows)
         if number not in self._passes:
             order = list(range(self._rows))

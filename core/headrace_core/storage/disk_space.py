@@ -1,7 +1,6 @@
-"""A disk, or a folder of shared memory, that takes no more: asked before a large write, and named when it says so.
+"""Checks for free disk space (or shared memory) before a large write, and a named error when a disk is full.
 
-`DiskFull` names the folder, the bytes that are needed and those that are free. Whoever writes removes what it had
-written; here nothing is.
+`DiskFull` names the folder, the bytes needed and the bytes free. The caller must remove what it had written already.
 """
 
 from __future__ import annotations
@@ -15,21 +14,24 @@ from pathlib import Path
 from ..errors import DiskFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_SAID = "No space left on device"
-"""By libraries that write through other languages, and keep the number to themselves."""
+_MESSAGE = "No space left on device"
+"""The message of libraries in other languages, whose errors carry no errno."""
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raises `DiskFull` where fewer than `needed` bytes are free for `folder`, or for where it will be made."""
+def check_space(folder: Path, needed: int) -> None:
+    """Raises `DiskFull` if fewer than `needed` bytes are free in `folder`, or where it will be created."""
     if _free(folder) < needed:
         raise _full(folder, needed)
 
 
 @contextmanager
 def require_space(folder: Path, needed: int = 0) -> Iterator[None]:
-    """What is written within needs about `needed` bytes of `folder` (0: unknown). Raises `DiskFull`, before or in place
-    of the error of a disk that became full."""
-    check_room(folder, needed)
+    """Context of a write of about `needed` bytes to `folder` (0: unknown).
+
+    Raises `DiskFull` before the write if there is too little space, and in place of an error of a disk that became
+    full.
+    """
+    check_space(folder, needed)
     try:
         yield
     except Exception as error:
@@ -39,18 +41,18 @@ def require_space(folder: Path, needed: int = 0) -> Iterator[None]:
 
 
 def _is_of_a_full_disk(error: BaseException) -> bool:
-    """Also where a library wrapped it."""
+    """Whether the error, or one that it wraps, says that the disk is full."""
     cause: BaseException | None = error
     while cause is not None:
-        if (isinstance(cause, OSError) and cause.errno in _FULL) or _SAID in str(cause):
+        if (isinstance(cause, OSError) and cause.errno in _FULL) or _MESSAGE in str(cause):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
 
 
 def _free(folder: Path) -> int:
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(there).free
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _full(folder: Path, needed: int) -> DiskFull:

@@ -1,12 +1,12 @@
-"""Where a job's files are.
+"""Paths of a job's files.
 
     <data folder>/jobs/<job>/
         checkpoints/step-00000040/     the state after 40 steps: policy version 40
         model/                         the trained model, once all steps are done
-        exports/tensorboard/           what an export has written
+        exports/tensorboard/           output of an export
         reward_code/                   the code of its reward functions, as it was when the job was submitted
 
-A folder that is being written has `.partial` after its name, a checkpoint that is newer than the ledger `.ahead`.
+A folder that is being written has the suffix `.partial`; a checkpoint that is newer than the ledger, `.ahead`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from .atomic_write import PARTIAL
 
 AHEAD = ".ahead"
-"""After the name of a checkpoint that was put aside."""
+"""Suffix of a checkpoint that was put aside, because the ledger does not know its step."""
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 
@@ -36,7 +36,7 @@ class JobFolder:
 
     @property
     def model(self) -> Path:
-        """The model folder that a finished job leaves."""
+        """The folder of the trained model, which a finished job leaves."""
         return self.path / "model"
 
     @property
@@ -50,7 +50,7 @@ class JobFolder:
         return self.path / "reward_code"
 
     def export(self, target: str) -> Path:
-        """What the export to `target` writes."""
+        """The output of the export to `target`."""
         return self.path / "exports" / target
 
     def checkpoint(self, version: int) -> Path:
@@ -58,13 +58,15 @@ class JobFolder:
         return self.checkpoints / f"step-{version:08d}"
 
     def completed_checkpoints(self) -> list[tuple[int, Path]]:
-        """(policy version, folder) of each checkpoint that was written to its end, in no order."""
+        """(policy version, folder) of each complete checkpoint, in no particular order."""
         named = [(path, _CHECKPOINT.fullmatch(path.name)) for path in self.checkpoints.glob("step-*")]
         return [(int(name[1]), path) for path, name in named if name]
 
 
 def remove_partials(output: Path) -> None:
-    """Delete what a learner that died has left half written in its job's folder. One that goes on replaces it by
-    itself; of a job that has ended nobody would."""
+    """Delete the incomplete folders that a killed learner left in its job's folder.
+
+    For a job that has ended: a learner that continues replaces them by itself.
+    """
     for partial in (*output.glob(f"*{PARTIAL}"), *JobFolder(output).checkpoints.glob(f"*{PARTIAL}")):
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,14 +1,14 @@
 """The weight store: policy versions, published atomically to a folder that learner and rollout workers share.
 
     <root>/<job>/v00000007-t2/        version 7, published by the learner's term 2
-        model.safetensors, …          written first, in a folder of a temporary name
-        manifest.json                 written last; names every file and its size
-                                      then the folder gets its name (one rename)
+        model.safetensors, …          written first, in a folder with a temporary name
+        manifest.json                 written last; lists every file and its size
+                                      then the folder is renamed to its final name
 
-Invariants: a folder with a version's name is complete; the ledger alone says which version is current (the name of its
-folder is settled together with the step that made it); the newest `keep` versions are kept; other users of the machine
-can neither read a version nor plant one. What a killed learner left half-written, the next term's first publication
-removes.
+Invariants: a folder with a version's name is complete. Only the ledger says which version is current: the folder's name
+is settled together with the step that made the version. The newest `keep` versions remain. Other users of the machine
+can neither read nor replace a version. Incomplete folders of a killed learner are removed by the next term's first
+publication.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NAME = re.compile(r"v(\d{8,})-t(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One policy version in the store."""
+    """One policy version in the store. `seconds`: how long it took to write."""
 
     version: int
     name: str
@@ -46,27 +46,29 @@ class Published:
 
 
 def default_root() -> Path:
-    """Shared memory where there is any (a version is written and read at memory speed), else the temporary folder."""
+    """A folder in shared memory if there is any (so that versions are written and read at memory speed), else in the
+    temporary folder."""
     shm = Path("/dev/shm")
     base = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
     return base / f"headrace-{os.getuid()}"
 
 
 class WeightStore:
-    """The versions of one job under `root`."""
+    """The versions of one job under `root`, of which the newest `keep` remain."""
 
     def __init__(self, root: Path, job_id: str, keep: int = 3) -> None:
         self.folder = root / job_id
         self._keep = keep
 
     def publish(self, version: int, term: int, write: Callable[[Path], None]) -> Published:
-        """Let `write` fill a folder, then give it the version's name. Older versions beyond `keep` are removed.
+        """Publish a version: `write` fills a temporary folder, which then gets the version's name. Removes old
+        versions.
 
-        What `write` raises is raised, and nothing of it stays; `DiskFull` where there is no room.
+        If `write` raises, its files are removed and the error is raised. Raises `DiskFull` without enough space.
         """
         began = time.monotonic()
         name = f"v{version:08d}-t{term}"
-        if self.folder.parent == default_root():  # a root that was named is its operator's
+        if self.folder.parent == default_root():  # a configured root has the permissions its operator gave it
             private_files.make(self.folder.parent)
         private_files.make(self.folder)
         self._clear_partials(term)
@@ -74,12 +76,12 @@ class WeightStore:
             return self._published(version, name, term, write, began)
 
     def _needed(self) -> int:
-        """Bytes of the newest version; 0 before the first."""
+        """Estimated size of a version in bytes: that of the newest one; 0 before the first."""
         newest = self.versions()[-1:]
         try:
             return sum(f.stat().st_size for name in newest for f in (self.folder / name).iterdir())
         except FileNotFoundError:
-            return 0  # a lost race: a fenced learner, not yet stopped, removed it
+            return 0  # a lost race: a fenced learner that is still running removed it
 
     def _published(self, version: int, name: str, term: int, write: Callable[[Path], None], began: float) -> Published:
         partial = Path(tempfile.mkdtemp(prefix=f".partial-t{term}-", dir=self.folder))
@@ -94,7 +96,7 @@ class WeightStore:
         return Published(version, name, target, sum(sizes.values()), time.monotonic() - began)
 
     def open(self, name: str) -> Path:
-        """The folder of a published version, checked against its manifest. Raises `WeightsDamaged`."""
+        """The folder of the published version `name`. Raises `WeightsDamaged` unless it matches its manifest."""
         try:
             version, _ = _order(name)
             path = self.folder / name
@@ -108,7 +110,7 @@ class WeightStore:
         return path
 
     def versions(self) -> list[str]:
-        """Names of the complete versions, oldest first; of one version, the earlier term first."""
+        """Names of the complete versions, oldest first; of the same version, the earlier term first."""
         names = (p.parent.name for p in self.folder.glob(f"v*/{MANIFEST}"))
         return sorted((name for name in names if _NAME.fullmatch(name)), key=_order)
 
@@ -130,29 +132,29 @@ class WeightStore:
             shutil.rmtree(path, ignore_errors=True)
 
     def _discard(self, path: Path) -> None:
-        """Take the version's name away first, so that no half-deleted folder bears it."""
+        """Delete a version. It is renamed first, so that no half-deleted folder has a version's name."""
         doomed = Path(tempfile.mkdtemp(prefix=".old-", dir=self.folder))
         try:
             path.rename(doomed / path.name)
         except FileNotFoundError:
-            pass  # a lost race: a fenced learner, not yet stopped, removed it first
+            pass  # a lost race: a fenced learner that is still running removed it first
         finally:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _size(folder: Path, name: str) -> int:
-    """Of a plain file in the folder itself. Raises `ValueError` for anything else that bears a name."""
+    """Size in bytes of a regular file directly in `folder`. Raises `ValueError` for a path, a link or a folder."""
     if Path(name).name != name:
         raise ValueError(f"{name!r} is not the name of a file in it")
-    found = (folder / name).lstat()
-    if not stat.S_ISREG(found.st_mode):
+    status = (folder / name).lstat()
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{name} is no plain file")
-    return found.st_size
+    return status.st_size
 
 
 def _order(name: str) -> tuple[int, int]:
-    """(version, term) of a folder's name. Raises `ValueError` for a name that is not one of ours."""
-    found = _NAME.fullmatch(name)
-    if found is None:
+    """(version, term) in the name of a published version. Raises `ValueError` for any other name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise ValueError(f"{name!r} is not the name of a published version")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])

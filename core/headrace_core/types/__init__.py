@@ -1,1 +1,1 @@
-"""Values that cross processes, and the rules that hold for them; no I/O."""
+"""Values that cross processes, and the rules for them; no I/O."""

@@ -1,5 +1,5 @@
-"""The `data` of a job's events, a struct a kind: what programs read. The message beside it is for people, and its words
-may change."""
+"""The `data` of a job's events, one struct for each kind: what programs read. An event's message is for people, and its
+wording may change."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from msgspec import UNSET, UnsetType
 from .metrics import EvaluationMetrics, StepMetrics
 
 Data = TypeVar("Data", bound=msgspec.Struct)
-Act = Literal["reissue", "restart", "abort_update", "place_again", "replace_controller"]
-"""A silent worker's leases were issued again; a worker that was silent, or that others waited for, was started again; a
-weight update was given up and generation went on; workers were placed anew after their place was lost; a controller
-that did not beat was replaced."""
+RecoveryAction = Literal["reissue", "restart", "abort_update", "place_again", "replace_controller"]
+"""reissue: the leases of an unresponsive worker were issued again · restart: a worker that was unresponsive, or that
+others waited for, was restarted · abort_update: a weight update was abandoned and generation continued · place_again:
+workers were placed anew after their placement was lost · replace_controller: a controller without heartbeats was
+replaced."""
 
 
 # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class WorkerReady(msgspec.Struct, frozen=True):
-    """A worker's process can work."""
+    """A worker has started and is ready."""
 
     worker: str
     facts: dict[str, Any]
-    """What the worker says of itself. In the event they stand beside its name: `pid`, `seconds`, `engine`, … and of a
-    learner's further ranks `"rank 1": "pid 123"`."""
+    """What the worker reports about itself: `pid`, `seconds`, `engine`, …, and for a learner's further ranks
+    `"rank 1": "pid 123"`. In the event's data they are fields beside `worker`."""
 
     @classmethod
     def of(cls, data: Mapping[str, Any] | None) -> WorkerReady | None:
-        """As an event holds it; None where `data` is of another kind."""
+        """Decodes an event's data; None if it is of another kind."""
         if data is None or not {"worker", "pid"} <= data.keys():
             return None
         return cls(data["worker"], {name: fact for name, fact in data.items() if name != "worker"})
 
     @property
     def pids(self) -> dict[str, int]:
-        """The worker's process by its name, and those of further ranks: `rank-1`, …"""
+        """Process ids: of the worker by its name, of a learner's further ranks as `rank-1`, …"""
         ranks = {name: fact for name, fact in self.facts.items() if name.startswith("rank ")}
         return {self.worker: self.facts["pid"]} | {
             name.replace(" ", "-"): int(fact.removeprefix("pid ")) for name, fact in ranks.items()
@@ -46,28 +47,28 @@ class WorkerReady(msgspec.Struct, frozen=True):
 
 
 class Restarted(msgspec.Struct, frozen=True):
-    """A worker, or a part of the service, failed and is started again."""
+    """A worker, or a component of the service, failed and is restarted."""
 
     worker: str
     cause: str
     restart: int
     """1 for the first, …"""
     of: int
-    """How many there may be."""
+    """Maximum number of restarts."""
     delay: float
-    """Seconds before it."""
+    """Seconds before the restart."""
 
 
 class CommandLost(msgspec.Struct, frozen=True):
-    """Redis started without the last command of its append-only file."""
+    """Redis started without the last command of its append-only file, which was incomplete."""
 
     worker: str
     cut: str
-    """Where the file was cut, in words."""
+    """Where the file was truncated, in words."""
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Who waits, and for what."""
+    """One edge of the wait graph: `who` has waited for `for_` for so many seconds."""
 
     who: str
     for_: str = msgspec.field(name="for")
@@ -78,10 +79,10 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Standstill(msgspec.Struct, frozen=True):
-    """Who waited for whom, and what was done about it, if something was."""
+    """A job made no progress: who waited for whom, and the recovery action, if one was taken."""
 
     waits: Sequence[Wait]
-    act: Act | UnsetType = UNSET
+    act: RecoveryAction | UnsetType = UNSET
 
 
 # ── what a job waits for, or pauses for ──────────────────────────────────────────────────────────────────────────────
@@ -93,7 +94,7 @@ class JobPaused(msgspec.Struct, frozen=True):
     reason: str
     """The error's code."""
     who: str
-    """The worker that cannot go on, or `job`."""
+    """The worker that cannot continue, or `job`."""
 
 
 class DiskWait(msgspec.Struct, frozen=True):
@@ -103,19 +104,19 @@ class DiskWait(msgspec.Struct, frozen=True):
     reason: str
     """The error's code."""
     seconds: float
-    """For how long at most."""
+    """The longest it will wait."""
 
 
 class MemoryWait(msgspec.Struct, frozen=True, kw_only=True):
-    """New groups wait for memory in Redis, or wait no longer."""
+    """New groups have begun to wait for memory in Redis, or no longer do."""
 
     reason: str = "memory"
     bytes: int
-    """Of the job's groups."""
+    """Size of the job's encoded groups."""
     share: int
-    """How many there may be."""
+    """Upper limit of `bytes`."""
     held_back: int
-    """Admissions that gave no group for want of it."""
+    """Admissions that gave no group for lack of memory."""
 
 
 # ── rows and rewards ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,7 +126,7 @@ class RewardFailure(msgspec.Struct, frozen=True):
     """A completion has no reward."""
 
     kind: str
-    """Of docs/rewards.md."""
+    """The kind of failure, see docs/rewards.md."""
     error: str
     traceback: str
     group: int | UnsetType = UNSET
@@ -136,7 +137,7 @@ class RewardsFailed(msgspec.Struct, frozen=True):
     """A job ended because too many rewards failed."""
 
     failures: dict[str, int]
-    """Completions by kind, most frequent first."""
+    """Number of completions by kind of failure, most frequent first."""
     samples: Sequence[RewardFailure]
 
 
@@ -157,19 +158,19 @@ class RowsRefused(msgspec.Struct, frozen=True):
 
 
 class TightRow(msgspec.Struct, frozen=True):
-    """The row whose reference answer leaves the least room for a completion."""
+    """The row whose reference answer leaves the fewest tokens of the context for a completion."""
 
     row: int
     line: int
     tokens: int
-    """That it leaves."""
+    """How many tokens it leaves."""
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class IdleStep(msgspec.Struct, frozen=True):
-    """A step left the policy as it was."""
+    """A step did not change the policy."""
 
     step: int
     idle: str
@@ -185,7 +186,7 @@ class StepStaleness(msgspec.Struct, frozen=True):
 
 
 class StepSummary(msgspec.Struct, frozen=True):
-    """A step, by the names that OpenAI's jobs have for its figures."""
+    """A step's figures, under the names that OpenAI's jobs use."""
 
     step: int
     total_steps: int
@@ -201,7 +202,7 @@ class StepSummary(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, metrics: StepMetrics, max_staleness: int) -> StepSummary:
-        """Of a step that was bound by `max_staleness`."""
+        """The summary of a step whose bound was `max_staleness`."""
         trained = {int(age): m.tokens - m.masked for age, m in metrics.ages.items() if m.tokens > m.masked}
         mean = sum(age * n for age, n in trained.items()) / max(1, sum(trained.values()))
         return cls(
@@ -220,21 +221,21 @@ class StepSummary(msgspec.Struct, frozen=True):
 
 
 class EvaluationSummary(EvaluationMetrics, frozen=True, kw_only=True):
-    """An evaluation, and its mean reward by the name that OpenAI's jobs have for it."""
+    """An evaluation, with its mean reward also under the name that OpenAI's jobs use."""
 
     full_valid_mean_reward: float | None
 
     @classmethod
     def of(cls, metrics: EvaluationMetrics) -> EvaluationSummary:
-        """Of an evaluation."""
+        """The summary of an evaluation."""
         return cls(**msgspec.structs.asdict(metrics), full_valid_mean_reward=metrics.reward_mean)
 
 
-# ── in and out ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── encoding ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def encoded(data: msgspec.Struct) -> dict[str, Any]:
-    """As an event holds it."""
+    """Encodes a struct as an event's `data`."""
     if isinstance(data, WorkerReady):
         return {"worker": data.worker, **data.facts}
     plain: dict[str, Any] = msgspec.to_builtins(data)
@@ -242,7 +243,7 @@ def encoded(data: msgspec.Struct) -> dict[str, Any]:
 
 
 def decoded(data: Mapping[str, Any] | None, kind: type[Data]) -> Data | None:
-    """None where the data of an event is of another kind."""
+    """Decodes an event's `data`; None if it is of another kind."""
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError:

@@ -1,4 +1,4 @@
-"""What workers measure and the gateway shows: one struct for each kind of entry in a job's metrics stream.
+"""A job's measurements, as workers record and the gateway shows them: one struct for each kind.
 
     kind        written by       when
     step        learner          each optimizer step, after it is settled
@@ -19,7 +19,8 @@ import msgspec
 
 
 class AgeMetrics(msgspec.Struct, frozen=True):
-    """Tokens of one age in one step; figures but counts are of those computed: groups of equal rewards may not be."""
+    """The tokens of one age in one step. All figures but the counts are over the tokens that the learner computed,
+    which may exclude groups of equal rewards."""
 
     tokens: int
     """Tokens of completions and reference answers of that age, masked ones included."""
@@ -43,19 +44,19 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     total_steps: int
     time: float
     seconds: dict[str, float]
-    """By stage, since the step before was told: `wait` (for groups), `batch`, `train`, `publish`, `settle`, and that
-    step's `snapshot` (waited for) and `checkpoint`."""
+    """Duration of each stage since the step before was recorded: `wait` (for groups), `batch`, `train`, `publish`,
+    `settle`, and of the step before `snapshot` (as far as it was waited for) and `checkpoint`."""
     reward_mean: float | None
-    """Over the step's completions that have a reward, masked ones included; none where none has."""
+    """Over the step's completions that have a reward, masked ones included; none if no completion has one."""
     reward_std: float | None
     components: dict[str, float]
     """Mean of each reward component."""
     zero_variance_share: float | None
-    """Share of the groups with two rewards or more whose rewards are all the same; none without such a group."""
+    """Share of groups whose rewards are all equal, among those with at least two rewards; none without such a group."""
     groups: int
     completions: int
     tokens: int
-    """Of completions and reference answers, those that contributed to the gradient."""
+    """Tokens of completions and reference answers that contributed to the gradient."""
     masked_tokens: int
     ages: dict[str, AgeMetrics]
     completion_length: float
@@ -70,7 +71,7 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     clip_share: float
     behaviour_kl: float
     extra: dict[str, float] = {}
-    """What the algorithm measures beside."""
+    """Further figures of the algorithm."""
 
 
 class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,20 +85,20 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     samples: int
     reward_mean: float | None
-    """Over the samples that were scored; none where none was: that is not a reward of zero."""
+    """Over the samples that were scored; none if no sample was scored, which is not a reward of zero."""
     components: dict[str, float]
     reward_failed: int
     failures: dict[str, int] = {}
-    """Those by kind (docs/rewards.md)."""
+    """Failed rewards by kind (docs/rewards.md)."""
     not_applicable: int = 0
-    """Samples of which the reward had no opinion."""
+    """Samples that the reward does not apply to."""
     sample_parse_errors: int = 0
-    """Scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
+    """Samples scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
     generation_failed: int = 0
-    """Samples whose row the engine cannot serve: they have no completion, and no part in the other figures."""
+    """Samples whose row the engine cannot serve: they have no completion, and do not count in the other figures."""
     left_out: tuple[int, ...] = ()
-    """Earlier steps whose evaluation was due and was not made, because the job was past them: one takes longer than
-    `eval_interval` steps, or a worker or controller that died while it evaluated came back later."""
+    """Earlier steps whose evaluation was due but skipped, because the job was past them: an evaluation took longer than
+    `eval_interval` steps, or a worker or controller died during it and came back later."""
     completion_length: float
 
 
@@ -118,7 +119,7 @@ WorkerState = Literal["starting", "running", "draining", "drained"]
 
 
 class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a worker's time went, since its start."""
+    """A worker's heartbeat: its state, and how it spent its time since its start."""
 
     kind: ClassVar[str] = "worker"
 
@@ -132,35 +133,36 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     busy: float
     """Seconds of generating, or of training."""
     waiting: dict[str, float]
-    """Seconds by what was waited for: `window` (learner is behind), `groups` (rollout is behind), `drained`, …"""
+    """Seconds by what it waited for: `window` (the learner is behind), `groups` (rollout is behind), `drained`, …"""
     tokens: int = 0
-    """Sampled, or trained, since its start."""
+    """Tokens sampled, or trained, since its start."""
     groups: int = 0
     running: int = 0
     """Requests in flight."""
     evaluation: tuple[int, int] | None = None
-    """Of the evaluation begun last: the policy version held for it, and how many of its completions are sampled."""
+    """The last evaluation begun: its policy version, and how many of its completions are sampled."""
     errors: dict[str, int] = {}
-    """By kind, since its start."""
+    """Number of errors by kind, since its start."""
 
 
-def furthest_evaluation(beats: Iterable[WorkerMetrics]) -> tuple[int, int]:
-    """(policy version, completions so far) of the evaluation that came furthest; (-1, 0) where none was begun."""
-    return max((beat.evaluation for beat in beats if beat.evaluation is not None), default=(-1, 0))
+def furthest_evaluation(heartbeats: Iterable[WorkerMetrics]) -> tuple[int, int]:
+    """(policy version, completions sampled) of the most advanced evaluation; (-1, 0) if none was begun."""
+    return max((beat.evaluation for beat in heartbeats if beat.evaluation is not None), default=(-1, 0))
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """Something counted or measured on n completions of each of some groups, x in a group's sum; tallies add up.
+    """Sums over groups of a figure of their completions: a group has n completions, and x is the sum of their figures.
 
-    The completions of a group share its prompt, so its sums are kept together: `agreement` makes intervals of them.
+    Tallies add up. The completions of a group are correlated, because they share its prompt, so that the sums of
+    squares are over groups: `reward_statistics` makes confidence intervals from them.
     """
 
     groups: int = 0
-    """Groups with n > 0."""
+    """Number of groups with n > 0."""
     count: int = 0
     """Σn."""
     total: float = 0.0
-    """Σx: of a share, how many of `count`."""
+    """Σx; for a share, the number of completions that have the property."""
     squares: float = 0.0
     """Σx²."""
     products: float = 0.0
@@ -169,7 +171,7 @@ class Tally(msgspec.Struct, frozen=True):
     """Σn²."""
 
     def with_group(self, values: Iterable[float]) -> Tally:
-        """This, and one more group whose completions have these values."""
+        """This tally with one more group, whose completions have these values."""
         each = list(values)
         n, x = len(each), float(sum(each))
         return self if n == 0 else self + Tally(1, n, x, x * x, x * n, n * n)
@@ -183,14 +185,14 @@ class Pairs(msgspec.Struct, frozen=True):
     """Completions that were scored twice."""
 
     equal: Tally = Tally()
-    """Those with twice the same score."""
+    """Whether the two scores are equal."""
     difference: Tally = Tally()
     """|second − first|."""
     shift: Tally = Tally()
     """Second − first."""
 
     def with_group(self, first: Sequence[float], second: Sequence[float]) -> Pairs:
-        """These, and one more group."""
+        """These pairs with those of one more group."""
         shifts = [b - a for a, b in zip(first, second, strict=True)]
         return Pairs(
             self.equal.with_group(d == 0 for d in shifts),
@@ -203,18 +205,18 @@ class Pairs(msgspec.Struct, frozen=True):
 
 
 class Flips(msgspec.Struct, frozen=True):
-    """A reward beside one that counts as the truth, both as low or high (below their thresholds, or not)."""
+    """A reward compared with one that counts as the truth, each low or high (below its threshold, or not)."""
 
     up: Tally = Tally()
-    """Of the completions that are low in truth: those the reward made high."""
+    """Share of the truly low completions that the reward calls high."""
     down: Tally = Tally()
-    """Of those that are high in truth: those it made low."""
+    """Share of the truly high completions that the reward calls low."""
     disagree: Tally = Tally()
-    """Of all: those on which the two disagree."""
+    """Share of all completions on which the two disagree."""
 
-    def with_group(self, high: Sequence[bool], truly: Sequence[bool]) -> Flips:
-        """These, and one more group: what the reward says, and what is true."""
-        pairs = list(zip(high, truly, strict=True))
+    def with_group(self, high: Sequence[bool], truly_high: Sequence[bool]) -> Flips:
+        """These flips with those of one more group: whether the reward, and the truth, is high for each completion."""
+        pairs = list(zip(high, truly_high, strict=True))
         return Flips(
             self.up.with_group(said for said, true in pairs if not true),
             self.down.with_group(not said for said, true in pairs if true),
@@ -226,40 +228,40 @@ class Flips(msgspec.Struct, frozen=True):
 
 
 class RewardMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What the reward did to one worker's completions, since its start; the figures of workers and starts add up."""
+    """The reward's figures over one worker's completions since its start. Those of several workers and starts add
+    up."""
 
     kind: ClassVar[str] = "reward"
 
     worker: str
     started: float
-    """When the worker started: a later start counts anew."""
+    """When the worker started. After a restart, it counts from zero."""
     time: float
     groups: int = 0
     completions: int = 0
-    """Of those groups, with those that have no score; a greedy one, which they are compared with, counts nowhere but
-    among failures."""
+    """Completions of those groups, unscored ones included. A group's greedy completion counts only among failures."""
     not_applicable: int = 0
-    """Completions of which the reward had no opinion."""
+    """Completions that the reward does not apply to."""
     sample_parse_errors: int = 0
-    """Scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
+    """Completions scored 0, in whole or in part, because they lack what the grader reads: JSON, or a key of it."""
     failures: dict[str, int] = {}
-    """Completions whose reward failed, also when tried again, by kind (docs/rewards.md)."""
+    """Completions whose reward failed, retries included, by kind (docs/rewards.md)."""
     left_out: int = 0
-    """Those of them that a group went on without."""
+    """Failed completions that were left out, so that their group could be trained on."""
     again: Pairs = Pairs()
     """A share of the groups, scored a second time a moment later."""
     again_failures: dict[str, int] = {}
     """Completions whose second scoring failed, by kind; they count nowhere else."""
     again_skipped: int = 0
-    """Groups not scored again because the reward was too slow for it."""
+    """Groups of that share that were not scored again, because the reward was too slow for it."""
     truth: dict[str, Flips] = {}
-    """By the component that counts as the truth: `audit`, or `clean` of a noisy reward."""
+    """Comparisons with the component that counts as the truth, by its name: `audit`, or `clean` of a noisy reward."""
     audit_failed: int = 0
     """Completions that could not be audited."""
     between: dict[str, Tally] = {}
-    """Of two graders of a `multi` grader, as `one / other`: the completions that one finds high and the other low."""
+    """Disagreement of two graders of a `multi` grader, by `one / other`: completions that are high for one only."""
     drift: Pairs = Pairs()
-    """The panel, some early completions, against their first scores: the newest round alone, not since the start."""
+    """First and present scores of a panel of early completions, which are scored again in rounds: the newest round."""
     drift_rounds: int = 0
 
 

@@ -1,14 +1,15 @@
-"""Staleness control: pure functions and values; no clock, no Redis, no chance.
+"""Staleness control: pure, deterministic functions.
 
     age(token) = version of the policy being updated − version that sampled the token
 
-Invariant: no token with age > max_staleness contributes to a gradient. Three layers hold it, in this order:
+Invariant: no token with age > max_staleness contributes to a gradient. Three layers ensure it, in this order:
 
 1. pacing (`capacity`): a group is admitted only while the groups not yet trained fit in
    (max_staleness + 1) × batch_size (AReaL, arXiv 2505.24298, equation 3, counted in groups);
 2. oldest first (`select`): the learner takes groups in admission order, so that slow prompts are not starved;
-3. the hard edge (`select`, `contributes`): what is too old all the same is `mask`ed token by token, `drop`ped as a
-   group, or `wait`ed for: the learner does not start a step that would leave a straggler too old for any later one.
+3. the hard bound (`select`, `contributes`), by the setting `late`. `mask`: tokens that are too old are left out.
+   `drop`: groups with such tokens are dropped. `wait`: there are no such tokens, because the learner does not start a
+   step that would leave a straggler too old for every later one.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ import numpy.typing as npt
 from .trajectory import NO_VERSION
 
 Late = Literal["mask", "drop", "wait"]
-"""What happens to groups that are late; see layer 3."""
+"""What happens to groups with tokens that are too old; see layer 3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a job's flow of groups."""
+    """The limits on a job's flow of groups."""
 
     batch_size: int
     """Groups a step."""
@@ -40,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A group that is not trained yet, and the oldest policy version that its tokens can have."""
+    """A group that is not trained yet, with the oldest policy version that its tokens can have."""
 
     group_id: int
     version: int
@@ -48,32 +49,32 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What the learner sees when it wants a batch: the policy version it would update, and every group under way."""
+    """What the learner chooses a batch from: the policy version to update, and every group in progress."""
 
     version: int
     queued: tuple[Pending, ...]
-    """Complete, in admission order. `version` is that of the oldest token."""
+    """Complete groups, in admission order. Their `version` is that of the oldest token."""
     leased: tuple[Pending, ...]
-    """Being generated. `version` is that of the lease: no token will be older."""
+    """Groups being generated. Their `version` is that of the lease: no token will be older."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to do with a window. `take` is empty or holds all that the batch still lacks, in admission order."""
+    """The decision about a window. `take` is empty, or all groups that the batch still lacks, in admission order."""
 
     take: tuple[int, ...] = ()
     drop: tuple[int, ...] = ()
-    """Groups with a token beyond the bound, by the `drop` setting."""
+    """Groups to drop, because they have a token that is too old (`late: drop`)."""
     wait_for: tuple[int, ...] = ()
-    """Stragglers that the next step must not leave behind, by the `wait` setting."""
+    """Stragglers that the next step must wait for (`late: wait`)."""
     missing: int = 0
-    """Groups that a full batch lacks."""
+    """How many groups a full batch lacks."""
 
 
 def capacity(limits: Limits, outstanding: int, trained: int) -> int:
-    """How many groups may be admitted now; the mirror of lua/admit.lua, kept equal by a test.
+    """How many groups may be admitted now. lua/admit.lua has the same formula; a test compares the two.
 
-    outstanding = leased + queued + claimed. The second term keeps a job from generating what it will never train.
+    outstanding = leased + queued + claimed. The second term prevents groups that the job would never train on.
     """
     paced = (limits.max_staleness + 1) * limits.batch_size - outstanding
     left = limits.total_groups - trained - outstanding
@@ -91,14 +92,14 @@ def contributes(versions: npt.NDArray[np.int32], policy_version: int, max_stalen
 
 
 def select(window: Window, batch_size: int, max_staleness: int, late: Late, held: int = 0) -> Selection:
-    """Choose the next batch beside `held` claimed groups of it: oldest first, then the hard edge by `late`."""
+    """Choose the next batch, oldest groups first, subject to `late`. `held` groups of the batch are claimed already."""
     queued, size = window.queued, batch_size - held
     dropped: tuple[int, ...] = ()
     if late == "drop":
-        edge = window.version - max_staleness
-        dropped = tuple(g.group_id for g in queued if g.version < edge)
-        queued = tuple(g for g in queued if g.version >= edge)
-    if late == "wait":
+        oldest = window.version - max_staleness
+        dropped = tuple(g.group_id for g in queued if g.version < oldest)
+        queued = tuple(g for g in queued if g.version >= oldest)
+    if late == "wait":  # earliest deadline first
         queued = tuple(sorted(queued, key=lambda g: (g.version, g.group_id)))
     batch, rest = queued[:size], queued[size:]
     if len(batch) < size:
@@ -111,14 +112,15 @@ def select(window: Window, batch_size: int, max_staleness: int, late: Late, held
 
 
 def _left_behind(window: Window, rest: Sequence[Pending], batch_size: int, max_staleness: int) -> tuple[int, ...]:
-    """Leased groups that some later step could no longer take in time if this step began without them.
+    """Leased groups that no later step could take in time if this step began without them.
 
     A group of version a must be trained by the step that updates version a + max_staleness, and a step takes batch_size
     groups (earliest deadline first): after this step, at most (d − version) × batch_size groups may be due by d.
 
-    Once kept, this stays possible until the next step: pacing lets in no more than the window holds, new and reissued
-    groups are due last of all, and a group that is committed or ends only makes room. And the wait has an end: with
-    all stragglers in, the batch of the earliest deadlines leaves nothing behind (tests/core/test_staleness.py).
+    Once that holds, it holds until the next step: pacing admits no more groups than the window's capacity, new and
+    reissued groups have the latest deadlines, and a group that is committed or ends only lowers the count. The wait
+    ends: once all stragglers are committed, the batch of the earliest deadlines leaves none behind
+    (tests/core/test_staleness.py).
     """
     after = sorted([*rest, *window.leased], key=lambda g: g.version)
     leased = {g.group_id for g in window.leased}

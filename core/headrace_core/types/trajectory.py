@@ -1,4 +1,4 @@
-"""The unit that flows: a *group*, one prompt with its sampled completions. This file is the wire format.
+"""The wire format of a *group*: one prompt with its sampled completions, the unit of work of the pipeline.
 
 Arrays travel as packed little-endian bytes, never as lists of numbers, inside one versioned msgpack message:
 
@@ -10,16 +10,16 @@ Arrays travel as packed little-endian bytes, never as lists of numbers, inside o
     token_ids        [T]    <i4    tokens after the prompt, in order                     engine
     logprobs         [T]    <f4    natural log, of the distribution sampled from;        engine
                                    NaN where versions is -1
-    versions         [T]    <i4    policy version that sampled the token, or scored a    engine
-                                   reference answer's; -1 if none
+    versions         [T]    <i4    policy version that sampled the token, or scored it   engine
+                                   in a reference answer; -1 if none
     roles            [T]    u1     `Role`                                                rollout worker
     loss_weights     [T]    <f4    weight of the token in the loss; 0 leaves it out      rollout worker
     likelihood              list   `Likelihood`: how the reward follows from the         grader
                                    REFERENCE tokens' log-probabilities
 
-What `None` means: `Completion.reward is None` – the reward was not applicable to this completion (never: it failed; a
-failed reward ends the group as `reward_failed`); `Completion.likelihood is None` – the reward is no function of a
-reference answer's likelihood; `Group.greedy is None` – the algorithm wants no greedy completion.
+What `None` means: `Completion.reward is None` – the reward was not applicable to this completion (it did not fail: a
+failed reward ends the group as `reward_failed`); `Completion.likelihood is None` – the reward does not depend on a
+reference answer's likelihood; `Group.greedy is None` – the algorithm uses no greedy completion.
 
 Worked example: the prompt "2+2=" answered "4</s>", its first token sampled by version 6 and its second by version 7,
 has token_ids [19, 2], versions [6, 7], roles [COMPLETION, COMPLETION], loss_weights [1, 1]. A learner about to update
@@ -48,7 +48,7 @@ U8 = np.dtype("u1")
 
 
 class Role(IntEnum):
-    """Where a token comes from."""
+    """The origin of a token."""
 
     PROMPT = 0
     ENVIRONMENT = 1
@@ -58,7 +58,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Completion:
-    """One trajectory after its prompt: T tokens. Raises `WireError` when its arrays disagree in length."""
+    """One trajectory after its prompt: T tokens. Raises `WireError` unless all arrays have length T."""
 
     token_ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32]
@@ -66,12 +66,12 @@ class Completion:
     roles: npt.NDArray[np.uint8]
     loss_weights: npt.NDArray[np.float32]
     finish_reason: str
-    """`stop` (the model ended it) or `length` (max_tokens did)."""
+    """`stop` (the model ended it) or `length` (max_tokens cut it off)."""
     reward: float | None = None
     components: dict[str, float] = field(default_factory=dict)
-    """The parts of the reward, by name; for display, the learner uses `reward`."""
+    """The components of the reward, by name; for display, the learner uses `reward`."""
     notes: dict[str, str] = field(default_factory=dict)
-    """Texts that the reward gave beside it, by name; for display."""
+    """Texts that the reward returned, by name; for display."""
     likelihood: Likelihood | None = None
 
     def __post_init__(self) -> None:
@@ -89,12 +89,12 @@ class Completion:
 
     @property
     def answer(self) -> npt.NDArray[np.bool_]:
-        """[T], True where the token is the reference answer's."""
+        """[T], True where the token belongs to the reference answer."""
         return self.roles == Role.REFERENCE
 
     @property
     def trainable(self) -> npt.NDArray[np.bool_]:
-        """[T], True where a token contributes while it is young enough."""
+        """[T], True where the token contributes to the gradient unless it is too old."""
         by_the_policy = (self.roles == Role.COMPLETION) | self.answer
         return by_the_policy & (self.versions != NO_VERSION) & (self.loss_weights > 0)
 
@@ -123,14 +123,14 @@ def sampled_completion(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """One prompt, its completions, and when and by what they were made."""
+    """One prompt with its completions, and how they were made."""
 
     group_id: int
     """The ledger's admission number: unique in the job, in admission order."""
     attempt: int
     """1 for the first lease of this group, 2 after one reissue, …"""
     row: int
-    """Which row of the training file the prompt is."""
+    """Row of the training file, 0 for the first."""
     admitted_version: int
     """The policy version when the group was admitted; no token of it is older."""
     prompt_ids: npt.NDArray[np.int32]
@@ -148,8 +148,10 @@ class Group:
 
     @property
     def trainable_by_version(self) -> dict[int, int]:
-        """How many tokens contribute while they are young enough, by the version that sampled or scored them: those of
-        the completions with a reward; none where the greedy completion, which they are compared with, has none."""
+        """Number of `trainable` tokens of the completions with a reward, by the version that sampled or scored them.
+
+        Empty if there is a greedy completion without a reward, because then there is no baseline.
+        """
         if self.greedy is not None and self.greedy.reward is None:
             return {}
         of_each = (c.versions[c.trainable] for c in self.completions if c.reward is not None)
@@ -158,7 +160,7 @@ class Group:
 
     @property
     def sampled_tokens(self) -> int:
-        """How many tokens the policy sampled, over all completions."""
+        """Number of tokens that the policy sampled, over all completions."""
         return sum(int(c.sampled.sum()) for c in self.completions)
 
 

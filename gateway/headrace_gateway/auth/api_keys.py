@@ -17,7 +17,7 @@ from headrace_core.errors import Damaged, NotAuthenticated, NotFound
 from headrace_core.jobs.job_store import new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
-from headrace_core.redis_access.json_records import decode_record, if_sound, name
+from headrace_core.redis_access.json_records import decode_record, name, none_if_damaged
 
 from ..principal import OpenedBy, Principal
 from ..scopes import Scope
@@ -156,10 +156,10 @@ class KeyStore:
         found = []
         for sum_, record in raw.items():
             field = sum_.decode(errors="replace")
-            key = if_sound(decode_record, record, ApiKey, f"{keys.API_KEYS} {field}")
+            key = none_if_damaged(decode_record, record, ApiKey, f"{keys.API_KEYS} {field}")
             if key is not None:
                 last = (
-                    if_sound(decode_record, used[sum_], float, f"{keys.API_KEYS_USED} {field}")
+                    none_if_damaged(decode_record, used[sum_], float, f"{keys.API_KEYS_USED} {field}")
                     if sum_ in used
                     else None
                 )

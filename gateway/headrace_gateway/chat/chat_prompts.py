@@ -26,7 +26,7 @@ import msgspec
 
 from headrace_core.errors import HeadraceError, InvalidRequest, Unavailable
 from headrace_core.protocols.chat import ChatConfig, ChatPrompt, ChatRequest
-from headrace_core.storage.dataset import MOST_BYTES_A_TOKEN
+from headrace_core.storage.dataset import MAX_BYTES_PER_TOKEN
 
 from ..models.prompt_process import MEMORY_BYTES, OUT_OF_MEMORY, Problem
 from ..models.prompt_tokens import PromptCounter, PromptRefused
@@ -134,7 +134,7 @@ class ChatPrompts:
         """Before it is rendered and tokenised, which takes 200 times as much memory."""
         context = self._config.context
         size = sum(len(message["content"].encode(errors="replace")) for message in request.messages)
-        if size > MOST_BYTES_A_TOKEN * context:
+        if size > MAX_BYTES_PER_TOKEN * context:
             raise InvalidRequest(
                 f"messages: they are {size} bytes, more than the context of {context} tokens can hold: shorten them",
                 param="messages",

@@ -21,14 +21,14 @@ from ..files.file_store import StoredFile
 
 async def damaged(redis: Redis) -> list[Damaged]:
     """Every job, uploaded file, key, checkpoint, and figure of a ledger that cannot be read."""
-    jobs, broken = await JobStore(redis).sound_and_damaged()
+    jobs, broken = await JobStore(redis).readable_and_damaged()
     found = list(broken.values())
     kinds = [(keys.FILES, StoredFile), (keys.API_KEYS, ApiKey)]
     for key, kind in [*kinds, *((JobKeys(job.id).checkpoints, Checkpoint) for job in jobs)]:
         found += [error async for error in _of_hash(redis, key, kind)]
     for job in jobs:
         try:
-            await Ledger(redis, job.id).account()
+            await Ledger(redis, job.id).counts()
         except Damaged as error:
             found.append(error)
     return found

@@ -197,7 +197,7 @@ class JobStream:
     async def _account(self) -> dict[str, Any] | None:
         """None of a ledger that is damaged."""
         try:
-            return (await self._ledger.account()).as_dict()
+            return (await self._ledger.counts()).as_dict()
         except Damaged as error:
             name(error)
             return None

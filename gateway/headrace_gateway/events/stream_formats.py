@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headrace_core.jobs.history import EVENTS, KINDS, HistoryEntry, Kind, whole
+from headrace_core.jobs.history import EVENTS, KINDS, HistoryEntry, Kind, readable_entries
 from headrace_core.jobs.job_store import event_of
 from headrace_core.redis_access.json_records import UNREADABLE
 
@@ -44,7 +44,7 @@ def _of_everything(job_id: str, entry: HistoryEntry) -> bytes:
     """Nothing of a measurement that is damaged: the log names it."""
     if entry.kind == "event":
         return sse("event", _encode(event_object(event_of(job_id, entry))), str(entry.number))
-    return b"".join(sse(e.kind, e.data, str(e.number)) for e in whole(job_id, [entry]))
+    return b"".join(sse(e.kind, e.data, str(e.number)) for e in readable_entries(job_id, [entry]))
 
 
 OPENAI = StreamFormat(EVENTS, _of_openai, states=False, done=b"data: [DONE]\n\n")

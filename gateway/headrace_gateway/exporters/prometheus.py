@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from headrace_core.jobs.job_store import Job, JobStore, rewards_of
 from headrace_core.jobs.recovery_counters import counts_of
 from headrace_core.ledger.counts import counts_of_ledger
-from headrace_core.redis_access.json_records import decode_records, if_sound
+from headrace_core.redis_access.json_records import decode_records, none_if_damaged
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import EvaluationMetrics, Metrics, StepMetrics, UpdateMetrics, WorkerMetrics
 
@@ -95,7 +95,7 @@ async def exposition(redis: Redis) -> bytes:
         found = await pipe.execute()
     for job, *of_job in zip(exposed, *(found[i::4] for i in range(4)), strict=True):
         counts, newest, rewards, recoveries = of_job
-        if (account := if_sound(counts_of_ledger, job.id, counts)) is not None:
+        if (account := none_if_damaged(counts_of_ledger, job.id, counts)) is not None:
             samples += _of_ledger(job, account.as_dict())
         samples += _of_newest(job, newest)
         samples += _of_reward(job.id, summary(rewards_of(job.id, rewards)))

@@ -27,7 +27,7 @@ from headrace_core.jobs.job_store import new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_record, decode_records
-from headrace_core.storage.atomic_write import OLD_SECONDS, written_whole
+from headrace_core.storage.atomic_write import ABANDONED_AFTER_SECONDS, written_whole
 from headrace_core.storage.disk_space import require_space
 
 from ..principal import LOCAL, Principal
@@ -195,4 +195,4 @@ def _sweep_half_written(data_dir: Path) -> list[Path]:
 
 def _is_old(path: Path) -> bool:
     """Raises `FileNotFoundError`."""
-    return time.time() - path.stat().st_mtime >= OLD_SECONDS
+    return time.time() - path.stat().st_mtime >= ABANDONED_AFTER_SECONDS

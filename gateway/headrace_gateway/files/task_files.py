@@ -16,7 +16,7 @@ from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, NotFound
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.protocols.grader_check import RowsReport, RowsRequest
-from headrace_core.storage.atomic_write import OLD_SECONDS
+from headrace_core.storage.atomic_write import ABANDONED_AFTER_SECONDS
 from headrace_core.storage.dataset import names_task
 
 from ..limited_processes.json_process import ask_rewards
@@ -89,7 +89,11 @@ class TaskFiles:
 async def sweep(files: FileStore, jobs: JobStore) -> list[str]:
     """Delete the files that were made for a submission long ago, and that no job names; their ids. While a job's record
     is damaged, nobody knows which files it names, and none is deleted. `files` and `jobs` see those of every user."""
-    old = [f.id for f in await files.all() if f.made_for is not None and time.time() - f.created_at >= OLD_SECONDS]
+    old = [
+        f.id
+        for f in await files.all()
+        if f.made_for is not None and time.time() - f.created_at >= ABANDONED_AFTER_SECONDS
+    ]
     if not old:
         return []
     stored, damaged = await jobs.sound_and_damaged()

@@ -29,7 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from headrace_core.errors import Damaged, InvalidData, InvalidRequest
-from headrace_core.protocols.prompt_ids import before_going_on
+from headrace_core.protocols.prompt_ids import strip_end_tokens
 from headrace_core.storage.dataset import Row, check_prompt, check_prompt_bytes
 
 from .model_folder import RESTORE, json_of, text_of
@@ -126,7 +126,9 @@ class PromptCounter:
         with_special = self._template is None  # a chat template writes its special tokens itself
         for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=with_special):
             yield (
-                before_going_on(encoded.ids, encoded.special_tokens_mask, self._begins) if with_special else encoded.ids
+                strip_end_tokens(encoded.ids, encoded.special_tokens_mask, self._begins)
+                if with_special
+                else encoded.ids
             )
 
     def tokenizer_json(self) -> str:

@@ -31,7 +31,7 @@ from fastapi import Request
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from headrace_core.concurrency import first_to_end, taken_or_undone
+from headrace_core.concurrency import acquire_or_undo, first_to_end
 from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, NotFound, TimedOut, Unavailable
 from headrace_core.jobs.job_store import Job, JobStore, new_id
 from headrace_core.redis_access import keys
@@ -157,7 +157,7 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
         if reserved:
             await give_up(redis, mine)
 
-    if await taken_or_undone(_reserved(redis, mine, may_replace), undo):
+    if await acquire_or_undo(_reserved(redis, mine, may_replace), undo):
         return mine
     other = await run(redis.get(key))
     if other is None:  # it expired or was given up between the two commands
@@ -230,7 +230,7 @@ async def _take(redis: Redis, reservation: ReservedRequest) -> bool:
         if taken:
             await _release(redis, reservation, keep=True)
 
-    return await taken_or_undone(_hold(redis, reservation), undo)
+    return await acquire_or_undo(_hold(redis, reservation), undo)
 
 
 async def _hold(redis: Redis, reservation: ReservedRequest) -> bool:

@@ -45,7 +45,7 @@ async def ledger(here: Context, job_id: str, group: Annotated[int | None, Query(
     if group is not None:
         return await group_history(here, job_id, group)
     await here.jobs.get(job_id)
-    return json_response(_ledger_object(job_id, await here.ledger(job_id).account()))
+    return json_response(_ledger_object(job_id, await here.ledger(job_id).counts()))
 
 
 @router.get("/ledger/{group}", response_model=GroupObject)
@@ -73,7 +73,7 @@ async def staleness(
 ) -> Response:
     """The bound, the largest age that entered a gradient, and each step by age, with its bound, oldest first."""
     job = await here.jobs.get(job_id)
-    account = await here.ledger(job_id).account()
+    account = await here.ledger(job_id).counts()
     start = 0 if from_step is None else await here.jobs.history.before_step(job_id, from_step)
     found, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, STEPS)
     where = JobKeys(job_id).history("step")

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from headrace_core.jobs.history import Spark
 from headrace_core.jobs.job_store import Job, JobStore
-from headrace_core.redis_access.json_records import decode_records, if_sound, whole_number
+from headrace_core.redis_access.json_records import decode_records, none_if_damaged, whole_number
 from headrace_core.redis_access.keys import JobKeys
 
 from ..schemas.observe import OverviewObject
@@ -52,7 +52,7 @@ def _newest(where: str, raw: bytes | None, otherwise: T) -> T:
 def _short(job: Job, counts: list[bytes | None], newest: list[bytes | None]) -> OverviewObject:
     ledger = JobKeys(job.id).ledger
     figures = zip(_FIGURES, counts, strict=True)
-    version, largest_age, bound = (if_sound(whole_number, count, f"{ledger} {name}") for name, count in figures)
+    version, largest_age, bound = (none_if_damaged(whole_number, count, f"{ledger} {name}") for name, count in figures)
     where = JobKeys(job.id).summary
     step, evaluation = (_newest(where, raw, _Rewarded(None)).reward_mean for raw in newest[:2])
     spark = _newest(where, newest[2], Spark())

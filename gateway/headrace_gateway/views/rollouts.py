@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from headrace_core.jobs.rollout_records import RecordedCompletion, Rollout, TokenRole, floats, ints, parts_of
+from headrace_core.jobs.rollout_records import RecordedCompletion, Rollout, TokenRole, floats, ints, roles_of
 from headrace_core.types.staleness import ages
 from headrace_core.types.trajectory import NO_VERSION
 
@@ -29,7 +29,7 @@ _DECIMALS = 5
 
 def tokens_in(rollout: Rollout) -> int:
     """How many tokens its completions have."""
-    return sum(len(c.parts) for c in rollout.completions)
+    return sum(len(c.roles) for c in rollout.completions)
 
 
 def rollout_list(job_id: str, model: Path, rollouts: list[Rollout], has_more: bool) -> RolloutList:
@@ -59,7 +59,7 @@ def _completion(tokenizer: Tokenizer, rollout: Rollout, index: int, kept: Record
     ids, versions = ints(kept.token_ids).tolist(), ints(kept.versions)
     tokens = spelled(tokenizer, ids)
     sampled = versions != NO_VERSION
-    left_out = [_LEFT_OUT[part] for part in parts_of(kept.parts).tolist()]
+    left_out = [_LEFT_OUT[part] for part in roles_of(kept.roles).tolist()]
     return RolloutCompletion(
         index=index,
         text="".join(tokens),

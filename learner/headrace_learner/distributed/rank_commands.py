@@ -16,7 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from headrace_core.errors import TimedOut
-from headrace_core.ledger.ledger import LONGEST_BLOCK
+from headrace_core.ledger.ledger import MAX_BLOCK_SECONDS
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 
@@ -115,7 +115,7 @@ class CommandStream:
         """The next thing to do. Raises `TimedOut` after `timeout` seconds without an order or a sign of life."""
         until = time.monotonic() + timeout
         while (left := until - time.monotonic()) > 0:
-            milliseconds = max(1, int(min(left, LONGEST_BLOCK) * 1000))
+            milliseconds = max(1, int(min(left, MAX_BLOCK_SECONDS) * 1000))
             found = await run(self._redis.xread({self._key: self._after}, count=1, block=milliseconds))
             if not found:
                 continue

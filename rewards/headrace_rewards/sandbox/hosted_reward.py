@@ -62,7 +62,7 @@ class HostedReward:
     ) -> None:
         """`level` holds the code at that level, and does not ask what the machine offers: for tests."""
         self._code = code
-        self._workers = min(workers, rules.most_workers)
+        self._workers = min(workers, rules.max_workers)
         self._rules = rules
         self._limits = limits
         self._level = level

@@ -1,6 +1,6 @@
--- (time, worker, its policy version, how many, lease seconds, most lapses) → {refusal or '', version, lease, lease, …}
--- Expired leases first (oldest group first), then new groups within the pacing window (`staleness.capacity` is the
--- mirror of its arithmetic). A lease is {group, token, attempt, version}.
+-- (time, worker, its policy version, how many, lease seconds, max expiries) → {refusal or '', version, lease, lease, …}
+-- Leases groups whose lease expired (oldest first), then new groups within the pacing window (`staleness.capacity` has
+-- the same formula). A lease is {group, token, attempt, version}.
 local worker, held, want = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local seconds, most_lapses = tonumber(ARGV[5]), tonumber(ARGV[6])
 local version = number('version')
@@ -18,14 +18,15 @@ local function lease(group)
   return { tonumber(group), token, attempt, version }
 end
 
--- Whether the group has lost its last lease. One that was given back or is retried has no holder: nothing lapsed.
+-- Counts an expired lease; true if the group has reached the limit. A group that was given back or is retried has no
+-- token: no lease of it expired.
 local function lapsed_for_good(group)
   if redis.call('HGET', GROUP .. group, 'token') == '' then return false end
   return redis.call('HINCRBY', GROUP .. group, 'lapses', 1) >= most_lapses
 end
 
--- How many new groups the job's share of Redis' memory takes; those being generated count as large as the mean. What the
--- next step lacks is always let in, because no memory comes free without a step.
+-- How many new groups fit in the job's share of Redis' memory, if leased ones have the mean size. The groups that the
+-- next step lacks are always admitted, because only a step frees memory.
 local function room_in_memory(outstanding, leased, batch_size)
   local share, held, sent, sent_bytes = numbers('share', 'bytes', 'sent', 'sent_bytes')
   if share == 0 then return math.huge end

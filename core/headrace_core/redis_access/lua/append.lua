@@ -1,8 +1,8 @@
--- One entry of a job's history. KEYS: job, summary, stream of the entry's kind, marks, what a thinned stream is made as.
--- ARGV: source, data, time, heartbeats kept ('' for what is kept always), bytes kept, step, reward, age ('' where there is
--- none).
--- Returns the entry's number, 0 where only the newest is kept. A call that was sent again, or was stuck on its way while
--- others came, is recognised by its data; an evaluation by its step, which a controller and its successor may both measure.
+-- Appends an entry to a job's history. KEYS: job, summary, stream of the entry's kind, marks, temporary stream for
+-- thinning. ARGV: source, data, time, max heartbeats ('' if every entry is appended), max bytes, step, reward, age (''
+-- if there is none).
+-- Returns the entry's number; 0 for a heartbeat that only replaces the summary's newest. A repeated or delayed call is
+-- recognised by its data, an evaluation by its step, because a controller and its successor may both measure one.
 local job, summary, stream, marks, thinned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local source, data, time, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local most = tonumber(ARGV[5])
@@ -15,7 +15,7 @@ local function number_of_newest()
   return newest and tonumber(string.match(newest[1], '^%d+')) or 0
 end
 
--- What the summary keeps beside the entries, read. Whatever is damaged of it begins anew: the history goes on.
+-- Readers of the summary's fields. A damaged field starts anew, so that the history continues.
 local function number_of(field) return tonumber(redis.call('HGET', summary, field) or '') end
 local function json_of(raw)
   local good, found = pcall(cjson.decode, raw or '')
@@ -38,7 +38,8 @@ local function number_of_last()
   return last
 end
 
--- A bucket holds `stride` steps: mean reward, how many steps have one, largest age. With POINTS of them full, pairs merge.
+-- A point of the sparkline covers `stride` steps: mean reward, number of steps with a reward, largest age. When there
+-- are POINTS full ones, pairs of them are merged.
 local function halved(spark)
   local merged = {stride = spark.stride * 2, filled = spark.stride * 2, mean = {}, count = {}, age = {}}
   for i = 1, POINTS, 2 do
@@ -79,8 +80,8 @@ local function paced(raw)
   return cjson.encode(pace)
 end
 
--- Of the older three quarters of the stream every second entry is left out, never the first. A new stream is written,
--- because a stream makes memory free by whole blocks only.
+-- Removes every second entry of the older three quarters of the stream, never the first. It writes a new stream,
+-- because deleting entries of a stream frees memory only by whole blocks.
 local function thin()
   local count, at, seen, bytes, after = redis.call('XLEN', stream), 0, nil, 0, '-'
   redis.call('DEL', thinned)
@@ -106,23 +107,24 @@ local function step_in(evaluation)
   return found and found.step
 end
 
--- The number under which the entry is among the newest of its kind.
+-- The entry's number, if it is already among the newest entries of its kind.
 local function known()
   local measured = kind == 'evaluation' and step_in(data)
   for _, entry in ipairs(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', COPIES)) do
     local same = entry[2][2] == source and entry[2][4]
-    if same and (same == data or measured and step_in(same) == measured) then return tonumber(string.match(entry[1], '^%d+')) end
+    if same and (same == data or measured and step_in(same) == measured) then return tonumber(string.match(entry[1],
+    '^%d+')) end
   end
 end
 
-redis.call('HDEL', summary, '') -- at its memory limit Redis refuses a first write that takes memory: this takes none
-if kept and redis.call('HGET', summary, source) == data then return number_of_newest() end
+redis.call('HDEL', summary, '') -- at its memory limit Redis checks a script's first write only: this one takes no
+memory if kept and redis.call('HGET', summary, source) == data then return number_of_newest() end
 local before = not kept and known()
 if before then return before end
 redis.call('HSET', summary, source, data)
 
 if kept then
-  -- a time to come is damaged, or of a clock that was set back
+  -- a stored time in the future is damaged, or the clock was set back
   local first, last = math.min(number_of('first ' .. source) or time, time), number_of('last ' .. source)
   if last and last <= time and time - last < (time - first) / kept then return 0 end
   redis.call('HSETNX', summary, 'first ' .. source, ARGV[3])
@@ -130,7 +132,7 @@ if kept then
 end
 
 local number = added('entries', 1, number_of_last)
-if number <= number_of_newest() then -- the count is damaged, and a number still
+if number <= number_of_newest() then -- the count is damaged, although it is a number
   number = number_of_last() + 1
   redis.call('HSET', summary, 'entries', number)
 end

@@ -1,6 +1,6 @@
 -- (time, call, changes known, statuses of an ended job, then for each change: name, value as JSON, line as JSON)
--- → 'ok', 'again' (the record has grown), or the job's status where it has ended. `call` names it: sent again, it is 'ok'.
--- A line of the record is the caller's, with the time and the version from which it holds put before its fields.
+-- → 'ok', 'again' (the log has grown), or the job's status if it has ended. `call` identifies the call: repeated, it
+-- gets 'ok'. A line of the log is the caller's JSON, with the time and the version from which it applies put first.
 if field('changed_by') == ARGV[2] then return 'ok' end
 local status = redis.call('HGET', JOB, 'status')
 if status and string.find(' ' .. ARGV[4] .. ' ', ' ' .. status .. ' ', 1, true) then return status end

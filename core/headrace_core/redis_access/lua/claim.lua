@@ -1,5 +1,6 @@
 -- (time, term, call, changes of settings known, how many to take, group…, then groups to drop) → 'fenced', 'closed',
--- 'gone' (a group is no longer queued, or the settings have changed), or {encoded group…}. `call` names this claim: sent again, it gets the same groups again.
+-- 'gone' (a group is no longer queued, or the settings have changed), or {encoded group…}. `call` identifies this
+-- claim: repeated, it gets the same groups again.
 if field('closed') then return 'closed' end
 if field('term') ~= ARGV[2] then return 'fenced' end
 local call, first, last = ARGV[3], 6, 5 + tonumber(ARGV[5])

@@ -1,11 +1,11 @@
--- (time, reason) → how many groups were cancelled. No lease, claim or settlement succeeds after this; idempotent. What
--- was trained is forgotten only where the job's status says that it is over: one whose training ended may be paused yet,
--- or lose its controller, and whoever goes on with it may need to make the last state again. Whatever is damaged, the job
--- ends.
+-- (time, reason) → how many groups were cancelled. No lease, claim or settlement succeeds after this; idempotent.
+-- Trained groups are deleted only if the job's status says that it has ended: a job whose training is done may still be
+-- paused, or lose its controller, and its next learner may need them to recompute the last state. A damaged job can be
+-- closed, too.
 local cancelled = 0
 for _, set in ipairs({ LEASES, QUEUED, CLAIMED }) do
   for _, group in ipairs(redis.call('ZRANGE', set, 0, -1)) do
-    if redis.call('HEXISTS', GROUP .. group, 'state') == 1 then -- else the set's member is damaged: it is no group
+    if redis.call('HEXISTS', GROUP .. group, 'state') == 1 then -- else the set's member is damaged and not a group
       redis.call('HSET', GROUP .. group, 'token', '')
       move(group, 'cancelled', ARGV[2])
       forget(group)

@@ -1,7 +1,7 @@
 -- (time, group, token, oldest token's version, tokens, encoded group, tokens to train by version as JSON)
 -- → 'queued' or 'fenced'
--- An expired lease that nobody took over still commits: the work is good. The last twentieth of Redis' memory is kept for
--- what ends jobs or pauses them: a group that would take of it is refused as Redis itself refuses, and sent again.
+-- An expired lease that was not reissued can still commit. The last twentieth of Redis' memory is reserved for ending
+-- and pausing jobs: a group that does not fit below it is refused with Redis' own error, and the client retries.
 local group, token = ARGV[2], ARGV[3]
 local function full(bytes)
   local memory = redis.call('INFO', 'memory')

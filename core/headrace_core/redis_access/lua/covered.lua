@@ -1,5 +1,6 @@
--- (time, version) → how many encoded groups were forgotten: a checkpoint holds every step before `version`. The records of
--- the newest STEPS_KEPT such steps stay, and of those forgotten how many tokens they trained on.
+-- (time, version) → how many encoded groups were deleted: those of the steps before `version`, which a checkpoint
+-- covers. The records of the newest STEPS_KEPT such steps remain, and of older ones the number of tokens they trained
+-- on.
 local version, forgotten = math.min(tonumber(ARGV[2]), number('version')), 0
 local function groups_and_tokens(step)
   local record, tokens = redis.call('HGET', STEPS, step), 0

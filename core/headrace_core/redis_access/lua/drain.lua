@@ -1,5 +1,5 @@
--- (time, call, worker, its drain as JSON or '' where it ends) → 'drained' or 'free', as it was before; nothing where there
--- is no such job
+-- (time, call, worker, its drain as JSON, or '' to end it) → its state before, 'drained' or 'free'; nothing if there is
+-- no such job
 if redis.call('EXISTS', JOB) == 0 then return false end
 return once(JOB, 'drained_by', ARGV[2], function()
   local was = redis.call('HEXISTS', DRAINS, ARGV[3]) == 1 and 'drained' or 'free'

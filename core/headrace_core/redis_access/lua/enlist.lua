@@ -1,4 +1,5 @@
--- (time) → {term, version}: a learner begins; the one before it is fenced out, what it had claimed is queued again
+-- (time) → {term, version}: a learner's term begins; the learner before is fenced out, its claimed groups are queued
+-- again
 for _, group in ipairs(live(CLAIMED)) do
   move(group, 'queued', 'learner replaced')
   redis.call('ZADD', QUEUED, group, group)

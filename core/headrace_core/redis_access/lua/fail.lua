@@ -1,4 +1,5 @@
--- (time, group, token, state to end in, failures it may have, reason) → that state, 'leased' (it will be tried again) or 'fenced'
+-- (time, group, token, state to end in, max failures, reason) → that state, 'leased' (it will be leased again) or
+-- 'fenced'
 local group, token, state, attempts = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 if not holds(group, token) then
   redis.call('HINCRBY', LEDGER, 'fenced', 1)

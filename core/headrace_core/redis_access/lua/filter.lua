@@ -1,4 +1,4 @@
--- (time, term, reason, group…) → 'filtered', 'fenced' or 'closed': claimed groups that the algorithm has no use for
+-- (time, term, reason, group…) → 'filtered', 'fenced' or 'closed': ends claimed groups that the algorithm cannot use
 if field('closed') then return 'closed' end
 if field('term') ~= ARGV[2] then return 'fenced' end
 local function filtered(group) return redis.call('HGET', GROUP .. group, 'state') == 'filtered' end

@@ -1,4 +1,4 @@
--- (time, worker) → how many of the worker's leases end now: its process is known to have died
+-- (time, worker) → how many leases of the worker, whose process has died, were ended
 local ended = 0
 for _, group in ipairs(live(LEASES)) do
   local token = redis.call('HGET', GROUP .. group, 'token') or ''

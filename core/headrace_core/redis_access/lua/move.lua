@@ -1,6 +1,6 @@
--- (time, call, new status, its time where it ends the job or '', field that says what it ended with or '', its value,
--- all statuses where a damaged one may be followed, too, else '', statuses it may follow…) → 'ok', or the status that does
--- not lead there; nothing where there is no such job
+-- (time, call, new status, finish time or '', field of the outcome or '', its value, all valid statuses if a damaged
+-- one may be replaced, too, else '', statuses it may follow…) → 'ok', or the present status if that does not permit the
+-- new one; nothing if there is no such job
 local now = redis.call('HGET', JOB, 'status')
 if not now then return now end
 return once(JOB, 'moved_by', ARGV[2], function()

@@ -1,14 +1,14 @@
--- Shared by every ledger script: the names of the keys, and the one way a group changes its state.
+-- Prefix of every ledger script: the names of the keys, and `move`, the only way in which a group changes its state.
 --
--- Invariant: the sum of the state counts equals `admitted`, because `move` is the only place that changes a count, and a
--- script runs whole or not at all. ARGV[1] is always the time: '' for the server's own, else seconds (a virtual clock).
+-- Invariant: the sum of the state counts equals `admitted`, because only `move` changes a count, and a script is
+-- atomic. ARGV[1] is always the time: '' for the server's own clock, else Unix seconds (of a virtual clock).
 --
--- A client whose connection broke sends its call again, not knowing whether the first one arrived. So commit, claim,
--- settle and filter answer the second the same, and change nothing; a doubled admit leaves leases that expire.
+-- A client whose connection broke repeats its call, not knowing whether the first one arrived. So a repeated commit,
+-- claim, settle or filter gets the same answer and changes nothing; a repeated admit leaves leases that expire.
 redis.replicate_commands() -- needed before Redis 7 to write after TIME; a no-op since
 
--- At its memory limit Redis refuses a script's first write, unless it takes no memory: what follows passes. All scripts
--- do, because what they write is small, or makes memory free; a group that is large is refused by commit itself.
+-- At its memory limit Redis checks only a script's first write, and refuses it if it takes memory. This one takes none,
+-- so that all scripts work at the limit: their writes are small, or free memory; commit itself refuses large groups.
 redis.call('HDEL', KEYS[1], '')
 
 local LEDGER, LEASES, QUEUED, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -17,12 +17,13 @@ local CHANGES, DRAINS, JOB, FAILED, ENDED = KEYS[9], KEYS[10], KEYS[11], KEYS[12
 local FAILED_KEPT, ENDED_KEPT, STEPS_KEPT = 1000, 5000, 5000
 local LIVE = { 'leased', 'queued', 'claimed' }
 local STATES = {
-  'leased', 'queued', 'claimed', 'trained', 'dropped_stale', 'filtered', 'reward_failed', 'generation_failed', 'cancelled',
+  'leased', 'queued', 'claimed', 'trained', 'dropped_stale', 'filtered', 'reward_failed', 'generation_failed',
+  'cancelled',
 }
 local FIGURES = {
-  'admitted', 'version', 'masked_tokens', 'largest_age', 'largest_age_bound', 'sampled_tokens', 'fenced', 'bytes', 'sent',
-  'sent_bytes', 'share', 'held_back', 'term', 'tokens', 'covered', 'batch_size', 'max_staleness', 'total_groups',
-  'forgotten_steps', 'forgotten_tokens',
+  'admitted', 'version', 'masked_tokens', 'largest_age', 'largest_age_bound', 'sampled_tokens', 'fenced', 'bytes',
+  'sent', 'sent_bytes', 'share', 'held_back', 'term', 'tokens', 'covered', 'batch_size', 'max_staleness',
+  'total_groups', 'forgotten_steps', 'forgotten_tokens',
 }
 
 local function read_clock()
@@ -32,14 +33,14 @@ local function read_clock()
 end
 local NOW = read_clock()
 
--- What is kept cannot be what was written: the caller is told where (`scripts.Script`), and the script ends.
+-- Ends the script with an error that names a damaged record; `scripts.Script` raises it as `Damaged`.
 local function damaged(where, why) error('damaged<' .. where .. '>' .. why, 0) end
 local function number_in(found, where)
   if not found then return 0 end
   return tonumber(found) or damaged(where, 'it is no number')
 end
 
--- Whether a text is a figure that can be counted on: whole, and exact as a number of Lua and of Redis.
+-- Whether a text is a whole number that both Lua (a double) and Redis represent exactly.
 local function is_figure(text) return string.match(text, '^%-?%d+$') and #text <= 16 end
 
 local function field(name) return redis.call('HGET', LEDGER, name) end
@@ -49,7 +50,7 @@ local function numbers(...)
   for i = 1, #found do found[i] = number_in(found[i], LEDGER .. ' ' .. select(i, ...)) end
   return unpack(found)
 end
--- The groups of a sorted set, each a number.
+-- The members of a sorted set of groups. Ends the script if one is not a group number.
 local function groups_in(set, ...)
   local found = redis.call(...)
   for _, group in ipairs(found) do
@@ -64,14 +65,14 @@ end
 local function live(set) return groups_in(set, 'ZRANGE', set, 0, -1) end
 local function signal(what) redis.call('XADD', SIGNALS, 'MAXLEN', '~', 256, '*', 'what', what) end
 
--- An object of JSON.
+-- Decodes a JSON object.
 local function json_in(text, where)
   local good, found = pcall(cjson.decode, text)
   if good and type(found) == 'table' then return found end
   damaged(where, 'it is no object of JSON')
 end
 
--- max_staleness of the step that updates `version`: by the newest change that holds for it, else what the job began with.
+-- max_staleness of the step that updates `version`: from the newest change that applies to it, else the initial value.
 local function bound_of(version)
   local first
   for i = redis.call('LLEN', CHANGES) - 1, 0, -1 do
@@ -84,13 +85,14 @@ local function bound_of(version)
   return first or number('max_staleness')
 end
 
--- Adds to a figure of the ledger. One that is damaged stays so: only what ends a job comes here with one (sound.lua).
+-- Adds to a figure of the ledger. A damaged figure is left as it is; because of sound.lua, only scripts that end a job
+-- meet one here.
 local function count(name, by)
   local now = field(name)
   if not now or is_figure(now) then redis.call('HINCRBY', LEDGER, name, by) end
 end
 
--- The state that the group's record says; where that cannot be read, that of the set which the group is in.
+-- The state in the group's record; if that is damaged, the state of the set that the group is in.
 local function state_of(group, said)
   for _, state in ipairs(STATES) do
     if said == state then return said end
@@ -100,7 +102,8 @@ local function state_of(group, said)
   end
 end
 
--- Into `to`, with a line of history, before the group leaves the set it is in. `note` says why or by whom.
+-- Changes a group's state to `to`: updates the counts, and adds a line to its history; `note` says why or by whom. Call
+-- it before the group is removed from its set (see state_of).
 local function move(group, to, note)
   local key = GROUP .. group
   local was = redis.call('HMGET', key, 'state', 'history')
@@ -111,26 +114,26 @@ local function move(group, to, note)
   redis.call('HSET', key, 'state', to, 'history', (was[2] or '') .. line)
 end
 
--- Forget the encoded group; nobody will train on it (again).
+-- Deletes the encoded group, which will not be trained on (again).
 local function forget(group)
   local found = redis.call('HMGET', GROUP .. group, 'entry', 'size')
   if found[1] then
-    redis.pcall('XDEL', GROUPS, found[1]) -- refused where the entry is no id: nothing is there to forget then
+    redis.pcall('XDEL', GROUPS, found[1]) -- pcall: it fails if the entry id is damaged, when there is nothing to delete
     redis.call('HDEL', GROUP .. group, 'entry', 'size', 'trainable')
     count('bytes', -(tonumber(found[2]) or 0))
   end
 end
 
--- The group's record is kept for reading, while it is among the newest `most` of this list of such groups: a job makes any
--- number of them, and nothing of an older one is ever asked for again (whatever still arrives for it is fenced).
-local function keep_newest(group, list, most)
+-- Keeps the records of the newest `limit` groups of this list, and deletes older ones: a job has any number of groups,
+-- and no script needs the record of an ended group again (late calls for it are fenced).
+local function keep_newest(group, list, limit)
   redis.call('RPUSH', list, group)
-  while redis.call('LLEN', list) > most do
+  while redis.call('LLEN', list) > limit do
     redis.call('DEL', GROUP .. redis.call('LPOP', list))
   end
 end
 
--- A group that did not fail has ended: it was given up, or two checkpoints hold the step that trained it.
+-- A group has ended without a failure: it was given up, or two checkpoints cover the step that trained it.
 local function ended(group)
   forget(group)
   keep_newest(group, ENDED, ENDED_KEPT)
@@ -145,12 +148,12 @@ local function fail(group, state, note)
   signal('failed')
 end
 
--- While nobody reached Redis, because it was away or stood still, nobody could prolong a lease: such a time takes nothing
--- off any. Of a virtual clock the server's own standstill is no part. `seconds`: the life of a lease; workers speak at
--- least every third of it.
+-- Prolongs all leases by the time in which Redis was down or paused, because no worker could renew one then. `seconds`
+-- is the lifetime of a lease; workers call at least every third of it, so that a longer silence means an outage. A
+-- virtual clock does not advance during an outage.
 local function forgive_silence(seconds)
   if ARGV[1] ~= '' then return end
-  local heard = tonumber(field('heard')) or 0 -- of none that can be read, nothing is forgiven once
+  local heard = tonumber(field('heard')) or 0 -- missing or damaged: nothing is forgiven this time
   local silence = NOW - heard
   if heard > 0 and silence > seconds / 2 then
     local held = redis.call('ZRANGEBYSCORE', LEASES, '(' .. string.format('%.6f', heard), '+inf', 'WITHSCORES')
@@ -161,8 +164,8 @@ local function forgive_silence(seconds)
   redis.call('HSET', LEDGER, 'heard', string.format('%.6f', NOW))
 end
 
--- The group is to be leased again at once; whoever holds it now is fenced out, because no token equals ''. Its tokens
--- will all be new, so it counts as young as the policy from here on.
+-- Makes the group available for a new lease at once. Its present holder is fenced out, because no token equals ''. Its
+-- tokens will all be new, so that its version is the current one from here on.
 local function reissue(group, note)
   move(group, 'leased', note)
   redis.call('HSET', GROUP .. group, 'token', '', 'version', number('version'))
@@ -170,13 +173,14 @@ local function reissue(group, note)
   signal('reissue')
 end
 
+-- Whether `token` is the group's valid lease.
 local function holds(group, token)
   local lease = redis.call('HMGET', GROUP .. group, 'state', 'token')
   return lease[1] == 'leased' and lease[2] == token and token ~= ''
 end
 
--- Carries a call out once. A copy of it may be stuck on its way, and arrive when others have come between: it changes
--- nothing, and is answered as the first was, while that is among the newest (some 40) that `name` of `key` holds.
+-- Executes a call once. A duplicate may be delayed on its way and arrive after other calls: it changes nothing, and
+-- gets the first answer, as long as that is among the newest (some 40) stored in field `name` of `key`.
 local function once(key, name, call, carry_out)
   local calls = redis.call('HGET', key, name) or ''
   local answered = calls:match(call .. '=([^;]*);')

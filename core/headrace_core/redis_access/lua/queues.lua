@@ -1,6 +1,6 @@
 -- (time) → {version, newest bound, bytes held, share, times held back, {stage, groups, oldest time as text, oldest
--- version, bytes}, …}: '' and -1 of an empty stage.
--- A group's time is when it came into its stage, the last line of its history. Changes nothing.
+-- version, bytes}, …}; the oldest of an empty stage are '' and -1.
+-- A group's time is when it entered its stage: the last line of its history. Changes nothing.
 local answer = { number('version'), bound_of(math.huge), numbers('bytes', 'share', 'held_back') }
 for _, stage in ipairs({ { 'leased', LEASES }, { 'queued', QUEUED }, { 'claimed', CLAIMED } }) do
   local groups, since, oldest, bytes = live(stage[2]), nil, nil, 0

@@ -1,4 +1,4 @@
--- (time, group, token, group, token, …) → how many were given back, to be leased again at once
+-- (time, group, token, group, token, …) → how many leases were given back; their groups can be leased again at once
 local released = 0
 for i = 2, #ARGV, 2 do
   if holds(ARGV[i], ARGV[i + 1]) then

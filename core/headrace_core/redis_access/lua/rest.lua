@@ -1,4 +1,5 @@
--- (time, call, status) → 'ok', and the job is at rest; or the status that it has instead, nothing where there is no such job
+-- (time, call, status) → 'ok', and the job is marked at rest; or its present status if it is another; nothing if there
+-- is no such job
 local now = redis.call('HGET', JOB, 'status')
 if not now then return now end
 return once(JOB, 'rested_by', ARGV[2], function()

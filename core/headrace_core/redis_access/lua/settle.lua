@@ -1,8 +1,8 @@
 -- (time, term, version before, name of the weights after, largest age trained, masked tokens, step as JSON, group…)
--- → 'settled', 'fenced', 'closed', 'too_old' or 'contradiction: …'. Trained, new version and step record become true
--- together. The ages are the learner's; what the workers committed of the same groups has to agree with them.
+-- → 'settled', 'fenced', 'closed', 'too_old' or 'contradiction: …'. The groups' state, the new version and the step's
+-- record change together. The ages come from the learner, and must agree with the tokens that the workers committed.
 
--- By age, how many tokens of these groups there are to train: as commit.lua was told, by whom sampled them.
+-- How many trainable tokens these groups have, by age, from what the workers committed.
 local function committed_by_age(first, version)
   local found = {}
   for i = first, #ARGV do
@@ -17,7 +17,8 @@ local function committed_by_age(first, version)
   return found
 end
 
--- Of a step that says which tokens it trained, by age, and how many it left out for theirs.
+-- How a step's figures (`ages`: trained tokens by age, `masked`: tokens left out as too old) contradict the committed
+-- tokens by age (`there`); nothing if they agree.
 local function contradiction(ages, masked, there, bound)
   for said, trained in pairs(ages) do
     local tokens = there[tonumber(said)] or 0
