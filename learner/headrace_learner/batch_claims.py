@@ -1,4 +1,4 @@
-"""The groups of a step: claimed from the ledger in admission order, filtered, waited for within a limit."""
+"""Claims the groups of a step from the ledger in admission order, filters them, and waits for them within a limit."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from headrace_core.types.trajectory import Group
 from .algorithms.token_selection import has_learning_signal
 
 SIGNAL_SECONDS = 1.0
-"""Longest sleep while waiting for a signal: a bound on how late `stop` is heard, not a poll rate."""
+"""Longest wait for one signal of the ledger. It bounds the delay of `stop`; signals arrive without delay."""
 
 
 class RunEnded(Exception):
-    """Carries the reason why a learner's run ends before all steps are trained, out of whichever stage met it."""
+    """Ends a learner's run before all steps are trained; its text is the reason that `run` returns."""
 
 
 class BatchClaims:
-    """Of one learner, until `stopping` is set."""
+    """The claims of one learner, until `stopping` is set."""
 
     def __init__(
         self, config: WorkerConfig, job: JobRecord, live: SettingsLog, clock: Clock, stopping: asyncio.Event
@@ -33,29 +33,33 @@ class BatchClaims:
         self._config, self._settings = config, config.settings
         self._job, self._ledger, self._live = job, job.ledger, live
         self._clock, self._stopping = clock, stopping
-        self._heard = "0"
-        """The last signal of the ledger."""
+        self._last_signal = "0"
+        """Position in the ledger's signals (see `Ledger.signal`)."""
 
     async def next_batch(self, term: Term, version: int) -> tuple[Group, ...]:
         """A full batch in admission order, to update policy `version`.
 
-        With `filter_groups`, others take the place of groups of equal rewards; within a limit, since the search would
-        not end once the policy solves everything, or nothing. Raises `RunEnded`, and `TimedOut` when no batch comes
-        together.
+        With `filter_groups`, groups of equal rewards are replaced by others. `filter_limit` bounds how many, because
+        the search would never end once the policy solves every prompt, or none. Raises `RunEnded`, and `TimedOut` if no
+        batch becomes complete.
         """
         s, batch, filtered = self._settings, list[Group](), 0
         while len(batch) < s.batch_size:
             groups = await self._claim(term, version, held=len(batch))
-            alike = [g.group_id for g in groups if s.filter_groups and not has_learning_signal(g)]
-            if alike and filtered < s.filter_limit * s.batch_size:
-                end_if_void(self._job.id, term, await self._ledger.filter(term, alike, "all rewards equal"))
-                filtered += len(alike)
-                groups = tuple(g for g in groups if g.group_id not in alike)
+            no_signal = [g.group_id for g in groups if s.filter_groups and not has_learning_signal(g)]
+            if no_signal and filtered < s.filter_limit * s.batch_size:
+                end_if_void(self._job.id, term, await self._ledger.filter(term, no_signal, "all rewards equal"))
+                filtered += len(no_signal)
+                groups = tuple(g for g in groups if g.group_id not in no_signal)
             batch += groups
         return tuple(sorted(batch, key=lambda g: g.group_id))
 
     async def _claim(self, term: Term, version: int, held: int) -> tuple[Group, ...]:
-        """What `held` claimed groups leave of a batch."""
+        """Claim the groups that complete a batch of which `held` are claimed already; waits for them.
+
+        Raises `TimedOut` after `stall_timeout` seconds without progress: neither the selection nor an evaluation moves
+        on, and not all rollout workers are drained.
+        """
         limit = self._config.stall_timeout
         progress, seen, evaluated = self._clock.monotonic(), Selection(), await self._evaluated()
         while True:
@@ -74,13 +78,13 @@ class BatchClaims:
             if claim.selection != seen:
                 progress, seen = self._clock.monotonic(), claim.selection
             elif await self._job.drains.covers_all(self._settings.rollout_workers):
-                progress = self._clock.monotonic()  # it is meant to wait
+                progress = self._clock.monotonic()  # a fully drained job is meant to wait
             elif self._clock.monotonic() - progress > limit:
                 before, evaluated = evaluated, max(evaluated, await self._evaluated())
                 if evaluated == before:
                     raise self._stalled(claim)
-                progress = self._clock.monotonic()  # an evaluation came on; it holds the worker that would bring groups
-            self._heard = await self._ledger.signal(self._heard, min(SIGNAL_SECONDS, limit))
+                progress = self._clock.monotonic()  # an evaluation advanced; its worker makes no groups meanwhile
+            self._last_signal = await self._ledger.signal(self._last_signal, min(SIGNAL_SECONDS, limit))
 
     async def _evaluated(self) -> tuple[int, int]:
         return furthest_evaluation(await self._job.store.workers(self._job.id))
@@ -100,7 +104,7 @@ class BatchClaims:
 
 
 def end_if_void(job_id: str, term: Term, outcome: TransitionOutcome | None) -> None:
-    """Raises `RunEnded` where the ledger is closed, `InvalidState` where another learner has taken over."""
+    """Raises `RunEnded` if the ledger is closed, `InvalidState` if another learner has taken over."""
     if outcome is TransitionOutcome.CLOSED:
         raise RunEnded("closed")
     if outcome is TransitionOutcome.FENCED:

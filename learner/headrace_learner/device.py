@@ -1,4 +1,4 @@
-"""Where the learner computes, and in which precision."""
+"""The device and the precision of the learner's computations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def training_device() -> torch.device:
-    """The first GPU, where there is one."""
+    """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,11 +1,11 @@
-"""Room to write in: a disk that is full is waited for before the job pauses, and Redis is on its own disk before a
-checkpoint is.
+"""Retries checkpoint and weight writes while a disk is full, and makes Redis durable before a checkpoint.
 
-    to save ─► Redis has written the settled steps through ─► written ─┐
-               ▲                     no room: told once, every 2 s ────┤ for `wait` seconds, then `DiskFull`: a pause
-               └───────────────────────────────────────────────────────┘
+    save ─► wait until Redis has the settled steps on disk ─► write ─┐
+                                   ▲                                 │ disk full: an event once, again every 2 s
+                                   └─────────────────────────────────┘ for `redis_wait` seconds, then `DiskFull`
 
-What was written in part is gone by then; the learner holds its state meanwhile, and the ledger its settled steps.
+A failed write leaves no files. The learner keeps its state meanwhile, and the ledger its settled steps. A `DiskFull`
+pauses the job.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from headrace_core.types.events import DiskWait
 from .distributed.rank_commands import Command
 from .distributed.rank_coordinator import Coordinator
 
-AGAIN_SECONDS = 2.0
+RETRY_SECONDS = 2.0
 _T = TypeVar("_T")
 
 
 class DurableWriter:
-    """Writes of one learner that are repeated until there is room for them."""
+    """One learner's writes to disk. `retry_seconds`: between two attempts while the disk is full."""
 
     def __init__(
         self,
@@ -37,38 +37,38 @@ class DurableWriter:
         job: JobRecord,
         config: WorkerConfig,
         clock: Clock = SYSTEM_CLOCK,
-        again: float = AGAIN_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._coordinator, self._redis, self._jobs, self._config = coordinator, job.redis, job.store, config
-        self._clock, self._again = clock, again
-        self._lasting = True
-        """Whether Redis could say so far that its disk has what it was told."""
+        self._clock, self._retry_seconds = clock, retry_seconds
+        self._durability_known = True
+        """False once Redis could not confirm that its writes are on disk."""
 
-    async def save(self, order: Command, write: Callable[[], _T]) -> _T:
-        """As `write`, once the settled steps are on Redis' disk, where it has one."""
-        if self._lasting and not await wait_until_durable(self._redis):
-            self._lasting = False
+    async def save(self, command: Command, write: Callable[[], _T]) -> _T:
+        """As `write`, after Redis has the settled steps on its disk. A warning is emitted once if that is unknown."""
+        if self._durability_known and not await wait_until_durable(self._redis):
+            self._durability_known = False
             message = "Redis does not say what is on its disk: after a loss of power, the last steps are trained again"
             await self._jobs.emit_event(self._config.job_id, message, level="warn")
-        return await self.write(order, write)
+        return await self.write(command, write)
 
-    async def write(self, order: Command, write: Callable[[], _T]) -> _T:
-        """What `write` returns, done by all ranks, when there is room for it.
+    async def write(self, command: Command, write: Callable[[], _T]) -> _T:
+        """Run `write` here, and `command` on the other ranks; returns the result of `write`.
 
-        Raises `DiskFull` after as long as Redis is waited for; at once where there are several ranks, because those
-        that have written wait for those that could not.
+        A full disk is retried for `redis_wait` seconds, then raises `DiskFull`. With several ranks it is raised at
+        once, because ranks that could write wait for those that could not.
         """
-        until, told = self._clock.monotonic() + self._config.redis_wait, False
+        deadline, reported = self._clock.monotonic() + self._config.redis_wait, False
         while True:
             try:
-                return await self._coordinator.run_on_all(order, write)
+                return await self._coordinator.run_on_all(command, write)
             except DiskFull as error:
-                if self._clock.monotonic() >= until or self._coordinator.ranks.size > 1:
+                if self._clock.monotonic() >= deadline or self._coordinator.ranks.size > 1:
                     raise
-                if not told:
-                    told = True
+                if not reported:
+                    reported = True
                     await self._report(error)
-            await asyncio.sleep(min(self._again, max(0.0, until - self._clock.monotonic())))
+            await asyncio.sleep(min(self._retry_seconds, max(0.0, deadline - self._clock.monotonic())))
 
     async def _report(self, error: DiskFull) -> None:
         wait = self._config.redis_wait

@@ -1,6 +1,6 @@
-"""The parts that a learner gets from outside, and the real ones, made from its configuration.
+"""The components that a learner is given, and how the real ones are made from its configuration.
 
-A simulation hands in others: training that takes virtual time, checkpoints in memory, a virtual clock.
+A simulation passes others: training that takes virtual time, checkpoints in memory, a virtual clock.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ HEARTBEAT_SECONDS = 2.0
 
 
 class CheckpointStore(Protocol):
-    """Where a job's checkpoints are written and found again."""
+    """Writes and finds a job's checkpoints."""
 
     def newest(self, ledger: int) -> Found:
-        """The newest complete one that is not newer than the ledger's policy version."""
+        """The newest complete checkpoint that is not newer than `ledger`, the ledger's policy version."""
         ...
 
     def save(self, trainer: Trainer, version: int) -> Path:
-        """Write the trainer's state after `version` steps; returns the checkpoint's folder. Raises `DiskFull`."""
+        """Write the trainer's state after `version` steps. Returns the checkpoint's folder. Raises `DiskFull`."""
         ...
 
     def load(self, trainer: Trainer, path: Path) -> None:
@@ -48,7 +48,7 @@ class CheckpointStore(Protocol):
 
 
 class CheckpointFolder:
-    """Checkpoints below a job's output folder (see the module `checkpoint`)."""
+    """Checkpoints in a job's output folder (see the module `checkpoint`)."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
@@ -68,22 +68,22 @@ class CheckpointFolder:
 
 @dataclass(frozen=True)
 class LearnerPorts:
-    """What a learner is made of. It closes `coordinator` and `job` when it stops."""
+    """The components of a learner, which closes `coordinator` and `job` when it stops."""
 
     job: JobRecord
     weights: WeightStore
     coordinator: Coordinator
-    """Runs all that needs torch, on every rank."""
+    """Runs everything that needs torch, on all ranks."""
     load: Callable[[ProcessGroup], tuple[Trainer, Snapshots | None]]
-    """Load the model, in torch's thread; None for a job without snapshots."""
+    """Loads the model, in torch's thread; the second is None for a job without snapshots."""
     checkpoints: CheckpointStore
     clock: Clock = SYSTEM_CLOCK
     heartbeat_seconds: float = HEARTBEAT_SECONDS
-    """Between two heartbeats."""
+    """Seconds between two heartbeats."""
 
     @classmethod
     def from_config(cls, config: WorkerConfig) -> Self:
-        """The real parts. Nothing is loaded yet."""
+        """The real components. Nothing is loaded yet."""
         job = JobRecord.on(connect(config.redis_url, config.redis_wait), config.job_id)
         return cls(
             job=job,
@@ -95,7 +95,7 @@ class LearnerPorts:
 
 
 def load_trainer(config: WorkerConfig, ranks: ProcessGroup) -> tuple[Trainer, Snapshots | None]:
-    """One rank's trainer with the job's model, and its snapshots, where the job takes any."""
+    """One rank's trainer with the job's model loaded, and its snapshots; None for a job without them."""
     settings = config.settings
     torch.manual_seed(settings.seed)
     trainer = Trainer(Policy(Path(config.model_path), settings), algorithm(settings.algorithm), settings, ranks)

@@ -1,12 +1,12 @@
-"""A rank of the learner other than the first: does what rank 0 does, when rank 0 says so.
+"""A rank of the learner other than rank 0: it runs the same operations as rank 0, on rank 0's commands.
 
-    rank 0 (`worker.LearnerWorker`)            this
-        hold a store ──────── Meet ──────────► join, load the model, keep its shard
-        the same       ◄── collectives ──►     the same: load, train, publish, save
-        ledger, events, weights' files         nothing of the kind: it reads groups, and saves its shards
+    rank 0 (`worker.LearnerWorker`)                      another rank
+        host a store ──────── JoinGroup ───────────────► join, load the model, hold its shard
+        load, train, publish, save  ◄── collectives ──►  the same
+        ledger, events, weight files                     none of these: it reads groups, and saves its shards
 
 Invariants: it makes no transition in the ledger; when it fails, it leaves the process group first, so that rank 0 does
-not wait for it. A rank alone cannot come back: all are started again together.
+not wait for it. A single rank cannot be restarted: all are restarted together.
 """
 
 from __future__ import annotations
@@ -47,32 +47,33 @@ T = TypeVar("T")
 
 
 class RankWorker:
-    """See `headrace_core.protocols.worker.Worker`. Obeys from `start` on: rank 0 replays before it runs."""
+    """See `headrace_core.protocols.worker.Worker`. It runs commands from `start` on, because rank 0 replays steps
+    before its `run`."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._redis = connect(config.redis_url, config.redis_wait)
         self._ledger = Ledger(self._redis, config.job_id)
-        self._orders = CommandStream(self._redis, config.job_id, config.ranks_start)
+        self._commands = CommandStream(self._redis, config.job_id, config.ranks_start)
         self._thread = torch_thread(config.threads)
         self._ranks: FsdpGroup | None = None
         self._snapshots: Snapshots | None = None
-        self._obeying: asyncio.Task[str] | None = None
+        self._running: asyncio.Task[str] | None = None
 
     @classmethod
     def from_config(cls, config: WorkerConfig) -> Self:
-        """As every worker is made by its actor."""
+        """The constructor that a worker's actor calls."""
         return cls(config)
 
     async def start(self) -> dict[str, Any]:
-        """Join the other ranks and load the model. Raises `TimedOut` when rank 0 does not call."""
+        """Join the other ranks and load the model. Raises `TimedOut` if rank 0 does not send the command."""
         began = time.monotonic()
-        order = await self._orders.next(self._config.start_timeout)
-        if not isinstance(order, JoinGroup):
-            raise HeadraceError(f"the first command of a rank is to join the group, not {order}")
-        ranks = self._ranks = await self._in_thread(lambda: self._join(order))
+        command = await self._commands.next(self._config.start_timeout)
+        if not isinstance(command, JoinGroup):
+            raise HeadraceError(f"the first command of a rank is to join the group, not {command}")
+        ranks = self._ranks = await self._in_thread(lambda: self._join(command))
         trainer = await self._in_thread(lambda: self._load(ranks))
-        self._obeying = asyncio.create_task(self._obey(trainer, ranks), name="obey")
+        self._running = asyncio.create_task(self._run_commands(trainer, ranks), name="run commands")
         return {
             "device": str(trainer.policy.device),
             "rank": f"{ranks.index} of {ranks.size}",
@@ -81,15 +82,15 @@ class RankWorker:
         }
 
     async def run(self) -> str:
-        """Returns when rank 0 has no more orders. Raises `RanksLost`, or `TimedOut` when rank 0 falls silent."""
-        assert self._obeying is not None
-        return await self._obeying
+        """Returns when rank 0 has finished. Raises `RanksLost`, or `TimedOut` if rank 0 stops sending heartbeats."""
+        assert self._running is not None
+        return await self._running
 
     async def stop(self) -> None:
-        """Obey to the end, which rank 0 announces, then let go of all. Idempotent."""
-        if self._obeying is not None:
-            await asyncio.wait([self._obeying], timeout=self._config.stall_timeout)
-            await cancel([self._obeying])
+        """Run commands until rank 0 finishes, or `stall_timeout`; then release all resources. Idempotent."""
+        if self._running is not None:
+            await asyncio.wait([self._running], timeout=self._config.stall_timeout)
+            await cancel([self._running])
         if self._ranks is not None:
             await asyncio.to_thread(self._ranks.close)
         await asyncio.to_thread(self._thread.shutdown)
@@ -97,21 +98,21 @@ class RankWorker:
 
     # ── in the thread for torch ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _join(self, order: JoinGroup) -> FsdpGroup:
+    def _join(self, command: JoinGroup) -> FsdpGroup:
         config, size, limit = self._config, self._config.settings.learner_ranks, self._config.start_timeout
-        store = connect_store(order.host, order.port, size, limit)
+        store = connect_store(command.host, command.port, size, limit)
         return join_group(store, own_address(config.redis_url), config.rank, size, limit, config.stall_timeout)
 
     def _load(self, ranks: FsdpGroup) -> Trainer:
         trainer, self._snapshots = load_trainer(self._config, ranks)
         return trainer
 
-    # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _obey(self, trainer: Trainer, ranks: FsdpGroup) -> str:
+    async def _run_commands(self, trainer: Trainer, ranks: FsdpGroup) -> str:
         try:
-            while not isinstance(order := await self._orders.next(self._config.stall_timeout), Finish):
-                work = await self._work(order, trainer)
+            while not isinstance(command := await self._commands.next(self._config.stall_timeout), Finish):
+                work = await self._work(command, trainer)
                 with ranks.together():
                     await self._in_thread(work)
             if self._snapshots is not None:
@@ -121,9 +122,9 @@ class RankWorker:
             raise
         return "finished"
 
-    async def _work(self, order: Command, trainer: Trainer) -> Callable[[], object]:
-        """Rank 0's part is `worker.LearnerWorker`'s method of that name."""
-        match order:
+    async def _work(self, command: Command, trainer: Trainer) -> Callable[[], object]:
+        """This rank's part of a command, to be run in torch's thread. `worker.LearnerWorker` has rank 0's part."""
+        match command:
             case Load(path):
                 return lambda: checkpoint.load(trainer, Path(path))
             case Train(version, ids, max_staleness, learning_rate):
@@ -142,7 +143,7 @@ class RankWorker:
                 return lambda: checkpoint.save(trainer, Path(self._config.output_dir), version)
             case WriteModel():
                 return lambda: trainer.policy.write_model(None)
-        raise HeadraceError(f"rank {self._config.rank} of the learner does not know the command {order}")
+        raise HeadraceError(f"rank {self._config.rank} of the learner does not know the command {command}")
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -1,8 +1,9 @@
-"""What the learner before left: the newest state to go back to, and the groups of the steps since.
+"""Recovery of the state that the learner before left: the newest saved state, and the groups of the steps since.
 
-    newest whole snapshot ─► newest whole checkpoint ─► the base model        then: replay of the settled steps since
+    newest valid snapshot, else newest valid checkpoint, else the base model     then: replay of the settled steps since
 
-Invariants: no state is gone back to that is newer than the ledger; what is passed over is told, with what is wrong.
+Invariants: no restored state is newer than the ledger; every snapshot and checkpoint that is passed over is reported,
+with its problem.
 """
 
 from __future__ import annotations
@@ -23,16 +24,21 @@ from .training.trainer import Trainer
 
 
 class Recovery:
-    """Of one start of a learner; `newest` is the ledger's policy version."""
+    """The recovery of one start of a learner; `newest` is the ledger's policy version."""
 
     def __init__(self, coordinator: Coordinator, job: JobRecord, checkpoints: CheckpointStore, newest: int) -> None:
         self._coordinator, self._job, self._checkpoints, self._newest = coordinator, job, checkpoints, newest
 
     async def go_back(self, trainer: Trainer, snapshots: Snapshots | None, found: Found) -> tuple[int, str]:
-        """Bring the trainer to the newest state that is kept; returns its version, and whose it is, in words."""
+        """Bring the trainer to the newest saved state. Returns its version, and what it was restored from, in words.
+
+        `found`: the newest checkpoint.
+        """
         if snapshots is not None:
-            order = Restore(found.version, self._newest)
-            restored = await self._coordinator.run_on_all(order, lambda: snapshots.restore(order.least, order.most))
+            command = Restore(found.version, self._newest)
+            restored = await self._coordinator.run_on_all(
+                command, lambda: snapshots.restore(command.least, command.most)
+            )
             await self.report("snapshot passed over", restored.passed_over)
             if restored.version is not None:
                 return restored.version, f"snapshot at version {restored.version}"
@@ -42,7 +48,10 @@ class Recovery:
         return found.version, f"checkpoint at version {found.version}"
 
     async def groups(self, step: Step, found: Found, version: int) -> list[Group]:
-        """Of a step that the state, of `version`, does not hold. Raises `Damaged` where they are kept no longer."""
+        """The groups of a settled step that the restored state, of `version`, does not include.
+
+        Raises `Damaged` if the ledger has deleted them.
+        """
         try:
             return await self._job.ledger.replay(step)
         except NotFound as error:
@@ -53,7 +62,7 @@ class Recovery:
                 f"over: {passed_over}. Fork a new job from a checkpoint"
             ) from error
 
-    async def report(self, what: str, which: Iterable[str]) -> None:
-        """Emit one warning for each of `which`, after the words of `what`."""
-        for one in which:
-            await self._job.store.emit_event(self._job.id, f"{what}: {one}", level="warn")
+    async def report(self, what: str, problems: Iterable[str]) -> None:
+        """Emit a warning `<what>: <problem>` for each of the problems."""
+        for problem in problems:
+            await self._job.store.emit_event(self._job.id, f"{what}: {problem}", level="warn")

@@ -1,4 +1,4 @@
-"""What the learner tells of a step: the entry of the metrics stream, and the event that users see."""
+"""The learner's report of a step: the entry of the metrics stream, and the event for users."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .training.trainer import StepResult
 def step_metrics(
     groups: Sequence[Group], result: StepResult, step: int, total_steps: int, seconds: Mapping[str, float]
 ) -> StepMetrics:
-    """Figures of step `step` (1 for the first)."""
+    """The measurements of step `step` (1 for the first). `seconds`: duration of each stage."""
     summary, measured = summarise(groups), result.measured
     return StepMetrics(
         step=step,
@@ -45,6 +45,6 @@ def step_metrics(
 
 
 def event_message(metrics: StepMetrics) -> str:
-    """One line for the user."""
+    """The message of a step's event."""
     reward = "none" if metrics.reward_mean is None else f"{metrics.reward_mean:.2f}"
     return f"Step {metrics.step}/{metrics.total_steps}, train mean reward={reward}"

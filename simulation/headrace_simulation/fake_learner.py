@@ -105,12 +105,12 @@ class SimulatedLead:
 
     async def close(self) -> None: ...
 
-    async def run_on_all(self, order: Any, work: Callable[[], Any]) -> Any:
+    async def run_on_all(self, command: Any, work: Callable[[], Any]) -> Any:
         """`work` happens in the middle of a while; a checkpoint is written in parts."""
         seconds = self._world.plan.job.train_seconds / 2
         await self._passes(seconds)
-        if isinstance(order, Save):
-            return await self._save(order.version, work)
+        if isinstance(command, Save):
+            return await self._save(command.version, work)
         done = work()
         await self._passes(seconds)
         return done

@@ -28,7 +28,7 @@ def a_table(behaviour: list[float], ages: list[int], fresh: list[bool] | None = 
 def test_figures_by_age() -> None:
     """Noted in two micro-batches, out of order."""
     log = StepLog(a_table([-1.0, -1.0, -3.0, -3.0], [0, 1, 0, 1]), SingleProcess())
-    log.note(
+    log.record(
         torch.tensor([3, 0]),
         loss=torch.tensor([6.0, 1.0]),
         proximal=torch.tensor([-4.0, -1.0]),
@@ -36,7 +36,7 @@ def test_figures_by_age() -> None:
         clipped=torch.tensor([False, False]),
         share=torch.tensor([False, True]),
     )
-    log.note(
+    log.record(
         torch.tensor([1, 2]),
         loss=torch.tensor([2.0, 3.0]),
         proximal=torch.tensor([-2.0, -3.0]),
@@ -58,14 +58,14 @@ def test_figures_by_age() -> None:
 def test_no_gradient_is_kept() -> None:
     log = StepLog(a_table([-1.0], [0]), SingleProcess())
     one = torch.ones(1, requires_grad=True)
-    log.note(torch.tensor([0]), loss=2 * one, proximal=-one, importance=one, clipped=one > 2)
+    log.record(torch.tensor([0]), loss=2 * one, proximal=-one, importance=one, clipped=one > 2)
     assert log.measure(AgeCount(Counter({0: 1}))).loss == 2.0
 
 
 def test_tokens_all_masked_by_their_weight_are_no_sample() -> None:
     log = StepLog(a_table([-1.0, -1.0], [0, 0]), SingleProcess())
     none = torch.zeros(2)
-    log.note(torch.arange(2), loss=none, proximal=none, importance=none, clipped=none > 0)
+    log.record(torch.arange(2), loss=none, proximal=none, importance=none, clipped=none > 0)
     assert log.measure(AgeCount(Counter({0: 2}))).effective_sample_size == 0.0
 
 
@@ -79,7 +79,7 @@ def test_answers_have_a_figure_of_their_own_and_a_part_in_the_loss() -> None:
     table = a_table([-1.0, -1.0, -3.0], [0, 0, 0])
     table.answer_N[1:] = True
     log = StepLog(table, SingleProcess())
-    log.note(
+    log.record(
         torch.arange(3),
         loss=torch.tensor([1.0, 2.0, 4.0]),
         proximal=torch.tensor([-2.0, -3.0, -6.0]),
@@ -124,8 +124,8 @@ def test_of_no_reward_there_is_no_mean() -> None:
 def test_the_mismatch_is_of_fresh_completions_before_the_first_update() -> None:
     """exp(−d) − 1 + d of two tokens; the third is of a completion begun by an older policy, the fourth comes later."""
     log = StepLog(a_table([-1.0, -2.0, -3.0, -4.0], [0, 0, 0, 0], [True, True, False, True]), SingleProcess())
-    log.note_unmoved(torch.tensor([0, 1, 2]), torch.tensor([-1.5, -1.9, -9.0]))
-    log.note(torch.tensor([0, 1, 2, 3]), importance=torch.ones(4), proximal=torch.zeros(4), clipped=torch.zeros(4))
+    log.record_initial(torch.tensor([0, 1, 2]), torch.tensor([-1.5, -1.9, -9.0]))
+    log.record(torch.tensor([0, 1, 2, 3]), importance=torch.ones(4), proximal=torch.zeros(4), clipped=torch.zeros(4))
     found = log.measure(AgeCount(Counter({0: 4}))).extra
     expected = [math.exp(-0.5) - 1 + 0.5, math.exp(0.1) - 1 - 0.1]
     assert found == {MISMATCH: pytest.approx(sum(expected) / 2, rel=1e-5)}

@@ -106,8 +106,8 @@ async def test_a_learner_whose_ranks_do_not_come_says_which(bench: Callable[...,
 async def test_orders_are_heard_once_in_order_and_only_of_their_start(redis: Redis) -> None:
     first, train = CommandStream(redis, "ftjob-orders", "a"), Train(0, (3, 1, 2), 4, 1e-5)
     for order in (train, Heartbeat(), Finish()):
-        await first.give(order)
-    await CommandStream(redis, "ftjob-orders", "b").give(Finish())
+        await first.send(order)
+    await CommandStream(redis, "ftjob-orders", "b").send(Finish())
     key = "headrace:{ftjob-orders}:orders:a"
     ((_, entry),) = await redis.xrange(key, count=1)
     await redis.xadd(key, entry)  # as if the connection had broken before the answer

@@ -154,14 +154,14 @@ class TimedCoordinator:
         """At once."""
         return work()
 
-    async def run_on_all(self, order: Command, work: Callable[[], T]) -> T:
+    async def run_on_all(self, command: Command, work: Callable[[], T]) -> T:
         """A checkpoint, which takes no time, comes after each step that was settled."""
         done = work()
-        if isinstance(order, Train):
+        if isinstance(command, Train):
             await asyncio.sleep(self._trainer.train_seconds / FASTER)
-        elif isinstance(order, Publish):
+        elif isinstance(command, Publish):
             await asyncio.sleep(self._publish_seconds / FASTER)
-        elif isinstance(order, Save):
+        elif isinstance(command, Save):
             at = self._clock.monotonic() * FASTER
             self.steps.append(Settled(at, self._trainer.counts, self._trainer.train_seconds))
             self.settled.set()
@@ -185,7 +185,7 @@ class NoCheckpoints:
 def learner_worker(
     config: WorkerConfig, job: JobRecord, trainer: TimedTrainer, coordinator: TimedCoordinator
 ) -> LearnerWorker:
-    """The real order of work, in which a step of training is a sleep."""
+    """The real command of work, in which a step of training is a sleep."""
     ports = LearnerPorts(
         job=job,
         weights=WeightStore(Path(config.weights_root), config.job_id),

@@ -1,1 +1,1 @@
-"""The algorithms: which tokens count, advantages, importance weights, losses, KL."""
+"""The algorithms: token selection, advantages, importance weights, losses, KL."""

@@ -1,13 +1,14 @@
-"""Advantage functions: what the completions of a step earned in, the advantage of each of its tokens out.
+"""Advantage functions: from rewards, penalties and values of a step's completions to the advantage of each token.
 
-They are pure: rewards, penalties and values in, arrays out; no model, no policy version. A completion whose reward is
-not applicable is not among them at all: it counts in no mean and in no normalisation. One all of whose tokens are too
-old is: in a group's baseline its reward says something about its neighbours, though it has no token to teach with.
-Reference answers are not looked at: their tokens are in no column here.
+They are pure functions of arrays: no model, no policy version. A completion whose reward is not applicable is left out,
+and counts in no mean and no normalisation. A completion whose tokens are all too old is included: its reward still
+informs the group's baseline, although no token of it is trained on. Reference answers are not included: the columns
+here have no rows for their tokens.
 
-Penalties are subtracted after everything that normalises or clamps, in the advantage's own units: what the divergence
-from the base model does to a gradient is linear in its coefficient, whatever the rewards are. Normalised together with
-the rewards, the coefficient would cancel where rewards are equal, and noise of the estimate be learned at full size.
+Penalties are subtracted after all normalisation and clamping, in the units of the advantage, so that the effect of the
+divergence from the base model on the gradient is linear in its coefficient, whatever the rewards are. If penalties were
+normalised together with the rewards, the coefficient would cancel out where rewards are equal, and the noise of the
+estimate would be amplified to full size.
 
 Shape suffix: N contributing completion tokens of the step, in admission order.
 """
@@ -23,12 +24,12 @@ import numpy.typing as npt
 Column = npt.NDArray[np.float64]
 
 _EPSILON = 1e-6
-"""Keeps rewards that hardly differ from dividing by nothing; far below any reward scale in use."""
+"""Avoids a division by almost zero where rewards hardly differ; far below any reward scale in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One completion with a reward; its contributing tokens are `tokens` of the step's columns."""
+    """One completion with a reward. `tokens`: the rows of its contributing tokens in the step's columns."""
 
     reward: float
     tokens: slice
@@ -37,39 +38,39 @@ class Trajectory:
 
     @property
     def length(self) -> int:
-        """How many of its tokens contribute."""
+        """Number of contributing tokens."""
         return int(self.tokens.stop - self.tokens.start)
 
 
 @dataclass(frozen=True, slots=True)
 class AdvantageInputs:
-    """All that an advantage function may look at."""
+    """The inputs of an advantage function. K trajectories of all groups, in order."""
 
     groups: Sequence[Sequence[Trajectory]]
     penalties_N: Column
-    """Of each token: the estimated divergence from the base model times its coefficient, zero without one."""
+    """Estimated divergence from the base model at each token, times its coefficient; zero without one."""
     values_N: Column | None = None
-    """The critic's estimate of the rewards to come, from before each token on; None without a critic."""
+    """The critic's value of the state before each token: the expected return from there; None without a critic."""
     gamma: float = 1.0
     gae_lambda: float = 1.0
     clip: float | None = None
-    """A reward's difference to its baseline is clamped to ± this; None leaves it alone."""
+    """The difference of a reward to its baseline is clamped to ± this; None: not clamped."""
     earlier_K: Column | None = None
-    """Of each trajectory, in order: penalties of its tokens before the first that contributes; None: of none.
+    """Sum of each trajectory's penalties before its first contributing token; None: zero for all.
 
-    Penalties of other tokens that do not contribute are with those of the last one before them that does.
+    Penalties of later tokens that do not contribute are included in the last contributing token before them.
     """
     after_K: Column | None = None
-    """Of each trajectory, the critic's value of what would have come after its last token; None: nothing would."""
+    """The critic's value of the state after each trajectory's last token; None: zero for all."""
 
     def clamped(self, differences: Column) -> Column:
-        """The same, within ± `clip`."""
+        """`differences` clamped to ± `clip`."""
         return differences if self.clip is None else np.clip(differences, -self.clip, self.clip)
 
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """What the policy learns from, and the critic."""
+    """The training targets: advantages for the policy, returns for the critic."""
 
     advantages_N: Column
     returns_N: Column | None = None
@@ -79,133 +80,141 @@ class Advantages:
 AdvantageFunction = Callable[[AdvantageInputs], Advantages]
 
 
-def grpo(earned: AdvantageInputs) -> Advantages:
+def grpo(inputs: AdvantageInputs) -> Advantages:
     """A = (r − mean r) / (std r + ε) − (P − mean P) over the group, the same for every token; P sums the penalties.
 
-    (arXiv 2402.03300; there the divergence is in the loss.) The deviation is that of the population (divisor n), so
-    that one completion alone has advantage 0, not NaN.
+    (arXiv 2402.03300; there the divergence is in the loss.) The standard deviation has the divisor n, so that a single
+    completion has advantage 0, not NaN.
     """
-    return _of_completions(earned, _standardised, _less_mean)
+    return _of_completions(inputs, _standardised, _centred)
 
 
-def dr_grpo(earned: AdvantageInputs) -> Advantages:
-    """A = s − mean s over the group, s = r − P: a deviation in the divisor favours prompts too easy or too hard.
+def dr_grpo(inputs: AdvantageInputs) -> Advantages:
+    """A = s − mean s over the group, s = r − P (arXiv 2503.20783).
 
-    (arXiv 2503.20783.)
+    There is no division by the standard deviation, which would favour prompts that are too easy or too hard.
     """
-    return _of_completions(earned, _less_mean, _less_mean)
+    return _of_completions(inputs, _centred, _centred)
 
 
-def rloo(earned: AdvantageInputs) -> Advantages:
-    """A_i = s_i − mean of the group's other s, s = r − P: an unbiased baseline (arXiv 2402.14740); 0 for one alone."""
-    return _of_completions(earned, _less_mean_of_others, _less_mean_of_others)
+def rloo(inputs: AdvantageInputs) -> Advantages:
+    """A_i = s_i − mean of the group's other s, s = r − P: an unbiased baseline (arXiv 2402.14740).
+
+    A single completion has advantage 0.
+    """
+    return _of_completions(inputs, _centred_by_others, _centred_by_others)
 
 
-def remax(earned: AdvantageInputs) -> Advantages:
+def remax(inputs: AdvantageInputs) -> Advantages:
     """A_t = clamp(r − r(greedy)) − Σ_{t' ≥ t} γ^{t'−t}·penalty: the prompt's greedy completion is the baseline.
 
-    (arXiv 2310.10505. Penalties are returns to go, which makes their part the gradient of the divergence of whole
-    completions; the published code charges each token with its own penalty alone.) Raises ValueError for a trajectory
+    (arXiv 2310.10505. Penalties are summed as returns to go, so that their part is the gradient of the divergence of
+    whole completions; the published code uses each token's own penalty only.) Raises ValueError for a trajectory
     without a greedy reward.
     """
-    found = -_to_go(earned.penalties_N, earned)
-    for trajectory in _all(earned):
+    advantages_N = -_to_go(inputs.penalties_N, inputs)
+    for trajectory in _all(inputs):
         if trajectory.greedy is None:
             raise ValueError("ReMax needs the greedy completion's reward of every group")
-        found[trajectory.tokens] += earned.clamped(np.array([trajectory.reward - trajectory.greedy]))
-    return Advantages(found)
+        advantages_N[trajectory.tokens] += inputs.clamped(np.array([trajectory.reward - trajectory.greedy]))
+    return Advantages(advantages_N)
 
 
-def reinforce_pp(earned: AdvantageInputs) -> Advantages:
-    """Rewards to go, normalised over all tokens of the batch, minus penalties to go, of which their mean is taken off.
+def reinforce_pp(inputs: AdvantageInputs) -> Advantages:
+    """Rewards to go, normalised over all tokens of the batch, minus centred penalties to go.
 
-    No group, no critic (REINFORCE++, arXiv 2501.03262, which normalises both together).
+    Uses neither groups nor a critic (REINFORCE++, arXiv 2501.03262, which normalises rewards and penalties together).
     """
-    rewards_N = earned.clamped(_normalised(_to_go(_final_rewards(earned), earned)))
-    return Advantages(rewards_N - _less_mean(_to_go(earned.penalties_N, earned)))
+    rewards_N = inputs.clamped(_normalised(_to_go(_final_rewards(inputs), inputs)))
+    return Advantages(rewards_N - _centred(_to_go(inputs.penalties_N, inputs)))
 
 
-def gae(earned: AdvantageInputs) -> Advantages:
+def gae(inputs: AdvantageInputs) -> Advantages:
     """Generalised advantage estimation (arXiv 1506.02438), normalised over the batch, minus penalties to go.
 
-    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return_t = A_t + V_t. After the last token V is 0, or what
-    `after_K` says, as of completions that were cut off (arXiv 1712.00378). The reward comes with the last token;
-    the critic learns rewards alone, and penalties have their mean for a baseline. Raises ValueError without values.
+    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return_t = A_t + V_t. After the last token V is that of
+    `after_K`: 0, but for completions that were cut off (arXiv 1712.00378). The reward is at the last token. The critic
+    learns rewards only; the baseline of penalties is their mean. Raises ValueError without values.
     """
-    if earned.values_N is None:
+    if inputs.values_N is None:
         raise ValueError("generalised advantage estimation needs a critic's values")
-    rewards_N, values_N = _final_rewards(earned), earned.values_N
-    found = np.zeros_like(rewards_N)
-    after_K = np.zeros(len(_all(earned))) if earned.after_K is None else earned.after_K
-    for trajectory, following in zip(_all(earned), after_K.tolist(), strict=True):
-        after = 0.0
+    rewards_N, values_N = _final_rewards(inputs), inputs.values_N
+    advantages_N = np.zeros_like(rewards_N)
+    after_K = np.zeros(len(_all(inputs))) if inputs.after_K is None else inputs.after_K
+    for trajectory, next_value in zip(_all(inputs), after_K.tolist(), strict=True):
+        next_advantage = 0.0
         for t in reversed(range(trajectory.tokens.start, trajectory.tokens.stop)):
-            delta = rewards_N[t] + earned.gamma * following - values_N[t]
-            found[t] = after = delta + earned.gamma * earned.gae_lambda * after
-            following = values_N[t]
-    penalties_N = _less_mean(_to_go(earned.penalties_N, earned))
-    return Advantages(earned.clamped(_normalised(found)) - penalties_N, found + values_N)
+            delta = rewards_N[t] + inputs.gamma * next_value - values_N[t]
+            advantages_N[t] = next_advantage = delta + inputs.gamma * inputs.gae_lambda * next_advantage
+            next_value = values_N[t]
+    penalties_N = _centred(_to_go(inputs.penalties_N, inputs))
+    return Advantages(inputs.clamped(_normalised(advantages_N)) - penalties_N, advantages_N + values_N)
 
 
 # ── shared pieces ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _all(earned: AdvantageInputs) -> list[Trajectory]:
-    return [trajectory for group in earned.groups for trajectory in group]
+def _all(inputs: AdvantageInputs) -> list[Trajectory]:
+    return [trajectory for group in inputs.groups for trajectory in group]
 
 
 def _of_completions(
-    earned: AdvantageInputs, of_rewards: Callable[[Column], Column], of_penalties: Callable[[Column], Column]
+    inputs: AdvantageInputs, of_rewards: Callable[[Column], Column], of_penalties: Callable[[Column], Column]
 ) -> Advantages:
-    """One advantage a completion, for all of its tokens, from the group's rewards and its sums of penalties."""
-    found = np.zeros_like(earned.penalties_N)
-    earlier_K = np.zeros(len(_all(earned))) if earned.earlier_K is None else earned.earlier_K
+    """One advantage per completion, the same for all of its tokens.
+
+    `of_rewards` maps the rewards of a group to advantages, `of_penalties` its summed penalties to what is subtracted.
+    """
+    advantages_N = np.zeros_like(inputs.penalties_N)
+    earlier_K = np.zeros(len(_all(inputs))) if inputs.earlier_K is None else inputs.earlier_K
     first = 0
-    for group in earned.groups:
+    for group in inputs.groups:
         if not group:
             continue
         rewards = np.array([t.reward for t in group])
-        penalties = np.array([earned.penalties_N[t.tokens].sum() for t in group])
+        penalties = np.array([inputs.penalties_N[t.tokens].sum() for t in group])
         penalties += earlier_K[first : first + len(group)]
         first += len(group)
-        advantages = earned.clamped(of_rewards(rewards)) - of_penalties(penalties)
+        advantages = inputs.clamped(of_rewards(rewards)) - of_penalties(penalties)
         for trajectory, advantage in zip(group, advantages, strict=True):
-            found[trajectory.tokens] = advantage
-    return Advantages(found)
+            advantages_N[trajectory.tokens] = advantage
+    return Advantages(advantages_N)
 
 
-def _final_rewards(earned: AdvantageInputs) -> Column:
-    """The completion's reward with its last token, 0 with all others."""
-    rewards_N = np.zeros_like(earned.penalties_N)
-    for trajectory in _all(earned):
+def _final_rewards(inputs: AdvantageInputs) -> Column:
+    """[N] the completion's reward at its last contributing token, 0 at all others."""
+    rewards_N = np.zeros_like(inputs.penalties_N)
+    for trajectory in _all(inputs):
         if trajectory.length:
             rewards_N[trajectory.tokens.stop - 1] = trajectory.reward
     return rewards_N
 
 
-def _to_go(rewards_N: Column, earned: AdvantageInputs) -> Column:
-    """G_t = r_t + γ·G_{t+1}, within each completion."""
-    found = np.zeros_like(rewards_N)
-    for trajectory in _all(earned):
-        after = 0.0
+def _to_go(rewards_N: Column, inputs: AdvantageInputs) -> Column:
+    """[N] returns to go G_t = r_t + γ·G_{t+1}, within each completion."""
+    returns_N = np.zeros_like(rewards_N)
+    for trajectory in _all(inputs):
+        next_return = 0.0
         for t in reversed(range(trajectory.tokens.start, trajectory.tokens.stop)):
-            found[t] = after = rewards_N[t] + earned.gamma * after
-    return found
+            returns_N[t] = next_return = rewards_N[t] + inputs.gamma * next_return
+    return returns_N
 
 
-def _less_mean(column: Column) -> Column:
-    """Exactly 0 where all are equal: rounding of the mean must not give them a sign."""
+def _centred(column: Column) -> Column:
+    """x − mean x; exactly 0 if all are equal, because rounding of the mean must not give them a sign."""
     return column - column.mean() if len(column) and np.ptp(column) else np.zeros_like(column)
 
 
-def _less_mean_of_others(column: Column) -> Column:
-    return _less_mean(column) * len(column) / max(1, len(column) - 1)
+def _centred_by_others(column: Column) -> Column:
+    """x_i − mean of the other x = (x_i − mean x) · n / (n − 1)."""
+    return _centred(column) * len(column) / max(1, len(column) - 1)
 
 
 def _standardised(column: Column) -> Column:
-    return _less_mean(column) / (column.std() + _EPSILON)
+    """(x − mean x) / (std x + ε)."""
+    return _centred(column) / (column.std() + _EPSILON)
 
 
 def _normalised(column_N: Column) -> Column:
-    """To mean 0 and deviation 1 over all tokens."""
+    """[N] with mean 0 and standard deviation 1 over all tokens; unchanged if there are none."""
     return _standardised(column_N) if len(column_N) else column_N

@@ -1,14 +1,15 @@
-"""Groups → one table of the step's contributing tokens → minibatches of whole groups → micro-batches to compute.
+"""The batch of a step: a table of its contributing tokens, split into minibatches of groups, and those into
+micro-batches.
 
     groups [admission order]
-      ├─ table: one row a contributing token, in that order; every per-token figure of a step is a column of it
+      ├─ table: one row per contributing token, in that order; every per-token figure of a step is a column of it
       └─ minibatch: whole groups, contiguous            one optimizer update each
-           └─ micro-batch: sequences of similar length  one forward and backward each; B × T ≤ token_budget
+           └─ micro-batch: sequences of similar length  one forward and backward pass each; B × T ≤ token_budget
 
-Invariants: a contributing token (`token_selection`) has one row of the table, and is in one micro-batch, but for
-completions whose gradient is zero whatever their tokens are: those count in the minibatch's mean, and nothing is
-computed for them. Which micro-batch a token is in changes no gradient: its part of the loss is scaled by facts of the
-minibatch alone.
+Invariants: each contributing token (`token_selection`) has one row of the table and is in exactly one micro-batch.
+Except: completions whose gradient is zero whatever their tokens are count in the minibatch's mean, but nothing is
+computed for them. The assignment of tokens to micro-batches does not change the gradient, because a token's share of
+the loss is scaled by properties of the minibatch only.
 
 Shape suffixes: B sequences, T positions, N tokens (of a micro-batch in a micro-batch, of the step in the table).
 """
@@ -32,64 +33,67 @@ from .token_selection import AgeCount, Passage, TrainableCompletion, contributin
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass. Right-padded, so that causal attention needs no mask: no token sees what comes after it."""
+    """One forward pass. Sequences are right-padded, so that causal attention needs no padding mask."""
 
     inputs_BT: Tensor
-    """int64 token ids; a sequence ends before its last contributing token, which is only ever a target."""
+    """int64 token ids. A sequence ends before its last contributing token, which is only a target."""
     rows_N: Tensor
+    """int64: the sequence (row of `inputs_BT`) that each token belongs to."""
     positions_N: Tensor
-    """With `rows_N`: the input position whose output predicts the token."""
+    """int64: the input position whose output predicts the token."""
     targets_N: Tensor
+    """int64: the token ids to predict."""
     table_N: Tensor
-    """Each token's row in the step's table."""
+    """int64: each token's row in the step's table."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on another device."""
+        """A copy on another device."""
         return MicroBatch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
-    """What one optimizer update sees."""
+    """The data of one optimizer update."""
 
     micro_batches: tuple[MicroBatch, ...]
     tokens: slice
-    """Its rows of the step's table."""
+    """The minibatch's rows of the step's table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns known before any forward pass, [N] each."""
+    """The columns of a step that are known before any forward pass, [N] each."""
 
     behaviour_N: Tensor
+    """Log-probability by the policy that sampled (or scored) the token."""
     ages_N: Tensor
-    """int64: policy versions between sampling and this update; none is above max_staleness."""
+    """int64: policy versions between sampling and this update; at most max_staleness."""
     sequences_N: Tensor
-    """int64: number of the sequence, for ratios of sequences: a completion's tokens are one, its answer's another."""
+    """int64: number of the sequence, for sequence-level ratios. A completion and its reference answer are two."""
     completions_N: Tensor
-    """int64: number of the completion, whose answer is part of it."""
+    """int64: number of the completion; its reference answer has the same."""
     answer_N: Tensor
-    """Bool: an answer token."""
+    """Bool: a token of a reference answer."""
     answer_advantages_N: Tensor
-    """Of an answer token, what stands in its advantage's place; 0 of all others."""
+    """What replaces the advantage of an answer token; 0 for all other tokens."""
     fresh_N: Tensor
-    """Bool: of a completion that the policy being updated sampled whole, over caches of its own."""
+    """Bool: the policy being updated sampled the whole completion, and its KV cache is of that policy, too."""
     scales_N: Tensor
-    """The token's share in its minibatch's mean, times its loss weight: the loss is Σ scale·ℓ."""
+    """The token's weight in its minibatch's mean, times its loss weight: the loss is Σ scale·ℓ."""
 
     def __len__(self) -> int:
         return len(self.behaviour_N)
 
     def to(self, device: torch.device) -> Table:
-        """The same on another device."""
+        """A copy on another device."""
         return Table(*(getattr(self, name).to(device) for name in self.__slots__))
 
     def of_completions(self, column_N: Tensor) -> Column:
-        """Of a column's N rows, those of completion tokens."""
+        """The rows of completion tokens in a column [N], which has rows for answer tokens, too."""
         return column_N[~self.answer_N].double().cpu().numpy()
 
     def with_answers(self, column: Column, of_answers: Tensor) -> Tensor:
-        """[N] the other way round: completion tokens have theirs, answer tokens what [N] `of_answers` says."""
+        """[N] the inverse of `of_completions`: completion tokens from `column`, answer tokens from `of_answers` [N]."""
         full_N = of_answers.clone()
         full_N[~self.answer_N] = torch.from_numpy(column).to(full_N)
         return full_N
@@ -97,23 +101,24 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class ChargedTokens:
-    """The M sampled tokens of a step that do not contribute, and are charged for the divergence all the same."""
+    """The M sampled tokens of a step that do not contribute to the gradient, but whose divergence from the base model
+    counts in the reward."""
 
     part: MiniBatch
     behaviour_M: Tensor
     after: npt.NDArray[np.int64]
-    """[M] the place among the step's completion tokens of the last one before it in its completion; -1 for none."""
+    """[M] row, among completion tokens, of the last contributing token before it in its completion; -1: none."""
     trajectory: npt.NDArray[np.int64]
-    """[M] which trajectory it belongs to, counted over all groups."""
+    """[M] number of its trajectory, counted over all groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutOff:
-    """The E completions of a step that max_tokens cut off: the states after their last tokens."""
+    """The states after the last tokens of the E completions of a step that max_tokens cut off."""
 
     part: MiniBatch
     trajectory: npt.NDArray[np.int64]
-    """[E] which trajectory each ends, counted over all groups."""
+    """[E] number of the trajectory, counted over all groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,27 +127,30 @@ class StepBatch:
 
     table: Table
     samples: tuple[tuple[TrainableCompletion, ...], ...]
-    """By group, the completions with a reward."""
+    """The completions with a reward, by group."""
     minibatches: tuple[MiniBatch, ...]
     charged: ChargedTokens | None
     counts: AgeCount
 
     @property
     def trajectories(self) -> tuple[tuple[Trajectory, ...], ...]:
-        """By group: what advantages are made of. Their slices are of the completion tokens alone."""
+        """The inputs of advantage functions, by group. Their slices are into columns of completion tokens only."""
         return tuple(tuple(s.trajectory for s in of_group) for of_group in self.samples)
 
 
 def cut_off(batch: StepBatch, settings: Hyperparameters) -> CutOff:
-    """For a critic that says what would have come. Completions without a contributing token need no value."""
+    """The states for which the critic estimates what would have followed.
+
+    Completions without a contributing token need no value.
+    """
     samples = [s for of_group in batch.samples for s in of_group]
     numbers = [i for i, s in enumerate(samples) if s.cut_off and s.trajectory.length]
     ends = [samples[number].end(row) for row, number in enumerate(numbers)]
-    return CutOff(to_read(ends, settings.token_budget), np.array(numbers, np.int64))
+    return CutOff(forward_only(ends, settings.token_budget), np.array(numbers, np.int64))
 
 
-def to_read(passages: Sequence[Passage], token_budget: int) -> MiniBatch:
-    """Forward passes over these alone, whose rows are of a column of their own, from 0 on."""
+def forward_only(passages: Sequence[Passage], token_budget: int) -> MiniBatch:
+    """A minibatch for forward passes over these passages; their `rows` are of a separate column, from 0."""
     chunks = _within_budget(passages, token_budget)
     rows = slice(0, max((p.rows.stop for p in passages), default=0))
     return MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), rows)
@@ -151,8 +159,8 @@ def to_read(passages: Sequence[Passage], token_budget: int) -> MiniBatch:
 def build_step_batch(groups: Sequence[Group], version: int, settings: Hyperparameters) -> StepBatch:
     """The batch for an update of policy `version`. Raises `InvalidData` for a token without a log-probability."""
     samples, counts = contributing(groups, version, settings)
-    cut = np.array_split(np.arange(len(groups)), settings.minibatches)
-    parts = [[s for i in part for s in samples[i]] for part in cut]
+    split = np.array_split(np.arange(len(groups)), settings.minibatches)
+    parts = [[s for i in part for s in samples[i]] for part in split]
     return StepBatch(
         table=_table(parts, settings),
         samples=tuple(map(tuple, samples)),
@@ -181,14 +189,15 @@ def _table(parts: list[list[TrainableCompletion]], settings: Hyperparameters) ->
 
 
 def _scales(part: list[TrainableCompletion], settings: Hyperparameters) -> npt.NDArray[np.float64]:
-    """[n] over the minibatch's tokens: 1 / divisor of its mean, times the token's loss weight.
+    """[n] the scale of each token of a minibatch: its weight in the mean, times its loss weight.
 
-    A completion counts with its answer, so that the two have the share in the gradient that advantage and weight say.
+    A completion and its reference answer count as one sequence, so that only advantage and answer weight determine
+    their shares of the gradient.
 
     token      Σ over all tokens / number of tokens (DAPO, arXiv 2503.14476)
-    sequence   each completion's mean, then the mean over completions (GRPO as published: it gives the tokens of long
-               wrong answers less weight than those of short ones, which teaches a policy to be wrong at length)
-    constant   Σ over all tokens / (completions × max_tokens): no length in the divisor (Dr. GRPO, arXiv 2503.20783)
+    sequence   each completion's mean, then the mean over completions (GRPO as published; tokens of long wrong answers
+               weigh less than those of short ones, which makes wrong answers longer)
+    constant   Σ over all tokens / (completions × max_tokens): independent of lengths (Dr. GRPO, arXiv 2503.20783)
     """
     lengths = np.array([s.tokens for s in part], np.int64)
     match settings.loss_mean:
@@ -203,41 +212,42 @@ def _scales(part: list[TrainableCompletion], settings: Hyperparameters) -> npt.N
 
 
 def _minibatches(parts: list[list[TrainableCompletion]], token_budget: int) -> list[MiniBatch]:
-    found, first = [], 0
+    minibatches, first = [], 0
     for part in parts:
         tokens = slice(first, first + sum(s.tokens for s in part))
-        chunks = _within_budget([s for s in part if s.tokens and not s.silent], token_budget)
-        found.append(MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), tokens))
+        chunks = _within_budget([s for s in part if s.tokens and not s.zero_gradient], token_budget)
+        minibatches.append(MiniBatch(tuple(_micro_batch(chunk) for chunk in chunks), tokens))
         first = tokens.stop
-    return found
+    return minibatches
 
 
 def _charged(samples: list[TrainableCompletion], settings: Hyperparameters) -> ChargedTokens | None:
-    """None where there are none, or where the reward is not charged for the divergence."""
+    """None if there are no such tokens, or the divergence is not part of the reward."""
     sizes = [len(s.charged_at) for s in samples]
     if not sum(sizes) or not settings.kl_coefficient or settings.kl_in == "loss":
         return None
     ends = np.cumsum(sizes).tolist()
-    found = [s.charged(slice(e - n, e)) for s, n, e in zip(samples, sizes, ends, strict=True) if n]
+    charged = [s.charged(slice(e - n, e)) for s, n, e in zip(samples, sizes, ends, strict=True) if n]
     return ChargedTokens(
-        part=to_read(found, settings.token_budget),
-        behaviour_M=_column([s.behaviour for s in found], np.float32),
+        part=forward_only(charged, settings.token_budget),
+        behaviour_M=_column([s.behaviour for s in charged], np.float32),
         after=np.concatenate([_last_before(s) for s in samples]),
         trajectory=np.repeat(np.arange(len(samples)), sizes),
     )
 
 
 def _last_before(sample: TrainableCompletion) -> npt.NDArray[np.int64]:
-    """[k] of each charged token, the place of the last contributing completion token before it; -1 for none."""
-    own = sample.targets_at[~sample.answer]
-    number = np.searchsorted(own, sample.charged_at) - 1
+    """[k] for each charged token, the row of the last contributing completion token before it; -1: none."""
+    contributing_at = sample.targets_at[~sample.answer]
+    number = np.searchsorted(contributing_at, sample.charged_at) - 1
     return np.where(number < 0, -1, sample.trajectory.tokens.start + number)
 
 
 def _within_budget(samples: Sequence[Passage], token_budget: int) -> list[list[Passage]]:
-    """Longest first (the largest need of memory shows at once), neighbours in length together; the order is stable.
+    """Sort by length and cut into micro-batches of at most `token_budget` padded tokens; the order is stable.
 
-    A sequence longer than the budget gets a micro-batch of its own.
+    The longest come first, so that a lack of memory shows at once. A sequence longer than the budget gets a micro-batch
+    of its own.
     """
     chunks: list[list[Passage]] = []
     for sample in sorted(samples, key=lambda s: -s.length):

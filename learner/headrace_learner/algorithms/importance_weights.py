@@ -1,19 +1,19 @@
-"""The staleness weight: what corrects a token for the policy versions between its sampling and this update.
+"""The staleness weight: the importance weight that corrects for the policy versions between sampling and this update.
 
-w = π_prox/π_b, in one of four ways:
+w = π_prox/π_b, by the setting `importance`:
 
     truncate        min(w, cap): bounds the variance, biased towards the behaviour policy (AReaL, arXiv 2505.24298)
-    mask            w inside [1/cap, cap], else 0: a token that far off says nothing of this policy
-    second_moment   w, but 0 for the tokens of the largest (log w)², until the mean of the rest is within a bound; only
-                    tokens on which a trust region acts are looked at: A > 0 and w > 1, or A < 0 and w < 1
-                    (M2PO, arXiv 2510.01161; there of π_θ/π_b at each minibatch, here once a step of π_prox/π_b)
+    mask            w inside [1/cap, cap], else 0: tokens far off policy are left out
+    second_moment   w, but 0 for the tokens with the largest (log w)², until the mean of the rest is within a bound; it
+                    considers only tokens on which a trust region acts: A > 0 and w > 1, or A < 0 and w < 1
+                    (M2PO, arXiv 2510.01161; there π_θ/π_b in each minibatch, here π_prox/π_b once a step)
     none            1: the plain estimator, biased by staleness
 
-A weight is of a token; of its completion, the product over its contributing tokens; or of the completion's geometric
-mean, which length leaves alone (GSPO, arXiv 2507.18071).
+By `importance_level`, the ratio is that of the token; that of its completion, the product over its contributing tokens;
+or the completion's geometric mean, which does not depend on length (GSPO, arXiv 2507.18071).
 
-A reference answer is given, not sampled: its tokens have no ratio of their own. What older versions chose is the
-reasoning before them, so that their weight is 1 where each token is weighted for itself, and else the reasoning's.
+A reference answer is given, not sampled, so that its tokens have no ratio of their own. Older versions chose the
+reasoning before it. So the weight of answer tokens is 1 at token level, and at the other levels that of the reasoning.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .losses import row_sums
 
 @dataclass(frozen=True, slots=True)
 class StalenessWeights:
-    """What the tokens of one pass are weighted with; no gradient in either."""
+    """The weights of N tokens; neither column carries a gradient."""
 
     importance_N: Tensor
     cut_N: Tensor
-    """Bool: the weight was capped, or the token masked for it."""
+    """Bool: the weight was capped, or the token was masked."""
 
 
 def staleness_weights(
@@ -45,9 +45,9 @@ def staleness_weights(
     settings: Hyperparameters,
     advantages_N: Tensor,
 ) -> StalenessWeights:
-    """Of N tokens of whole completions, which `completions_N` numbers; `answer_N` are those of reference answers.
+    """The weights of N tokens of complete completions, which `completions_N` numbers. `answer_N`: bool, answer tokens.
 
-    For `second_moment`, of all tokens of the step.
+    For `second_moment`, the N tokens must be all tokens of the step.
     """
     log_N = (proximal_N - behaviour_N).detach().masked_fill(answer_N, 0.0)
     if settings.importance_level != "token":
@@ -70,9 +70,9 @@ def staleness_weights(
 
 
 def _beyond(squares_N: Tensor, bound: float) -> Tensor:
-    """[N] bool: the fewest largest squares without which the mean of the rest is at most `bound`."""
+    """[N] bool: the smallest set of largest squares whose removal brings the mean of the rest to at most `bound`."""
     ascending, order = squares_N.double().sort(stable=True)
     means = ascending.cumsum(0) / torch.arange(1, len(ascending) + 1, device=squares_N.device)
     cut_N = torch.ones_like(squares_N, dtype=torch.bool)
-    cut_N[order[: int((means <= bound).sum())]] = False  # means of an ascending sequence ascend
+    cut_N[order[: int((means <= bound).sum())]] = False  # the running means of an ascending sequence ascend
     return cut_N

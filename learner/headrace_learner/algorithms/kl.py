@@ -1,19 +1,19 @@
-"""Estimates of the divergence KL(π ‖ π_ref) from the sampled tokens alone (J. Schulman, "Approximating KL divergence").
+"""Estimators of the divergence KL(π ‖ π_ref) from sampled tokens (J. Schulman, "Approximating KL divergence").
 
 With d = log π − log π_ref of a sampled token:
 
-    name      value             in the loss, the mean gradient is that of
-    k1        d                 nothing: it is zero; its place is the reward, where its gradient is KL(π ‖ π_ref)'s
+    name      value             expected gradient in the loss
+    k1        d                 zero; use it in the reward, where its gradient is that of KL(π ‖ π_ref)
     k2        d²/2              KL(π ‖ π_ref)
-    k3        exp(−d) − 1 + d   KL(π_ref ‖ π): the other direction
-    k1+, k3+  as k1, as k3      KL(π ‖ π_ref): the gradient is k2's (straight-through)
+    k3        exp(−d) − 1 + d   KL(π_ref ‖ π), the other direction
+    k1+, k3+  as k1, as k3      KL(π ‖ π_ref), by the gradient of k2 (straight-through)
 
-In the loss these are gradients of each token's divergence, given the tokens before it; in the reward, of the divergence
-of whole completions: a token is charged for what it leads to as well.
+In the loss these are gradients of each token's divergence given the tokens before it. In the reward it is the gradient
+of the divergence of whole completions, which includes a token's effect on later tokens.
 
-k1 and k3 are unbiased; k3 is never negative, and of low variance where π and π_ref are close. In the reward, k1 alone
-has the divergence's gradient: a policy gradient of k2 or k3 is that of another quantity, and can lead away from the
-base model (arXiv 2506.09477; the tests enumerate it).
+k1 and k3 are unbiased; k3 is never negative, and has low variance where π and π_ref are close. In the reward, only k1
+has the gradient of the divergence: the policy gradient of k2 or k3 is that of another quantity, and can lead away from
+the base model (arXiv 2506.09477; the tests enumerate it).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headrace_core.config.hyperparameters import KlEstimator
 
 
 def kl_estimate(logprobs_N: Tensor, reference_N: Tensor, estimator: KlEstimator) -> Tensor:
-    """[N] estimates in nats; the gradient flows through `logprobs_N`."""
+    """[N] estimates in nats from natural log-probabilities; the gradient flows through `logprobs_N`."""
     difference_N = logprobs_N - reference_N
     match estimator:
         case "k1":

@@ -1,7 +1,7 @@
-"""Algorithms as presets: advantages × policy loss. The trainer is blind to their names.
+"""Algorithms as presets: an advantage function and a policy loss. The trainer does not know their names.
 
-Adding one is one small function (or two) and one line here, with its facts and defaults in
-`headrace_core.config.algorithm_presets`.
+To add one, write one function or two, and add one line here and one in `headrace_core.config.algorithm_presets`, with
+its defaults.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .losses import PolicyLoss
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """What the learner does with a batch of groups."""
+    """The functions that make an algorithm."""
 
     advantages: AdvantageFunction
     policy_loss: PolicyLoss
     critic: bool = False
-    """Its advantages need a critic's values."""
+    """Whether the advantages need a critic's values."""
 
 
 IMPLEMENTATIONS: dict[str, Algorithm] = {
@@ -40,6 +40,6 @@ IMPLEMENTATIONS: dict[str, Algorithm] = {
 
 
 def algorithm(name: str) -> Algorithm:
-    """The preset of that name. Raises `InvalidRequest` that names the known ones."""
+    """The preset of that name. Raises `InvalidRequest`, which lists the known names."""
     algorithm_preset(name)
     return IMPLEMENTATIONS[name]

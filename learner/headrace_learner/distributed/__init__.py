@@ -1,1 +1,1 @@
-"""A learner of several processes: ranks, shards, and the commands that rank 0 gives."""
+"""A learner of several processes: ranks, shards, and the commands of rank 0."""

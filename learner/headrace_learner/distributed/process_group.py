@@ -1,9 +1,9 @@
-"""The learner's processes among each other: who computes what, and how their figures come together.
+"""How the learner's processes (ranks) share the work of a step, and combine their results.
 
-Every rank lays out the same step from the same groups; of each minibatch, rank r computes every size-th micro-batch,
-and columns of the step's table are summed over ranks, each row having been filled by one of them. All ranks make the
-same number of forward passes, because sharded weights are gathered by all at once: where one has no micro-batch left,
-it computes an idle one.
+Every rank builds the same batch from the same groups. Of each minibatch, rank r computes every size-th micro-batch;
+each row of the step's columns is filled by one rank, and the columns are summed over ranks. All ranks must make the
+same number of forward passes, because all gather the sharded weights together: a rank without a micro-batch left
+computes an idle one.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from ..algorithms.batch import MicroBatch
 
 
 class ProcessGroup(Protocol):
-    """This process's place among the learner's processes."""
+    """The learner's ranks, as one of them sees them."""
 
     @property
     def index(self) -> int:
-        """0 is the one that talks to the ledger."""
+        """This rank's number; 0 talks to the ledger."""
         ...
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Number of ranks."""
+        ...
 
     def sum(self, column: Tensor) -> Tensor:
-        """Over all ranks, in place; every rank calls it, in the same order."""
+        """Sum over all ranks, in place. All ranks call it, in the same order."""
         ...
 
     def barrier(self) -> None:
@@ -38,27 +40,27 @@ class ProcessGroup(Protocol):
         ...
 
     def exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """Give `sent[r]`, uint8, to rank r; returns what each rank gave to this one, of `sizes` bytes.
+        """All-to-all: send `sent[r]` (uint8) to rank r; returns what each rank sent to this one, of `sizes[r]` bytes.
 
-        Every rank calls it, in the same order, and from one thread of its own: beside the other collectives.
+        All ranks call it in the same order, from a thread of its own, concurrently with other collectives.
         """
         ...
 
     def together(self) -> AbstractContextManager[None]:
-        """Around what all ranks do: what it raises where one of them was lost names that."""
+        """Context of a joint operation: raises `RanksLost` if a rank was lost during it."""
         ...
 
     def close(self) -> None:
-        """Leave, whatever the others are doing. Idempotent."""
+        """Leave the group, whatever the other ranks are doing. Idempotent."""
         ...
 
     def shard(self, net: nn.Module) -> None:
-        """Spread a model's parameters over the ranks, in place; before anything else holds them."""
+        """Shard a model's parameters over the ranks, in place; call it before anything else refers to them."""
         ...
 
 
 class SingleProcess:
-    """The group of a learner that is one process: nobody to wait for or to exchange with."""
+    """The group of a learner with one process."""
 
     index, size = 0, 1
 
@@ -66,7 +68,7 @@ class SingleProcess:
         return column
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """There is no other rank to wait for."""
 
     def exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         return list(sent)
@@ -76,20 +78,20 @@ class SingleProcess:
         yield
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """There is no group to leave."""
 
     def shard(self, net: nn.Module) -> None:
-        """The model stays as it is."""
+        """The model stays unsharded."""
 
 
 def share(micro_batches: Sequence[MicroBatch], ranks: ProcessGroup) -> list[MicroBatch]:
-    """This rank's part; as many on every rank."""
+    """This rank's micro-batches; the same number on every rank."""
     passes = -(-len(micro_batches) // ranks.size)
     own = list(micro_batches[ranks.index :: ranks.size])
     return own + [_idle() for _ in range(passes - len(own))]
 
 
 def _idle() -> MicroBatch:
-    """One token in, no target: a forward and backward pass of the model without a gradient."""
+    """One input token, no target: a forward and backward pass that contributes no gradient."""
     none = torch.zeros(0, dtype=torch.int64)
     return MicroBatch(torch.zeros(1, 1, dtype=torch.int64), none, none, none, none)

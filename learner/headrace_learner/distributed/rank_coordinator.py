@@ -1,9 +1,9 @@
-"""Rank 0's way to torch: one thread for all of its work, with the other ranks, where there are any, in step.
+"""How rank 0 runs work in torch: in one thread here, and in step on the other ranks, if there are any.
 
-    LearnerWorker ──► together(order, work) ─┬─► orders ─► the other ranks do their part (`rank_worker`)
-                                             └─► work, in torch's thread here
+    LearnerWorker ──► run_on_all(command, work) ─┬─► command stream ─► the other ranks do their part (`rank_worker`)
+                                                 └─► work, in torch's thread of this process
 
-Invariant: a learner of one process gives no orders, and loads nothing of torch.distributed's process groups.
+Invariant: a learner of one process sends no commands, and does not import torch.distributed's process groups.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ T = TypeVar("T")
 
 
 class Coordinator(Protocol):
-    """What rank 0 asks of all ranks, itself included. Each call is of one at a time."""
+    """Runs operations on all ranks for rank 0. Only one call may be in progress at a time."""
 
     @property
     def ranks(self) -> ProcessGroup:
-        """All of them, once `connect` has returned."""
+        """The process group; valid after `connect`."""
         ...
 
     async def connect(self) -> None:
-        """Call the other ranks. Raises `TimedOut` when one does not come."""
+        """Make the other ranks join. Raises `TimedOut` if one does not."""
         ...
 
-    async def run_on_all(self, order: Command, work: Callable[[], T]) -> T:
-        """Run `work` in this process while the other ranks do their part of it by `order`. Raises `RanksLost`."""
+    async def run_on_all(self, command: Command, work: Callable[[], T]) -> T:
+        """Run `work` in this process while the other ranks execute `command`. Raises `RanksLost`."""
         ...
 
     async def run_local(self, work: Callable[[], T]) -> T:
@@ -48,64 +48,63 @@ class Coordinator(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Nothing more is asked of the other ranks. Idempotent."""
+        """Send the last command to the other ranks, and leave the group. Idempotent."""
         ...
 
     async def close(self) -> None:
-        """Let go of everything, once what was begun has ended. Idempotent."""
+        """`finish`, then release all resources once the work in progress has ended. Idempotent."""
         ...
 
 
 class RankCoordinator:
-    """The learner's ranks as rank 0 sees them: a `Coordinator` with one thread for all of torch."""
+    """The `Coordinator` of a real learner, with one thread for all work in torch."""
 
     def __init__(self, config: WorkerConfig, redis: Redis) -> None:
         self._config = config
         self._size = config.settings.learner_ranks
         self._thread = torch_thread(config.threads)
-        self._orders: CommandStream | None = None
-        """None where there is nobody else, or nobody any more."""
+        self._commands: CommandStream | None = None
+        """None without other ranks, and after `finish`."""
         if self._size > 1:
-            self._orders = CommandStream(redis, config.job_id, config.ranks_start)
+            self._commands = CommandStream(redis, config.job_id, config.ranks_start)
         self.ranks: ProcessGroup = SingleProcess()
-        """All of them, once `connect` has returned."""
 
     async def connect(self) -> None:
-        """Call the other ranks. Raises `TimedOut` when one does not come."""
-        if self._orders is None:
+        """See `Coordinator`."""
+        if self._commands is None:
             return
-        from . import fsdp  # 0.7 s to import: not for one process
+        from . import fsdp  # imported here because it takes 0.7 s, and a single process does not need it
 
         config, size, limit = self._config, self._size, self._config.start_timeout
         own = fsdp.own_address(config.redis_url)
         store = fsdp.host_store(own, size, limit)
-        await self._orders.give(JoinGroup(store.host, store.port))
+        await self._commands.send(JoinGroup(store.host, store.port))
         self.ranks = await self.run_local(lambda: fsdp.join_group(store, own, 0, size, limit, config.stall_timeout))
 
-    async def run_on_all(self, order: Command, work: Callable[[], T]) -> T:
-        """Run `work` here, while the other ranks do their part of it by `order`. Raises `RanksLost`."""
-        if self._orders is not None:
-            await self._orders.give(order)
+    async def run_on_all(self, command: Command, work: Callable[[], T]) -> T:
+        """See `Coordinator`."""
+        if self._commands is not None:
+            await self._commands.send(command)
         with self.ranks.together():
             return await self.run_local(work)
 
     async def run_local(self, work: Callable[[], T]) -> T:
-        """Run it in torch's thread, and here only."""
+        """Run `work` in torch's thread of this process only."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def send_heartbeat(self) -> None:
-        """Tell the other ranks that this one is alive."""
-        if self._orders is not None:
-            await self._orders.give(Heartbeat())
+        """See `Coordinator`."""
+        if self._commands is not None:
+            await self._commands.send(Heartbeat())
 
     async def finish(self) -> None:
-        """No more orders. Idempotent."""
-        orders, self._orders = self._orders, None
-        if orders is not None:
-            await orders.give(Finish())
+        """See `Coordinator`."""
+        commands, self._commands = self._commands, None
+        if commands is not None:
+            await commands.send(Finish())
         await asyncio.to_thread(self.ranks.close)
 
     async def close(self) -> None:
-        """Also end the thread, when it has done what it was given. Idempotent."""
+        """See `Coordinator`."""
         await self.finish()
         await asyncio.to_thread(self._thread.shutdown)

@@ -1,9 +1,9 @@
-"""What models say of a step's tokens before its first update: forward passes without a gradient, into table columns.
+"""Forward passes without a gradient before a step's first update, whose results are columns of the step's table.
 
-proximal     by the policy as it is now; by default only where a later minibatch, or the advantages, need it: the
-             first minibatch's own forward pass has it
-reference    by the base model, where a divergence from it is wanted
-values       by the critic, where there is one
+proximal     log-probabilities by the policy before the update; by default only for later minibatches, or if the
+             advantages need them: the first minibatch's own forward pass computes the same
+reference    log-probabilities by the base model, if there is a divergence term
+values       by the critic, if there is one
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ Forward = Callable[[MicroBatch], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
-    """Columns of the step's table, [N] each; None where nobody asks for one."""
+    """Columns of the step's table, [N] each; None: not needed."""
 
     proximal_N: Tensor
-    """NaN where the update's own forward pass gives it."""
+    """NaN where the update's own forward pass computes it."""
     reference_N: Tensor | None
     values_N: Tensor | None
     after_K: Column | None
-    """Of each trajectory, the critic's value of what would have come after it: 0 where max_tokens did not end it."""
+    """The critic's value of the state after each of the K trajectories; 0 unless max_tokens cut it off."""
     charged_M: Tensor | None
-    """Penalties of the tokens that do not contribute; None where nothing is charged for them."""
+    """Penalties of the `ChargedTokens`; None if there are none."""
 
     def penalties(self, table: Table, settings: Hyperparameters) -> Tensor:
-        """[N] what the divergence from the base model takes from each token's reward: coefficient × estimate.
+        """[N] what the divergence from the base model subtracts from each token's reward: coefficient × estimate.
 
-        Of the proximal policy where it is computed beforehand, else of the behaviour policy.
+        The divergence is that of the proximal policy if it was computed in advance, else of the behaviour policy.
         """
         if self.reference_N is None or settings.kl_in == "loss":
             return torch.zeros_like(table.behaviour_N)
@@ -52,12 +52,12 @@ class Estimates:
 
 
 def penalty(policy_N: Tensor, reference_N: Tensor, settings: Hyperparameters) -> Tensor:
-    """[N] the divergence's coefficient times its estimate."""
+    """[N] the divergence's coefficient times its estimate, from natural log-probabilities."""
     return settings.kl_coefficient * kl_estimate(policy_N, reference_N, settings.kl_estimator)
 
 
 class Estimator:
-    """Makes them, with the models of a trainer."""
+    """Computes `Estimates` with the models of a trainer. `reference` None: no divergence term; `critic` None: none."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Estimator:
 
     @torch.no_grad()
     def __call__(self, batch: StepBatch, table: Table) -> Estimates:
-        """`table` is the batch's, on the training device."""
+        """The estimates for one step. `table` is the batch's table on the training device."""
         proximal_N = self._proximal(batch, table)
         reference, critic, like_N = self._reference, self._critic, table.behaviour_N
         return Estimates(
@@ -88,7 +88,7 @@ class Estimator:
 
     @torch.no_grad()
     def logprobs(self, part: MiniBatch) -> Tensor:
-        """[rows of `part`] by the policy as it is now."""
+        """[rows of `part`] log-probabilities by the present policy."""
         like_N = torch.zeros(part.tokens.stop, device=self._policy.device)
         return self._column([part], like_N, self._current)
 
@@ -98,8 +98,9 @@ class Estimator:
             return table.behaviour_N
         if s.proximal == "interpolate":
             return torch.full_like(table.behaviour_N, torch.nan)
-        at_once = s.importance == "second_moment" or (self._reference is not None and s.kl_in == "reward")
-        later = batch.minibatches if at_once else batch.minibatches[1:]
+        # Both need the proximal policy of all tokens before the first update.
+        for_all = s.importance == "second_moment" or (self._reference is not None and s.kl_in == "reward")
+        later = batch.minibatches if for_all else batch.minibatches[1:]
         computed_N = self._column(later, table.behaviour_N, self._current)
         for minibatch in batch.minibatches[: len(batch.minibatches) - len(later)]:
             computed_N[minibatch.tokens] = torch.nan
@@ -114,7 +115,7 @@ class Estimator:
         return after_K
 
     def _charged(self, charged: ChargedTokens | None, device: torch.device) -> Tensor | None:
-        """By the same policies as the penalties of tokens that contribute."""
+        """[M] penalties by the same policies as those of contributing tokens."""
         if charged is None or self._reference is None:
             return None
         behaviour_M = charged.behaviour_M.to(device)
@@ -126,7 +127,7 @@ class Estimator:
         return self._policy.logprobs(micro, self._settings.temperature)
 
     def _column(self, minibatches: Sequence[MiniBatch], like_N: Tensor, forward: Forward) -> Tensor:
-        """[N] of the shape of `like_N`, zero outside `minibatches`."""
+        """[N] results of `forward`, summed over ranks; like `like_N`, and zero outside `minibatches`."""
         column_N = torch.zeros_like(like_N)
         for minibatch in minibatches:
             for micro_batch in share(minibatch.micro_batches, self._ranks):

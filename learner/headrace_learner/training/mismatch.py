@@ -1,14 +1,16 @@
-"""Whether engine and learner compute the same model: what they say of the same tokens at the same weights.
+"""Checks that engine and learner compute the same model, by their log-probabilities of the same tokens at equal
+weights.
 
-A token's behaviour log-probability is the engine's, its first log-probability in a step is the learner's. Of
-completions that the policy being updated sampled from first to last token, both are of the same weights, and should
-differ by rounding alone. If they do not, every ratio and every gradient is of another policy than the one that samples.
+A token's behaviour log-probability comes from the engine, its first log-probability in a step from the learner. For
+completions that the policy being updated sampled completely, both use the same weights and should differ by rounding
+only. If they differ more, all ratios and gradients are of another policy than the one that samples.
 
     KL(engine ‖ learner) ≈ mean of exp(−d) − 1 + d, d = log π_engine − log π_learner      (k3, `kl`)
 
-float32 on both sides gives 1e-9 to 1e-6; bfloat16 1e-4 to 1e-3. A cause is far above: another formula, other weights,
-another temperature. Caches of older weights, which `update_mode` keep_kv keeps on purpose, are none: completions over
-them are not looked at (`token_selection`). A step without any other has no figure.
+It is 1e-9 to 1e-6 with float32 on both sides, 1e-4 to 1e-3 with bfloat16. A real mismatch (another formula, other
+weights, another temperature) is far above. KV caches of older weights, which `update_mode` keep_kv retains on purpose,
+would show, too: completions that used them are excluded (`token_selection`). A step of only such completions has no
+figure.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from headrace_core.jobs.job_store import JobStore
 from .step_metrics import MISMATCH
 
 WARN_FLOAT32 = 0.01
-"""Of the limit: above it the job is warned."""
+"""Share of the limit above which the job gets a warning."""
 WARN_BFLOAT16 = 0.1
 
 
@@ -33,7 +35,7 @@ class Mismatch(InvalidRequest):
 
 
 class MismatchWatch:
-    """Of one learner: says it once when the two drift apart, and ends the job where they are far apart."""
+    """Watches one learner's mismatch: warns once when it is unusually large, and fails the job above the limit."""
 
     def __init__(self, jobs: JobStore, job_id: str, settings: Hyperparameters) -> None:
         self._jobs, self._job = jobs, job_id
@@ -41,21 +43,21 @@ class MismatchWatch:
         self._reported = False
 
     async def look(self, figures: Mapping[str, float], version: int, device: str) -> None:
-        """At `figures` of the step that updates policy `version`. Raises `Mismatch` above the limit."""
-        if (found := figures.get(MISMATCH)) is None:
+        """Check `figures` of the step that updates policy `version`. Raises `Mismatch` above the limit."""
+        if (divergence := figures.get(MISMATCH)) is None:
             return
-        if not found <= self._limit:  # NaN is no agreement
+        if not divergence <= self._limit:  # also true for NaN
             raise Mismatch(
                 f"engine and learner disagree: on tokens of version {version}, at its own weights, their divergence is "
-                f"{found:.2g} nats a token (max_mismatch is {self._limit:g}), so that gradients would be of another "
-                "policy than the one that samples. Try another engine for this model; raise max_mismatch if its "
-                "arithmetic is meant to differ that much"
+                f"{divergence:.2g} nats a token (max_mismatch is {self._limit:g}), so that gradients would be of "
+                "another policy than the one that samples. Try another engine for this model; raise max_mismatch if "
+                "its arithmetic is meant to differ that much"
             )
         usual = self._limit * (WARN_BFLOAT16 if device.startswith("cuda") else WARN_FLOAT32)
-        if found > usual and not self._reported:
+        if divergence > usual and not self._reported:
             self._reported = True
             message = (
-                f"engine and learner differ by {found:.2g} nats a token at version {version}, where up to {usual:g} is "
-                f"usual; above {self._limit:g} the job ends"
+                f"engine and learner differ by {divergence:.2g} nats a token at version {version}, where up to "
+                f"{usual:g} is usual; above {self._limit:g} the job ends"
             )
             await self._jobs.emit_event(self._job, message, level="warn")

@@ -1,4 +1,4 @@
-"""Gradient descent of one model: the policy's, or the critic's."""
+"""Optimizer updates of one model: the policy or the critic."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..optimizers import OPTIMIZERS
 
 
 class TrainingDiverged(InvalidRequest):
-    """Training has left the numbers; the same step again would, too."""
+    """The gradient's norm is infinite or NaN; repeating the step would give the same."""
 
     code = "training_diverged"
 
 
 class ModelOptimizer:
-    """A model and its optimizer."""
+    """A model with its optimizer."""
 
     def __init__(self, model: nn.Module, settings: Hyperparameters) -> None:
         self.model = model
         self.optimizer = OPTIMIZERS[settings.optimizer](model, settings)
         self._max_norm = settings.max_grad_norm
         self.before_update: Callable[[], None] | None = None
-        """Called when the gradients are there, and the weights are about to change."""
+        """Called after the backward passes, before the weights change (a snapshot may still be copying them)."""
 
     def set_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates."""
@@ -38,9 +38,9 @@ class ModelOptimizer:
             parameters["lr"] = learning_rate
 
     def update(self, micro_batches: Sequence[MicroBatch], loss: Callable[[MicroBatch], Tensor]) -> float:
-        """Sum the gradients of the micro-batches' losses, clip, step; returns the norm before clipping.
+        """Sum the gradients of the micro-batches' losses, clip, update. Returns the gradient's norm before clipping.
 
-        Raises `TrainingDiverged`, and leaves the weights as they are, where the norm is not finite.
+        Raises `TrainingDiverged`, and leaves the weights unchanged, if the norm is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
         for micro_batch in micro_batches:

@@ -1,7 +1,8 @@
-"""What a step measures: of the contributing tokens, by age; and of the groups, by their rewards.
+"""The figures of a step: over its contributing tokens, in total and by age, and over the rewards of its groups.
 
-Counts and the loss are of all contributing tokens. All other figures are of completion tokens, what the policy chose:
-they estimate expectations under it, in which a reference answer's tokens have no part. Those have one of their own.
+Counts and the loss include all contributing tokens. All other figures are over completion tokens only, because they
+estimate expectations under the policy, which did not choose the tokens of reference answers; those have a figure of
+their own, `answer_logprob`.
 """
 
 from __future__ import annotations
@@ -21,20 +22,19 @@ from ..algorithms.batch import Table
 from ..algorithms.token_selection import AgeCount, rewards_differ
 from ..distributed.process_group import ProcessGroup
 
-_NOTED = "noted"
-"""The column that says which rows were computed: groups without a gradient are not."""
+_COMPUTED = "computed"
+"""The column that marks the rows that were computed; those of groups without a gradient are not."""
 MISMATCH = "mismatch_kl"
-"""In `extra`: KL(engine ‖ learner) at equal weights, nats a token."""
+"""In `extra`: KL(engine ‖ learner) at equal weights, nats per token."""
 REWARD_SHIFT = "reward_shift"
-"""In `extra`: how far rewards trained on are from those given, mean over the completions of which they were computed
-anew."""
-_OWN_PLACE = ("loss", "proximal", "behaviour", "importance", "clipped")
+"""In `extra`: mean change of the rewards that the learner recomputed (`reevaluation`)."""
+_FIELDS = ("loss", "proximal", "behaviour", "importance", "clipped")
 """Columns that `StepFigures` has a field for; the means of all others go to `extra`."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepFigures:
-    """Over the completion tokens that were computed in a step; 0 where there are none."""
+    """Figures over the completion tokens that were computed in a step; 0 if there are none."""
 
     ages: dict[int, AgeMetrics]
     loss: float
@@ -47,44 +47,48 @@ class StepFigures:
 
 
 class StepLog:
-    """Columns of the step's table, filled micro-batch by micro-batch on the device; read once, at the step's end."""
+    """Collects columns of the step's table on the device, micro-batch by micro-batch; `measure` evaluates them once, at
+    the end of the step."""
 
     def __init__(self, table: Table, ranks: ProcessGroup) -> None:
         self._table = table
         self._ranks = ranks
         self._columns: dict[str, Tensor] = {}
         self.importance_N = np.full(len(table), np.nan)
-        """Once measured: the staleness weight of every row of the table; NaN where nothing was computed."""
+        """After `measure`: the staleness weight of every row of the table; NaN where it was not computed."""
 
-    def note(self, rows_N: Tensor, **values_N: Tensor) -> None:
-        """Note these rows of the table."""
-        for name, value_N in (values_N | {_NOTED: torch.ones_like(rows_N)}).items():
+    def record(self, rows_N: Tensor, **values_N: Tensor) -> None:
+        """Set these rows of the columns named by the keywords."""
+        for name, value_N in (values_N | {_COMPUTED: torch.ones_like(rows_N)}).items():
             if name not in self._columns:
                 self._columns[name] = torch.zeros(len(self._table), device=value_N.device)
             self._columns[name][rows_N] = value_N.detach().float()
 
-    def note_unmoved(self, rows_N: Tensor, current_N: Tensor) -> None:
-        """Note log-probabilities by the policy before its first update of the step."""
-        self.note(rows_N, current=current_N, unmoved=torch.ones_like(current_N))
+    def record_initial(self, rows_N: Tensor, current_N: Tensor) -> None:
+        """Set log-probabilities by the policy before the step's first update."""
+        self.record(rows_N, current=current_N, initial=torch.ones_like(current_N))
 
     def measure(self, counts: AgeCount) -> StepFigures:
-        """The figures of the whole step, and of each age. An age of which nothing was computed has only its counts."""
+        """The figures of the whole step, and of each age. An age without computed tokens has counts only.
+
+        All ranks call it together.
+        """
         every = {n: self._ranks.sum(c).double().cpu().numpy() for n, c in sorted(self._columns.items())}
         empty = np.zeros(0)
-        noted = every.pop(_NOTED, np.zeros(len(self._table))) > 0
+        computed = every.pop(_COMPUTED, np.zeros(len(self._table))) > 0
         every["behaviour"] = self._table.behaviour_N.double().cpu().numpy()
         answer = self._table.answer_N.cpu().numpy()
-        own = noted & ~answer
-        self.importance_N = np.where(noted, every.get("importance", np.nan), np.nan)
-        current, unmoved = every.pop("current", empty), every.pop("unmoved", empty) > 0
-        columns = {name: column[own] for name, column in every.items()}
-        extra = {name: _mean(column) for name, column in columns.items() if name not in _OWN_PLACE}
+        chosen = computed & ~answer
+        self.importance_N = np.where(computed, every.get("importance", np.nan), np.nan)
+        current, initial = every.pop("current", empty), every.pop("initial", empty) > 0
+        columns = {name: column[chosen] for name, column in every.items()}
+        extra = {name: _mean(column) for name, column in columns.items() if name not in _FIELDS}
         if answer.any():
-            extra["answer_logprob"] = _mean(every.get("proximal", empty)[noted & answer])
-        if len(unmoved) and (same := unmoved & own & self._table.fresh_N.cpu().numpy()).any():
-            apart = (every["behaviour"] - current)[same]
-            extra[MISMATCH] = _mean(np.expm1(-apart) + apart)
-        age = self._table.ages_N.cpu().numpy()[own]
+            extra["answer_logprob"] = _mean(every.get("proximal", empty)[computed & answer])
+        if len(initial) and (same := initial & chosen & self._table.fresh_N.cpu().numpy()).any():
+            difference = (every["behaviour"] - current)[same]
+            extra[MISMATCH] = _mean(np.expm1(-difference) + difference)
+        age = self._table.ages_N.cpu().numpy()[chosen]
         all_ages = sorted(counts.contributing.keys() | counts.masked.keys())
         ess, clip, kl = _figures(columns, np.ones(len(age), np.bool_))
         return StepFigures(
@@ -124,10 +128,8 @@ def _figures(columns: dict[str, npt.NDArray[np.float64]], chosen: npt.NDArray[np
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """Rewards and lengths of a step's groups, masked tokens included: what the policy did.
-
-    None: of nothing, which is not 0.
-    """
+    """Rewards and lengths of a step's groups, masked tokens included. None: there is nothing to average, which is not
+    0."""
 
     reward_mean: float | None
     reward_std: float | None
@@ -139,7 +141,10 @@ class GroupSummary:
 
 
 def summarise(groups: Sequence[Group]) -> GroupSummary:
-    """Completions without a reward count in lengths, not in rewards; groups with less than two are not compared."""
+    """The summary of a step's groups.
+
+    Completions without a reward count in lengths only; groups with fewer than two rewards, not in zero_variance_share.
+    """
     compared = [g for g in groups if sum(c.reward is not None for c in g.completions) > 1]
     completions = [c for g in groups for c in g.completions]
     rewards = [c.reward for c in completions if c.reward is not None]

@@ -1,16 +1,16 @@
-"""One step of training: groups in, updated weights and figures out. Pure torch: no Redis, no clock but for durations.
+"""One training step: from groups to updated weights and figures. Torch only, no Redis; the clock measures durations.
 
-    groups ─► rewards anew, where a likelihood is an older policy's (`reevaluation`)
-           ─► table and minibatches ─► estimates: proximal, reference, values, by the weights as they are now
+    groups ─► recompute rewards whose likelihood is of an older policy (`reevaluation`)
+           ─► table and minibatches ─► estimates: proximal, reference, values, by the weights before the step
                                            │
                                            ▼
                                        advantages
               ┌───────────── each minibatch ──┘
               ▼
-           loss and backward of each micro-batch ─► clip the gradient ─► optimizer step;   the critic's likewise
+           loss and backward of each micro-batch ─► clip the gradient ─► optimizer step;   the same for the critic
 
 Invariants: the same groups in the same order, from the same state, give bit-identical weights; no token older than
-max_staleness enters a forward pass's loss; estimates are of the models before the first minibatch's update.
+max_staleness enters a loss; estimates are of the models before the first minibatch's update.
 """
 
 from __future__ import annotations
@@ -46,20 +46,19 @@ from .step_metrics import REWARD_SHIFT, StepFigures, StepLog
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step did."""
+    """The result of one step. N: rows of the step's table."""
 
     samples: tuple[tuple[TrainableCompletion, ...], ...]
-    """By group, the completions that could contribute; they know their rows of the columns [N], and the reward that
-    was trained on."""
+    """The completions with a reward, by group; they have their rows of the columns [N], and the reward trained on."""
     advantages_N: npt.NDArray[np.float32]
     importance_N: npt.NDArray[np.float64]
-    """Staleness weights; NaN where nothing was computed."""
+    """Staleness weights; NaN where not computed."""
     counts: AgeCount
     measured: StepFigures
     loss: float
     """Mean of the minibatches' policy losses."""
     grad_norm: float
-    """Of the policy, before clipping; the largest of the minibatches."""
+    """Norm of the policy's gradient before clipping; the largest of the minibatches."""
     learning_rate: float
     batch_seconds: float
     train_seconds: float
@@ -67,21 +66,21 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What the updates of one step share; all on the training device."""
+    """What the updates of one step have in common; on the training device."""
 
     table: Table
     estimates: Estimates
     advantages_N: Tensor
     returns_N: Tensor | None
     weights: StalenessWeights | None
-    """Where they depend on all of the step's tokens together; else each micro-batch makes its own."""
+    """Set if they depend on all tokens of the step together; None: each micro-batch computes its own."""
     first: slice
-    """Rows of the first minibatch, which sees the policy before its first update."""
+    """Rows of the first minibatch, which is computed before the policy's first update."""
     log: StepLog
 
 
 class Trainer:
-    """The policy, its critic and reference where the algorithm wants them, their optimizers, and one operation."""
+    """The policy, its critic and its reference (if needed), their optimizers, and the training step."""
 
     def __init__(
         self, policy: Policy, algorithm: Algorithm, settings: Hyperparameters, ranks: ProcessGroup | None = None
@@ -93,7 +92,7 @@ class Trainer:
         self.ranks = ranks or SingleProcess()
         self.ranks.shard(policy.net)
         self.optimizers = {"policy": ModelOptimizer(policy.model, settings)}
-        """By the name under which checkpoints hold them."""
+        """By the names that checkpoints store them under."""
         if self.critic is not None:
             self.ranks.shard(self.critic.net)
             self.optimizers["critic"] = ModelOptimizer(self.critic.net, settings)
@@ -101,19 +100,22 @@ class Trainer:
         self._estimate = Estimator(policy, self._reference(), self.critic, settings, self.ranks)
 
     def _reference(self) -> Callable[[MicroBatch], Tensor] | None:
-        """Log-probabilities by the base model; None where no divergence from it is wanted."""
+        """Log-probabilities by the base model; None if there is no divergence term."""
         if not self._settings.kl_coefficient:
             return None
         base = self.policy.reference(self.ranks)
         return lambda micro: base(micro, self._settings.temperature)
 
     def apply_settings(self, max_staleness: int, peak_learning_rate: float) -> None:
-        """Of the next steps: these two settings may change while a job runs."""
+        """Set the two settings that may change while a job runs, for the next steps."""
         changed = {"max_staleness": max_staleness, "learning_rate": peak_learning_rate}
         self._settings = self._settings.model_copy(update=changed)
 
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
-        """Update policy `version` by these groups."""
+        """Update policy `version` on these groups. All ranks call it with the same groups.
+
+        Raises `TrainingDiverged` if a gradient is not finite, `InvalidData` for a token without a log-probability.
+        """
         began = time.monotonic()
         rewarded = reevaluated(groups, version, self._settings, self._estimate.logprobs)
         reevaluation_seconds = time.monotonic() - began
@@ -142,7 +144,7 @@ class Trainer:
     # ── before the updates ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _set_rates(self, version: int) -> float:
-        """Of the policy, returned, and of the critic."""
+        """Set the learning rates of policy and critic; returns the policy's."""
         s = self._settings
         rate = learning_rate(s, version)
         self.optimizers["policy"].set_rate(rate)
@@ -158,7 +160,7 @@ class Trainer:
         estimates = self._estimate(batch, table)
         values_N = estimates.values_N
         penalties_N, earlier_K = _penalties(batch, table.of_completions(estimates.penalties(table, s)), estimates)
-        earned = AdvantageInputs(
+        inputs = AdvantageInputs(
             groups=batch.trajectories,
             penalties_N=penalties_N,
             earlier_K=earlier_K,
@@ -168,11 +170,11 @@ class Trainer:
             gae_lambda=s.gae_lambda,
             clip=s.advantage_clip,
         )
-        found = self._algorithm.advantages(earned)
+        targets = self._algorithm.advantages(inputs)
         log = StepLog(batch.table, self.ranks)
-        advantages_N = table.with_answers(found.advantages_N, of_answers=table.answer_advantages_N)
-        no_returns_N = torch.zeros_like(advantages_N)
-        returns_N = None if found.returns_N is None else table.with_answers(found.returns_N, of_answers=no_returns_N)
+        advantages_N = table.with_answers(targets.advantages_N, of_answers=table.answer_advantages_N)
+        zeros_N = torch.zeros_like(advantages_N)
+        returns_N = None if targets.returns_N is None else table.with_answers(targets.returns_N, of_answers=zeros_N)
         weights = None
         if s.importance == "second_moment":
             columns = (table.behaviour_N, table.completions_N, table.answer_N)
@@ -183,25 +185,26 @@ class Trainer:
     # ── one minibatch ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _update(self, minibatch: MiniBatch, step: _Step, version: int) -> float:
-        """One optimizer update of each model; the norm of the policy's gradient, 0 while the critic warms up."""
-        unmoved = minibatch.tokens == step.first
+        """One optimizer update of each model. Returns the norm of the policy's gradient; 0 while the critic warms
+        up."""
+        initial = minibatch.tokens == step.first
         own = [micro.to(self.policy.device) for micro in share(minibatch.micro_batches, self.ranks)]
         if self.critic is not None:
             critic = self.critic
             self.optimizers["critic"].update(own, lambda micro: self._value_loss(critic, micro, step))
             if version < self._settings.critic_warmup_steps:
-                with torch.no_grad():
+                with torch.no_grad():  # for the step's figures only
                     for micro in own:
-                        self._policy_loss(micro, step, unmoved)
+                        self._policy_loss(micro, step, initial)
                 return 0.0
-        return self.optimizers["policy"].update(own, lambda micro: self._policy_loss(micro, step, unmoved))
+        return self.optimizers["policy"].update(own, lambda micro: self._policy_loss(micro, step, initial))
 
-    def _policy_loss(self, micro: MicroBatch, step: _Step, unmoved: bool) -> Tensor:
-        """The micro-batch's part of the minibatch's loss; `unmoved`: it is the step's first minibatch."""
+    def _policy_loss(self, micro: MicroBatch, step: _Step, initial: bool) -> Tensor:
+        """The micro-batch's part of the minibatch's loss. `initial`: it belongs to the step's first minibatch."""
         rows_N = micro.table_N
         current_N = self.policy.logprobs(micro, self._settings.temperature)
-        if unmoved:
-            step.log.note_unmoved(rows_N, current_N)
+        if initial:
+            step.log.record_initial(rows_N, current_N)
         behaviour_N = step.table.behaviour_N[rows_N]
         proximal_N = self._proximal(current_N.detach(), behaviour_N, rows_N, step)
         sequences_N = step.table.sequences_N[rows_N]
@@ -209,7 +212,7 @@ class Trainer:
         tokens = LossTokens(current_N, proximal_N, weights.importance_N, step.advantages_N[rows_N], sequences_N)
         values = self._algorithm.policy_loss(tokens, self._clip)
         loss_N = self._with_divergence(values, tokens, rows_N, step) * step.table.scales_N[rows_N]
-        step.log.note(
+        step.log.record(
             rows_N,
             loss=loss_N,
             proximal=proximal_N,
@@ -220,10 +223,11 @@ class Trainer:
         return loss_N.sum()
 
     def _proximal(self, current_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, step: _Step) -> Tensor:
-        """As estimated; else the present policy's, or between it and the behaviour policy's.
+        """[N] log π_prox: the estimate if there is one, else the current policy's, or with `interpolate`
 
-        log π_prox ≈ log π_b + α(log π_θ − log π_b), α = age / (age + 1): on the line between both in versions, π_prox
-        is one version behind π_θ and `age` ahead of π_b (AReaL's approximation, which saves the forward pass).
+        log π_prox ≈ log π_b + α(log π_θ − log π_b), α = age / (age + 1): a linear interpolation in policy versions,
+        where π_prox is one version behind π_θ and `age` ahead of π_b (AReaL's approximation, which saves the forward
+        pass).
         """
         if self._settings.proximal == "interpolate":
             ages_N = step.table.ages_N[rows_N]
@@ -239,35 +243,38 @@ class Trainer:
         return staleness_weights(proximal_N, *columns, self._settings, advantages_N)
 
     def _with_divergence(self, values: LossValues, tokens: LossTokens, rows_N: Tensor, step: _Step) -> Tensor:
-        """[N] the algorithm's loss, and the divergence from the base model, weighted for staleness alike.
+        """[N] the algorithm's loss plus, with kl_in `loss`, the divergence term, with the same staleness weight.
 
-        Estimates of a divergence are of what the policy chose: answer tokens have none.
+        Answer tokens have no divergence term, because the policy did not choose them.
         """
         s, reference_N = self._settings, step.estimates.reference_N
         if reference_N is None:
             return values.loss_N
         kl_N = kl_estimate(tokens.current_N, reference_N[rows_N], s.kl_estimator)
         kl_N = kl_N.masked_fill(step.table.answer_N[rows_N], 0.0)
-        step.log.note(rows_N, reference_kl=kl_N)
+        step.log.record(rows_N, reference_kl=kl_N)
         if s.kl_in == "reward":
             return values.loss_N
         return values.loss_N + s.kl_coefficient * tokens.importance_N * kl_N
 
     def _value_loss(self, critic: Critic, micro: MicroBatch, step: _Step) -> Tensor:
-        """A mean over the minibatch as the policy's is, to which answer tokens give nothing."""
+        """The micro-batch's part of the critic's loss: the same mean as the policy's, with 0 for answer tokens."""
         assert step.returns_N is not None
         assert step.estimates.values_N is not None
         rows_N = micro.table_N
         values_N = critic.values(micro)
         before_N, returns_N = step.estimates.values_N[rows_N], step.returns_N[rows_N]
         loss_N = clipped_value(values_N, before_N, returns_N, self._settings.value_clip)
-        step.log.note(rows_N, value_loss=loss_N, value=values_N)
+        step.log.record(rows_N, value_loss=loss_N, value=values_N)
         return (loss_N * step.table.scales_N[rows_N]).masked_fill(step.table.answer_N[rows_N], 0.0).sum()
 
 
 def _penalties(batch: StepBatch, penalties_N: Column, estimates: Estimates) -> tuple[Column, Column]:
-    """Those of completion tokens, with what tokens after them are charged that do not contribute; and of each
-    trajectory what is charged before its first token that does."""
+    """Adds the penalties of sampled tokens that do not contribute (`ChargedTokens`).
+
+    Returns (penalties of contributing completion tokens, each including those of the following tokens that do not
+    contribute; for each of the K trajectories, the sum of penalties before its first contributing token).
+    """
     earlier_K = np.zeros(sum(map(len, batch.samples)))
     if batch.charged is not None and estimates.charged_M is not None:
         charged_M, after = estimates.charged_M.double().cpu().numpy(), batch.charged.after
