@@ -374,7 +374,7 @@ def is_message(node: ast.AST) -> bool:
     if isinstance(node, ast.Subscript):
         return isinstance(node.slice, ast.Constant) and node.slice.value == "message"
     if isinstance(node, ast.Call):
-        return ast.unparse(node.func).split(".")[-1] == "told"
+        return ast.unparse(node.func).split(".")[-1] == "messages"
     return isinstance(node, ast.Attribute) and node.attr == "message" and "event" in ast.unparse(node.value)
 
 
@@ -384,7 +384,7 @@ def test_what_the_guards_of_the_workshop_look_for_is_found() -> None:
     assert path_changes(ast.parse("before = list(sys.path)")) == []
     patterns = (
         "READY.match(event['message'])",
-        "re.findall('', '\\n'.join(service.told(job)))",
+        "re.findall('', '\\n'.join(service.messages(job)))",
         "re.match('', event.message)",
     )
     assert all(patterns_over_messages(ast.parse(pattern)) == [1] for pattern in patterns)

@@ -35,7 +35,7 @@ from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, HeadraceError, InvalidState, Unavailable
 from headrace_core.jobs.job_store import ENDED, Job, JobError, PausedBy, Status, model_name
 from headrace_core.logs import get_logger
-from headrace_core.redis_access.json_records import name
+from headrace_core.redis_access.json_records import log_damaged_once
 from headrace_core.types.events import JobPaused, RewardsFailed, RowsRefused, Standstill, Wait
 
 from .failure_limits import (
@@ -279,7 +279,7 @@ class JobController:
         try:
             await self._jobs.move(self._job_id, "failed", JobError(error.code, error.message, error.param))
         except InvalidState:
-            name(error)
+            log_damaged_once(error)
         else:
             await self._jobs.emit_event(self._job_id, f"failed: {error.message}", level="error")
         return await self._jobs.status(self._job_id)

@@ -35,7 +35,7 @@ from headrace_core.jobs.job_store import Job, JobStatus, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.logs import get_logger
-from headrace_core.redis_access.json_records import name
+from headrace_core.redis_access.json_records import log_damaged_once
 from headrace_core.types.events import Standstill, Wait
 
 from .actors import ControllerActors, RayControllerActors
@@ -171,7 +171,7 @@ class RayControllerManager:
                     elif standing.status != "queued" and standing.id not in at_work:
                         await self._end_or_start(standing, standing.id in there)
                 except Damaged as error:  # of this job: no next look mends it, and the others are seen to
-                    name(error)
+                    log_damaged_once(error)
                 except (HeadraceError, RedisError) as error:
                     failed = error
             if any(standing.status == "queued" for standing in statuses):
@@ -206,7 +206,7 @@ class RayControllerManager:
         try:
             return not await self._jobs.workers(job_id) and (await Ledger(self._redis, job_id).counts()).admitted == 0
         except Damaged as error:
-            name(error)
+            log_damaged_once(error)
             return False
 
     async def _queued(self) -> list[str]:

@@ -21,7 +21,7 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.counts import Queues
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access.client import run
-from headrace_core.redis_access.json_records import name
+from headrace_core.redis_access.json_records import log_damaged_once
 from headrace_core.types.events import MemoryWait
 
 LOOK_SECONDS = 2.0
@@ -72,7 +72,7 @@ class MemoryShare:
         except Damaged as error:
             if job_id == self._job_id:
                 raise
-            name(error)
+            log_damaged_once(error)
             return 0
 
     async def _report(self, now: Queues) -> None:

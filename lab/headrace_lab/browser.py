@@ -1,4 +1,4 @@
-"""One Chromium, driven by its own driver: opened pages, waits with limits, screenshots, and what it complained of."""
+"""A Chromium driven by Selenium: pages, waits with limits, screenshots, and the messages of its console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAIT_SECONDS = 15.0
 
 
 def start_chromium(profile: Path) -> webdriver.Chrome:
-    """A browser with a new profile and logs of its console and its network."""
+    """A browser with a new profile that logs its console and its network requests."""
     for program in (CHROMIUM, DRIVER):
         assert program.exists(), f"{program} is missing: apt-get install chromium chromium-driver"
     options = webdriver.ChromeOptions()
@@ -38,7 +38,7 @@ def start_chromium(profile: Path) -> webdriver.Chrome:
 
 
 class Browser:
-    """The browser for one test, as a desktop in light colours to begin with."""
+    """The browser for one test; at first a desktop screen with light colours. Screenshots go to `report`."""
 
     def __init__(self, driver: webdriver.Chrome, report: Path) -> None:
         self.driver = driver
@@ -52,27 +52,27 @@ class Browser:
         driver.get_log("performance")
 
     def look(self, size: tuple[int, int] = DESKTOP, colors: str = "light") -> None:
-        """Another screen; `colors` is what the system prefers."""
+        """Emulate a screen of this size; `colors` (`light` or `dark`) is the system's preferred colour scheme."""
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         prefers = {"features": [{"name": "prefers-color-scheme", "value": colors}]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", prefers)
 
     def open(self, url: str) -> None:
-        """Go there; requests to this host are then the page's own."""
+        """Open a page; requests to its host are allowed from here on."""
         self._hosts.add(urlsplit(url).netloc)
         self.driver.get(url)
 
     def js(self, program: str, *arguments: Any) -> Any:
-        """What the body of a function returns, as JSON."""
+        """Run `program`, the body of a JavaScript function; returns its result, converted by JSON."""
         return self.driver.execute_script(program, *arguments)
 
     def until(self, holds: str, *arguments: Any, timeout: float = WAIT_SECONDS) -> Any:
-        """Wait for an expression to be true; what it is then."""
+        """Wait until the JavaScript expression `holds` is truthy; returns its value. Raises AssertionError."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            if found := self.js(f"return ({holds})", *arguments):
-                return found
+            if value := self.js(f"return ({holds})", *arguments):
+                return value
             time.sleep(0.05)
         raise AssertionError(f"not within {timeout} s: {holds}\nthe page says: {self.text()[:3000]}\n{self._console()}")
 
@@ -81,15 +81,15 @@ class Browser:
         self.until("document.body.innerText.includes(arguments[0])", text, timeout=timeout)
 
     def text(self, selector: str = "body") -> str:
-        """What a person reads there."""
+        """The visible text of the element."""
         return str(self.js("return document.querySelector(arguments[0]).innerText", selector))
 
     def click(self, selector: str) -> None:
-        """Click, as a person would: on what is in view and not covered."""
+        """Click on the element as a person would: it must be in view and not covered."""
         self.driver.find_element("css selector", selector).click()
 
     def type(self, selector: str, text: str) -> None:
-        """Text into a field, key by key."""
+        """Type text into a field, key by key."""
         self.driver.find_element("css selector", selector).send_keys(text)
 
     def overflow(self) -> int:
@@ -97,7 +97,7 @@ class Browser:
         return int(self.js("return document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
     def screenshot(self, name: str) -> Path:
-        """The whole page, as runs/browser/<name>.png."""
+        """Save the whole page as <report folder>/<name>.png; returns the path."""
         shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
         self._report.mkdir(parents=True, exist_ok=True)
         path = self._report / f"{name}.png"
@@ -105,20 +105,21 @@ class Browser:
         return path
 
     def expects(self, complaint: str) -> None:
-        """The console may complain of this (a regular expression)."""
+        """Allow console messages that match this regular expression."""
         self._expected.append(complaint)
 
     def close(self) -> None:
-        """Leave the page. Raises where it asked another host, or its console complained of what was not expected."""
+        """Leave the page. Raises AssertionError if it sent requests to other hosts, or logged unexpected messages."""
         self.driver.get("about:blank")
         complaints = {c for c in self._console() if not any(re.search(e, c) for e in self._expected)}
         assert not complaints, complaints
-        assert self._asked() <= self._hosts, f"asked {self._asked()}, not only {self._hosts}"
+        assert self._requested() <= self._hosts, f"asked {self._requested()}, not only {self._hosts}"
 
     def _console(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
-    def _asked(self) -> set[str]:
+    def _requested(self) -> set[str]:
+        """Hosts that requests were sent to."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return {urlsplit(url).netloc for url in urls if urlsplit(url).scheme not in ("data", "blob", "about")}

@@ -1,4 +1,4 @@
-"""Where the repository's folders are, and how a file of them is imported that belongs to no package."""
+"""Paths of the repository's folders, and the import of files that belong to no package."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ ADDER, LONGTAIL = EXAMPLES / "adder", EXAMPLES / "longtail"
 
 
 def load_module(path: Path, *imported: Path) -> ModuleType:
-    """The module in the file `path`, which belongs to no package. Files that it imports by their names, as a script
-    imports what lies beside it, come in the order in which they can be loaded. Their names do not stay importable; that
-    of the module itself begins with `loaded_`, and stays: annotations are looked up by it."""
+    """Load the file `path`, which belongs to no package, as a module.
+
+    `imported`: files beside it that it imports by their names, in the order in which they can be loaded. Their names do
+    not stay in `sys.modules`. The module itself stays, as `loaded_<name>`, because annotations are looked up by it.
+    """
     before = {file.stem: sys.modules.get(file.stem) for file in imported}
     names = [*(file.stem for file in imported), f"loaded_{path.stem}"]
     try:

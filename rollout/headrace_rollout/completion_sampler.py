@@ -1,13 +1,13 @@
-"""Completions as rewards and the learner get them: generated, and measured by the policy that sampled.
+"""Samples completions, and measures what the job's graders need of them (`PolicyMeasurements`).
 
-    generate ──► no reference answer is needed ──────────────────────────────────────────────► Traced
-             └─► cut where the answer opens ──► engine.score(prompt + reasoning + reference) ──► Traced
+    generate ──► no reference answer is needed ─────────────────────────────────────────► SampledCompletion
+             └─► cut where the answer begins ──► score(prompt + reasoning + reference) ──► SampledCompletion
 
-What is measured is what the job's graders ask for; with none that asks, a completion goes through as it was sampled.
+If no grader needs a measurement, a completion is passed on as it was sampled.
 
-Invariants: a completion is cut after it was generated, so its ids are those sampled, and what it wrote as its own
-answer is left out of everything; all log-probabilities of one reference answer are of one policy version, at the job's
-temperature, and that version is the answer's behaviour policy; where no answer was opened nothing is scored.
+Invariants: a completion is cut after it was generated, so that its token ids are those sampled, and the answer that it
+wrote itself is discarded. All log-probabilities of a reference answer are of one policy version, at the job's
+temperature, and that version is the answer's behaviour policy. A completion that begins no answer is not scored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Floats = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class ReferenceScore:
-    """A reference answer that goes to the learner: R tokens after the reasoning."""
+    """A reference answer for the learner: R tokens after the reasoning, with their log-probabilities."""
 
     token_ids: npt.NDArray[np.int32]
     scored: Scored
@@ -42,23 +42,23 @@ class ReferenceScore:
 
 @dataclass(frozen=True, slots=True)
 class SampledCompletion:
-    """One completion: `sampled` is cut where the answer opens, if a reference answer is measured."""
+    """One completion. `sampled` ends where the answer begins, if a reference answer was scored."""
 
     sampled: Sampled
     measured: PolicyMeasurements | None = None
     reference: ReferenceScore | None = None
     unstable: bool | None = None
-    """The tokenizer would not cut where the reference answer was put; `None` where none was."""
+    """Whether the reference answer begins where the tokenizer would not split the text; `None` without an answer."""
 
     @property
     def versions(self) -> set[int]:
-        """The policy versions that sampled its tokens, or scored its reference answer."""
+        """The policy versions that sampled the tokens or scored the reference answer."""
         scored = set() if self.reference is None else {self.reference.scored.version}
         return {int(version) for version in self.sampled.versions} | scored
 
 
 class CompletionSampler:
-    """Of one job's training, or of its evaluations (`evaluating`), whose graders may ask for less."""
+    """Samples for one job's training, or for its evaluations (`evaluating`), whose graders may need less."""
 
     def __init__(
         self,
@@ -71,8 +71,11 @@ class CompletionSampler:
         evaluating: bool = False,
         slot_freed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`slot_freed` is called each time the engine has one request less. Raises `InvalidData` for a row that lacks
-        its reference answer, or room for it, `InvalidRequest` for two graders that would measure different ones."""
+        """`slot_freed` is called whenever a request of the engine has ended.
+
+        Raises `InvalidData` for a row without a reference answer, or whose answer does not fit in the context, and
+        `InvalidRequest` for two graders with different reference answers.
+        """
         self._needs = needs(grader, evaluating)
         self._spec = _likelihood(list(asked(grader, evaluating)))
         self._references = None if self._spec is None else ReferenceAnswers(tokenizer, self._spec, prompts)
@@ -80,15 +83,15 @@ class CompletionSampler:
         self._settings = settings
         self._slot_freed = slot_freed
         self.tightest: tuple[int, Prompt] | None = None
-        """(tokens of its longest completion, row) of the row whose reference answer leaves the least of `max_tokens`;
-        None where all leave it whole."""
+        """(maximum completion length in tokens, row) of the row whose reference answer leaves the least for a
+        completion; None if every row leaves `max_tokens`."""
         if self._references is not None:
             for prompt in prompts:
                 self._check_reference(self._references, prompt, tokenizer.vocabulary)
             self.tightest = self._tightest(prompts)
 
     async def complete(self, prompt: Prompt, configs: Sequence[SamplingConfig]) -> list[SampledCompletion]:
-        """Completions of one prompt, one a config, generated and measured side by side."""
+        """Completions of one prompt, one for each config, generated and measured concurrently."""
         alone = await self._alone(prompt) if "reference_alone" in self._needs else None
         return await all_or_none(self._complete(prompt, config, alone) for config in configs)
 
@@ -117,7 +120,7 @@ class CompletionSampler:
         return SampledCompletion(sampled, measured, ReferenceScore(opened.answer, scored), not opened.stable)
 
     async def _alone(self, prompt: Prompt) -> Floats | None:
-        """Log-probabilities of the reference answer's tokens after the prompt and the opening, without reasoning."""
+        """Log-probabilities of the reference answer directly after prompt and opening, without any reasoning."""
         if self._references is None:
             return None
         opening, answer = self._references.alone(prompt.data)
@@ -131,20 +134,21 @@ class CompletionSampler:
             self._slot_freed()
 
     def _free_tokens(self, prompt: Prompt, config: SamplingConfig) -> int:
-        """`max_tokens`, less what the context needs for the reference answer after a completion of that length."""
+        """`max_tokens`, or less if the reference answer would not fit in the context after so long a completion."""
         if self._references is None:
             return config.max_tokens
         opening, answer = self._references.alone(prompt.data)
         return min(config.max_tokens, self._settings.max_context - len(prompt.token_ids) - len(opening) - len(answer))
 
     def _tightest(self, prompts: Sequence[Prompt]) -> tuple[int, Prompt] | None:
-        whole = SamplingConfig(self._settings.max_tokens)
-        rooms = [(self._free_tokens(prompt, whole), prompt) for prompt in prompts]
-        least = min(rooms, key=lambda found: found[0], default=None)
-        return None if least is None or least[0] == whole.max_tokens else least
+        config = SamplingConfig(self._settings.max_tokens)
+        lengths = [(self._free_tokens(prompt, config), prompt) for prompt in prompts]
+        tightest = min(lengths, key=lambda entry: entry[0], default=None)
+        return None if tightest is None or tightest[0] == config.max_tokens else tightest
 
     def _check_reference(self, references: ReferenceAnswers, prompt: Prompt, vocabulary: int | None) -> None:
-        """Raises `InvalidData`."""
+        """Raises `InvalidData` for a reference answer with an unknown token, or that leaves no token for a
+        completion."""
         ids = np.concatenate(references.alone(prompt.data))
         if vocabulary is not None and ids.max(initial=-1) >= vocabulary:
             raise InvalidData(
@@ -159,21 +163,21 @@ class CompletionSampler:
 
 
 def needs(grader: GraderSpec, evaluating: bool) -> frozenset[Need]:
-    """What training, or an evaluation, measures for `grader` and those that it holds."""
+    """The measurements that `grader` and its components need in training, or in an evaluation."""
     return frozenset[Need]().union(*(each.needs() for each in asked(grader, evaluating)))
 
 
 def _likelihood(graders: Sequence[GraderSpec]) -> LikelihoodSpec | None:
-    """The grader that says where reference answers are put. Two would need two completions."""
-    found = [grader for grader in graders if isinstance(grader, LikelihoodSpec)]
-    if len(found) > 1:
-        names = ", ".join(f"'{grader.name}'" for grader in found)
+    """The grader with reference answers, if there is one. Two would need different completions."""
+    specs = [grader for grader in graders if isinstance(grader, LikelihoodSpec)]
+    if len(specs) > 1:
+        names = ", ".join(f"'{grader.name}'" for grader in specs)
         raise InvalidRequest(f"a job has one grader with reference answers, not {names}", param="grader")
-    return found[0] if found else None
+    return specs[0] if specs else None
 
 
 def _cut(sampled: Sampled, size: int) -> Sampled:
-    """The first `size` tokens. It ends there because the answer opens: `stop`."""
+    """The first `size` tokens, with the finish reason `stop`, because it ends where the answer begins."""
     entropies, certainties = (
         None if column is None else column[:size] for column in (sampled.entropies, sampled.certainties)
     )

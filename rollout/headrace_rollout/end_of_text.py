@@ -1,7 +1,7 @@
-"""Which tokens end a text: what both engines stop at, and what a reward does not read.
+"""The tokens that end a text: both engines stop at them, and rewards do not see them.
 
-A model says it in up to three places, and they need not agree: a chat model's tokenizer ends a turn, its config.json a
-document. Any of them ends a completion.
+A model names them in up to three places, which may differ: a chat model's tokenizer names the end of a turn, its
+config.json the end of a document. Any of them ends a completion.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-"""A folder with none of them has no tokenizer."""
+"""A model folder without any of these files has no tokenizer."""
 
 
 def end_tokens(model: Path, tokenizer: Any = None) -> tuple[int, ...]:
-    """Ids, ascending: the union of generation_config.json, config.json (also of its text model's) and the tokenizer.
+    """The union of the ids in generation_config.json, config.json (its text model included) and the tokenizer, sorted.
 
-    `tokenizer` is the folder's, where it has been loaded. Raises OSError or ValueError where a file cannot be read.
+    `tokenizer`: the folder's tokenizer if it is loaded already. Raises OSError or ValueError if a file cannot be read.
     """
     config = AutoConfig.from_pretrained(str(model), local_files_only=True)
     if tokenizer is None and any((model / name).is_file() for name in TOKENIZER_FILES):
@@ -46,7 +46,7 @@ def _generation(model: Path) -> dict[str, Any]:
 
 
 def _ids(given: int | Iterable[int] | None) -> tuple[int, ...]:
-    """Of a number, a list of them, or nothing."""
+    """The ids of a configuration entry, which is a number, a list or missing."""
     if given is None:
         return ()
     return (given,) if isinstance(given, int) else tuple(given)

@@ -1,9 +1,9 @@
-"""Evaluation on held-out prompts, by the engine that trains: greedy completions between those for training.
+"""Evaluation on the validation prompts, by a rollout worker's engine: greedy completions among those for training.
 
-    hold the engine's version ──► completions, at most `at_once` in flight ──► let go ──► rewards
+    hold the engine's version ──► completions, at most `at_once` in flight ──► release the version ──► rewards
 
-Invariant: every token of an evaluation, and every score of a reference answer, is of the one policy version that it is
-reported under.
+Invariant: every token of an evaluation, and every score of a reference answer, is of the policy version that the
+evaluation is reported for.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .weight_sync import WeightSync
 
 
 class Evaluator:
-    """Evaluates with one worker's engine; `weight_sync` is what changes its weights, and holds them meanwhile."""
+    """Evaluates with one worker's engine, whose version `weight_sync` holds meanwhile."""
 
     def __init__(
         self,
         weight_sync: WeightSync,
-        measurer: CompletionSampler,
+        sampler: CompletionSampler,
         tokenizer: Tokenizer,
         reward: Reward,
         prompts: Sequence[Prompt],
@@ -44,9 +44,9 @@ class Evaluator:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.progress: tuple[int, int] | None = None
-        """(policy version, completions so far) of the last evaluation that was begun."""
+        """(policy version, completions sampled so far) of the last evaluation that was begun."""
         self._weight_sync, self._clock = weight_sync, clock
-        self._measurer = measurer
+        self._sampler = sampler
         self._tokenizer = tokenizer
         self._reward = reward
         self._prompts = prompts
@@ -54,10 +54,10 @@ class Evaluator:
         self._greedy = SamplingConfig(max_tokens, temperature=0.0)
 
     async def evaluate(self, version: int, limit: float) -> tuple[EvaluationMetrics, list[Failure]]:
-        """Score a greedy completion of each prompt; beside the figures, what failed.
+        """Score a greedy completion of each prompt. Returns (figures, failures).
 
-        By `version`, or the newer one that the engine has when nothing is being applied to it any more; raises
-        `TimedOut` where that takes more than `limit` seconds.
+        The completions are of `version`, or of the newer one that the engine has once no update is in progress. Raises
+        `TimedOut` if that takes more than `limit` seconds.
         """
         if not self._prompts:
             raise InvalidRequest("this job has no validation file to evaluate on", param="validation_file")
@@ -65,43 +65,44 @@ class Evaluator:
         async with self._weight_sync.held(version, limit) as held:
             self.progress = (held, 0)
             done = await all_or_none(self._complete(prompt, held) for prompt in self._prompts)
-        traced = [(prompt, t) for prompt, t in zip(self._prompts, done, strict=True) if t is not None]
-        outcomes = await all_or_none(self._score(sample_of(t, p.data, self._tokenizer)) for p, t in traced)
-        measured = EvaluationMetrics(
+        sampled = [(prompt, s) for prompt, s in zip(self._prompts, done, strict=True) if s is not None]
+        outcomes = await all_or_none(self._score(sample_of(s, p.data, self._tokenizer)) for p, s in sampled)
+        metrics = EvaluationMetrics(
             step=held,
             time=self._clock.time(),
             seconds=self._clock.monotonic() - began,
             samples=len(self._prompts),
-            generation_failed=len(self._prompts) - len(traced),
-            completion_length=fmean([len(t.sampled.token_ids) for _, t in traced] or [0.0]),
+            generation_failed=len(self._prompts) - len(sampled),
+            completion_length=fmean([len(s.sampled.token_ids) for _, s in sampled] or [0.0]),
             **_figures(outcomes),
         )
-        return measured, [o for o in outcomes if isinstance(o, Failure)]
+        return metrics, [o for o in outcomes if isinstance(o, Failure)]
 
     async def _score(self, sample: Sample) -> Outcome:
-        """By itself: a call of a reward is for the completions of one prompt, and has the time for so many."""
+        """Score one sample in a call of its own, because a call has the time limit for the completions of one
+        prompt."""
         async with self._slots:
             (outcome,) = await score(self._reward, [sample], attempts=2)
         return outcome
 
     async def _complete(self, prompt: Prompt, held: int) -> SampledCompletion | None:
-        """`None` where the engine refuses the row: another worker would, too."""
+        """The greedy completion of a prompt; `None` if the engine refuses the row, as any other worker's would."""
         async with self._slots:
             try:
-                (traced,) = await self._measurer.complete(prompt, [self._greedy])
+                (sampled,) = await self._sampler.complete(prompt, [self._greedy])
             except RequestRefused:
                 return None
-        if versions := set(traced.versions) - {held}:
+        if versions := set(sampled.versions) - {held}:
             raise EngineFailure(
-                f"an evaluation of version {held} has tokens of {versions}: the engine changed beside it"
+                f"an evaluation of version {held} has tokens of {versions}: the engine's weights changed during it"
             )
         if self.progress is not None and self.progress[0] == held:
             self.progress = (held, self.progress[1] + 1)
-        return traced
+        return sampled
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What `EvaluationMetrics` says of the rewards."""
+    """The fields of `EvaluationMetrics` about rewards."""
     scores = [o for o in outcomes if isinstance(o, Score)]
     failures = [o for o in outcomes if isinstance(o, Failure)]
     names = sorted({name for s in scores for name in s.components})

@@ -1,4 +1,4 @@
-"""Makes one group: n completions of one prompt, generated together, scored together."""
+"""Builds a group: n completions of one prompt, generated concurrently and scored together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .reward_scoring import sample_of, value_of
 
 
 class GroupBuilder:
-    """Turns leases into groups. The prompt follows from the group's number alone, so any worker may take any lease."""
+    """Turns leases into groups. The group's number determines the prompt, so that any worker can take any lease."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class GroupBuilder:
         grader: GraderSpec,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`grader` is what `reward` was made of; `slot_freed` is called each time the engine has one request less.
+        """`grader` is the description of `reward`. `slot_freed` is called whenever a request of the engine has ended.
 
-        Raises `InvalidRequest` where what the grader wants measured cannot be.
+        Raises `InvalidRequest` or `InvalidData` if the grader needs measurements that are not possible.
         """
         self.unstable_boundaries = 0
-        """Completions whose reference answer stands where the tokenizer would not cut."""
-        self._measurer = CompletionSampler(engine, tokenizer, grader, settings, prompts, slot_freed=slot_freed)
+        """Number of completions whose reference answer begins where the tokenizer would not split the text."""
+        self._sampler = CompletionSampler(engine, tokenizer, grader, settings, prompts, slot_freed=slot_freed)
         self._tokenizer, self._clock = tokenizer, clock
         self._reward = reward
         self._prompts = prompts
@@ -60,27 +60,28 @@ class GroupBuilder:
     @property
     def tightest(self) -> tuple[int, Prompt] | None:
         """See `CompletionSampler`."""
-        return self._measurer.tightest
+        return self._sampler.tightest
 
     def prompt(self, lease: Lease) -> Prompt:
         """The prompt of the leased group."""
         return self._prompts[self._order.row(lease.group_id)]
 
     async def make(self, lease: Lease, group_size: int) -> Group:
-        """The leased group, of so many completions. Raises `RewardFailed` or the engine's errors."""
+        """Generate and score the leased group with `group_size` completions. Raises `RewardFailed` or the engine's
+        errors."""
         began = self._clock.monotonic()
         prompt = self.prompt(lease)
         configs = [self._sampling] * group_size + [self._greedy] * self._wants_greedy
-        traced = await self._measurer.complete(prompt, configs)
-        self.unstable_boundaries += sum(t.unstable is True for t in traced)
+        sampled = await self._sampler.complete(prompt, configs)
+        self.unstable_boundaries += sum(s.unstable is True for s in sampled)
         generation_seconds = self._clock.monotonic() - began
-        draws = [SampleKey(lease.group_id, number, greedy=number == group_size) for number in range(len(traced))]
+        keys = [SampleKey(lease.group_id, number, greedy=number == group_size) for number in range(len(sampled))]
         progress = Progress(lease.version, self._total_steps, self._steps_per_epoch)
         samples = [
-            sample_of(t, prompt.data, self._tokenizer, draw, progress) for t, draw in zip(traced, draws, strict=True)
+            sample_of(s, prompt.data, self._tokenizer, key, progress) for s, key in zip(sampled, keys, strict=True)
         ]
         outcomes = await self._reward.score(samples)
-        completions = [_completion(t, o) for t, o in zip(traced, outcomes, strict=True)]
+        completions = [_completion(s, o) for s, o in zip(sampled, outcomes, strict=True)]
         return Group(
             group_id=lease.group_id,
             attempt=lease.attempt,
@@ -94,22 +95,25 @@ class GroupBuilder:
         )
 
 
-def _completion(traced: SampledCompletion, outcome: Outcome) -> Completion:
+def _completion(sampled: SampledCompletion, outcome: Outcome) -> Completion:
     reward, components = value_of(outcome)
-    if traced.unstable is not None:
-        components = {**components, "unstable_boundary": float(traced.unstable)}
-    s = traced.sampled
+    if sampled.unstable is not None:
+        components = {**components, "unstable_boundary": float(sampled.unstable)}
+    s = sampled.sampled
     completion = sampled_completion(s.token_ids, s.logprobs, s.versions, s.finish_reason, reward, components)
     if not isinstance(outcome, Score):
         return completion
     completion, likelihood = replace(completion, notes=outcome.notes), outcome.likelihood
-    if traced.reference is None or likelihood is None or likelihood.coefficient == 0:
+    if sampled.reference is None or likelihood is None or likelihood.coefficient == 0:
         return completion
-    return _with_reference(completion, traced.reference, likelihood)
+    return _with_reference(completion, sampled.reference, likelihood)
 
 
 def _with_reference(completion: Completion, reference: ReferenceScore, likelihood: Likelihood) -> Completion:
-    """The learner weighs the answer by its likelihood: here its tokens weigh 1, or nothing if it is not trained."""
+    """The completion with the reference answer's tokens appended, with loss weight 1, or 0 if they are not trained.
+
+    The learner applies the weight that follows from the answer's likelihood.
+    """
     size, scored = len(reference.token_ids), reference.scored
     return replace(
         completion,

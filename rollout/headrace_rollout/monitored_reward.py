@@ -1,14 +1,13 @@
-"""The job's reward as groups are scored by it, and what it does there, counted.
+"""Scores groups with the job's reward, and collects the reward's figures.
 
-    score ──► outcomes ──► counts ──► `take`: the entry of the metrics stream
+    score ──► outcomes ──► figures ──► `take`: the entry of the metrics stream
                 │
                 └─ a share of the groups ─► queue (bounded; full: skipped) ─► `run`: score again, one group at a time,
-                                                                              and now and then the panel
+                                                                              and from time to time the drift panel
 
-Invariants: what is counted is of sampled completions (of the greedy one that an algorithm may want beside them, only
-that its reward failed); a group never waits for anything that is scored again; a failure is never a score, and ends
-its group, or is left out of it, as the job's setting `reward_failure` says; what fails when it is scored again is
-counted by itself.
+Invariants: the figures are of sampled completions (of an algorithm's greedy completion, only failures are counted). A
+group never waits for a second scoring. A failure is never a score: it ends its group, or is left out of it, by the
+job's setting `reward_failure`. Failures of second scorings are counted separately.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from headrace_rewards.protocol import Reward, Sample, SampleKey
 
 from .reward_scoring import RewardFailed, score
 
-PANEL = 8
-"""Groups, the first with a score, that are scored again for as long as the worker lives: an estimate needs groups, and
-whole ones, because a reward may compare the completions of one."""
-WAITING = 8
-"""Groups that wait to be scored again; one more is skipped."""
-MOST_PAIRS = 10
-"""Of the graders of a multi grader, whose disagreement is counted: as many as five graders have."""
-TOLD_FAILURES = 5
-"""Reward failures told to the user with their traceback; all are counted."""
+DRIFT_PANEL_SIZE = 8
+"""Size of the drift panel: the first groups with a score, which are scored again and again while the worker lives. They
+are complete groups, because a reward may compare the completions of a group."""
+MAX_WAITING = 8
+"""Length of the queue of groups to be scored again; further groups are skipped."""
+MAX_PAIRS = 10
+"""Pairs of components of a multi grader whose disagreement is counted: as many as five graders have."""
+MAX_REPORTED_FAILURES = 5
+"""Number of reward failures that one worker reports with their traceback; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class _Scored:
 
 
 class MonitoredReward:
-    """See the module's picture. The reward itself is started and closed by whoever made it."""
+    """A job's reward with its figures. The caller starts and closes the reward itself."""
 
     def __init__(
         self,
@@ -66,10 +65,10 @@ class MonitoredReward:
         self._reward, self._clock = reward, clock
         self._settings = settings
         self._middle, self._truths, self._opinions = spec.high_from(), spec.truths(), spec.opinions()
-        self._pairs = list(itertools.combinations(self._opinions, 2))[:MOST_PAIRS]
+        self._pairs = list(itertools.combinations(self._opinions, 2))[:MAX_PAIRS]
         now = self._clock.time()
         self._figures = self._taken = RewardMetrics(worker=worker, started=now, time=now)
-        self._waiting: asyncio.Queue[_Scored] = asyncio.Queue(WAITING)
+        self._waiting: asyncio.Queue[_Scored] = asyncio.Queue(MAX_WAITING)
         self._panel: list[_Scored] = []
         self._since_panel = 0
         self._reported = 0
@@ -77,27 +76,27 @@ class MonitoredReward:
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """Completions whose reward failed for good, by kind."""
+        """Number of completions whose reward failed, retries included, by kind."""
         return self._figures.failures
 
     def take(self) -> RewardMetrics | None:
-        """What was counted since the start; `None` where nothing was since the last time."""
+        """The figures since the start; `None` if they have not changed since the last call."""
         if self._figures is self._taken:
             return None
         self._figures = self._taken = replace(self._figures, time=self._clock.time())
         return self._taken
 
     def take_failures(self) -> list[tuple[int, Failure]]:
-        """(group, failure) of those that the user should see and has not seen yet."""
-        untold, self._unreported = self._unreported, []
-        return untold
+        """(group, failure) of the failures to report that earlier calls have not returned."""
+        unreported, self._unreported = self._unreported, []
+        return unreported
 
-    # ── on the way of a group ────────────────────────────────────────────────────────────────────────────────────────
+    # ── scoring a group ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample of a group: the sampled ones, then the greedy one where the algorithm wants it.
+        """One outcome for each sample of a group: the sampled ones, then the greedy one if the algorithm uses it.
 
-        Raises `RewardFailed` where the group cannot go on without those that failed, also when tried again.
+        Raises `RewardFailed` if samples failed, retries included, and the group cannot be trained on without them.
         """
         outcomes = await score(self._reward, samples, self._settings.reward_attempts)
         failed = self._refusal(outcomes)
@@ -136,11 +135,11 @@ class MonitoredReward:
             between={f"{a} / {b}": self._between(a, b, scores) for a, b in self._pairs},
             audit_failed=f.audit_failed + sum(map(_audit_failed, scores)),
         )
-        self._note_to_tell(samples[0].draw, {o.kind: o for o in reversed(failures)})
+        self._queue_reports(samples[0].draw, {o.kind: o for o in reversed(failures)})
 
-    def _note_to_tell(self, draw: SampleKey | None, first: Mapping[str, Failure]) -> None:
-        """One failure of each kind in a group."""
-        shown = list(first.values())[: TOLD_FAILURES - self._reported]
+    def _queue_reports(self, draw: SampleKey | None, first: Mapping[str, Failure]) -> None:
+        """Queue the first failure of each kind in a group for `take_failures`."""
+        shown = list(first.values())[: MAX_REPORTED_FAILURES - self._reported]
         self._reported += len(shown)
         self._unreported += [(-1 if draw is None else draw.group, failure) for failure in shown]
 
@@ -151,21 +150,21 @@ class MonitoredReward:
             high = [s.components[truth.part] >= truth.part_high_from for s in judged]
         else:
             high = [s.value >= self._middle for s in judged]
-        truly = [s.components[name] >= truth.high_from for s in judged]
-        return self._figures.truth.get(name, Flips()).with_group(high, truly)
+        truly_high = [s.components[name] >= truth.high_from for s in judged]
+        return self._figures.truth.get(name, Flips()).with_group(high, truly_high)
 
     def _between(self, one: str, other: str, scores: Sequence[Score]) -> Tally:
-        asked, high = [s.components for s in scores if {one, other} <= s.components.keys()], self._opinions
-        disagree = ((c[one] >= high[one]) != (c[other] >= high[other]) for c in asked)
+        both, high = [s.components for s in scores if {one, other} <= s.components.keys()], self._opinions
+        disagree = ((c[one] >= high[one]) != (c[other] >= high[other]) for c in both)
         return self._figures.between.get(f"{one} / {other}", Tally()).with_group(disagree)
 
     def _watch(self, scored: _Scored) -> None:
-        """Keep it for the panel, and queue it to be scored again if it is its turn."""
+        """Add the group to the panel while that is not full, and queue it to be scored again if it is in the sample."""
         share, draw = self._settings.reward_recheck, scored.samples[0].draw
         if not share or draw is None:
             return
         self._since_panel += 1
-        if len(self._panel) < PANEL and any(isinstance(outcome, Score) for outcome in scored.outcomes):
+        if len(self._panel) < DRIFT_PANEL_SIZE and any(isinstance(outcome, Score) for outcome in scored.outcomes):
             self._panel.append(scored)
         if is_in_sample(share, self._settings.seed, "again", draw.group):
             try:
@@ -173,20 +172,20 @@ class MonitoredReward:
             except asyncio.QueueFull:
                 self._figures = replace(self._figures, again_skipped=self._figures.again_skipped + 1)
 
-    # ── beside it ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── second scorings ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> NoReturn:
-        """Score again what waits for it. Cancelled with the worker."""
+        """Score queued groups again, and the panel when enough groups have passed. Runs until it is cancelled."""
         while True:
             pairs = await self._again([await self._waiting.get()])
             self._figures = replace(self._figures, again=self._figures.again + pairs)
-            if self._since_panel * self._settings.reward_recheck >= PANEL:
+            if self._since_panel * self._settings.reward_recheck >= DRIFT_PANEL_SIZE:
                 self._since_panel = 0
                 drift = await self._again(self._panel)
                 self._figures = replace(self._figures, drift=drift, drift_rounds=self._figures.drift_rounds + 1)
 
     async def _again(self, groups: Sequence[_Scored]) -> Pairs:
-        """Both scores of every completion that has two."""
+        """Score these groups again. Returns the pairs of scores of all completions that have two."""
         pairs = Pairs()
         for group in groups:
             again = await self._reward.score([dataclasses.replace(sample, again=True) for sample in group.samples])
@@ -206,5 +205,5 @@ def _added(counts: Mapping[str, int], failures: Sequence[Failure]) -> dict[str, 
 
 
 def _audit_failed(score: Score) -> bool:
-    """The audit's own failure, of the grader or of one that it holds."""
+    """Whether an audit itself failed, of the grader or of a component."""
     return any(value == 1.0 for name, value in score.components.items() if name.split(".")[-1] == AUDIT_FAILED)

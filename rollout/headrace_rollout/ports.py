@@ -1,6 +1,6 @@
-"""The parts that a rollout worker gets from outside, and the real ones, made from its configuration.
+"""The components that a rollout worker is given, and how the real ones are made from its configuration.
 
-A simulation hands in others: an engine without a model, a reward that takes no time, a virtual clock.
+A simulation passes others: an engine without a model, a reward that takes no time, a virtual clock.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class PromptSource(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's. The first use may load it from disk."""
+        """The model's tokenizer. The first use may load it from disk."""
         ...
 
     async def read(self, file: str, longest: int) -> list[Prompt]:
-        """Each row of `file`, in order. Raises `InvalidData` for one of more than `longest` tokens."""
+        """All rows of `file`, in order. Raises `InvalidData` for a prompt of more than `longest` tokens."""
         ...
 
 
@@ -66,7 +66,7 @@ class PromptFiles:
 
 @dataclass(frozen=True)
 class RolloutPorts:
-    """What a rollout worker is made of. It starts its engine and reward, and closes them and `job` when it stops."""
+    """The components of a rollout worker, which starts engine and reward, and closes them and `job` when it stops."""
 
     job: JobRecord
     engine: Engine
@@ -74,14 +74,14 @@ class RolloutPorts:
     weights: WeightStore
     prompts: PromptSource
     sandbox: Callable[[], Awaitable[str]]
-    """Says, for the event of the worker's start, how users' reward code is confined here."""
+    """Describes how users' reward code is contained on this machine, for the event of the worker's start."""
     clock: Clock = SYSTEM_CLOCK
     heartbeat_seconds: float = HEARTBEAT_SECONDS
-    """Between two heartbeats."""
+    """Seconds between two heartbeats."""
 
     @classmethod
     def from_config(cls, config: WorkerConfig) -> Self:
-        """The real parts, none of them started. Raises `InvalidRequest` for a grader that does not exist."""
+        """The real components, not started. Raises `InvalidRequest` for an invalid grader."""
         return cls(
             job=JobRecord.on(connect(config.redis_url, config.redis_wait), config.job_id),
             engine=create(config.settings.engine, engine_config(config)),
@@ -93,7 +93,7 @@ class RolloutPorts:
 
 
 def engine_config(config: WorkerConfig) -> EngineConfig:
-    """How the worker's engine is started. Raises `InvalidRequest` for a grader that does not exist."""
+    """The configuration of the worker's engine. Raises `InvalidRequest` for an invalid grader."""
     s, grader = config.settings, validate(config.grader)
     return EngineConfig(
         model=Path(config.model_path),

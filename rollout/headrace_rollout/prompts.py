@@ -1,4 +1,4 @@
-"""Prompts and texts: from rows of data to token ids, and from sampled token ids back to text."""
+"""Tokenisation: from rows of data to prompts, and from sampled token ids to text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .end_of_text import end_tokens
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One row, ready for the engine."""
+    """One row of a data file as token ids."""
 
     row: int
     """0-based position in the file."""
     token_ids: npt.NDArray[np.int32]
-    """[P], chat template applied, ending where the model is to go on."""
+    """[P] with the chat template applied; ends where the model's turn begins."""
     data: Row
 
 
@@ -36,24 +36,27 @@ class Tokenizer:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
         text_model = AutoConfig.from_pretrained(str(model), local_files_only=True).get_text_config()
         self.end_tokens = end_tokens(model, self._tokenizer)
-        """Ids that end a completion, for every engine."""
+        """Ids that end a completion, in every engine."""
         self._unwritten = {*self.end_tokens, self._tokenizer.pad_token_id}
         self.vocabulary: int | None = getattr(text_model, "vocab_size", None)
-        """How many token ids the model's embeddings know, as far as its config.json says."""
+        """Number of the model's embeddings; None if its config.json does not say."""
 
     def prompt(self, messages: Sequence[dict[str, Any]]) -> npt.NDArray[np.int32]:
-        """[P] token ids. A base model without a chat template sees the contents, one after the other, after what its
-        tokenizer begins a text with; what it would end one with is left out."""
+        """[P] token ids of a conversation.
+
+        Without a chat template (a base model), they are the contents joined by newlines, after the tokenizer's
+        begin-of-text tokens and without its end-of-text tokens.
+        """
         return self.prompt_of(self.rendered(messages))
 
     def rendered(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The conversation as the model reads it, up to where it is to go on. Raises whatever its template raises."""
+        """The conversation as text, up to where the model's turn begins. Raises whatever the chat template raises."""
         if self._tokenizer.chat_template is None:
             return "\n".join(m["content"] for m in messages)
         return str(self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
 
     def prompt_of(self, rendered: str) -> npt.NDArray[np.int32]:
-        """[P] token ids of what `rendered` gave."""
+        """[P] token ids of a text made by `rendered`."""
         if self._tokenizer.chat_template is None:
             encoded = self._tokenizer(rendered, return_special_tokens_mask=True)
             ids = strip_end_tokens(encoded["input_ids"], encoded["special_tokens_mask"], self._tokenizer.bos_token_id)
@@ -62,12 +65,13 @@ class Tokenizer:
         return np.asarray(ids, dtype=np.int32)
 
     def text(self, token_ids: npt.NDArray[np.int32]) -> str:
-        """What the tokens say but for those that end a text or fill it up: also other special ones, `<think>` say."""
+        """The text of the tokens without end-of-text and padding tokens; other special tokens (`<think>`) are
+        included."""
         written = [token for token in token_ids.tolist() if token not in self._unwritten]
         return str(self._tokenizer.decode(written, clean_up_tokenization_spaces=False))
 
     def exact_text(self, token_ids: npt.NDArray[np.int32]) -> str:
-        """What the tokens say, special tokens and all; half a character is U+FFFD."""
+        """The text of all tokens, special ones included; an incomplete character is U+FFFD."""
         return str(self._tokenizer.decode(token_ids.tolist(), clean_up_tokenization_spaces=False))
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
@@ -82,10 +86,10 @@ def read_prompts(
     sha256: str | None = None,
     began: Callable[[int], None] = lambda line: None,
 ) -> list[Prompt]:
-    """Every row of a file as a prompt; `began` is told of the line of each before it is rendered.
+    """All rows of a file as prompts. `began` is called with the line of each row before it is rendered.
 
-    Raises `InvalidData` for one that no engine can serve, with its line (see `check_prompt`; there is room for
-    `longest` tokens), and as `read_rows` does.
+    Raises `InvalidData`, with the line, for a prompt that no engine can serve or of more than `longest` tokens (see
+    `check_prompt`), and as `read_rows` does.
     """
     prompts = []
     for number, row in enumerate(read_rows(path, sha256=sha256)):
@@ -94,11 +98,11 @@ def read_prompts(
         check_prompt_bytes(where, row.messages, longest)
         try:
             rendered = tokenizer.rendered(row.messages)
-        except MemoryError:  # no refusal of these messages
+        except MemoryError:  # it is not the template that refuses these messages
             raise
-        except Exception as error:  # a template is a program: it may fail in any way
-            told = shortened(str(error)) or type(error).__name__
-            raise InvalidData(f"{where}: the model's chat template refuses the messages: {told}") from error
+        except Exception as error:  # a template is a program, and may raise anything
+            reason = shortened(str(error)) or type(error).__name__
+            raise InvalidData(f"{where}: the model's chat template refuses the messages: {reason}") from error
         check_prompt_bytes(where, [{"content": rendered}], longest)
         ids = tokenizer.prompt_of(rendered)
         check_prompt(where, len(ids), int(ids.max(initial=-1)), longest, tokenizer.vocabulary)

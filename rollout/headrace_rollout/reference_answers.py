@@ -1,12 +1,12 @@
-"""Where a completion opens its answer, and the reference answer's tokens that follow there (arXiv 2505.21493).
+"""Finds where a completion begins its answer, and the reference answer's tokens to append there (arXiv 2505.21493).
 
     sampled     so  we  add  <answer  >  4  1  <end>
     reasoning   so  we  add  <answer                       the sampled ids, up to the token that completes the opening
-    reference                         >  4  2  </answer>   encoded alone, and appended
+    reference                         >  4  2  </answer>   encoded by itself, and appended
 
-Invariants: the reasoning's ids are those sampled, never decoded and encoded again (a policy also samples token
-sequences that its tokenizer would not write); `stable` says whether the tokenizer, given the whole text, would cut
-it at the same place: where it would not, no policy writes these tokens by itself, and their likelihood says little.
+Invariants: the reasoning's ids are those sampled, never decoded and encoded again, because a policy also samples token
+sequences that its tokenizer would not produce. `stable` says whether the tokenizer would split the whole text at the
+same place: if not, no policy writes these tokens by itself, and their likelihood means little.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ Tokens = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A completion whose reasoning ended with an opened answer."""
+    """A completion that begins an answer, with the reference answer to append."""
 
     reasoning: int
-    """Sampled tokens that are the reasoning, the opening included."""
+    """Number of sampled tokens up to the end of the opening."""
     answer: Tokens
-    """[R] the reference answer's."""
+    """[R] token ids of the reference answer."""
     stable: bool
+    """Whether the tokenizer would split the text at the same place."""
 
 
 class ReferenceAnswers:
-    """Of `prompts`, by the settings of their grader. Raises `InvalidData` for a row without a reference answer."""
+    """The reference answers of `prompts`, by their grader. Raises `InvalidData` for a row without one."""
 
     def __init__(self, tokenizer: Tokenizer, spec: LikelihoodSpec, prompts: Sequence[Prompt]) -> None:
         self._tokenizer = tokenizer
@@ -54,27 +55,26 @@ class ReferenceAnswers:
                 raise InvalidData(f"line {prompt.data.line}: there is no reference answer: {missing}") from None
 
     def alone(self, row: Row) -> tuple[Tokens, Tokens]:
-        """The opening and the reference answer, each encoded alone."""
+        """(token ids of the opening, token ids of the reference answer), each encoded by itself."""
         return self._tokenizer.encode(self._opening), self._tokenizer.encode(self._text(row))
 
     def open(self, sampled: Tokens, row: Row) -> Opened | None:
-        """`None` where no answer was opened."""
-        written = self._tokenizer.exact_text(sampled)
-        if self._opening not in written:
+        """Where the sampled tokens begin an answer; `None` if they do not."""
+        text = self._tokenizer.exact_text(sampled)
+        if self._opening not in text:
             return None
         size = 1 + bisect_left(range(1, len(sampled)), True, key=lambda n: self._opens(sampled[:n]))
         reasoning = self._tokenizer.exact_text(sampled[:size])
-        beyond = reasoning.partition(self._opening)[2]  # by a token that holds the end of the opening, and more
-        text = self._text(row)
-        answer = self._tokenizer.encode(text.removeprefix(beyond))
-        return Opened(
-            size, answer, text.startswith(beyond) and self._cuts_there(reasoning, answer, text[len(beyond) :])
-        )
+        beyond = reasoning.partition(self._opening)[2]  # not empty if the opening ends within a token
+        answer_text = self._text(row)
+        answer = self._tokenizer.encode(answer_text.removeprefix(beyond))
+        rest = answer_text[len(beyond) :]
+        return Opened(size, answer, answer_text.startswith(beyond) and self._splits_there(reasoning, answer, rest))
 
     def _opens(self, tokens: Tokens) -> bool:
         return self._opening in self._tokenizer.exact_text(tokens)
 
-    def _cuts_there(self, reasoning: str, answer: Tokens, text: str) -> bool:
+    def _splits_there(self, reasoning: str, answer: Tokens, text: str) -> bool:
         whole = self._tokenizer.encode(reasoning + text)
         before, after = np.split(whole, [len(whole) - len(answer)])
         return bool(np.array_equal(after, answer)) and self._tokenizer.exact_text(before) == reasoning

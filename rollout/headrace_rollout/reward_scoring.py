@@ -1,4 +1,4 @@
-"""From sampled tokens to rewards: decode, score, try again what failed."""
+"""From sampled tokens to rewards: decode, score, retry failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .prompts import Tokenizer
 
 
 class RewardFailed(HeadraceError):
-    """Completions of a group could not be scored, also not when tried again. That is not a reward of zero."""
+    """Completions of a group could not be scored, retries included. That is not a reward of zero."""
 
     code = "reward_failed"
 
@@ -26,19 +26,19 @@ class RewardFailed(HeadraceError):
 
 
 def by_kind(failures: Sequence[Failure]) -> str:
-    """`timeout 3, exception 1`: the most frequent kind first."""
+    """The failures counted by kind, most frequent first: `timeout 3, exception 1`."""
     return ", ".join(f"{kind} {count}" for kind, count in Counter(f.kind for f in failures).most_common())
 
 
 def sample_of(
-    traced: SampledCompletion,
+    completion: SampledCompletion,
     row: Row,
     tokenizer: Tokenizer,
     draw: SampleKey | None = None,
     progress: Progress | None = None,
 ) -> Sample:
-    """What a reward sees of one completion; `draw` is of training alone."""
-    sampled = traced.sampled
+    """What a reward sees of one completion. `draw` and `progress` are given in training only."""
+    sampled = completion.sampled
     return Sample(
         output_text=tokenizer.text(sampled.token_ids),
         item=row.item,
@@ -47,14 +47,14 @@ def sample_of(
         token_ids=tuple(sampled.token_ids.tolist()),
         draw=draw,
         progress=progress,
-        measured=traced.measured,
+        measured=completion.measured,
     )
 
 
 async def score(reward: Reward, samples: Sequence[Sample], attempts: int) -> list[Outcome]:
-    """One outcome a sample; those that fail are tried up to `attempts` times.
+    """One outcome for each sample; failures are retried, up to `attempts` attempts in all.
 
-    The reward is given all samples each time, because it may compare them, and is told which ones it is asked for.
+    Each attempt passes all samples, because the reward may compare them, and marks the ones that are wanted.
     """
     outcomes = await reward.score(samples)
     for _ in range(attempts - 1):
@@ -68,7 +68,7 @@ async def score(reward: Reward, samples: Sequence[Sample], attempts: int) -> lis
 
 
 def value_of(outcome: Outcome) -> tuple[float | None, dict[str, float]]:
-    """(reward, components); the reward is None where it was not applicable, and where a failed one is left out."""
+    """(reward, components). The reward is None if it was not applicable, or if it failed and is left out."""
     if isinstance(outcome, Score):
         return outcome.value, outcome.components
     return None, {}

@@ -1,13 +1,13 @@
-"""Keeps an engine's weights the newest that the ledger names.
+"""Keeps an engine's weights at the newest policy version in the ledger.
 
-    newest version ──► its folder, once it is there ──► engine.update ─┬─► applied
-                          ▲ waits while the version is held            └─► too slow, or damaged: given up, told, and the
-                                                                           newest is tried again, `ATTEMPTS` in a row
+    newest version ──► its folder, once it exists ──► engine.update ─┬─► applied
+                          ▲ waits while the version is held          └─► too slow, or damaged: abandoned and reported;
+                                                                         the newest is tried again, `ATTEMPTS` in a row
 
-Invariants: while somebody holds the engine's version, nothing is applied to it, and what is being applied when somebody
-asks to hold it is applied first; after an update that was given up, the engine goes on with the version it has, and
-says which that is; leases are given to those with the newest version alone, so a worker that cannot follow, or is held,
-takes no work.
+Invariants: while an evaluation holds the engine's version, no update begins; an update in progress ends before a hold
+begins. After an abandoned update the engine continues with the version it has, and reports that version. The ledger
+gives leases only to workers with the newest version, so a worker that cannot update, or whose version is held, gets no
+work.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .engines.engine import Engine
 from .worker_reporter import WorkerReporter
 
 ATTEMPTS = 3
-LOOK_SECONDS, AGAIN_SECONDS = 0.1, 1.0
+POLL_SECONDS, RETRY_SECONDS = 0.1, 1.0
 
 
 class SyncResult(StrEnum):
-    """How an attempt to catch up ended."""
+    """The result of `WeightSync.catch_up`."""
 
     CURRENT = "current"
     APPLIED = "applied"
@@ -39,7 +39,8 @@ class SyncResult(StrEnum):
 
 
 class WeightSync:
-    """Of one engine. `start_timeout`: seconds for which weights that the ledger names may be lacking."""
+    """The updates of one engine. `start_timeout`: seconds for which the weights of the newest version may be
+    missing."""
 
     def __init__(
         self,
@@ -57,14 +58,14 @@ class WeightSync:
         self._holders = 0
         self._applying = False
         self._changed = asyncio.Event()
-        """Set for a moment whenever a hold or an update has ended."""
+        """Wakes all waiters whenever a hold or an update has ended (set, and cleared at once)."""
 
     @asynccontextmanager
     async def held(self, version: int, limit: float) -> AsyncIterator[int]:
-        """The engine keeps the version that it is given, `version` or newer, until the last who holds it lets go.
+        """Hold the engine at its present version, which is at least `version`; yields that version.
 
-        The worker takes no new work once there is a newer one. Raises `TimedOut` where `version` is not there, or an
-        update does not end, within `limit` seconds.
+        Several callers may hold it; updates resume when the last one leaves. Raises `TimedOut` if the engine does not
+        reach `version`, or an update does not end, within `limit` seconds.
         """
         try:
             async with asyncio.timeout(limit):
@@ -82,14 +83,14 @@ class WeightSync:
             self._wake()
 
     async def catch_up(self) -> SyncResult:
-        """Apply the newest policy version, unless the engine has it. Raises the fault of the last of `ATTEMPTS`."""
+        """Apply the newest policy version, unless the engine has it. Raises the error of the last of `ATTEMPTS`."""
         while True:
             version, path = await self._newest()
             if path is None or version <= self._engine.version:
                 return SyncResult.CURRENT
             if not self._holders:
                 break
-            await self._changed.wait()  # as long as an evaluation takes, whose requests the engine ends or fails
+            await self._changed.wait()  # it ends with the evaluation, because the engine ends or fails its requests
         self._applying = True
         try:
             return await self._apply(version, path)
@@ -101,12 +102,12 @@ class WeightSync:
         began = self._clock.monotonic()
         try:
             report = await self._engine.update(version, path)
-        except (TimedOut, WeightsDamaged) as error:  # damaged: maybe a newer one took its place while it was read
+        except (TimedOut, WeightsDamaged) as error:  # damaged: a newer version may have replaced it during the read
             self._given_up += 1
             if self._given_up == ATTEMPTS:
                 raise
             await self._reporter.update_given_up(version, self._engine.version, self._clock.monotonic() - began, error)
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
             return SyncResult.GIVEN_UP
         self._given_up = 0
         await self._reporter.update(report)
@@ -117,10 +118,11 @@ class WeightSync:
         self._changed.clear()
 
     async def _newest(self) -> tuple[int, Path | None]:
-        """The newest version and its folder (None: the base model's).
+        """(newest version, its folder; None: the engine needs no new weights).
 
-        The folder may be gone: replaced by a newer version, or lost with the machine's memory; then the learner, which
-        starts beside this worker, publishes it again. Raises `WeightsDamaged` where it does not within the start limit.
+        The folder may be missing: a newer version replaced it, or the machine's memory was lost, when the learner,
+        which starts together with this worker, publishes it again. Raises `WeightsDamaged` if it is still missing after
+        `start_timeout`.
         """
         deadline = self._clock.monotonic() + self._start_timeout
         while True:
@@ -132,4 +134,4 @@ class WeightSync:
             except WeightsDamaged:
                 if self._clock.monotonic() > deadline:
                     raise
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)

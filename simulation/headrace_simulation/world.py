@@ -35,7 +35,7 @@ from headrace_simulation.redis_port import Command, Packed, Port, Server, pack
 from headrace_simulation.virtual_loop import Process, SimulatedLoop
 
 SCRIPT_NAMES = {script_source(name): name for name in (*_SCRIPTS, "change", "move", "rest", "drain")}
-_NAMES = SCRIPT_NAMES | {history._source(): "append"}
+_NAMES = SCRIPT_NAMES | {history.append_script(): "append"}
 READS = {"HGET", "HMGET", "HGETALL", "HVALS", "HLEN", "XREAD", "XRANGE", "LRANGE", "LLEN", "window", "queues"}
 EPOCH = 1.8e9
 """What the wall clocks show at the beginning."""

@@ -106,7 +106,7 @@ def test_whoever_asks_for_what_while_a_job_waits_it_comes_to_rest_and_leaves_not
     traces.rests(brief, alone=False)
 
     queued = service.submit(n_steps=1)
-    eventually(lambda: any("waits for" in m for m in service.told(queued)), "the job waits for cores")
+    eventually(lambda: any("waits for" in m for m in service.messages(queued)), "the job waits for cores")
     assert act(service, queued, "pause") == act(service, queued, "pause") == [200]
     traces.rests(queued, alone=False)
     assert act(service, queued, "resume") == act(service, queued, "resume") == [200]
@@ -114,7 +114,7 @@ def test_whoever_asks_for_what_while_a_job_waits_it_comes_to_rest_and_leaves_not
     assert act(service, queued, "pause", "resume", "cancel", "cancel", "pause")[2:4] == [200, 200]
     traces.rests(queued, alone=False)
     assert act(service, queued, "resume") == [400]
-    told = service.told(queued)
+    told = service.messages(queued)
     assert told.count("cancelled") == 1
     assert [m for m in told if m in ("pausing", "Resumed") or m.startswith("paused;")][:3] == [
         "pausing", "paused; resume goes on from here", "Resumed"
@@ -143,7 +143,7 @@ def test_a_pause_gives_leases_back_and_is_crossed_by_a_resume_and_a_cancel(
 
     reward.hold("import")
     assert act(service, job, "resume") == [200]
-    eventually(lambda: any(m.startswith("learner is ready") for m in service.told(job)[-2:]), "the learner loads")
+    eventually(lambda: any(m.startswith("learner is ready") for m in service.messages(job)[-2:]), "the learner loads")
     assert act(service, job, "pause") == [200]  # the rollout worker still starts
     traces.rests(job)
     reward.release()
@@ -178,7 +178,7 @@ def test_while_the_first_evaluation_waits_while_drained_and_while_a_worker_is_st
     reward = Held(tmp_path)
     job = service.submit(reward.grader, n_steps=400, checkpoint_interval=1)
     reward.hold("call")
-    eventually(lambda: any(m.startswith("rollout-0 is ready") for m in service.told(job)), "the worker is ready")
+    eventually(lambda: any(m.startswith("rollout-0 is ready") for m in service.messages(job)), "the worker is ready")
     assert act(service, job, "pause") == [200]
     traces.rests(job)
     assert service.metrics(job, "evaluation") == []
@@ -190,7 +190,7 @@ def test_while_the_first_evaluation_waits_while_drained_and_while_a_worker_is_st
     httpx.post(f"{service.address}/v1/fine_tuning/jobs/{job}/workers/rollout-0/drain").raise_for_status()
     eventually(lambda: ledger(service, job)["states"]["leased"] == 0, "the worker is drained")
     os.kill(service.pid_of(job, "rollout-0"), signal.SIGKILL)
-    eventually(lambda: any("is started again" in m for m in service.told(job)), "its death is noticed")
+    eventually(lambda: any("is started again" in m for m in service.messages(job)), "its death is noticed")
     assert act(service, job, "cancel", "cancel") == [200, 200]
     traces.rests(job)
     assert status(service, job) == "cancelled"

@@ -52,7 +52,7 @@ def test_a_running_job_is_changed_drained_and_goes_on(tmp_path_factory: pytest.T
     assert {s["learning_rate"] for s in steps if s["step"] > since} == {3e-4}
     trained = {s["step"]: {int(age) for age, m in s["ages"].items() if m["tokens"] > m["masked"]} for s in steps}
     assert max(max(ages, default=0) for step, ages in trained.items() if step > since) <= 1
-    assert f"max_staleness 3 → 1 from version {since}, by local" in service.told(job_id)
+    assert f"max_staleness 3 → 1 from version {since}, by local" in service.messages(job_id)
 
     assert httpx.post(f"{service.address}{job}/workers/rollout-0/drain").json()["status"] in ("draining", "drained")
     worker_status(service, job, "drained")
@@ -60,7 +60,7 @@ def test_a_running_job_is_changed_drained_and_goes_on(tmp_path_factory: pytest.T
     time.sleep(STALL_SECONDS + 4)
     assert service.get(f"{job}/ledger")["version"] == stood
     assert service.wait(job_id, "running") == "running"
-    assert any("every rollout worker is drained" in message for message in service.told(job_id))
+    assert any("every rollout worker is drained" in message for message in service.messages(job_id))
     httpx.post(f"{service.address}{job}/workers/rollout-0/undrain").raise_for_status()
     service.wait_for_step(job_id, stood + 3)
     worker_status(service, job, "running")

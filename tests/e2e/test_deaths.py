@@ -23,7 +23,7 @@ def test_a_killed_worker_is_replaced_and_no_group_is_lost(service: Service, work
     service.wait_for_step(job_id, 4)
     os.kill(service.pid_of(job_id, worker), signal.SIGKILL)
     service.wait(job_id, "succeeded")
-    assert any(message.startswith(f"{worker} failed and is started again") for message in service.told(job_id))
+    assert any(message.startswith(f"{worker} failed and is started again") for message in service.messages(job_id))
     ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
     assert ledger["balanced"]
     assert ledger["states"]["trained"] == 12 * 4
@@ -39,7 +39,7 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 180) -> None:
 
 
 def says(service: Service, job_id: str, words: str) -> Callable[[], bool]:
-    return lambda: any(words in message for message in service.told(job_id))
+    return lambda: any(words in message for message in service.messages(job_id))
 
 
 def controller_pid(service: Service) -> int:

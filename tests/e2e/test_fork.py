@@ -22,7 +22,7 @@ def test_a_fork_trains_on_from_the_checkpoint(service: Service) -> None:
     assert answer["forked_from"]["step_number"] == 1
     service.wait(answer["id"], "succeeded")
 
-    told = service.told(answer["id"])
+    told = service.messages(answer["id"])
     assert told[0].endswith(f"from step 1 of {parent}")
     steps = service.metrics(answer["id"], "step")
     assert [step["step"] for step in steps] == [1, 2]

@@ -109,7 +109,7 @@ def test_a_paused_job_leaves_a_model_and_goes_on_where_it_was(service: Service) 
     job_id = service.submit(n_steps=400, checkpoint_interval=400)
     service.wait_for_step(job_id, 2)
     assert service.openai.fine_tuning.jobs.pause(job_id).status == "paused"
-    assert_soon(lambda: any("paused" in message for message in service.told(job_id)), "it says that it is paused")
+    assert_soon(lambda: any("paused" in message for message in service.messages(job_id)), "it says that it is paused")
     ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
     assert ledger["balanced"]
     (saved,) = service.openai.fine_tuning.jobs.checkpoints.list(job_id).data
@@ -142,7 +142,7 @@ def test_a_job_whose_reward_fails_says_why_and_the_service_goes_on(service: Serv
     assert error.code == "too_many_reward_failures"
     assert "completions by kind: exception" in error.message
     assert "LookupError: no such answer" in error.message
-    assert any(m.startswith("reward failed for a completion of group") for m in service.told(job_id))
+    assert any(m.startswith("reward failed for a completion of group") for m in service.messages(job_id))
     assert service.get(f"/v1/fine_tuning/jobs/{job_id}/reward")["failures"]["exception"] >= 4
     assert service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")["states"]["trained"] == 0
     assert service.get("/healthz")
@@ -158,7 +158,7 @@ def test_a_job_that_nobody_scores_pauses_or_fails_and_never_succeeds(service: Se
     paused_by = service.get(f"/v1/fine_tuning/jobs/{long}")["paused_by"]
     assert paused_by["code"] == "nothing_learned"
     assert "has a reward" in paused_by["message"]
-    assert any(m.startswith("Step 1 changed nothing: none of its 16 completions") for m in service.told(long))
+    assert any(m.startswith("Step 1 changed nothing: none of its 16 completions") for m in service.messages(long))
     service.wait(short, "failed")
     error = service.openai.fine_tuning.jobs.retrieve(short).error
     assert error is not None

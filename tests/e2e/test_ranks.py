@@ -33,7 +33,7 @@ def test_two_ranks_train_a_job_and_start_again_together(three_cores: dict[str, s
         service.wait_for_step(job_id, 2)
         os.kill(service.pid_of(job_id, "rank-1"), signal.SIGKILL)
         service.wait(job_id, "succeeded")
-        told = service.told(job_id)
+        told = service.messages(job_id)
         assert sum(message.startswith("learner failed and is started again") for message in told) == 1
         ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
         assert ledger["balanced"]

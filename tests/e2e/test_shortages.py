@@ -55,7 +55,7 @@ def paused_by(service: Service, job_id: str) -> dict[str, Any] | None:
 
 
 def resume(service: Service, job_id: str) -> None:
-    eventually(lambda: any("resume goes on from here" in m for m in service.told(job_id)), "it has paused")
+    eventually(lambda: any("resume goes on from here" in m for m in service.messages(job_id)), "it has paused")
     httpx.post(f"{service.address}/v1/fine_tuning/jobs/{job_id}/resume", timeout=30).raise_for_status()
 
 

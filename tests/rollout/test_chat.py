@@ -156,7 +156,7 @@ async def test_an_aborted_chat_frees_the_engine(server: ChatServer) -> None:
 
 
 async def test_a_chat_that_nobody_reads_is_ended(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_module, "LAPSE_SECONDS", 0.01)
+    monkeypatch.setattr(chat_module, "ABANDONED_SECONDS", 0.01)
     assert await begin(server, asked(temperature=1.9, n=8)) is not None
     await until(lambda: idle(server))
 

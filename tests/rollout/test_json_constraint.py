@@ -21,7 +21,7 @@ from headrace_lab.paths import ADDER
 from headrace_rollout.end_of_text import end_tokens
 from headrace_rollout.engines import create
 from headrace_rollout.engines.engine import Engine, EngineConfig, RequestRefused, Sampled, SamplingConfig
-from headrace_rollout.engines.json_constraint import KEPT, JsonConstraints
+from headrace_rollout.engines.json_constraint import MAX_CACHED, JsonConstraints
 from headrace_rollout.prompts import Tokenizer
 
 from .engine_cases import import_vllm
@@ -210,9 +210,9 @@ async def test_a_schema_is_read_once_for_all_the_completions_that_follow_it(monk
     made[0].restrict(first)
     made[1].restrict(other)
     assert not torch.equal(first, other), "each is at its own place"
-    for number in range(KEPT):
+    for number in range(MAX_CACHED):
         constraints.constraint(json.dumps({"const": number}))
     constraints.constraint(json.dumps({"const": 0}))
-    assert len(read) == 1 + KEPT
+    assert len(read) == 1 + MAX_CACHED
     constraints.constraint(schema)
-    assert len(read) == 2 + KEPT, "the one that was not asked for the longest was forgotten"
+    assert len(read) == 2 + MAX_CACHED, "the one that was not asked for the longest was forgotten"

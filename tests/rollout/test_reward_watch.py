@@ -18,7 +18,7 @@ from headrace_core.types.metrics import Tally
 from headrace_core.types.reward_statistics import mean, share
 from headrace_rewards.protocol import PolicyMeasurements, Sample, SampleKey, each
 from headrace_rewards.registry import build, validate
-from headrace_rollout.monitored_reward import PANEL, TOLD_FAILURES, WAITING, MonitoredReward
+from headrace_rollout.monitored_reward import DRIFT_PANEL_SIZE, MAX_REPORTED_FAILURES, MAX_WAITING, MonitoredReward
 from headrace_rollout.reward_scoring import RewardFailed, value_of
 
 EXACT = {
@@ -146,7 +146,7 @@ async def test_only_the_first_failures_are_told() -> None:
     for number in range(8):
         with pytest.raises(RewardFailed):
             await reward.score(group(number, "exception", "1", "exception", "0"))
-    assert [number for number, _ in reward.take_failures()] == list(range(TOLD_FAILURES))
+    assert [number for number, _ in reward.take_failures()] == list(range(MAX_REPORTED_FAILURES))
     assert reward.failures == {"exception": 16}
 
 
@@ -238,7 +238,7 @@ async def test_a_share_of_the_groups_is_scored_again_and_none_by_default_of_zero
     await cancel([run])
     figures = reward.take()
     assert figures is not None
-    panels = figures.drift_rounds * PANEL
+    panels = figures.drift_rounds * DRIFT_PANEL_SIZE
     assert len(written.calls) - 300 - panels in range(15, 50)
     quiet = watched(written, reward_recheck=0.0)
     before = len(written.calls)
@@ -253,13 +253,13 @@ async def test_a_slow_reward_delays_no_group_by_being_scored_again() -> None:
     written = Written()
     reward = watched(written, reward_recheck=1.0)
     run = asyncio.create_task(reward.run())
-    for number in range(2 * WAITING):  # nobody scores again meanwhile: the queue fills, and no group waits
+    for number in range(2 * MAX_WAITING):  # nobody scores again meanwhile: the queue fills, and no group waits
         await reward.score(group(number, "1", "0"))
     written.open.clear()
     figures = reward.take()
     assert figures is not None
-    assert figures.groups == 2 * WAITING
-    assert figures.again_skipped == 2 * WAITING - WAITING
+    assert figures.groups == 2 * MAX_WAITING
+    assert figures.again_skipped == 2 * MAX_WAITING - MAX_WAITING
     await cancel([run])
 
 
@@ -269,12 +269,12 @@ async def test_the_panel_shows_a_reward_that_moves(size: int) -> None:
     for moved in (0.0, 0.25):
         written = Written()
         reward = watched(written, reward_recheck=1.0, group_size=size)
-        for number in range(PANEL):
+        for number in range(DRIFT_PANEL_SIZE):
             await reward.score(group(number, *("1", "0") * (size // 2)))
         written.moved = moved
         figures = await until_counted(reward, lambda f: f.drift_rounds == 1)
-        assert figures.drift.shift.groups == PANEL
-        assert figures.drift.shift.count == PANEL * size
+        assert figures.drift.shift.groups == DRIFT_PANEL_SIZE
+        assert figures.drift.shift.count == DRIFT_PANEL_SIZE * size
         found = mean(figures.drift.shift)
         assert found is not None
         assert found.low == pytest.approx(moved) == found.high
@@ -285,15 +285,15 @@ async def test_the_panel_has_only_groups_with_a_score_and_costs_no_more_than_the
     reward = watched(written, reward_recheck=0.1)
     run = asyncio.create_task(reward.run())
     numbers = itertools.count()
-    for _ in range(PANEL):
+    for _ in range(DRIFT_PANEL_SIZE):
         await reward.score(group(next(numbers), "none", "none"))
-    for _ in range(200 * PANEL):
+    for _ in range(200 * DRIFT_PANEL_SIZE):
         await reward.score(group(next(numbers), "1", "0"))
         await asyncio.sleep(0)
     await cancel([run])
     figures = reward.take()
     assert figures is not None
-    assert figures.drift.shift.groups == PANEL, "the first ones had nothing to compare"
+    assert figures.drift.shift.groups == DRIFT_PANEL_SIZE, "the first ones had nothing to compare"
     assert 10 <= figures.drift_rounds <= 20, "a round of 8 groups for 80 of them at most"
 
 

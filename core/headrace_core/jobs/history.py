@@ -101,7 +101,8 @@ async def page_of_entries(
 
 
 @cache
-def _append_script() -> str:
+def append_script() -> str:
+    """The text of lua/append.lua."""
     return (resources.files(redis_access) / "lua" / "append.lua").read_text()
 
 
@@ -112,7 +113,7 @@ class History:
         self._redis = redis
         self._max_heartbeats = max_heartbeats
         self._max_bytes = max_bytes
-        self._append = redis.register_script(_append_script())
+        self._append = redis.register_script(append_script())
 
     async def append_event(self, job_id: str, data: bytes, time: float) -> int:
         """Append an event (`data` is JSON, `time` Unix seconds). Returns its number."""
@@ -194,9 +195,9 @@ class History:
         async with self._redis.pipeline(transaction=False) as pipe:
             for part in ranges:
                 if part.backwards:
-                    pipe.xrevrange(k.history(part.kind), f"{part.number}-0", f"({number}-0", count=part.count)
+                    pipe.xrevrange(k.history(part.kind), f"{part.number}-0", f"({number}-0", count=part.limit)
                 else:
-                    pipe.xrange(k.history(part.kind), f"{part.number}-0", f"{to}-0", count=part.count)
+                    pipe.xrange(k.history(part.kind), f"{part.number}-0", f"{to}-0", count=part.limit)
             read = await pipe.execute()
         entries = (_entry(part.kind, *raw) for part, of_part in zip(ranges, read, strict=True) for raw in of_part)
         return sorted({entry.number: entry for entry in entries}.values())  # ranges may overlap
@@ -242,11 +243,11 @@ def _entry(kind: Kind, entry_id: bytes, fields: dict[bytes, bytes]) -> HistoryEn
 
 
 class _ReadRange(NamedTuple):
-    """One read of a kind's stream: `count` entries from `number` on, forwards or backwards."""
+    """One read of a kind's stream: up to `limit` entries from `number` on, forwards or backwards."""
 
     kind: Kind
     number: int
-    count: int
+    limit: int
     backwards: bool = False
 
 

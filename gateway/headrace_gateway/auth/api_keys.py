@@ -17,7 +17,7 @@ from headrace_core.errors import Damaged, NotAuthenticated, NotFound
 from headrace_core.jobs.job_store import new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
-from headrace_core.redis_access.json_records import decode_record, name, none_if_damaged
+from headrace_core.redis_access.json_records import decode_record, log_damaged_once, none_if_damaged
 
 from ..principal import OpenedBy, Principal
 from ..scopes import Scope
@@ -58,7 +58,7 @@ def key_of(record: bytes) -> ApiKey:
     try:
         return decode_record(record, ApiKey, keys.API_KEYS)
     except Damaged as error:
-        name(error)
+        log_damaged_once(error)
         raise NotAuthenticated("what is kept of this API key is damaged: ask for another key") from error
 
 

@@ -32,7 +32,7 @@ from headrace_core.jobs.history import HistoryEntry
 from headrace_core.jobs.job_store import ENDED, Job, JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.logs import get_logger
-from headrace_core.redis_access.json_records import name
+from headrace_core.redis_access.json_records import log_damaged_once
 
 from ..views.eta import estimated_finish
 from ..views.objects import job_object
@@ -199,7 +199,7 @@ class JobStream:
         try:
             return (await self._ledger.counts()).as_dict()
         except Damaged as error:
-            name(error)
+            log_damaged_once(error)
             return None
 
     async def _send_state(self) -> Job:

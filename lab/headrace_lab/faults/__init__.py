@@ -1,1 +1,1 @@
-"""What goes wrong, on purpose: damaged bytes, answers that are held back, small disks."""
+"""Faults to inject: damaged bytes, delayed answers of Redis, small disks."""

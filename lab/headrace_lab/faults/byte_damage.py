@@ -1,4 +1,4 @@
-"""Ways in which bytes that are read back may be damaged: cut short, bits flipped, zeroed, of other types, too deep."""
+"""Ways to damage stored bytes: truncated, bits flipped, zeroed, JSON of other types, nested too deeply."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ WRONG_JSON = (
     b"1e999",
     b"\xff\xfe",
 )
-"""JSON of the wrong types, and what is none."""
+"""JSON of wrong types, and bytes that are no JSON."""
 DEPTH = 100_000
 
 
 def damages(whole: bytes, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """(what was done, the bytes afterwards), the same every time."""
+    """Yields (description, damaged bytes); deterministic in `seed`."""
     chance = random.Random(seed)
     for at in sorted({0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 1}):
         yield f"cut at {at}", whole[:at]

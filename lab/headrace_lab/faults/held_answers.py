@@ -1,4 +1,4 @@
-"""A Redis whose answers are held back on their way, so that a caller is cancelled just after Redis has acted."""
+"""A proxy before Redis that can delay answers, so that a test can cancel a caller just after Redis has acted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class HeldAnswers:
-    """Between clients and a Redis: all passes at once, but for answers to commands that `hold` was told to hold."""
+    """The proxy. Everything passes at once, except the answers to commands that `hold` selects."""
 
     def __init__(self, socket: Path, folder: Path) -> None:
         self._socket = socket
@@ -21,23 +21,23 @@ class HeldAnswers:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The address for clients."""
         return f"unix://{self._path}"
 
     def hold(self, marker: bytes) -> None:
-        """Keep the answer to each command sent from here on that contains these bytes, and what follows it on its
-        connection."""
+        """Delay the answer to each command sent from now on that contains the bytes `marker`, and everything that
+        follows it on its connection."""
         self._marker = marker
         self._open.clear()
         self._answered.clear()
 
     async def answered(self) -> None:
-        """Returns when an answer is being held back: what was asked for is done."""
+        """Returns when an answer is being delayed, so that Redis has executed the command."""
         async with asyncio.timeout(20):
             await self._answered.wait()
 
     def let_go(self) -> None:
-        """Deliver what was held back, and all that follows."""
+        """Deliver the delayed answers, and delay no more."""
         self._marker = None
         self._open.set()
 
@@ -68,7 +68,7 @@ class HeldAnswers:
 
 @asynccontextmanager
 async def held_answers(url: str, folder: Path) -> AsyncIterator[HeldAnswers]:
-    """In front of the Redis at the unix socket `url`."""
+    """A proxy before the Redis at the unix socket `url`; its own socket is in `folder`."""
     held = HeldAnswers(Path(url.removeprefix("unix://").partition("?")[0]), folder)
     server = await asyncio.start_unix_server(held._serve, str(held._path))
     try:

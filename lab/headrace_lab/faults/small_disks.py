@@ -1,4 +1,4 @@
-"""Disks of a test's own, which may become full."""
+"""Small disks that a test can fill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def own_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """`folder`, which is made, on a disk of so many MiB; the test is skipped where none can be mounted."""
+    """Creates `folder` on a disk of `mib` MiB. Skips the test if no disk can be mounted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)

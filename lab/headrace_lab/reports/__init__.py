@@ -1,1 +1,1 @@
-"""What benchmarks, evidence and examples write: results, reports, plots."""
+"""The output of benchmarks, evidence and examples: results, reports, plots."""

@@ -1,7 +1,8 @@
-"""What benchmarks and evidence share: `--seed` and `--out`, the JSON result with the machine's facts, the last line.
+"""What benchmarks and evidence have in common: the options `--seed` and `--out`, the JSON result with facts about the
+machine, and the last line.
 
-name: PASS figures…        every threshold at the top of the script is met
-name: MISS figures…        one is not; the script ends with exit status 1
+name: PASS figures…        all thresholds at the top of the script are met
+name: MISS figures…        one is not; the script exits with status 1
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def _results() -> Path:
-    """Of the folder that the script is in: benchmarks/results, evidence/results and so on."""
+    """The results folder for the running script: benchmarks/results, evidence/results, …"""
     folder = Path(sys.argv[0]).resolve().relative_to(ROOT).parts[0]
     return ROOT / folder / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures were measured: cores, memory in bytes, Python, package versions."""
+    """Facts about the machine: cores, memory in bytes, load, Python, package versions."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -54,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, passed: bool, figures: str, result: dict[str, Any], options: argparse.Namespace) -> None:
-    """Write the result to `options.out`, print the last line; exit status 1 on a miss."""
+    """Write the result to `options.out` and print the last line. Exits with status 1 unless `passed`."""
     document = {
         "name": name,
         "passed": passed,

@@ -1,6 +1,6 @@
-"""A folder that shows how a job went: plots, the figures behind them, and a page that holds both.
+"""A report of a job: a folder with plots, the data behind them, and a page with both.
 
-Made from what the REST routes answer, so it can be made anywhere and at any time after the job.
+It is made from answers of the REST routes, so that it can be made anywhere and at any time after the job.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ WAIT_COLOURS = ("#a0aec0", AMBER, "#b794f4", "#f687b3", "#90cdf4")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a job left: the answers of the job, ledger, metrics and reward routes."""
+    """The answers of the job's REST routes: job, ledger, metrics and reward."""
 
     job: dict[str, Any]
     ledger: dict[str, Any]
     metrics: list[dict[str, Any]]
-    """Each with `kind` and `data`, oldest first, of all pages."""
+    """All measurements, each with `kind` and `data`, oldest first."""
     reward: dict[str, Any]
-    """The sums of the whole job: among the measurements of a long one, the newest heartbeats may be left out."""
+    """The reward's figures of the whole job; the measurements of a long job may lack the newest heartbeats."""
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How one worker spent the steady state: shares of its time, by activity; they sum to 1."""
+    """How one worker spent its time in steady state: shares by activity, which sum to 1."""
 
     worker: str
     seconds: float
@@ -59,26 +59,27 @@ class Shares:
 
     @property
     def busy(self) -> float:
-        """Share spent generating, or training."""
+        """Share of the time spent generating, or training."""
         return self.shares.get("busy", 0.0)
 
 
 def steady_shares(record: Record) -> list[Shares]:
-    """Each worker's shares from a tenth of the steps on to the final one, by the heartbeats in between."""
+    """Each worker's shares after the first tenth of the steps, from its heartbeats. Empty with fewer than 3 steps."""
     steps = record.of("step")
     if len(steps) < 3:
         return []
     began, ended = steps[len(steps) // 10]["time"], steps[-1]["time"]
-    beats = [b for b in record.of("worker") if began <= b["time"] <= ended]
-    found = []
-    for worker in sorted({b["worker"] for b in beats}):
-        own = [b for b in beats if b["worker"] == worker]
+    heartbeats = [b for b in record.of("worker") if began <= b["time"] <= ended]
+    shares = []
+    for worker in sorted({b["worker"] for b in heartbeats}):
+        own = [b for b in heartbeats if b["worker"] == worker]
         if len(own) > 1:
-            found.append(_between(own[0], own[-1]))
-    return found
+            shares.append(_between(own[0], own[-1]))
+    return shares
 
 
 def _between(first: dict[str, Any], last: dict[str, Any]) -> Shares:
+    """The shares between two heartbeats of a worker."""
     seconds = last["uptime"] - first["uptime"]
     spent = {"busy": last["busy"] - first["busy"]}
     for reason, value in last["waiting"].items():
@@ -89,7 +90,7 @@ def _between(first: dict[str, Any], last: dict[str, Any]) -> Shares:
 
 
 def write_report(folder: Path, record: Record) -> Path:
-    """Fill `folder` with plots (PNG), `record.json` and `index.html`; returns the page. Needs at least one step."""
+    """Write plots (PNG), `record.json` and `index.html` to `folder`; returns the page. Needs at least one step."""
     folder.mkdir(parents=True, exist_ok=True)
     set_style()
     for name, draw in (("reward", _reward), ("ages", _ages), ("waiting", _waiting), ("ledger", _ledger)):
@@ -168,7 +169,7 @@ def _waiting(axes: Axes, record: Record) -> None:
 
 
 def _share(shares: Shares, reason: str, shown: set[str]) -> float:
-    """`other` takes what is too small to be seen."""
+    """Share of an activity; `other` includes the activities that are too small to be shown."""
     if reason != "other":
         return shares.shares.get(reason, 0.0)
     return sum(share for name, share in shares.shares.items() if name == "other" or name not in shown | {"busy"})

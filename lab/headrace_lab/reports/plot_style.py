@@ -1,4 +1,4 @@
-"""How every plot of the house looks: the report of a job, and the pictures of benchmarks and evidence."""
+"""The style of all plots: reports of jobs, and figures of benchmarks and evidence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ INK, MUTED, GRID = "#1b2733", "#6b7785", "#e3e8ee"
 
 
 def set_style() -> None:
-    """Of all figures that this process draws from here on."""
-    plt.switch_backend("Agg")  # no display where a service runs
+    """Set the style of all figures that this process draws from now on."""
+    plt.switch_backend("Agg")  # works without a display
     plt.rcParams.update(
         {
             "font.size": 10,

@@ -1,1 +1,1 @@
-"""A real service as a process: gateway, Ray, jobs, their workers, and runs of the examples."""
+"""Real services as processes: `headrace serve`, the gateway alone, Ray clusters; their jobs; runs of the examples."""

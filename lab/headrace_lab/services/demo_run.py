@@ -1,4 +1,4 @@
-"""Runs `examples/adder/demo.py` and reads what it left."""
+"""Runs `examples/adder/demo.py` and reads its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT_SECONDS = 1500
 
 
 def run_demo(folder: Path, seed: int, **options: Any) -> dict[str, Any]:
-    """One run with the demo's own `options`; its figures. Raises CalledProcessError where the demo fails."""
+    """Run the demo with `options` of its command line; returns its figures. Raises CalledProcessError if it fails."""
     extra = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(DEMO), "--seed", str(seed), "--out", str(folder), *extra]
     subprocess.run(command, check=True, timeout=LIMIT_SECONDS)

@@ -1,11 +1,11 @@
-"""What every example run shares: a server of its own, a job watched to its end, and what it left.
+"""What the example runs have in common: a server, a job that is followed to its end, and its record.
 
-    with server(folder) as address:  headrace serve, on a free port, its data under `folder`
-        follow(client, job_id, …)    prints the job's events; SystemExit where it fails or takes too long
-        fetch(address, job_id)       the record that reports are made from
+    with server(folder) as address:  `headrace serve` on a free port, with its data in `folder`
+        follow(client, job_id, …)    prints the job's events; SystemExit if it fails or takes too long
+        fetch(address, job_id)       the record for a report
 
-Every wait has a time limit. The server ends with the block, by Ctrl-C, as a user would end it,
-and with this process, however that ends.
+Every wait has a time limit. The server ends with the block, by Ctrl-C, as a user would end it, and with this process,
+however that ends.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from .child_processes import ending_with_parent
 
 STOP_SECONDS = 120
 PAGE = 10_000
-"""Measurements in an answer."""
+"""Measurements per request."""
 ENDED = ("succeeded", "failed", "cancelled")
 
 
 def connect(address: str) -> OpenAI:
-    """The official client; a server on loopback asks for no key."""
+    """OpenAI's client; a server on loopback needs no API key."""
     return OpenAI(base_url=f"{address}/v1", api_key="not-needed-on-loopback", max_retries=2)
 
 
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """`headrace serve` on a free port; yields its address, and ends it with Ctrl-C."""
+    """Runs `headrace serve` on a free port; yields its address, and ends it by SIGINT."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(folder / "data")]
     with (folder / "server.log").open("w") as log:
@@ -57,7 +57,7 @@ def server(folder: Path) -> Iterator[str]:
 
 
 def _address(process: subprocess.Popen[str], log: Path) -> str:
-    """The server says it on its standard output, once all its parts are up."""
+    """The server's address, which it prints on stdout once all its components are ready."""
     assert process.stdout is not None
     for line in process.stdout:
         words = [word for word in line.split() if word.startswith("http://")]
@@ -67,7 +67,8 @@ def _address(process: subprocess.Popen[str], log: Path) -> str:
 
 
 def follow(client: OpenAI, job_id: str, name: str, seconds: float) -> None:
-    """Print what the job says until it ends. Raises SystemExit, opening with `name`, for one that did not succeed."""
+    """Print the job's events until it ends. Raises SystemExit, with a message that begins with `name`, unless it
+    succeeds within `seconds`."""
     seen: set[str] = set()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -86,7 +87,7 @@ def follow(client: OpenAI, job_id: str, name: str, seconds: float) -> None:
 
 
 def fetch(address: str, job_id: str) -> Record:
-    """What the job left, for the report."""
+    """The job's record, for a report."""
     base = f"{address}/v1/fine_tuning/jobs/{job_id}"
     with httpx.Client(timeout=60) as http:
         job, ledger, reward = (http.get(base + route).raise_for_status().json() for route in ("", "/ledger", "/reward"))
@@ -94,11 +95,11 @@ def fetch(address: str, job_id: str) -> Record:
 
 
 def _measurements(http: httpx.Client, base: str) -> Iterator[dict[str, Any]]:
-    """Of all pages, oldest first."""
-    asked: dict[str, Any] = {"limit": PAGE}
+    """All measurements, page by page, oldest first."""
+    parameters: dict[str, Any] = {"limit": PAGE}
     while True:
-        page = http.get(f"{base}/metrics", params=asked).raise_for_status().json()
+        page = http.get(f"{base}/metrics", params=parameters).raise_for_status().json()
         yield from page["data"]
         if not page["has_more"]:
             return
-        asked["after"] = page["data"][-1]["id"]
+        parameters["after"] = page["data"][-1]["id"]

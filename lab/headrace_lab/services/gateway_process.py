@@ -1,8 +1,8 @@
-"""The gateway alone in a process: the app as it is served, over a Redis that is there, without Ray.
+"""The gateway alone in a process: the real app on an existing Redis, without Ray.
 
     python -m headrace_lab.services.gateway_process REDIS_URL DATA_DIR CORES
 
-It prints its port once it listens, and ends with its standard input, so also when whoever started it is killed.
+It prints its port once it listens, and ends when its stdin is closed, so also when its parent is killed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ START_SECONDS = 60
 
 
 class NoControllers:
-    """Stands where Ray is: whoever uses this plays the job."""
+    """A controller manager that starts no controllers: tests write the jobs' data themselves."""
 
     async def ensure(self, job: Job) -> None: ...
     async def cancel(self, job_id: str) -> None: ...
@@ -43,7 +43,8 @@ class NoControllers:
 def gateway(
     redis_url: str, data_dir: Path, cores: set[int] | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, psutil.Process]]:
-    """(Its address, its process), on `cores`, by default on all. Raises RuntimeError where it does not start."""
+    """Runs the gateway on `cores` (default: all); yields (address, process). Raises RuntimeError if it does not
+    start."""
     words = (redis_url, str(data_dir), ",".join(map(str, cores or os.sched_getaffinity(0))))
     command = [sys.executable, "-m", "headrace_lab.services.gateway_process", *words]
     environ = {**os.environ, **(environment or {})}

@@ -1,7 +1,7 @@
-"""Jobs without a run: one as it is stored, and those that look as if they had run, with measurements of every kind
-through `JobStore`, in the order in which they came.
+"""Stored jobs for tests and benchmarks: a plain one, and seeded ones, whose records in Redis look as if they had run, with
+measurements of all kinds in a plausible order.
 
-For what shows jobs, and has to be measured or tested without training any.
+They are for what shows jobs, without training any.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ PATHS: dict[Status, tuple[Status, ...]] = {
     "failed": ("queued", "running", "failed"),
     "cancelled": ("queued", "running", "cancelled"),
 }
-"""How a job comes to a status."""
+"""The sequence of statuses that leads to each status."""
 
 
 class StepNumber(msgspec.Struct, frozen=True):
-    """Data of a step's event, short."""
+    """The data of a seeded step's event."""
 
     step: int
 
@@ -66,7 +66,7 @@ def stored_job(job_id: str = "ftjob-1", **changes: Any) -> Job:
 
 @dataclass(frozen=True)
 class Seeded:
-    """One job, `steps` of `total` steps on."""
+    """One job that has made `steps` of `total` steps."""
 
     number: int
     steps: int
@@ -74,9 +74,9 @@ class Seeded:
     status: Status = "running"
     workers: int = 2
     beats: int = 1
-    """Heartbeats of each worker in one step; 0: none in the whole job."""
+    """Heartbeats of each worker per step; 0: none in the whole job."""
     tells: bool = False
-    """Whether it says something at each step, as jobs do."""
+    """Whether there is an event for each step, as in real jobs."""
     error: str | None = None
     suffix: str = "seeded"
     began: float = 1_700_000_000.0
@@ -86,7 +86,7 @@ class Seeded:
         return f"ftjob-{self.number:024d}"
 
     def job(self) -> Job:
-        """As submission would store it."""
+        """The job as the gateway would store it."""
         settings: dict[str, Any] = {"batch_size": BATCH, "group_size": GROUP_SIZE, "max_staleness": BOUND}
         settings |= {"n_steps": self.total, "learning_rate": 1e-4 if self.number % 2 else 3e-4}
         grader = {"type": "string_check", "name": "answer", "operation": "eq", "input": "{{ sample.output_text }}"}
@@ -98,7 +98,7 @@ class Seeded:
         )  # fmt: skip
 
     def measurements(self, after: int = 0) -> Iterator[Metrics]:
-        """Everything measured from step `after` + 1 on."""
+        """All measurements from step `after` + 1 on."""
         random_numbers = random.Random(self.number * 1_000_003 + after)
         if after == 0 and self.steps:
             yield self._evaluation(0)
@@ -144,7 +144,7 @@ class Seeded:
         )  # fmt: skip
 
     async def store(self, redis: Redis) -> None:
-        """The job with its status, its counts and everything it measured."""
+        """Store the job with its status, its ledger's counts and all measurements."""
         jobs, job = JobStore(redis), self.job()
         await jobs.create(job)
         ended = None if self.error is None else JobError("worker_error", self.error)
@@ -156,7 +156,7 @@ class Seeded:
         await self.record(redis)
 
     async def record(self, redis: Redis, after: int = 0) -> None:
-        """What was measured after step `after`, and the counts as they are then."""
+        """Store the measurements after step `after`, and the final counts of the ledger."""
         jobs = JobStore(redis)
         for measured in self.measurements(after):
             if isinstance(measured, WorkerMetrics):
@@ -198,7 +198,8 @@ def _step(step: int, total: int, time: float, random_numbers: random.Random) -> 
 
 
 def _ages(step: int, random_numbers: random.Random) -> tuple[dict[str, AgeMetrics], int]:
-    """Most tokens young; for a while the learner falls behind; now and then a straggler is beyond the bound."""
+    """(figures by age, masked tokens). Most tokens are young; for some steps the learner falls behind; occasionally
+    some are too old."""
     middle = 0.8 + 1.4 * (step % 90 > 60)
     weights = [random_numbers.uniform(0.7, 1.3) * 2.2 ** -abs(age - middle) for age in range(BOUND + 1)]
     if step % 37 == 0:

@@ -1,4 +1,4 @@
-"""A Ray cluster as an operator starts one, of processes on this machine: a head, and nodes that may come and go."""
+"""A Ray cluster as an operator would start it, with all nodes on this machine: a head, and nodes that come and go."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import TypeAlias
 from .service import START_SECONDS
 
 HOST = "127.0.0.21"
-"""Loopback: Ray replaces 127.0.0.1 by the machine's outward address."""
+"""A loopback address other than 127.0.0.1, which Ray would replace by the machine's external address."""
 _STOP_SECONDS = 60
 _ATTEMPTS = 5
 
 Node: TypeAlias = "subprocess.Popen[bytes]"
-"""`ray start --block`: a raylet and its agents under it. It ends when one of them does."""
+"""The process of `ray start --block`, with a raylet and its agents as children. It ends when one of them ends."""
 
 
 class RayCluster:
-    """A head with `cores`, which may be more than the machine has, and the nodes that `add_node` starts."""
+    """A head with `cores`, which may be more than the machine has, and nodes that `add_node` starts."""
 
     def __init__(self, cores: int) -> None:
         self._folder = tempfile.mkdtemp(prefix="hr-", dir="/tmp")  # for sockets, whose paths are limited to 107 bytes
@@ -38,17 +38,17 @@ class RayCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to reach it."""
+        """Environment variables with which a process connects to the cluster."""
         return self._secret | {"RAY_ADDRESS": f"{HOST}:{self._port}"}
 
     def add_node(self, cores: int, host: str) -> Node:
-        """One more, at a loopback address of its own; it is there on return."""
+        """Start a node at the loopback address `host`; returns when it has joined."""
         node = self._started(host, cores, f"--address={HOST}:{self._port}")
         self.nodes.append(node)
         return node
 
     def stop(self) -> None:
-        """End all of it, whatever has ended already."""
+        """End all processes of the cluster; some may have ended already."""
         for process in (*self.nodes, self.head):
             process.terminate()
         for process in (*self.nodes, self.head):
@@ -56,15 +56,16 @@ class RayCluster:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _started(self, host: str, cores: int, *options: str) -> Node:
-        """Tried again: Ray gives a node some seconds to start, too few on a busy machine."""
+        """Start a node. Retries, because Ray gives a node a few seconds to start, which is too little on a busy
+        machine."""
         shared = [f"--node-ip-address={host}", f"--num-cpus={cores}", f"--object-store-memory={2**27}"]
         for _ in range(_ATTEMPTS):
             log = Path(self._folder, f"{secrets.token_hex(4)}.log")
-            with log.open("w") as said:
+            with log.open("w") as output:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *shared],
-                    stdout=said,
-                    stderr=said,
+                    stdout=output,
+                    stderr=output,
                     env=os.environ | self._secret | {"RAY_USAGE_STATS_ENABLED": "0"},
                     start_new_session=True,
                 )

@@ -1,4 +1,4 @@
-"""`headrace serve` as a user runs it: a process of its own, spoken to over HTTP alone."""
+"""`headrace serve` as a user runs it: as a process, used only over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .child_processes import ending_with_parent
 from .worker_processes import ready_processes
 
 START_SECONDS = 180
-"""Ray alone needs 5 s on an idle machine, and a multiple of it on a busy one."""
+"""Ray alone takes 5 s to start on an idle machine, and several times that on a busy one."""
 
 SMALL = {
     "engine": "transformers",
@@ -37,7 +37,7 @@ SMALL = {
 
 
 class Service:
-    """One server process on `data_dir`; `environment` is added to that of the tests."""
+    """One server process with the data folder `data_dir`; `environment` is added to this process' environment."""
 
     def __init__(self, data_dir: Path, environment: dict[str, str] | None = None) -> None:
         self._log = (data_dir.parent / f"{data_dir.name}.log").open("a")
@@ -71,28 +71,28 @@ class Service:
         raise AssertionError(f"the server ended before it was up: {Path(self._log.name).read_text()[-2000:]}")
 
     def stop(self) -> int:
-        """Ctrl-C; the exit status."""
+        """End the server by SIGINT, as Ctrl-C does; returns its exit status."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         status = self._process.wait(timeout=START_SECONDS)
-        self._let_go()
+        self._release()
         return status
 
     def ended(self) -> bool:
-        """Whether the server process is gone; what this side held of it is let go then."""
+        """Whether the server process has ended; if so, releases this side's resources."""
         if self._process.poll() is None:
             return False
-        self._let_go()
+        self._release()
         return True
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._log.close()
         self.openai.close()
 
     def get(self, route: str) -> Any:
-        """The JSON answer of one of our own routes."""
+        """The JSON response of a route."""
         answer = httpx.get(self.address + route, timeout=30)
         answer.raise_for_status()
         return answer.json()
@@ -105,7 +105,10 @@ class Service:
         rows: tuple[str, str] | None = None,
         **settings: Any,
     ) -> str:
-        """A job, by default of the adder's rows (training and held out) and rewarded for correct answers; its id."""
+        """Submit a job; returns its id. By default it trains on the adder's files, with a reward for correct answers.
+
+        `rows`: ids of the training and validation files. `settings` are hyperparameters, in addition to `SMALL`.
+        """
         training_file, validation_file = rows or (self.upload("train.jsonl"), self.upload("validation.jsonl"))
         grader = grader or {"type": "function", "name": "correct", "function": f"{ADDER / 'reward.py'}:correct"}
         method: Any = {
@@ -117,11 +120,11 @@ class Service:
         ).id
 
     def upload(self, name: str) -> str:
-        """A file of the adder's; its id."""
+        """Upload a file of the adder example; returns its id."""
         return self.openai.files.create(file=ADDER / name, purpose="fine-tune").id
 
     def wait(self, job_id: str, *statuses: str, timeout: float = 240) -> str:
-        """Until the job has one of these statuses."""
+        """Wait until the job has one of these statuses, and return it. Raises AssertionError."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             status = self.openai.fine_tuning.jobs.retrieve(job_id).status
@@ -130,32 +133,32 @@ class Service:
             if status in ("succeeded", "failed", "cancelled"):
                 break
             time.sleep(0.2)
-        raise AssertionError(f"{job_id} is {status}, not {' or '.join(statuses)}: {self.told(job_id)}")
+        raise AssertionError(f"{job_id} is {status}, not {' or '.join(statuses)}: {self.messages(job_id)}")
 
     def wait_for_step(self, job_id: str, step: int, timeout: float = 240) -> None:
-        """Until the job has trained `step` steps."""
+        """Wait until the job has trained `step` steps. Raises AssertionError."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")["version"] >= step:
                 return
             self.wait(job_id, "validating_files", "queued", "running")
             time.sleep(0.1)
-        raise AssertionError(f"{job_id} did not reach step {step}: {self.told(job_id)}")
+        raise AssertionError(f"{job_id} did not reach step {step}: {self.messages(job_id)}")
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
-        """The job's newest events, oldest first, as the API has them."""
+        """The job's newest events, oldest first, as the API returns them."""
         newest_first: list[dict[str, Any]] = self.get(f"/v1/fine_tuning/jobs/{job_id}/events?limit=100")["data"]
         return newest_first[::-1]
 
-    def told(self, job_id: str) -> list[str]:
-        """The messages of these events."""
+    def messages(self, job_id: str) -> list[str]:
+        """The messages of `events`."""
         return [event["message"] for event in self.events(job_id)]
 
     def pid_of(self, job_id: str, worker: str) -> int:
-        """Of the worker's newest process that became ready."""
+        """Process id of the worker's newest process that became ready."""
         return dict(ready_processes(self.events(job_id)))[worker]
 
     def metrics(self, job_id: str, kind: str) -> list[dict[str, Any]]:
-        """Its measurements of one kind, oldest first."""
-        found = self.get(f"/v1/fine_tuning/jobs/{job_id}/metrics")["data"]
-        return [entry["data"] for entry in found if entry["kind"] == kind]
+        """The job's measurements of one kind, oldest first."""
+        entries = self.get(f"/v1/fine_tuning/jobs/{job_id}/metrics")["data"]
+        return [entry["data"] for entry in entries if entry["kind"] == kind]

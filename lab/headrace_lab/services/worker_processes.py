@@ -1,4 +1,4 @@
-"""Which process is which worker's, read from the events of its job."""
+"""Process ids of a job's workers, from the job's events."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from headrace_core.types.events import WorkerReady
 
 
 def ready_processes(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, int]]:
-    """(Worker, pid) of each process that became ready, in the order of `events`, which are objects of the API. The
-    first rank of a learner is `learner`, the others are `rank-1` and so on."""
+    """Yields (worker, pid) of each process that became ready, in the order of `events`, which are objects of the API.
+
+    The first rank of a learner is `learner`, the others are `rank-1`, …
+    """
     for event in events:
         if (ready := WorkerReady.of(event["data"])) is not None:
             yield from ready.pids.items()

@@ -1,1 +1,1 @@
-"""Training without a service: tiny models, steps of one process, statistics of gradients."""
+"""Training without a service: tiny models, training in one process, statistics of gradients."""

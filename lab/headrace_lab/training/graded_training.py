@@ -1,7 +1,7 @@
-"""The adder trained by any grader of the service, on fresh data: a `LaggedRun` with rewards by `registry.build`.
+"""Trains the adder with any grader of the service, on policy: a `LaggedRun` whose rewards come from `registry.build`.
 
-Training sees what the grader says of each completion, which has its draw as in a job. `accuracy` stays what it was: the
-share of right answers among greedy completions of held-out rows, whatever the grader rewards.
+Training uses the grader's scores. As in a job, each sample has its key (`draw`), on which random graders depend.
+`accuracy` does not depend on the grader: it is the share of right answers among greedy completions of held-out rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RIGHT: dict[str, Any] = {
     "reference": "<answer> {{ item.answer }} </answer>",
     "operation": "like",
 }
-"""The right answer between its tags."""
+"""A grader that rewards the right answer between its tags."""
 
 
 RowFilter = Callable[[dict[str, Any]], bool]
@@ -43,12 +43,12 @@ def every(row: dict[str, Any]) -> bool:
 
 
 def carrying(row: dict[str, Any]) -> bool:
-    """Those with a carry, where only one of the two kinds of working is ever right."""
+    """Rows whose addition has a carry, for which only one of the two forms of working is right."""
     return bool(row["carry"])
 
 
 def of_rows(task: Task, rows: RowFilter, folder: Path) -> Task:
-    """The same task on the rows chosen, for training and held out, which files in `folder` hold."""
+    """The task with only those training and validation rows, which are written to files in `folder`."""
 
     def chosen(file: Path) -> Path:
         lines = file.read_text().splitlines(keepends=True)
@@ -59,7 +59,7 @@ def of_rows(task: Task, rows: RowFilter, folder: Path) -> Task:
 
 
 class GradedRun(LaggedRun):
-    """Trains on the scores of a grader that needs no process of its own."""
+    """Trains on the scores of a grader that runs in this process."""
 
     def __init__(self, settings: Hyperparameters, grader: dict[str, Any], rows: RowFilter = every) -> None:
         torch.set_num_threads(1)
@@ -69,7 +69,7 @@ class GradedRun(LaggedRun):
         self.grade_by(grader)
 
     def grade_by(self, grader: dict[str, Any]) -> None:
-        """Use this grader from now on."""
+        """Use the grader with this description from now on."""
         self._grader = build(grader)
 
     def groups(self) -> list[Group]:
@@ -77,7 +77,7 @@ class GradedRun(LaggedRun):
         return self.graded(super().groups())
 
     def graded(self, groups: Sequence[Group]) -> list[Group]:
-        """The same groups with the grader's scores. Raises `RewardFailed` where it has none."""
+        """The groups with the grader's scores as rewards; None where it has none."""
         return asyncio.run(self._graded(self._grader, groups))
 
     async def _graded(self, grader: Reward, groups: Sequence[Group]) -> list[Group]:

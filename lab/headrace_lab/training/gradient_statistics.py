@@ -1,7 +1,7 @@
-"""Mean and variance of n independent gradients, and whether a mean is zero, from their inner products alone.
+"""Statistics of n independent gradients: their mean and variance, and a test whether the mean is zero.
 
-A gradient has hundreds of thousands of entries and there are a few hundred of them, so everything is read off the
-Gram matrix K [n, n], K_ij = g_i · g_j: what has i ≠ j is free of the noise of one gradient with itself.
+There are a few hundred gradients of hundreds of thousands of entries, so everything is computed from the Gram matrix
+K [n, n], K_ij = g_i · g_j. Its entries with i ≠ j are unbiased estimates of |E g|², free of each gradient's own noise.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ Matrix = npt.NDArray[np.float64]
 
 
 def gram(gradients: npt.NDArray[np.floating[Any]]) -> Matrix:
-    """[n, n] of [n, P]."""
+    """The Gram matrix [n, n] of gradients [n, P]."""
     return (gradients @ gradients.T).astype(np.float64)
 
 
 def variance(k: Matrix) -> float:
-    """Trace of one gradient's covariance: E|g − E g|²."""
+    """Trace of a gradient's covariance matrix: E|g − E g|²."""
     n = len(k)
     return float((np.trace(k) - k.sum() / n) / (n - 1))
 
 
 def squared_mean(k: Matrix) -> float:
-    """|E g|², unbiased, so that it may be negative where the mean is zero."""
+    """Unbiased estimate of |E g|²; it may be negative if the mean is zero."""
     n = len(k)
     return float((k.sum() - np.trace(k)) / (n * (n - 1)))
 
 
 def squared_mean_error(k: Matrix) -> float:
-    """Standard error of `squared_mean` where E g is zero: √(2 tr Σ² / (n(n − 1))).
+    """Standard error of `squared_mean` if E g is zero: √(2 tr Σ² / (n(n − 1))).
 
     (Chen and Qin, Annals of Statistics 38, 2010: a test of means where there are more dimensions than samples.)
     """
@@ -44,18 +44,18 @@ def squared_mean_error(k: Matrix) -> float:
 
 
 def mean_z(k: Matrix) -> float:
-    """How many standard errors `squared_mean` is above what a mean of zero gives."""
+    """`squared_mean` in units of its standard error under the hypothesis of a zero mean."""
     return squared_mean(k) / squared_mean_error(k)
 
 
 def interval(
     statistic: Callable[..., float], *matrices: Matrix, seed: int, level: float = 0.9, draws: int = 1000
 ) -> tuple[float, float]:
-    """Bootstrap interval of a statistic of paired Gram matrices: the same gradients are drawn from each."""
+    """Bootstrap interval of a statistic of paired Gram matrices: each resample draws the same gradients from all."""
     rng, n = np.random.default_rng(seed), len(matrices[0])
-    found = []
+    values = []
     for _ in range(draws):
         drawn = rng.integers(0, n, n)
-        found.append(statistic(*(k[np.ix_(drawn, drawn)] for k in matrices)))
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+        values.append(statistic(*(k[np.ix_(drawn, drawn)] for k in matrices)))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,12 +1,12 @@
-"""Training on data of a chosen age, without services: the real trainer, and a sampler that lags behind it.
+"""Training on data of a chosen age, without services: the real trainer, and a sampler with older weights.
 
     weights of version max(0, v − lag) ──► Sampler ──► groups ──► Trainer.step(groups, v) ──► weights of v + 1
           ▲                                                                                         │
-          └────────────────── the newest lag + 1 versions are kept ◄────────────────────────────────┘
+          └────────────────── the newest lag + 1 versions are retained ◄────────────────────────────┘
 
-Held at every step: all tokens are sampled by one version, exactly `lag` older than the one updated (version 0 during
-the first `lag` steps), and carry the log-probabilities of the distribution they were sampled from. Everything follows
-from the settings' seed. One thread does everything, in turn.
+Invariants: all tokens of a step are sampled by one version, exactly `lag` older than the one updated (version 0 during
+the first `lag` steps), and have the log-probabilities of the distribution they were sampled from. Everything is
+deterministic in the settings' seed, because one thread does everything.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from headrace_rollout.prompts import Prompt, Tokenizer, read_prompts
 from ..paths import ADDER, load_module
 
 Grade = Callable[[dict[str, Any], dict[str, Any]], float]
-"""`grade(sample, item)`: a reward in the OpenAI form."""
+"""`grade(sample, item)` → reward, as OpenAI's Python graders have it."""
 Weights = dict[str, torch.Tensor]
 AT_ONCE = 512
-"""Completions decoded in one batch: past a few hundred, a larger one is no faster."""
+"""Completions decoded in one batch; beyond a few hundred, a larger batch is no faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is learned: a model folder, its rows, and the reward."""
+    """A model folder, training and validation rows, and the reward."""
 
     model: Path
     training_file: Path
@@ -53,14 +53,14 @@ class Task:
 
 
 def adder() -> Task:
-    """The demo's task: two-digit additions in words, rewarded where the answer is right."""
+    """The demo's task: two-digit additions in words, with a reward for right answers."""
     return Task(
         ADDER / "model", ADDER / "train.jsonl", ADDER / "validation.jsonl", load_module(ADDER / "reward.py").correct
     )
 
 
 class Sampler:
-    """The decoder of the `transformers` engine, called in turn instead of from a thread."""
+    """The decoder of the `transformers` engine, run in the caller's thread."""
 
     def __init__(self, model: Path, settings: Hyperparameters) -> None:
         config = EngineConfig(
@@ -70,14 +70,14 @@ class Sampler:
         self._decoder = Decoder(self._policy, config)
 
     def use(self, weights: Weights, version: int) -> None:
-        """Sample by these weights from now on."""
+        """Sample with these weights, of policy `version`, from now on."""
         self._policy.model.load_state_dict(weights)
         self._decoder.version = version
 
     @torch.inference_mode()
-    def sample(self, asked: Sequence[tuple[Prompt, SamplingConfig]]) -> list[Sampled]:
-        """One completion of each, in the order asked."""
-        requests = [Generation(prompt.token_ids, sampling) for prompt, sampling in asked]
+    def sample(self, jobs: Sequence[tuple[Prompt, SamplingConfig]]) -> list[Sampled]:
+        """One completion for each (prompt, config), in the same order."""
+        requests = [Generation(prompt.token_ids, sampling) for prompt, sampling in jobs]
         for request in requests:
             self._decoder.accept(request)
         while self._decoder.running or self._decoder.waiting:
@@ -87,10 +87,11 @@ class Sampler:
 
 
 class LaggedRun:
-    """One job, in one thread: `step` trains a version on data `lag` versions old, `accuracy` is that of the newest."""
+    """A job in one thread. `step` trains on data that is `lag` versions old; `accuracy` evaluates the newest
+    version."""
 
     def __init__(self, task: Task, settings: Hyperparameters, lag: int | None = 0) -> None:
-        """`lag` None: the sampler keeps version 0 for ever. Raises ValueError for a lag beyond max_staleness."""
+        """`lag` None: the sampler stays at version 0. Raises ValueError for a lag beyond max_staleness."""
         if lag is not None and lag > settings.max_staleness:
             raise ValueError(f"data {lag} versions old would be masked: raise max_staleness {settings.max_staleness}")
         self.version = 0
@@ -104,7 +105,7 @@ class LaggedRun:
         self._held_out = read_prompts(task.validation_file, self._tokenizer, longest)
         self._order = PromptOrder(len(self._prompts), settings.seed)
         self._sampler = Sampler(task.model, settings)
-        self._kept = deque([self._weights()], maxlen=None if lag is None else lag + 1)
+        self._retained = deque([self._weights()], maxlen=None if lag is None else lag + 1)
 
     @property
     def behaviour_version(self) -> int:
@@ -112,23 +113,23 @@ class LaggedRun:
         return 0 if self._lag is None else max(0, self.version - self._lag)
 
     def step(self) -> tuple[list[Group], StepResult]:
-        """Sample a batch, update the policy by it; what it was trained on, and what the trainer says of it."""
+        """Sample a batch and update the policy on it. Returns (groups trained on, the trainer's result)."""
         groups = self.groups()
         result = self.trainer.step(groups, self.version)
         self.version += 1
         if self._lag is not None:
-            self._kept.append(self._weights())
+            self._retained.append(self._weights())
         return groups, result
 
     def groups(self) -> list[Group]:
-        """`batch_size` groups for the next step, by the behaviour policy."""
+        """`batch_size` groups for the next step, sampled by the behaviour policy and scored."""
         s = self._settings
         wants_greedy = ALGORITHMS[s.algorithm].wants_greedy
         sampling = SamplingConfig(s.max_tokens, s.temperature)
         configs = [sampling] * s.group_size + [SamplingConfig(s.max_tokens, temperature=0.0)] * wants_greedy
         numbers = range(self.version * s.batch_size, (self.version + 1) * s.batch_size)
         prompts = [self._prompts[self._order.row(number)] for number in numbers]
-        self._sampler.use(self._kept[0], self.behaviour_version)
+        self._sampler.use(self._retained[0], self.behaviour_version)
         sampled = iter(self._sampler.sample([(prompt, config) for prompt in prompts for config in configs]))
         groups = []
         for number, prompt in zip(numbers, prompts, strict=True):
@@ -166,5 +167,5 @@ class LaggedRun:
         return self._grade({"output_text": self._tokenizer.text(sampled.token_ids)}, prompt.data.item)
 
     def _weights(self) -> Weights:
-        """A copy of the policy's weights as they are now."""
+        """A copy of the policy's present weights."""
         return {name: tensor.detach().clone() for name, tensor in self.trainer.policy.model.state_dict().items()}

@@ -1,9 +1,9 @@
-"""An engine that takes turns: the decoder of the `transformers` engine in the caller's thread, so that runs repeat.
+"""A deterministic engine: the decoder of the `transformers` engine in the caller's thread.
 
-    GroupMaker ── generate, score ──► queue ──► drive: decode step after decode step, then all scorings in one pass
+    GroupBuilder ── generate, score ──► queue ──► drive: decode step after decode step, then all scorings in one pass
 
-What is sampled follows from the seed and the order of the calls alone: no request comes earlier or later than in the
-run before, as it may with a decode thread.
+The samples depend only on the seed and the order of the calls. With a decode thread, requests would arrive at different
+steps in different runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .lagged_training import Sampler
 
 T = TypeVar("T")
 SETTLING = 8
-"""Turns of the event loop after which every task has asked for all that it can ask for."""
+"""Iterations of the event loop after which all tasks have submitted every request that they can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class _Scoring:
 
 
 class TurnEngine(Sampler):
-    """`generate` and `score` as an `Engine` has them; they get on while `drive` runs."""
+    """Has the methods `generate` and `score` of an `Engine`; they make progress while `drive` runs."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -49,14 +49,14 @@ class TurnEngine(Sampler):
         return await asyncio.wrap_future(request.future)
 
     async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
-        """Log-probabilities of tokens[start:]."""
+        """Log-probabilities of tokens[start:], see `Engine.score`."""
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         self._scorings.append(_Scoring(np.ascontiguousarray(tokens, np.int32), start, temperature, future))
         return await future
 
     @torch.inference_mode()
     def drive(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work`, and all that it asks for."""
+        """Run `work` and all of its requests; returns its result."""
         return asyncio.run(self._drive(work))
 
     async def _drive(self, work: Coroutine[Any, Any, T]) -> T:
@@ -68,8 +68,8 @@ class TurnEngine(Sampler):
                 self._decoder.admit()
                 self._decoder.step()
             elif self._scorings:
-                asked, self._scorings = self._scorings, []
-                found = self._policy.score([(s.tokens, s.start, s.temperature) for s in asked])
-                for scoring, logprobs in zip(asked, found, strict=True):
+                scorings, self._scorings = self._scorings, []
+                scores = self._policy.score([(s.tokens, s.start, s.temperature) for s in scorings])
+                for scoring, logprobs in zip(scorings, scores, strict=True):
                     scoring.future.set_result(Scored(logprobs, self._decoder.version))
         return task.result()

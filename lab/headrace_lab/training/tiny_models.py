@@ -1,4 +1,4 @@
-"""Models that benchmarks measure on: real shapes, random weights, because speed does not depend on what they know."""
+"""Models for benchmarks: real architectures with random weights, because speed does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 
 def tiny_config() -> Any:
+    """A Qwen3 configuration with under a million parameters, and no end-of-text token."""
     from transformers import Qwen3Config
 
     return Qwen3Config(
@@ -25,7 +26,7 @@ def tiny_config() -> Any:
 
 
 def smollm2_config() -> Any:
-    """The configuration of SmolLM2-135M, but for its end-of-sequence token: completions here all have full length."""
+    """The configuration of SmolLM2-135M without its end-of-text token, so that all completions have full length."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -45,6 +46,7 @@ def smollm2_config() -> Any:
 
 
 def make_model(config: Any, seed: int, folder: Path) -> Path:
+    """Write a float32 model with random weights to `folder`, and return that."""
     import torch
     from transformers import AutoModelForCausalLM
 

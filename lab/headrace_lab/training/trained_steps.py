@@ -1,4 +1,4 @@
-"""What a learner would settle that trained on all of a claim."""
+"""The record of a step that trained on all groups of a claim, without training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headrace_core.ledger.ledger import Claim, Step
 
 
 def step_of(claim: Claim, max_staleness: int) -> Step:
-    """Its groups, and the ages of their tokens; those older than `max_staleness` are masked."""
+    """The step that a learner would settle for this claim; tokens older than `max_staleness` are masked."""
     ages = Counter[int]()
     for group in claim.groups:
         for version, tokens in group.trainable_by_version.items():

@@ -1,1 +1,1 @@
-"""Services in virtual time: an engine, a trainer and a cluster whose speed is told instead of measured."""
+"""Services in virtual time: an engine, a trainer and a cluster with given speeds."""

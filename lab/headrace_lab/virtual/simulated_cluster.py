@@ -1,8 +1,8 @@
-"""A simulated cluster around the real scheduler, in virtual time.
+"""A simulated cluster in virtual time, with the real scheduling code.
 
-real       ledger and its Lua scripts on a redis-server · staleness.select · RolloutWorker and all it does with
-           leases, weights and evaluations · LearnerWorker and its order of work · the weight store and its folders
-simulated  what the workers are made of (`timed_workers`): engines · training · rewards and checkpoints
+real       ledger and its Lua scripts on a Redis server · staleness.select · RolloutWorker with its leases, weight
+           updates and evaluations · LearnerWorker with its sequence of stages · the weight store
+simulated  the workers' components (`timed_workers`): engines, training, rewards, checkpoints
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .simulated_engine import DecodeSpeed, Lengths, SimulatedEngine
 from .timed_workers import (
     BLOCK,
     FASTER,
-    LONGEST_RUN,
+    MAX_RUN_SECONDS,
     ROWS,
     TRAINING,
     VALIDATION,
@@ -45,14 +45,14 @@ JOB = "ftjob-cluster"
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The devices of one job, and its work. Times are of real tokens, not of blocks."""
+    """The devices of one job, and its workload. Times are for real tokens, not blocks."""
 
     rollout_devices: int
     speed: DecodeSpeed
     slots: int
-    """Completions that one device's cache holds."""
+    """Completions that one device decodes at once."""
     trained_per_second: float
-    """Tokens, by all training devices together."""
+    """Tokens per second of all training devices together."""
     publish_seconds: float
     batch_size: int
     group_size: int
@@ -61,19 +61,19 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Steady state of one run."""
+    """Figures of one run in steady state."""
 
     max_staleness: int
     seconds: float
-    """Of one step."""
+    """Duration of one step."""
     tokens_per_second: float
-    """That contributed to a gradient."""
+    """Tokens per second that contributed to a gradient."""
     masked_share: float
-    """Of the trained groups' tokens."""
+    """Share of masked tokens in the trained groups."""
     mean_age: float
     largest_age: int
     trainer_busy: float
-    """Share of the time."""
+    """Share of the time in which the trainer is busy."""
     devices_busy: float
     """Share of the rollout devices' time with a request in flight, mean over the devices."""
     requests_in_flight: float
@@ -82,14 +82,15 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class Evaluations:
-    """On the first rollout device, as in a job."""
+    """Evaluations on the first rollout device, as in a job."""
 
     rows: int
     every: int
-    """Steps."""
+    """Interval in steps."""
 
     async def run(self, worker: RolloutWorker, training: TimedCoordinator) -> None:
-        """One after the other until cancelled; of the newest version, where an evaluation outlasts the interval."""
+        """Evaluate one version after the other until cancelled; skips versions if one takes longer than the
+        interval."""
         version = 0
         while True:
             while len(training.steps) < version + self.every:
@@ -101,7 +102,7 @@ class Evaluations:
 def measure(
     cluster: Cluster, max_staleness: int, warm: int, steps: int, evaluations: Evaluations | None = None
 ) -> Throughput:
-    """Steady state over `steps` steps, after `warm` of them. Raises `TimeoutError` where the job does not end."""
+    """The throughput over `steps` steps, after `warm` steps of warm-up. Raises `TimeoutError` if the job gets stuck."""
     with tempfile.TemporaryDirectory(prefix="headrace-cluster-") as folder:
         server = RedisServer(Path(folder) / "redis")
         server.start()
@@ -121,7 +122,7 @@ async def _measure(
 ) -> Throughput:
     warm, steps = measured
     redis = InlineRedis(redis_url)
-    await redis.config_set("appendonly", "no")  # nothing of a simulated job has to outlast a power loss
+    await redis.config_set("appendonly", "no")  # a simulated job need not be durable
     blocks = -(-cluster.lengths.table(ROWS, cluster.group_size) // BLOCK)
     s = cluster.speed
     speed = DecodeSpeed(s.base * BLOCK / FASTER, s.each * BLOCK / FASTER, s.update_pause / FASTER)
@@ -136,13 +137,13 @@ async def _measure(
     await _open(job, config("learner"))
     await asyncio.gather(learner.start(), *(worker.start() for worker in workers))
     try:
-        async with asyncio.timeout(LONGEST_RUN), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(MAX_RUN_SECONDS), asyncio.TaskGroup() as tasks:
             for worker in workers:
                 tasks.create_task(worker.run())
-            beside = [] if evaluations is None else [tasks.create_task(evaluations.run(workers[0], training))]
+            evaluating = [] if evaluations is None else [tasks.create_task(evaluations.run(workers[0], training))]
             await learner.run()
-            await cancel(beside)
-            await job.ledger.close("finished")  # the rollout workers hear of it
+            await cancel(evaluating)
+            await job.ledger.close("finished")  # ends the rollout workers
     finally:
         await redis.aclose()
     return _throughput(max_staleness, training.steps, warm, engines)
@@ -165,7 +166,8 @@ async def _open(job: JobRecord, config: WorkerConfig) -> None:
 
 
 def _config(cluster: Cluster, max_staleness: int, steps: int, redis_url: str, folder: str) -> Any:
-    """A function from a worker's name to its config. More groups may be admitted than are trained: no run-out."""
+    """A function from a worker's name to its config. `n_steps` is larger than the steps trained, so that the admission
+    of groups does not run out at the end."""
     hyperparameters = {
         "batch_size": cluster.batch_size,
         "group_size": cluster.group_size,
@@ -196,7 +198,7 @@ def _config(cluster: Cluster, max_staleness: int, steps: int, redis_url: str, fo
             total_steps=steps,
             grader=grader,
             hyperparameters=hyperparameters,
-            stall_timeout=LONGEST_RUN,
+            stall_timeout=MAX_RUN_SECONDS,
         )
 
     return config

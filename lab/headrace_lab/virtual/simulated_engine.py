@@ -1,11 +1,13 @@
-"""A simulated engine: continuous slots whose decode step takes base + share × running seconds, in the loop's time.
+"""A simulated engine with continuous batching, whose decode step takes base + running × each seconds of the loop's
+time.
 
-    generate ──► its place in a heap, by the progress at which it ends ◄── one timer, for the earliest of them
-    update   ──► decoding pauses; tokens sampled from here on carry the new version
+    generate ──► a heap, ordered by the progress at which a request ends ◄── one timer, for the earliest of them
+    update   ──► decoding pauses; tokens sampled from here on have the new version
 
-Progress is the number of tokens that a request which was there from the start would have; between two changes of the
-number of requests it grows steadily, so an event costs O(log requests), not a token each. Keeps the promises of
-`headrace_rollout.engines.engine`, but for `score`; the text means nothing, only lengths and versions do.
+Progress is the number of tokens that a request submitted at the start would have. Between two changes of the number of
+requests it grows linearly, so that the simulation costs O(log requests) per event, not per token. It satisfies the
+invariants of `headrace_rollout.engines.engine`, but has no `score`; lengths and versions are simulated, token ids are
+meaningless.
 """
 
 from __future__ import annotations
@@ -29,19 +31,20 @@ class DecodeSpeed:
     """One device: a decode step with r requests takes `base` + r × `each` seconds."""
 
     base: float
-    """The step itself: weights read, kernels launched."""
+    """Seconds of a step for reading the weights and launching kernels."""
     each: float
-    """A request's share: its cache read."""
+    """Seconds of a step for each request, for reading its KV cache."""
     update_pause: float
     """Seconds without decoding at a weight update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Completion lengths: lognormal with a cap; each row's are the same whenever and wherever it is generated."""
+    """Completion lengths: lognormal with a cap. The lengths of a row do not depend on when and where it is
+    generated."""
 
     mean: float
-    """Of the capped lengths."""
+    """Mean of the capped lengths."""
     cap: int
     capped_share: float
     """Share of completions that reach the cap."""
@@ -68,7 +71,7 @@ class Lengths:
 
 @dataclass(order=True, slots=True)
 class _Request:
-    """In flight, from progress `began` to progress `ends`."""
+    """A request in flight, from progress `began` to progress `ends`."""
 
     ends: float
     number: int
@@ -78,22 +81,22 @@ class _Request:
 
 
 class SimulatedEngine:
-    """One device. A prompt is [row]; the i-th request of a row has the row's i-th length, counting round."""
+    """One device. A prompt is [row]; the i-th request of a row has the row's i-th length, modulo the group size."""
 
     def __init__(self, speed: DecodeSpeed, lengths: npt.NDArray[np.int64]) -> None:
         self._speed, self._lengths = speed, lengths
         self._loop = asyncio.get_running_loop()
         self._heap: list[_Request] = []
         self._numbers = itertools.count()
-        self._asked: dict[int, int] = {}
+        self._requests_of_row: dict[int, int] = {}
         self._progress, self._since = 0.0, self._loop.time()
         self._marks, self._versions = [0.0], [0]
-        """From which progress on which version sampled."""
+        """Progress at which each version began to sample, and the versions."""
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._busy = 0.0
         self.request_seconds = 0.0
-        """Requests in flight, summed over time."""
+        """Number of requests in flight, integrated over time."""
 
     @property
     def version(self) -> int:
@@ -107,7 +110,7 @@ class SimulatedEngine:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds with a request in flight, pauses left out."""
+        """Seconds with a request in flight, pauses excluded."""
         self._advance()
         return self._busy
 
@@ -115,11 +118,11 @@ class SimulatedEngine:
         """Nothing to load."""
 
     async def generate(self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig) -> Sampled:
-        """Ends after its length's worth of decode steps; `sampling` plays no part."""
+        """Ends after as many decode steps as the completion's length; `sampling` is ignored."""
         row = int(prompt[0])
-        asked = self._asked.get(row, 0)
-        self._asked[row] = asked + 1
-        length = int(self._lengths[row, asked % self._lengths.shape[1]])
+        number = self._requests_of_row.get(row, 0)
+        self._requests_of_row[row] = number + 1
+        length = int(self._lengths[row, number % self._lengths.shape[1]])
         self._advance()
         future: asyncio.Future[Sampled] = self._loop.create_future()
         request = _Request(self._progress + length, next(self._numbers), self._progress, length, future)
@@ -135,7 +138,7 @@ class SimulatedEngine:
             raise
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
-        """Requests in flight go on after the pause (`keep_kv`)."""
+        """Apply a version; requests in flight continue after the pause (`keep_kv`)."""
         self._advance()
         self._paused, in_flight = True, self.running
         self._set_timer()
@@ -148,7 +151,7 @@ class SimulatedEngine:
         return UpdateReport(version, 0.0, self._speed.update_pause, in_flight)
 
     async def probe(self, limit: float) -> None:
-        """It never hangs."""
+        """Returns at once: a simulated engine does not hang."""
 
     async def close(self) -> None:
         """Nothing to stop: a run ends after its requests."""
@@ -157,7 +160,7 @@ class SimulatedEngine:
         return self._speed.base + self._speed.each * len(self._heap)
 
     def _advance(self) -> None:
-        """Bring progress and the counts up to now."""
+        """Update progress and the sums to the present time."""
         elapsed, self._since = self._loop.time() - self._since, self._loop.time()
         self.request_seconds += elapsed * len(self._heap)
         if self._heap and not self._paused:

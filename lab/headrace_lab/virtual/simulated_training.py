@@ -1,4 +1,4 @@
-"""What a trainer says of a step that only took its time: nothing is measured but the tokens, by age."""
+"""The result of a simulated training step: only the numbers of tokens by age are real."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headrace_learner.training.trainer import StepResult
 
 
 def step_result(counts: AgeCount, train_seconds: float = 0.0) -> StepResult:
-    """Its gradient is 1, because a job whose steps have none is paused."""
+    """A step's result. The gradient's norm is 1, because a job whose steps have no gradient is paused."""
     nothing = StepFigures(
         {}, loss=0.0, entropy=0.0, effective_sample_size=1.0, clip_share=0.0, behaviour_kl=0.0, extra={}
     )

@@ -1,9 +1,9 @@
-"""Real workers whose models only take their time: what they are made of, in virtual time.
+"""Real workers with simulated components, whose work only takes virtual time.
 
     rollout worker   a simulated engine (`simulated_engine`), a reward that takes no time, prompts without text
-    learner          training that takes time in proportion to its tokens; checkpoints take none
+    learner          training takes time in proportion to its tokens; checkpoints take none
 
-A length of one simulated token stands for `BLOCK` tokens, so that a step's arrays fit in memory.
+One simulated token stands for `BLOCK` tokens, so that a step's arrays fit in memory.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from .virtual_time import LoopClock
 
 BLOCK = 64
 FASTER = 20.0
-"""All devices are so much faster than told, and times are told back multiplied: a worker with nothing to do looks round
-once a second, which is often beside steps of a few seconds and wasteful beside steps of minutes."""
+"""All devices are simulated this much faster than specified, and measured times are multiplied by it: an idle worker
+polls once a second, which is cheap if steps take seconds, and expensive if they take minutes."""
 ROWS = 4096
 TRAINING, VALIDATION = "training", "validation"
-LONGEST_RUN = 1e5
-"""Seconds of virtual time after which a run that has not ended is stuck."""
+MAX_RUN_SECONDS = 1e5
+"""Seconds of virtual time after which a run counts as stuck."""
 T = TypeVar("T")
 
 
 class InstantReward:
-    """Takes no time."""
+    """A reward of 1 for every sample, which takes no time."""
 
     async def start(self) -> None: ...
 
@@ -64,12 +64,12 @@ class InstantReward:
 
 
 class NumberedPrompts:
-    """Each row's only token is the row's number; there is no text."""
+    """Prompts of one token, the row's number; there is no text."""
 
     tokenizer = cast(Tokenizer, SimpleNamespace(text=lambda token_ids: ""))
 
     def __init__(self, rows: dict[str, int]) -> None:
-        """How many rows each file has."""
+        """`rows`: number of rows by file."""
         self._rows = rows
 
     async def read(self, file: str, longest: int) -> list[Prompt]:
@@ -77,7 +77,7 @@ class NumberedPrompts:
 
 
 def rollout_worker(config: WorkerConfig, job: JobRecord, engine: SimulatedEngine, evaluated: int) -> RolloutWorker:
-    """A real one around a simulated engine. `evaluated`: rows of its evaluations."""
+    """A real rollout worker with a simulated engine. `evaluated`: number of validation rows."""
     ports = RolloutPorts(
         job=job,
         engine=cast(Any, engine),
@@ -86,7 +86,7 @@ def rollout_worker(config: WorkerConfig, job: JobRecord, engine: SimulatedEngine
         prompts=NumberedPrompts({TRAINING: ROWS, VALIDATION: evaluated}),
         sandbox=_no_sandbox,
         clock=LoopClock(),
-        heartbeat_seconds=LONGEST_RUN,  # nobody watches
+        heartbeat_seconds=MAX_RUN_SECONDS,  # there is no watchdog
     )
     return RolloutWorker(config, ports)
 
@@ -97,7 +97,7 @@ async def _no_sandbox() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """One step of the learner."""
+    """One settled step of the learner."""
 
     at: float
     counts: AgeCount
@@ -105,22 +105,22 @@ class Settled:
 
 
 class TimedTrainer:
-    """A trainer that counts tokens and knows how long they take."""
+    """A trainer that counts tokens and computes how long training on them takes."""
 
     def __init__(self, trained_per_second: float) -> None:
         self._trained_per_second = trained_per_second
         self.max_staleness = 0
         self.counts = AgeCount()
         self.train_seconds = 0.0
-        """Of the last step, in real tokens."""
+        """Duration of the last step, for real tokens."""
         self.policy = SimpleNamespace(device="none", parameters=0, write_weights=_write, write_model=_write)
 
     def apply_settings(self, max_staleness: int, learning_rate: float) -> None:
-        """Of the next steps."""
+        """Set `max_staleness` for the next steps."""
         self.max_staleness = max_staleness
 
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
-        """Of `groups`, of which nothing is learned."""
+        """Count the tokens of `groups`, without training."""
         self.train_seconds = sum(g.sampled_tokens for g in groups) * BLOCK / self._trained_per_second
         self.counts = age_count(groups, version, self.max_staleness)
         return step_result(self.counts, self.train_seconds)
@@ -132,7 +132,7 @@ def _write(folder: Path) -> None:
 
 
 class TimedCoordinator:
-    """One rank (`headrace_learner.distributed.rank_coordinator.Coordinator`), whose training and publishing take
+    """A `Coordinator` (`headrace_learner.distributed.rank_coordinator`) of one rank, whose training and publishing take
     virtual time."""
 
     def __init__(self, trainer: TimedTrainer, publish_seconds: float) -> None:
@@ -140,7 +140,7 @@ class TimedCoordinator:
         self._trainer, self._publish_seconds, self._clock = trainer, publish_seconds, LoopClock()
         self.steps: list[Settled] = []
         self.settled = asyncio.Event()
-        """Set for a moment whenever a step is."""
+        """Wakes all waiters whenever a step is settled (set, and cleared at once)."""
 
     async def connect(self) -> None: ...
 
@@ -151,11 +151,12 @@ class TimedCoordinator:
     async def close(self) -> None: ...
 
     async def run_local(self, work: Callable[[], T]) -> T:
-        """At once."""
+        """Run `work` at once."""
         return work()
 
     async def run_on_all(self, command: Command, work: Callable[[], T]) -> T:
-        """A checkpoint, which takes no time, comes after each step that was settled."""
+        """Run `work`, then sleep as long as the command takes. A `Save`, which takes no time, follows each settled step
+        and records it."""
         done = work()
         if isinstance(command, Train):
             await asyncio.sleep(self._trainer.train_seconds / FASTER)
@@ -170,7 +171,7 @@ class TimedCoordinator:
 
 
 class NoCheckpoints:
-    """Nothing is saved (`headrace_learner.ports.CheckpointStore`)."""
+    """A `CheckpointStore` (`headrace_learner.ports`) that saves nothing."""
 
     def newest(self, ledger: int) -> Found:
         return Found(None, 0, ())
@@ -185,7 +186,7 @@ class NoCheckpoints:
 def learner_worker(
     config: WorkerConfig, job: JobRecord, trainer: TimedTrainer, coordinator: TimedCoordinator
 ) -> LearnerWorker:
-    """The real command of work, in which a step of training is a sleep."""
+    """A real learner, whose training steps are sleeps."""
     ports = LearnerPorts(
         job=job,
         weights=WeightStore(Path(config.weights_root), config.job_id),
@@ -193,13 +194,13 @@ def learner_worker(
         load=lambda ranks: (cast(Any, trainer), None),
         checkpoints=NoCheckpoints(),
         clock=LoopClock(),
-        heartbeat_seconds=LONGEST_RUN,  # nobody watches
+        heartbeat_seconds=MAX_RUN_SECONDS,  # there is no watchdog
     )
     return LearnerWorker(config, ports)
 
 
 def age_count(groups: Sequence[Group], version: int, max_staleness: int) -> AgeCount:
-    """Tokens by age, those that contribute and those beyond the bound."""
+    """Number of tokens by age: contributing ones, and those that are too old."""
     versions = np.concatenate([c.versions for g in groups for c in g.completions])
     old, young = ages(versions, version), contributes(versions, version, max_staleness)
     return AgeCount(Counter(old[young].tolist()), Counter(old[~young].tolist()))

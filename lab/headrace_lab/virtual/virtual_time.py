@@ -1,11 +1,11 @@
-"""Virtual time for asyncio: the clock jumps to the next timer when nothing is ready; real Redis takes none of it.
+"""Virtual time for asyncio: when no task is ready, the clock jumps to the next timer. Calls to Redis take no time.
 
-    task ──► ledger ──► InlineRedis ──► redis-server    answered before the task goes on: no virtual time passes
-    task ──► asyncio.sleep, call_at ──► VirtualLoop     nobody is ready: the clock jumps to the earliest timer
+    task ──► ledger ──► InlineRedis ──► redis-server    blocking call: no virtual time passes
+    task ──► asyncio.sleep, call_at ──► VirtualLoop     if no task is ready, the clock jumps to the earliest timer
     task ──► XREAD with a limit                         woken by the write that adds to its stream, else at the limit
 
-Invariants: no socket and no thread decides an order, so the same seed gives the same run; a loop on which nothing can
-happen any more raises `Stalled` instead of waiting for ever.
+Invariants: no socket and no thread determines an order, so that the same seed gives the same run. A loop on which
+nothing can happen any more raises `Stalled` instead of waiting for ever.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class Stalled(Exception):
-    """Every task waits, and no timer is set."""
+    """All tasks are waiting, and no timer is set."""
 
 
 class _Jumps(selectors.SelectSelector):
-    """Instead of waiting `timeout` seconds, says that they are over."""
+    """A selector that advances the virtual clock by `timeout` instead of waiting."""
 
     now = 0.0
 
@@ -37,7 +37,7 @@ class _Jumps(selectors.SelectSelector):
 
 
 def done_at_once(loop: asyncio.AbstractEventLoop, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-    """For `run_in_executor`: what a thread would do, done here and now. It takes no virtual time."""
+    """An implementation of `run_in_executor` that calls `function` at once, which takes no virtual time."""
     done: asyncio.Future[T] = loop.create_future()
     try:
         done.set_result(function(*args))
@@ -63,14 +63,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class LoopClock:
-    """The time of the event loop that runs (`headrace_core.clock.Clock`)."""
+    """The time of the running event loop, as a `headrace_core.clock.Clock`."""
 
     def time(self) -> float:
-        """As `monotonic`: the virtual world began in 1970."""
+        """As `monotonic`: virtual time begins at the Unix epoch."""
         return self.monotonic()
 
     def monotonic(self) -> float:
-        """Seconds since the loop began."""
+        """Seconds since the loop was created."""
         return asyncio.get_running_loop().time()
 
 
@@ -81,16 +81,17 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 class InlineRedis:
-    """What ledger and job store use of `redis.asyncio.Redis`, over a blocking client: a command suspends nobody.
+    """The subset of `redis.asyncio.Redis` that ledger and job store use, on a blocking client, so that commands do not
+    suspend the task.
 
-    The exception is XREAD with a limit, which waits in virtual time. One process must do all the writing: only its own
-    writes wake a reader.
+    The exception is XREAD with a limit, which waits in virtual time. All writes must come from this process, because
+    only they wake readers.
     """
 
     def __init__(self, url: str) -> None:
         self._redis = Redis.from_url(url, socket_timeout=30)
         self._newest: dict[str, bytes] = {}
-        """Of each stream that was read from: its last entry."""
+        """The last entry of each stream that was read."""
         self._grown = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
@@ -102,7 +103,8 @@ class InlineRedis:
         return call
 
     def register_script(self, source: str) -> Any:
-        """A script to be awaited, as of the asynchronous client. What it adds to a stream wakes the readers."""
+        """A script with the interface of the asynchronous client. Entries that it adds to streams wake their
+        readers."""
         sha = self._redis.script_load(source)
 
         async def call(keys: Sequence[str] = (), args: Sequence[Any] = ()) -> Any:
@@ -117,11 +119,12 @@ class InlineRedis:
         return call
 
     def pipeline(self, transaction: bool = True) -> InlinePipeline:
-        """Commands are queued at once and sent by `await pipe.execute()`."""
+        """A pipeline: commands are queued, and sent by `await pipe.execute()`."""
         return InlinePipeline(self._redis.pipeline(transaction=transaction))
 
     async def xread(self, streams: Mapping[Any, Any], count: int | None = None, block: int | None = None) -> list[Any]:
-        """New entries; with `block`, all those of one stream, waited for up to so many milliseconds of virtual time."""
+        """New entries of the streams. With `block`, of one stream only; waits up to so many milliseconds of virtual
+        time."""
         if block is None:
             return cast("list[Any]", self._redis.xread(dict(streams), count=count))
         ((stream, after),) = streams.items()
@@ -145,12 +148,12 @@ class InlineRedis:
             self._grown = asyncio.Event()
 
     async def aclose(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._redis.close()
 
 
 class InlinePipeline:
-    """What the asynchronous pipeline offers, on a blocking one."""
+    """A blocking pipeline with the interface of the asynchronous one."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
@@ -165,5 +168,5 @@ class InlinePipeline:
         return getattr(self._pipe, name)
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send what was queued; the answers, in order; without `raise_on_error` errors are among them."""
+        """Send the queued commands. Returns the answers in order; without `raise_on_error`, errors are among them."""
         return list(self._pipe.execute(raise_on_error=raise_on_error))

@@ -1,1 +1,1 @@
-"""A trained model as a chat: completions, one after another or as a stream."""
+"""Serves a trained model as a chat; completions may be streamed."""

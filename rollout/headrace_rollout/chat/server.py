@@ -1,12 +1,12 @@
-"""Chats with one model, by the engine that rollouts use, with its chat template and greedy decoding as in evaluation.
+"""Serves chats with one model, on the same engines, chat template and greedy decoding as training and evaluation.
 
     run ──► engine starts ──► ready ──► idle too long, or end() ──► chats aborted, engine closed
-                              begin ──► one task a chat: n requests of the engine, told of each token ──► ChatText
-                              read  ◄── waits for news ◄──────────────────────────────────────────────┘
+                              begin ──► one task per chat: n requests to the engine, token by token ──► TextStream
+                              read  ◄── waits for new tokens ◄──────────────────────────────────────────────┘
 
-Invariants: an idle engine ends `run`, and so does one that failed; from the moment `run` begins to end, `begin`
-answers None; a chat ends when it is read to its end, aborted, or not read for `LAPSE_SECONDS` (its reader died), and
-its requests of the engine end with it.
+Invariants: `run` ends when the engine is idle for too long, or fails. From the moment `run` begins to end, `begin`
+returns None. A chat ends when it is read to its end, aborted, or not read for `ABANDONED_SECONDS` (its reader died);
+its requests to the engine end with it.
 """
 
 from __future__ import annotations
@@ -41,20 +41,23 @@ from ..engines.engine import Engine, EngineConfig, EngineFailure, RequestRefused
 from ..prompts import Tokenizer
 from .text_stream import TextStream
 
-MOST_CHATS = 256
-"""Of one model at a time; more are refused."""
+MAX_CHATS = 256
+"""Chats with one model at a time; more are refused."""
 MAX_RUNNING = 32
 """Completions decoded at once; more wait for a slot."""
-LAPSE_SECONDS = 60.0
+ABANDONED_SECONDS = 60.0
+"""A chat that is not read for this long is aborted."""
 READ_SECONDS = 5.0
-"""The longest a reading waits for news."""
-LOOK_SECONDS = 0.5
-"""Between two looks for chats that lapsed, and for idleness."""
+"""Longest wait of a `read` for new tokens."""
+POLL_SECONDS = 0.5
+"""Between two checks for abandoned chats, and for idleness."""
 FAILED_SECONDS = 10.0
-"""A model that could not be loaded is not tried again for so long, and all who wait for it are told why."""
+"""For how long a model that could not be loaded is not tried again; requests get the reason meanwhile."""
 
 
 class ChatServer:
+    """The chats with one model. `run` it as a task; the other methods may be called concurrently."""
+
     def __init__(self, config: ChatConfig) -> None:
         self._config = config
         self._engine = create(config.engine, _engine_config(config))
@@ -65,7 +68,7 @@ class ChatServer:
         self._ending = False
 
     async def run(self) -> None:
-        """Until the model was idle for long enough, could not be loaded or failed, or `end` is called."""
+        """Serve until the model was idle for long enough, could not be loaded or failed, or `end` is called."""
         loops = (self._serve, self._end.wait, self._broken.wait)
         try:
             await first_to_end([asyncio.ensure_future(loop()) for loop in loops])
@@ -76,18 +79,18 @@ class ChatServer:
             await self._engine.close()
 
     async def begin(self, request: ChatRequest, prompt: ChatPrompt) -> ChatBegun | None:
-        """Start a chat once the model is loaded. None: this process ends, another has to be asked.
+        """Start a chat once the model is loaded. None: this process is ending, and another one must be used.
 
-        `prompt` is what the request's messages are to the model. Raises `InvalidRequest` for what the model cannot be
-        asked, `Unavailable` where it cannot answer.
+        `prompt` is the tokenised prompt of the request. Raises `InvalidRequest` for a request that the model cannot
+        serve, `Unavailable` if it cannot answer.
         """
         await self._started.wait()
         if self._failure is not None:
             raise Unavailable(self._failure, code="model_not_loaded")
         if self._ending:
             return None
-        if len(self._chats) >= MOST_CHATS:
-            message = f"{self._config.model} is in {MOST_CHATS} chats, and takes no more until one of them ends"
+        if len(self._chats) >= MAX_CHATS:
+            message = f"{self._config.model} is in {MAX_CHATS} chats, and takes no more until one of them ends"
             raise Unavailable(message, code="model_busy", retry_after=1)
         ids = np.array(prompt.token_ids, np.int32)
         chat = Chat(self._engine, self._tokenizer, request, ids, self._free_tokens(request, len(ids)), self._broken)
@@ -96,7 +99,8 @@ class ChatServer:
         return ChatBegun(chat_id, len(ids))
 
     async def read(self, chat_id: str) -> ChatProgress:
-        """What a chat has said since the last reading; waits for it, but not for ever. Raises what ended the chat."""
+        """What a chat has sampled since the last read; waits up to `READ_SECONDS` for it. Raises the error that ended
+        the chat."""
         chat = self._chats.get(chat_id)
         if chat is None:
             raise NotFound(f"{self._config.model} has no chat {chat_id}: it has ended, or was not read for too long")
@@ -110,12 +114,13 @@ class ChatServer:
         return progress
 
     async def abort(self, chat_id: str) -> None:
-        """End a chat, if it has not ended."""
+        """Abort a chat, if it has not ended."""
         if chat_id in self._chats:
             await self._forget(chat_id).abort()
 
     async def end(self, only_idle: bool) -> bool:
-        """End `run`; with `only_idle`, not while there are chats, or while the model is loaded. Whether it ends."""
+        """End `run`. With `only_idle`, not while there are chats or the model is still loading. Returns whether it
+        ends."""
         if only_idle and (self._chats or not self._started.is_set()):
             return False
         self._ending = True
@@ -123,12 +128,12 @@ class ChatServer:
         return True
 
     async def facts(self) -> ChatFacts:
-        """What the gateway shows of the server: how busy it is."""
+        """How busy the server is, for the gateway."""
         idle = 0.0 if self._chats else time.monotonic() - self._used
         return ChatFacts(self._config.model, self._started.is_set(), len(self._chats), idle)
 
     async def _serve(self) -> None:
-        """Load the model; return when it was idle for long enough."""
+        """Load the model, and abort abandoned chats; returns when it was idle for long enough."""
         try:
             await self._engine.start()
             self._tokenizer = await asyncio.to_thread(Tokenizer, Path(self._config.model_path))
@@ -140,16 +145,16 @@ class ChatServer:
         self._used = time.monotonic()
         self._started.set()
         while self._chats or time.monotonic() - self._used < self._config.idle_seconds:
-            for chat_id in [i for i, chat in self._chats.items() if chat.lapsed]:
+            for chat_id in [i for i, chat in self._chats.items() if chat.abandoned]:
                 await self.abort(chat_id)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _forget(self, chat_id: str) -> Chat:
         self._used = time.monotonic()
         return self._chats.pop(chat_id)
 
     def _free_tokens(self, request: ChatRequest, prompt: int) -> int:
-        """The longest completion, in tokens. Raises `InvalidRequest` where context and request do not agree."""
+        """Maximum length of a completion, in tokens. Raises `InvalidRequest` if the request exceeds the context."""
         context = self._config.context
         wanted = 1 if request.max_tokens is None else request.max_tokens
         if prompt + wanted > context:
@@ -163,7 +168,7 @@ class ChatServer:
 
 
 class Chat:
-    """One request, under way from the moment it is made."""
+    """One chat, which is generated from the moment of its construction."""
 
     def __init__(
         self,
@@ -174,7 +179,7 @@ class Chat:
         max_tokens: int,
         broken: asyncio.Event,
     ) -> None:
-        """`broken` is set where the engine turns out to have failed."""
+        """`broken` is set when the engine turns out to have failed."""
         self._engine = engine
         self._request = request
         self._prompt = prompt
@@ -183,22 +188,23 @@ class Chat:
         self._texts = [TextStream(tokenizer, request.stop) for _ in range(request.n)]
         self._reasons: list[Literal["stop", "length"] | None] = [None] * request.n
         self._reported: set[int] = set()
-        """Completions whose end has been read."""
+        """Completions whose end was returned by `read`."""
         self._sampled = 0
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._read_at = time.monotonic()
         self._task = asyncio.ensure_future(all_or_none(self._complete(choice) for choice in range(request.n)))
-        self._task.add_done_callback(lambda _: self._news.set())
+        self._task.add_done_callback(lambda _: self._changed.set())
 
     @property
-    def lapsed(self) -> bool:
-        """Nobody reads it any more."""
-        return time.monotonic() - self._read_at > LAPSE_SECONDS
+    def abandoned(self) -> bool:
+        """Whether the chat was not read for too long."""
+        return time.monotonic() - self._read_at > ABANDONED_SECONDS
 
     async def read(self) -> ChatProgress:
+        """See `ChatServer.read`."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), READ_SECONDS)
-        self._news.clear()
+            await asyncio.wait_for(self._changed.wait(), READ_SECONDS)
+        self._changed.clear()
         self._read_at = time.monotonic()
         ended = self._task.done()
         if ended:
@@ -207,7 +213,7 @@ class Chat:
         return ChatProgress(tuple(parts), self._sampled, ended)
 
     async def abort(self) -> None:
-        """End its requests of the engine; whoever reads is told."""
+        """End its requests to the engine; a later `read` raises `Unavailable`."""
         await cancel([self._task])
 
     async def _complete(self, choice: int) -> None:
@@ -221,7 +227,7 @@ class Chat:
                 self._sampled += 1
             if text.stopped:
                 generating.cancel()
-            self._news.set()
+            self._changed.set()
 
         generating = asyncio.ensure_future(self._engine.generate(self._prompt, self._sampling(choice), on_tokens))
         try:
@@ -241,7 +247,7 @@ class Chat:
         )
 
     def _part(self, choice: int) -> ChatPart | None:
-        """What there is to tell of one completion; its end is told once."""
+        """What is new of one completion; its end is returned once."""
         if choice in self._reported:
             return None
         reason = self._reasons[choice]
@@ -251,7 +257,7 @@ class Chat:
         return ChatPart(choice, text, tokens, reason) if text or tokens or reason else None
 
     def _raise_failure(self) -> None:
-        """What ended the chat before its completions did, in the terms of `headrace_core.errors`."""
+        """Raises the error that ended the chat before its completions ended, as one of `headrace_core.errors`."""
         if self._task.cancelled():
             raise Unavailable("the chat was aborted: the model's process ends", code="chat_aborted")
         match self._task.exception():

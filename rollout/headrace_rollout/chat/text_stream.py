@@ -1,12 +1,12 @@
-"""A completion's text as its tokens come, up to the first stop string.
+"""The text of a completion as its tokens arrive, up to the first stop string.
 
     sampled         9  3  ·  <U  ser  :                  stop = ("<User",)
-    written         93·                  ── given out at once
+    released        93·                  ── at once
     held back           <U                ── may still become a stop string
-    after `ser`     93·                  ── stopped: neither the stop string nor what follows is ever given out
+    after `ser`     93·                  ── stopped: neither the stop string nor what follows is ever released
 
-Invariants: what was given out, put together, is what the tokenizer makes of all tokens at once, cut at the first stop
-string; half a character is held back until the rest of it has come, or the completion has ended.
+Invariants: the released texts, joined, are the tokenizer's text of all tokens at once, cut at the first stop string. An
+incomplete character is held back until it is complete, or the completion has ended.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from headrace_core.protocols.chat import ChatToken
 
 from ..prompts import Tokenizer
 
-_HALF = "\ufffd"
-"""What a tokenizer makes of a part of a character."""
+_INCOMPLETE = "\ufffd"
+"""A tokenizer's text for a part of a character."""
 
 
 class TextStream:
@@ -28,46 +28,47 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self.stopped = False
-        """By a stop string: tokens after it do not count."""
+        """Whether a stop string has ended the text; tokens after it do not count."""
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
-        # Tokens before `_context` are not decoded again; those between it and `_decoded` only say how the next one is
-        # to be read (some tokenizers write the first token of a text in another way than the same token within it).
+        # Tokens before `_context` are not decoded again. Those between it and `_decoded` are context for the next ones,
+        # because some tokenizers decode the first token of a text differently from the same token within it.
         self._context = self._decoded = 0
         self._text = ""
-        self._given = 0
+        self._released = 0
+        """Characters of the text that `take` has returned."""
         self._tokens: list[tuple[int, ChatToken]] = []
-        """(where its text begins, token), of those not yet given out."""
+        """(position of its text, token) of the tokens that `take` has not returned."""
 
     def add(self, token: int, logprob: float) -> None:
-        """One more token; not to be called once `stopped`."""
+        """Append a token. Do not call it once `stopped`."""
         begins = len(self._text)
         self._ids.append(token)
         self._tokens.append((begins, ChatToken(self._tokenizer.exact_text(np.array([token], np.int32)), logprob)))
-        self._text += self._decode(half=False)
+        self._text += self._decode(incomplete=False)
         self._find_stop(begins)
 
     def end(self) -> None:
-        """There are no more tokens."""
+        """Note that there are no more tokens."""
         if not self.stopped:
             begins = len(self._text)
-            self._text += self._decode(half=True)
+            self._text += self._decode(incomplete=True)
             self._find_stop(begins)
 
     def take(self, ended: bool) -> tuple[str, tuple[ChatToken, ...]]:
-        """What may be given out and has not been; once `ended`, all of it."""
+        """(text, tokens) that can be released and were not returned before; once `ended`, all of the rest."""
         safe = len(self._text) - (0 if ended or self.stopped else self._may_become_stop())
-        text, self._given = self._text[self._given : safe], safe
+        text, self._released = self._text[self._released : safe], safe
         ready = tuple(token for begins, token in self._tokens if begins < safe)
         self._tokens = [(begins, token) for begins, token in self._tokens if begins >= safe]
         return text, ready
 
-    def _decode(self, half: bool) -> str:
-        """The text of the tokens not yet decoded; nothing while they end in `half` a character."""
+    def _decode(self, incomplete: bool) -> str:
+        """The text of the tokens not decoded yet; '' while they end in an incomplete character, unless `incomplete`."""
         before = self._written(self._ids[self._context : self._decoded])
         after = self._written(self._ids[self._context :])
-        if after.endswith(_HALF) and not half:
+        if after.endswith(_INCOMPLETE) and not incomplete:
             return ""
         self._context, self._decoded = self._decoded, len(self._ids)
         return after[len(before) :]
@@ -76,7 +77,7 @@ class TextStream:
         return self._tokenizer.text(np.array(ids, np.int32))
 
     def _find_stop(self, begins: int) -> None:
-        """Cut the text at the first stop string, of which a part at least lies in what came at `begins`."""
+        """Cut the text at the first stop string that ends after position `begins`."""
         found = [self._text.find(stop, max(0, begins - len(stop) + 1)) for stop in self._stop]
         starts = [at for at in found if at >= 0]
         if starts:
@@ -84,7 +85,7 @@ class TextStream:
             self.stopped = True
 
     def _may_become_stop(self) -> int:
-        """Characters at the text's end with which a stop string begins."""
+        """Length of the longest end of the text that is the beginning of a stop string."""
         lengths = (
             size for stop in self._stop for size in range(len(stop) - 1, 0, -1) if self._text.endswith(stop[:size])
         )

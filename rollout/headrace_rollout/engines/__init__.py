@@ -1,4 +1,4 @@
-"""Rollout engines: one protocol (`engine`), vLLM and transformers behind it, one contract suite over both."""
+"""Rollout engines: one protocol (`engine`) with two implementations, vLLM and transformers, and one contract suite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .engine import Engine, EngineConfig
 
 
 def create(name: str, config: EngineConfig) -> Engine:
-    """The engine `name`. Only the one asked for is imported: vLLM takes seconds, and need not be installed."""
+    """The engine `name`. Only that one is imported: vLLM takes seconds, and may not be installed."""
     if name == "vllm":
         from .vllm.engine import VllmEngine
 

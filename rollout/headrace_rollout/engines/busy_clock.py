@@ -1,4 +1,4 @@
-"""How long an engine was busy: seconds in which something was in flight and generation was not paused. Thread-safe."""
+"""Measures how long an engine was busy: at least one request in flight, and generation not paused. Thread-safe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class BusyClock:
-    """`enter` and `leave` bracket each request, `paused` a pause; `now` gives seconds, monotonic."""
+    """Call `enter` and `leave` around each request, and `paused` around a pause. `now` gives monotonic seconds."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
@@ -40,7 +40,7 @@ class BusyClock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, no token can be sampled: the clock stands still."""
+        """Context in which no token can be sampled, so that the clock stands still."""
         with self._lock:
             self._advance()
             self._pauses += 1

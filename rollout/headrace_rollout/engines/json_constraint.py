@@ -1,15 +1,15 @@
-"""Completions that are held to a JSON schema, for the transformers engine: by llguidance, which vLLM's backend also is.
+"""Constrains completions to a JSON schema in the transformers engine, by llguidance, which is also vLLM's backend.
 
-    JsonConstraints(model)  ── constraint(schema) ──►  JsonConstraint   one a request
-                                                         restrict   before a token is sampled: all others get no mass
-                                                         accept     after it
+    JsonConstraints(model)  ── constraint(schema) ──►  JsonConstraint   one per request
+                                                         restrict   before a token is sampled: masks all others
+                                                         accept     after it was sampled
 
-A token that would lead out of the schema gets the logit -inf, so that what is sampled from, and what log-probabilities
-are of, is the model's distribution over the others, normalised anew. The token that ends a text is allowed where the
-JSON is complete, and then alone.
+Tokens that would violate the schema get the logit -inf, so that sampling and log-probabilities use the model's
+distribution renormalised over the others. The end-of-text token is allowed where the JSON is complete, and then is the
+only one.
 
-A schema of a few bytes can take any time and memory to read. So who asks for completions by one first has it read in a
-process with limits (the gateway's `chat_prompts`), and here it is read once for all completions that follow it.
+A schema of a few bytes can take unlimited time and memory to compile. So the gateway first compiles it in a process
+with limits (`chat_prompts`), and here it is compiled once for all completions that use it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from transformers import AutoTokenizer
 
 from .engine import RequestRefused
 
-KEPT = 8
-"""Schemas that stay read: those that were asked for last."""
+MAX_CACHED = 8
+"""Number of compiled schemas that are cached: those used last."""
 
 
 class JsonConstraints:
-    """Of one model. Raises `RequestRefused` for a tokenizer that llguidance cannot read."""
+    """The constraints for one model. Raises `RequestRefused` for a tokenizer that llguidance does not support."""
 
     def __init__(self, model: Path, vocabulary: int, end_tokens: tuple[int, ...]) -> None:
-        import llguidance.hf  # only where a chat asks for it
+        import llguidance.hf  # imported here because only chats with a JSON schema need it
 
         tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
         if not end_tokens:
@@ -44,22 +44,22 @@ class JsonConstraints:
             )
         except ValueError as error:
             raise RequestRefused(f"the model's tokenizer cannot be held to JSON: {error}") from error
-        self._reading = threading.Lock()
-        self._read: OrderedDict[str, Any] = OrderedDict()
-        """Matchers at their beginning by schema, the one used last at the end."""
+        self._compiling = threading.Lock()
+        self._compiled: OrderedDict[str, Any] = OrderedDict()
+        """Matchers in their initial state, by schema; the one used last is at the end."""
 
     def constraint(self, schema: str) -> JsonConstraint:
-        """One more completion by this schema, which takes up to a second for a large one that was not read yet.
+        """A constraint for one more completion. A large schema that is not cached takes up to a second.
 
         Any thread may call it. Raises `RequestRefused` for a schema that is not supported.
         """
-        with self._reading:
-            matcher = self._read.get(schema)
+        with self._compiling:
+            matcher = self._compiled.get(schema)
             if matcher is None:
-                matcher = self._read[schema] = self._matcher(schema)
-            self._read.move_to_end(schema)
-            while len(self._read) > KEPT:
-                self._read.popitem(last=False)
+                matcher = self._compiled[schema] = self._matcher(schema)
+            self._compiled.move_to_end(schema)
+            while len(self._compiled) > MAX_CACHED:
+                self._compiled.popitem(last=False)
             return JsonConstraint(matcher.deep_copy(), self._tokenizer.vocab_size)
 
     def _matcher(self, schema: str) -> Any:
@@ -74,16 +74,16 @@ class JsonConstraints:
 
 
 class JsonConstraint:
-    """Of one completion, from its first token on."""
+    """The constraint of one completion, from its first token on."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
-        """`matcher` is an `LLMatcher` at its beginning."""
+        """`matcher` is an `LLMatcher` in its initial state."""
         self._matcher = matcher
         self._bits = np.zeros(-(-vocabulary // 32), np.int32)
 
     def restrict(self, logits: torch.Tensor) -> None:
-        """Set those of `logits` [V] to -inf that may not come next. Raises `RequestRefused` beyond llguidance's limits
-        on time and memory of a step."""
+        """Set the `logits` [V] of tokens that may not come next to -inf. Raises `RequestRefused` if a step exceeds
+        llguidance's limits on time and memory."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         _check(self._matcher)
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little", count=len(logits)).astype(bool)
@@ -92,7 +92,7 @@ class JsonConstraint:
         logits.masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
 
     def accept(self, token: int) -> None:
-        """`token` was sampled. Raises `RequestRefused` as `restrict` does."""
+        """Advance by the sampled `token`. Raises `RequestRefused` as `restrict` does."""
         self._matcher.consume_token(token)
         _check(self._matcher)
 

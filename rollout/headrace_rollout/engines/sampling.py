@@ -1,10 +1,10 @@
-"""Sampling one token for every row of a batch, with the log-probability of the distribution it was drawn from.
+"""Samples one token for every row of a batch, with the log-probability in the distribution it was drawn from.
 
-* temperature t > 0: softmax(logits / t), cut to the nucleus of mass `top_p` (Holtzman et al. 2020) and renormalised;
-* temperature 0: the likeliest token, with its log-probability under the untempered, uncut distribution.
+* temperature t > 0: softmax(logits / t), truncated to the nucleus of mass `top_p` (Holtzman et al. 2020), renormalised;
+* temperature 0: the likeliest token, with its log-probability in the whole distribution at temperature 1.
 
-The draw inverts the cumulative distribution at one uniform number a row, so that a row's token depends on its own
-number only, never on who shares the batch with it.
+A draw inverts the cumulative distribution at one uniform random number per row, so that a row's token depends only on
+its own number, never on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 _BELOW_ONE = 1.0 - 2.0**-50
-"""Keeps uniform × total mass below the total after rounding, so that no token without mass is drawn."""
+"""Keeps uniform × total mass below the total mass in spite of rounding, so that no token of probability 0 is drawn."""
 
 
 def tempered(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
@@ -25,34 +25,36 @@ def tempered(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
 
 
 def nucleus(logprobs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Cut log-probabilities [n, V] to the fewest likeliest tokens whose mass reaches `top_p` [n], and renormalise."""
+    """Truncate log-probabilities [n, V] to the smallest set of likeliest tokens with mass ≥ `top_p` [n];
+    renormalise."""
     ordered, order = logprobs.sort(dim=-1, descending=True)
     mass = ordered.exp()
     outside = mass.cumsum(dim=-1) - mass >= top_p[:, None]
-    outside[:, 0] = False  # the likeliest stays, whatever rounding makes of a small top_p
+    outside[:, 0] = False  # the likeliest token stays, even if rounding makes a small top_p 0
     cut = logprobs.masked_fill(outside.scatter(1, order, outside), float("-inf"))
     return cut.log_softmax(dim=-1)
 
 
 class Drawn(NamedTuple):
-    """One token for every row; all [n]."""
+    """One sampled token for every row; all [n]."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
     entropies: torch.Tensor
     certainties: torch.Tensor
-    """KL(uniform ‖ distribution); infinite where a nucleus was cut."""
+    """KL(uniform ‖ distribution), nats; infinite if the distribution was truncated to a nucleus."""
 
 
 def sample(
     logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor, measure: bool = False
 ) -> Drawn:
-    """From logits [n, V]; `uniform` [n] is float64 in [0, 1). Without `measure` entropies and certainties are NaN."""
+    """Sample from logits [n, V]. `uniform` [n] is float64 in [0, 1). Without `measure`, entropies and certainties are
+    NaN."""
     logprobs = tempered(logits, temperature)
     greedy = temperature == 0
     cut = (top_p < 1) & ~greedy
     if bool(cut.any()):
-        # 2 and not 1 for the others: a mass that rounding lifted above 1 must not cost them their last tokens.
+        # The other rows get 2, not 1: if rounding raises their mass above 1, they must not lose their last tokens.
         logprobs = nucleus(logprobs, top_p.masked_fill(~cut, 2.0))
     mass = logprobs.exp().double().cumsum(dim=-1)
     target = uniform[:, None] * mass[:, -1:] * _BELOW_ONE
@@ -64,6 +66,6 @@ def sample(
 
 
 def spread(logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropy [n] of normalised log-probabilities [n, V], and KL(uniform ‖ it) [n] = −log V − mean log p; in nats."""
+    """(entropy [n], KL(uniform ‖ p) [n] = −log V − mean log p), in nats, of normalised log-probabilities [n, V]."""
     entropies = torch.special.entr(logprobs.exp()).sum(dim=-1)
     return entropies, -math.log(logprobs.shape[-1]) - logprobs.mean(dim=-1)

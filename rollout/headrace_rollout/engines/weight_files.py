@@ -1,11 +1,12 @@
-"""What a policy version's folder holds, and how every engine reads it.
+"""The contents of a policy version's folder, and how all engines read it.
 
     whole weights    *.safetensors, Hugging Face names                             → its tensors
     an adapter       adapter_model.safetensors, adapter_config.json (PEFT's, LoRA) → those of the base model, merged:
                                                                                      W + scale · B A, in float32
 
-Invariants: files that are unreadable, incomplete or not of this model raise `WeightsDamaged`; an adapter is always
-merged into the weights the engine started with, never into those of the version before it, so no rounding adds up.
+Invariants: files that are unreadable, incomplete or of another model raise `WeightsDamaged`. An adapter is always
+merged into the weights the engine started with, never into those of the version before it, so that rounding does not
+accumulate.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from headrace_core.errors import WeightsDamaged
 
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
-"""Before each name of an adapter's tensors: PEFT's own wrappers."""
+"""Prefix of each name of an adapter's tensors, from PEFT's wrapper modules."""
 _CHANGE_THE_FORMULA = ("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save")
 
 
 def own_config(folder: Path) -> Any:
-    """The configuration of a model folder, with transformers' own attention: its config.json may name one that is code
-    of a hub."""
+    """The configuration of a model folder, with transformers' own attention: a config.json may name an implementation
+    that would be downloaded as code."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for part in (config, config.get_text_config()):
         part._attn_implementation = None
@@ -40,11 +41,11 @@ def own_config(folder: Path) -> Any:
 
 
 class BaseModel:
-    """The model folder an engine started with: what every version must hold, and what adapters are merged into."""
+    """The model that an engine started with: every version must have its tensors, and adapters are merged into them."""
 
     def __init__(self, folder: Path, within: Mapping[str, torch.Tensor] | None = None) -> None:
-        """`within`: its tensors by the names that they have within a model, where versions have those, not the
-        folder's; they are the base then."""
+        """`within`: the model's tensors by their names in memory, if those differ from the names in the folder. Then
+        versions use these names, and adapters are merged into these tensors."""
         self.folder = folder
         self._within = within
 
@@ -54,29 +55,31 @@ class BaseModel:
         return _names(self.folder) if self._within is None else set(self._within)
 
     def require_whole(self, folder: Path) -> None:
-        """Raise `WeightsDamaged` where the version in `folder` lacks a tensor that this folder holds.
+        """Raise `WeightsDamaged` if the version in `folder` lacks a tensor of this model.
 
-        vLLM's own check is not enough: it loads several tensors into one parameter, and takes that as loaded after one.
+        vLLM's own check is not enough: it loads several tensors into one parameter, and considers that loaded after
+        the first.
         """
         missing = [] if is_adapter(folder) else sorted(self.names - _names(folder))
         if missing:
             raise WeightsDamaged(f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} first")
 
     def read(self, folder: Path, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-        """All (name, tensor) of the version in `folder`; on a CPU, those that nothing was merged into are mapped."""
+        """Yields (name, tensor) of the version in `folder`. On a CPU, tensors without an adapter are memory-mapped."""
         return self._merged(Adapter(folder, device), device) if is_adapter(folder) else _tensors(folder, device)
 
     def _merged(self, adapter: Adapter, device: str) -> Iterator[tuple[str, torch.Tensor]]:
-        strange = sorted(adapter.names - self.names)
-        if strange:
-            raise WeightsDamaged(f"the adapter in {adapter.folder} is of another model: {strange[0]} is not in this")
+        unknown = sorted(adapter.names - self.names)
+        if unknown:
+            raise WeightsDamaged(f"the adapter in {adapter.folder} is of another model: {unknown[0]} is not in this")
         tensors = _tensors(self.folder, device) if self._within is None else self._within.items()
         for name, tensor in tensors:
             yield name, adapter.merged(name, tensor.to(device)) if name in adapter.names else tensor
 
 
 class Adapter:
-    """A LoRA adapter in PEFT's format. Raises `WeightsDamaged` where it is incomplete, or more than W + scale · B A."""
+    """A LoRA adapter in PEFT's format. Raises `WeightsDamaged` if it is incomplete, or not of the form W + scale · B
+    A."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
@@ -85,27 +88,27 @@ class Adapter:
             self._scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
             if not math.isfinite(self._scale):
                 raise ValueError(f"its scale is {self._scale}")
-        beyond = [setting for setting in _CHANGE_THE_FORMULA if config.get(setting)]
-        if beyond:
-            raise WeightsDamaged(f"the adapter in {folder} is no plain LoRA: {', '.join(beyond)}")
+        unsupported = [setting for setting in _CHANGE_THE_FORMULA if config.get(setting)]
+        if unsupported:
+            raise WeightsDamaged(f"the adapter in {folder} is no plain LoRA: {', '.join(unsupported)}")
         factors = dict(_tensors(folder, device))
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for layer in sorted({name.rpartition(".lora_")[0] for name in factors}):
-            ours = [f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"]
-            if not all(name in factors for name in ours):
+            names = [f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"]
+            if not all(name in factors for name in names):
                 raise WeightsDamaged(f"the adapter in {folder} lacks a factor of {layer}")
-            a, b = (factors[name] for name in ours)
+            a, b = (factors[name] for name in names)
             if a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
                 raise WeightsDamaged(f"the adapter in {folder} has factors of {layer} that do not fit each other")
             self._factors[layer.removeprefix(_PREFIX) + ".weight"] = (a, b)
 
     @property
     def names(self) -> set[str]:
-        """The tensors of the base model that it changes."""
+        """Names of the base model's tensors that the adapter changes."""
         return set(self._factors)
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """W + scale · B A ([out, in], float32) for the base model's `weight` called `name`."""
+        """W + scale · B A, [out, in] float32, for the base model's tensor `name` with the value `weight`."""
         a, b = self._factors[name]
         if weight.shape != (len(b), a.shape[1]):
             raise WeightsDamaged(f"the adapter in {self.folder} does not fit {name} {tuple(weight.shape)}")
@@ -113,7 +116,7 @@ class Adapter:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a version's folder holds an adapter instead of whole weights."""
+    """Whether a version's folder holds an adapter instead of full weights."""
     return (folder / CONFIG).is_file()
 
 
@@ -141,7 +144,7 @@ def _tensors(folder: Path, device: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[Any]:
-    """Errors of a file that is cut short, or gone, as `WeightsDamaged`."""
+    """Context that raises the errors of a truncated or missing file as `WeightsDamaged`."""
     try:
         yield
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:

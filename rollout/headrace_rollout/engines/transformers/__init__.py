@@ -1,1 +1,1 @@
-"""Our own engine on transformers: continuous batching on any machine."""
+"""Headrace's own engine on transformers models: continuous batching on any machine."""

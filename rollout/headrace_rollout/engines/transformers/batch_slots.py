@@ -1,15 +1,15 @@
-"""Which request sits in which row of the decode batch, and what each row has sampled so far. No torch, no threads.
+"""The rows of the decode batch: which request is in which row, and what it has sampled so far. No torch, no threads.
 
-    rows 0 … running-1 hold requests, without holes:      row │ tokens                        length  prompt
+    rows 0 … running-1 hold requests, without gaps:       row │ tokens                        length  prompt
       add     the next row                                 0  │ p p p p s s s ·  ·  ·          7       4
       append  one sampled token to every row               1  │ p p s s s s s s  ·  ·          8       2
-      remove  the last rows move into the holes            2  │ p p p s ·  ·  ·  ·  ·          4       3
+      remove  the last rows move into the gaps             2  │ p p p s ·  ·  ·  ·  ·          4       3
 
 Invariants:
 
 * `requests[:running]` and every array agree: column c of row r is the token at position c of the request in row r;
 * a row ends with its first stop token, or at `limit` tokens, whichever comes first, and is reported as ended once;
-* everything per step is one numpy operation over all rows: the cost of a step hardly grows with their number.
+* each operation of a step is one numpy operation over all rows, so that its cost hardly grows with their number.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ if TYPE_CHECKING:  # this module needs no torch
 
 IntArray = npt.NDArray[np.int64]
 OnToken = Callable[[int, float], None]
-"""Told of a token id and its log-probability, by the thread that decodes."""
+"""Called by the decode thread with a token id and its log-probability."""
 ADMISSION_SHARE = 8
 ADMISSION_PATIENCE = 8
 
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """One request from its acceptance to its end; `future` carries the completion, or why there is none."""
+    """One generation request, from its acceptance to its end. `future` gets the completion or the error."""
 
     prompt: npt.NDArray[np.int32]
     """[P] token ids."""
     sampling: SamplingConfig
     on_token: OnToken | None = None
     constraint: JsonConstraint | None = None
-    """Holds the completion to a JSON schema."""
+    """Constrains the completion to a JSON schema."""
     future: Future[Sampled] = field(default_factory=Future)
     uniforms: npt.NDArray[np.float64] | None = None
-    """[max_tokens], the request's own random numbers. None: it has no seed, and takes the engine's."""
+    """[max_tokens], the request's own random numbers. None: it has no seed, and uses the engine's."""
 
     def __post_init__(self) -> None:
-        # Drawn here and not step by step, so that a seeded request samples alike whoever shares the batch with it.
+        # Drawn in advance, so that a seeded request samples the same tokens whatever else is in the batch.
         if self.sampling.seed is not None:
             self.uniforms = np.random.default_rng(self.sampling.seed).random(self.sampling.max_tokens)
 
     @property
     def limit(self) -> int:
-        """The most tokens it can come to, prompt included."""
+        """Maximum number of tokens, prompt included."""
         return len(self.prompt) + self.sampling.max_tokens
 
 
 def admission_pays(running: int, candidates: int, steps_waited: int) -> bool:
-    """Whether to prefill `candidates` waiting requests now, beside `running` rows.
+    """Whether to prefill `candidates` waiting requests now, while `running` rows are decoding.
 
-    A prefill costs about a decode step however few prompts it holds, so rows are refilled several at a time: as soon as
-    an eighth of the batch can be, or the first of them has waited eight steps.
+    A prefill costs about as much as a decode step, however few prompts it has. So several rows are filled at a time: as
+    soon as they are an eighth of the batch, or the first of them has waited eight steps.
     """
     if candidates == 0:
         return False
@@ -95,12 +95,12 @@ class SlotTable:
         return len(self.requests)
 
     @property
-    def longest_limit(self) -> int:
-        """The most tokens that a request now in a row can come to."""
+    def max_limit(self) -> int:
+        """The largest `limit` of the requests in rows; 0 without any."""
         return max((request.limit for request in self.requests), default=0)
 
     def add(self, request: Generation) -> int:
-        """Seat `request` in the next row, and return the row. There must be a free one."""
+        """Put `request` in the next row, and return the row. Raises `ValueError` if all are in use."""
         row, length = self.running, len(request.prompt)
         if row == self.capacity:
             raise ValueError(f"all {self.capacity} rows are in use")
@@ -114,7 +114,7 @@ class SlotTable:
         return row
 
     def uniforms(self, rows: slice) -> npt.NDArray[np.float64]:
-        """One number in [0, 1) for the next token of each of `rows`."""
+        """One random number in [0, 1) for the next token of each of `rows`."""
         requests = self.requests[rows]
         drawn = self._random.random(len(requests))
         for index, request in enumerate(requests):
@@ -135,7 +135,7 @@ class SlotTable:
         certainties: npt.NDArray[np.float32],
         version: int,
     ) -> IntArray:
-        """Add the token that each of `rows` sampled under `version`; return the rows that ended with it, ascending."""
+        """Add the token that each of `rows` sampled by `version`. Returns the rows that ended with it, ascending."""
         positions, indices = self.lengths[rows], np.arange(self.running)[rows]
         self.tokens[indices, positions] = tokens
         self._logprobs[indices, positions] = logprobs
@@ -150,7 +150,7 @@ class SlotTable:
         return indices[ended]
 
     def sampled(self, row: int) -> Sampled:
-        """What `row` has sampled, as its caller gets it."""
+        """The completion of `row`, for its caller."""
         span = slice(len(self.requests[row].prompt), int(self.lengths[row]))
         tokens = self.tokens[row, span].copy()
         measured = self.requests[row].sampling.distribution
@@ -165,7 +165,8 @@ class SlotTable:
         )
 
     def remove(self, rows: IntArray) -> tuple[IntArray, IntArray]:
-        """Free `rows` (ascending). Returns (sources, destinations): the rows that moved, for the cache to follow."""
+        """Free `rows` (ascending). Returns (sources, destinations) of the rows that moved, so that the cache can
+        follow."""
         left = self.running - len(rows)
         destinations = rows[rows < left]
         sources = np.setdiff1d(np.arange(left, self.running), rows)

@@ -1,16 +1,16 @@
-"""The one thread that computes, and the way in and out of it.
+"""The thread that runs the model, and how jobs are passed to it and results back.
 
     event loop(s)                                   decode thread
-      submit(job) ──► inbox (locked, notifies) ──►  turn:  take the inbox; while nothing is to be done, wait for it
-      cancel(job) ──►                                      score what was asked
-                                                           update the weights, if that is due
-      job.future  ◄── completion, scores, report ───       admit requests, unless they are drained
-                                                           step: one token a row
+      submit(job) ──► inbox (locked, notifies) ──►  turn:  take the inbox; wait while there is nothing to do
+      cancel(job) ──►                                      run the scorings
+                                                           apply a weight update, if one is due
+      job.future  ◄── completion, scores, report ───       admit requests, unless they are being drained
+                                                           step: one token for each row
 
 Invariants:
 
-* a submitted job's future is set exactly once: with its result, or with `EngineFailure` when the thread ends before;
-* after the thread has ended, for whatever reason, `submit` raises `EngineFailure` with that reason;
+* a submitted job's future is set exactly once: with its result, or with `EngineFailure` if the thread ends before;
+* after the thread has ended, `submit` raises `EngineFailure` with the reason;
 * weights change only between two steps.
 """
 
@@ -41,7 +41,7 @@ IDLE_WAIT_SECONDS = 1.0
 
 @dataclass(slots=True, eq=False)
 class Scoring:
-    """Log-probabilities of tokens[start:] are asked for; `future` carries them."""
+    """A job: compute log-probabilities of tokens[start:]; `future` gets them."""
 
     tokens: npt.NDArray[np.int32]
     start: int
@@ -51,19 +51,19 @@ class Scoring:
 
 @dataclass(slots=True, eq=False)
 class WeightUpdate:
-    """Staged weights are to become `version`; `future` carries (seconds without a token, requests in flight)."""
+    """A job: make staged weights `version`; `future` gets (seconds without a token, requests in flight)."""
 
     version: int
     staged: StagedWeights
     mode: UpdateMode
     deadline: float
-    """`time.monotonic()` until when the requests in rows must have been drained."""
+    """`time.monotonic()` by which the requests in rows must have drained."""
     future: Future[tuple[float, int]] = field(default_factory=Future)
 
 
 @dataclass(slots=True, eq=False)
 class Probe:
-    """Whether the thread still takes its turns is asked; `future` is set in the next one."""
+    """A job that only shows that the thread is alive: `future` is set in its next turn."""
 
     future: Future[None] = field(default_factory=Future)
 
@@ -72,7 +72,7 @@ Job: TypeAlias = Generation | Scoring | WeightUpdate | Probe
 
 
 class DecodeThread:
-    """Runs `load()`'s decoder with `threads` compute threads until it is closed or fails."""
+    """Runs the decoder that `load` returns, with `threads` compute threads, until it is closed or fails."""
 
     def __init__(self, load: Callable[[], Decoder], threads: int) -> None:
         self.ready: Future[Decoder] = Future()
@@ -88,28 +88,28 @@ class DecodeThread:
         self._update: WeightUpdate | None = None
         self._closing = False
         self._ended: str | None = None
-        # A daemon: a load that hangs in a library must not keep the process alive.
+        # A daemon thread, because a load that hangs in a library must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="headrace-decode", daemon=True)
 
     @property
     def in_flight(self) -> int:
-        """Generations and scorings submitted and not yet ended."""
+        """Number of generations and scorings submitted and not yet ended."""
         with self._changed:
             return sum(not isinstance(job, WeightUpdate | Probe) for job in self._open)
 
     def start(self) -> None:
-        """Begin to load; `ready` tells the outcome."""
+        """Start the thread. `ready` gets the decoder once the model is loaded, or the error."""
         self._thread.start()
 
     def check(self) -> None:
-        """Raise `EngineFailure` with the reason if the thread has ended or is closing."""
+        """Raise `EngineFailure`, with the reason, if the thread has ended or is closing."""
         if self._ended is not None:
             raise EngineFailure(self._ended)
         if self._closing:
             raise EngineFailure("the engine was closed")
 
     def submit(self, job: Job) -> None:
-        """Hand `job` over. From here its future is set exactly once, and cannot be cancelled: see `cancel`."""
+        """Pass `job` to the thread. Its future cannot be cancelled by itself: use `cancel`."""
         with self._changed:
             self.check()
             job.future.set_running_or_notify_cancel()
@@ -121,7 +121,7 @@ class DecodeThread:
         job.future.add_done_callback(lambda _: self._forget(job))
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for `job` any more: free what it holds, unless it has ended."""
+        """Cancel `job` and free its resources, unless it has ended."""
         with self._changed:
             if job in self._open:
                 self._withdrawn.append(job)
@@ -148,7 +148,7 @@ class DecodeThread:
             with torch.inference_mode():
                 while self._take(decoder):
                     self._turn(decoder)
-        except BaseException as error:  # whatever it was, every caller in flight is told: none may wait for ever
+        except BaseException as error:  # any error must reach all callers, or they would wait for ever
             reason, cause = f"the decode thread failed: {type(error).__name__}: {error}", error
         finally:
             self._end(reason, cause)
@@ -162,7 +162,7 @@ class DecodeThread:
         decoder.step()
 
     def _take(self, decoder: Decoder) -> bool:
-        """Take what has come in, waiting for it while there is nothing to do. False: close."""
+        """Take the jobs of the inbox; waits while there is nothing to do. False: the thread is to end."""
         with self._changed:
             while not (self._inbox or self._withdrawn or self._closing or self._update):
                 if decoder.running or decoder.waiting:
@@ -204,7 +204,7 @@ class DecodeThread:
             job.future.set_result(Scored(score, decoder.version))
 
     def _apply(self, decoder: Decoder, update: WeightUpdate) -> bool:
-        """Apply `update` if that can be done now; True: it waits for the rows to drain."""
+        """Apply `update`, unless it has to wait for the rows to drain. True: it waits."""
         if update.mode == "drain" and decoder.running:
             if time.monotonic() < update.deadline:
                 return True

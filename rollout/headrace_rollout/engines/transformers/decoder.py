@@ -1,15 +1,15 @@
-"""Continuous batching: requests enter and leave the batch between two decode steps. Single-threaded, no waiting.
+"""Continuous batching: requests enter and leave the batch between two decode steps. Single-threaded, never blocks.
 
     accept ──► waiting ── admit: rows free, memory free, and worth a prefill ──► slot table + slot cache
-                                                                                    │ step: one token a row
+                                                                                    │ step: one token per row
                completion in the request's future ◄── stop token, or its limit ─────┘
 
 Invariants:
 
-* every accepted request ends exactly once: its future gets its completion, or the caller of `cancel` drops it;
-* requests are admitted in the order they came;
-* a request's tokens up to the last but one are in the cache, whole, before its next token is sampled;
-* cached keys and values belong to one request alone, so that none outlives the weights but in the request's own row.
+* every accepted request ends exactly once: its future gets the completion, or `cancel` drops it;
+* requests are admitted in the order in which they came;
+* all tokens of a request but the last are in the cache before its next token is sampled;
+* cached keys and values belong to one request only, so that those of older weights remain only in its own row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .policy_model import PolicyModel, StagedWeights
 def _constrained(
     requests: Sequence[Generation], step: Callable[[JsonConstraint, int], None]
 ) -> dict[int, RequestRefused]:
-    """Take a step of each constraint; errors by the index of the request: the others go on."""
+    """Call `step` for each request with a constraint. Returns errors by the request's index; the others continue."""
     errors: dict[int, RequestRefused] = {}
     for index, request in enumerate(requests):
         if request.constraint is not None:
@@ -43,7 +43,7 @@ def _constrained(
 
 
 class Decoder:
-    """Decodes requests on `model`, whose weights are `config.version` at the start."""
+    """Decodes requests on `model`, whose initial weights are `config.version`."""
 
     def __init__(self, model: PolicyModel, config: EngineConfig) -> None:
         self.model = model
@@ -54,12 +54,12 @@ class Decoder:
 
     @property
     def running(self) -> int:
-        """Requests in rows."""
+        """Number of requests in rows."""
         return self._table.running
 
     @property
     def waiting(self) -> int:
-        """Requests accepted, not yet in rows."""
+        """Number of requests accepted and not yet in rows."""
         return len(self._waiting)
 
     def accept(self, request: Generation) -> None:
@@ -67,14 +67,14 @@ class Decoder:
         self._waiting.append(request)
 
     def cancel(self, request: Generation) -> None:
-        """Drop `request` and free its row; nothing happens if it has ended."""
+        """Drop `request` and free its row. Does nothing if it has ended."""
         if request in self._waiting:
             self._waiting.remove(request)
         elif request in self._table.requests:
             self._free(np.array([self._table.requests.index(request)]))
 
     def admit(self) -> None:
-        """Prefill waiting requests, and sample their first tokens, if there is room and it pays."""
+        """Prefill waiting requests and sample their first tokens, if rows and memory are free and `admission_pays`."""
         candidates = self._candidates()
         if not admission_pays(self.running, len(candidates), self._steps_waited):
             self._steps_waited += bool(candidates)
@@ -84,7 +84,7 @@ class Decoder:
         for request in candidates:
             self._waiting.popleft()
             self._table.add(request)
-        self.model.cache.reserve(self.running, self._table.longest_limit)
+        self.model.cache.reserve(self.running, self._table.max_limit)
         logits = self.model.prefill([request.prompt for request in candidates], first)
         self._sample(slice(first, self.running), logits)
 
@@ -98,7 +98,7 @@ class Decoder:
         self._sample(rows, self.model.decode(last, positions))
 
     def swap(self, version: int, staged: StagedWeights, cache: Literal["keep", "recompute"]) -> None:
-        """Make `staged` the weights, as `version`; the rows' caches are kept, or computed anew."""
+        """Make `staged` the weights, as `version`. The rows' KV caches are kept, or recomputed."""
         self.model.swap(staged)
         self.version = version
         if cache == "recompute" and self.running:
@@ -106,15 +106,15 @@ class Decoder:
             self.model.recompute(cached)
 
     def _candidates(self) -> list[Generation]:
-        """The requests that rows and memory have room for, in the order they came."""
-        columns, found = self._table.longest_limit, list[Generation]()
+        """The waiting requests that fit in rows and memory, in the order in which they came."""
+        columns, candidates = self._table.max_limit, list[Generation]()
         for request in self._waiting:
             columns = max(columns, request.limit)
-            rows = self.running + len(found) + 1
+            rows = self.running + len(candidates) + 1
             if rows > self._table.capacity or not self.model.cache.fits(rows, columns):
                 break
-            found.append(request)
-        return found
+            candidates.append(request)
+        return candidates
 
     def _sample(self, rows: slice, logits: torch.Tensor) -> None:
         device, table = logits.device, self._table

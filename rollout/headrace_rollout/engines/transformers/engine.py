@@ -1,12 +1,12 @@
 """The `transformers` engine: continuous batching in plain torch, for machines where vLLM cannot be installed.
 
-    generate, score, update (asyncio) ──► DecodeThread ──► Decoder ──► SlotTable   who sits where, what was sampled
+    generate, score, update (asyncio) ──► DecodeThread ──► Decoder ──► SlotTable   rows, and what they sampled
             ▲                                                   └────► PolicyModel model, slot cache, forward passes
             └───────────── futures ◄────────────┘
 
-Everything that the port asks for holds: see `base`. There is no prefix cache, so none can be stale: only prompts that
-are prefilled in one pass share it. Weights are read while decoding goes on, and become the model's by a change of
-pointers between two steps, so that a pause does not grow with the model (but for `recompute`).
+It implements the protocol of `engine`. There is no prefix cache that could be stale: only equal prompts that are
+prefilled in one pass share a computation. Weights are read while decoding continues, and become the model's by swapping
+pointers between two steps, so that the pause does not grow with the model (except for `recompute`).
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from .policy_model import PolicyModel
 
 T = TypeVar("T")
 TURN_SECONDS = 60.0
-"""The decode thread takes what it is given between two steps, each of which is far shorter."""
+"""Limit on the time until the decode thread takes a job, which it does between two steps; a step is far shorter."""
 CLOSE_SECONDS = 30.0
 
 
 class TransformersEngine:
-    """An `Engine` (see `base`) on any causal language model of transformers with full attention."""
+    """An `Engine` for any causal language model of transformers with full attention."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -67,12 +67,12 @@ class TransformersEngine:
 
     @property
     def running(self) -> int:
-        """Requests accepted and not yet ended, scorings included."""
+        """Number of requests accepted and not yet ended, scorings included."""
         return self._thread.in_flight
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds with at least one request in flight, pauses left out."""
+        """Seconds with at least one request in flight, pauses excluded."""
         return self._thread.busy.seconds
 
     async def start(self) -> None:
@@ -93,9 +93,9 @@ class TransformersEngine:
         require_measurable(sampling, self._config)
         self._check_tokens(decoder, prompt, len(prompt) + sampling.max_tokens)
         require_constrainable(sampling, self._config)
-        told = None if on_tokens is None else _in_this_loop(on_tokens)
+        on_token = None if on_tokens is None else _in_this_loop(on_tokens)
         constraint = None if sampling.json_schema is None else await self._constraint(decoder, sampling.json_schema)
-        job = Generation(np.ascontiguousarray(prompt, np.int32), sampling, told, constraint)
+        job = Generation(np.ascontiguousarray(prompt, np.int32), sampling, on_token, constraint)
         return await self._ended(job, job.future)
 
     async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
@@ -108,10 +108,10 @@ class TransformersEngine:
         return await self._ended(job, job.future)
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
-        """Apply the weights in folder `weights` as `version`; updates asked for at once are applied in that order.
+        """Apply the weights in folder `weights` as `version`. Concurrent updates are applied in the order of the calls.
 
-        Raises `WeightsDamaged` if they are not whole or not this model's, and `TimedOut` if requests did not drain;
-        either way the engine goes on with the weights it has.
+        Raises `WeightsDamaged` if they are incomplete or of another model, and `TimedOut` if requests did not drain;
+        then the engine continues with the weights it has.
         """
         async with self._updating:
             decoder = self._started()
@@ -122,7 +122,7 @@ class TransformersEngine:
             job = WeightUpdate(version, staged, mode or self._config.update_mode, time.monotonic() + limit)
             what = f"the decode thread to take version {version}"
             paused_seconds, in_flight = await _within(limit + TURN_SECONDS, what, self._ended(job, job.future))
-            # The weights replaced. Freeing 540 MB took 80 ms of the pause, so it is done here, as steps go on.
+            # `staged` now holds the replaced weights. Freeing 540 MB takes 80 ms, so it is done outside the pause.
             await asyncio.to_thread(staged.clear)
         return UpdateReport(version, staged_seconds, paused_seconds, in_flight)
 
@@ -149,7 +149,7 @@ class TransformersEngine:
         return self._decoder
 
     async def _constraint(self, decoder: Decoder, schema: str) -> JsonConstraint:
-        async with self._reading_tokenizer:  # once, by the first request that needs it
+        async with self._reading_tokenizer:  # the first request with a schema reads the tokenizer
             if self._constraints is None:
                 model = decoder.model
                 self._constraints = await asyncio.to_thread(
@@ -171,13 +171,13 @@ class TransformersEngine:
             raise RequestRefused(
                 f"{total} tokens, prompt and completion together, exceed max_context {self._config.max_model_len}"
             )
-        # An id outside the vocabulary would fail the whole batch inside the model.
+        # An id outside the vocabulary would raise an error in the model, and fail the whole batch.
         if tokens.ndim != 1 or len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= decoder.model.vocab_size:
             raise RequestRefused(f"a request needs token ids in 0 … {decoder.model.vocab_size - 1}, at least one")
 
 
 async def _within(limit: float, what: str, work: Awaitable[T]) -> T:
-    """`work`'s result. Raises `TimedOut`, naming `what` was waited for."""
+    """The result of `work`. Raises `TimedOut`, which names `what` was waited for, after `limit` seconds."""
     try:
         return await asyncio.wait_for(work, limit)
     except TimeoutError as error:
@@ -185,18 +185,18 @@ async def _within(limit: float, what: str, work: Awaitable[T]) -> T:
 
 
 def _in_this_loop(on_tokens: OnTokens) -> OnToken:
-    """`on_tokens` for another thread: called in the present event loop, ahead of what that thread does next."""
+    """A thread-safe callback that calls `on_tokens` in the present event loop."""
     loop = asyncio.get_running_loop()
 
-    def told(token: int, logprob: float) -> None:
-        with suppress(RuntimeError):  # the loop was closed: nobody waits for the request any more
+    def on_token(token: int, logprob: float) -> None:
+        with suppress(RuntimeError):  # the loop was closed, so that nothing waits for the request any more
             loop.call_soon_threadsafe(on_tokens, (token,), (logprob,))
 
-    return told
+    return on_token
 
 
 def _check_sampling(sampling: SamplingConfig) -> None:
-    """Raise `RequestRefused` for values that describe no distribution."""
+    """Raise `RequestRefused` for parameters out of range."""
     if sampling.max_tokens < 1:
         raise RequestRefused(f"max_tokens is {sampling.max_tokens}: at least 1 is needed")
     if not sampling.temperature >= 0 or not 0 < sampling.top_p <= 1:

@@ -1,16 +1,16 @@
-"""A key-value cache of fixed rows for continuous batching, in the form that transformers models take.
+"""A key-value cache with fixed rows for continuous batching, with the interface of transformers' caches.
 
     keys, values of each layer: [rows, heads, columns, dim]; column c of row r belongs to the token at position c
 
              columns ──────────────►            prefill  writes columns 0…P-1 of the rows of new prompts
       row 0  k k k k k k k │ ·  ·               decode   writes one column in each row, at the row's own position,
       row 1  k k k x x x x │ ·  ·                        and attends over columns 0…width-1, masked per row
-      row 2  k k k k k x x │ ·  ·               move     copies a row into a hole that an ended request left
+      row 2  k k k k k x x │ ·  ·               move     copies a row into the gap that an ended request left
                      width ┘
 
-Nothing is concatenated or shifted while requests come and go: against a rolling left-padded batch this saves a copy of
-the whole cache in every step. What lies right of a row's own position (x: an earlier tenant, or the padding of a
-prefill) is finite and masked, and is overwritten before it comes into sight.
+Nothing is concatenated or shifted while requests come and go: compared with a rolling left-padded batch, this saves a
+copy of the whole cache in every step. Columns to the right of a row's own position (x: from an earlier request, or the
+padding of a prefill) are finite and masked, and are overwritten before they are attended to.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLUMN_STEP = 64
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one layer caches for each token."""
+    """The size of one layer's cache per token."""
 
     heads: int
     key_dim: int
@@ -40,7 +40,7 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """The forward pass under way computes whole prompts: that of `rows[i]` is the pass's batch entry `source[i]`."""
+    """Plan of a forward pass over whole prompts: row `rows[i]` gets the cache of batch entry `source[i]`."""
 
     rows: torch.Tensor
     source: torch.Tensor
@@ -48,7 +48,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """The forward pass under way computes one token for each row r, at position `columns[r]`, below `width`."""
+    """Plan of a forward pass over one token per row: row r's is at position `columns[r]` < `width`."""
 
     rows: torch.Tensor
     columns: torch.Tensor
@@ -68,12 +68,12 @@ class SlotLayer(CacheLayerMixin):
         self.plan: Prefill | Decode | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is left to do: the layer is made with its shapes."""
+        """Nothing to do: the constructor knows the shapes."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the pass's keys and values where the plan says; return those to attend over."""
+        """Store the pass's keys and values as the plan says. Returns the keys and values to attend over."""
         plan = self.plan
         if isinstance(plan, Prefill):
             width = key_states.shape[2]
@@ -88,25 +88,25 @@ class SlotLayer(CacheLayerMixin):
         return self.keys[:running, :, : plan.width], self.values[:running, :, : plan.width]
 
     def get_seq_length(self) -> int:
-        """Columns that earlier passes filled, as the model's own masks need it."""
+        """Number of columns that earlier passes filled, which the model needs for its masks."""
         return self.plan.width - 1 if isinstance(self.plan, Decode) else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of what the pass attends over."""
+        """(length, offset) of the keys that the pass attends over."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """-1: the layer grows."""
+        """-1: no fixed limit."""
         return -1
 
     def resize(self, rows: int, columns: int) -> None:
-        """Make it `rows` × `columns`, keeping what both sizes have in common."""
+        """Change the size to `rows` × `columns`, keeping the common part."""
         self.keys = _resized(self.keys, rows, columns)
         self.values = _resized(self.values, rows, columns)
 
 
 class SlotCache(Cache):
-    """The layers together. It is as large as the requests in it can come to need, and never above `budget_bytes`."""
+    """The cache of all layers. It is as large as its requests may need, and never larger than `budget_bytes`."""
 
     def __init__(
         self, shapes: list[LayerShape], dtype: torch.dtype, device: torch.device, budget_bytes: int, capacity: int
@@ -119,15 +119,17 @@ class SlotCache(Cache):
         self._rows = self._columns = 0
 
     def fits(self, rows: int, columns: int) -> bool:
-        """Whether the budget has room for `rows` requests of up to `columns` tokens."""
+        """Whether `rows` requests of up to `columns` tokens fit in the budget."""
         return rows * columns <= self.budget_tokens
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Grow to hold `rows` requests of up to `columns` tokens; `fits` must have allowed it."""
+        """Grow to hold `rows` requests of up to `columns` tokens, for which `fits` must be true."""
         if rows <= self._rows and columns <= self._columns:
             return
         rounded = COLUMN_STEP * -(-columns // COLUMN_STEP)
-        sizes = [  # best first: room to spare, so that growing is rare; nothing given up; no more than is needed
+        # In order of preference: with capacity to spare, so that growing is rare; as large as now or as needed; only as
+        # large as needed.
+        sizes = [
             (max(self._rows, min(self._capacity, 2 * rows)), max(self._columns, rounded)),
             (max(self._rows, rows), max(self._columns, columns)),
             (rows, columns),
@@ -137,7 +139,7 @@ class SlotCache(Cache):
             layer.resize(self._rows, self._columns)
 
     def plan(self, plan: Prefill | Decode) -> None:
-        """Say what the next forward pass computes."""
+        """Set the plan of the next forward pass."""
         for layer in self._layers:
             layer.plan = plan
 
@@ -149,7 +151,7 @@ class SlotCache(Cache):
 
 
 def register_grouped_attention() -> None:
-    """Make `GROUPED_ATTENTION` known to transformers as an attention implementation."""
+    """Register `GROUPED_ATTENTION` with transformers as an attention implementation."""
     AttentionInterface.register(GROUPED_ATTENTION, _grouped_attention)
     AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
@@ -163,10 +165,11 @@ def _grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' `sdpa`, but a decode step reads each cached head once, not once for every query head on it.
+    """transformers' `sdpa`, except that a decode step reads each cached head once, not once for each of its query
+    heads.
 
-    With a mask, `sdpa` copies keys and values for each query head. With one query token, the query heads of a group
-    can stand in the place of query positions instead: 14 times faster at 3 heads a group, 64 rows, 300 columns.
+    With a mask, `sdpa` copies keys and values for each query head. With one query token, the query heads of a group can
+    take the place of query positions instead: 14 times faster with 3 heads a group, 64 rows, 300 columns.
     """
     rows, query_heads, query_length, dim = query.shape
     if query_length > 1 or attention_mask is None:
@@ -181,7 +184,7 @@ def _grouped_attention(
 
 
 def _resized(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    # Zeros, not uninitialised memory: a masked column has weight 0, and 0 × NaN would still be NaN.
+    # Zeros instead of uninitialised memory: a masked column has weight 0, but 0 × NaN would be NaN.
     grown = tensor.new_zeros(rows, tensor.shape[1], columns, tensor.shape[3])
     kept_rows, kept_columns = min(rows, tensor.shape[0]), min(columns, tensor.shape[2])
     grown[:kept_rows, :, :kept_columns] = tensor[:kept_rows, :, :kept_columns]

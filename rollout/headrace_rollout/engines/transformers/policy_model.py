@@ -1,12 +1,12 @@
-"""The torch side of the `transformers` engine: the model, its slot cache, and the forward passes over them.
+"""The model of the `transformers` engine, its slot cache, and the forward passes.
 
     prefill   whole prompts into rows of the cache           → logits after each prompt
     decode    one token of every row                         → logits after each token
     score     given tokens, no cache                         → log-probabilities
-    stage     weights from disk into memory of their own; any thread, while the passes above go on
+    stage     weights from disk into separate memory; in any thread, concurrently with the passes above
     swap      the staged weights become the model's, at once; between two passes
 
-Not thread-safe but for `stage`: one thread makes the passes.
+Only `stage` is thread-safe: one thread must make all passes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Tokens = npt.NDArray[np.int32]
 StagedWeights = list[tuple[torch.Tensor, torch.Tensor]]
 """(parameter, its new value)"""
 PASS_TOKENS = 8192
-"""The most tokens, padding included, that one prefill or scoring pass computes: bounds its memory."""
+"""Maximum number of tokens, padding included, of one prefill or scoring pass; it bounds the memory."""
 _LOADING = threading.Lock()
-"""transformers loads under switches of the whole process: of two that load at once, one stays without weights."""
+"""transformers sets process-wide switches while it loads: of two models loaded at once, one would get no weights."""
 
 
 class PolicyModel:
@@ -46,7 +46,7 @@ class PolicyModel:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         register_grouped_attention()
         with _LOADING:
-            # Typed loosely: the library has no types.
+            # Any, because the library has no types.
             self.model: Any = AutoModelForCausalLM.from_pretrained(
                 config.model,
                 config=own_config(config.model),
@@ -67,14 +67,15 @@ class PolicyModel:
         self._parameters = _tensors(self.model)
         self._base = BaseModel(config.model)
         if config.lora_rank is not None and not self._base.names <= self._parameters.keys():
-            # Kept by other names than in the folder; `swap` changes hands, so these stay what the engine started with.
+            # In memory the tensors have other names than in the folder. `swap` exchanges pointers, so that these
+            # tensors keep the values that the engine started with.
             self._base = BaseModel(config.model, {name: tensor.data for name, tensor in self._parameters.items()})
         self.cache = self._slot_cache(config)
 
     def prefill(self, prompts: Sequence[Tokens], first_row: int) -> torch.Tensor:
-        """Fill rows first_row, first_row + 1, … with `prompts`; logits [n, V] of the token after each.
+        """Fill rows first_row, first_row + 1, … with `prompts`. Returns logits [n, V] of the token after each prompt.
 
-        Equal prompts (the completions of one group) are computed once.
+        Equal prompts (of the completions of one group) are computed once.
         """
         entries: dict[bytes, list[int]] = {}
         for index, prompt in enumerate(prompts):
@@ -90,7 +91,7 @@ class PolicyModel:
         return torch.cat(logits)[torch.tensor(order).argsort().to(self.device)]
 
     def recompute(self, cached: Sequence[Tokens]) -> None:
-        """Compute the cache of rows 0, 1, … anew from the tokens in it, with the present weights."""
+        """Recompute the cache of rows 0, 1, … from their tokens `cached`, with the present weights."""
         entries = sorted(([row] for row in range(len(cached))), key=lambda entry: len(cached[entry[0]]))
         for chunk in _chunks(entries, cached):
             rows = torch.tensor([entry[0] for entry in chunk], device=self.device)
@@ -98,7 +99,7 @@ class PolicyModel:
             self._whole([cached[entry[0]] for entry in chunk], logits_to_keep=1)
 
     def decode(self, tokens: Tokens, positions: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Feed tokens[r] at positions[r] to row r, for every row in use; logits [n, V] of the token after each."""
+        """Decode tokens[r] at positions[r] in row r, for every row in use. Returns logits [n, V] of the next tokens."""
         width = int(positions.max()) + 1
         columns = torch.from_numpy(positions).to(self.device)
         hidden = torch.arange(width, device=self.device) > columns[:, None]
@@ -117,7 +118,7 @@ class PolicyModel:
         return logits
 
     def move(self, sources: npt.NDArray[np.int64], destinations: npt.NDArray[np.int64], width: int) -> None:
-        """Let the cache follow rows that moved."""
+        """Copy the first `width` columns of the cache's rows `sources` to rows `destinations`."""
         self.cache.move(
             torch.from_numpy(sources).to(self.device), torch.from_numpy(destinations).to(self.device), width
         )
@@ -140,25 +141,25 @@ class PolicyModel:
         return scores
 
     def stage(self, folder: Path) -> StagedWeights:
-        """(parameter, its new value) for every parameter, of the version in `folder` (see `weight_files`).
+        """(parameter, new value) for every parameter, from the version in `folder` (see `weight_files`).
 
-        Raises `WeightsDamaged` where the files are not whole, or not of this model; the model is untouched.
+        The model does not change. Raises `WeightsDamaged` if the files are incomplete, or of another model.
         """
         staged: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, value in self._base.read(folder):
             parameter = self._parameters.get(name)
             if parameter is None or parameter.shape != value.shape:
                 raise WeightsDamaged(f"{folder}: {name} {tuple(value.shape)} is no parameter of this model")
-            # A copy: what is read may be a map of the file, whose pages would be read after the swap, as steps wait.
+            # A copy, because `value` may be a memory map, whose pages would be read after the swap, during steps.
             new = value.to(self.device, parameter.dtype, copy=True)
-            staged[id(parameter)] = (parameter, new)  # tied names are one parameter: the files may hold any of them
+            staged[id(parameter)] = (parameter, new)  # tied names are one parameter; the files may have any of them
         missing = [name for name, parameter in self._parameters.items() if id(parameter) not in staged]
         if missing:
             raise WeightsDamaged(f"{folder} lacks {len(missing)} parameters, {missing[0]} among them")
         return list(staged.values())
 
     def swap(self, staged: StagedWeights) -> None:
-        """Make staged values the model's; `staged` then holds those they replaced. Pointers change hands, no bytes."""
+        """Make the staged values the model's; `staged` then holds the replaced ones. Swaps pointers, copies nothing."""
         for index, (parameter, value) in enumerate(staged):
             staged[index] = (parameter, parameter.data)
             parameter.data = value
@@ -170,7 +171,7 @@ class PolicyModel:
         return self._whole(prompts, logits_to_keep=kept.to(self.device))[torch.arange(len(prompts)), inverse]
 
     def _whole(self, prompts: list[Tokens], logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-        """One pass over whole prompts, padded on the right, where causality hides the padding from their tokens."""
+        """One pass over whole prompts, padded on the right, where causal attention ignores the padding."""
         ids = _padded(prompts).to(self.device)
         positions = torch.arange(ids.shape[1], device=self.device)[None].expand_as(ids)
         logits: torch.Tensor = self.model(
@@ -184,7 +185,7 @@ class PolicyModel:
 
     @torch.inference_mode()
     def _slot_cache(self, config: EngineConfig) -> SlotCache:
-        """A cache shaped like the one that the model fills itself for one token."""
+        """A cache with the shapes of the one that the model fills itself, found by a pass over one token."""
         probe = DynamicCache(config=self.model.config)
         self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), past_key_values=probe)
         shapes = []
@@ -210,7 +211,7 @@ def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | str:
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Parameters and saved buffers by every name they go by, tied names included."""
+    """Parameters and saved buffers by all of their names, tied names included."""
     saved = set(model.state_dict().keys())
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: tensor for name, tensor in named if name in saved}
@@ -221,7 +222,7 @@ def _bytes_length(entry: tuple[bytes, list[int]]) -> int:
 
 
 def _chunks(entries: list[list[int]], prompts: Sequence[Tokens]) -> Iterator[list[list[int]]]:
-    """Cut `entries` (by ascending length; each holds the indices of one prompt) to passes of at most PASS_TOKENS."""
+    """Split `entries` into passes of at most PASS_TOKENS. Each has the indices of one prompt, by ascending length."""
     chunk: list[list[int]] = []
     for entry in entries:
         if chunk and (len(chunk) + 1) * len(prompts[entry[0]]) > PASS_TOKENS:
@@ -233,7 +234,7 @@ def _chunks(entries: list[list[int]], prompts: Sequence[Tokens]) -> Iterator[lis
 
 
 def _padded(prompts: Sequence[Tokens]) -> torch.Tensor:
-    """[n, longest] token ids, padded on the right with token 0."""
+    """[n, max length] token ids, padded on the right with token 0."""
     ids = torch.zeros(len(prompts), max(len(prompt) for prompt in prompts), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.from_numpy(prompt)

@@ -1,1 +1,1 @@
-"""vLLM: its engine in a process, its start, and new weights while it runs."""
+"""The vLLM engine: its processes, its start, and weight updates while it runs."""

@@ -1,4 +1,4 @@
-"""The vLLM engine: the port of `base`, on vLLM's AsyncLLM, on a GPU and on a CPU alike.
+"""The vLLM engine: the protocol of `engine` on vLLM's AsyncLLM, on GPUs and CPUs.
 
     this process                                      vLLM's engine process             its worker process
     generate ─► [gate] ─► AsyncLLM ── request ──────► scheduler ── step, step, … ─────► model
@@ -8,17 +8,19 @@
              ─► version label, caches, resume ─────► steps go on
     watch    ─► is the engine process alive?
 
-Beyond the port's invariants:
+Beyond the protocol's invariants:
 
-* No step runs between the swap of the weights and that of the version label vLLM puts on every token, so labels are
-  exact; vLLM acknowledges a pause only when no step is in flight, also under asynchronous scheduling.
-* A pause always ends: `resume` is sent whatever happened in between, and a switch once begun runs to its end even where
+* No step runs between the swap of the weights and the change of the version label that vLLM puts on every token, so
+that
+  labels are exact. vLLM acknowledges a pause only when no step is in flight, also under asynchronous scheduling.
+* A pause always ends: `resume` is sent whatever happened in between, and a switch that has begun runs to its end even
+if
   the caller of `update` is cancelled.
 * A request's prefix cache is salted with the version at its submission, and none is submitted while the gate is closed.
-  (One that vLLM had queued, unscheduled, before an update counts as in flight: under `keep_kv` it may use the older
-  cache.)
-* Where versions are adapters in a slot of vLLM's, every request runs through that slot, from the first version on.
-* Whoever waits on vLLM (a request, an update) is woken with `EngineFailure` when its process dies or the engine closes.
+  (A request that vLLM had queued but not scheduled before an update counts as in flight: under `keep_kv` it may use the
+  older cache.)
+* If versions are adapters in a slot of vLLM, all requests run through that slot, from the first version on.
+* All waits on vLLM (requests, updates) raise `EngineFailure` when its process dies or the engine is closed.
 
 A greedy request's log-probabilities are those of the untempered softmax, over the whole vocabulary.
 """
@@ -53,7 +55,7 @@ from ..engine import (
     require_measurable,
 )
 from . import launch
-from .outputs import columns, per_token, prompt_scores, tell
+from .outputs import columns, per_token, prompt_scores, report_tokens
 from .process import VllmProcess
 from .weight_updates import slot_request
 from .worker_extension import MEASURED_COLUMNS
@@ -61,11 +63,11 @@ from .worker_extension import MEASURED_COLUMNS
 Result = TypeVar("Result")
 
 SCORE_ATTEMPTS = 3
-"""Scorings of one sequence; only the last one keeps updates waiting for its end."""
+"""Attempts to score a sequence within one version; only the last one delays updates until it has ended."""
 
 
 class VllmEngine:
-    """See the module docstring, and `base.Engine` for the methods."""
+    """An `Engine` on vLLM; see the module."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -131,11 +133,10 @@ class VllmEngine:
         )
 
     async def score(self, tokens: npt.NDArray[np.int32], start: int, temperature: float = 1.0) -> Scored:
-        """As the port says; temperature 0 counts as 1, as in the reported log-probabilities of a greedy request.
+        """See `Engine.score`. Temperature 0 counts as 1, as in the reported log-probabilities of a greedy request.
 
-        A scoring that an update cuts is made again, the last time while updates wait: so it always ends.
-
-        At a temperature other than 1 it fetches whole distributions from vLLM: vocabulary × length numbers.
+        A scoring during which an update happened is repeated; the last attempt blocks updates, so that it succeeds. At
+        a temperature other than 1 it fetches whole distributions from vLLM: vocabulary × length numbers.
         """
         from vllm import SamplingParams
 
@@ -145,7 +146,8 @@ class VllmEngine:
         self._require_servable(tokens, 1, self._longest_scored)
         wanted = 0 if temperature == 1.0 else -1
 
-        async def whole() -> Scored | None:
+        async def attempt() -> Scored | None:
+            """None: an update came in between."""
             version = self._version
             params = SamplingParams(max_tokens=1, prompt_logprobs=wanted, flat_logprobs=True, detokenize=False)
             final = await self._submit(tokens, params)
@@ -154,15 +156,15 @@ class VllmEngine:
             return Scored(prompt_scores(final.prompt_logprobs, tokens, start, temperature), version)
 
         for _ in range(SCORE_ATTEMPTS - 1):
-            if (scored := await whole()) is not None:
+            if (scored := await attempt()) is not None:
                 return scored
         async with self._updating:
-            scored = await whole()
-        assert scored is not None  # no update came between
+            scored = await attempt()
+        assert scored is not None  # the lock excludes updates
         return scored
 
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
-        """As the port says; raises `WeightsDamaged`, leaving the engine as it was, when `weights` cannot be loaded."""
+        """See `Engine.update`."""
         async with self._updating:
             process = self._alive()
             staged = await self._stage(process, weights)
@@ -191,7 +193,7 @@ class VllmEngine:
     # --- requests ---------------------------------------------------------------------------------------------
 
     def _require_servable(self, tokens: npt.NDArray[np.int32], more: int, limit: int) -> None:
-        """Refuse what vLLM would not: without a tokenizer it lets any token id pass, and dies of it."""
+        """Refuse requests that vLLM would accept and crash on: without a tokenizer it does not check token ids."""
         if len(tokens) < 1 or more < 1:
             raise RequestRefused("a prompt and a completion have at least one token each")
         if len(tokens) + more > limit:
@@ -221,7 +223,7 @@ class VllmEngine:
             raise RequestRefused(str(error)) from error
 
     async def _submit(self, tokens: npt.NDArray[np.int32], params: Any, on_tokens: OnTokens | None = None) -> Any:
-        """vLLM's final output for one request; counts as running from here on."""
+        """vLLM's final output for one request, which counts as running from here on."""
         process = self._alive()
         self._running += 1
         self._clock.enter()
@@ -245,11 +247,11 @@ class VllmEngine:
         prompt = tokens_input(tokens.tolist(), cache_salt=f"version {self._version}")
         try:
             stream = process.llm.generate(prompt, params, str(next(self._request_ids)), lora_request=self._slot)
-            told = 0
+            reported = 0
             async for output in stream:
                 final = output
                 if on_tokens is not None:
-                    told = tell(on_tokens, output.outputs[0], told)
+                    reported = report_tokens(on_tokens, output.outputs[0], reported)
         except (VLLMClientError, ValueError) as error:
             raise RequestRefused(str(error)) from error
         return final
@@ -257,7 +259,7 @@ class VllmEngine:
     # --- updates ----------------------------------------------------------------------------------------------
 
     async def _stage(self, process: VllmProcess, weights: Path) -> float:
-        """Seconds it took to prepare `weights` in the worker, while generation went on."""
+        """Prepare `weights` in the workers while generation continues. Returns the seconds it took."""
         await process.on_workers("headrace_stage", str(weights))
         limit = self._config.update_timeout
         deadline = time.monotonic() + limit
@@ -274,21 +276,21 @@ class VllmEngine:
         raise TimedOut(f"the weights in {weights} were not staged within {limit:g} s")
 
     async def _commit(self, process: VllmProcess, version: int, mode: UpdateMode) -> float:
-        """Switch to the staged weights; returns the seconds no step could run."""
+        """Switch to the staged weights. Returns the seconds in which no step could run."""
         async with process.paused(drain=mode == "drain"):
             with self._clock.paused():
                 began = time.monotonic()
                 try:
                     await self._switch(process, version, mode)
                 except Exception as error:
-                    # Weights, label and caches may no longer agree: no token of this engine could be trusted.
+                    # Weights, label and caches may no longer agree, so that no further token could be trusted.
                     reason = f"the {mode} update to version {version} was cut in the middle: {error}"
                     process.end(reason)
                     raise EngineFailure(reason) from error
         return time.monotonic() - began
 
     async def _switch(self, process: VllmProcess, version: int, mode: UpdateMode) -> None:
-        """Weights, label and caches, while paused."""
+        """Switch weights, label and caches. Generation must be paused."""
         await process.on_workers("headrace_commit")
         await process.label(version)
         self._version = version
@@ -300,7 +302,7 @@ class VllmEngine:
 
 
 async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """`work`'s result; where the caller is cancelled meanwhile, `work` still runs to its end first."""
+    """The result of `work`. If the caller is cancelled, `work` still runs to its end first."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

@@ -1,11 +1,13 @@
-"""What an engine's processes say while they start and run: passed on line by line, without secrets, and its last error
-kept, because what reaches this process as an exception often says only that there was one ("see root cause above").
+"""The output of vLLM's processes: passed on line by line, with secrets redacted, and searched for the last error.
+
+The last error is needed because the exception that reaches this process often says only that there was an error ("see
+root cause above").
 
     engine's processes ── stdout, stderr ──► pipe ──► a thread ──► `redacted` ─┬─► this process' own stdout, stderr
                                                                                └─► the last lines
 
-Started before the engine, whose processes inherit the pipes; after `release` this process writes past them again, and
-the threads end with the last process that has one.
+It is created before the engine, whose processes inherit the pipes. After `release` this process writes to its own
+stdout and stderr directly again; the threads end when the last process with a pipe has ended.
 """
 
 from __future__ import annotations
@@ -22,22 +24,22 @@ from headrace_core.redaction import redacted
 
 _LINES = 400
 _PART = 65_536
-"""Bytes that are read at a time, and of a line that does not end."""
+"""Bytes read at a time, and the length at which a line without end is split."""
 _ENDS = re.compile(rb"(?<=[\n\r])")
-"""Of lines; progress bars end theirs with a carriage return."""
-_LONGEST = 500
+"""Line ends; progress bars end their lines with a carriage return."""
+_MAX_ERROR_LENGTH = 500
 _ERROR = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)): (.+)")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_SAYS_NOTHING = ("Engine core initialization failed", "WorkerProc initialization failed", "root cause")
+_WITHOUT_CAUSE = ("Engine core initialization failed", "WorkerProc initialization failed", "root cause")
 
 
 class EngineLog:
-    """See the module's picture. Made in the process that starts the engine."""
+    """Redirects this process' stdout and stderr through pipes, for the engine's processes to inherit."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_LINES)
         self._own: dict[int, int] = {}
-        """What stdout and stderr were, by descriptor."""
+        """Duplicates of the original stdout and stderr, by descriptor."""
         for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
             stream.flush()
             self._own[descriptor] = os.dup(descriptor)
@@ -48,7 +50,7 @@ class EngineLog:
             threading.Thread(target=self._pass_on, args=(read, onward), name="engine-log", daemon=True).start()
 
     def release(self) -> None:
-        """This process' own words go past the pipes again. Idempotent."""
+        """Restore this process' own stdout and stderr. Idempotent."""
         for descriptor, own in self._own.items():
             (sys.stdout if descriptor == 1 else sys.stderr).flush()
             os.dup2(own, descriptor)
@@ -57,19 +59,19 @@ class EngineLog:
 
     @property
     def last_error(self) -> str | None:
-        """`RuntimeError: why`, the last of its kind that says something."""
+        """The last error in the output that names a cause, as `RuntimeError: cause`."""
         for line in reversed(self._lines):
-            found = _ERROR.search(line)
-            if found is not None and not any(words in found[2] for words in _SAYS_NOTHING):
-                return f"{found[1]}: {found[2].strip()}"[:_LONGEST]
+            match = _ERROR.search(line)
+            if match is not None and not any(words in match[2] for words in _WITHOUT_CAUSE):
+                return f"{match[1]}: {match[2].strip()}"[:_MAX_ERROR_LENGTH]
         return None
 
     def _pass_on(self, read: int, onward: int) -> None:
         rest = b""
         with os.fdopen(read, "rb", buffering=0) as pipe, os.fdopen(onward, "wb", buffering=0) as out:
-            while said := pipe.read(_PART):
-                *lines, rest = _ENDS.split(rest + said)
-                if len(rest) > _PART:  # a line without end is not waited for
+            while data := pipe.read(_PART):
+                *lines, rest = _ENDS.split(rest + data)
+                if len(rest) > _PART:  # do not wait for the end of a very long line
                     lines, rest = [*lines, rest], b""
                 for line in lines:
                     self._pass(line, out)
@@ -77,7 +79,7 @@ class EngineLog:
 
     def _pass(self, line: bytes, out: FileIO) -> None:
         text = redacted(line.decode(errors="surrogateescape"))
-        with suppress(OSError):  # nobody listens any more; the engine is not to stand still for it
+        with suppress(OSError):  # the reader is gone; the engine must not block on its output
             out.write(text.encode(errors="surrogateescape"))
         if text.strip():
             self._lines.append(_COLOURS.sub("", text.rstrip().encode(errors="replace").decode()))

@@ -1,7 +1,7 @@
-"""How vLLM is configured and brought up for Headrace: arguments, environment, the limit on a start.
+"""How vLLM is configured and started: arguments, environment, processes.
 
 Everything that depends on the device is here, in `_device_arguments` and `_environment` (and, for weights, in
-`weight_updates`); the engine itself is blind to it.
+`weight_updates`); the engine itself does not depend on it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ..weight_files import own_config
 from .orphan_guard import OrphanGuard
 
 WORKER_EXTENSION = "headrace_rollout.engines.vllm.worker_extension.WeightExtension"
-"""vLLM imports it by this name in its own processes."""
+"""vLLM's processes import the class by this name."""
 
 CPU_BLOCK_TOKENS = 32
 """Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
 of a group would never share their prompt's cache; the CPU kernels want a multiple of 32."""
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as `max_lora_rank`."""
+"""The values that vLLM accepts as `max_lora_rank`."""
 
 END_LIMIT = 10.0
-"""Seconds until a killed process must be gone."""
+"""Seconds within which a killed process must have ended."""
 
 
 def engine_arguments(config: EngineConfig) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "model": str(config.model),
         # Token ids in, token ids out: vLLM needs the tokenizer only to hold completions to a JSON schema.
         "skip_tokenizer_init": not config.json_schemas,
-        # One library, and so one reading of a schema, for both engines; it refuses what it does not know.
+        # The same library for both engines, so that both understand a schema alike; it refuses what it does not know.
         **({"structured_outputs_config": {"backend": "guidance"}} if config.json_schemas else {}),
         "max_model_len": context_length(config),
         "load_format": "safetensors",
@@ -51,9 +51,9 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "seed": config.seed,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
-        # No limit: scoring at a temperature other than 1 asks for the whole vocabulary.
+        # No limit, because scoring at a temperature other than 1 needs the whole vocabulary.
         "max_logprobs": -1,
-        # A request is sampled as it asks, not as the model's generation_config suggests.
+        # Only a request's own parameters apply, not the defaults in the model's generation_config.json.
         "generation_config": "vllm",
         "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
@@ -65,7 +65,7 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
 
 
 def in_slot(config: EngineConfig) -> bool:
-    """Whether adapters stay beside the weights, in vLLM's LoRA layers, instead of being merged into them."""
+    """Whether adapters run in vLLM's LoRA layers, instead of being merged into the weights."""
     from vllm.platforms import current_platform
 
     if config.lora_rank is None or config.adapters == "merged":
@@ -83,14 +83,14 @@ def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
         "enable_lora": True,
         "max_lora_rank": ranks[0],
         "max_loras": 1,
-        # Not the head: vLLM's layer around it takes the rows of a prompt that is scored for those that are sampled, and
-        # fails where other requests run (vllm 16668, 51594). All linear layers may be named once those are closed.
+        # Without the head: vLLM's LoRA layer of it confuses the rows of a scored prompt with sampled ones, and fails if
+        # other requests run (vllm issues 16668, 51594). All linear layers may be named once those are closed.
         "lora_target_modules": _linear_layers(config.model),
     }
 
 
 def _linear_layers(folder: Path) -> list[str]:
-    """The last parts of the names of all linear layers but the head: what the learner adapts, by the same rule."""
+    """The last parts of the names of all linear layers but the head: those that the learner adapts."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -107,32 +107,34 @@ def _device_arguments(config: EngineConfig) -> dict[str, Any]:
         return {"dtype": config.dtype}
     return {
         "dtype": "float32" if config.dtype == "auto" else config.dtype,
-        # Compilation makes a start 26 s longer for 5 % of speed, and would bake in the handlers an update swaps.
+        # Compilation makes a start 26 s longer for 5 % of speed, and would fix the handlers that an update swaps.
         "enforce_eager": True,
         "block_size": CPU_BLOCK_TOKENS,
     }
 
 
 def context_length(config: EngineConfig) -> int:
-    """vLLM's context: one token longer than ours where the model allows it, as scoring must sample one token."""
+    """vLLM's context length: one token more than the engine's if the model allows it, because scoring must sample
+    one."""
     longest = getattr(text_settings(config.model), "max_position_embeddings", None)
     return config.max_model_len + 1 if longest is None or config.max_model_len < longest else config.max_model_len
 
 
 def text_settings(model: Path) -> Any:
-    """The configuration of the model that reads and writes text: of several models config.json holds it within its own,
-    without what is at its default. Raises FileNotFoundError where there is no config.json."""
+    """The configuration of the text model, which in multimodal models is a part of config.json. Raises
+    FileNotFoundError without a config.json."""
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{model} is no model folder: it has no config.json")
     return own_config(model).get_text_config()
 
 
 def start_engine(config: EngineConfig, guard: OrphanGuard) -> Any:
-    """A started `AsyncLLM`, whose processes are `guard`'s. Blocks until the model is loaded: not for an event loop."""
-    # This process has one tracker for all it starts, which ends when they all have: not one of this engine's processes.
+    """A started `AsyncLLM`, whose processes `guard` watches. Blocks until the model is loaded, so call it in a
+    thread."""
+    # The resource tracker must not be one of this engine's processes: this process has one for everything it starts.
     resource_tracker.ensure_running()
     with _environment(config, guard):
-        # Imported here, not above: vLLM reads the environment at import, and takes seconds.
+        # Imported here because vLLM reads the environment when it is imported, and takes seconds.
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -140,10 +142,10 @@ def start_engine(config: EngineConfig, guard: OrphanGuard) -> Any:
 
 
 def engine_processes() -> set[psutil.Process]:
-    """vLLM's processes under this one: engine cores, which are our children, and their workers."""
+    """vLLM's processes under this one: engine cores, which are its children, and their workers."""
     found: set[psutil.Process] = set()
     for child in multiprocessing.active_children():
-        # A process may end between two of these lines; then there is nothing to find.
+        # A process may end between two of these lines.
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.name.startswith("EngineCore"):
                 core = psutil.Process(child.pid)
@@ -152,7 +154,7 @@ def engine_processes() -> set[psutil.Process]:
 
 
 def end_processes(processes: set[psutil.Process], grace: float) -> None:
-    """Wait `grace` seconds for `processes` to end by themselves, then kill those that are left."""
+    """Wait up to `grace` seconds for `processes` to end by themselves, then kill those that remain."""
     _, alive = psutil.wait_procs(processes, timeout=grace)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -161,7 +163,7 @@ def end_processes(processes: set[psutil.Process], grace: float) -> None:
 
 
 def shared_segments(processes: set[psutil.Process]) -> set[Path]:
-    """The shared memory under Python's own names that `processes` have mapped: vLLM's message queues, 160 MB each."""
+    """Shared memory segments that `processes` have mapped under Python's names: vLLM's message queues, 160 MB each."""
     found: set[Path] = set()
     for process in processes:
         with contextlib.suppress(OSError):  # it has ended
@@ -172,13 +174,13 @@ def shared_segments(processes: set[psutil.Process]) -> set[Path]:
 
 @contextlib.contextmanager
 def _environment(config: EngineConfig, guard: OrphanGuard) -> Iterator[None]:
-    """What vLLM's processes inherit; this process gets its own environment back."""
-    ours = {
+    """Context in which the environment is that of vLLM's processes; it is restored afterwards."""
+    variables = {
         **guard.environment,
         "OMP_NUM_THREADS": str(config.threads),
-        # vLLM's own binding gives every engine of a machine the same cores.
+        # vLLM's own binding would give all engines of a machine the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # All processes of one engine are on one machine: their sockets stay on loopback, whatever its name resolves to.
+        # All processes of an engine are on one machine, so their sockets use loopback, whatever its name resolves to.
         "VLLM_HOST_IP": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -188,10 +190,10 @@ def _environment(config: EngineConfig, guard: OrphanGuard) -> Iterator[None]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if config.distributions:
-        # The second model runner computes log-probabilities in a kernel of its own, past `worker_extension.measure`.
-        ours["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
+        # The second model runner computes log-probabilities in a kernel that `worker_extension.measure` cannot replace.
+        variables["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

@@ -1,13 +1,13 @@
-"""Ends vLLM's processes when the process that started them dies, however it dies.
+"""Kills vLLM's processes when the process that started them dies, however it dies.
 
-    this process ── a pipe, held open ──► guard, a process: reads it ── its end ──► SIGKILL to all with the mark
-         └─► vLLM's processes, and theirs: started with the mark in their environment
+    this process ── a pipe, held open ──► guard process: reads it ── end of file ──► SIGKILL to all with the mark
+         └─► vLLM's processes, and their children: started with the mark in their environment
 
-vLLM's engine process does not notice that its parent was killed, and would keep its memory for good. Run as a program,
-by its path and without anything else of ours, this module is the guard.
+vLLM's engine process does not notice that its parent was killed, and would keep its memory for ever. This module is
+also the guard's program; it is run by its path, and imports nothing else of Headrace.
 
-Invariant: none with the mark outlives the guard, and no memory that vLLM shared between them is left. What one of them
-shares is known while it lives: the guard looks every two seconds, as one that was killed tells nothing any more.
+Invariant: no process with the mark outlives the guard, and no shared memory of vLLM remains. The shared memory of a
+process can be found only while it lives, so the guard looks every two seconds.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ _PROC, _SHARED = Path("/proc"), "/dev/shm/psm_"
 _RELEASE_SECONDS = 60.0
 _WATCH_SECONDS = 2.0
 _LOOKS, _LOOK_SECONDS = 50, 0.1
-"""One that is just being started is seen at a next look."""
+"""How often the guard looks for marked processes to kill: one that was just being started is found a little later."""
 
 
 class OrphanGuard:
-    """Of one engine. Start it first; what then has `environment` is its."""
+    """The guard of one engine. Create it before the engine, whose processes must get `environment`."""
 
     def __init__(self) -> None:
         mark = secrets.token_hex(12)
-        # SPT_NOENV: the name that vLLM gives its processes would else be written over their environment.
+        # SPT_NOENV: else setproctitle, by which vLLM names its processes, would overwrite their environment.
         self.environment = {MARK: mark, "SPT_NOENV": "1"}
         command = [sys.executable, "-I", "-S", __file__, mark]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env={})
 
     def release(self) -> None:
-        """Nothing is left to guard: whatever is there still is ended now. Idempotent."""
+        """Kill the marked processes that remain, and end the guard. Idempotent."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(_RELEASE_SECONDS)
 
 
 def main(mark: str) -> None:
-    """Wait for the end of stdin, then end everything with the mark."""
+    """Wait for the end of stdin, then kill all processes with the mark and remove their shared memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     entry, segments = f"{MARK}={mark}".encode(), set[str]()
-    while not select.select([sys.stdin], [], [], _WATCH_SECONDS)[0]:  # nobody writes to it: what comes is its end
+    while not select.select([sys.stdin], [], [], _WATCH_SECONDS)[0]:  # nothing is written to it: readable means closed
         segments |= _shared_by(_marked(entry))
     for _ in range(_LOOKS):
         marked = _marked(entry)
@@ -76,14 +76,14 @@ def _shared_by(processes: list[Path]) -> set[str]:
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
-    except OSError:  # it ended, or is another user's
+    except OSError:  # the process has ended, or belongs to another user
         return b""
 
 
 def _kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:  # it ended by itself
+    except ProcessLookupError:  # it has ended by itself
         return
 
 

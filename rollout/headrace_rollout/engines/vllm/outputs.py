@@ -1,4 +1,4 @@
-"""What vLLM answered to a request, as the arrays of the engine port."""
+"""Converts vLLM's outputs to the arrays of the engine protocol."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..engine import EngineFailure, OnTokens
 
 
 def columns(completion: Any) -> npt.NDArray[np.float32]:
-    """[C, T] what vLLM returned in place of log-probabilities: those of the tokens sampled, then what was measured."""
+    """[C, T] vLLM's log-probability columns: those of the sampled tokens, then measurements (`worker_extension`)."""
     return np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(len(completion.token_ids), -1).T
 
 
-def tell(on_tokens: OnTokens, completion: Any, told: int) -> int:
-    """Tell of a completion's tokens after the first `told`; returns how many have been told of."""
+def report_tokens(on_tokens: OnTokens, completion: Any, reported: int) -> int:
+    """Pass a completion's tokens after the first `reported` to `on_tokens`. Returns how many are reported now."""
     ids, flat = completion.token_ids, completion.logprobs.logprobs
-    if len(ids) > told:
+    if len(ids) > reported:
         width = len(flat) // len(ids)
-        on_tokens(list(ids[told:]), list(flat[told * width :: width]))
+        on_tokens(list(ids[reported:]), list(flat[reported * width :: width]))
     return len(ids)
 
 
 def per_token(spans: Any, length: int) -> npt.NDArray[np.int32]:
-    """vLLM's spans (version, start, end) over output positions, as one version a token ([length])."""
+    """[length] the version of each token, from vLLM's spans (version, start, end) over output positions."""
     versions = np.full(length, -1, dtype=np.int32)
     for span in spans:
         versions[span.start : span.end] = int(span.version)
@@ -35,7 +35,8 @@ def per_token(spans: Any, length: int) -> npt.NDArray[np.int32]:
 
 
 def prompt_scores(flat: Any, tokens: npt.NDArray[np.int32], start: int, temperature: float) -> npt.NDArray[np.float32]:
-    """Log-probabilities of tokens[start:] from vLLM's, which are untempered: log p_T ∝ log p / T, normalised anew."""
+    """Log-probabilities of tokens[start:] at `temperature` from vLLM's at temperature 1: log p_T ∝ log p / T,
+    renormalised."""
     if temperature == 1.0:
         return np.asarray(flat.logprobs[start - 1 :], dtype=np.float32)
     scores = np.empty(len(tokens) - start, dtype=np.float32)

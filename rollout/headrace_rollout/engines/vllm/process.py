@@ -1,10 +1,10 @@
-"""A running vLLM: its AsyncLLM, the processes under it, and calls into them that always end.
+"""A running vLLM: its AsyncLLM, its processes, and calls to them that always end.
 
-    call(work) ──┬── work's result
-                 ├── EngineFailure   as soon as the engine has ended: its process died (a watch looks), or it was closed
-                 └── TimedOut        after the call's limit, naming what was waited for
+    call(work) ──┬── the result of `work`
+                 ├── EngineFailure   as soon as the engine has ended: its process died, or it was closed
+                 └── TimedOut        after the call's limit; names what was waited for
 
-vLLM itself wakes those who wait on a request when its process dies, but not those who wait on a call.
+When its process dies, vLLM itself wakes waiting requests, but not waiting calls; so a watch task polls it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ CALL_LIMIT = 60.0
 """Seconds a call may take; the longest regular wait is for one step to end."""
 CLOSE_GRACE = 10.0
 WATCH_INTERVAL = 0.2
-"""Seconds between two looks at vLLM's process."""
+"""Seconds between two checks of vLLM's process."""
 DIED = "vLLM's engine process died; its log names the cause"
 
 
 class VllmProcess:
-    """See the module docstring. Made by `start`; one event loop's."""
+    """A running vLLM, created by `start`; for use in one event loop."""
 
     def __init__(self, llm: Any, processes: set[Any], guard: OrphanGuard, log: EngineLog, drain_limit: float) -> None:
         self.llm = llm
@@ -48,36 +48,38 @@ class VllmProcess:
 
     @classmethod
     async def start(cls, config: EngineConfig) -> VllmProcess:
-        """vLLM with its model loaded; raises TimeoutError after `start_timeout`, what vLLM raised, or `EngineFailure`
-        with the last error that its processes logged."""
+        """Start vLLM and load the model. Raises TimeoutError after `start_timeout`, `EngineFailure` with the last error
+        that its processes logged, or else what vLLM raised."""
         before, guard, log = launch.engine_processes(), OrphanGuard(), EngineLog()
         try:
             llm = await _bring_up(config, before, guard)
         except BaseException as error:
             await asyncio.to_thread(guard.release)
             ended_here = isinstance(error, TimeoutError) or not isinstance(error, Exception)
-            if not ended_here and (said := log.last_error) is not None:
-                raise EngineFailure(said, code=FAILED_BY_ITSELF) from error
+            if not ended_here and (logged := log.last_error) is not None:
+                raise EngineFailure(logged, code=FAILED_BY_ITSELF) from error
             raise
         finally:
             log.release()
         return cls(llm, launch.engine_processes() - before, guard, log, config.update_timeout)
 
     def require_alive(self) -> None:
+        """Raises `EngineFailure` if the engine has ended."""
         if self._ended.done():
             raise EngineFailure(self._ended.result())
 
     def end(self, reason: str) -> None:
-        """Wake all who wait, now and from now on, with `EngineFailure(reason)`. The first reason stays."""
+        """Make all present and future waits raise `EngineFailure(reason)`. The first reason stays."""
         if not self._ended.done():
             self._ended.set_result(reason)
 
     async def call(
         self, work: Coroutine[Any, Any, Result], waiting_for: str, limit: float | None = CALL_LIMIT
     ) -> Result:
-        """`work`'s result, or an error: see the module docstring.
+        """The result of `work`, or an error: see the module.
 
-        Only a request has no limit: how long it queues is its caller's choice, and the watch ends it with the engine.
+        `limit` None is for requests, which may queue as long as their caller wants; the watch ends them with the
+        engine.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -98,19 +100,19 @@ class VllmProcess:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def on_workers(self, method: str, *args: Any) -> list[Any]:
-        """`method` of the worker extension, on every worker, between two steps: their results."""
+        """Call `method` of the worker extension on every worker, between two steps. Returns their results."""
         return await self.call(self.llm.collective_rpc(method, args=args), method)
 
     async def label(self, version: int) -> None:
-        """Put `version` on every token of the steps from now on."""
+        """Label all tokens sampled from now on with `version`."""
         await self.call(self.llm.update_weight_version(str(version)), "the change of the version label")
 
     @asynccontextmanager
     async def paused(self, drain: bool) -> AsyncIterator[None]:
-        """No step is scheduled or in flight inside; with `drain`, the running requests have ended.
+        """Context in which no step is scheduled or in flight; with `drain`, the running requests have ended before.
 
-        vLLM's `pause_generation` does the same and then sleeps 20 ms, several times the rest of an update of a small
-        model; hence its parts, from the engine client.
+        vLLM's `pause_generation` does the same and then sleeps 20 ms, which is several times the rest of an update of a
+        small model. So its parts are called here.
         """
         core = self.llm.engine_core
         mode, limit = ("wait", self._drain_limit) if drain else ("keep", CALL_LIMIT)
@@ -119,7 +121,7 @@ class VllmProcess:
             yield
             await self.call(core.resume_scheduler_async(), "the end of a pause")
         except BaseException:
-            # An engine left paused would hang every request; one that has ended is past help.
+            # An engine that stays paused would hang all requests; one that has ended cannot be resumed.
             if not self._ended.done():
                 await self._resume_or_end()
             raise
@@ -132,7 +134,8 @@ class VllmProcess:
             raise EngineFailure(self._ended.result()) from error
 
     async def probe(self, limit: float) -> None:
-        """Returns when the workers have answered; raises `EngineFailure`, now and from now on, where they do not."""
+        """Returns when the workers have answered. If they do not within `limit` seconds, raises `EngineFailure`, and so
+        does every later call."""
         try:
             await self.call(self.llm.collective_rpc("headrace_stage_state"), "whether it still works", limit)
         except TimedOut as error:
@@ -140,7 +143,7 @@ class VllmProcess:
             raise EngineFailure(str(error)) from error
 
     async def close(self) -> None:
-        """Fail who waits, and leave no process and no shared memory. Idempotent."""
+        """End all waits with `EngineFailure`, all processes, and all shared memory. Idempotent."""
         self.end("the engine was closed")
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
@@ -156,27 +159,27 @@ class VllmProcess:
         for segment in self._segments:
             segment.unlink(missing_ok=True)
         await asyncio.to_thread(self._guard.release)
-        # By now vLLM has closed its sockets, on this loop; the context of them it leaves to the garbage collector.
+        # By now vLLM has closed its sockets, but it leaves their ZeroMQ context to the garbage collector.
         context.destroy(linger=0)
-        # It sits in reference cycles, and its __del__ fails with a traceback if left to the interpreter's exit.
+        # AsyncLLM is in reference cycles, and its __del__ prints a traceback if it runs at the interpreter's exit.
         self.llm = None
         gc.collect()
 
     async def _watch(self) -> None:
-        # vLLM sets a flag, from a thread of its own, and tells nobody.
+        # vLLM only sets a flag, in a thread of its own, so it must be polled.
         while not self.llm.errored:  # noqa: ASYNC110
             await asyncio.sleep(WATCH_INTERVAL)
         self.end(self._death())
 
     def _death(self) -> str:
-        """The engine's own last word, where it had one: a kill leaves none."""
-        said = self._log.last_error
-        return DIED if said is None else f"vLLM's engine process died: {said}"
+        """Why the process died: the last error it logged, if there is one (a killed process logs none)."""
+        logged = self._log.last_error
+        return DIED if logged is None else f"vLLM's engine process died: {logged}"
 
 
 async def _bring_up(config: EngineConfig, before: set[Any], guard: OrphanGuard) -> Any:
-    """A started AsyncLLM; raises TimeoutError after `start_timeout`. Then, and where it is cancelled, the processes of
-    the attempt have been ended."""
+    """A started AsyncLLM. Raises TimeoutError after `start_timeout`; then, and if it is cancelled, the processes of the
+    attempt have been ended."""
     attempt = asyncio.create_task(asyncio.to_thread(launch.start_engine, config, guard))
     try:
         done, _ = await asyncio.wait({attempt}, timeout=config.start_timeout)
@@ -190,9 +193,9 @@ async def _bring_up(config: EngineConfig, before: set[Any], guard: OrphanGuard) 
 
 
 async def _give_up(attempt: asyncio.Task[Any], before: set[Any]) -> None:
-    """End the processes of an attempt, and the memory that they share, until it fails for want of them."""
+    """End the processes and the shared memory of a start that is given up, until it fails without them."""
     attempt.add_done_callback(_discard)
-    # One that still reads its configuration has yet to start its process.
+    # Repeatedly, because an attempt that still reads its configuration has not started its processes yet.
     deadline = time.monotonic() + CALL_LIMIT
     while not attempt.done() and time.monotonic() < deadline:
         processes = launch.engine_processes() - before
@@ -204,6 +207,6 @@ async def _give_up(attempt: asyncio.Task[Any], before: set[Any]) -> None:
 
 
 def _discard(attempt: asyncio.Task[Any]) -> None:
-    """End the engine of an attempt that came too late."""
+    """Shut down the engine of an attempt that succeeded after it was given up."""
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().shutdown()

@@ -1,22 +1,22 @@
-"""Three ways to put a new version into a live vLLM model; each splits its work: a long `stage`, a short `commit`.
+"""Three ways to put a new version into a running vLLM model. Each has a long `stage` and a short `commit`.
 
     staging thread:  read safetensors ─► prepare ─┐            (generation goes on)
     worker thread :  step │ step │ step │ commit ◄┘ │ step …   (the pause is `commit` alone)
 
 * `ShadowWeights` (CPU). vLLM's CPU linear layers pack their weights into oneDNN handlers after loading and drop the
-  plain parameter, so a live model can neither be loaded into nor be repacked quickly (a reload of 540 MB takes 0.5 to
-  1.1 s, almost all of it packing). A second instance of the model is loaded and packed by the staging thread; `commit`
-  swaps storage pointers and handlers module by module and copies nothing.
-* `StagedWeights` (accelerators). The checkpoint is brought onto the device by the staging thread; `commit` runs
-  vLLM's own in-place reload from there, a copy within device memory that keeps every address captured graphs refer to.
-* `AdapterSlot` (accelerators, where versions are adapters). The adapter is read by the staging thread; `commit` copies
-  it into the one slot of vLLM's own LoRA layers that every request runs through. The base model is never touched.
+  plain parameter, so that new weights can neither be loaded into a running model nor be packed quickly (a reload of
+  540 MB takes 0.5 to 1.1 s, almost all of it packing). So the staging thread loads and packs a second instance of the
+  model, and `commit` swaps storage pointers and handlers module by module and copies nothing.
+* `StagedWeights` (accelerators). The staging thread copies the checkpoint onto the device; `commit` runs vLLM's own
+  in-place reload from there, a copy within device memory that keeps all addresses that captured graphs refer to.
+* `AdapterSlot` (accelerators, if versions are adapters). The staging thread reads the adapter; `commit` copies it into
+  the one slot of vLLM's LoRA layers that every request runs through. The base model never changes.
 
-The first two take adapters as well as whole weights: they merge while staging (`weight_files`).
+The first two accept adapters as well as full weights: they merge adapters while staging (`weight_files`).
 
-Invariants: `commit` applies all of the last staged version or, where nothing is staged, raises and changes nothing; a
-version that lacks a tensor is refused at staging; memory of retired weights is freed after the commit, by another
-thread (unmapping 540 MB takes as long as copying it).
+Invariants: `commit` applies all of the last staged version; if nothing is staged, it raises and changes nothing. A
+version that lacks a tensor is refused at staging. Memory of replaced weights is freed after the commit, by another
+thread, because unmapping 540 MB takes as long as copying it.
 
 Peak memory. `ShadowWeights`: while staging, the live packed weights, the new plain ones and the new packed ones (about
 3 × the weights); between updates, 1 ×. `StagedWeights`: 2 ×. `AdapterSlot`: 1 ×, and three times the adapter.
@@ -38,17 +38,22 @@ from ..weight_files import Adapter, BaseModel, is_adapter
 
 
 class WeightSwitch(Protocol):
-    """What the worker extension drives: `stage` on the staging thread, `commit` between two steps on the worker's."""
+    """What the worker extension uses: `stage` runs on the staging thread, `commit` between two steps on the
+    worker's."""
 
-    def stage(self, folder: Path) -> None: ...
+    def stage(self, folder: Path) -> None:
+        """Read and prepare the version in `folder`. Raises `WeightsDamaged`."""
+        ...
 
-    def commit(self) -> None: ...
+    def commit(self) -> None:
+        """Apply the staged version. Raises RuntimeError if nothing is staged."""
+        ...
 
 
-class _Slot:
-    """One parameter of the shadow model as its constructor made it, loader attributes and all.
+class _ShadowParameter:
+    """One parameter of the shadow model as its constructor made it, with its loader attributes.
 
-    Packing replaces the parameter in its module, so each staging first puts this one back with fresh storage.
+    Packing replaces the parameter in its module, so that each staging first puts this one back, with new storage.
     """
 
     def __init__(self, module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
@@ -71,7 +76,7 @@ class _Slot:
 
 
 class ShadowWeights:
-    """See the module docstring. Built once, while no request runs: the constructor initialises a second model."""
+    """See the module. Construct it while no request runs: the constructor initialises a second model."""
 
     def __init__(self, live: Any, vllm_config: Any) -> None:
         self._model_config = vllm_config.model_config
@@ -81,7 +86,7 @@ class ShadowWeights:
         self._shadow = _second_instance(vllm_config)
         self._pairs = list(zip(live.modules(), self._shadow.modules(), strict=True))
         self._slots = [
-            _Slot(module, attribute, parameter)
+            _ShadowParameter(module, attribute, parameter)
             for module in self._shadow.modules()
             for attribute, parameter in module._parameters.items()
             if parameter is not None
@@ -91,7 +96,7 @@ class ShadowWeights:
         self._staged = False
 
     def stage(self, folder: Path) -> None:
-        """Load and pack `folder` into the shadow; raises `WeightsDamaged` for a tensor it lacks."""
+        """Load and pack `folder` into the shadow model. Raises `WeightsDamaged` if it lacks a tensor."""
         self._staged = False
         try:
             self._load_and_pack(folder)
@@ -113,7 +118,7 @@ class ShadowWeights:
             slot.drop_if_packed()
 
     def commit(self) -> None:
-        """Swap every parameter's storage and every packed handler with the live model's. Pointers only."""
+        """Swap the storage of all parameters and all packed handlers with the running model's; copies nothing."""
         if not self._staged:
             raise RuntimeError("no weights are staged")
         retired: list[Any] = []
@@ -136,7 +141,8 @@ class ShadowWeights:
 
 
 def _second_instance(vllm_config: Any) -> Any:
-    """A model like the live one; its attention layers register in a context of their own, as names must be unique."""
+    """A model like the running one. Its attention layers register in a separate context, because names must be
+    unique."""
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
@@ -148,7 +154,7 @@ def _second_instance(vllm_config: Any) -> Any:
 
 
 class StagedWeights:
-    """See the module docstring. Serves accelerators; also correct, if slow, wherever `ShadowWeights` does not fit."""
+    """See the module. For accelerators; on a CPU it would be correct, but slow."""
 
     def __init__(self, runner: Any, device: torch.device) -> None:
         self._runner = runner
@@ -170,18 +176,19 @@ class StagedWeights:
 
 
 SLOT = 1
-"""vLLM's number of the adapter: the same for every version, as a request keeps the one it was submitted with."""
+"""vLLM's id of the adapter: the same for all versions, because a request keeps the id that it was submitted with."""
 
 
 def slot_request(model: Path) -> Any:
-    """What every request names, so that it runs through the slot. The folder is never read: the slot is always full."""
+    """The LoRA request to submit with every request, so that it runs through the slot. vLLM never reads the folder,
+    because the slot always holds an adapter."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest("policy", SLOT, str(model))
 
 
 class AdapterSlot:
-    """See the module docstring. Built once, before the first request; until a commit the slot adds nothing."""
+    """See the module. Construct it before the first request. Until the first commit the adapter is zero."""
 
     def __init__(self, runner: Any) -> None:
         self._loader = runner.lora_manager
@@ -191,15 +198,16 @@ class AdapterSlot:
         self._fill(self._slots.create_dummy_lora(SLOT, 1, embeddings))  # all zeros
 
     def stage(self, folder: Path) -> None:
-        """Read `folder`; raises `WeightsDamaged` for what is no whole adapter, or vLLM's own ValueError."""
+        """Read the adapter in `folder`. Raises `WeightsDamaged` unless it is a complete adapter, or vLLM's
+        ValueError."""
         self._staged = None
         if not is_adapter(folder):
             raise WeightsDamaged(f"{folder} holds whole weights; this engine was started for adapters")
-        Adapter(folder)  # vLLM lets a missing factor pass
+        Adapter(folder)  # checks the adapter, because vLLM accepts one with a missing factor
         self._staged = self._loader._load_adapter(slot_request(folder))
 
     def commit(self) -> None:
-        """Copy the staged adapter into the slot: small copies into memory that captured graphs refer to."""
+        """Copy the staged adapter into the slot, whose addresses captured graphs refer to."""
         if self._staged is None:
             raise RuntimeError("no adapter is staged")
         staged, self._staged = self._staged, None

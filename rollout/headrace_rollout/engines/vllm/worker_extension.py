@@ -1,13 +1,13 @@
-"""The part of the vLLM engine that runs inside vLLM's worker process, mixed into its worker class.
+"""The part of the vLLM engine that runs in vLLM's worker process: methods that vLLM adds to its worker class.
 
     engine process ── headrace_stage ──► starts the staging thread, returns at once; steps go on
                    ── headrace_stage_state ──► "staging" · "ready" · "failed: cause"
-                   ── headrace_commit ──► the switch, between two steps; the caller paused the scheduler
+                   ── headrace_commit ──► the switch, between two steps; the caller has paused the scheduler
 
-All three run on the worker's own thread, one after another with the steps, so a commit can never fall into a step.
+All three run on the worker's own thread, as the steps do, so that a commit can never happen during a step.
 
-What is measured of a distribution comes back in the place of log-probabilities: see `measure`.
-Nothing here imports vLLM at module level: vLLM imports this module, by name, while it builds its worker.
+Measurements of distributions are returned in the place of log-probabilities: see `measure`.
+This module does not import vLLM at module level, because vLLM imports it, by name, while it builds its worker class.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..sampling import spread
 from .weight_updates import AdapterSlot, ShadowWeights, StagedWeights, WeightSwitch
 
 MEASURED_COLUMNS = 2
-"""A request that asks vLLM for so many log-probabilities beside its token's own gets entropy and certainty instead."""
+"""A request for this many log-probabilities besides the sampled token's gets entropy and certainty instead."""
 
 
 def measure(sampler: Any) -> None:
-    """Let vLLM's sampler return entropy and certainty of each distribution in the place of its two best tokens.
+    """Make vLLM's sampler return entropy and certainty of each distribution in the place of its two likeliest tokens.
 
-    It holds all log-probabilities of the processed distribution there anyway; whole, they would be a vocabulary of
-    numbers a token between processes. No other request asks for exactly two.
+    The sampler has the log-probabilities of the whole distribution there. Sending them to another process would be a
+    whole vocabulary of numbers per token. No other request asks for exactly two.
     """
     gather = sampler.gather_logprobs
 
@@ -46,7 +46,7 @@ def measure(sampler: Any) -> None:
 
 
 class StagingThread:
-    """Runs one `stage` at a time. `state` and `seconds` may be read from any thread."""
+    """Runs one `stage` at a time in a thread. `state` and `seconds` may be read from any thread."""
 
     def __init__(self, switch: WeightSwitch) -> None:
         self._switch = switch
@@ -55,7 +55,7 @@ class StagingThread:
         self.seconds = 0.0
 
     def begin(self, folder: Path) -> None:
-        """Start staging `folder`; raises RuntimeError while another staging runs."""
+        """Start staging `folder`. Raises RuntimeError while another staging runs."""
         if self._thread is not None and self._thread.is_alive():
             raise RuntimeError("another version is being staged")
         self.state = "staging"
@@ -64,14 +64,14 @@ class StagingThread:
 
     def _stage(self, folder: Path) -> None:
         began = time.monotonic()
-        # One OpenMP thread for this thread only: a second team would fight the steps' own for the cores, spinning.
-        # (vLLM's CPU worker replaces torch.set_num_threads by a no-op, hence the C function.)
+        # Only one OpenMP thread here: a second team of threads would compete with the decode steps for the cores, by
+        # spinning. (vLLM's CPU worker replaces torch.set_num_threads by a no-op, hence the C function.)
         torch._C.set_num_threads(1)
         try:
             with torch.no_grad():
                 self._switch.stage(folder)
         except Exception as error:
-            # Kept, not raised: the state is how the cause reaches the process that asked.
+            # Not raised in this thread: the engine process polls the state, and so gets the cause.
             self.state = f"failed: {type(error).__name__}: {error}"
         else:
             self.state = "ready"
@@ -80,14 +80,14 @@ class StagingThread:
 
 
 class WeightExtension:
-    """Methods vLLM adds to its worker (`worker_extension_cls`); called by `collective_rpc` under these names."""
+    """Methods that vLLM adds to its worker class (`worker_extension_cls`); `collective_rpc` calls them by name."""
 
     model_runner: Any
     vllm_config: Any
     device: torch.device
 
     def headrace_prepare(self, distributions: bool) -> None:
-        """Once, before the first request: choose the switch for this device and build what it needs."""
+        """Choose and construct the weight switch for this device. Call it once, before the first request."""
         if distributions:
             measure(self.model_runner.sampler)
         switch: WeightSwitch
@@ -101,7 +101,7 @@ class WeightExtension:
         self._headrace_staging = StagingThread(switch)
 
     def headrace_stage(self, folder: str) -> None:
-        """Start reading and preparing the weights in `folder`; returns at once."""
+        """Start to read and prepare the weights in `folder`; returns at once."""
         self._headrace_staging.begin(Path(folder))
 
     def headrace_stage_state(self) -> tuple[str, float]:
@@ -109,7 +109,7 @@ class WeightExtension:
         return self._headrace_staging.state, self._headrace_staging.seconds
 
     def headrace_commit(self) -> float:
-        """Put the staged weights into the live model; returns the seconds it took."""
+        """Apply the staged weights to the running model. Returns the seconds it took."""
         if self._headrace_staging.state != "ready":
             raise RuntimeError(f"cannot commit weights that are {self._headrace_staging.state}")
         began = time.monotonic()
