@@ -96,7 +96,7 @@ async def sweep(files: FileStore, jobs: JobStore) -> list[str]:
     ]
     if not old:
         return []
-    stored, damaged = await jobs.sound_and_damaged()
+    stored, damaged = await jobs.readable_and_damaged()
     named = {file_id for job in stored for file_id in (job.training_file, job.validation_file)}
     unnamed = [] if damaged else [file_id for file_id in old if file_id not in named]
     for file_id in unnamed:
