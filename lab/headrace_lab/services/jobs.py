@@ -1,5 +1,5 @@
-"""Stored jobs for tests and benchmarks: a plain one, and seeded ones, whose records in Redis look as if they had run, with
-measurements of all kinds in a plausible order.
+"""Stored jobs for tests and benchmarks: a plain one, and seeded ones, whose records in Redis look as if they had run,
+with measurements of all kinds in a plausible order.
 
 They are for what shows jobs, without training any.
 """
