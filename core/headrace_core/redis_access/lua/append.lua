@@ -112,13 +112,15 @@ local function known()
   local measured = kind == 'evaluation' and step_in(data)
   for _, entry in ipairs(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', COPIES)) do
     local same = entry[2][2] == source and entry[2][4]
-    if same and (same == data or measured and step_in(same) == measured) then return tonumber(string.match(entry[1],
-    '^%d+')) end
+    if same and (same == data or measured and step_in(same) == measured) then
+      return tonumber(string.match(entry[1], '^%d+'))
+    end
   end
 end
 
-redis.call('HDEL', summary, '') -- at its memory limit Redis checks a script's first write only: this one takes no
-memory if kept and redis.call('HGET', summary, source) == data then return number_of_newest() end
+-- at its memory limit Redis refuses a script whose first write takes memory, and checks no later write; this takes none
+redis.call('HDEL', summary, '')
+if kept and redis.call('HGET', summary, source) == data then return number_of_newest() end
 local before = not kept and known()
 if before then return before end
 redis.call('HSET', summary, source, data)
