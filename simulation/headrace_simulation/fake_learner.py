@@ -1,7 +1,7 @@
-"""The learner of a simulated world: the real one, for which a step of training is a hash.
+"""The learner of a simulated world: the real worker with simulated training, in which a step computes a hash.
 
-What it trains is chained over all that a step reads, so two learners that end with the same weights have read the same
-groups in the same order. A checkpoint's files and manifest are real, on a folder in memory; snapshots are the world's.
+The hash is chained over everything that a step reads, so that two learners with the same weights have read the same
+groups in the same order. A checkpoint's files and manifest are real files in memory; snapshots are kept by the world.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from headrace_simulation.world import HEARTBEAT_SECONDS, ProcessClock, World
 
 
 class Chain:
-    """The trainer: its state is the hash of everything it was trained on, in order."""
+    """The trainer. Its state is the hash of everything it was trained on, in order."""
 
     def __init__(self) -> None:
         self.state = chain("", 0, [], 0)
@@ -46,23 +46,24 @@ class Chain:
         )
 
     def apply_settings(self, max_staleness: int, learning_rate: float) -> None:
-        """Of the next steps."""
+        """Set `max_staleness` for the next steps."""
         self.max_staleness = max_staleness
 
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
-        """Hash what it was trained on."""
+        """Hash the groups into the state."""
         self.state = chain(self.state, version, groups, self.max_staleness)
         young, masked = age_counts(groups, version, self.max_staleness)
         return step_result(AgeCount(young, type(young)({self.max_staleness + 1: masked})))
 
     def write(self, folder: Path) -> None:
-        """As weights, and as a model."""
+        """Write the state, as weights or as a model."""
         folder.mkdir(exist_ok=True)
         (folder / "w").write_text(self.state)
 
 
 class SimulatedSnapshots:
-    """The learner's state in its node's memory, which outlives it: two generations, sealed a while after they began."""
+    """Snapshots of the learner's state in its node's memory, which outlive it: two generations, each sealed a while
+    after it was begun."""
 
     stalled = 0.0
 
@@ -70,7 +71,7 @@ class SimulatedSnapshots:
         self._world, self._process, self._trainer = world, process, trainer
 
     def begin(self, version: int) -> None:
-        """Of a settled step."""
+        """Begin a snapshot of a settled step."""
         self._world.loop.after(0.02, self._seal, version, self._trainer.state)
 
     def _seal(self, version: int, state: str) -> None:
@@ -78,20 +79,20 @@ class SimulatedSnapshots:
             self._world.snapshots = [*self._world.snapshots[-1:], (version, state)]
 
     def restore(self, least: int, most: int) -> Restored:
-        """The newest of versions `least` … `most`; newer ones are void."""
-        kept = [(version, state) for version, state in self._world.snapshots if version <= most]
-        self._world.snapshots, young = kept, [found for found in kept if found[0] >= least]
-        if not young:
+        """Restore the newest version in [least, most]; newer snapshots are discarded."""
+        valid = [(version, state) for version, state in self._world.snapshots if version <= most]
+        self._world.snapshots, usable = valid, [snapshot for snapshot in valid if snapshot[0] >= least]
+        if not usable:
             return Restored(None, ())
-        version, self._trainer.state = max(young)
+        version, self._trainer.state = max(usable)
         return Restored(version, ())
 
     def close(self) -> None:
-        """The last one seals itself."""
+        """Nothing to do: the last snapshot seals itself."""
 
 
-class SimulatedLead:
-    """Training and saving take time, in which the learner may die."""
+class SimulatedCoordinator:
+    """A coordinator of one rank. Training and saving take time, during which the learner may die."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._world, self._process = world, process
@@ -106,21 +107,21 @@ class SimulatedLead:
     async def close(self) -> None: ...
 
     async def run_on_all(self, command: Any, work: Callable[[], Any]) -> Any:
-        """`work` happens in the middle of a while; a checkpoint is written in parts."""
+        """Run `work` in the middle of a simulated duration; a checkpoint is written in parts."""
         seconds = self._world.plan.job.train_seconds / 2
-        await self._passes(seconds)
+        await self._let_time_pass(seconds)
         if isinstance(command, Save):
             return await self._save(command.version, work)
         done = work()
-        await self._passes(seconds)
+        await self._let_time_pass(seconds)
         return done
 
     async def run_local(self, work: Callable[[], Any]) -> Any:
-        """In this process only."""
-        await self._passes(0.001)
+        """Run `work` in this process only."""
+        await self._let_time_pass(0.001)
         return work()
 
-    async def _passes(self, seconds: float) -> None:
+    async def _let_time_pass(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         self._process.check()
 
@@ -130,13 +131,13 @@ class SimulatedLead:
         if early:
             self._world.loop.after(1.0, lambda: None if self._process.dead else complete(path))
         for part in () if early else (write_manifest, complete):
-            await self._passes(0.05)
+            await self._let_time_pass(0.05)
             part(path)
         return path
 
 
 def save_state(trainer: Chain, output: Path, version: int) -> Path:
-    """The first part of a checkpoint: its state, in a folder that is not complete yet. Returns its name when it is."""
+    """Write the first part of a checkpoint, its state, to an incomplete folder. Returns the folder's final path."""
     final = output / "checkpoints" / f"step-{version:08d}"
     partial = final.with_name(final.name + PARTIAL)
     partial.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,7 @@ def save_state(trainer: Chain, output: Path, version: int) -> Path:
 
 
 def write_manifest(final: Path) -> None:
-    """The second part."""
+    """Write the second part, the manifest."""
     partial = final.with_name(final.name + PARTIAL)
     state, version = (partial / "state").read_bytes(), int(final.name.removeprefix("step-"))
     files = {"state": [len(state), zlib.crc32(state)]}
@@ -153,7 +154,7 @@ def write_manifest(final: Path) -> None:
 
 
 def complete(final: Path) -> None:
-    """The last part."""
+    """Complete a checkpoint: rename the folder to its final path."""
     partial = final.with_name(final.name + PARTIAL)
     if not (partial / MANIFEST).exists():
         write_manifest(final)
@@ -165,13 +166,13 @@ def complete(final: Path) -> None:
 
 
 def load_state(trainer: Chain, path: Path) -> None:
-    """What `save_state` wrote."""
+    """Load what `save_state` wrote."""
     trainer.state = (path / "state").read_text().split()[1]
 
 
 class WrittenInParts:
-    """Checkpoints (`headrace_learner.ports.CheckpointStore`) whose manifest comes a while after their state: see
-    `SimulatedLead`. How they are found again is real."""
+    """A `CheckpointStore` (`headrace_learner.ports`) whose manifests are written a while after the states, by
+    `SimulatedCoordinator`. The search for the newest checkpoint is real."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
@@ -187,7 +188,8 @@ class WrittenInParts:
 
 
 class SimulatedLearner:
-    """The real learner around a chain, in a process of the world; the observer sees what it has replayed."""
+    """The real learner with a `Chain` as its trainer, in a process of the world. The observer checks what it
+    replayed."""
 
     def __init__(self, config: WorkerConfig, world: World, process: Process) -> None:
         self._world, self._trainer = world, Chain()
@@ -195,7 +197,7 @@ class SimulatedLearner:
         ports = LearnerPorts(
             job=JobRecord.on(process.port, config.job_id, clock),
             weights=WeightStore(Path(config.weights_root), config.job_id),
-            coordinator=SimulatedLead(world, process),
+            coordinator=SimulatedCoordinator(world, process),
             load=lambda ranks: (cast(Any, self._trainer), cast(Any, snapshots)),
             checkpoints=WrittenInParts(Path(config.output_dir)),
             clock=clock,
@@ -207,6 +209,6 @@ class SimulatedLearner:
     async def start(self) -> dict[str, Any]:
         facts = await self._worker.start()
         observer = self._world.observer
-        if not observer.closed and self._worker.term.number == observer.books.get("term"):
+        if not observer.closed and self._worker.term.number == observer.counts.get("term"):
             observer.replayed(facts["version"], self._trainer.state)
         return facts

@@ -1,6 +1,6 @@
-"""Ray in a simulated world: processes are started, asked, told of deaths and killed; and the controller among them.
+"""Ray in a simulated world: starts processes, the controller among them, passes calls, reports deaths, and kills.
 
-Invariants: whoever asks the cluster for something must live; who waits for a dead process is told of it, later.
+Invariants: only a living process can use the cluster; a caller that waits for a dead process gets an error, later.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from headrace_simulation.wiring import rollout_ports
 from headrace_simulation.world import WATCH_SECONDS, ProcessClock, World, forever
 
 MESSAGE_SECONDS = 0.004
-"""Of a call between two processes."""
+"""Latency of a call between two processes, in each direction."""
 DEATH_NOTICED_SECONDS = 0.5
-"""Until Ray tells whoever waits for a dead process."""
+"""Time until Ray fails the calls to a dead process."""
 
 
 class Handle:
-    """A worker's process as its supervisor has it (`headrace_controller.worker_process.WorkerProcess`)."""
+    """A worker's process, for its supervisor (a `WorkerProcess` of `headrace_controller`)."""
 
     def __init__(self, cluster: Cluster, config: WorkerConfig) -> None:
         self._cluster, self._world = cluster, cluster.world
         self.process = cluster.process(config.worker)
         self._worker: Any = None
         self._config = config
-        self._asked: list[asyncio.Future[Any]] = []
+        self._pending: list[asyncio.Future[Any]] = []
 
     async def start(self) -> dict[str, Any]:
         return cast("dict[str, Any]", await self._ask("start"))
@@ -67,33 +67,33 @@ class Handle:
         self._world.kill(self.process, "killed by its supervisor")
 
     def died(self) -> None:
-        """Tell whoever waits."""
-        for asked in self._asked:
-            self._world.loop.after(DEATH_NOTICED_SECONDS, _fail, asked, RayActorError())
+        """Fail all pending calls, after a while."""
+        for pending in self._pending:
+            self._world.loop.after(DEATH_NOTICED_SECONDS, _fail, pending, RayActorError())
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         self._cluster.check()
         if self.process.dead:
             raise RayActorError
-        asked = self._world.loop.create_future()
-        self._asked.append(asked)
-        self._world.loop.after(MESSAGE_SECONDS, self._begin, asked, method, arguments)
-        return await asked
+        pending = self._world.loop.create_future()
+        self._pending.append(pending)
+        self._world.loop.after(MESSAGE_SECONDS, self._begin, pending, method, arguments)
+        return await pending
 
-    def _begin(self, asked: asyncio.Future[Any], method: str, arguments: Sequence[Any]) -> None:
+    def _begin(self, pending: asyncio.Future[Any], method: str, arguments: Sequence[Any]) -> None:
         if not self.process.dead:
-            self._world.spawn(self.process, lambda: self._answer(asked, method, arguments))
+            self._world.spawn(self.process, lambda: self._answer(pending, method, arguments))
 
-    async def _answer(self, asked: asyncio.Future[Any], method: str, arguments: Sequence[Any]) -> None:
+    async def _answer(self, pending: asyncio.Future[Any], method: str, arguments: Sequence[Any]) -> None:
         try:
             if self._worker is None:
                 self._worker = self._made()
             found = None if method == "ping" else await getattr(self._worker, method)(*arguments)
         except (HeadraceError, RedisError) as error:
             self._world.note(self.process.name, f"{method} failed: {type(error).__name__}: {error}")
-            self._world.loop.after(MESSAGE_SECONDS, _fail, asked, _as_ray(error))
+            self._world.loop.after(MESSAGE_SECONDS, _fail, pending, _as_ray(error))
         else:
-            self._world.loop.after(MESSAGE_SECONDS, _give, asked, found)
+            self._world.loop.after(MESSAGE_SECONDS, _succeed, pending, found)
 
     def _made(self) -> Any:
         if self._config.worker == "learner":
@@ -105,18 +105,18 @@ def _as_ray(error: Exception) -> RayTaskError:
     return RayTaskError("simulated", "", error, proctitle="simulated", pid=0, ip="0.0.0.0")
 
 
-def _fail(asked: asyncio.Future[Any], error: Exception) -> None:
-    if not asked.done():
-        asked.set_exception(error)
+def _fail(pending: asyncio.Future[Any], error: Exception) -> None:
+    if not pending.done():
+        pending.set_exception(error)
 
 
-def _give(asked: asyncio.Future[Any], found: Any) -> None:
-    if not asked.done():
-        asked.set_result(found)
+def _succeed(pending: asyncio.Future[Any], found: Any) -> None:
+    if not pending.done():
+        pending.set_result(found)
 
 
 class SimulatedReservation:
-    """Room for every worker (`headrace_controller.placement.Reservation`)."""
+    """A reservation (`headrace_controller.placement.Reservation`) that always has capacity for every worker."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -134,11 +134,12 @@ class SimulatedReservation:
         return self._cluster.launch(config)
 
     def remove(self) -> None:
-        """Its processes end with their controller."""
+        """Nothing to do: the processes end with their controller."""
 
 
 def controller_ports(cluster: Cluster, process: Process, settings: Settings) -> ControllerPorts:
-    """What the controller in `process` is made of: its workers are processes of the world, Redis has memory enough."""
+    """The components of the controller in `process`: its workers are processes of the world; Redis has enough
+    memory."""
     world, clock = cluster.world, ProcessClock(process)
     job = JobRecord.on(process.port, world.job_id, clock)
     weights, memory = world.weights.parent, world.folder
@@ -155,7 +156,7 @@ def controller_ports(cluster: Cluster, process: Process, settings: Settings) -> 
 
 
 class FilesUnlessDead:
-    """A job's files (`headrace_controller.ports.JobFiles`), out of the reach of a controller that is dead."""
+    """A job's files (`headrace_controller.ports.JobFiles`), which a dead controller can no longer remove."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._world, self._process = world, process
@@ -171,37 +172,36 @@ class FilesUnlessDead:
 
 
 class Cluster:
-    """The processes of one job, while a controller of it lives; it is that controller's
-    `headrace_controller.placement.Cluster`."""
+    """The processes of one job, and the `Cluster` (`headrace_controller.placement`) of its controllers."""
 
     def __init__(self, world: World, settings: Settings) -> None:
         self.world, self._settings = world, settings
         self.controller: Process | None = None
         self.handles: list[Handle] = []
-        world.on_death.append(self._heard)
+        world.on_death.append(self._on_death)
 
     def process(self, name: str) -> Process:
-        """A new one."""
-        made = Process(name)
-        made.port, made.world = self.world.port(made), self.world
-        made.offset = self.world.offsets.get(name, 0.0)
-        return made
+        """A new process of this name."""
+        process = Process(name)
+        process.port, process.world = self.world.port(process), self.world
+        process.offset = self.world.offsets.get(name, 0.0)
+        return process
 
     def check(self) -> None:
-        """Whoever asks the cluster for something must live."""
+        """Raises `CancelledError` if the calling process is dead."""
         if (process := PROCESS.get()) is not None:
             process.check()
 
     async def nodes(self) -> list[dict[str, float]]:
-        """One, for as many workers as a job of `fault_plan` may have."""
+        """One node, with enough cores for all workers of a job of `fault_plan`."""
         return [{"CPU": 64.0}]
 
     async def only_node(self) -> bool:
-        """It does not grow."""
+        """True: the cluster does not grow."""
         return True
 
     def reserve(self, plan: Plan) -> SimulatedReservation:
-        """Room for a job's workers, at once."""
+        """A reservation that is ready at once."""
         return SimulatedReservation(self)
 
     def launch(self, config: WorkerConfig) -> Handle:
@@ -224,17 +224,17 @@ class Cluster:
         self.world.kill(process, "its work is done")
 
     def living(self, name: str) -> list[Process]:
-        """Processes of this name."""
-        found = [h.process for h in self.handles if h.process.name == name and not h.process.dead]
+        """Living processes of this name."""
+        living = [h.process for h in self.handles if h.process.name == name and not h.process.dead]
         if name == "controller" and self.controller is not None and not self.controller.dead:
-            found.append(self.controller)
-        return found
+            living.append(self.controller)
+        return living
 
     def all_living(self) -> list[Process]:
-        """Of whatever name."""
+        """All living processes."""
         return [p for p in (self.controller, *(h.process for h in self.handles)) if p is not None and not p.dead]
 
-    def _heard(self, process: Process) -> None:
+    def _on_death(self, process: Process) -> None:
         for handle in self.handles:
             if handle.process is process:
                 handle.died()

@@ -1,6 +1,6 @@
-"""What a seed stands for: a small job, a network, and the faults that befall them.
+"""The plan that follows from a seed: a small job, a network, and the faults to inject.
 
-Faults come in the first `FAULT_SECONDS` of virtual time; afterwards nothing more goes wrong, so that the job must end.
+Faults happen in the first `FAULT_SECONDS` of virtual time. After that there are none, so that the job must end.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 FAULT_SECONDS = 25.0
 ROWS = 16
-"""Of the training file."""
+"""Number of rows of the training file."""
 FINISHED_WITHIN = 240.0
-"""Virtual seconds after the last fault, by which every job has ended."""
+"""Virtual seconds after the last fault within which every job must end."""
 PHASES = ("sent", "flight", "answered")
 
 
@@ -32,11 +32,11 @@ class JobPlan:
     lease_seconds: float
     token_seconds: float
     longest: int
-    """Tokens of a completion, at most."""
+    """Maximum number of tokens of a completion."""
     train_seconds: float
     filter_groups: bool
     refused_row: int | None = None
-    """One that the engine cannot serve."""
+    """A row that the engine cannot serve."""
     eval_samples: int | None = None
     """Rows of the validation file; None: the job has none."""
     eval_interval: int = 1
@@ -44,25 +44,26 @@ class JobPlan:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Shares of the calls."""
+    """Faults of the network, as shares of the calls."""
 
     slow: float
+    """Share of slow messages, which take up to `slow_seconds`."""
     slow_seconds: float
     lost: float
-    """Answers that are lost: the call is sent again."""
+    """Share of lost answers; the client repeats the call."""
     ghosts: float
-    """Calls of which a copy arrives late."""
+    """Share of calls of which a duplicate arrives late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong, or that the user does."""
+    """One fault, or action of the user."""
 
     kind: str
     who: str
     at: float
-    """Virtual seconds; of `dies_at_call`, the count of calls of that process, over all its lives; of `dies_evaluating`,
-    the count of the job's completions for evaluations."""
+    """Virtual seconds. For `dies_at_call`: the number of the call among all calls of processes of that name; for
+    `dies_evaluating`: the number of the completion among all completions of the job's evaluations."""
     seconds: float = 0.0
     detail: str = ""
 
@@ -76,7 +77,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """See the module."""
+    """Everything that follows from a seed."""
 
     seed: int
     job: JobPlan
@@ -84,12 +85,12 @@ class Plan:
     faults: tuple[Fault, ...]
 
     def only(self, kept: tuple[int, ...]) -> Plan:
-        """The same with these of its faults."""
+        """The plan with only these of its faults."""
         return replace(self, faults=tuple(self.faults[i] for i in kept))
 
 
 def plan(seed: int) -> Plan:
-    """The same for the same seed, for ever."""
+    """The plan of a seed. Do not change what existing seeds mean: recorded failures are repeated by their seed."""
     rng = random.Random(f"plan {seed}")
     job = _job(rng)
     quiet = rng.random() < 0.3
@@ -99,7 +100,7 @@ def plan(seed: int) -> Plan:
         lost=0.0 if quiet else rng.choice((0.005, 0.03)),
         ghosts=0.0 if quiet else rng.choice((0.005, 0.03)),
     )
-    # By a generator of its own: what the seeds stood for before there was such a row, they still do.
+    # A generator of its own, so that the rest of a seed's plan is what it was before this feature was added.
     rows = random.Random(f"rows {seed}")
     if rows.random() < 0.15:
         job = replace(job, refused_row=rows.randrange(ROWS))

@@ -1,18 +1,18 @@
-"""The observer: holds everything that is seen of a job against the ledger's and the learner's invariants.
+"""The observer, which checks everything that happens to a job against the invariants of ledger and learner.
 
-after each call that may have changed something, in the order in which Redis carried them out:
+after each call that may have changed something, in the order in which Redis executed them:
 
-  books    admitted = sum of the states; each live state's set has as many members; the pacing window and the job's
-           total are kept; the version never falls and grows with each settlement only; settings stay on record
-  commit   comes from the newest lease of its group, once
-  settle   its groups are claimed ones, none was ever trained before; its ages are those of the groups' own tokens;
-           none is older than the bound on record; the weights it names exist, and are what this order makes
-  covered  two whole checkpoints hold what is forgotten (or the trained model, at the end)
+  counts   admitted = sum of the states; the set of each live state has as many members; the pacing window and the job's
+           total are respected; the version never decreases, and increases with settlements only; setting changes stay
+  commit   is under the newest lease of its group, and happens once
+  settle   its groups are claimed, and none was trained before; its ages are those of the groups' tokens, and within the
+           recorded bound; the weights it names exist, and are those that follow from the order of the steps
+  covered  two complete checkpoints (or the trained model, at the end) cover the groups that are deleted
   stream   has exactly the groups that are queued, claimed, or trained and not covered
-  append   an evaluation is of one version, the one that it names, newer than those on record
+  append   an evaluation is of the version that it names, which is newer than those recorded before
 
-at the end: every group in one terminal state, the model is that of the ledger's order, no process is left; every
-evaluation that was due is on record, or said there to be left out
+at the end: every group is in one terminal state, the model follows from the order of the steps, no process is left, and
+every evaluation that was due is recorded, or recorded as left out
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ _SIZES = ("in_leases", "in_queued", "in_claimed", "kept")
 
 
 class Violation(AssertionError):
-    """An invariant does not hold."""
+    """An invariant is violated."""
 
 
 @dataclass
 class Record:
-    """What was seen so far. A power loss takes it back with Redis."""
+    """What was observed so far. A power loss resets it together with Redis."""
 
     newest_attempt: dict[int, int] = field(default_factory=dict)
     committed: dict[int, bytes] = field(default_factory=dict)
     trained: dict[int, int] = field(default_factory=dict)
     """Group → the version that it updated."""
     models: list[str] = field(default_factory=lambda: [chain("", 0, [], 0)])
-    """By version: what the ledger's order makes of the base model."""
+    """By version: the state that follows from training on the settled steps in order."""
     evaluated: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """The evaluations on record, by the numbers of their entries."""
+    """The recorded evaluations, by the numbers of their entries."""
     forgotten_from: int = 0
     version: int = 0
     changes: list[bytes] = field(default_factory=list)
 
 
 def chain(before: str, version: int, groups: Sequence[Group], max_staleness: int) -> str:
-    """The simulated training: `before` and all that a step of policy `version` reads of its groups, in one hash."""
+    """The simulated training: a hash of the state `before` and all data that a step of policy `version` reads."""
     seen = hashlib.sha256(f"{before} {version} {max_staleness}".encode())
     for group in groups:
         seen.update(f"{group.group_id} {group.attempt} {group.row}".encode())
@@ -77,14 +77,14 @@ def chain(before: str, version: int, groups: Sequence[Group], max_staleness: int
 
 
 def age_counts(groups: Sequence[Group], version: int, max_staleness: int) -> tuple[Counter[int], int]:
-    """(contributing tokens by age, masked tokens), counted token by token."""
+    """(number of contributing tokens by age, number of masked tokens), counted token by token."""
     ages = Counter(version - v for g in groups for c in g.completions for v in c.versions.tolist() if v != NO_VERSION)
     young = Counter({age: n for age, n in ages.items() if age <= max_staleness})
     return young, ages.total() - young.total()
 
 
 class Observer:
-    """Of one world. `status` is the job's."""
+    """The observer of one world. `status` is the job's status."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -94,66 +94,69 @@ class Observer:
         self.signal = b""
         """Id of the newest entry of the signals."""
         self.weights_lost = False
-        """Since the last learner was ready: it publishes them again."""
-        self.books: dict[str, int] = {}
+        """Whether weights were lost since the last learner was ready, which publishes them again."""
+        self.counts: dict[str, int] = {}
+        """The ledger's counts after the last call."""
         self._checked: list[Any] = []
-        """The answer to `LEDGER_DUMP` that was last found right: where nothing else was seen either, it still is."""
+        """The last answer to `LEDGER_DUMP` that passed the checks: an equal one need not be checked again."""
         self.events = 0
 
     def snapshot(self) -> tuple[Record, str, bool, bool]:
-        """For a power loss."""
+        """The observer's state, for a power loss."""
         return deepcopy(self.record), self.status, self.closed, self.at_rest
 
-    def restore(self, kept: tuple[Record, str, bool, bool]) -> None:
-        """What was kept is all there is."""
-        self.record, self.status, self.closed, self.at_rest = deepcopy(kept[0]), *kept[1:]
+    def restore(self, snapshot: tuple[Record, str, bool, bool]) -> None:
+        """Return to the state of `snapshot`, as Redis does."""
+        self.record, self.status, self.closed, self.at_rest = deepcopy(snapshot[0]), *snapshot[1:]
         self._checked = []
 
     # ── after each call ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def saw(self, call: Call, raw: list[Any], books: list[Any]) -> None:
-        """`books`: the answer to `LEDGER_DUMP`. Raises `Violation`."""
+    def saw(self, call: Call, raw: list[Any], counts: list[Any]) -> None:
+        """Check a call and its answers `raw`. `counts`: the answer to `LEDGER_DUMP`. Raises `Violation`."""
         self.events += 1
         if call.name == "append" and not isinstance(raw[0], Exception):
             self._appended(call.commands[0], int(raw[0]))
-        seen = getattr(self, f"_{call.name}", None)
-        if seen is None and books == self._checked:
+        check = getattr(self, f"_{call.name}", None)
+        if check is None and counts == self._checked:
             return
-        ledger, *sizes, (status, at_rest), newest, self.record.changes = books
+        ledger, *sizes, (status, at_rest), newest, self.record.changes = counts
         *numbers, weights, closed = ledger
         self.status, self.at_rest = (status or b"").decode(), at_rest is not None
         self.signal = newest[0][0] if newest else b""
-        if seen is not None and not isinstance(raw[0], Exception):
+        if check is not None and not isinstance(raw[0], Exception):
             command = call.commands[0]
-            seen(command[4 + int(command[2]) :], raw[0], (weights or b"").decode())
-        found = {name: int(n or 0) for name, n in zip(_FIELDS, numbers, strict=False)}
-        self._check(found | dict(zip(_SIZES, sizes, strict=True)), closed is not None)
-        self._checked = books
+            check(command[4 + int(command[2]) :], raw[0], (weights or b"").decode())
+        figures = {name: int(n or 0) for name, n in zip(_FIELDS, numbers, strict=False)}
+        self._check(figures | dict(zip(_SIZES, sizes, strict=True)), closed is not None)
+        self._checked = counts
 
-    def _check(self, books: dict[str, int], closed: bool) -> None:
-        states = {s: books[s] for s in STATES}
-        expect(books["admitted"] == sum(states.values()), "the ledger does not balance: {}", books)
+    def _check(self, counts: dict[str, int], closed: bool) -> None:
+        states = {s: counts[s] for s in STATES}
+        expect(counts["admitted"] == sum(states.values()), "the ledger does not balance: {}", counts)
         for state in LIVE:
-            expect(books[f"in_{state}" if state != "leased" else "in_leases"] == states[state], "{}: {}", state, books)
+            expect(
+                counts[f"in_{state}" if state != "leased" else "in_leases"] == states[state], "{}: {}", state, counts
+            )
         job, live = self._world.plan.job, sum(states[s] for s in LIVE)
         widest = max([job.max_staleness, *self._bounds()])
-        expect(live <= (widest + 1) * job.batch_size, "beyond the pacing window: {}", books)
-        expect(states["trained"] + live <= job.steps * job.batch_size, "more groups than the job needs: {}", books)
-        expect(books["version"] == self.record.version, "version {} became {}", self.record.version, books["version"])
+        expect(live <= (widest + 1) * job.batch_size, "beyond the pacing window: {}", counts)
+        expect(states["trained"] + live <= job.steps * job.batch_size, "more groups than the job needs: {}", counts)
+        expect(counts["version"] == self.record.version, "version {} became {}", self.record.version, counts["version"])
         expect(not self.closed or closed, "a closed ledger was opened again")
-        self.closed, self.books = closed, books
+        self.closed, self.counts = closed, counts
         kept = sum(1 for version in self.record.trained.values() if version >= self.record.forgotten_from)
         wanted = states["queued"] + states["claimed"] + kept
-        forgotten = closed and self.status in ENDED and (self.at_rest or books["kept"] == 0)
+        forgotten = closed and self.status in ENDED and (self.at_rest or counts["kept"] == 0)
         wanted = 0 if forgotten else wanted
-        expect(books["kept"] == wanted, "the stream has {} groups, {} are needed: {}", books["kept"], wanted, books)
+        expect(counts["kept"] == wanted, "the stream has {} groups, {} are needed: {}", counts["kept"], wanted, counts)
 
     def _bounds(self) -> list[int]:
         changes = [json.loads(line) for line in self.record.changes]
         return [c["after"] for c in changes if c["name"] == "max_staleness"]
 
     def bound_at(self, version: int) -> int:
-        """max_staleness of the step that updates `version`, by the record of changes."""
+        """max_staleness of the step that updates `version`, by the recorded changes."""
         bound = self._world.plan.job.max_staleness
         for line in self.record.changes:
             change = json.loads(line)
@@ -201,7 +204,7 @@ class Observer:
         return sorted(g for g, v in self.record.trained.items() if v == version) == sorted(groups)
 
     def weights_are_right(self, name: str, version: int) -> None:
-        """The weights that the ledger names are there, and are those of its order."""
+        """Check that the weights `name` exist, and follow from the order of the steps."""
         if self.weights_lost:
             return
         file = self._world.weights / name / "w"
@@ -214,7 +217,7 @@ class Observer:
         if version <= self.record.forgotten_from:
             return
         self.record.forgotten_from = version
-        holding = [v for v in self._world.whole_checkpoints() if v >= version]
+        holding = [v for v in self._world.complete_checkpoints() if v >= version]
         if version > 0:
             expect(
                 len(holding) >= 2,
@@ -232,9 +235,9 @@ class Observer:
             self._evaluation(number, json.loads(data))
 
     def _evaluation(self, number: int, measured: dict[str, Any]) -> None:
-        """One was recorded, as the history's entry of this number; the reward of a completion is its version."""
+        """Check an evaluation, recorded as entry `number` of the history. A completion's reward is its version."""
         step, record = measured["step"], self.record
-        if number in record.evaluated:  # the call was sent again, or another controller's came first
+        if number in record.evaluated:  # the call was repeated, or another controller's came first
             expect(record.evaluated[number]["step"] == step, "entry {} is of another step than {}", number, measured)
             return
         before = max((m["step"] for m in record.evaluated.values()), default=-1)
@@ -244,7 +247,7 @@ class Observer:
         record.evaluated[number] = measured
 
     def _all_evaluated(self) -> None:
-        """Of a job that succeeded: each evaluation that was due is on record, or said there to be left out."""
+        """Check that each evaluation that was due in a job that succeeded is recorded, or recorded as left out."""
         job, measured = self._world.plan.job, list(self.record.evaluated.values())
         if job.eval_samples is None:
             return
@@ -261,7 +264,7 @@ class Observer:
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def replayed(self, version: int, model: str) -> None:
-        """A learner is ready."""
+        """Check the state of a learner that has become ready at `version`."""
         self.weights_lost = False
         wanted = self.record.models[version] if version < len(self.record.models) else "unknown"
         expect(
@@ -269,8 +272,8 @@ class Observer:
         )
 
     def ended(self) -> None:
-        """The job has ended, and the world is still."""
-        states = {s: self.books[s] for s in STATES}
+        """Check the end: the job has ended, and nothing happens any more."""
+        states = {s: self.counts[s] for s in STATES}
         expect(self.closed, f"the job is {self.status}, but its ledger is open")
         expect(sum(states[s] for s in LIVE) == 0, f"groups are under way after the end: {states}")
         if self.status == "succeeded":
@@ -285,6 +288,7 @@ class Observer:
 
 
 def expect(holds: bool, otherwise: str, *found: object) -> None:
-    """Raises `Violation`. What was `found` has its places in the text, and is written out only then."""
+    """Raises `Violation` with the text `otherwise` unless `holds`. `found` fills the text's placeholders, so that
+    values are formatted only if needed."""
     if not holds:
         raise Violation(otherwise.format(*found) if found else otherwise)

@@ -1,8 +1,8 @@
-"""Bugs planted on purpose, in the simulation alone: a campaign that does not find them proves nothing.
+"""Bugs planted on purpose, in the simulation only: a campaign that does not find them would prove nothing.
 
-fencing_off                 a commit, a claim and a settlement are taken from whoever held the right before
-lease_same_token            a lease that expired is issued again under the token of its last holder
-checkpoint_before_manifest  a checkpoint is offered, and its groups forgotten, before its manifest is written
+fencing_off                 commits, claims and settlements of fenced-out workers and learners are accepted
+lease_same_token            an expired lease is issued again with the token of its last holder
+checkpoint_before_manifest  a checkpoint is offered, and its groups deleted, before its manifest is written
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _OLD_TOKEN = """local token = redis.call('HGET', GROUP .. group, 'token')
 
 
 class PlaceLost(ValueError):
-    """A planted bug cannot be put where it was: nothing that a campaign finds says anything of it."""
+    """The script text that a planted bug replaces was not found, so that a campaign could not find the bug."""
 
 
 def planted(plant: str | None, name: str, source: str) -> str:
-    """A ledger script as it is with the bug. Raises `PlaceLost` where the script no longer has the place for it."""
+    """A ledger script with the bug planted. Raises `PlaceLost` if the text to replace is not in the script."""
     if plant == "fencing_off" and name not in ("append", "script"):
         return _replaced(source, _FENCES if name in ("claim", "settle") else _FENCES[1:])
     if plant == "lease_same_token" and name == "admit":

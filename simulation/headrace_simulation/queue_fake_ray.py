@@ -1,7 +1,7 @@
-"""Ray in the world of the queue: named actors, cores that are reserved, and a controller whose work is to hold them.
+"""Ray in the world of the queue: named actors, reservations of cores, and controllers whose jobs only hold their cores.
 
-Invariants: of two who wait for cores, whichever fits may be served first, as the world's chance has it; what an actor
-has reserved is free when it has ended.
+Invariants: of several reservations that fit, any may be served first, at random; the cores of an actor are free when it
+has ended.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from headrace_simulation.world import WATCH_SECONDS, ProcessClock, forever
 
 T = TypeVar("T")
 QUEUE_PLANTS = ("queue_unbounded", "next_one_beside_those_that_fit", "queued_cancel_forgotten")
-"""Every queued job has a controller; the next one has, beside those that have room; of a queued job that is cancelled
-nobody notes that it is at rest."""
+"""queue_unbounded: every queued job gets a controller · next_one_beside_those_that_fit: one more than allowed gets one
+· queued_cancel_forgotten: a cancelled job that was queued is never marked at rest."""
 
 
 class SimulatedRay:
-    """Of one world."""
+    """The Ray of one world."""
 
     def __init__(self, world: QueueWorld, settings: Settings) -> None:
         self.world, self._settings = world, settings
         self.cores = world.plan.nodes
         self.back = 0.0
-        """Virtual time until which nobody is answered."""
+        """Virtual time until which Ray does not answer."""
         self.dies_starting: set[str] = set()
-        """Gateways that die between making an actor and telling it to run."""
+        """Gateways that die between creating an actor and calling its `run`."""
         self._actors = dict[str, Actor]()
         self._waiting: list[SimulatedPlacement] = []
         self._held: list[SimulatedPlacement] = []
-        world.on_death.append(self._heard)
+        world.on_death.append(self._on_death)
 
-    # ── as the gateway asks for it ───────────────────────────────────────────────────────────────────────────────────
+    # ── for gateways ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def with_controller(self) -> list[str]:
         return list(self._actors)
@@ -70,17 +70,17 @@ class SimulatedRay:
         self.world.kill(actor.process, "killed by a gateway")
 
     def start(self, gateway: Process, job_id: str) -> None:
-        """Make the actor, unless there is one; tell it to run."""
-        made = self._actors.get(job_id)
-        if made is None:
-            made = self._actors[job_id] = Actor(self.world, self._settings, job_id)
-            self.world.note(made.process.name, "is started")
-            self.world.observer.starts(made.number)
+        """Create the job's actor, unless it exists, and call its `run`."""
+        actor = self._actors.get(job_id)
+        if actor is None:
+            actor = self._actors[job_id] = Actor(self.world, self._settings, job_id)
+            self.world.note(actor.process.name, "is started")
+            self.world.observer.starts(actor.number)
         if gateway.name in self.dies_starting:
             self.dies_starting.remove(gateway.name)
             self.world.kill(gateway, "between making an actor and telling it to run")
             return
-        made.run()
+        actor.run()
 
     # ── cores ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,7 +115,7 @@ class SimulatedRay:
             if not placement.reserved.done():
                 placement.reserved.set_result(None)
 
-    # ── as the observer sees it ──────────────────────────────────────────────────────────────────────────────────────
+    # ── for the observer ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def actors(self, number: int) -> list[Actor]:
         return [actor for actor in self._actors.values() if actor.number == number and not actor.process.dead]
@@ -129,14 +129,14 @@ class SimulatedRay:
     def _number(self, owner: Process) -> int:
         return int(owner.name.rpartition("-")[2])
 
-    def _heard(self, process: Process) -> None:
+    def _on_death(self, process: Process) -> None:
         self._actors = {job_id: actor for job_id, actor in self._actors.items() if actor.process is not process}
         for placement in [p for p in (*self._waiting, *self._held) if p.owner is process]:
             self.give_back(placement)
 
 
 class Actor:
-    """The process of one controller: it loads a while, and runs once it is told to."""
+    """The process of one controller. After the first `run`, it loads for a while, then it works."""
 
     def __init__(self, world: QueueWorld, settings: Settings, job_id: str) -> None:
         self.number = world.job_ids.index(job_id)
@@ -165,7 +165,7 @@ class Actor:
 
 
 def queued_controller(settings: Settings, job_id: str, world: QueueWorld, process: Process) -> JobController:
-    """A real one, whose workers' work is to hold their cores for a while."""
+    """A real controller, whose workers only hold their cores for a while."""
     number, clock = world.job_ids.index(job_id), ProcessClock(process)
     job = JobRecord.on(process.port, job_id, clock)
     weights = settings.weights_dir or default_root()
@@ -189,7 +189,7 @@ def queued_controller(settings: Settings, job_id: str, world: QueueWorld, proces
 
 
 class NoIdleSteps:
-    """Nothing is trained (`headrace_controller.ports.IdleWatch`)."""
+    """An `IdleWatch` (`headrace_controller.ports`) of a job that trains nothing."""
 
     async def look(self) -> None: ...
 
@@ -201,7 +201,7 @@ async def _no_idle_steps(job: Job) -> NoIdleSteps:
 
 
 class QueueCluster:
-    """The world's cores, as the controller in `process` asks for them (`headrace_controller.placement.Cluster`)."""
+    """The world's cores for the controller in `process`, a `headrace_controller.placement.Cluster`."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -217,7 +217,7 @@ class QueueCluster:
 
 
 class SimulatedPlacement:
-    """Of one controller (`headrace_controller.placement.Reservation`)."""
+    """The reservation of one controller, a `headrace_controller.placement.Reservation`."""
 
     def __init__(self, owner: Process, plan: Plan) -> None:
         self.owner = owner
@@ -239,7 +239,7 @@ class SimulatedPlacement:
             self._ray.give_back(self)
 
     def start_learner(self, config: Any) -> Any:
-        """No worker is started: what the job does is a while."""
+        """Not used: no workers are started."""
         raise NotImplementedError
 
     def start(self, bundle: int, entry: str, config: Any) -> Any:
@@ -248,8 +248,7 @@ class SimulatedPlacement:
 
 
 class SimulatedActors:
-    """The world's controllers, as the gateway in `process` asks for them
-    (`headrace_controller.actors.ControllerActors`)."""
+    """The world's controllers for the gateway in `process`, `headrace_controller.actors.ControllerActors`."""
 
     def __init__(self, process: Process) -> None:
         self._process, self._ray = process, cast(SimulatedRay, process.world.ray)
@@ -270,11 +269,11 @@ class SimulatedActors:
         self._ray.kill(self._process, await self._ask(self._ray.get, job_id))
 
     async def suspend(self, job_id: str) -> None:
-        """The service of this world is never stopped."""
+        """Not used: the service of this world is never stopped."""
         raise NotImplementedError
 
     async def _ask(self, call: Callable[..., T], *arguments: Any, seconds: float = 30.0) -> T:
-        """What Ray answers, after a while, if it does within `seconds`. Raises `Unavailable`."""
+        """Ray's answer, after a delay. Raises `Unavailable` if it takes more than `seconds`."""
         world = self._process.world
         await asyncio.sleep(world.random.uniform(0.001, 0.05))
         away = world.ray.back - world.loop.now
@@ -290,7 +289,7 @@ class SimulatedActors:
 
 
 class SimulatedControllers(RayControllerManager):
-    """The real one over the world's actors; with the planted bug, if there is one."""
+    """The real controller manager with the world's actors, and with the planted bug, if there is one."""
 
     def __init__(self, settings: Settings, process: Process) -> None:
         super().__init__(settings, process.port, SimulatedActors(process), ProcessClock(process))

@@ -1,6 +1,6 @@
-"""What a seed stands for in the world of the queue: jobs that wait for few cores, gateways, and what befalls them.
+"""The plan that follows from a seed in the world of the queue: jobs that wait for few cores, gateways, and faults.
 
-Faults come in the first `FAULT_SECONDS` of virtual time; afterwards nothing more goes wrong, so that all jobs must end.
+Faults happen in the first `FAULT_SECONDS` of virtual time. After that there are none, so that all jobs must end.
 """
 
 from __future__ import annotations
@@ -11,44 +11,44 @@ from dataclasses import dataclass, replace
 from headrace_simulation.fault_plan import FAULT_SECONDS, Fault, Network
 
 NODES_COME_AT = FAULT_SECONDS
-"""When those come that some jobs wait for."""
+"""When the nodes are added that some jobs wait for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A job. Seconds are virtual."""
+    """A job. Times are in virtual seconds."""
 
     submitted: float
     processes: int
-    """Its learner and its rollout workers; each needs a core."""
+    """Its learner and rollout workers; each needs a core."""
     work: float
-    """Seconds for which it holds them."""
+    """Seconds for which it holds the cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePlan:
-    """See the module. Nodes have one core each."""
+    """Everything that follows from a seed. Nodes have one core each."""
 
     seed: int
     jobs: tuple[Queued, ...]
     nodes: int
     more_nodes: int
-    """That come later."""
+    """Nodes that are added later."""
     gateways: int
     network: Network
     faults: tuple[Fault, ...]
 
     def only(self, kept: tuple[int, ...]) -> QueuePlan:
-        """The same with these of its faults."""
+        """The plan with only these of its faults."""
         return replace(self, faults=tuple(self.faults[i] for i in kept))
 
     def misfit(self, number: int) -> bool:
-        """Whether the nodes there are at first do not take the job."""
+        """Whether the job does not fit on the initial nodes."""
         return self.jobs[number].processes > self.nodes
 
 
 def queue_plan(seed: int) -> QueuePlan:
-    """The same for the same seed, for ever."""
+    """The plan of a seed. Do not change what existing seeds mean: recorded failures are repeated by their seed."""
     rng = random.Random(f"queue {seed}")
     nodes, gateways = rng.choice((2, 2, 3, 4)), rng.choice((1, 1, 2))
     count, most = rng.randint(3, 9), rng.choice((nodes, nodes, nodes + 1))

@@ -1,14 +1,14 @@
-"""The observer of the queue: what must hold of jobs that wait, and of those that run.
+"""The observer of the queue, which checks the invariants of jobs that wait and run.
 
 after each call that may have changed something
-  ended    a job that has ended stays so; one that is at rest holds no cores
+  ended    a job that has ended stays ended; one at rest holds no cores
 when a job is placed
-  order    no job that was queued before its controller was started, and that this cluster takes, is left without room
-           by it: who comes first is placed first, whatever their sizes
+  order    it does not take the cores of a job that fits on the cluster and was queued before its controller was
+           started: jobs are placed in their order, whatever their sizes
 when a controller is started
-  one      no other one of the job lives
-  few      no more wait than there is room for, one more, and one that says why it cannot be placed
-at the end: every job has succeeded or was cancelled by its user, none holds anything, no controller is left
+  one      the job has no other living controller
+  few      no more jobs wait with a controller than could be placed, plus one, plus one that reports why it does not fit
+at the end: every job has succeeded or was cancelled by its user, holds no cores, and has no controller
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from headrace_simulation.queue_world import QueueWorld
     from headrace_simulation.world import Call
 
-STANDINGS = """
+STATUS_DUMP = """
 local found = {}
 for i, key in ipairs(KEYS) do found[i] = redis.call('HMGET', key, 'status', 'at_rest') end
 return found
 """
 LOOKED_BEFORE = 10.0
-"""Virtual seconds by which what a gateway goes by may be older than what it starts."""
+"""Virtual seconds by which the information may be outdated on which a gateway starts a controller."""
 
 
 class QueueObserver:
-    """Of one world; jobs by their number."""
+    """The observer of one world; jobs are identified by their number."""
 
     signal = b""
 
@@ -45,19 +45,19 @@ class QueueObserver:
         self.at_rest = [False] * count
         self.queued_since: list[float | None] = [None] * count
         self.started_at: dict[int, float] = {}
-        """When the job's controller was started that lives."""
+        """When the job's living controller was started."""
         self.cancelled = set[int]()
-        """By their users."""
+        """Jobs that their users cancelled."""
         self.events = 0
 
     def keys(self) -> list[str]:
-        """For `STANDINGS`."""
+        """KEYS of `STATUS_DUMP`."""
         return [JobKeys(job_id).job for job_id in self._world.job_ids]
 
-    def saw(self, call: Call, raw: list[Any], books: list[Any]) -> None:
-        """`books`: the answer to `STANDINGS`. Raises `Violation`."""
+    def saw(self, call: Call, raw: list[Any], statuses_read: list[Any]) -> None:
+        """Check the jobs after a call. `statuses_read`: the answer to `STATUS_DUMP`. Raises `Violation`."""
         self.events += 1
-        for number, (status, at_rest) in enumerate(books):
+        for number, (status, at_rest) in enumerate(statuses_read):
             now, before = (status or b"").decode(), self.statuses[number]
             expect(before not in ENDED or now == before, "job {} was {} and became {}", number, before, now)
             if now == "queued" and before != "queued":
@@ -67,7 +67,7 @@ class QueueObserver:
                 expect(not self._world.ray.holds(number), "job {} is at rest as {}, and holds cores", number, now)
 
     def starts(self, number: int) -> None:
-        """A controller of the job is started."""
+        """Check that a controller of the job may be started."""
         living = self._world.ray.actors(number)
         expect(len(living) == 1, "job {} has {} controllers", number, len(living))
         self.started_at[number] = self._world.loop.now
@@ -79,7 +79,7 @@ class QueueObserver:
         expect(len(waiting) <= most, "jobs {} wait, each with a controller; {} may", waiting, most)
 
     def placed(self, number: int) -> None:
-        """The job holds its cores from now on."""
+        """Check that the job may be placed, which holds its cores from now on."""
         if self._world.plan.misfit(number):
             return
         began, free = self.started_at[number] - LOOKED_BEFORE, self._world.ray.free_cores()
@@ -101,7 +101,7 @@ class QueueObserver:
         return list(self.statuses)
 
     def ended(self) -> None:
-        """The world is still."""
+        """Check the end: nothing happens any more."""
         for number in self._numbers():
             wanted = {"succeeded", "cancelled"} if number in self.cancelled else {"succeeded"}
             expect(self.statuses[number] in wanted, "job {} ended as {}", number, self.statuses[number])

@@ -1,6 +1,6 @@
-"""One schedule of the queue: jobs are submitted, and paused, resumed and cancelled while they wait; what must run dies.
+"""One schedule of the queue: jobs are submitted, paused, resumed and cancelled while they wait, and processes die.
 
-plan ──► users ask gateways ──► each gateway looks every five seconds, and soon after a request ──► controllers
+plan ──► users' requests to gateways ──► each gateway reconciles every five seconds and after a request ──► controllers
 ended ◄── every job has ended, is at rest and has no controller, within `FINISHED_WITHIN`, else `Violation`
 """
 
@@ -36,7 +36,7 @@ _CLEAR = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL',
 
 
 class Gateway:
-    """One life of a gateway."""
+    """One process of a gateway; a restarted one is a new `Gateway`."""
 
     def __init__(self, world: QueueWorld, name: str, folder: Path) -> None:
         self.world = world
@@ -58,7 +58,7 @@ class Gateway:
 
 
 class QueueSchedule:
-    """See the module. The driver calls `advance` and `answered` in turn."""
+    """One schedule of the queue. The driver calls `advance` and `answered` alternately."""
 
     def __init__(self, server: Server, plan: QueuePlan, folder: Path, plant: str | None, traced: bool) -> None:
         self.plan = plan
@@ -74,16 +74,16 @@ class QueueSchedule:
     # ── the driver's side ────────────────────────────────────────────────────────────────────────────────────────────
 
     def advance(self) -> list[Command | Packed] | None:
-        """Run to the next question to Redis; None once the schedule is over. Raises `Violation`."""
+        """Run to the next commands for Redis, and return those; None once the schedule is over. Raises `Violation`."""
         observer = self.world.observer
         return advanced(self.world, lambda: f"{observer.statuses}, at rest {observer.at_rest}")
 
     def answered(self, raw: list[Any]) -> None:
-        """Redis's answers. Raises `Violation`."""
+        """Continue with Redis' answers. Raises `Violation`."""
         self.world.answered(raw)
 
     def clear(self) -> list[Command]:
-        """What removes its keys."""
+        """Remove the schedule's files; returns the commands that remove its keys."""
         for process in (*self.world.ray.all_living(), *(g.process for g in self._gateways.values())):
             self.world.loop.kill(process)
         self.world.loop.end()
@@ -103,16 +103,16 @@ class QueueSchedule:
             world.loop.after(job.submitted, self._ask, self._submission(number))
         for fault in self.plan.faults:
             if fault.kind != "gateway_dies_at_call":
-                world.loop.after(fault.at, self._befalls, fault)
+                world.loop.after(fault.at, self._inject, fault)
         world.loop.after(NODES_COME_AT, world.ray.add_nodes, self.plan.more_nodes)
         world.loop.after(FAULT_SECONDS, self._no_more_faults)
-        world.loop.after(1.0, self._look)
+        world.loop.after(1.0, self._check_end)
 
     def _gateway_begins(self, name: str) -> None:
         self.world.note(name, "is started")
         self._gateways[name] = Gateway(self.world, name, self._folder)
 
-    def _look(self) -> None:
+    def _check_end(self) -> None:
         observer = self.world.observer
         for name, gateway in self._gateways.items():
             if gateway.process.dead:
@@ -121,7 +121,7 @@ class QueueSchedule:
         if over and not self.world.ray.all_living():
             self.world.done = True
             self.world.loop.interrupt()
-        self.world.loop.after(self.world.random.uniform(0.5, 3.0), self._look)
+        self.world.loop.after(self.world.random.uniform(0.5, 3.0), self._check_end)
 
     def _no_more_faults(self) -> None:
         self.world.network, self._deadly = QUIET, []
@@ -138,7 +138,7 @@ class QueueSchedule:
     # ── users ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _ask(self, request: Request) -> None:
-        """A gateway, and again another one where that dies, or is not there, before it has answered."""
+        """Send a request to a gateway; repeats it to another one if that dies, or none lives, before the answer."""
         living = [gateway for gateway in self._gateways.values() if not gateway.process.dead]
         if not living:
             self.world.loop.after(RETRY_SECONDS, self._ask, request)
@@ -148,7 +148,7 @@ class QueueSchedule:
         async def carried_out() -> None:
             try:
                 await request(gateway)
-            except (InvalidState, NotFound):  # it has ended, or is so already; or its creation is on its way
+            except (InvalidState, NotFound):  # it has ended, or has the status already; or its creation is on its way
                 pass
             except RedisError:
                 return
@@ -193,7 +193,7 @@ class QueueSchedule:
 
     # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _befalls(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault) -> None:
         self.world.note("fault", str(fault))
         if getattr(self, f"_{fault.kind}")(fault) is not False:
             self.happened[fault.kind] += 1
@@ -238,7 +238,7 @@ class QueueSchedule:
         self.world.loop.after(fault.seconds, self._resume, int(fault.who))
 
     def _resume(self, number: int) -> None:
-        """Now and then, until the job is not paused any more."""
+        """Resume the job, repeatedly until it has ended, in case a request is lost."""
         if self.world.observer.statuses[number] == "paused":
             self._ask(self._move(number, "queued"))
         if self.world.observer.statuses[number] not in ENDED:

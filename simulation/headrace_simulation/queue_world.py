@@ -1,9 +1,9 @@
-"""The world of the queue: several jobs, gateways that start controllers near their place, a cluster with few cores.
+"""The world of the queue: several jobs, gateways that start controllers of the first jobs in the queue, few cores.
 
-real       RayControllers and its window of the queue · JobController, Crew and ControllerBeats · JobStore and Ledger
-           over a real redis-server
-simulated  Ray: named actors, placement, nodes · what a placed job does: it holds its cores for a while · keys that
-           expire, in virtual time
+real       RayControllerManager and its window of the queue · JobController, WorkerGroup and ControllerHeartbeats ·
+           JobStore and Ledger on a real Redis server
+simulated  Ray: named actors, placement, nodes · the work of a placed job, which holds its cores for a while · the
+           expiry of keys, in virtual time
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from headrace_core.redis_access import keys
 from headrace_simulation.queue_fault_plan import QueuePlan
-from headrace_simulation.queue_invariants import STANDINGS, QueueObserver
+from headrace_simulation.queue_invariants import STATUS_DUMP, QueueObserver
 from headrace_simulation.redis_port import Command, Packed, Server, pack
 from headrace_simulation.virtual_loop import Process
 from headrace_simulation.world import World
@@ -26,7 +26,7 @@ _SHARED = (keys.JOBS, keys.GATEWAY)
 
 
 class QueueWorld(World):
-    """See the module. Keys of the whole service are this world's own."""
+    """The world of the queue. The service-wide keys of Redis are renamed, so that each world has its own."""
 
     plan: QueuePlan  # type: ignore[assignment]
     observer: QueueObserver  # type: ignore[assignment]
@@ -37,13 +37,13 @@ class QueueWorld(World):
         self.ray: SimulatedRay
         self.observer = QueueObserver(self)
         of_jobs = self.observer.keys()
-        self._dump_ledger = pack(("EVALSHA", server.load(STANDINGS), len(of_jobs), *of_jobs))
+        self._dump_ledger = pack(("EVALSHA", server.load(STATUS_DUMP), len(of_jobs), *of_jobs))
         self._expires = dict[str, float]()
-        """Virtual time, by key."""
+        """Virtual time of expiry, by key."""
         self._dropped = 0
 
     def own(self, key: str) -> str:
-        """A key of the whole service, as it is in this world."""
+        """The name of a service-wide key in this world."""
         return f"{key}:{self.job_id}"
 
     async def call(self, process: Process, commands: Sequence[Command]) -> list[Any]:
@@ -53,7 +53,7 @@ class QueueWorld(World):
         return tuple(self.own(word) if isinstance(word, str) and word in _SHARED else word for word in command)
 
     def commands(self) -> list[Command | Packed]:
-        """Keys whose time is over go first."""
+        """The commands for Redis; first, expired keys are deleted."""
         gone = [key for key, at in self._expires.items() if at <= self.loop.now]
         for key in gone:
             del self._expires[key]
@@ -65,7 +65,7 @@ class QueueWorld(World):
         super().answered(raw[self._dropped :])
 
     def _timed(self, command: Command) -> Command:
-        """Without its expiry, which is the world's."""
+        """The command without its expiry, which the world handles."""
         name, *words = command
         if name == "SET" and "EX" in words:
             at = words.index("EX")

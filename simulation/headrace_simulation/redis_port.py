@@ -1,12 +1,11 @@
-"""How simulated processes reach the one real redis-server: a client without a socket, and the socket of all.
+"""How simulated processes use the one real Redis server: each has a client without a socket; all share one connection.
 
-    Ledger, Live, JobStore ──► Port ──► World.call ──► arrives ─┐
-    … of many schedules                                        ├─► Server.send: one pipelined round trip for all
-    … of many schedules                                        ─┘
+    Ledger, SettingsLog, JobStore ──► Port ──► World.call ──► arrives ─┐
+    … of many schedules                                               ├─► Server.send: one pipelined round trip for all
+    … of many schedules                                               ─┘
 
-`Port` is redis-py's own set of commands over `World.call`, so what a process sends and how it reads the answer are as
-on a real connection. A blocking XREAD waits in virtual time, and
-is answered by what the observer, who looks after every call, saw last.
+`Port` has redis-py's own commands on top of `World.call`, so that requests and the decoding of answers are as on a real
+connection. A blocking XREAD waits in virtual time, and is answered from the newest signal that the observer has seen.
 """
 
 from __future__ import annotations
@@ -26,28 +25,28 @@ from headrace_gateway.service.embedded_redis import RedisServer
 
 Command = tuple[Any, ...]
 Packed = bytes
-"""A command as it goes over the wire, for one that is sent often."""
+"""A command in Redis' protocol, encoded once because it is sent often."""
 _READ = 1 << 20
 _callbacks: dict[str, Callable[..., Any]] = dict(Redis(protocol=2).response_callbacks)  # type: ignore[arg-type]
 
 
 class Wire(Protocol):
-    """What a port sends through: the world, on behalf of one process."""
+    """The connection of one process to its world."""
 
     def load(self, source: str) -> str:
-        """The SHA of a script, from now on known to the server."""
+        """Load a script into the server; returns its SHA."""
         ...
 
     def call(self, commands: Sequence[Command]) -> Awaitable[list[Any]]:
-        """Carried out together, after a while; their raw answers, after another."""
+        """Execute commands together, after a delay; returns their raw answers, after another."""
         ...
 
     def durable(self) -> Awaitable[None]:
-        """Returns when no power loss would take what was answered so far."""
+        """Returns when everything answered so far would survive a power loss."""
         ...
 
     def signalled(self, after: bytes, seconds: float) -> Awaitable[bytes | None]:
-        """The id of the newest signal, as soon as that is not `after`; None after so long."""
+        """The id of the newest signal, as soon as it is not `after`; None after `seconds`."""
         ...
 
 
@@ -60,13 +59,13 @@ def _parsed(command: Command, options: dict[str, Any], raw: Any) -> Any:
 
 
 class Port(AsyncCoreCommands):
-    """One process's `redis.asyncio.Redis`, as far as the services use it."""
+    """The `redis.asyncio.Redis` of one process, as far as the services use it."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
     async def execute_command(self, *command: Any, **options: Any) -> Any:
-        """Of every command."""
+        """Called by redis-py's methods for every command."""
         if command[0] == "CONFIG GET":
             raise ResponseError("what is on the disk is simulated: this server lets nobody configure it")
         if command[:2] == ("INFO", "server"):
@@ -78,7 +77,7 @@ class Port(AsyncCoreCommands):
         return _parsed(command, options, raw)
 
     def register_script(self, source: str) -> Any:  # type: ignore[override]
-        """To be awaited, as of the real client."""
+        """A script with the interface of the real client."""
         sha = self._wire.load(source)
 
         async def run(keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
@@ -90,7 +89,7 @@ class Port(AsyncCoreCommands):
         return run
 
     async def xread(self, streams: Any, count: Any = None, block: int | None = None) -> Any:  # type: ignore[override]
-        """With `block`, of the ledger's signals alone: whoever waits is told of the newest."""
+        """With `block`, only the ledger's signals can be read: returns the newest one."""
         if block is None:
             return await super().xread(streams, count=count)  # type: ignore[misc]
         ((stream, after),) = streams.items()
@@ -98,15 +97,15 @@ class Port(AsyncCoreCommands):
         return [] if newest is None else [(stream, [(newest, {})])]
 
     def pipeline(self, transaction: bool = True) -> PortPipeline:
-        """Carried out as one either way."""
+        """A pipeline, which is always executed atomically."""
         return PortPipeline(self._wire)  # type: ignore[abstract]
 
     async def aclose(self) -> None:
-        """There is no connection."""
+        """Nothing to do: there is no connection."""
 
 
 class PortPipeline(AsyncCoreCommands):
-    """Commands are queued at once, and sent by `await execute()`."""
+    """Queues commands, and sends them by `await execute()`."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -119,12 +118,12 @@ class PortPipeline(AsyncCoreCommands):
         self._queued = []
 
     def execute_command(self, *command: Any, **options: Any) -> Any:
-        """Of every command."""
+        """Called by redis-py's methods for every command."""
         self._queued.append((command, options))
         return self
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """The answers, in order; without `raise_on_error` errors are among them."""
+        """Send the commands; returns the answers in order. Without `raise_on_error`, errors are among them."""
         queued, self._queued = self._queued, []
         answers = await self._wire.call([command for command, _ in queued]) if queued else []
         return [
@@ -134,12 +133,12 @@ class PortPipeline(AsyncCoreCommands):
 
 
 def pack(command: Command) -> Packed:
-    """In Redis' protocol."""
+    """Encode a command in Redis' protocol."""
     return hiredis.pack_command(command)
 
 
 class Server:
-    """A real redis-server of this campaign alone, and one blocking connection to it."""
+    """A real Redis server for one campaign, with one blocking connection to it."""
 
     def __init__(self, folder: Path) -> None:
         self._server = RedisServer(folder)
@@ -151,7 +150,7 @@ class Server:
         self._socket.settimeout(60)
         self._socket.connect(str(self._server.socket))
         self._reader = hiredis.Reader()
-        self.send([("CONFIG", "SET", "appendonly", "no")])  # what a power loss takes is simulated
+        self.send([("CONFIG", "SET", "appendonly", "no")])  # the effect of a power loss is simulated
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,14 +158,14 @@ class Server:
         self._server.stop()
 
     def load(self, source: str) -> str:
-        """The script's SHA; it is sent once."""
+        """Load a script, unless it is loaded; returns its SHA."""
         if source not in self._known:
             self.send([("SCRIPT", "LOAD", source)])
             self._known[source] = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         return self._known[source]
 
     def send(self, commands: Sequence[Command | Packed]) -> list[Any]:
-        """One round trip; errors are among the answers."""
+        """Send commands in one round trip. Returns the answers; errors are among them."""
         self._socket.sendall(b"".join([c if isinstance(c, bytes) else pack(c) for c in commands]))
         answers: list[Any] = []
         while len(answers) < len(commands):

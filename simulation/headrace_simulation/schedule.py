@@ -1,8 +1,8 @@
-"""One schedule: a job in a world of its own, the faults of its plan, and whether it ended as it must.
+"""One schedule: a job in a world of its own, the faults of its plan, and the check that it ends properly.
 
-plan ──► faults at their moments ──► processes die, stop, Redis goes away, the user changes their mind …
+plan ──► faults at their times ──► processes die or stop, Redis becomes unreachable, the user changes their mind …
                                         │
-         the gateway's round every five seconds starts the controller that is lacking
+         every five seconds the gateway starts a controller if there is none
                                         │
 ended ◄── the job has ended and no process is left, within `FINISHED_WITHIN` of the last fault, else `Violation`
 """
@@ -51,7 +51,7 @@ for i = 2, #ARGV, 2 do redis.call('RESTORE', ARGV[i], 0, ARGV[i + 1]) end
 
 
 class Schedule:
-    """See the module. The driver calls `advance` and `answered` in turn."""
+    """One schedule. The driver calls `advance` and `answered` alternately."""
 
     def __init__(self, server: Server, plan: Plan, folder: Path, plant: str | None, traced: bool) -> None:
         self.plan = plan
@@ -63,25 +63,25 @@ class Schedule:
         self._deadly = [f for f in plan.faults if f.kind == "dies_at_call"]
         self._deadly_evaluating = [f for f in plan.faults if f.kind == "dies_evaluating"]
         self._evaluated = 0
-        """Completions begun for evaluations."""
+        """Number of completions begun for evaluations."""
         self._damaged = False
         self._pauses_until = 0.0
-        self._asked = list[tuple[Process, Action, Callable[[], None] | None]]()
-        """By the user, and not answered yet."""
+        self._unanswered = list[tuple[Process, Action, Callable[[], None] | None]]()
+        """The user's requests that are not answered yet."""
         self._begin()
 
     # ── the driver's side ────────────────────────────────────────────────────────────────────────────────────────────
 
     def advance(self) -> list[Command | Packed] | None:
-        """Run to the next question to Redis; None once the schedule is over. Raises `Violation`."""
-        return advanced(self.world, lambda: f"{self.world.observer.status}, {self.world.observer.books}")
+        """Run to the next commands for Redis, and return those; None once the schedule is over. Raises `Violation`."""
+        return advanced(self.world, lambda: f"{self.world.observer.status}, {self.world.observer.counts}")
 
     def answered(self, raw: list[Any]) -> None:
-        """Redis's answers. Raises `Violation`."""
+        """Continue with Redis' answers. Raises `Violation`."""
         self.world.answered(raw)
 
     def clear(self) -> list[Command]:
-        """Remove its files; what removes its keys is returned."""
+        """Remove the schedule's files; returns the commands that remove its keys."""
         for process in self._cluster.all_living():
             self.world.loop.kill(process)
         self.world.loop.end()
@@ -96,9 +96,9 @@ class Schedule:
         self._submit()
         for fault in self.plan.faults:
             if fault.kind not in ("dies_at_call", "dies_evaluating"):
-                self.world.loop.after(fault.at, self._befalls, fault)
+                self.world.loop.after(fault.at, self._inject, fault)
         self.world.loop.after(FAULT_SECONDS, self._no_more_faults)
-        self.world.loop.after(1.0, self._look)
+        self.world.loop.after(1.0, self._check_end)
         self.world.loop.after(RECONCILE_SECONDS, self._reconcile)
 
     def _submit(self) -> None:
@@ -141,14 +141,14 @@ class Schedule:
             status="queued",
         )
 
-    def _look(self) -> None:
+    def _check_end(self) -> None:
         observer = self.world.observer
         if observer.status in ENDED and observer.at_rest and not self._cluster.all_living():
-            if self.plan.job.refused_row is not None and observer.books["generation_failed"]:
+            if self.plan.job.refused_row is not None and observer.counts["generation_failed"]:
                 self.happened["row_refused"] += 1
             self.world.done = True
             self.world.loop.interrupt()
-        self.world.loop.after(1.0, self._look)
+        self.world.loop.after(1.0, self._check_end)
 
     def _reconcile(self) -> None:
         observer = self.world.observer  # `RayControllerManager.reconcile`, with the job as the observer saw it last
@@ -174,26 +174,26 @@ class Schedule:
         self._evaluated += 1
         for fault in self._deadly_evaluating:
             if fault.at == self._evaluated:
-                self.world.loop.after(0.0, self._befalls, fault)
+                self.world.loop.after(0.0, self._inject, fault)
 
     def _user(self, action: Action, then: Callable[[], None] | None = None) -> None:
-        """Through a gateway, which answers when what it did is on the disk."""
+        """An action of the user through a gateway, which answers when its effect is durable."""
         process = self._cluster.process("user")
         asked = (process, action, then)
-        self._asked.append(asked)
+        self._unanswered.append(asked)
 
         async def act() -> None:
             await ask()
             await wait_until_durable(process.port)
-            self._asked.remove(asked)
+            self._unanswered.remove(asked)
 
         async def ask() -> None:
             known, epoch = bool(self.world.observer.status), self.world.epoch
             try:
                 await action(process)
-            except InvalidState:  # the job has ended, or is elsewhere already
+            except InvalidState:  # the job has ended, or has another status by now
                 return
-            except NotFound:  # its creation was still on its way, or went with the power
+            except NotFound:  # its creation was still on its way, or lost with the power
                 if known and epoch == self.world.epoch:
                     raise
                 return
@@ -204,7 +204,7 @@ class Schedule:
 
     # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _befalls(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault) -> None:
         if self.world.observer.status in ENDED:
             return
         self.world.note("fault", str(fault))
@@ -238,8 +238,8 @@ class Schedule:
             process.offset += float(fault.detail)
 
     def _checkpoint_damaged(self, fault: Fault) -> bool:
-        """The newest; one in a schedule, because two copies are kept."""
-        whole = self.world.whole_checkpoints()
+        """Damage the newest checkpoint; only one per schedule, because the job relies on one of two."""
+        whole = self.world.complete_checkpoints()
         if not whole or self._damaged:
             return False
         self._damaged = True
@@ -248,14 +248,14 @@ class Schedule:
         return self._dies(fault)
 
     def _weights_lost(self, fault: Fault) -> bool:
-        """With the memory of the learner's machine."""
+        """Lose the memory of the learner's machine: weights and snapshots."""
         shutil.rmtree(self.world.weights, ignore_errors=True)
         self.world.snapshots = []
         self.world.observer.weights_lost = True
         return self._dies(fault)
 
     def _power_loss(self, fault: Fault) -> None:
-        """Of the one machine: everything dies, and what Redis was told in the last moment is lost with it."""
+        """A power loss of the machine: all processes die, and Redis loses the writes of the last moment."""
         kept: list[Any] = []
         seen = self.world.observer.snapshot()
         self.world.losing = True
@@ -275,8 +275,8 @@ class Schedule:
 
     def _redis_is_back(self, seen: Any) -> None:
         self.world.observer.restore(seen)
-        asked, self._asked = self._asked, []
-        for process, action, then in asked:  # whoever had no answer asks again
+        asked, self._unanswered = self._unanswered, []
+        for process, action, then in asked:  # users without an answer repeat their requests
             self.world.loop.kill(process)
             self._user(action, then)
 
@@ -308,7 +308,7 @@ class Schedule:
         self._user(drain)
 
     def _pause(self, fault: Fault) -> None:
-        """Resumed by `_reconcile`: whoever waits for a job that is paused looks now and then."""
+        """Pause the job; `_reconcile` resumes it after a while."""
         self._pauses_until = self.world.loop.now + fault.seconds
         self._move("paused")
 
@@ -321,7 +321,7 @@ class Schedule:
 
 @cache
 def settings_of(folder: Path, lease_seconds: float) -> Settings:
-    """The service's. To read them takes as long as a tenth of a schedule: the environment may hold some."""
+    """The service's settings. Cached, because reading them (and the environment) takes a tenth of a schedule's time."""
     return Settings(
         data_dir=folder,
         weights_dir=folder / "weights",
@@ -335,18 +335,18 @@ def settings_of(folder: Path, lease_seconds: float) -> Settings:
 
 
 class ToDrive(Protocol):
-    """A schedule, of whatever world."""
+    """A schedule of any world."""
 
     def advance(self) -> list[Command | Packed] | None:
         """Run to the next question to Redis; None once it is over. Raises `Violation`."""
         ...
 
     def answered(self, raw: list[Any]) -> None:
-        """Redis's answers. Raises `Violation`."""
+        """Continue with Redis' answers. Raises `Violation`."""
         ...
 
     def clear(self) -> list[Command]:
-        """Remove its files; what removes its keys is returned."""
+        """Remove the schedule's files; returns the commands that remove its keys."""
         ...
 
 
@@ -354,8 +354,8 @@ Driven = TypeVar("Driven", bound=ToDrive)
 
 
 def advanced(world: World, state: Callable[[], str]) -> list[Command | Packed] | None:
-    """Run a world to its next question to Redis; None once its schedule is over. Raises `Violation`, which shows the
-    `state` where the schedule does not end in time."""
+    """Run a world to its next commands for Redis, and return those; None once its schedule is over. Raises `Violation`,
+    which shows the `state`, if the schedule does not end in time."""
     try:
         while world.loop.pump(FAULT_SECONDS + FINISHED_WITHIN):
             if world.broken is not None:
@@ -371,7 +371,7 @@ def advanced(world: World, state: Callable[[], str]) -> list[Command | Packed] |
 
 
 def drive(server: Server, schedules: Iterator[Driven], at_once: int) -> Generator[tuple[Driven, BaseException | None]]:
-    """Run them, some at a time so that they share round trips; each as it ends, with what it violated."""
+    """Run schedules, `at_once` at a time, which share round trips. Yields each as it ends, with its violation."""
     active: list[Driven] = []
     try:
         yield from _driven(server, schedules, at_once, active)

@@ -1,14 +1,15 @@
-"""Thousands of hostile schedules of one job each, on the real ledger, learner order, rollout worker and controller.
+"""Simulates thousands of hostile schedules of one job each, with the real ledger, learner, rollout worker and
+controller.
 
     make simulate N=10000 SEED=0          that many schedules, of the seeds from SEED on; JOBS=2: in two processes
     make simulate N=1 SEED=4711           one of them again, with every step it took
     … PLANT=fencing_off                   with a bug in it (`planted_bugs`): the campaign ends when it is found
     … WORLD=queue                         several jobs that wait for few cores, and the gateways that start them
 
-What is real, what is simulated: `wiring`. What goes wrong: `fault_plan`. What must hold after each event: `invariants`.
-Of the queue: `queue_world`, `queue_fault_plan`, `queue_invariants`.
-A failing schedule is tried again with fewer of its faults; what is printed is the smallest that fails. The last line
-says PASS where no invariant was broken, or where a planted bug was found, and else MISS.
+What is real and what is simulated: `wiring`. The faults: `fault_plan`. What is checked after each event: `invariants`.
+For the queue: `queue_world`, `queue_fault_plan`, `queue_invariants`.
+A failing schedule is repeated with fewer of its faults; the smallest one that fails is printed. The last line says PASS
+if no invariant was violated, or a planted bug was found, else MISS.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from headrace_simulation.schedule import Schedule, drive
 CHUNK = 250
 """Schedules between two lines of progress."""
 WORLDS: dict[str, Callable[[int], Plan | QueuePlan]] = {"job": plan, "queue": queue_plan}
-"""What a seed stands for."""
+"""The function from a seed to a plan, by world."""
 AT_ONCE = 48
 """Schedules that share a round trip to Redis."""
 PLANT_WITHIN = 10_000
@@ -52,19 +53,19 @@ PLANT_WITHIN = 10_000
 
 @dataclass
 class Tally:
-    """What some schedules came to."""
+    """The results of several schedules."""
 
     schedules: int = 0
     events: int = 0
-    """Calls that may have changed something; after each, everything is checked."""
+    """Number of calls that may have changed something; after each, everything is checked."""
     faults: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
-    """Jobs, by status."""
+    """Number of jobs by final status."""
     broken: list[tuple[int, str]] = field(default_factory=list)
-    """(seed, what was violated)."""
+    """(seed, violation) of the schedules that failed."""
 
     def add(self, other: Tally) -> None:
-        """Both together."""
+        """Add the results of `other`."""
         self.schedules += other.schedules
         self.events += other.events
         self.faults += other.faults
@@ -75,7 +76,7 @@ class Tally:
 def run(
     plans: Sequence[Plan | QueuePlan], plant: str | None = None, at_once: int = AT_ONCE, traced: bool = True
 ) -> Generator[tuple[Schedule | QueueSchedule, str | None]]:
-    """Each schedule as it ends, with what it violated; where `traced`, with every call it made."""
+    """Run schedules; yields each as it ends, with its violation. With `traced`, its steps include every call."""
     with (
         tempfile.TemporaryDirectory(prefix="headrace-simulation-", dir=_memory()) as folder,
         Server(Path(folder) / "redis") as server,
@@ -99,7 +100,8 @@ def _schedule(
 
 @contextmanager
 def _collected_afterwards() -> Iterator[None]:
-    """Without the garbage collector, which takes a third of the time; then of what came into being within alone."""
+    """Context without the garbage collector, which would take a third of the time. At the end only the objects created
+    within are collected."""
     gc.freeze()
     gc.disable()
     try:
@@ -114,7 +116,7 @@ def _memory() -> str | None:
 
 
 def tally(first: int, count: int, plant: str | None = None, world: str = "job") -> Tally:
-    """The schedules of `count` seeds; with a plant, up to the first that finds it."""
+    """Run the schedules of `count` seeds; with a planted bug, only up to the first that finds it."""
     silence()
     total = Tally()
     with closing(run([WORLDS[world](seed) for seed in range(first, first + count)], plant, traced=False)) as ended:
@@ -130,18 +132,18 @@ def tally(first: int, count: int, plant: str | None = None, world: str = "job") 
     return total
 
 
-def shrunk(whole: Plan | QueuePlan, plant: str | None) -> Plan | QueuePlan:
-    """The same schedule without the faults that its failure does not need."""
-    kept = tuple(range(len(whole.faults)))
-    for fault in reversed(kept):
-        fewer = tuple(f for f in kept if f != fault)
-        if any(violation for _, violation in run([whole.only(fewer)], plant)):
-            kept = fewer
-    return whole.only(kept)
+def shrunk(plan: Plan | QueuePlan, plant: str | None) -> Plan | QueuePlan:
+    """The plan of a failing schedule without the faults that the failure does not need."""
+    needed = tuple(range(len(plan.faults)))
+    for fault in reversed(needed):
+        fewer = tuple(f for f in needed if f != fault)
+        if any(violation for _, violation in run([plan.only(fewer)], plant)):
+            needed = fewer
+    return plan.only(needed)
 
 
 def trace(schedule: Schedule | QueueSchedule, violation: str | None) -> str:
-    """Every step, one a line: virtual seconds, who, what."""
+    """The steps of a schedule, one per line: virtual seconds, process, what it did."""
     lines = [f"{at:9.3f}  {who:<12} {what}" for at, who, what in schedule.world.steps]
     faults = [f"  fault      {fault}" for fault in schedule.plan.faults]
     plan = schedule.plan
@@ -151,21 +153,21 @@ def trace(schedule: Schedule | QueueSchedule, violation: str | None) -> str:
 
 
 def silence() -> None:
-    """What the services log of the deaths they meet is no news here."""
+    """Suppress the services' logs, which would be full of the injected faults."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def explain(seed: int, plant: str | None, world: str) -> None:
-    """Print a failing schedule, as small as it gets, and how to have it again."""
+    """Print a failing schedule, shrunk, and the command that repeats it."""
     small = shrunk(WORLDS[world](seed), plant)
     for schedule, violation in run([small], plant):
         print(trace(schedule, violation))
-    asked = f" WORLD={world}" * (world != "job") + (f" PLANT={plant}" if plant else "")
-    print(f"again: make simulate N=1 SEED={seed}{asked}")
+    options = f" WORLD={world}" * (world != "job") + (f" PLANT={plant}" if plant else "")
+    print(f"again: make simulate N=1 SEED={seed}{options}")
 
 
 def campaign(first: int, count: int, jobs: int, plant: str | None, world: str) -> Tally:
-    """All of it, with a line of progress now and then."""
+    """Run all schedules, printing progress."""
     chunks = [(at, min(CHUNK, first + count - at)) for at in range(first, first + count, CHUNK)]
     total, began = Tally(), time.monotonic()
     for part in _parts_of(chunks, jobs, plant, world):
@@ -185,9 +187,9 @@ def _parts_of(chunks: Sequence[tuple[int, int]], jobs: int, plant: str | None, w
         return
     spawn, ends = multiprocessing.get_context("spawn"), (signal.SIGTERM,)  # a killed campaign leaves none behind
     with ProcessPoolExecutor(jobs, spawn, signal_at_death_of_parent, ends) as pool:
-        asked = [pool.submit(tally, first, count, plant, world) for first, count in chunks]
+        submitted = [pool.submit(tally, first, count, plant, world) for first, count in chunks]
         try:
-            for each in asked:
+            for each in submitted:
                 yield each.result()
         finally:
             pool.shutdown(cancel_futures=True)

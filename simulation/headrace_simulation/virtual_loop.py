@@ -1,13 +1,13 @@
-"""An event loop of simulated processes: virtual time, and processes that die or stand still.
+"""An event loop for simulated processes, with virtual time; processes can be killed, stopped and continued.
 
-    task, timer ──► call_soon, call_at ──► its process (a context variable) ─┬─ runs:     as soon as its turn comes
-                                                                             ├─ stopped:  parked until it goes on
+    task, timer ──► call_soon, call_at ──► its process (a context variable) ─┬─ running:  runs in its turn
+                                                                             ├─ stopped:  parked until it continues
                                                                              └─ dead:     its tasks are cancelled
 
-Invariants: the order of all that runs follows from what was asked for alone (no socket, no thread, no real time), so
-the same seed gives the same run; a stopped process runs nothing, and what was due meanwhile runs when it goes on;
-nothing that a dead process still does while its tasks unwind reaches the world (`Process.check`, asked by every door to
-it). Several loops may run in turn in one thread: `pump` returns whenever the world has to answer something.
+Invariants: the order of execution depends on nothing external (no socket, no thread, no real time), so that the same
+seed gives the same run. A stopped process runs nothing; what was due meanwhile runs when it continues. Nothing that a
+dead process does while its tasks unwind reaches the world, because every access to the world calls `Process.check`.
+Several loops may run alternately in one thread: `pump` returns whenever the world has to answer a call.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from headrace_lab.virtual.virtual_time import done_at_once
 
 
 class Process:
-    """One simulated process; it lives once. A restart is another."""
+    """One simulated process. A restarted one is a new `Process`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.dead = self.stopped = False
         self.offset = 0.0
-        """Seconds by which its wall clock is before the world's. Timers do not follow that one."""
+        """Seconds by which its wall clock is ahead of the world's; timers do not depend on it."""
         self.port: Any = None
-        """Its client of Redis; and the world it is in."""
+        """Its Redis client; and the world it belongs to."""
         self.world: Any = None
         self.tasks: list[asyncio.Task[Any]] = []
         self.parked: list[Handle] = []
 
     def check(self) -> None:
-        """Every way out of the process asks this first. Raises `CancelledError` for a dead one."""
+        """Raises `CancelledError` if the process is dead. Every access to the world calls it first."""
         if self.dead:
             raise asyncio.CancelledError(f"{self.name} is dead")
 
@@ -47,14 +47,15 @@ PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("proces
 
 
 def here() -> Process:
-    """The process whose code runs."""
+    """The process whose code is running."""
     process = PROCESS.get()
     assert process is not None
     return process
 
 
 class Handle:
-    """What is to be run, now or at its time: asyncio's, as far as tasks and timeouts ask for it, at half the price."""
+    """A callback to run, now or at its time: the part of asyncio's handles that tasks and timeouts use, at half the
+    cost."""
 
     __slots__ = ("_args", "_callback", "_when", "context", "off")
 
@@ -63,12 +64,12 @@ class Handle:
     ) -> None:
         self._callback, self._args, self._when = callback, args, when
         self.context = context
-        """None: of no process."""
+        """None: it belongs to no process."""
         self.off = False
         """Whether it was cancelled."""
 
     def cancel(self) -> None:
-        """Of a timer: it stays in the heap, and is passed over when its time comes."""
+        """Cancel it; a timer stays in the heap, and is skipped when its time comes."""
         self.off = True
 
     def cancelled(self) -> bool:
@@ -85,16 +86,16 @@ class Handle:
 
 
 class Stalled(Exception):
-    """Every task waits, and no timer is set."""
+    """All tasks are waiting, and no timer is set."""
 
 
 def _own(context: contextvars.Context | None) -> contextvars.Context:
-    """As asyncio has it: that of the caller where none is named."""
+    """The given context, or a copy of the caller's, as in asyncio."""
     return contextvars.copy_context() if context is None else context
 
 
 class SimulatedLoop(asyncio.AbstractEventLoop):
-    """What asyncio's tasks, futures and timers need, in virtual time."""
+    """The part of an event loop that asyncio's tasks, futures and timers need, in virtual time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -172,11 +173,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return context.run(lambda: self.create_task(main(), name=process.name, context=context))
 
     def after(self, seconds: float, callback: Callable[..., object], *args: Any) -> None:
-        """An event of the world, of no process."""
+        """Schedule an event of the world, which belongs to no process."""
         self._timer(self.now + seconds, callback, args, None)
 
     def kill(self, process: Process) -> None:
-        """Like SIGKILL: from here on nothing of it has an effect."""
+        """Kill a process as SIGKILL does: from here on nothing that it does has an effect."""
         process.dead, process.stopped = True, False
         self._ready.extend(process.parked)
         process.parked = []
@@ -185,11 +186,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             task.cancel()
 
     def stop_process(self, process: Process) -> None:
-        """Like SIGSTOP."""
+        """Stop a process, as SIGSTOP does."""
         process.stopped = True
 
     def go_on(self, process: Process) -> None:
-        """Like SIGCONT: what was due meanwhile runs now."""
+        """Continue a process, as SIGCONT does: what was due meanwhile runs now."""
         process.stopped = False
         self._ready.extend(process.parked)
         process.parked = []
@@ -201,7 +202,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def pump(self, until: float) -> bool:
         """Run until `interrupt` (True), or until virtual time `until` (False). Raises `Stalled`.
 
-        Whatever a handle raises by itself, out of no task, is raised here.
+        An error of a handle outside a task is raised here.
         """
         self._wanted = False
         asyncio._set_running_loop(self)
@@ -222,7 +223,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             asyncio._set_running_loop(None)
 
     def end(self) -> None:
-        """The world is over, and every process dead: their tasks unwind, as those of a killed one do."""
+        """End the world after all processes are dead: run their tasks until they have unwound."""
         self._timers.clear()
         asyncio._set_running_loop(self)
         try:
@@ -241,7 +242,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._tasks = [task for task in self._tasks if not task.done()]
 
     def _next_timer(self, until: float) -> Handle | None:
-        """The earliest timer, and it is its time; None where that lies beyond `until`."""
+        """Advance the time to the earliest timer, and return it; None if that is after `until`."""
         while self._timers:
             when, _, handle = self._timers[0]
             if when > until:
@@ -254,7 +255,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
 
 def _keep(tasks: list[asyncio.Task[Any]], new: asyncio.Task[Any]) -> None:
-    """Those that are done are let go of now and then: with them goes all that they hold."""
+    """Append a task. From time to time, finished ones are removed, so that their memory is freed."""
     if len(tasks) % _KEPT == _KEPT - 1:
         tasks[:] = [task for task in tasks if not task.done()]
     tasks.append(new)
@@ -262,4 +263,4 @@ def _keep(tasks: list[asyncio.Task[Any]], new: asyncio.Task[Any]) -> None:
 
 _KEPT = 32
 _UNWINDINGS = 200
-"""Turns of all tasks: one that is cancelled waits for others that are, and for each `finally` once more."""
+"""Maximum number of rounds for tasks to unwind: a cancelled task may wait for others, once for each `finally`."""

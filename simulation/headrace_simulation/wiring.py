@@ -1,13 +1,14 @@
-"""What a simulated world consists of, and what its rollout workers are made of.
+"""What is real and what is simulated, and the components of the rollout workers.
 
 real       LearnerWorker · RolloutWorker, GroupBuilder and Evaluator · JobController, its WorkerGroup and Evaluations ·
-           Ledger, SettingsLog, WorkerDrains, JobStore over a real redis-server · staleness.select · WeightStore and the
-           search for a whole checkpoint, on real folders in memory
-simulated  training (a hash chained over all that a step reads) · engine and reward · how a checkpoint's state is
-           written · Ray: processes are started, asked, told of deaths and killed in the world
+           Ledger, SettingsLog, WorkerDrains, JobStore on a real Redis server · staleness.select · WeightStore and the
+           search for the newest checkpoint, on real folders in memory
+simulated  training (a hash chained over all that a step reads) · engine and reward · the writing of a checkpoint's
+state
+           · Ray, which starts, calls and kills simulated processes
 
-The real ones are made of simulated parts: `RolloutPorts` here, `LearnerPorts` in `fake_learner`, `ControllerPorts` in
-`fake_ray` and `queue_fake_ray`.
+The real workers are given simulated components: `RolloutPorts` here, `LearnerPorts` in `fake_learner`,
+`ControllerPorts` in `fake_ray` and `queue_fake_ray`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ PROMPTS = [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(
 
 
 class InstantReward:
-    """Differs between completions, but for every fourth group; of an evaluation, it is the version that sampled."""
+    """A reward that differs between completions, except in every fourth group. In an evaluation, it is the version that
+    sampled the completion."""
 
     async def start(self) -> None: ...
 
@@ -58,8 +60,8 @@ def _value(sample: Sample) -> float:
 
 
 class Engine(SimulatedEngine):
-    """The engine of one worker. It takes a while to load, and refuses one row, if the plan says so. A token's id is the
-    version that sampled it."""
+    """The engine of one worker. It takes a while to load, and refuses one row if the plan says so. The token ids are
+    the versions that sampled them."""
 
     def __init__(self, world: World, worker: str) -> None:
         job = world.plan.job
@@ -81,7 +83,7 @@ class Engine(SimulatedEngine):
 
 
 class NumberedPrompts:
-    """Each row's only token is the row's number."""
+    """Prompts of one token, the row's number."""
 
     tokenizer = cast(Tokenizer, SimpleNamespace(text=lambda token_ids: ""))
 
@@ -91,7 +93,7 @@ class NumberedPrompts:
 
 
 def rollout_ports(world: World, process: Process, config: WorkerConfig) -> RolloutPorts:
-    """What the rollout worker in `process` is made of."""
+    """The components of the rollout worker in `process`."""
     clock = ProcessClock(process)
     return RolloutPorts(
         job=JobRecord.on(process.port, config.job_id, clock),

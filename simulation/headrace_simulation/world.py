@@ -1,13 +1,14 @@
-"""One schedule's world: its loop, its network, its processes, and what its observer sees of Redis.
+"""The world of one schedule: its event loop, network and processes, and the observer of its calls to Redis.
 
-    a process ── call ──► network (delay) ──► arrives: `pump` returns, the driver asks Redis ──► observer ──► answer
-                             │                   ▲   │                                                        (delay)
-                             │                   │   └ answer lost: the client sends the call again
-                             └ Redis is away: sent again until it is back; after `WAIT_SECONDS` `ConnectionError`
-                                                 └ a copy that was stuck somewhere arrives late, its caller may be dead
+    a process ── call ──► network (delay) ──► arrives: `pump` returns, the driver sends it to Redis ──► observer ──►
+    answer
+                             │                   ▲   │
+                             (delay) │                   │   └ answer lost: the client repeats the call
+                             └ Redis unreachable: retried until it is back; after `WAIT_SECONDS` `ConnectionError`
+                                                 └ a delayed duplicate arrives, whose caller may be dead
 
-Calls of one process may overtake each other, as on several connections. Each is carried out whole; after each one that
-may have changed something the observer holds the counts against the invariants.
+Calls of one process may overtake each other, as on several connections. Each is executed atomically. After each call
+that may have changed something, the observer checks the invariants.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ SCRIPT_NAMES = {script_source(name): name for name in (*_SCRIPTS, "change", "mov
 _NAMES = SCRIPT_NAMES | {history.append_script(): "append"}
 READS = {"HGET", "HMGET", "HGETALL", "HVALS", "HLEN", "XREAD", "XRANGE", "LRANGE", "LLEN", "window", "queues"}
 EPOCH = 1.8e9
-"""What the wall clocks show at the beginning."""
+"""Unix time at the start of a world."""
 WATCH_SECONDS, HEARTBEAT_SECONDS = 2.0, 4.0
-"""Between two looks of a controller at its job, and two heartbeats of a worker: twice as long as in the service,
-because they are a quarter of all calls, and most find nothing new."""
+"""Intervals of a controller's checks of its job, and of a worker's heartbeats: twice as long as in the service, because
+they are a quarter of all calls, and most change nothing."""
 
 
 async def forever() -> None:
@@ -50,13 +51,13 @@ async def forever() -> None:
 
 
 class ProcessClock:
-    """The clocks of one process (`headrace_core.clock.Clock`)."""
+    """The clock of one process, a `headrace_core.clock.Clock`."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
 
     def time(self) -> float:
-        """Its wall clock, which faults set forward and back."""
+        """The process' wall clock, which faults set forward and back."""
         return EPOCH + self.monotonic() + self._process.offset
 
     def monotonic(self) -> float:
@@ -66,7 +67,7 @@ class ProcessClock:
 
 @dataclass(slots=True)
 class Call:
-    """Something asked of Redis."""
+    """A call to Redis."""
 
     process: Process
     name: str
@@ -74,13 +75,13 @@ class Call:
     answer: asyncio.Future[list[Any]]
     epoch: int
     copies: int = 0
-    """How often it was carried out before."""
+    """How often it was executed before."""
     then: Callable[[list[Any]], None] | None = None
-    """Of the world's own questions: told the answer, and nobody else is."""
+    """Receives the answer of a call by the world itself, instead of the observer and a process."""
 
 
 class Wire:
-    """Redis as one process reaches it."""
+    """The connection of one process to Redis, through the world's network."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._world, self._process = world, process
@@ -95,7 +96,7 @@ class Wire:
         world = self._world
         self._process.check()
         await asyncio.sleep(world.random.uniform(0.0, 0.3))
-        if world.losing:  # what this one waits for will be lost, and itself with it
+        if world.losing:  # a power loss is coming: neither the write nor this process will survive it
             await world.loop.create_future()
         self._process.check()
 
@@ -121,7 +122,7 @@ class Wire:
 
 
 class World:
-    """See the module's picture. `steps` are what happened, for reading; of one that is `traced`, with every call."""
+    """The world of one schedule. `steps` are a log for reading; with `traced`, it includes every call."""
 
     def __init__(self, server: Server, plan: Plan, folder: Path, plant: str | None, traced: bool) -> None:
         self.plan, self.folder, self.plant, self.traced = plan, folder, plant, traced
@@ -134,26 +135,27 @@ class World:
         self.wanted: Call | None = None
         self.redis_back = 0.0
         self.clock_offset = 0.0
-        """Of the Redis server's clock."""
+        """Offset of the Redis server's clock, in seconds."""
         self.observer = Observer(self)
         self.steps: list[tuple[float, str, str]] = []
         self.offsets: dict[str, float] = {}
-        """Of the processes' wall clocks, by name."""
+        """Offsets of the processes' wall clocks, by name, in seconds."""
         self.losing = False
-        """What Redis is told now is not on the disk when the power goes."""
+        """Whether writes to Redis are lost from now on, because a power loss is coming."""
         self.epoch = 0
-        """How often the power was lost: calls under way went with it."""
+        """Number of power losses so far; calls of an earlier epoch are lost."""
         self.snapshots: list[tuple[int, str]] = []
-        """(version, state) in the learner's node's memory."""
+        """(version, state) of the snapshots in the memory of the learner's node."""
         self.done = False
         self.broken: BaseException | None = None
         self.failure = ""
         """Why the job failed, if it did."""
         self.output, self.weights = folder / "jobs" / self.job_id, folder / "weights" / self.job_id
         self.before_call: Callable[[Process, str], str | None] = lambda process, name: None
-        """Told of every call; answers where its process dies: `sent`, `flight`, `answered`, or nowhere."""
+        """Called before every call; returns the phase in which its process dies: `sent`, `flight`, `answered` or
+        None."""
         self.before_greedy: Callable[[], None] = lambda: None
-        """Told of every completion that is begun for an evaluation."""
+        """Called before every completion of an evaluation."""
         self.on_death: list[Callable[[Process], None]] = []
         self._server, self._names = server, dict[str, str]()
         keys = self.keys.ledger_scripts
@@ -162,11 +164,11 @@ class World:
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def port(self, process: Process) -> Port:
-        """A client of its own."""
+        """A Redis client for the process."""
         return Port(Wire(self, process))  # type: ignore[abstract]
 
     def spawn(self, process: Process, main: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
-        """A task of the process."""
+        """Start a task of the process. An error that it raises breaks the schedule."""
         task = self.loop.spawn(process, main)
         task.add_done_callback(lambda ended: self._noticed(process, ended))
         return task
@@ -176,27 +178,27 @@ class World:
             self.broken = ended.exception()
             self.loop.interrupt()
 
-    def whole_checkpoints(self) -> list[int]:
-        """Versions of those that were completed, oldest first; damage done to them since is not looked for."""
+    def complete_checkpoints(self) -> list[int]:
+        """Versions of the checkpoints that were completed, oldest first, damaged ones included."""
         folders = (self.output / "checkpoints").glob("step-*")
         return sorted(int(f.name.removeprefix("step-")) for f in folders if "." not in f.name)
 
     def kill(self, process: Process, why: str) -> None:
-        """At once, wherever it is."""
+        """Kill a process at once, whatever it is doing."""
         if not process.dead:
             self.note(process.name, f"dies: {why}")
             self.loop.kill(process)
-            for hear in self.on_death:
-                hear(process)
+            for report in self.on_death:
+                report(process)
 
     def note(self, who: str, what: str) -> None:
-        """One line of the trace."""
+        """Add a line to the log of steps."""
         self.steps.append((self.loop.now, who, what))
 
     # ── calls ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def load(self, source: str) -> str:
-        """As the server knows it, with the planted bug if there is one."""
+        """Load a script with the world's clock and the planted bug, if there is one; returns its SHA."""
         name, text = _adapted(self.plant, source)
         sha = self._server.load(text)
         self._names[sha] = name
@@ -240,7 +242,7 @@ class World:
             self.loop.after(WAIT_SECONDS, self._refuse, call)
 
     def ask(self, commands: Sequence[Command], then: Callable[[list[Any]], None]) -> None:
-        """A question of the world's own, carried out at once; of no process, and out of a handle of the world."""
+        """Execute commands of the world itself at once, without the network. Call it from a handle of the world."""
         nobody = Process("world")
         self.wanted = Call(nobody, "HGET", commands, self.loop.create_future(), self.epoch, then=then)
         self.loop.interrupt()
@@ -250,7 +252,7 @@ class World:
             call.answer.set_exception(RedisGone("Redis is away"))
 
     def commands(self) -> list[Command | Packed]:
-        """What Redis is to be asked now: the call, and the counts after it."""
+        """The commands for Redis: those of the call, and the dump of the ledger's counts after it."""
         call = self.wanted
         assert call is not None
         now = repr(EPOCH + self.loop.now + self.clock_offset)
@@ -258,23 +260,23 @@ class World:
         return asked if call.name in READS else [*asked, self._dump_ledger]
 
     def answered(self, raw: list[Any]) -> None:
-        """What Redis answered to `commands`."""
+        """Continue with Redis' answers to `commands`."""
         call, self.wanted = self.wanted, None
         assert call is not None
         if call.then is not None:
             call.then(raw)
             return
         if call.name not in READS:
-            *raw, books = raw
-            if isinstance(books, Exception):
-                raise books
+            *raw, counts = raw
+            if isinstance(counts, Exception):
+                raise counts
             if self.traced:
                 self.note(call.process.name, _shown(call, raw))
             if call.name == "move" and (error := _error_of(call)):
                 self.failure = error
                 self.note(call.process.name, f"the job fails: {error}")
             before = self.observer.signal
-            self.observer.saw(call, raw, books)
+            self.observer.saw(call, raw, counts)
             if self.observer.signal != before:
                 self._wake()
         self._reply(call, raw)
@@ -304,40 +306,41 @@ class World:
 
 _CLOCK = ("redis.call('TIME')", "{OURS, 0}")
 _BY_OUR_CLOCK = "local OURS = tonumber(ARGV[1]); if OURS then ARGV[1] = '' end\n"
-"""The server's own clock, in a ledger script, is the world's: the first argument, which is empty otherwise."""
+"""Replaces the server's clock in a ledger script by the world's, which is passed as the first argument (else empty)."""
 _LIMITS = re.compile(r"(local FAILED_KEPT, ENDED_KEPT, STEPS_KEPT =) .*")
-"""Of what the ledger keeps for reading: here so little that whatever is still asked for would be missed."""
+"""The limits on the records that the ledger keeps for reading. The simulation makes them so small that a script which
+still needs a deleted record would fail."""
 _TIMED = {*SCRIPT_NAMES.values()}
 
 
 @cache
 def _adapted(plant: str | None, source: str) -> tuple[str, str]:
-    """(name, source with the world's clock and the planted bug) of a script as the services have it."""
+    """(name, source with the world's clock and the planted bug) of a script of the services."""
     name = _NAMES.get(source, "script")
     return name, _BY_OUR_CLOCK + _LIMITS.sub(r"\1 8, 8, 1", planted(plant, name, source).replace(*_CLOCK))
 
 
 def _at(command: Command, now: str) -> Command:
-    """A ledger script's call with the server's time, if it asks for it."""
+    """The call of a ledger script with the server's time filled in, if it uses that."""
     first = 3 + int(command[2])
     return (*command[:first], now, *command[first + 1 :]) if command[first] == "" else command
 
 
 def _shown(call: Call, raw: list[Any]) -> str:
-    """The call and its answer, without anything that differs between two runs of one seed."""
+    """The call and its answer for the log, without anything that differs between two runs of a seed."""
     if call.name not in _TIMED:
         return _describe(call) if call.name == "append" else " ".join(str(c[0]) for c in call.commands)
     command = call.commands[0]
     given = command[4 + int(command[2]) :]
-    kept = {"claim": given[:1] + given[2:], "commit": given[:4], "settle": given[:5], "change": ()}.get(
+    shown = {"claim": given[:1] + given[2:], "commit": given[:4], "settle": given[:5], "change": ()}.get(
         call.name, given[1:2] if call.name in {"move", "rest", "drain"} else given
     )
     again = " (again)" if call.copies else ""
-    return f"{call.name}({', '.join(str(x) for x in kept)}) → {_brief(raw[0], call.name)}{again}"
+    return f"{call.name}({', '.join(str(x) for x in shown)}) → {_brief(raw[0], call.name)}{again}"
 
 
 def _error_of(call: Call) -> str:
-    """Of a call that makes a job `failed`, why (`JobError`, encoded); of another one, nothing."""
+    """The error (an encoded `JobError`) of a call that moves a job to `failed`; '' for other calls."""
     command = call.commands[0]
     _, status, _, _, error, *_ = command[4 + int(command[2]) :]
     return _text(error) if _text(status) == "failed" else ""
@@ -348,7 +351,7 @@ def _text(word: str | bytes) -> str:
 
 
 def _describe(call: Call) -> str:
-    """What is appended to a job's history, by its kind alone: the rest has times in it."""
+    """The kind of an entry that is appended to a job's history; the rest contains times."""
     command = call.commands[0]
     return f"tells of a {command[3 + int(command[2])]}" + " (again)" * bool(call.copies)
 
