@@ -118,7 +118,7 @@ async def test_where_the_ledger_lost_the_steps_too_the_error_says_what_is_lackin
 async def test_a_job_without_room_for_snapshots_says_so_once_and_goes_on(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace_learner.checkpoints.memory_snapshot._MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr("headrace_learner.checkpoints.memory_snapshot._MAX_MEMORY_SHARE", 1e-9)
     job = bench("no room")
     await train_whole(job)
     (told,) = await warnings(job)

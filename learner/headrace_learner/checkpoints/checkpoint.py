@@ -1,21 +1,22 @@
-"""Checkpoints: everything a new learner needs to go on as if nothing had happened.
+"""Checkpoints on disk: everything a restarted learner needs to continue exactly where the old one was.
 
     <output_dir>/checkpoints/step-00000040/      the state after 40 steps: policy version 40
         state/…          torch.distributed.checkpoint: weights, optimizer state, random state
         model/…          the same weights as a model folder that loads anywhere
         manifest.json    written last: names every file with its size and CRC-32
 
-Invariants: the folder has `.partial` after its name until all of it is on the disk, so a folder without it is complete,
-also after a loss of power; a checkpoint whose files are not those of its manifest is never loaded, only named; one that
-is newer than the ledger, which lost the steps to it, is put aside (`.ahead`), so that it is never taken for the other
-steps that take their place.
+Invariants: a folder's name ends in `.partial` until all its files are synced to disk, so a folder without that suffix
+is complete, also after a power loss; a checkpoint whose files differ from its manifest is never loaded, only reported;
+a checkpoint newer than the ledger (the ledger lost the steps that led to it) is renamed to `.ahead`, so that it is
+never mistaken for the state after the steps that are trained in their place.
 
-A trainer of several ranks saves and loads as one: each rank calls, each writes and reads its own shards in the folder,
-which they share; rank 0 makes the folder, writes the model and, when all is there, the manifest. How many ranks there
-were when it was saved does not matter to those that load it.
+With several ranks, every rank calls `save` and `load`, and each writes and reads its own shards in the shared folder;
+rank 0 makes the folder, writes the model and, when everything is there, the manifest. A checkpoint can be loaded by any
+number of ranks, whatever their number when it was saved.
 
-Trust: torch.distributed.checkpoint keeps its index (`.metadata`) as a pickle. Only tensors are put into it, so nothing
-else is one; a checkpoint that another user of the machine may have written is not loaded.
+Trust: torch.distributed.checkpoint stores its index (`.metadata`) as a pickle, which can run code when it is loaded.
+We put only tensors into a checkpoint, so no other file is a pickle; and a checkpoint that another user of the machine
+could have written is not loaded.
 """
 
 from __future__ import annotations
@@ -50,23 +51,25 @@ from headrace_core.storage.job_folder import AHEAD, JobFolder
 
 from ..training.trainer import Trainer
 
-_READ = 1 << 20
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The newest complete checkpoint, if there is one, and the newer ones, each with what is wrong."""
+    """The newest checkpoint that can be loaded."""
 
     path: Path | None
+    """None: there is no checkpoint that can be loaded."""
     version: int
-    """The policy version that it holds; 0, the base model, without one."""
+    """The policy version of the checkpoint; 0 (the base model) if there is none."""
     passed_over: tuple[str, ...]
+    """Newer checkpoints that cannot be loaded, each as "folder name: reason"."""
 
 
 def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
-    """Write the state after `version` steps; returns the checkpoint's folder. One that is there already is replaced.
+    """Write the state after `version` steps; returns the checkpoint's folder, replacing one of the same version.
 
-    Raises `DiskFull` where there is no room for it, and leaves nothing of it.
+    Raises `DiskFull` if there is no space for it, and then leaves no partial folder.
     """
     final = JobFolder(output_dir).checkpoint(version)
     partial = final.with_name(final.name + PARTIAL)
@@ -79,7 +82,7 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
     try:
         with require_space(partial, _bytes(trainer) if first else 0):
             _write(trainer, partial, first)
-            if first:  # every rank's shards are there: `dcp.save` returns when all have written
+            if first:  # `dcp.save` returns when all ranks have written, so every shard is there
                 _complete(partial, version)
     except DiskFull:
         if first:
@@ -97,23 +100,23 @@ def _write(trainer: Trainer, partial: Path, first: bool) -> None:
     try:
         with _one_process_is_fine():
             dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=trainer.ranks.size == 1)
-    except CheckpointException as error:  # a BaseException: it would end the process, and nobody would hear why
+    except CheckpointException as error:  # a BaseException: uncaught, it would end the process without a report
         raise OSError(f"{partial.name} could not be written: {error}") from error
     trainer.policy.write_model(partial / CHECKPOINT_MODEL if first else None)
 
 
 def _bytes(trainer: Trainer) -> int:
-    """What a checkpoint needs at least: weights, and what the optimizer keeps of them by now."""
+    """Lower bound of a checkpoint's size in bytes: the weights and the optimizer state that exists by now."""
     size = 0
     for model_optimizer in trainer.optimizers.values():
         weights = sum(p.numel() * p.element_size() for p in model_optimizer.model.parameters())
-        kept = (
+        optimizer_tensors = (
             v
             for state in model_optimizer.optimizer.state.values()
             for v in state.values()
             if isinstance(v, torch.Tensor)
         )
-        size += weights + sum(v.numel() * v.element_size() for v in kept)
+        size += weights + sum(v.numel() * v.element_size() for v in optimizer_tensors)
     return size
 
 
@@ -121,22 +124,23 @@ def _complete(partial: Path, version: int) -> None:
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
     Manifest(version, files).write(partial)
     for path in (*partial.rglob("*"), partial):
-        path.chmod(path.stat().st_mode & ~0o077)  # torch goes by the umask; what others may write to is not loaded
+        # torch creates files by the umask, and `load` refuses what others may write to
+        path.chmod(path.stat().st_mode & ~0o077)
         sync(path)
 
 
 @contextmanager
 def _one_process_is_fine() -> Iterator[None]:
-    """A learner of one process is what was asked for; torch 2.13 warns of it whatever `no_dist` says."""
+    """Suppress torch 2.13's warning about saving without a process group, which it gives even with `no_dist`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
 
 
 def newest(output_dir: Path, ledger: int) -> Found:
-    """Look from the newest back to the first that is whole and not newer than the ledger's policy version.
+    """The newest checkpoint that is intact and not newer than policy version `ledger`, the ledger's.
 
-    Those that are newer are put aside.
+    Checkpoints newer than the ledger are renamed to `.ahead`.
     """
     passed_over: list[str] = []
     for version, path in sorted(JobFolder(output_dir).completed_checkpoints(), reverse=True):
@@ -159,23 +163,24 @@ def _put_aside(path: Path) -> None:
 
 
 def load(trainer: Trainer, path: Path) -> None:
-    """Bring weights, optimizer and random state to what they were, bit for bit."""
+    """Restore weights, optimizer state and the CPU random state bit for bit."""
     state = _state(trainer)
     with _one_process_is_fine():
         dcp.load(state, checkpoint_id=path / "state", no_dist=trainer.ranks.size == 1)
     for name, model_optimizer in trainer.optimizers.items():
         set_model_state_dict(model_optimizer.model, state[name]["model"])
-        whole = get_optimizer_state_dict(model_optimizer.model, model_optimizer.optimizer)
+        current = get_optimizer_state_dict(model_optimizer.model, model_optimizer.optimizer)
         set_optimizer_state_dict(
             model_optimizer.model,
             model_optimizer.optimizer,
-            {"state": state[name]["optimizer"], "param_groups": whole["param_groups"]},
+            # the learning rate and the other settings in `param_groups` are the job's, not the checkpoint's
+            {"state": state[name]["optimizer"], "param_groups": current["param_groups"]},
         )
     torch.set_rng_state(state["random"]["cpu"])
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:
-    """Tensors only. Learning rate, β and decay are settings of the job, not state."""
+    """What a checkpoint holds: tensors only. Learning rate, β and weight decay are settings of the job, not state."""
     models = {
         name: {
             "model": get_model_state_dict(model_optimizer.model),
@@ -187,6 +192,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
 
 
 def _what_is_wrong(path: Path, version: int) -> str | None:
+    """Why the checkpoint cannot be loaded; None if it can. Reads all its files, to compare their checksums."""
     index = path / "state" / ".metadata"
     try:
         private_files.check(*(p for p in (path.parent, path, index.parent, index) if p.exists()))
@@ -211,7 +217,7 @@ def _fingerprint(file: Path) -> tuple[int, int]:
     """(size in bytes, CRC-32)."""
     size = crc = 0
     with file.open("rb") as content:
-        while part := content.read(_READ):
+        while part := content.read(_READ_BYTES):
             size += len(part)
             crc = zlib.crc32(part, crc)
     return size, crc

@@ -1,18 +1,22 @@
-"""Snapshots: the learner's state in the memory of its node, where it outlives the learner.
+"""Snapshots: the learner's state in shared memory of its node, which survives the death of the learner's process.
 
     torch's thread     … settle ─► begin ─► claim ─► forward, backward ─► (wait) ─► optimizer ─► settle ─► begin …
     snapshot's thread              └─► copy into generation g ────────────► │ ─► parity over ranks ─► seal g
                                                                             └ copied: the state may change
 
-Between two updates the state is only read, so it is copied meanwhile; a step waits for that only where its forward and
-backward passes are over before (`stalled`). Idea: REFT (arXiv 2310.12670).
+Between two updates the state is only read, so it is copied during the forward and backward passes; the update waits for
+the copy only if the passes end first (counted in `stalled`). Idea: REFT (arXiv 2310.12670).
 
-Invariants: of two generations one is whole at any moment after the first, whenever this process is killed; only the
-state of settled steps is taken, so none is ever newer than the ledger but where the ledger lost something, and such
-are made void before they can be mistaken for the step that takes their place; no more memory is held than two
-generations, with several ranks and their parity 2 × N / (N − 1); what is restored is what was copied, bit for bit.
+A generation is one of the two places of a rank that snapshots are written to in turn.
 
-With several ranks each keeps its own shard on its node, and of one rank that lost its own it is rebuilt (`xor_parity`).
+Invariants: after the first snapshot, at least one of the two generations is complete at any moment, whenever this
+process is killed; only the state of settled steps is copied, so a snapshot is newer than the ledger only if the ledger
+lost data, and such a snapshot is invalidated before it can be mistaken for the step that is trained in its place;
+memory use is at most two generations, with N ranks and their parity 2 × N / (N − 1) times the state; what is restored
+equals what was copied, bit for bit.
+
+With several ranks, each stores its own shard on its node; if one rank has lost its shard, it is rebuilt from the others
+(`xor_parity`).
 """
 
 from __future__ import annotations
@@ -40,19 +44,19 @@ from .device_copy import copy_out
 from .shm_segment import WORD, Header, Segment, check_size
 
 GENERATIONS = 2
-_MEMORY_SHARE = 0.5
-"""Snapshots take at most so much of what is free, of the machine's memory and of the folder's file system: the engine
-and the next step need some, and published weights of three versions, which may be in the same place."""
+_MAX_MEMORY_SHARE = 0.5
+"""Snapshots take at most this fraction of the free memory of the machine and of the free space of the folder's file
+system: the engine, the next step and three versions of published weights, which may be in the same place, need some."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What `restore` found."""
+    """Result of `restore`."""
 
     version: int | None
     """The policy version that the trainer is at now; None: nothing was restored."""
     passed_over: tuple[str, ...]
-    """On this rank's node, each with what is wrong."""
+    """Snapshots on this rank's node that cannot be used, each as "file name: reason"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,17 @@ class _Generation:
 
 
 class Snapshots:
-    """Of one rank's trainer. All ranks call `restore`, `begin` and `close` in the same order, in torch's thread."""
+    """Snapshots of one rank's trainer.
+
+    All ranks call `restore`, `begin` and `close` in the same order, from the thread that torch runs in.
+    """
 
     def __init__(self, trainer: Trainer, place: Path) -> None:
-        """`place`: of the job, in memory of this node."""
+        """`place`: the job's folder in this node's shared memory."""
         self._trainer, self._folder, self._ranks = trainer, place, trainer.ranks
         self._layout, size = _layout(trainer)
         ranks = self._ranks.size
-        self._block = xor_parity.block_size(_largest(size, self._ranks), ranks) if ranks > 1 else 0
+        self._block = xor_parity.block_size(_max_over_ranks(size, self._ranks), ranks) if ranks > 1 else 0
         self._size = self._block * (ranks - 1) if ranks > 1 else size
         self._generations: list[_Generation] | None = None
         self._next = 0
@@ -78,30 +85,31 @@ class Snapshots:
         self._copied: Future[None] | None = None
         self._sealed: Future[None] | None = None
         self.stalled = 0.0
-        """Seconds that updates have waited for copies, in all."""
+        """Total seconds that updates have waited for copies."""
         for model_optimizer in trainer.optimizers.values():
             model_optimizer.before_update = self.wait
 
     # ── write ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _reserve(self) -> str | None:
-        """Take the memory. Returns why there is none, on all ranks alike."""
+        """Reserve the memory. If any rank cannot, all return a reason and none takes snapshots."""
         wrong = None
         try:
-            self._check_room()
+            self._check_memory()
             self._generations = [self._open(number) for number in range(GENERATIONS)]
         except OSError as error:
             wrong = f"no memory for snapshots of {GENERATIONS * self._size / 2**20:.0f} MiB: {error}"
-        lacking = torch.tensor(float(wrong is not None))
-        if not self._ranks.sum(lacking):
+        failed = torch.tensor(float(wrong is not None))
+        if not self._ranks.sum(failed):
             return None
         self._generations = None
         return wrong or "another rank of the learner has no memory for snapshots"
 
     def begin(self, version: int) -> str | None:
-        """Start taking the state as it is now, of policy `version`; returns at once, unless the last is not done yet.
+        """Start a snapshot of the current state, of policy `version`; waits only for an unfinished previous snapshot.
 
-        The first time, memory is reserved; where there is none, nothing is taken, and the reason is returned.
+        The first call reserves the memory; if there is not enough, no snapshot is taken and the reason is returned.
+        Raises the error of the previous snapshot if it failed.
         """
         if self._generations is None and (wrong := self._reserve()):
             return wrong
@@ -116,7 +124,7 @@ class Snapshots:
         return None
 
     def wait(self) -> None:
-        """Returns when the state may change. Raises what went wrong with the copy."""
+        """Wait until the state is copied and may change. Raises the copy's error if it failed."""
         if self._copied is not None:
             began = time.perf_counter()
             copied, self._copied = self._copied, None
@@ -124,13 +132,13 @@ class Snapshots:
             self.stalled += time.perf_counter() - began
 
     def finish(self) -> None:
-        """Returns when the one under way is whole. Raises what went wrong with it."""
+        """Wait until the snapshot under way is complete. Raises its error if it failed."""
         sealed, self._sealed = self._sealed, None
         if sealed is not None:
             sealed.result()
 
     def close(self) -> None:
-        """The last is whole, or what went wrong with it is raised; nothing is left running. Idempotent."""
+        """Finish the last snapshot (raising its error if it failed) and end the thread. Idempotent."""
         self._thread.shutdown()
         self.finish()
 
@@ -146,25 +154,29 @@ class Snapshots:
 
     # ── read ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def restore(self, least: int, most: int) -> Restored:
-        """Bring the trainer to the newest version in [least, most] that there is a whole snapshot of.
+    def restore(self, min_version: int, max_version: int) -> Restored:
+        """Restore the trainer to the newest version in [min_version, max_version] with a complete snapshot.
 
-        Any newer than `most`, the ledger's version, is made void.
+        Snapshots newer than `max_version`, the ledger's version, are invalidated.
         """
-        found, wrong = self._look(most)
-        held = torch.zeros(self._ranks.size, GENERATIONS, dtype=torch.int64)
-        held[self._ranks.index] = torch.tensor([0 if version is None else version for version in found])
-        version, lost = _choose(self._ranks.sum(held), max(least, 1))
+        versions, wrong = self._readable_versions(max_version)
+        held = torch.zeros(self._ranks.size, GENERATIONS, dtype=torch.int64)  # 0: no snapshot
+        held[self._ranks.index] = torch.tensor([0 if version is None else version for version in versions])
+        version, lost = _choose(self._ranks.sum(held), max(min_version, 1))
         if version is None:
             return Restored(None, tuple(wrong))
-        number = None if self._ranks.index == lost else found.index(version)
+        number = None if self._ranks.index == lost else versions.index(version)
         content = self._content(number, lost)
         _write_back(content, self._trainer)
+        # the next snapshot must not overwrite the generation that was just restored
         self._next = 0 if number is None else (number + 1) % GENERATIONS
         return Restored(version, tuple(wrong))
 
     def _content(self, number: int | None, lost: int | None) -> Tensor:
-        """uint8 [size]: of this rank's generation `number`, or rebuilt from the other ranks'."""
+        """uint8 [size]: bytes of this rank's generation `number`, or, if None, rebuilt from the other ranks'.
+
+        `lost`: the rank that has no snapshot of the version; all other ranks take part in rebuilding it.
+        """
         if number is not None:
             generation = self._open(number)
             content, own_parity = generation.content.content, generation.parity
@@ -176,86 +188,90 @@ class Snapshots:
         xor_parity.rebuild(lost, content, content[: self._block], self._ranks)
         return content
 
-    def _look(self, most: int) -> tuple[list[int | None], list[str]]:
-        """By generation, the version that is whole; and what is wrong with others."""
-        found: list[int | None] = []
+    def _readable_versions(self, max_version: int) -> tuple[list[int | None], list[str]]:
+        """The version of each generation, None if it cannot be used; and the reasons of those that are damaged."""
+        versions: list[int | None] = []
         wrong: list[str] = []
         for number in range(GENERATIONS):
             version, path = None, self._path(number)
             try:
                 if path.exists():
                     check_size(path, self._size)
-                    version = self._version(self._open(number), most)
+                    version = self._version(self._open(number), max_version)
             except (OSError, ValueError) as error:
                 wrong.append(f"{path.name}: {error}")
-            found.append(version)
-        return found, wrong
+            versions.append(version)
+        return versions, wrong
 
-    def _version(self, generation: _Generation, most: int) -> int | None:
-        who = (self._ranks.index, self._ranks.size, self._layout)
-        version = generation.content.version(*who)
+    def _version(self, generation: _Generation, max_version: int) -> int | None:
+        expected = (self._ranks.index, self._ranks.size, self._layout)
+        version = generation.content.version(*expected)
         if version is None:
             return None
-        if generation.parity is not None and generation.parity.version(*who) != version:
+        if generation.parity is not None and generation.parity.version(*expected) != version:
             raise ValueError("its parity is of another version")
-        if version > most:
+        if version > max_version:
             generation.content.invalidate()
-            raise ValueError(f"it is of version {version}, and the ledger has lost that: {most} is its newest")
+            raise ValueError(f"it is of version {version}, and the ledger has lost that: {max_version} is its newest")
         return version
 
-    # ── where ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _path(self, number: int) -> Path:
         return self._folder / f"rank-{self._ranks.index}-{number}"
 
     def _open(self, number: int) -> _Generation:
         path = self._path(number)
-        own = Segment(path.with_name(path.name + "-parity"), self._block) if self._block else None
-        return _Generation(Segment(path, self._size), own)
+        parity = Segment(path.with_name(path.name + "-parity"), self._block) if self._block else None
+        return _Generation(Segment(path, self._size), parity)
 
-    def _check_room(self) -> None:
-        """What is there already is not asked for again. Raises `OSError`."""
+    def _check_memory(self) -> None:
+        """Raises `OSError` if too little memory is free. Segments that exist already count as reserved."""
         private_files.make(self._folder)
-        there = sum(file.stat().st_size for file in self._folder.glob(f"rank-{self._ranks.index}-*"))
-        needed = GENERATIONS * (self._size + self._block) - there
+        reserved = sum(file.stat().st_size for file in self._folder.glob(f"rank-{self._ranks.index}-*"))
+        needed = GENERATIONS * (self._size + self._block) - reserved
         free = min(psutil.virtual_memory().available, shutil.disk_usage(self._folder).free)
-        if needed > _MEMORY_SHARE * free:
-            raise OSError(f"{free / 2**20:.0f} MiB are free, of which {_MEMORY_SHARE:.0%} may be taken")
+        if needed > _MAX_MEMORY_SHARE * free:
+            raise OSError(f"{free / 2**20:.0f} MiB are free, of which {_MAX_MEMORY_SHARE:.0%} may be taken")
 
 
-def _choose(held: Tensor, least: int) -> tuple[int | None, int | None]:
-    """The newest of the versions [ranks, generations] that all ranks have, or all but one; and who lacks it."""
-    for version in sorted({int(v) for v in held.flatten() if v >= least}, reverse=True):
-        lacking = [rank for rank, versions in enumerate(held.tolist()) if version not in versions]
-        if not lacking or (len(held) > 1 and len(lacking) == 1):
-            return version, lacking[0] if lacking else None
+def _choose(held: Tensor, min_version: int) -> tuple[int | None, int | None]:
+    """(newest version that can be restored, rank that has to be rebuilt).
+
+    `held` [ranks, generations]: the version that each rank has in each generation. All ranks or all but one must have
+    the version: parity rebuilds at most one. The rank is None if all have it; both are None if no version will do.
+    """
+    for version in sorted({int(v) for v in held.flatten() if v >= min_version}, reverse=True):
+        missing = [rank for rank, versions in enumerate(held.tolist()) if version not in versions]
+        if not missing or (len(held) > 1 and len(missing) == 1):
+            return version, missing[0] if missing else None
     return None, None
 
 
 def taken_by(trainer: Trainer, config: WorkerConfig) -> Snapshots | None:
-    """None where the job is to do without."""
+    """Snapshots of the trainer; None if the job's settings turn them off or the node has no place for them."""
     if not config.settings.snapshot_every or not config.snapshots_root:
         return None
     return Snapshots(trainer, folder(Path(config.snapshots_root), config.job_id))
 
 
-# ── the state, as a row of tensors ───────────────────────────────────────────────────────────────────────────────────
+# ── the state as a list of tensors ───────────────────────────────────────────────────────────────────────────────────
 
 
 def _tensors(trainer: Trainer) -> list[Tensor]:
-    """This rank's part of what is trained and of the optimizers' state, always in the same order; not copies."""
-    found: list[Tensor] = []
+    """This rank's trained parameters and optimizer state (not copies), always in the same order."""
+    tensors: list[Tensor] = []
     for _, model_optimizer in sorted(trainer.optimizers.items()):
         for group in model_optimizer.optimizer.param_groups:
             for parameter in group["params"]:
                 state = model_optimizer.optimizer.state[parameter]
-                found += [parameter, *(state[name] for name in sorted(state))]
+                tensors += [parameter, *(state[name] for name in sorted(state))]
     with torch.no_grad():
-        return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in found]
+        return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
 
 
 def _layout(trainer: Trainer) -> tuple[int, int]:
-    """CRC-32 of shapes and types, and how many bytes the state takes, each tensor begun at a whole word."""
+    """(CRC-32 of shapes and dtypes, bytes of the state with each tensor aligned to `WORD` bytes)."""
     tensors = [torch.get_rng_state(), *_tensors(trainer)]
     described = [f"{tuple(t.shape)} {t.dtype}" for t in tensors]
     return zlib.crc32("; ".join(described).encode()), sum(_padded_bytes(t) for t in tensors)
@@ -265,13 +281,14 @@ def _padded_bytes(tensor: Tensor) -> int:
     return -(-tensor.nbytes // WORD) * WORD
 
 
-def _largest(size: int, ranks: ProcessGroup) -> int:
+def _max_over_ranks(size: int, ranks: ProcessGroup) -> int:
     sizes = torch.zeros(ranks.size, dtype=torch.int64)
     sizes[ranks.index] = size
     return int(ranks.sum(sizes).max())
 
 
 def _copy(tensors: list[Tensor], generation: _Generation, ready: torch.cuda.Event | None) -> None:
+    """Copy the tensors' bytes into the generation, which is invalid until it is sealed."""
     generation.content.invalidate()
     if generation.parity is not None:
         generation.parity.invalidate()
@@ -287,7 +304,6 @@ def _write_back(content: Tensor, trainer: Trainer) -> None:
     at = 0
     random = torch.get_rng_state()
     for tensor in (random, *_tensors(trainer)):
-        found = content[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        tensor.copy_(found)
+        tensor.copy_(content[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
         at += _padded_bytes(tensor)
     torch.set_rng_state(random)

@@ -1,7 +1,8 @@
-"""XOR parity over the ranks' snapshots: of N ranks, any one's bytes follow from the bytes and the parities of the rest.
+"""XOR parity over the ranks' snapshots: if one of N ranks loses its bytes, they are rebuilt from those of the others.
 
-Three ranks; rank r's bytes are cut into N − 1 blocks, of which no two are in one stripe. A stripe's parity is kept by
-the one rank that has no block in it, so that each rank keeps 1/(N − 1) of its own size more (RAID 5 across ranks):
+Each rank's bytes are cut into N − 1 blocks, each in a different stripe. The parity of a stripe is stored by the one
+rank that has no block in it, so each rank stores 1/(N − 1) of its own size in addition (RAID 5 across ranks). With
+three ranks:
 
                rank 0    rank 1    rank 2
     stripe 0   parity    block 1   block 0        parity 0 = block 1 of rank 1 ⊕ block 0 of rank 2
@@ -21,17 +22,20 @@ from torch import Tensor
 from ..distributed.process_group import ProcessGroup
 
 _CHUNK = 16 << 20
-"""Bytes of a block that are under way at a time; bounds what the exchange needs beside the blocks."""
-_ALIGNED = 4096
+"""Bytes of a block that are exchanged at a time; bounds the memory that the exchange needs beside the blocks."""
+_ALIGNMENT = 4096
 
 
-def block_size(largest: int, ranks: int) -> int:
-    """Bytes of a block where the largest rank's state has `largest`; all ranks' are as long, filled up with zeros."""
-    return -(-largest // ((ranks - 1) * _ALIGNED)) * _ALIGNED
+def block_size(max_bytes: int, ranks: int) -> int:
+    """Bytes of a block if the largest state of a rank has `max_bytes`; smaller states are padded with zeros."""
+    return -(-max_bytes // ((ranks - 1) * _ALIGNMENT)) * _ALIGNMENT
 
 
 def fill(parity: Tensor, content: Tensor, ranks: ProcessGroup) -> None:
-    """uint8 [block size]: the parity of this rank's stripe, from the content, uint8 [(N − 1) × block size], of all."""
+    """Compute the parity of this rank's stripe from the contents of all other ranks.
+
+    `parity` uint8 [block size] is written; `content` uint8 [(N − 1) × block size] is this rank's.
+    """
     own, size = ranks.index, ranks.size
     for start, end in _chunks(len(parity)):
         sent = [_block(content, own, p, size)[start:end] if p != own else content[:0] for p in range(size)]
@@ -40,7 +44,10 @@ def fill(parity: Tensor, content: Tensor, ranks: ProcessGroup) -> None:
 
 
 def rebuild(lost: int, content: Tensor, parity: Tensor, ranks: ProcessGroup) -> None:
-    """Write rank `lost`'s content there, from the content and the parities of the others."""
+    """Rebuild rank `lost`'s content from the contents and parities of the others.
+
+    On rank `lost`, `content` is written; the other ranks only send.
+    """
     own, size = ranks.index, ranks.size
     for stripe in (p for p in range(size) if p != lost):
         given = parity if stripe == own else _block(content, own, stripe, size)
@@ -53,7 +60,7 @@ def rebuild(lost: int, content: Tensor, parity: Tensor, ranks: ProcessGroup) -> 
 
 
 def _block(content: Tensor, rank: int, stripe: int, ranks: int) -> Tensor:
-    """Of `rank`'s content, the block in `stripe`, which is not its own."""
+    """The block of `rank`'s content that lies in `stripe`; `stripe` != `rank`, whose stripe holds parity only."""
     return content.view(ranks - 1, -1)[(stripe - rank - 1) % ranks]
 
 
@@ -62,9 +69,9 @@ def _chunks(size: int) -> list[tuple[int, int]]:
 
 
 def _xor(parts: Sequence[Tensor], place: Tensor) -> None:
-    """By numpy, on this thread alone: torch would share it among as many threads as training has."""
+    """XOR of all parts, with numpy in this thread alone: torch would use all of training's threads."""
     first, *others = (part.numpy().view(np.uint64) for part in parts)
-    found = place.numpy().view(np.uint64)
-    np.copyto(found, first)
+    result = place.numpy().view(np.uint64)
+    np.copyto(result, first)
     for other in others:
-        np.bitwise_xor(found, other, out=found)
+        np.bitwise_xor(result, other, out=result)

@@ -1,13 +1,13 @@
-"""Optimizers by name, and the learning rate of a step: a pure function of its number.
+"""Optimizers by name, and the learning rate of a step, which is a pure function of its number.
 
-    adamw        two moments of every entry
-    galore       moments within the gradient's leading singular vectors
-    fira         galore, and what lies outside of them, scaled to match
-    dct_adamw    moments within chosen columns of a fixed cosine basis
+    adamw        two moments per parameter entry
+    galore       moments in the subspace of the gradient's leading singular vectors
+    fira         galore, plus the part of the gradient outside the subspace, scaled to match
+    dct_adamw    moments in the subspace of selected columns of a fixed cosine basis
 
-Invariants of each: only parameters that require a gradient are taken; matrices decay, vectors do not; all state is
-tensors in `optimizer.state`, there from construction on, so that a checkpoint before the first update is like any other
-and training goes on from it bit for bit.
+Invariants of each: only parameters that require a gradient are updated; weight decay applies to matrices, not vectors;
+all state is tensors in `optimizer.state` that exist from construction on, so that a checkpoint from before the first
+update is like any other and training continues from it bit for bit.
 """
 
 from __future__ import annotations
@@ -32,6 +32,6 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, Hyperparameters], torch.optim.Optimiz
 
 
 def learning_rate(settings: Hyperparameters, version: int) -> float:
-    """Of the step that updates policy `version`: linear warm-up to the peak, then constant."""
-    warm = min(1.0, (version + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    return settings.peak_learning_rate * warm
+    """Learning rate of the step that updates policy `version`: linear warm-up to the peak, then constant."""
+    warmup = min(1.0, (version + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    return settings.peak_learning_rate * warmup

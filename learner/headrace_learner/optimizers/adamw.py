@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101), fused: each update passes once over parameters, gradients and moments."""
+"""AdamW (arXiv 1711.05101), fused: an update is one pass over parameters, gradients and moments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BETAS = (0.9, 0.95)
 
 
 def adamw(model: nn.Module, settings: Hyperparameters) -> torch.optim.Optimizer:
-    """AdamW of everything that is trained, decaying matrices only: not norms, not biases."""
+    """AdamW for all trained parameters, with weight decay for matrices only: not for norms or biases."""
     matrices, vectors = trained(model)
     optimizer = torch.optim.AdamW(
         [
@@ -29,13 +29,13 @@ def adamw(model: nn.Module, settings: Hyperparameters) -> torch.optim.Optimizer:
 
 
 def trained(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What requires a gradient: (two dimensions or more, fewer), each once."""
+    """The parameters that require a gradient, each once: (those of two or more dimensions, the others)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
 
 
 def moments(p: Tensor, like: Tensor) -> dict[str, Tensor]:
-    """Adam's state before the first update: its moments have the shape of `like`."""
+    """Adam's state before the first update, with moments of the shape of `like`, and its step on `p`'s device."""
     return {
         "step": torch.zeros((), dtype=torch.float32, device=p.device),
         "exp_avg": torch.zeros_like(like),

@@ -1,4 +1,4 @@
-"""DCT-AdamW: the subspace is some columns of a fixed cosine basis, which all matrices of a size share."""
+"""DCT-AdamW: the subspace is spanned by columns of a fixed cosine basis that all matrices of a size share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .low_rank import LowRankAdamW
 
 
 class DctAdamW(LowRankAdamW):
-    """DCT-AdamW (arXiv 2505.17967): P holds the r columns of the cosine basis that most of G lies along; state 2nr + r.
+    """DCT-AdamW (arXiv 2505.17967): P holds the r columns of the cosine basis with the largest norms of their rows of
+    PᵀG. State: 2nr + r numbers per matrix.
 
-    When the columns change, the moments of those that stay go along (the paper's rotation PᵀP', which is zeros and ones
-    for columns of one basis), and those of new ones start at zero. As in the paper, columns are chosen at every update
-    and nothing is scaled, where the settings say nothing else. Its error feedback, which is optional and an m × n
-    matrix of state, is left out. The authors' code has it as the variant with rotation, over vectors of DCT-II; it
-    chooses the columns with the largest sums of absolute values, not, as here, with the largest norms, which leave the
-    least of G out.
+    When the columns change, the moments of columns that remain are carried over (the paper's rotation PᵀP', which
+    consists of zeros and ones for columns of one basis), and those of new columns start at zero. As in the paper, the
+    columns are chosen at every update and updates are not scaled, unless the settings say otherwise. The paper's error
+    feedback, which is optional and needs an m × n matrix of state, is left out. The authors' code has this method as
+    the variant with rotation over vectors of the DCT-II; it chooses the columns with the largest sums of absolute
+    values, and we those with the largest norms, which minimizes the part of G that is left out.
     """
 
     def __init__(self, model: nn.Module, settings: Hyperparameters) -> None:
@@ -32,13 +33,13 @@ class DctAdamW(LowRankAdamW):
         return {"columns": torch.arange(r, dtype=torch.int32, device=p.device)}
 
     def _choose(self, gradient_mn: Tensor, state: dict[str, Tensor]) -> None:
-        before_r = state["columns"].clone()
-        along_m = (self._cosines(len(gradient_mn), gradient_mn.device).mT @ gradient_mn).norm(dim=1)
-        chosen_r = along_m.argsort(descending=True, stable=True)[: len(before_r)]
+        previous_r = state["columns"].clone()
+        norm_m = (self._cosines(len(gradient_mn), gradient_mn.device).mT @ gradient_mn).norm(dim=1)
+        chosen_r = norm_m.argsort(descending=True, stable=True)[: len(previous_r)]
         state["columns"].copy_(chosen_r.sort().values)
-        kept_rr = (state["columns"][:, None] == before_r).to(gradient_mn.dtype)
+        rotation_rr = (state["columns"][:, None] == previous_r).to(gradient_mn.dtype)
         for name in ("exp_avg", "exp_avg_sq"):
-            state[name].copy_(kept_rr @ state[name])
+            state[name].copy_(rotation_rr @ state[name])
 
     def _basis(self, state: dict[str, Tensor], m: int) -> Tensor:
         return self._cosines(m, state["columns"].device)[:, state["columns"]]
@@ -49,7 +50,7 @@ class DctAdamW(LowRankAdamW):
         return self._bases[m, device]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of any optimizer. torch casts what it loads to the parameter's dtype; column numbers are cast back."""
+        """Load the state; torch casts all of it to the parameter's dtype, so the column numbers are cast back."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             if "columns" in state:
@@ -57,8 +58,8 @@ class DctAdamW(LowRankAdamW):
 
 
 def cosine_basis(m: int) -> Tensor:
-    """[m, m] float32, orthonormal: column k is a cosine of k half periods (the basis vectors of DCT-II)."""
-    place_m1 = torch.arange(m, dtype=torch.float64)[:, None] + 0.5
-    basis_mm = torch.cos(place_m1 * torch.arange(m, dtype=torch.float64) * (math.pi / m)) * math.sqrt(2 / m)
+    """[m, m] float32, orthonormal: column k is a cosine of k half periods (the basis vectors of the DCT-II)."""
+    sample_m1 = torch.arange(m, dtype=torch.float64)[:, None] + 0.5
+    basis_mm = torch.cos(sample_m1 * torch.arange(m, dtype=torch.float64) * (math.pi / m)) * math.sqrt(2 / m)
     basis_mm[:, 0] = math.sqrt(1 / m)
     return basis_mm.float()

@@ -1,4 +1,4 @@
-"""GaLore and Fira: the subspace is that of the gradient's leading singular vectors."""
+"""GaLore and Fira: the subspace is spanned by the gradient's leading singular vectors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _EPS = 1e-8
 
 
 class GaLore(LowRankAdamW):
-    """GaLore (arXiv 2403.03507): P holds the r leading left singular vectors of G; state mr + 2nr.
+    """GaLore (arXiv 2403.03507): P holds the r leading left singular vectors of G; state: mr + 2nr numbers per matrix.
 
-    The moments stay as they are when P changes.
+    The moments are not changed when P changes.
     """
 
     def _no_subspace(self, p: Tensor, m: int, r: int) -> dict[str, Tensor]:
@@ -30,12 +30,13 @@ class GaLore(LowRankAdamW):
 
 
 class Fira(GaLore):
-    """Fira (arXiv 2410.01623): GaLore, and what it leaves out: W ← (1 − ηλ) W − η (α P N + S); state of GaLore + 1.
+    """Fira (arXiv 2410.01623): W ← (1 − ηλ) W − η (α P N + S): GaLore plus the part S of the gradient that it omits.
+    State: GaLore's and one number per matrix.
 
-    S = φ ⊙ (G − α PPᵀG): column i is scaled by φᵢ = ‖Nᵢ‖ / ‖Rᵢ‖, which is what Adam did to it within the subspace.
-    Where ‖S‖, before Adam's correction for its zero start, exceeds γ‖S before‖, S is cut down to that. All as in the
-    authors' code: S has no factor α, takes α of PPᵀG off, and is limited uncorrected. Unlike there, a norm of zero
-    limits nothing after it.
+    S = φ ⊙ (G − α PPᵀG): column i is scaled by φᵢ = ‖Nᵢ‖ / ‖Rᵢ‖, the factor that Adam applied to it in the subspace.
+    If ‖S‖, before Adam's bias correction, exceeds γ times that of the previous update, S is scaled down to that bound.
+    As in the authors' code, S has no factor α, subtracts α PPᵀG, and is limited before the bias correction. Unlike
+    there, a previous norm of zero imposes no limit.
     """
 
     def _no_subspace(self, p: Tensor, m: int, r: int) -> dict[str, Tensor]:
@@ -52,9 +53,9 @@ class Fira(GaLore):
 def leading_directions(gradient_mn: Tensor, r: int) -> Tensor:
     """[m, r] the r leading left singular vectors of an m × n matrix, m ≤ n, each with its largest entry positive.
 
-    By the eigenvectors of GGᵀ, which are the same and several times cheaper. Squaring costs the accuracy of those
-    directions only whose share of G is near the rounding of float32. G, which is not all zero, is scaled before, so
-    that a small one does not vanish when squared.
+    They are computed as the eigenvectors of GGᵀ, which is several times cheaper than an SVD. Squaring makes only those
+    directions inaccurate whose singular values, relative to the largest, are near the rounding of float32. G must not
+    be all zero; it is scaled first, so that small entries do not vanish when squared.
     """
     scaled_mn = gradient_mn / gradient_mn.abs().max()
     basis_mr = torch.linalg.eigh(scaled_mn @ scaled_mn.mT).eigenvectors[:, -r:].flip(1)
@@ -63,9 +64,9 @@ def leading_directions(gradient_mn: Tensor, r: int) -> Tensor:
 
 
 def limit_growth(norm: Tensor, before: Tensor) -> Tensor:
-    """[] the factor, at most 1, that keeps `norm` within γ times `before`, which becomes the norm that is left.
+    """[] the factor, at most 1, that limits `norm` to γ × `before`; `before` is overwritten with the limited norm.
 
-    A `before` of zero (no update yet, or nothing outside at the last) limits nothing.
+    A `before` of zero (no update yet, or nothing outside the subspace at the last) imposes no limit.
     """
     allowed = torch.where(before > 0, _GROWTH * before, torch.inf)
     factor = torch.clamp(allowed / norm, max=1.0)

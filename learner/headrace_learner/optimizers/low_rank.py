@@ -1,14 +1,14 @@
-"""AdamW whose moments live in a subspace: of an m × n matrix, m ≤ n, they are r × n instead of m × n.
+"""AdamW with moments in a subspace: for an m × n matrix, m ≤ n, they are r × n instead of m × n.
 
     G ──► R = PᵀG ──► Adam ──► N ──► W ← (1 − ηλ) W − ηα P N
            r × n              r × n
 
-P, m × r with orthonormal columns, is the subspace. It is chosen again every `interval` updates, from the gradient of
-that moment; how, is what the optimizers differ in. A matrix that is higher than wide is taken transposed, so that P is
-on its shorter side. A square one is taken as it is, where the authors' programs take it transposed.
+P, m × r with orthonormal columns, spans the subspace. It is chosen anew every `interval` updates from the current
+gradient; the optimizers differ in how they choose it. A matrix with more rows than columns is transposed first, so that
+P is on its shorter side. A square matrix is not transposed; the authors' programs transpose it.
 
-Which parameters: the matrices within the layers whose shorter side is at least the rank. Embeddings, the head (tied or
-not), vectors and everything else keep both moments in full, as in the papers' experiments.
+The low-rank update applies to the matrices in the layers whose shorter side is at least the rank. Embeddings, the head
+(tied or not), vectors and everything else have full-size moments, as in the papers' experiments.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from headrace_core.errors import InvalidRequest
 from .adamw import BETAS, moments, trained
 
 _EPS = 1e-8
-"""Of AdamW, as in torch."""
+"""AdamW's ε, torch's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ class Move:
 
 
 class LowRankAdamW(torch.optim.Optimizer, ABC):
-    """Groups with a `rank` are updated within subspaces, the others in full.
+    """Base class: parameter groups with a `rank` are updated within subspaces, the others by plain AdamW.
 
-    State of a low-rank matrix: Adam's moments, r × n; `subspace_age`, the updates since its subspace was chosen; and
-    what names the subspace. A gradient that is zero all over, as of a step whose advantages all are, says nothing of
-    directions: the choice is left to the next one that is not.
+    State of a low-rank matrix: Adam's moments, r × n; `subspace_age`, the number of updates since its subspace was
+    chosen; and the subspace, as the subclass stores it. A subspace cannot be chosen from a gradient of zeros (a step
+    whose advantages are all zero has one), so the choice waits for the next nonzero gradient.
 
     Raises `InvalidRequest` for a model that is sharded over ranks.
     """
@@ -78,11 +78,11 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            given = [(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
+            updates = [(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
             if group["rank"] is None:
-                _adam(given, group["lr"], group["weight_decay"])
+                _adam(updates, group["lr"], group["weight_decay"])
             else:
-                for p, gradient, state in given:
+                for p, gradient, state in updates:
                     self._update(p, gradient, state, group)
         return loss
 
@@ -109,18 +109,18 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def _no_subspace(self, p: Tensor, m: int, r: int) -> dict[str, Tensor]:
-        """What names a subspace, before the first is chosen."""
+        """State that stores the subspace, before the first is chosen."""
 
     @abstractmethod
     def _choose(self, gradient_mn: Tensor, state: dict[str, Tensor]) -> None:
-        """Name the subspace for the next updates in `state`, and bring its moments along where that is possible."""
+        """Choose the subspace of the next updates from the gradient, store it in `state`, and adapt the moments."""
 
     @abstractmethod
     def _basis(self, state: dict[str, Tensor], m: int) -> Tensor:
         """[m, r] P, with orthonormal columns."""
 
     def _direction(self, move: Move, state: dict[str, Tensor]) -> Tensor:
-        """[m, n] what is subtracted at rate 1."""
+        """[m, n] the update that is subtracted from the matrix at a learning rate of 1."""
         return (move.basis_mr @ move.adam_rn).mul_(move.scale)
 
 
@@ -145,26 +145,26 @@ def _groups(model: nn.Module, settings: Hyperparameters) -> list[dict[str, Any]]
 
 def _tables(model: nn.Module) -> set[int]:
     """Identities of the matrices with a row for each token of the vocabulary: embeddings, and a Hugging Face head."""
-    found = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     find_head: Any = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head else None
-    return found if head is None else found | {id(head.weight)}
+    return tables if head is None else tables | {id(head.weight)}
 
 
 def _wide(matrix: Tensor) -> Tensor:
-    """[m, n], m ≤ n: a view of the matrix, transposed where it is higher than wide."""
+    """[m, n], m ≤ n: a view of the matrix, transposed if it has more rows than columns."""
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
 
 
-def _adam(given: list[tuple[Tensor, Tensor, dict[str, Tensor]]], lr: float, weight_decay: float) -> None:
+def _adam(updates: list[tuple[Tensor, Tensor, dict[str, Tensor]]], lr: float, weight_decay: float) -> None:
     """One AdamW update of each (parameter, gradient, state), in place, by torch's fused kernel."""
     fused_adamw(
-        [p for p, _, _ in given],
-        [gradient for _, gradient, _ in given],
-        [state["exp_avg"] for _, _, state in given],
-        [state["exp_avg_sq"] for _, _, state in given],
+        [p for p, _, _ in updates],
+        [gradient for _, gradient, _ in updates],
+        [state["exp_avg"] for _, _, state in updates],
+        [state["exp_avg_sq"] for _, _, state in updates],
         [],
-        [state["step"] for _, _, state in given],
+        [state["step"] for _, _, state in updates],
         fused=True,
         amsgrad=False,
         beta1=BETAS[0],
