@@ -1,17 +1,17 @@
-"""Kill anything at any moment: jobs on real parts, whose processes are struck at random until N strikes are done.
+"""Fault injection on the real system: kills or stops random processes under running jobs until N strikes are done.
 
-    plan (seed) ─► strike ─► the operator starts again what they had started ─► the job goes on ─┬─► next strike
-                     ▲                                                       └─ or: hurried ─────┤
-                     └── another job, where one has ended ◄──────────────────────────────────────┘
-    watcher: what an outsider sees, all the time                                   at the end: the verdict
+    plan (seed) ─► strike ─► restart what an operator would restart ─► wait until the job trains again ─┬─► next strike
+                     ▲                                               └─ or do not wait (`hurried`) ─────┤
+                     └── a new job, if the last one has ended ◄─────────────────────────────────────────┘
+    observer: polls the job over HTTP all the time                                   at the end: the final checks
 
-Real are the service (`headrace serve`), Redis, Ray, the engine, the sandboxed python grader and the learner. A fourth
-of the strikes stop a process (SIGSTOP) for a while, the others kill it (SIGKILL). The plan comes from the seed; what
-the machine does between two strikes does not.
+A strike is one injected fault. A quarter of them stop a process for a while (SIGSTOP), the others kill it (SIGKILL).
+The service (`headrace serve`), Redis, Ray, the engine, the sandboxed python grader and the learner are real. The seed
+determines the plan, but not what the machine does between two strikes.
 
-What must hold: every job succeeds; every admitted group ends in one state, trained at most once; no token older than
-`max_staleness` was trained; nobody outside ever saw a version run backwards; a job goes on after every strike within
-`GOES_ON_SECONDS`; afterwards no process and no shared memory of the service is left.
+Checked: every job succeeds; every admitted group ends in one state and is trained at most once; no token older than
+`max_staleness` is trained; a polling client never sees a policy version decrease; after every strike the job trains
+again within `MAX_RECOVERY_SECONDS`; afterwards no process and no shared memory of the service is left.
 
     python -m headrace_chaos.campaign [--kills N] [--seed N] [--kinds learner,redis] [--arrangements embedded,cluster]
 """
@@ -40,22 +40,22 @@ from openai import OpenAIError
 
 from headrace_chaos.deployments import Arrangement, Cluster, Embedded
 from headrace_chaos.fault_injection import Strike, plan, strike
-from headrace_chaos.final_checks import of_job, of_machine, remove_shared, untold
-from headrace_chaos.outside_observer import Watcher
-from headrace_chaos.processes import MARK, Family, kind_of
+from headrace_chaos.final_checks import of_job, of_machine, remove_shared, unreported_steps
+from headrace_chaos.outside_observer import Observer
+from headrace_chaos.processes import MARK, ProcessTracker, kind_of
 from headrace_lab.reports.benchmark_report import arguments, report
 
-# Written before the first counted run.
-OF_EACH_KIND = 10
-"""Strikes of a campaign of a hundred and more; of a smaller one, one of each kind."""
-GOES_ON_SECONDS = 300.0
-"""From a strike until `AFTERWARDS` steps were settled: on a machine that others load, too."""
-AFTERWARDS = 3
-"""More than were under way in the learner and on their way to who looks."""
-APPEARS_SECONDS = 300.0
-"""A process of every kind is there within so long, also while the system recovers from a strike before."""
-ENDS_SECONDS = 600.0
-"""A job that is left alone ends within so long."""
+# These limits were fixed before the first run whose result counts.
+MIN_STRIKES_PER_KIND = 10
+"""Required in a campaign of 100 strikes or more; a smaller campaign needs one of each kind."""
+MAX_RECOVERY_SECONDS = 300.0
+"""From a strike until `RECOVERY_STEPS` more steps are settled; long enough for a machine under other load."""
+RECOVERY_STEPS = 3
+"""More steps than can have been in flight at the strike, in the learner or in answers to the observer."""
+MAX_APPEAR_SECONDS = 300.0
+"""Within this time a process of each kind exists, even while the system recovers from the previous strike."""
+MAX_END_SECONDS = 600.0
+"""Within this time a job ends after the last strike."""
 
 STEPS, BATCH, BOUND = 40, 4, 2
 GRADER = """
@@ -66,7 +66,7 @@ def grade(sample, item):
     found = re.findall("<answer>(.*?)</answer>", sample["output_text"], re.DOTALL)
     return float([answer.strip() for answer in found] == [item["answer"]])
 """
-"""It takes a while, so that strikes meet it at work, and so that a job lasts for some of them."""
+"""It sleeps, so that strikes hit it while it grades, and so that a job lasts for several strikes."""
 SETTINGS: dict[str, Any] = {
     "n_steps": STEPS,
     "batch_size": BATCH,
@@ -82,12 +82,13 @@ ENVIRONMENT = {
     "HEADRACE_WATCHDOG_SECONDS": "20",
     "HEADRACE_STALL_TIMEOUT": "400",
 }
-"""A campaign is a crash loop of its own making. Some stops outlast the leases, some the watchdog's patience, too."""
+"""Many restarts are allowed, since a campaign is a crash loop. The short limits make some stops of a process outlast
+its leases, and some also the watchdog's limit."""
 ARRANGEMENTS: dict[str, type[Embedded] | type[Cluster]] = {"embedded": Embedded, "cluster": Cluster}
 
 
-class Broken(Exception):
-    """The campaign cannot go on: the job does not."""
+class CampaignStuck(Exception):
+    """The campaign cannot continue, because the job or the service did not recover in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +102,31 @@ class Hit:
     pid: int
     version: int
     restarted: list[str]
-    """What the operator started again."""
+    """Parts that the operator restarted."""
     stood_still: float | None
-    """Longest time in seconds without a settled step, from then on; None: the next strike was not to wait for any."""
+    """Longest time in seconds without a settled step after the strike; None: the next strike came without waiting."""
 
 
 class Round:
-    """The strikes on one arrangement, over as many jobs as they take."""
+    """All strikes on one arrangement of the service, on one job after the other."""
 
-    def __init__(self, arrangement: Arrangement, family: Family, engine: str, began: float) -> None:
+    def __init__(self, arrangement: Arrangement, processes: ProcessTracker, engine: str, began: float) -> None:
         self._arrangement = arrangement
-        self._family = family
+        self._processes = processes
         self._engine = engine
         self._began = began
-        self.watcher = Watcher(lambda: arrangement.service.address)
+        self.observer = Observer(lambda: arrangement.service.address)
         self.jobs: list[str] = []
-        self.judged: list[str] = []
-        """Those that have ended."""
+        self.checked_jobs: list[str] = []
+        """Jobs that have ended and passed through the final checks."""
         self.hits: list[Hit] = []
-        self.broken: list[str] = []
-        self.untold = 0
-        """Steps whose measurement was lost."""
+        self.violations: list[str] = []
+        self.unreported_steps = 0
+        """Trained steps whose metrics were lost."""
 
     def run(self, strikes: list[Strike]) -> None:
-        """All of them, then the last job to its end. What broke is in `broken`."""
-        with self.watcher:
+        """Carry out all strikes, then wait for the last job to end. Violated guarantees are added to `violations`."""
+        with self.observer:
             try:
                 self._submit()
                 for number, planned in enumerate(strikes, 1):
@@ -137,134 +138,139 @@ class Round:
                         f"{hit.version}{after}",
                         flush=True,
                     )
-                self._until(lambda: self.watcher.ended, ENDS_SECONDS, "the job does not end")
+                self._wait_until(lambda: self.observer.ended, MAX_END_SECONDS, "the job does not end")
                 self._close_job()
-            except (Broken, AssertionError, httpx.HTTPError, OpenAIError) as error:
-                self.broken.append(f"{self.jobs[-1:]}: {error}")
-            self.broken += self.watcher.broken
+            except (CampaignStuck, AssertionError, httpx.HTTPError, OpenAIError) as error:
+                self.violations.append(f"{self.jobs[-1:]}: {error}")
+            self.violations += self.observer.violations
 
     def _carry_out(self, planned: Strike) -> Hit:
-        self._until(lambda: self.watcher.version >= 1 or self.watcher.ended, GOES_ON_SECONDS, "the job does not begin")
-        self._pass(planned.after)
+        begun = "the job does not begin"
+        self._wait_until(lambda: self.observer.version >= 1 or self.observer.ended, MAX_RECOVERY_SECONDS, begun)
+        self._sleep(planned.after)
         victim = self._find(planned)
-        before, at = self.watcher.version, time.monotonic()
+        before, at = self.observer.version, time.monotonic()
         if not strike(victim, planned.stopped):
-            return self._carry_out(planned)  # it ended by itself in between
-        restarted = self._arrangement.tend()
-        stood = None
+            return self._carry_out(planned)  # the process had ended by itself
+        restarted = self._arrangement.restart_ended()
+        stood_still = None
         if not planned.hurried:
-            what = f"no {AFTERWARDS} steps were settled after {planned.name} of {planned.kind}, pid {victim.pid}"
-            going = before + AFTERWARDS
-            self._until(lambda: self.watcher.version >= going or self.watcher.ended, GOES_ON_SECONDS, what)
-            stood = self.watcher.stood_still(at)
-        return Hit(at - self._began, planned.kind, planned.name, victim.pid, before, restarted, stood)
+            what = f"no {RECOVERY_STEPS} steps were settled after {planned.name} of {planned.kind}, pid {victim.pid}"
+            recovered = before + RECOVERY_STEPS
+            self._wait_until(
+                lambda: self.observer.version >= recovered or self.observer.ended, MAX_RECOVERY_SECONDS, what
+            )
+            stood_still = self.observer.max_pause(at)
+        return Hit(at - self._began, planned.kind, planned.name, victim.pid, before, restarted, stood_still)
 
     def _find(self, planned: Strike) -> psutil.Process:
-        """A process of its kind, waited for; of a worker that starts, one that another strike makes start."""
-        deadline = time.monotonic() + APPEARS_SECONDS
+        """Wait for a process of the strike's kind. For a starting worker, kill a learner so that one starts."""
+        deadline = time.monotonic() + MAX_APPEAR_SECONDS
         while time.monotonic() < deadline:
-            if self.watcher.ended:
+            if self.observer.ended:
                 self._close_job()
                 self._submit()
-            found = self._of_kind(planned.kind)
-            if not found and planned.kind == "starting":
+            candidates = self._of_kind(planned.kind)
+            if not candidates and planned.kind == "starting":
                 for worker in self._of_kind("learner")[:1]:
                     strike(worker, None)
-            if found:
-                return found[int(planned.choice * len(found))]
-            self._pass(0.2)
-        raise Broken(f"no process of the kind {planned.kind} appeared within {APPEARS_SECONDS:.0f} s")
+            if candidates:
+                return candidates[int(planned.choice * len(candidates))]
+            self._sleep(0.2)
+        raise CampaignStuck(f"no process of the kind {planned.kind} appeared within {MAX_APPEAR_SECONDS:.0f} s")
 
     def _of_kind(self, kind: str) -> list[psutil.Process]:
-        family = self._family.look(self._arrangement.roots())
+        running = self._processes.running(self._arrangement.roots())
         if kind == "gateway":
-            return [process for process in family if process.pid == self._arrangement.service.pid]
-        spared = self._arrangement.spared()
-        return [p for p in family if p.pid not in spared and kind_of(p, self.watcher.ready) == kind]
+            return [process for process in running if process.pid == self._arrangement.service.pid]
+        exempt = self._arrangement.exempt()
+        return [p for p in running if p.pid not in exempt and kind_of(p, self.observer.ready) == kind]
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _submit(self) -> None:
-        self._until(self._in_order, GOES_ON_SECONDS, "the service was not ready")
+        self._wait_until(self._ready, MAX_RECOVERY_SECONDS, "the service was not ready")
         grader = {"type": "python", "name": "correct", "source": GRADER}
         settings = SETTINGS | {"engine": self._engine, "learner_ranks": self._arrangement.ranks}
         job = self._arrangement.service.submit(grader, **settings)
         self.jobs.append(job)
-        self.watcher.follow(job, BOUND)
+        self.observer.follow(job, BOUND)
 
-    def _in_order(self) -> bool:
+    def _ready(self) -> bool:
         try:
             return httpx.get(f"{self._arrangement.service.address}/readyz", timeout=10).is_success
         except httpx.TransportError:
             return False
 
     def _close_job(self) -> None:
-        """Judge the job that has ended."""
-        self._arrangement.tend()
-        found = of_job(self.watcher, STEPS, BATCH)
-        self.broken += found
-        self.judged.append(self.jobs[-1])
-        self.untold += len(untold(self.watcher))
-        print(f"            {self.jobs[-1]} {self.watcher.status}", *found, sep="\n  broken: ", flush=True)
+        """Run the final checks on the job, which has ended."""
+        self._arrangement.restart_ended()
+        violations = of_job(self.observer, STEPS, BATCH)
+        self.violations += violations
+        self.checked_jobs.append(self.jobs[-1])
+        self.unreported_steps += len(unreported_steps(self.observer))
+        print(f"            {self.jobs[-1]} {self.observer.status}", *violations, sep="\n  broken: ", flush=True)
 
-    def _until(self, done: Callable[[], bool], limit: float, what: str) -> None:
-        """Tend the arrangement until `done()`. Raises `Broken` with `what` after `limit` seconds."""
+    def _wait_until(self, done: Callable[[], bool], limit: float, what: str) -> None:
+        """Wait for `done()`, restarting what ends. Raises `CampaignStuck` with `what` after `limit` seconds."""
         deadline = time.monotonic() + limit
         while not done():
             if time.monotonic() > deadline:
-                raise Broken(f"{what} for {limit:.0f} s; {self._last_words()}")
-            self._pass(0.3)
+                raise CampaignStuck(f"{what} for {limit:.0f} s; {self._diagnostics()}")
+            self._sleep(0.3)
 
-    def _pass(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> None:
+        """Sleep once, then act as the operator: restart what has ended, and resume a job that paused."""
         time.sleep(seconds)
-        self._family.look(self._arrangement.roots())
-        self._arrangement.tend()
-        if self.watcher.status == "paused" and self._in_order():  # by itself: the watcher has noted it
+        self._processes.running(self._arrangement.roots())  # remembers new processes, so that orphans are found later
+        self._arrangement.restart_ended()
+        if self.observer.status == "paused" and self._ready():  # nobody paused it: the observer has noted a violation
             self._arrangement.service.openai.fine_tuning.jobs.resume(self.jobs[-1])
-            self.watcher.status = "resumed"
+            self.observer.status = "resumed"
 
-    def _last_words(self) -> str:
-        told = [event["message"] for event in self.watcher.answer("/events?limit=8")["data"]]
-        return f"the job's last events, newest first: {told}; its workers: {self.watcher.answer('/workers')['data']}"
-
-
-def shares(strikes: list[Strike], arrangements: dict[str, tuple[str, ...]]) -> dict[str, list[Strike]]:
-    """The strikes by arrangement: those of a kind go round the ones that have it."""
-    turn, shared = Counter[str](), {name: list[Strike]() for name in arrangements}
-    for each in strikes:
-        having = [name for name, kinds in arrangements.items() if each.kind in kinds]
-        shared[having[turn[each.kind] % len(having)]].append(each)
-        turn[each.kind] += 1
-    return shared
+    def _diagnostics(self) -> str:
+        messages = [event["message"] for event in self.observer.get("/events?limit=8")["data"]]
+        workers = self.observer.get("/workers")["data"]
+        return f"the job's last events, newest first: {messages}; its workers: {workers}"
 
 
-def campaign(shared: dict[str, list[Strike]], engine: str, folder: Path) -> tuple[list[Round], list[str]]:
-    """Every arrangement's round, and what was left on the machine after each."""
-    family, began, rounds, left = Family(), time.monotonic(), list[Round](), list[str]()
-    os.environ[MARK] = family.mark
-    for name, strikes in shared.items():
+def assign(strikes: list[Strike], arrangements: dict[str, tuple[str, ...]]) -> dict[str, list[Strike]]:
+    """Strikes by arrangement: the strikes of each kind are dealt round-robin to the arrangements that have the kind."""
+    turn, assigned = Counter[str](), {name: list[Strike]() for name in arrangements}
+    for planned in strikes:
+        eligible = [name for name, kinds in arrangements.items() if planned.kind in kinds]
+        assigned[eligible[turn[planned.kind] % len(eligible)]].append(planned)
+        turn[planned.kind] += 1
+    return assigned
+
+
+def campaign(assigned: dict[str, list[Strike]], engine: str, folder: Path) -> tuple[list[Round], list[str]]:
+    """Run all arrangements' strikes; returns their rounds, and what each left behind on the machine."""
+    processes, began, rounds, left = ProcessTracker(), time.monotonic(), list[Round](), list[str]()
+    os.environ[MARK] = processes.mark
+    for name, strikes in assigned.items():
         if not strikes:
             continue
         print(f"── {name}: {len(strikes)} strikes", flush=True)
         arrangement = ARRANGEMENTS[name](folder, ENVIRONMENT)
-        each = Round(arrangement, family, engine, began)
-        rounds.append(each)
+        current = Round(arrangement, processes, engine, began)
+        rounds.append(current)
         try:
-            each.run(strikes)
+            current.run(strikes)
         finally:
-            family.look(arrangement.roots())
+            processes.running(arrangement.roots())  # before they end, so that orphans are found afterwards
             status = arrangement.stop()
         if status:
             left.append(f"{name} ended with status {status}")
-        left += of_machine(family, each.judged)
-        remove_shared(each.jobs)
-        for process in family.left():
+        left += of_machine(processes, current.checked_jobs)
+        remove_shared(current.jobs)
+        for process in processes.left():
             process.kill()
     return rounds, left
 
 
 def summary(hits: list[Hit]) -> dict[str, dict[str, Any]]:
-    """By kind: how many, and for how long in seconds no step was settled then."""
+    """For each kind: the number of strikes, and the median and maximum of seconds without a settled step."""
     kinds: dict[str, dict[str, Any]] = {}
     for kind in sorted({hit.kind for hit in hits}):
         of_kind = [hit for hit in hits if hit.kind == kind]
@@ -294,28 +300,30 @@ def main() -> None:
     if unknown := set(chosen) - set(known):
         parser.error(f"no such kind in these arrangements: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("chaos: ended by SIGTERM"))  # so that nothing of it is left
+    # exit by an exception, so that the service's processes are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("chaos: ended by SIGTERM"))
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
-    shared = shares(plan(options.kills, chosen, random.Random(options.seed)), arrangements)
-    rounds, left = campaign(shared, options.engine, folder)
+    assigned = assign(plan(options.kills, chosen, random.Random(options.seed)), arrangements)
+    rounds, left = campaign(assigned, options.engine, folder)
     hits = [hit for each in rounds for hit in each.hits]
-    broken = [promise for each in rounds for promise in each.broken] + left
+    violations = [violation for each in rounds for violation in each.violations] + left
     kinds, jobs = summary(hits), [job for each in rounds for job in each.jobs]
-    least = OF_EACH_KIND if options.kills >= 100 else min(1, options.kills)
-    few = [kind for kind in chosen if kinds.get(kind, {"strikes": 0})["strikes"] < least]
-    passed = not broken and not few and len(hits) == options.kills
-    for promise in broken:
-        print(f"broken: {promise}")
+    required = MIN_STRIKES_PER_KIND if options.kills >= 100 else min(1, options.kills)
+    too_few = [kind for kind in chosen if kinds.get(kind, {"strikes": 0})["strikes"] < required]
+    passed = not violations and not too_few and len(hits) == options.kills
+    for violation in violations:
+        print(f"broken: {violation}")
     by_kind = ", ".join(f"{kind} {facts['strikes']}" for kind, facts in kinds.items())
-    figures = f"{len(hits)} kills ({by_kind}), {len(jobs)} jobs, {time.monotonic() - began:.0f} s, {len(broken)} broken"
+    totals = f"{len(hits)} kills ({by_kind}), {len(jobs)} jobs"
+    figures = f"{totals}, {time.monotonic() - began:.0f} s, {len(violations)} broken"
     result = {
         "kinds": kinds,
         "jobs": jobs,
-        "broken": broken,
-        "untold_steps": sum(each.untold for each in rounds),
+        "broken": violations,
+        "untold_steps": sum(each.unreported_steps for each in rounds),
         "unanswered_looks": [
-            sum(each.watcher.unanswered for each in rounds),
-            sum(each.watcher.looks for each in rounds),
+            sum(each.observer.unanswered_polls for each in rounds),
+            sum(each.observer.polls for each in rounds),
         ],
         "hits": [asdict(hit) for hit in hits],
     }

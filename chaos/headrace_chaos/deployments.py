@@ -1,10 +1,10 @@
-"""How the service is started, and what its operator does when a part that they started has ended.
+"""Two arrangements of the service: how its parts are started, and restarted by the operator when they end.
 
-    Embedded   headrace serve, with a Redis and a Ray of its own: they end and begin with it
-    Cluster    valkey-server · a Ray head with one core · a Ray node with two · headrace serve, as four programs
+    Embedded   headrace serve, which starts its own Redis and Ray and ends them with itself
+    Cluster    valkey-server · a Ray head with one core · a Ray node with two · headrace serve: four separate programs
 
-`tend` is the operator, or the system's service manager in their place: it starts again what ended, and nothing else.
-Neither kills or stops anything; the kinds of processes that a campaign may strike are in `kinds`.
+`restart_ended` stands for the operator, or a service manager such as systemd: it restarts what has ended and does
+nothing else. The kinds of processes that a campaign may strike are in `kinds`.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ from headrace_lab.services.service import Service
 
 NODE_HOST = "127.0.0.22"
 START_SECONDS = 300.0
-"""A gateway that finds no Redis or no Ray ends with an error, and is started again for so long."""
+"""A gateway that finds no Redis or no Ray exits with an error; it is started again for at most this time."""
 
 
 class Arrangement(Protocol):
-    """One way to run the service. `ranks`: of the learner of its jobs."""
+    """One way to run the service. `ranks`: number of learner ranks of its jobs."""
 
     kinds: tuple[str, ...]
     ranks: int
     service: Service
 
     def roots(self) -> list[int]:
-        """The processes that were started here."""
+        """Process ids of the programs that were started here."""
         ...
 
-    def spared(self) -> set[int]:
-        """Processes that are never struck."""
+    def exempt(self) -> set[int]:
+        """Ids of processes that are never struck."""
         ...
 
-    def tend(self) -> list[str]:
-        """Start again what has ended; what that was."""
+    def restart_ended(self) -> list[str]:
+        """Restart the parts that have ended; returns their names."""
         ...
 
     def stop(self) -> int:
-        """End everything in good order; the exit status of the service."""
+        """End everything gracefully; returns the exit status of the service."""
         ...
 
 
 class Embedded:
-    """All parts are the service's own."""
+    """One program: the service starts its own Redis and Ray."""
 
     kinds: tuple[str, ...] = ("rollout", "learner", "reward", "controller", "gateway", "redis", "node", "starting")
     ranks = 1
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._data, self._environment = folder / "embedded", environment
-        self.service = started(self._data, environment)
+        self.service = start_service(self._data, environment)
 
     def roots(self) -> list[int]:
         """See `Arrangement`."""
         return [self.service.pid]
 
-    def spared(self) -> set[int]:
+    def exempt(self) -> set[int]:
         """See `Arrangement`."""
         return set()
 
-    def tend(self) -> list[str]:
+    def restart_ended(self) -> list[str]:
         """See `Arrangement`."""
         if not self.service.ended():
             return []
-        self.service = started(self._data, self._environment)
+        self.service = start_service(self._data, self._environment)
         return ["gateway"]
 
     def stop(self) -> int:
@@ -80,7 +80,7 @@ class Embedded:
 
 
 class Cluster:
-    """Redis and Ray are the operator's. Two of a job's three processes are on the node that may die."""
+    """Redis and Ray are started by the operator. Two of a job's three processes run on the node that may be killed."""
 
     kinds: tuple[str, ...] = ("rank", "node", "gateway", "redis", "controller", "rollout", "reward")
     ranks = 2
@@ -92,30 +92,30 @@ class Cluster:
         self._ray = RayCluster(1)
         self._node = self._ray.add_node(2, NODE_HOST)
         self._environment = environment | self._ray.environment | {"HEADRACE_REDIS_URL": self._redis.url}
-        self.service = started(self._data, self._environment)
+        self.service = start_service(self._data, self._environment)
 
     def roots(self) -> list[int]:
         """See `Arrangement`."""
         return [self.service.pid, self._node.pid, self._redis.pid, self._ray.head.pid]
 
-    def spared(self) -> set[int]:
-        """See `Arrangement`. The head's own: Ray itself does not survive their loss. What runs there is a job's."""
+    def exempt(self) -> set[int]:
+        """See `Arrangement`. The Ray head's own processes, whose loss Ray does not survive; workers are not exempt."""
         return {child.pid for child in psutil.Process(self._ray.head.pid).children()}
 
-    def tend(self) -> list[str]:
+    def restart_ended(self) -> list[str]:
         """See `Arrangement`."""
-        again = []
+        restarted = []
         if not self._redis.alive:
             self._redis.start()
-            again.append("redis")
+            restarted.append("redis")
         if self._node.poll() is not None:
             self._ray.nodes.remove(self._node)
             self._node = self._ray.add_node(2, NODE_HOST)
-            again.append("node")
+            restarted.append("node")
         if self.service.ended():
-            self.service = started(self._data, self._environment)
-            again.append("gateway")
-        return again
+            self.service = start_service(self._data, self._environment)
+            restarted.append("gateway")
+        return restarted
 
     def stop(self) -> int:
         """See `Arrangement`."""
@@ -126,8 +126,11 @@ class Cluster:
             self._redis.stop()
 
 
-def started(data: Path, environment: dict[str, str]) -> Service:
-    """The gateway on `data`. Raises `AssertionError` with the end of its log once it has failed for too long."""
+def start_service(data: Path, environment: dict[str, str]) -> Service:
+    """Start the gateway on the data folder, again and again until it is ready.
+
+    Raises `AssertionError` with the end of its log, or `TimeoutExpired`, once `START_SECONDS` have passed.
+    """
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:

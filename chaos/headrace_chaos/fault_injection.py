@@ -1,4 +1,4 @@
-"""What is done to which kind of process, and when: drawn from a seed before the campaign begins."""
+"""The strikes of a campaign (kind of process, signal, time), drawn at random before it begins, and how one is done."""
 
 from __future__ import annotations
 
@@ -11,46 +11,50 @@ from dataclasses import dataclass
 
 import psutil
 
-STOPPED = 0.25
-"""Share of the strikes that stop a process (SIGSTOP, later SIGCONT) rather than kill it."""
-SHORT, LONG = (0.5, 4.0), (12.0, 26.0)
-"""Seconds that one is stopped; a long stop outlasts leases, and often the watchdog's patience."""
+STOP_SHARE = 0.25
+"""Fraction of the strikes that stop a process (SIGSTOP, later SIGCONT) rather than kill it."""
+SHORT_STOP, LONG_STOP = (0.5, 4.0), (12.0, 26.0)
+"""Range of seconds that a process is stopped; a long stop outlasts leases, and often the watchdog's limit."""
 LONG_SHARE = 0.25
-HURRIED = 0.3
-"""Share of the strikes after which the next comes at once, while the system still recovers."""
+"""Fraction of the stops that are long."""
+HURRIED_SHARE = 0.3
+"""Fraction of the strikes after which the next follows at once, while the system still recovers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """One of them."""
+    """One planned fault."""
 
     kind: str
     after: float
-    """Seconds of undisturbed work before it."""
+    """Seconds of undisturbed work before the strike."""
     stopped: float | None
     """Seconds between SIGSTOP and SIGCONT; None: SIGKILL."""
     hurried: bool
-    """The next strike does not wait until the job goes on."""
+    """Whether the next strike follows without waiting for the job to recover."""
     choice: float
-    """Which of the processes of its kind: a number in [0, 1)."""
+    """A number in [0, 1) that selects one of the processes of the kind."""
 
     @property
     def name(self) -> str:
-        """For the progress line."""
+        """What is done, as the progress line prints it."""
         return "SIGKILL" if self.stopped is None else f"SIGSTOP for {self.stopped:.1f} s"
 
 
 def plan(count: int, kinds: Sequence[str], rng: random.Random) -> list[Strike]:
-    """`count` strikes in random order, as many of each kind, give or take one; the first of a kind kills."""
+    """`count` strikes in random order.
+
+    The numbers of strikes of the kinds differ by at most one. At least one strike of each kind kills.
+    """
     drawn: list[Strike] = []
     for number in range(count):
-        kills = number < len(kinds) or rng.random() >= STOPPED
-        stop = rng.uniform(*(LONG if rng.random() < LONG_SHARE else SHORT))
+        kills = number < len(kinds) or rng.random() >= STOP_SHARE
+        stop = rng.uniform(*(LONG_STOP if rng.random() < LONG_SHARE else SHORT_STOP))
         strike = Strike(
             kind=kinds[number % len(kinds)],
             after=rng.uniform(0.0, 3.0),
             stopped=None if kills else stop,
-            hurried=rng.random() < HURRIED,
+            hurried=rng.random() < HURRIED_SHARE,
             choice=rng.random(),
         )
         drawn.append(strike)
@@ -59,7 +63,7 @@ def plan(count: int, kinds: Sequence[str], rng: random.Random) -> list[Strike]:
 
 
 def strike(process: psutil.Process, seconds: float | None) -> bool:
-    """Whether it was hit; not where it had ended already."""
+    """Stop the process for `seconds`, or kill it if None. Returns False if it had already ended."""
     try:
         if seconds is None:
             process.send_signal(signal.SIGKILL)
@@ -68,6 +72,6 @@ def strike(process: psutil.Process, seconds: float | None) -> bool:
     except psutil.NoSuchProcess:
         return False
     time.sleep(seconds)
-    with contextlib.suppress(psutil.NoSuchProcess):  # killed meanwhile by who missed it: one of the ways to go on
+    with contextlib.suppress(psutil.NoSuchProcess):  # the service may have killed it while it did not answer
         process.send_signal(signal.SIGCONT)
     return True

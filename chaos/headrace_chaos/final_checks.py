@@ -1,4 +1,4 @@
-"""What must hold of a job that has ended, and of the machine after the service has."""
+"""Final checks of a job that has ended, and of the machine after the service has stopped."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from headrace_chaos.outside_observer import Watcher
-from headrace_chaos.processes import Family, described
+from headrace_chaos.outside_observer import Observer
+from headrace_chaos.processes import ProcessTracker, command_line
 
 TERMINAL = {
     "trained",
@@ -23,62 +23,61 @@ TERMINAL = {
 }
 SHARED_MEMORY = Path("/dev/shm")
 ENDING_SECONDS = 10.0
-"""What was told to end may still be on its way out."""
+"""Processes that were told to end have this much time to do so."""
 
 
-def of_job(watcher: Watcher, steps: int, batch_size: int) -> list[str]:
-    """Promises that the watcher's job, which has ended, broke; empty where none."""
-    job, ledger = watcher.answer(""), watcher.answer("/ledger")
-    broken = []
+def of_job(observer: Observer, steps: int, batch_size: int) -> list[str]:
+    """Guarantees that the observed job, which has ended, violated; empty if none."""
+    job, ledger = observer.get(""), observer.get("/ledger")
+    violations = []
     if job["status"] != "succeeded":
-        broken.append(f"it ended as {job['status']}: {job.get('error')}")
+        violations.append(f"it ended as {job['status']}: {job.get('error')}")
     elif ledger["states"]["trained"] != steps * batch_size:
-        broken.append(f"{ledger['states']['trained']} groups were trained, not {steps * batch_size}")
+        violations.append(f"{ledger['states']['trained']} groups were trained, not {steps * batch_size}")
     if not ledger["balanced"]:
-        broken.append(f"the books do not balance: {ledger}")
-    measured = watcher.answer("/metrics?kind=step&limit=10000")["data"]
-    told = [entry["data"]["step"] for entry in measured]
-    if told != sorted(set(told)):
-        broken.append(f"steps were told as {told}")
-    broken += _of_groups(watcher, ledger)
-    return [f"{job['id']}: {promise}" for promise in broken]
+        violations.append(f"the counts of the ledger do not balance: {ledger}")
+    reported = [entry["data"]["step"] for entry in observer.get("/metrics?kind=step&limit=10000")["data"]]
+    if reported != sorted(set(reported)):
+        violations.append(f"steps were reported as {reported}")
+    violations += _of_groups(observer, ledger)
+    return [f"{job['id']}: {violation}" for violation in violations]
 
 
-def untold(watcher: Watcher) -> list[int]:
-    """Steps of the watcher's job that were trained, but whose measurement died with the learner that had made it."""
-    told = {entry["data"]["step"] for entry in watcher.answer("/metrics?kind=step&limit=10000")["data"]}
-    return sorted(set(range(1, watcher.answer("/ledger")["version"] + 1)) - told)
+def unreported_steps(observer: Observer) -> list[int]:
+    """Trained steps of the observed job whose metrics were lost when the learner died before it recorded them."""
+    reported = {entry["data"]["step"] for entry in observer.get("/metrics?kind=step&limit=10000")["data"]}
+    return sorted(set(range(1, observer.get("/ledger")["version"] + 1)) - reported)
 
 
-def _of_groups(watcher: Watcher, ledger: dict[str, Any]) -> list[str]:
-    """By the history of every group that was ever admitted."""
-    broken, ended = [], Counter[str]()
+def _of_groups(observer: Observer, ledger: dict[str, Any]) -> list[str]:
+    """Violations in the state histories of all groups that were ever admitted."""
+    violations, final_states = [], Counter[str]()
     for group in range(ledger["admitted"]):
-        states = [line["state"] for line in watcher.answer(f"/ledger/{group}")["history"]]
+        states = [line["state"] for line in observer.get(f"/ledger/{group}")["history"]]
         last, trained = states[-1], states.count("trained")
-        ended[last] += 1
+        final_states[last] += 1
         if last not in TERMINAL:
-            broken.append(f"group {group} was lost: it is {last}")
+            violations.append(f"group {group} was lost: it is {last}")
         if trained > 1 or (trained and last != "trained"):
-            broken.append(f"group {group} was trained {trained} times and ended as {last}")
-    if ended != Counter({state: n for state, n in ledger["states"].items() if n}):
-        broken.append(f"the histories end as {dict(ended)}, the books say {ledger['states']}")
-    return broken
+            violations.append(f"group {group} was trained {trained} times and ended as {last}")
+    if final_states != Counter({state: n for state, n in ledger["states"].items() if n}):
+        violations.append(f"the histories end as {dict(final_states)}, the ledger counts {ledger['states']}")
+    return violations
 
 
-def of_machine(family: Family, jobs: list[str]) -> list[str]:
-    """What is left of `jobs`, which have ended, once the service was stopped; empty where nothing is."""
-    psutil.wait_procs(family.left(), ENDING_SECONDS)
-    left = [f"process {p.pid} is left: {described(p)[:200]}" for p in family.left()]
-    return left + [f"{path} is left" for path in _shared(jobs)]
+def of_machine(processes: ProcessTracker, jobs: list[str]) -> list[str]:
+    """Processes, and shared memory of the ended `jobs`, that remain after the service was stopped; empty if none."""
+    psutil.wait_procs(processes.left(), ENDING_SECONDS)
+    left = [f"process {p.pid} is left: {command_line(p)[:200]}" for p in processes.left()]
+    return left + [f"{path} is left" for path in _shared_memory(jobs)]
 
 
 def remove_shared(jobs: list[str]) -> None:
-    """What a job that the campaign gave up keeps, so that it could go on."""
-    for path in _shared(jobs):
+    """Remove the jobs' shared memory: a job that the campaign gave up keeps it, so that it could be resumed."""
+    for path in _shared_memory(jobs):
         shutil.rmtree(path)
 
 
-def _shared(jobs: list[str]) -> list[Path]:
-    folders = [Path(found) for found, _, _ in os.walk(SHARED_MEMORY)]
+def _shared_memory(jobs: list[str]) -> list[Path]:
+    folders = [Path(folder) for folder, _, _ in os.walk(SHARED_MEMORY)]
     return [folder for folder in folders if folder.name in jobs]

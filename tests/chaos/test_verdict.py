@@ -1,4 +1,4 @@
-"""The judges of a campaign find what they are there for: lost groups, groups trained twice, versions that run back."""
+"""The checks of a campaign find lost groups, groups trained twice and versions that decrease."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from headrace_chaos.final_checks import of_job, of_machine
-from headrace_chaos.outside_observer import Watcher
-from headrace_chaos.processes import Family, kind_of
+from headrace_chaos.outside_observer import Observer
+from headrace_chaos.processes import ProcessTracker, kind_of
 
 JOB = "ftjob-1"
 HISTORIES = [["leased", "queued", "claimed", "trained"], ["leased", "leased", "queued", "claimed", "trained"]]
 
 
-class Answers(Watcher):
-    """A watcher whose service is a dictionary of what is told."""
+class CannedObserver(Observer):
+    """An observer whose service is a dictionary of answers by route."""
 
     def __init__(self, histories: list[list[str]], **changed: Any) -> None:
         super().__init__(lambda: "http://localhost:1")
@@ -29,7 +29,7 @@ class Answers(Watcher):
         } | {f"/ledger/{n}": {"history": [{"state": s} for s in states]} for n, states in enumerate(histories)}
         self._answers |= changed
 
-    def answer(self, route: str, limit: float = 0.0) -> Any:
+    def get(self, route: str, limit: float = 0.0) -> Any:
         return self._answers[route]
 
 
@@ -39,12 +39,12 @@ def ledger(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def watcher() -> Answers:
-    return Answers(HISTORIES)
+def observer() -> CannedObserver:
+    return CannedObserver(HISTORIES)
 
 
-def test_a_job_that_kept_its_promises_is_left_in_peace(watcher: Answers) -> None:
-    assert of_job(watcher, steps=1, batch_size=2) == []
+def test_a_job_that_kept_its_promises_is_left_in_peace(observer: CannedObserver) -> None:
+    assert of_job(observer, steps=1, batch_size=2) == []
 
 
 @pytest.mark.parametrize(
@@ -57,44 +57,46 @@ def test_a_job_that_kept_its_promises_is_left_in_peace(watcher: Answers) -> None
     ],
 )
 def test_groups_are_judged_by_their_histories(histories: list[list[str]], found: str) -> None:
-    assert any(found in promise for promise in of_job(Answers(histories), steps=1, batch_size=2))
+    assert any(found in violation for violation in of_job(CannedObserver(histories), steps=1, batch_size=2))
 
 
 @pytest.mark.parametrize(
     ("route", "answer", "found"),
     [
         ("", {"id": JOB, "status": "failed", "error": {"code": "x"}}, "it ended as failed"),
-        ("/ledger", ledger(balanced=False), "the books do not balance"),
+        ("/ledger", ledger(balanced=False), "counts of the ledger do not balance"),
         ("/ledger", ledger(states={"trained": 1, "cancelled": 1}), "1 groups were trained, not 2"),
-        ("/metrics?kind=step&limit=10000", {"data": [{"data": {"step": 1}}] * 2}, "steps were told as [1, 1]"),
+        ("/metrics?kind=step&limit=10000", {"data": [{"data": {"step": 1}}] * 2}, "steps were reported as [1, 1]"),
     ],
 )
 def test_jobs_are_judged_by_what_is_told(route: str, answer: dict[str, Any], found: str) -> None:
-    assert any(found in promise for promise in of_job(Answers(HISTORIES, **{route: answer}), steps=1, batch_size=2))
+    assert any(
+        found in violation for violation in of_job(CannedObserver(HISTORIES, **{route: answer}), steps=1, batch_size=2)
+    )
 
 
-def test_the_watcher_notes_what_it_sees(watcher: Answers) -> None:
-    watcher._judge_ledger(ledger(version=5))
-    watcher._judge_ledger(ledger(version=4, largest_age=3, balanced=False))
-    watcher._judge_status({"status": "paused", "paused_by": {"code": "stalled"}})
-    watcher._judge_status({"status": "succeeded"})
-    watcher._judge_status({"status": "running"})
-    found = "\n".join(watcher.broken)
-    for promise in ("version 4 was seen after 5", "of age 3", "do not balance", "paused by itself", "was succeeded"):
-        assert promise in found
+def test_the_observer_notes_what_it_sees(observer: CannedObserver) -> None:
+    observer._check_ledger(ledger(version=5))
+    observer._check_ledger(ledger(version=4, largest_age=3, balanced=False))
+    observer._check_status({"status": "paused", "paused_by": {"code": "stalled"}})
+    observer._check_status({"status": "succeeded"})
+    observer._check_status({"status": "running"})
+    found = "\n".join(observer.violations)
+    for violation in ("version 4 was seen after 5", "of age 3", "do not balance", "paused by itself", "was succeeded"):
+        assert violation in found
 
 
-def test_workers_are_known_by_what_their_events_say(watcher: Answers) -> None:
+def test_workers_are_known_by_what_their_events_say(observer: CannedObserver) -> None:
     learner = {"worker": "learner", "device": "cpu", "seconds": 2.5, "pid": 11, "rank 1": "pid 12"}
     rollout = {"worker": "rollout-0", "engine": "vllm", "pid": 13}
     told = [None, learner, {"worker": "learner", "restart": 1}, rollout]
-    watcher._read_events({"data": [{"data": data} for data in told]})
-    assert watcher.ready == {11: "learner", 12: "rank-1", 13: "rollout-0"}
+    observer._read_events({"data": [{"data": data} for data in told]})
+    assert observer.ready == {11: "learner", 12: "rank-1", 13: "rollout-0"}
 
 
 def test_what_outlives_its_parent_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    family = Family()
-    monkeypatch.setenv("CHAOS_CAMPAIGN", family.mark)
+    processes = ProcessTracker()
+    monkeypatch.setenv("CHAOS_CAMPAIGN", processes.mark)
     sleeper = (
         "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0).pid, flush=True)"
     )
@@ -103,8 +105,8 @@ def test_what_outlives_its_parent_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     orphan = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    assert [process.pid for process in family.left()] == [orphan]
-    assert kind_of(family.left()[0], {}) is None
+    assert [process.pid for process in processes.left()] == [orphan]
+    assert kind_of(processes.left()[0], {}) is None
     monkeypatch.setattr("headrace_chaos.final_checks.ENDING_SECONDS", 0.01)
-    assert str(orphan) in of_machine(family, [])[0]
+    assert str(orphan) in of_machine(processes, [])[0]
     parent.communicate()  # closes its standard input, at which the orphan ends
