@@ -1,10 +1,10 @@
-"""The controller of a job: the Ray actor that starts its workers, watches and restarts them.
+"""The controller of a job: the Ray actor that starts, watches and restarts the job's workers.
 
-manager            the gateway's side: one named actor a job (actors), started again where it is missing
-job_controller     a job's life: start, run, pause, resume, end; ports: what it is made of
-workers            a job's workers, each supervised, and their work from the start to the last evaluation
-placement          which node, which cores and GPUs; a worker there is one or several worker_process
-watchdog           a worker that stands still, found by what waits for what (wait_graph)
+manager            the gateway's side: keeps one named Ray actor per job (actors) running
+job_controller     the life of a job: start, run, pause, resume, end; ports: the parts it is built from
+workers            the workers of a job, each under a supervisor, from their start to the last evaluation
+placement          reserves nodes, cores and GPUs; starts the worker processes there (worker_process)
+watchdog           detects a job without progress, and which worker blocks the others (wait_graph)
 pause_reasons, failure_limits
-                   why a job pauses or ends by itself
+                   why a job pauses or fails without a request of the user
 """

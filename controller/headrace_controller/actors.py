@@ -1,6 +1,6 @@
-"""Controllers as Ray actors: each job's is a named, detached actor, which any gateway finds by the job's id.
+"""Job controllers as Ray actors. Each is named after its job and detached, so that any gateway can find it.
 
-Invariant: every question to Ray has a limit; a Ray that does not answer is `Unavailable`.
+Invariant: every call to Ray has a time limit, and raises `Unavailable` when Ray does not answer.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from .workers.supervisor import STOP_SECONDS
 PING_SECONDS = 5.0
 RAY_SECONDS = 30.0
 PREFIX = "controller-"
-"""Of an actor's name, before the job's id."""
+"""An actor's name is this prefix and the job's id."""
 T = TypeVar("T")
 
 
 class ControllerActors(Protocol):
-    """The controllers that exist, and the machines for their jobs. Every method raises `Unavailable`."""
+    """The controllers that exist, and the cluster's resources. Every method raises `Unavailable` without Ray."""
 
     async def ping(self) -> None:
-        """Returns where one could be started."""
+        """Returns if a controller could be started now."""
         ...
 
     async def with_controller(self) -> list[str]:
-        """Jobs that have one, whatever it does."""
+        """Ids of the jobs that have a controller, whatever the controller does."""
         ...
 
     async def resources(self) -> tuple[list[dict[str, float]], dict[str, float]]:
-        """(resources of each node, resources that nobody holds now), as Ray names them."""
+        """(resources of each node that is alive, free resources of the whole cluster), under Ray's names."""
         ...
 
     async def start(self, job_id: str) -> None:
-        """Start the job's, unless there is one, and tell it to run, unless it does."""
+        """Start the job's controller and call its `run`. Does nothing where one runs already."""
         ...
 
     async def kill(self, job_id: str) -> None:
-        """End the job's at once, and with it all that it started."""
+        """Kill the job's controller; Ray ends the worker processes that it started."""
         ...
 
     async def suspend(self, job_id: str) -> None:
-        """Let the job's stop its workers, and end it. It may have ended before."""
+        """Let the job's controller stop its workers, then end it. Does nothing where there is none."""
         ...
 
 
 class JobControllerActor:
-    """Runs one job's controller in a process of its own, which ends with it."""
+    """The Ray actor around a `JobController`: its process ends when the controller has finished."""
 
     def __init__(self, settings: Settings, redis_url: str, job_id: str) -> None:
         redact_streams()
@@ -74,30 +74,30 @@ class JobControllerActor:
 
 
 class RayControllerActors:
-    """In the Ray cluster that this process is connected to."""
+    """`ControllerActors` in the Ray cluster that this process is connected to."""
 
     def __init__(self, settings: Settings, redis_url: str) -> None:
         self._settings, self._redis_url = settings, redis_url
 
     async def ping(self) -> None:
         """See `ControllerActors`."""
-        nodes = await _ask(ray.nodes, seconds=PING_SECONDS)
+        nodes = await _call_ray(ray.nodes, seconds=PING_SECONDS)
         if not any(node["Alive"] for node in nodes):
             raise Unavailable("Ray has no node that is alive")
 
     async def with_controller(self) -> list[str]:
         """See `ControllerActors`."""
-        found = await _ask(lambda: list_named_actors(all_namespaces=True))
-        names = [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
+        actors = await _call_ray(lambda: list_named_actors(all_namespaces=True))
+        names = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
         return [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
 
     async def resources(self) -> tuple[list[dict[str, float]], dict[str, float]]:
         """See `ControllerActors`."""
-        return await _ask(alive_nodes), await _ask(ray.available_resources)
+        return await _call_ray(alive_nodes), await _call_ray(ray.available_resources)
 
     async def start(self, job_id: str) -> None:
         """See `ControllerActors`."""
-        await _ask(self._start, job_id)
+        await _call_ray(self._start, job_id)
 
     def _start(self, job_id: str) -> None:
         actor: Any = (
@@ -113,17 +113,17 @@ class RayControllerActors:
             )
             .remote(self._settings, self._redis_url, job_id)
         )
-        actor.run.remote()  # a controller that runs already returns at once
+        actor.run.remote()  # where get_if_exists found one that runs already, this returns at once
 
     async def kill(self, job_id: str) -> None:
         """See `ControllerActors`."""
-        ray.kill(await _ask(ray.get_actor, PREFIX + job_id, NAMESPACE))
+        ray.kill(await _call_ray(ray.get_actor, PREFIX + job_id, NAMESPACE))
 
     async def suspend(self, job_id: str) -> None:
         """See `ControllerActors`."""
         try:
-            actor: Any = await _ask(ray.get_actor, PREFIX + job_id, NAMESPACE)
-        except Unavailable:  # it has none any more
+            actor: Any = await _call_ray(ray.get_actor, PREFIX + job_id, NAMESPACE)
+        except Unavailable:  # the job has no controller any more
             return
         try:
             async with asyncio.timeout(3 * STOP_SECONDS):
@@ -135,8 +135,8 @@ class RayControllerActors:
         ray.kill(actor)
 
 
-async def _ask(call: Callable[..., T], *arguments: Any, seconds: float = RAY_SECONDS) -> T:
-    """What Ray answers. Raises `Unavailable`."""
+async def _call_ray(call: Callable[..., T], *arguments: Any, seconds: float = RAY_SECONDS) -> T:
+    """Call a blocking function of Ray in a thread. Raises `Unavailable` on an error, or after `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             return await asyncio.to_thread(call, *arguments)

@@ -1,4 +1,4 @@
-"""When failures end a job: of rewards, and of rows that no engine can serve; and what the job says then."""
+"""When failures end a job: rewards that fail, and rows of which no completion can be generated."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from headrace_core.types.metrics import RewardMetrics
 
 SHOWN_SAMPLES = 3
 SHOWN_ROWS = 3
-LEAST_GROUPS = 10
-"""Of fewer, a few that failed are no share: an outage may have cost a group its last lease."""
+MIN_GROUPS = 10
+"""The share of failed groups is checked from this many groups on: of fewer, an outage that cost a few groups their last
+lease would end the job."""
 REPORT_SECONDS = 6
-"""Longest wait for what workers, which report every few seconds, have counted of the groups that failed."""
+"""How long to wait for the workers' counts of the failures: workers report every few seconds."""
 
 
 class TooManyRewardFailures(HeadraceError):
-    """More rewards failed than the job's settings allow. `data` is for an event."""
+    """More rewards failed than `max_reward_failures` allows. `data`: the event data of the failure."""
 
     code = "too_many_reward_failures"
 
@@ -34,14 +35,14 @@ class TooManyRewardFailures(HeadraceError):
 
 
 async def check_rewards(jobs: JobStore, job_id: str, account: LedgerCounts, settings: Hyperparameters) -> None:
-    """Raises `TooManyRewardFailures` once a share above `max_reward_failures` has failed, of groups or of
-    completions."""
-    counted = await jobs.rewards(job_id)
-    too_many = _groups_failed(account, settings) or _completions_left_out(counted, settings)
+    """Raises `TooManyRewardFailures` if the share of failed groups, or of failed completions, is above
+    `max_reward_failures`."""
+    measurements = await jobs.rewards(job_id)
+    too_many = _failed_groups_share(account, settings) or _excluded_completions_share(measurements, settings)
     if too_many is None:
         return
     kinds = await _kinds(jobs, job_id, account.states["reward_failed"])
-    samples = _samples([event for _, event in await jobs.events(job_id)])
+    samples = _sample_failures([event for _, event in await jobs.events(job_id)])
     by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
     shown = "".join(f"\n\ngroup {s.group}, {s.kind}: {s.error}\n{s.traceback}" for s in samples)
     raise TooManyRewardFailures(
@@ -52,7 +53,11 @@ async def check_rewards(jobs: JobStore, job_id: str, account: LedgerCounts, sett
 
 
 async def _kinds(jobs: JobStore, job_id: str, groups: int) -> dict[str, int]:
-    """Failed completions by kind, most frequent first: at least one for each failed group, unless a worker died."""
+    """Failed completions by kind of failure, most frequent first.
+
+    Waits up to `REPORT_SECONDS` until there is at least one for each failed group: the ledger counts a group before its
+    worker reports why it failed, and a worker that died never reports.
+    """
     for _ in range(REPORT_SECONDS):
         kinds = sum((Counter(c.failures) for c in await jobs.rewards(job_id)), Counter[str]())
         if kinds.total() >= groups:
@@ -61,23 +66,25 @@ async def _kinds(jobs: JobStore, job_id: str, groups: int) -> dict[str, int]:
     return dict(kinds.most_common())
 
 
-def _groups_failed(account: LedgerCounts, settings: Hyperparameters) -> str | None:
+def _failed_groups_share(account: LedgerCounts, settings: Hyperparameters) -> str | None:
+    """The share of groups whose reward failed, in words, where it is too high; else None."""
     failed = account.states["reward_failed"]
     ended = failed + sum(account.states[state] for state in QUEUED_ONCE)
-    enough = 2 * settings.batch_size  # a single early failure is no share
+    enough = 2 * settings.batch_size  # so that a single early failure does not end the job
     too_many = ended >= enough and failed > settings.max_reward_failures * ended
     return f"{failed} of {ended} groups" if too_many else None
 
 
-def _completions_left_out(counted: Sequence[RewardMetrics], settings: Hyperparameters) -> str | None:
-    left_out, scored = sum(c.left_out for c in counted), sum(c.completions for c in counted)
+def _excluded_completions_share(measurements: Sequence[RewardMetrics], settings: Hyperparameters) -> str | None:
+    """The share of completions that were left out of their groups, in words, where it is too high; else None."""
+    left_out, scored = sum(m.left_out for m in measurements), sum(m.completions for m in measurements)
     enough = 2 * settings.batch_size * settings.group_size
     too_many = scored >= enough and left_out > settings.max_reward_failures * scored
     return f"{left_out} of {scored} completions, which were left out of their groups" if too_many else None
 
 
-def _samples(events: Sequence[Event]) -> list[RewardFailure]:
-    """Of the failures told so far, one of each kind before a second of any."""
+def _sample_failures(events: Sequence[Event]) -> list[RewardFailure]:
+    """Up to `SHOWN_SAMPLES` of the failures reported so far: one of each kind first, then others."""
     failures = [decoded(event.data, RewardFailure) for event in events]
     of_groups = [failure for failure in failures if failure is not None and failure.group is not UNSET]
     first = {failure.kind: failure for failure in reversed(of_groups)}
@@ -86,7 +93,8 @@ def _samples(events: Sequence[Event]) -> list[RewardFailure]:
 
 
 class TooManyGenerationFailures(HeadraceError):
-    """More groups could not be generated than the job's settings allow. `data` is for an event."""
+    """More groups could not be generated than `max_generation_failures` allows. `data`: the event data of the
+    failure."""
 
     code = "too_many_generation_failures"
 
@@ -96,10 +104,10 @@ class TooManyGenerationFailures(HeadraceError):
 
 
 async def check_generation(jobs: JobStore, job_id: str, account: LedgerCounts, settings: Hyperparameters) -> None:
-    """Raises `TooManyGenerationFailures` once a share of the groups above `max_generation_failures` has failed."""
+    """Raises `TooManyGenerationFailures` if the share of failed groups is above `max_generation_failures`."""
     failed = account.states["generation_failed"]
     ended = failed + sum(account.states[state] for state in QUEUED_ONCE)
-    if ended < max(2 * settings.batch_size, LEAST_GROUPS) or failed <= settings.max_generation_failures * ended:
+    if ended < max(2 * settings.batch_size, MIN_GROUPS) or failed <= settings.max_generation_failures * ended:
         return
     events = [(event.message, decoded(event.data, RowRefused)) for _, event in await jobs.events(job_id)]
     refused = [(message, row) for message, row in events if row is not None][:SHOWN_ROWS]

@@ -198,9 +198,9 @@ class JobController:
             account = await self._ledger.counts()
             await check_rewards(self._jobs, self._job_id, account, settings)
             await check_generation(self._jobs, self._job_id, account, settings)
-            await idle.look()
+            await idle.check()
             held = await self._all_drained(job, held)
-            await watchdog.look(self._group.workers, account, held)
+            await watchdog.check(self._group.workers, account, held)
 
     async def _all_drained(self, job: Job, before: bool) -> bool:
         """Whether the job is meant to stand still; the user is told when it begins to and when it ends."""

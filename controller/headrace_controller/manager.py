@@ -1,19 +1,19 @@
-"""The gateway's side of the controllers: one named, detached Ray actor for each job that runs, ends, or is near its
-place in the queue (`queue_window`).
+"""The gateway's side of the controllers: keeps one named, detached Ray actor for each job that needs one. These are
+the jobs that run, the jobs that end, and the first jobs of the queue (`queue_window`).
 
-    reconcile, every five      jobs in Redis ─┬─ runs or ends, no actor ─────► start
-    seconds, and soon after                   ├─ queued, near its place ─────► start
-    a submission, a resume                    ├─ not at rest, no beat yet ───► tell it again to run
-    or a cancel                               └─ never began, and is ────────► note that it is at rest: nothing of it
-                                                 paused or cancelled           exists that a controller would end
-                               actors in Ray ─── no beat in several looks ───► kill
+    reconcile, every five      jobs in Redis ─┬─ runs or ends, no actor ─────► start the actor
+    seconds, and soon after                   ├─ first in the queue ─────────► start the actor
+    a submission, a resume                    ├─ not at rest, no heartbeat ──► call the actor's `run` again
+    or a cancel                               └─ paused or cancelled, never ─► mark it at rest: it has no workers or
+                                                 started                       files that a controller would remove
+                               actors in Ray ─── no heartbeat in several polls ─► kill
 
-After a restart of the gateway, and after the death of a controller, what should run and does not is started; one whose
-gateway died before it had told it to run is told; one that is stopped or hangs is replaced. Every call of Ray has a
-limit.
+So a controller that is missing is started after a restart of the gateway or the controller's death; a controller whose
+gateway died before it called `run` is run; a controller that is stopped or hangs is replaced. Every call to Ray has a
+time limit.
 
-Invariants: what one job's controller raises does not keep another job's from being started; the jobs that wait without
-a controller have no part in anything, so that any gateway may start theirs, or note their end.
+Invariants: an error in one job does not keep the controller of another job from being started; a job that waits without
+a controller has nothing but its record, so that any gateway may start its controller or mark its end.
 """
 
 from __future__ import annotations
@@ -43,156 +43,157 @@ from .heartbeat import ControllerHeartbeats
 from .placement import Plan, plan
 from .queue_window import QueueWindow
 
-SUBMITTED_SECONDS = 60.0
-"""A job that is stored is queued in less: all that can be refused has been by then."""
-MISSED_LOOKS = 3
-LOOK_SECONDS = 0.5
-MOST_LOOKED_AT = 200
-"""Of the queue, in one look: more are not placed within one."""
+SUBMISSION_SECONDS = 60.0
+"""A stored job is queued within this time, because everything that can be rejected is checked before it is stored. One
+that is not has lost its gateway."""
+MAX_MISSED_HEARTBEATS = 3
+POLL_SECONDS = 0.5
+MAX_QUEUED_READ = 200
+"""Queued jobs that one poll reads at most: more are not placed between two polls."""
 log = get_logger(__name__)
 
 
 class ControllerManager(Protocol):
-    """What the gateway asks for."""
+    """What the gateway needs of the controllers."""
 
     async def ensure(self, job: Job) -> None:
-        """See to it that the job is run when there is room, or comes to the end that its status says; waits for
-        nothing."""
+        """Have the job run once there are resources, or brought to the end that its status says. Returns at once."""
         ...
 
     async def cancel(self, job_id: str) -> None:
-        """See to it that a job whose status is `cancelled` comes to its end: its groups, workers and weights."""
+        """Have a job whose status is `cancelled` ended: its groups, workers and weights. Returns at once."""
         ...
 
     async def ping(self) -> None:
-        """Raises `Unavailable` where no controller could be started now."""
+        """Raises `Unavailable` if no controller could be started now."""
         ...
 
     async def reconcile(self) -> None:
-        """Every job that runs, or has not yet ended as it is to, has a controller, and of those that are queued the
-        ones near their place."""
+        """Start the controllers that are missing, and replace those that do not respond (see the module)."""
         ...
 
     async def suspend(self) -> None:
-        """Stop every controller and its workers; their jobs stay as they are."""
+        """Stop every controller and its workers. The jobs keep their status, and continue with the next controller."""
         ...
 
     async def close(self) -> None:
-        """Start nothing more; what runs goes on."""
+        """Start no more controllers; those that run continue."""
         ...
 
 
 class RayControllerManager:
-    """`ControllerManager` over what exists in a cluster: `actors`."""
+    """`ControllerManager` over the actors of a cluster."""
 
     def __init__(self, settings: Settings, redis: Redis, actors: ControllerActors, clock: Clock = SYSTEM_CLOCK) -> None:
         self._settings, self._redis, self._actors, self._clock = settings, redis, actors, clock
         self._jobs = JobStore(redis)
         self._beats = ControllerHeartbeats(redis, settings)
         self._missed: dict[str, int] = {}
-        """Looks in a row in which a controller had no beat."""
-        self._one_at_a_time = asyncio.Lock()
-        self._asked: set[str] = set()
-        """Jobs of which no look has heard yet."""
-        self._looking: asyncio.Task[None] | None = None
+        """By job: polls in a row in which its controller had no heartbeat."""
+        self._poll_lock = asyncio.Lock()
+        self._requested: set[str] = set()
+        """Jobs that were passed to `ensure` or `cancel` since the last poll began."""
+        self._polling: asyncio.Task[None] | None = None
 
     @classmethod
     def from_config(cls, settings: Settings, redis_url: str, redis: Redis) -> Self:
-        """Over the Ray cluster that this process is connected to."""
+        """A manager for the Ray cluster that this process is connected to."""
         return cls(settings, redis, RayControllerActors(settings, redis_url))
 
     async def ensure(self, job: Job) -> None:
-        self._look_soon(job.id)
+        self._poll_soon(job.id)
 
     async def cancel(self, job_id: str) -> None:
-        """See `ControllerManager`. A controller that runs sees the status by itself; a dead one is replaced."""
-        self._look_soon(job_id)
+        """See `ControllerManager`. A running controller polls the job's status itself; only a missing one is
+        started."""
+        self._poll_soon(job_id)
 
-    def _look_soon(self, job_id: str) -> None:
-        """Many requests are one look: it is not made more often than every `LOOK_SECONDS`."""
-        self._asked.add(job_id)
-        self._raise_what_ended_the_looks()
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look_while_asked(), name="start controllers")
+    def _poll_soon(self, job_id: str) -> None:
+        """Start a poll in the background, at most one every `POLL_SECONDS`: many requests share one poll."""
+        self._requested.add(job_id)
+        self._raise_poll_error()
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(self._poll_while_requested(), name="start controllers")
 
-    def _raise_what_ended_the_looks(self) -> None:
-        """An error that nobody foresaw ends the looks; it is raised where the next thing is asked, once."""
-        looking = self._looking
-        if looking is not None and looking.done() and not looking.cancelled() and looking.exception() is not None:
-            self._looking = None
-            looking.result()
+    def _raise_poll_error(self) -> None:
+        """Raise the unexpected error that ended the background polls, once, from the next request."""
+        polling = self._polling
+        if polling is not None and polling.done() and not polling.cancelled() and polling.exception() is not None:
+            self._polling = None
+            polling.result()
 
-    async def _look_while_asked(self) -> None:
-        while self._asked:
-            asked, self._asked = self._asked, set()
+    async def _poll_while_requested(self) -> None:
+        while self._requested:
+            requested, self._requested = self._requested, set()
             try:
                 await self._start_due()
             except (HeadraceError, RedisError) as error:
-                log.warning("could not start controllers; the next look tries again", error=str(error))
+                log.warning("could not start controllers; the next poll retries", error=str(error))
                 if isinstance(error, Unavailable):
-                    await self._report_not_yet(asked, error)
-            await asyncio.sleep(LOOK_SECONDS)
+                    await self._report_cannot_start(requested, error)
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def _report_not_yet(self, asked: set[str], error: Unavailable) -> None:
+    async def _report_cannot_start(self, requested: set[str], error: Unavailable) -> None:
         try:
-            for job_id in asked:
+            for job_id in requested:
                 if (await self._jobs.get(job_id)).status == "queued":
                     await self._jobs.emit_event(job_id, f"Cannot start yet: {error.message}", level="warn")
         except (HeadraceError, RedisError) as fault:
-            log.warning("jobs could not be told", error=str(fault))
+            log.warning("could not record in the jobs' events that they cannot start", error=str(fault))
 
     async def ping(self) -> None:
         await self._actors.ping()
 
     async def reconcile(self) -> None:
-        """See `ControllerManager`. Raises the last error of any job, after it has seen to all."""
-        self._raise_what_ended_the_looks()
+        """See `ControllerManager`. Handles every job, then raises the last error that one of them met."""
+        self._raise_poll_error()
         failed: Exception | None = None
         try:
             await self._start_due()
         except (HeadraceError, RedisError) as error:
             failed = error
-        for job_id in await self._hanging(await self._actors.with_controller()):
+        for job_id in await self._unresponsive(await self._actors.with_controller()):
             await self._replace(job_id)
         if failed is not None:
             raise failed
 
     async def _start_due(self) -> None:
-        """Start what should run and does not. Raises as `reconcile` does."""
-        async with self._one_at_a_time:
-            there = await self._actors.with_controller()
-            at_work = set(there) - set(await self._beats.starting(there))
+        """Start the controllers that are missing. Raises like `reconcile`."""
+        async with self._poll_lock:
+            existing = await self._actors.with_controller()
+            at_work = set(existing) - set(await self._beats.starting(existing))
             statuses = [standing for standing in await self._jobs.statuses() if not standing.at_rest]
             failed: Exception | None = None
             for standing in statuses:
                 try:
                     if standing.status == "validating_files":
-                        await self._take_over(standing.id)
+                        await self._queue_abandoned(standing.id)
                     elif standing.status != "queued" and standing.id not in at_work:
-                        await self._end_or_start(standing, standing.id in there)
-                except Damaged as error:  # of this job: no next look mends it, and the others are seen to
+                        await self._end_or_start(standing, standing.id in existing)
+                except Damaged as error:  # no retry repairs this job's record, and the other jobs must go on
                     log_damaged_once(error)
                 except (HeadraceError, RedisError) as error:
                     failed = error
             if any(standing.status == "queued" for standing in statuses):
-                for job_id in await self._near_their_place():
+                for job_id in await self._next_to_place():
                     if job_id not in at_work:
                         await self._start(job_id)
             if failed is not None:
                 raise failed
 
-    async def _take_over(self, job_id: str) -> None:
-        """Queue a job whose gateway died after it had stored it."""
-        if self._clock.time() - (await self._jobs.get(job_id)).created_at >= SUBMITTED_SECONDS:
+    async def _queue_abandoned(self, job_id: str) -> None:
+        """Queue a job whose gateway died between storing it and queueing it."""
+        if self._clock.time() - (await self._jobs.get(job_id)).created_at >= SUBMISSION_SECONDS:
             await self._jobs.move(job_id, "queued")
             await self._jobs.emit_event(
                 job_id, "Queued: the gateway that had taken it in died before it could", level="warn"
             )
 
     async def _end_or_start(self, standing: JobStatus, has_controller: bool) -> None:
-        """Of a job that is not queued, and has no controller at work."""
+        """Handle a job that is not queued and whose controller is missing or does not run: mark it at rest if it never
+        started, else start its controller."""
         never_began = standing.status in ("paused", "cancelled") and not has_controller
-        if not (never_began and await self._nothing_exists_of(standing.id)):
+        if not (never_began and await self._has_nothing(standing.id)):
             await self._start(standing.id)
             return
         if standing.status == "cancelled":
@@ -200,9 +201,9 @@ class RayControllerManager:
         if await self._jobs.mark_at_rest(standing.id, standing.status) and standing.status == "paused":
             await self._jobs.emit_event(standing.id, "paused before it began; resume queues it again")
 
-    async def _nothing_exists_of(self, job_id: str) -> bool:
-        """Whether none of the job's workers was ever started, and so no group, weight or file of it exists. Of a ledger
-        that is damaged nobody knows: then a controller sees to it."""
+    async def _has_nothing(self, job_id: str) -> bool:
+        """Whether no worker of the job was ever started, so that it has no groups, weights or files. False for a
+        damaged ledger, which cannot tell: then a controller cleans up."""
         try:
             return not await self._jobs.workers(job_id) and (await Ledger(self._redis, job_id).counts()).admitted == 0
         except Damaged as error:
@@ -210,41 +211,42 @@ class RayControllerManager:
             return False
 
     async def _queued(self) -> list[str]:
-        """Oldest first."""
+        """Ids of the queued jobs, oldest first."""
         return [standing.id for standing in await self._jobs.statuses() if standing.status == "queued"]
 
-    async def _near_their_place(self) -> list[str]:
-        """Of the queued jobs, oldest first, those that are to have a controller."""
+    async def _next_to_place(self) -> list[str]:
+        """The queued jobs that get a controller now (`queue_window`), oldest first."""
         nodes, free = await self._actors.resources()
-        window, near = QueueWindow(free), list[str]()
-        for job_id in (await self._queued())[:MOST_LOOKED_AT]:  # as it is now: Ray may have needed half a minute
+        window, selected = QueueWindow(free), list[str]()
+        # The queue is read after Ray's answer, which may have taken half a minute.
+        for job_id in (await self._queued())[:MAX_QUEUED_READ]:
             try:
                 job = await self._jobs.get(job_id)
-            except Damaged:  # named wherever jobs are listed
+            except Damaged:  # reported wherever jobs are listed
                 continue
             if window.takes(_plan(job, nodes)):
-                near.append(job_id)
+                selected.append(job_id)
             if window.full:
                 break
-        return near
+        return selected
 
     async def suspend(self) -> None:
         await self.close()
         await asyncio.gather(*(self._actors.suspend(job_id) for job_id in await self._actors.with_controller()))
 
     async def close(self) -> None:
-        if self._looking is not None:
-            await cancel([self._looking])
+        if self._polling is not None:
+            await cancel([self._polling])
 
-    async def _hanging(self, there: Sequence[str]) -> list[str]:
-        """Controllers that had no beat in several looks: one of them may have fallen just between two beats, or before
-        the first one after Redis was away."""
-        missing = await self._beats.missing(there)
+    async def _unresponsive(self, existing: Sequence[str]) -> list[str]:
+        """The jobs whose controller had no heartbeat in several polls in a row. A single poll proves nothing: the key
+        may expire between two heartbeats, or before the first heartbeat after Redis was unavailable."""
+        missing = await self._beats.missing(existing)
         self._missed = {job_id: self._missed.get(job_id, 0) + 1 for job_id in missing}
-        return [job_id for job_id, looks in self._missed.items() if looks >= MISSED_LOOKS]
+        return [job_id for job_id, polls in self._missed.items() if polls >= MAX_MISSED_HEARTBEATS]
 
     async def _replace(self, job_id: str) -> None:
-        """Of any job: what is to be done for it, the next controller does, which a next look starts."""
+        """Kill the job's controller, whatever the job's status; the next poll starts a new one."""
         silent = self._settings.watchdog_seconds
         waits = [Wait("gateway", "a beat of the job's controller", silent)]
         await self._jobs.emit_event(
@@ -258,14 +260,14 @@ class RayControllerManager:
         del self._missed[job_id]
 
     async def _start(self, job_id: str) -> None:
-        """Start the job's controller, unless there is one, and tell it to run, unless it does."""
+        """Start the job's controller, unless it exists, and call its `run`, unless it runs."""
         await self._beats.record_start(job_id)
         await self._actors.start(job_id)
 
 
 def _plan(job: Job, nodes: Sequence[dict[str, float]]) -> Plan | None:
-    """What the job would reserve; None where no node takes it as they are."""
+    """The resources that the job would reserve; None if no node of the present cluster can take it."""
     try:
         return plan(Hyperparameters.model_validate(job.hyperparameters), nodes)
-    except (InvalidRequest, ValidationError):  # its controller says so
+    except (InvalidRequest, ValidationError):  # the job's controller reports it
         return None

@@ -1,12 +1,13 @@
-"""Redis' memory, shared out among the jobs that run: so many bytes of encoded groups may each hold.
+"""Divides Redis' memory evenly among the running jobs: how many bytes of encoded groups each may hold.
 
-    every LOOK_SECONDS, by each job's controller:
+    every UPDATE_SECONDS, by each job's controller:
 
-    bound ─ what all but groups takes ─► half of the rest ÷ jobs under way ─► ledger: nothing is admitted beyond it
-                                        (the other half: histories, kept groups, books, buffers)
+    limit ─ memory used by all but groups ─► half of the rest ÷ running jobs ─► ledger: admits no group beyond it
+                                            (the other half: histories, recorded groups, counters, buffers)
 
-The bound is the setting redis_memory or, of a Redis of one's own, its maxmemory; without either there is none. A job is
-told when new groups are held back, and when they no longer are: it slows to one batch at a time, and drops nothing.
+The limit is the setting redis_memory or, with an external Redis, its maxmemory; with neither there is no limit. A job
+that reaches its share slows down to one batch at a time and drops nothing; an event says when new groups are held back,
+and another when they no longer are.
 """
 
 from __future__ import annotations
@@ -24,49 +25,50 @@ from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import log_damaged_once
 from headrace_core.types.events import MemoryWait
 
-LOOK_SECONDS = 2.0
-GROUPS_PART = 0.5
-"""Of what is free for them, encoded groups may take so much."""
+UPDATE_SECONDS = 2.0
+GROUPS_SHARE = 0.5
+"""Fraction of the memory not used by other data that encoded groups may take."""
 
 
 class MemoryShare:
-    """The part of Redis' memory that one job may use."""
+    """Keeps one job's share of Redis' memory up to date in the job's ledger."""
 
     def __init__(self, redis: Redis, jobs: JobStore, settings: Settings, job_id: str) -> None:
         self._redis, self._jobs, self._job_id = redis, jobs, job_id
-        self._bound = settings.redis_memory
+        self._limit = settings.redis_memory
         self._ledger = Ledger(redis, job_id)
-        self._allotted: int | None = None
+        self._last_share: int | None = None
         self._held_back = 0
         self._reported = False
 
-    async def keep_allotted(self) -> None:
-        """Never returns."""
+    async def run_forever(self) -> None:
+        """Call `update` every `UPDATE_SECONDS`; never returns."""
         while True:
-            await self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await self.update()
+            await asyncio.sleep(UPDATE_SECONDS)
 
-    async def look(self) -> None:
-        """Allot what is the job's now, and tell it of a change."""
+    async def update(self) -> None:
+        """Write the job's current share to its ledger, and emit an event when new groups begin or cease to wait."""
         share = await self._share()
-        if share != self._allotted:
+        if share != self._last_share:
             await self._ledger.allot(share)
-            self._allotted = share
+            self._last_share = share
         if share:
             await self._report(await self._ledger.queues())
 
     async def _share(self) -> int:
+        """Bytes; 0 without a limit, else at least 1, because the ledger reads 0 as no limit."""
         memory = await run(self._redis.info("memory"))
-        bound = self._bound or int(memory["maxmemory"])
-        if not bound:
+        limit = self._limit or int(memory["maxmemory"])
+        if not limit:
             return 0
         under_way = {job.id for job in await self._jobs.statuses() if job.status == "running"} | {self._job_id}
         groups = sum([await self._bytes_of(job_id) for job_id in under_way])
-        free = bound - (int(memory["used_memory"]) - groups)
-        return max(1, int(free * GROUPS_PART) // max(1, len(under_way)))
+        free = limit - (int(memory["used_memory"]) - groups)
+        return max(1, int(free * GROUPS_SHARE) // max(1, len(under_way)))
 
     async def _bytes_of(self, job_id: str) -> int:
-        """Of a job's groups; 0 of another one whose ledger is damaged, which is no reason to end this one."""
+        """Bytes of a job's encoded groups. A damaged ledger of another job counts as 0: it must not end this job."""
         try:
             return (await Ledger(self._redis, job_id).queues()).bytes
         except Damaged as error:

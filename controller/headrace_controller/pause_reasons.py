@@ -1,10 +1,10 @@
-"""What ends the work on a job but not the job: it pauses with the reason, and a resume goes on from there.
+"""Errors that pause a job instead of failing it: the job shows the reason, and a resume continues from there.
 
-CannotGoOn          code, message, who
-├── GaveUp          worker_failed: a worker used up its restarts
-├── Stalled         stalled: nothing moved, whatever was tried
-└── NothingLearned  nothing_learned (`idle_steps`): step after step, and the policy stays as it was
-DiskFull, RedisFull of `headrace_core.errors`: disk_full, redis_full
+JobCannotContinue      code, message, who
+├── RestartsExhausted  worker_failed: a worker used up its restarts
+├── Stalled            stalled: no progress, also after workers were restarted
+└── NothingLearned     nothing_learned (`idle_steps`): too many steps in a row left the policy unchanged
+DiskFull, RedisFull of `headrace_core.errors` pause a job too: disk_full, redis_full
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from headrace_core.errors import DiskFull, HeadraceError, RedisFull
 
 
 class JobCannotContinue(HeadraceError):
-    """`who`: the worker that cannot, or `job`."""
+    """`who`: the name of the worker that cannot continue, or `job`."""
 
     def __init__(self, message: str, who: str = "job", *, code: str | None = None) -> None:
         super().__init__(message, code=code)
@@ -27,15 +27,16 @@ class RestartsExhausted(JobCannotContinue):
 
 
 class Stalled(JobCannotContinue):
-    """No progress, although whom the others waited for was started again; the message says who waits for whom."""
+    """No progress, even after the workers that the others waited for were restarted. The message says which worker
+    waits for what."""
 
     code = "stalled"
 
 
 OUT_OF_SPACE = (DiskFull, RedisFull)
-"""What no restart of a worker mends, and time or an operator does."""
+"""Errors that no restart of a worker resolves: an operator frees space, or space becomes free with time."""
 
 
 def cannot_go_on(error: HeadraceError, who: str) -> JobCannotContinue:
-    """`error`, one of `OUT_OF_SPACE`, as the reason why a job pauses."""
+    """`error`, one of `OUT_OF_SPACE`, as the error that pauses a job."""
     return JobCannotContinue(error.message, who, code=error.code)

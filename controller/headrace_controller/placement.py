@@ -1,7 +1,7 @@
-"""Where Ray puts a job's workers, and how it starts them there.
+"""Places a job's workers on the nodes of a Ray cluster, and starts their processes there.
 
-The worker classes are named here as text and imported in the worker's own process only: the gateway and the controller
-load neither torch nor vLLM.
+The worker classes are named here as text and imported only in the worker's own process, so that the gateway and the
+controller load neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ RANK_ENTRY_POINT = "headrace_learner.rank_worker:RankWorker"
 ROLLOUT_ENTRY_POINT = "headrace_rollout.worker:RolloutWorker"
 
 ROLES = ("headrace_learner", "headrace_rollout")
-"""Ray resources by which a cluster's nodes say whose image they run; a cluster that names none runs all everywhere."""
+"""Custom Ray resources: a node that declares one runs the image of that role. If no node of the cluster declares one,
+every worker may run on every node."""
 TAG = 0.001
-"""So little of a role is asked for that it says where, not how many: cores and GPUs do the counting."""
+"""Amount of a role's resource that a worker asks for: so small that it only selects nodes. Cores and GPUs limit the
+number of workers."""
 
-
-ANSWER_SECONDS = 60.0
-"""Ray's head may be busy; it is not waited for longer."""
-PLACE_SECONDS, PLACE_LOOK_SECONDS = 10.0, 2.0
-"""How long Ray may take to reserve a lost node's bundles elsewhere; how often it is asked."""
+RAY_SECONDS = 60.0
+"""Time limit of a question to Ray, whose head may be busy."""
+PLACE_SECONDS, PLACE_POLL_SECONDS = 10.0, 2.0
+"""How long Ray may take to reserve the bundles of a lost node elsewhere; interval of the polls for it."""
 
 
 class WorkerActor:
-    """Runs one worker class in a process of its own: what its `from_config` makes."""
+    """The Ray actor around one worker, made by the `from_config` of the class that `entry` (`module:class`) names."""
 
     def __init__(self, entry: str, config: WorkerConfig) -> None:
         redact_streams()
@@ -54,7 +55,7 @@ class WorkerActor:
         self._fault: Exception | None = None
         try:
             self._worker = getattr(importlib.import_module(module), name).from_config(config)
-        except Exception as error:  # raised by `start`: what a constructor raises, Ray writes into its logs, unredacted
+        except Exception as error:  # `start` raises it: Ray writes a constructor's error into its logs, unredacted
             self._fault = error
 
     async def start(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class WorkerActor:
             await self._worker.stop()
 
     async def ping(self) -> None:
-        """Answers, whatever else goes on."""
+        """Returns at once, whatever else the worker does: `max_concurrency` lets calls run side by side."""
 
     async def evaluate(self, version: int) -> EvaluationMetrics:
         result: EvaluationMetrics = await self._worker.evaluate(version)
@@ -80,18 +81,18 @@ class WorkerActor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The resources of one job: the first bundles are the learner's ranks', the others the rollout workers'."""
+    """The resources of one job, a bundle per process: the learner's ranks first, then the rollout workers."""
 
     bundles: tuple[dict[str, float], ...]
     ranks: int = 1
 
     def threads(self, bundle: int) -> int:
-        """Of the process in `bundle`: one for each of its cores."""
+        """Thread count of the process in `bundle`: one per core."""
         return int(self.bundles[bundle]["CPU"])
 
     @property
     def total(self) -> dict[str, float]:
-        """All bundles together, by resource."""
+        """The sum of all bundles, by resource."""
         names = {name for bundle in self.bundles for name in bundle}
         return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in names}
 
@@ -101,28 +102,28 @@ class Plan:
 
 
 def alive_nodes() -> list[dict[str, float]]:
-    """The resources of each of the cluster's nodes."""
+    """The resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def plan(settings: Hyperparameters, nodes: Sequence[dict[str, float]]) -> Plan:
-    """Share the cores of `nodes`, and their GPUs where they have any, evenly between learner and rollout workers.
+    """Divide the cores of `nodes`, and their GPUs if they have any, evenly among the learner and the rollout workers.
 
-    Where a node declares one of the resources `ROLES`, it takes workers of that role only, and the nodes of a role are
-    shared by its workers: images differ, and a learner's need not hold an engine. Every process gets a thread count of
-    its own, and their sum does not exceed the cores: two 2-thread processes on two cores run 10 to 40 times slower than
-    two 1-thread ones. Raises `InvalidRequest` for more workers than cores.
+    A node that declares one of the resources `ROLES` takes only workers of that role, and the workers of a role share
+    its nodes: the images differ, and the learner's image need not contain an engine. The thread counts of all processes
+    add up to no more than the cores, because two 2-thread processes on two cores run 10 to 40 times slower than two
+    1-thread processes. Raises `InvalidRequest` for more workers than cores.
     """
     ranks, workers = settings.learner_ranks, settings.rollout_workers
     learner = "a learner" if ranks == 1 else f"{ranks} ranks of a learner"
     rollout = f"{workers} rollout workers"
     if not any(role in node for node in nodes for role in ROLES):
         threads = _threads(nodes, ranks + workers, f"{rollout} and {learner}")
-        of_rank, of_worker = _gpus(nodes, ranks, workers)
-        return Plan((_bundle(threads, of_rank),) * ranks + (_bundle(threads, of_worker),) * workers, ranks)
-    at_learner, at_rollout = ([node for node in nodes if role in node] for role in ROLES)
-    rank = _bundle(_threads(at_learner, ranks, learner), _gpus(at_learner, ranks, 0)[0]) | {ROLES[0]: TAG}
-    worker = _bundle(_threads(at_rollout, workers, rollout), _gpus(at_rollout, 0, workers)[1]) | {ROLES[1]: TAG}
+        rank_gpus, worker_gpus = _gpus(nodes, ranks, workers)
+        return Plan((_bundle(threads, rank_gpus),) * ranks + (_bundle(threads, worker_gpus),) * workers, ranks)
+    learner_nodes, rollout_nodes = ([node for node in nodes if role in node] for role in ROLES)
+    rank = _bundle(_threads(learner_nodes, ranks, learner), _gpus(learner_nodes, ranks, 0)[0]) | {ROLES[0]: TAG}
+    worker = _bundle(_threads(rollout_nodes, workers, rollout), _gpus(rollout_nodes, 0, workers)[1]) | {ROLES[1]: TAG}
     return Plan((rank,) * ranks + (worker,) * workers, ranks)
 
 
@@ -131,7 +132,7 @@ def _bundle(threads: int, gpus: float) -> dict[str, float]:
 
 
 def _threads(nodes: Sequence[dict[str, float]], processes: int, who: str) -> int:
-    """What each of equal `processes` gets when none may span two nodes."""
+    """The most cores that each of `processes` equal processes can have when none may span two nodes."""
     cores = [int(node.get("CPU", 0)) for node in nodes]
     fitting = (t for t in range(max(cores, default=0), 0, -1) if sum(c // t for c in cores) >= processes)
     threads = next(fitting, 0)
@@ -145,13 +146,13 @@ def _threads(nodes: Sequence[dict[str, float]], processes: int, who: str) -> int
 
 
 def _gpus(nodes: Sequence[dict[str, float]], ranks: int, workers: int) -> tuple[float, float]:
-    """What each rank of the learner and each rollout worker gets; 0 where there are none.
+    """(GPUs of each rank of the learner, GPUs of each rollout worker); 0 where the nodes have none.
 
-    Several ranks need a GPU each, because NCCL does not let two share one; all others may share.
+    Several ranks need a GPU each, because NCCL does not let two ranks share one; all other processes may share.
     """
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if not gpus or ranks <= 1:
-        return (_part(gpus, ranks + workers),) * 2
+        return (_gpu_share(gpus, ranks + workers),) * 2
     left = gpus - ranks
     if left < (1 if workers else 0):
         raise InvalidRequest(
@@ -159,35 +160,35 @@ def _gpus(nodes: Sequence[dict[str, float]], ranks: int, workers: int) -> tuple[
             f"{gpus:g}: lower learner_ranks",
             param="learner_ranks",
         )
-    return 1.0, _part(left, workers)
+    return 1.0, _gpu_share(left, workers)
 
 
-def _part(gpus: float, processes: int) -> float:
-    """Rounded down, so that all of them fit."""
+def _gpu_share(gpus: float, processes: int) -> float:
+    """An equal share of the GPUs, at most one, rounded down so that all processes fit."""
     return 1.0 if gpus >= processes else int(100 * gpus / processes) / 100
 
 
 class Reservation(Protocol):
-    """A job's reserved resources; worker processes are started in its bundles."""
+    """A job's reserved resources, in whose bundles its worker processes are started."""
 
     async def ready(self, timeout: float) -> bool:
-        """Whether all resources are reserved, within `timeout` seconds."""
+        """Wait up to `timeout` seconds; whether all resources are reserved."""
         ...
 
     async def watch(self) -> None:
-        """Never returns. Raises `PlacementLost`, once some of the resources are gone for good."""
+        """Never returns. Raises `PlacementLost` when some of the resources are gone for good."""
         ...
 
     def start_learner(self, config: WorkerConfig) -> WorkerProcess:
-        """All ranks of a new learner."""
+        """Start all ranks of a new learner."""
         ...
 
     def start(self, bundle: int, entry: str, config: WorkerConfig) -> WorkerProcess:
-        """A new worker process in `bundle`: of the class `entry`, as `module:class`."""
+        """Start a worker of the class `entry` (`module:class`) in a new process in `bundle`."""
         ...
 
     def remove(self) -> None:
-        """Give the resources back; worker processes still in it are ended."""
+        """Release the resources, and end the worker processes that still run in them."""
         ...
 
 
@@ -195,15 +196,15 @@ class Cluster(Protocol):
     """The machines that workers run on."""
 
     async def nodes(self) -> list[dict[str, float]]:
-        """The resources of each node that is alive, as Ray names them: `CPU`, `GPU`, …"""
+        """The resources of each node that is alive, under Ray's names: `CPU`, `GPU`, …"""
         ...
 
     async def only_node(self) -> bool:
-        """Whether the cluster has, and had, one node alone: what that one lacks, nobody will bring."""
+        """Whether the cluster has one node and never had another, so that waiting brings no further resources."""
         ...
 
     def reserve(self, plan: Plan) -> Reservation:
-        """Ask for resources; they may come much later, see `Reservation.ready`."""
+        """Request resources. Returns at once; they may become available much later (`Reservation.ready`)."""
         ...
 
 
@@ -224,13 +225,14 @@ class RayCluster:
 
 
 class PlacementLost(Unavailable):
-    """A node was lost with resources of the job, and Ray did not find others like them in time."""
+    """A node with resources of the job was lost, and Ray found no replacement within `PLACE_SECONDS`."""
 
     code = "place_lost"
 
 
 class Placement:
-    """A `Reservation` in Ray, which moves the bundles of a lost node to another by itself, where one has room."""
+    """A `Reservation` as a Ray placement group. Ray itself moves the bundles of a lost node to a node with free
+    resources."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -238,23 +240,24 @@ class Placement:
         self._reserved = asyncio.ensure_future(_resolve(self._group.ready()))
 
     async def ready(self, timeout: float) -> bool:
-        """Whether all resources are reserved, within `timeout` seconds."""
+        """See `Reservation`."""
         done, _ = await asyncio.wait([self._reserved], timeout=timeout)
         return bool(done)
 
     async def watch(self) -> None:
-        """Raises `PlacementLost`, once some of the resources have been gone for `PLACE_SECONDS`; never returns."""
+        """See `Reservation`: resources count as gone for good after `PLACE_SECONDS`."""
         gone = 0.0
         while gone < PLACE_SECONDS:
-            await asyncio.sleep(PLACE_LOOK_SECONDS)
-            table = await asyncio.wait_for(asyncio.to_thread(placement_group_table, self._group), ANSWER_SECONDS)
-            gone = 0.0 if table["state"] == "CREATED" else gone + PLACE_LOOK_SECONDS
+            await asyncio.sleep(PLACE_POLL_SECONDS)
+            table = await asyncio.wait_for(asyncio.to_thread(placement_group_table, self._group), RAY_SECONDS)
+            gone = 0.0 if table["state"] == "CREATED" else gone + PLACE_POLL_SECONDS
         raise PlacementLost(
             f"the place of its workers was lost with a node, and no other node has {self._plan} like it"
         )
 
     def start_learner(self, config: WorkerConfig) -> WorkerProcess:
-        """All ranks of it, under a name of this start, so that none meets a rank of an earlier one."""
+        """Start all ranks of a new learner. They share a token of this start, so that no rank connects to a rank of an
+        earlier start."""
         if self._plan.ranks == 1:
             return self.start(0, LEARNER_ENTRY_POINT, config)
         start = secrets.token_hex(4)
@@ -266,7 +269,7 @@ class Placement:
         return RankedProcess([first, *(self.start(c.rank, RANK_ENTRY_POINT, c) for c in configs)])
 
     def start(self, bundle: int, entry: str, config: WorkerConfig) -> WorkerProcess:
-        """A new worker process in `bundle`."""
+        """See `Reservation`."""
         resources = self._plan.bundles[bundle]
         return ActorProcess(
             ray.remote(WorkerActor)
@@ -282,7 +285,7 @@ class Placement:
         )
 
     def remove(self) -> None:
-        """Give the resources back; worker processes still in it are ended by Ray."""
+        """Release the resources; Ray ends the worker processes that still run in them."""
         self._reserved.cancel()
         remove_placement_group(self._group)
 
@@ -292,7 +295,8 @@ async def _resolve(reference: Any) -> Any:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Thread counts must be set before torch is imported; no worker may look for a model hub."""
+    """Environment variables of a worker process. Thread counts must be set before torch is imported; the others keep
+    workers from contacting a model hub or sending usage statistics."""
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

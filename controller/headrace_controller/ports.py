@@ -1,6 +1,6 @@
-"""The parts that a job's controller gets from outside, and the real ones.
+"""The dependencies that a job's controller is given: their interfaces and their real implementations.
 
-A simulation hands in others: workers that are not processes, files that a dead controller cannot remove, a virtual
+The simulation passes others: workers that are no processes, files that a dead controller cannot remove, a virtual
 clock.
 """
 
@@ -32,19 +32,19 @@ WATCH_SECONDS = 1.0
 
 
 class JobFiles(Protocol):
-    """What a job's workers leave in memory and on the disk of this machine."""
+    """The files that a job's workers leave in shared memory and on this machine's disk."""
 
     def remove_weights(self) -> None:
-        """Remove its published weights; a learner publishes them again. Idempotent."""
+        """Remove the job's published weights; the learner publishes them again when the job continues. Idempotent."""
         ...
 
     def remove_resumable_state(self) -> None:
-        """Remove snapshots and incomplete files, of which only a job that goes on has any use. Idempotent."""
+        """Remove snapshots and incomplete files, which only a job that continues can use. Idempotent."""
         ...
 
 
 class StoredFiles:
-    """`JobFiles` in the stores that `weights` and `snapshots` are the roots of, and in the folder `output`."""
+    """`JobFiles` in the weight store at `weights`, the snapshot folder at `snapshots`, the job's folder `output`."""
 
     def __init__(self, job_id: str, weights: Path, snapshots: Path, output: Path) -> None:
         self._job_id, self._snapshots, self._output = job_id, snapshots, output
@@ -61,37 +61,37 @@ class StoredFiles:
 
 
 class IdleWatch(Protocol):
-    """Looks for steps that change nothing (`IdleSteps`)."""
+    """Watches for steps that leave the policy unchanged (`IdleSteps`)."""
 
-    async def look(self) -> None:
-        """At the steps since the last time. Raises `NothingLearned`."""
+    async def check(self) -> None:
+        """Count the steps since the last call. Raises `NothingLearned`."""
         ...
 
     async def end(self) -> None:
-        """All steps are done. Raises `NothingScored`."""
+        """Called when all steps are done. Raises `NothingScored`."""
         ...
 
 
 @dataclass(frozen=True)
 class ControllerPorts:
-    """What the controller of one job is made of."""
+    """The dependencies of one job's controller."""
 
     job: JobRecord
     workers: WorkerGroup
     files: JobFiles
     train: Callable[[Job, Sequence[WorkerSupervisor]], Awaitable[None]]
-    """Returns when the placed workers have done all steps."""
+    """Runs the training with workers that are placed; returns when all steps are done."""
     keep_memory_share: Callable[[], Awaitable[None]]
-    """Holds the job to its share of Redis' memory; never returns."""
+    """Limits the job to its share of Redis' memory; never returns."""
     idle_steps: Callable[[Job], Awaitable[IdleWatch]]
-    """Begins to look for steps that change nothing."""
+    """Makes the watch for steps that leave the policy unchanged."""
     clock: Clock = SYSTEM_CLOCK
     watch_seconds: float = WATCH_SECONDS
-    """Between two looks at the job's status and progress."""
+    """Interval between two polls of the job's status and progress."""
 
     @classmethod
     def from_config(cls, settings: Settings, redis_url: str, job_id: str) -> Self:
-        """The real parts."""
+        """The real implementations."""
         job = JobRecord.on(connect(redis_url, settings.redis_wait), job_id)
         weights, memory = settings.weights_dir or default_root(), settings.snapshots_dir or default_root()
         return cls(
@@ -99,6 +99,6 @@ class ControllerPorts:
             workers=WorkerGroup(settings, redis_url, job, RayCluster(), weights, memory),
             files=StoredFiles(job_id, weights, memory, JobFolder.of(settings.data_dir, job_id).path),
             train=partial(train, job),
-            keep_memory_share=MemoryShare(job.redis, job.store, settings, job_id).keep_allotted,
-            idle_steps=partial(IdleSteps.from_here, job),
+            keep_memory_share=MemoryShare(job.redis, job.store, settings, job_id).run_forever,
+            idle_steps=partial(IdleSteps.at_current_version, job),
         )

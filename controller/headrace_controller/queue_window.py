@@ -1,15 +1,17 @@
-"""Which of the queued jobs get a controller: those that have room now, or else the next one. A controller is a process
-of more than 100 MB; the jobs behind those cost nothing but their record.
+"""Which of the queued jobs get a controller: all that fit the free resources, or, if none fits, the oldest one.
 
-    oldest ──────────────────────────────────────────────► newest
-    fits what is free        │ waits without a controller
-    the next one, once all   │
-    that fit have been placed│ waits without a controller
+A controller is a process of more than 100 MB, so the jobs behind these wait as a record in Redis alone.
 
-Jobs are placed in the order in which they were made: Ray serves whoever asks first for what there is, and a controller
-takes a while to ask, so that one beside those that fit could be served in their place. One that fits no node as they
-are now (nodes may still come, or come back) keeps no other from its place, and has a controller, which says so; of
-such, `MISFITS` at a time.
+    oldest ────────────────────────────────────────────────► newest
+    fit the free resources     │ wait without a controller
+    the next one, once all     │
+    that fit have been placed  │ waits without a controller
+
+Jobs are placed in the order of their creation. Ray serves requests in the order of their arrival, and a controller
+takes a while to send its request; a job that does not fit yet gets no controller beside those that fit, because it
+could be served before them. A job that fits no node of the present cluster (nodes may still join, or return) does not
+block the others: it gets a controller, which reports the problem. There are at most `MAX_UNPLACEABLE` of these at a
+time.
 """
 
 from __future__ import annotations
@@ -18,29 +20,32 @@ from collections.abc import Mapping
 
 from .placement import Plan
 
-MISFITS = 4
+MAX_UNPLACEABLE = 4
 
 
 class QueueWindow:
-    """Asked of each queued job, oldest first, until it is `full`. `free`: the cluster's resources that nobody holds."""
+    """Selects the jobs that get a controller: call `takes` for each queued job, oldest first, until `full`.
+
+    `free`: the cluster's free resources.
+    """
 
     def __init__(self, free: Mapping[str, float]) -> None:
         self._free = dict(free)
-        self._misfits = 0
-        self._fitting = False
-        """Whether one fits that still waits."""
+        self._unplaceable = 0
+        self._fits_one = False
+        """Whether a job that still waits for its placement fits the free resources."""
         self.full = False
 
     def takes(self, plan: Plan | None) -> bool:
-        """Whether the next job gets a controller; `plan` is None where no node takes it."""
+        """Whether the next job gets a controller. `plan`: its resources; None if no node of the cluster can take it."""
         if plan is None:
-            self._misfits += 1
-            return self._misfits <= MISFITS
+            self._unplaceable += 1
+            return self._unplaceable <= MAX_UNPLACEABLE
         needed = plan.total
         if any(self._free.get(name, 0.0) < amount for name, amount in needed.items()):
             self.full = True
-            return not self._fitting
-        self._fitting = True
+            return not self._fits_one
+        self._fits_one = True
         for name, amount in needed.items():
             self._free[name] = self._free.get(name, 0.0) - amount
         return True

@@ -1,15 +1,15 @@
-"""Who waits for whom in a job, from its workers' heartbeats.
+"""Which worker of a job waits for which, derived from their heartbeats.
 
-Each heartbeat says, in sums since the worker's start, how long it worked and what it waited for. What it does now is
-the sum that grew most between its last two.
+A heartbeat holds, in seconds since the worker's start, how long the worker was busy and how long it waited for what. A
+worker's present activity is the sum that grew most between its last two heartbeats.
 
-    learner    groups             ──► the rollout workers that are not waiting for it themselves
-    rollout-n  window             ──► the learner: groups enough are under way
-               rewards            ──► its reward
-               drained            ──► whoever drained it
-    anyone     busy, publish, …   ──► nobody: its own work
+    learner     waits for groups            ──► the rollout workers that are not waiting for the learner themselves
+    rollout-n   waits for window            ──► the learner: enough groups are in flight
+                waits for rewards           ──► its reward
+                drained                     ──► the operator who drained it
+    any worker  busy, publish, …            ──► nobody: it does its own work
 
-Invariant: `roots` are those whose own work the others wait for, so to start them again is the only thing that can help.
+Invariant: `roots` are the workers whose own work the others wait for; restarting any other worker cannot help.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _WORK = {
 }
 
 
-class _Doing(msgspec.Struct):
-    """What a worker does, by its last two heartbeats."""
+class _Activity(msgspec.Struct):
+    """What a worker does, according to its last two heartbeats."""
 
     sums: dict[str, float]
     started: float
     what: str
     since: float
-    """Of the worker's clock, as heartbeats tell it."""
+    """Start of the activity, by the worker's clock."""
     role: str
     running: int
     at: float
@@ -50,46 +50,52 @@ class WaitGraph:
     """Which workers of one job wait for which."""
 
     def __init__(self) -> None:
-        self._doing: dict[str, _Doing] = {}
+        self._activities: dict[str, _Activity] = {}
 
-    def heard(self, beats: Iterable[WorkerMetrics]) -> None:
-        """The newest heartbeat of each worker."""
+    def add_heartbeats(self, beats: Iterable[WorkerMetrics]) -> None:
+        """Take in the newest heartbeat of each worker. One that was seen before changes nothing."""
         for beat in beats:
-            before = self._doing.get(beat.worker)
+            before = self._activities.get(beat.worker)
             if before is None or beat.time != before.at:
-                self._doing[beat.worker] = _doing(beat, before)
+                self._activities[beat.worker] = _activity(beat, before)
 
     def now(self, silent: Mapping[str, float], starting: Iterable[str] = ()) -> list[Wait]:
-        """Of every worker. `silent`: seconds for which a worker's process has not answered, of those that do not."""
-        found = [Wait(name, "an answer of its process", seconds) for name, seconds in silent.items()]
-        found += [Wait(name, "its start", 0.0) for name in starting]
-        named = {wait.who for wait in found}
-        others = [name for name in sorted(self._doing) if name not in named]
-        return found + [Wait(n, self._whom(n), round(self._doing[n].at - self._doing[n].since, 1)) for n in others]
+        """What every worker waits for, and for how long.
+
+        `silent`: the workers whose process does not answer, with the seconds since it last did. `starting`: the workers
+        that are not ready yet.
+        """
+        waits = [Wait(name, "an answer of its process", seconds) for name, seconds in silent.items()]
+        waits += [Wait(name, "its start", 0.0) for name in starting]
+        named = {wait.who for wait in waits}
+        for name, activity in sorted(self._activities.items()):
+            if name not in named:
+                waits.append(Wait(name, self._waits_for(name), round(activity.at - activity.since, 1)))
+        return waits
 
     def roots(self) -> list[str]:
-        """The workers whose own work is waited for. Where each waits for another, the learner."""
-        working = [n for n, d in self._doing.items() if d.what not in ("groups", "window", "drained")]
+        """The workers whose own work the others wait for. The learner, where every worker waits for another."""
+        working = [n for n, d in self._activities.items() if d.what not in ("groups", "window", "drained")]
         return sorted(working) or [LEARNER_NAME]
 
-    def _whom(self, name: str) -> str:
-        doing = self._doing[name]
-        if doing.what == "groups":
-            makers = [n for n, d in sorted(self._doing.items()) if d.role == "rollout" and d.what != "window"]
+    def _waits_for(self, name: str) -> str:
+        activity = self._activities[name]
+        if activity.what == "groups":
+            makers = [n for n, d in sorted(self._activities.items()) if d.role == "rollout" and d.what != "window"]
             return "groups of " + (", ".join(makers) or "rollout workers")
-        if doing.what == "window":
+        if activity.what == "window":
             return LEARNER_NAME
-        work = _WORK[doing.role].get(doing.what, doing.what)
-        return f"{work}, {doing.running} requests in flight" if doing.running else work
+        work = _WORK[activity.role].get(activity.what, activity.what)
+        return f"{work}, {activity.running} requests in flight" if activity.running else work
 
 
-def _doing(beat: WorkerMetrics, before: _Doing | None) -> _Doing:
+def _activity(beat: WorkerMetrics, before: _Activity | None) -> _Activity:
     sums = {"busy": beat.busy, **beat.waiting}
     started = beat.time - beat.uptime
     grown = sums
-    if before is not None and abs(started - before.started) < 1.0:  # else of another process
+    if before is not None and abs(started - before.started) < 1.0:  # else the worker was restarted: its sums began at 0
         grown = {what: seconds - before.sums.get(what, 0.0) for what, seconds in sums.items()}
     what = max(grown, key=grown.__getitem__)
     same = before is not None and before.what == what and grown is not sums
     since = before.since if same and before is not None else beat.time - min(grown[what], beat.uptime)
-    return _Doing(sums, started, what, since, beat.role, beat.running, beat.time)
+    return _Activity(sums, started, what, since, beat.role, beat.running, beat.time)

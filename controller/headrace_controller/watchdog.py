@@ -1,18 +1,18 @@
-"""No silent hang: where nothing moves, it says who waits for whom, and acts.
+"""The watchdog: detects a job that makes no progress, reports which worker waits for which, and restarts workers.
 
-    a worker's process does not answer   for half of `watchdog_seconds` ─► its leases are issued again
-                                         for all of it ─────────────────► it is ended and started again
-    no group arrives, no step is settled for `watchdog_seconds` ────────► an event: who waits for whom
-                                         for half of `stall_timeout` ───► whom all wait for is started again
-                                         as long once more ─────────────► `Stalled`: the job pauses
+    a worker's process does not answer   for watchdog_seconds / 2 ─► its leases are issued again
+                                         for watchdog_seconds ─────► it is killed and restarted
+    no group arrives, no step is settled for watchdog_seconds ─────► an event: which worker waits for what
+                                         for stall_timeout / 2 ────► the workers that the others wait for are restarted
+                                         for as long once more ────► `Stalled`: the job pauses
 
-A weight update that hangs is given up by the rollout worker itself. Each act is an event and a count
+The rollout worker itself gives up a weight update that hangs. Each action is an event, and is counted
 (`RecoveryCounters`).
 
-Invariant: progress is what a step can be made of, or one that was made: a group that arrives, a version; and a
-completion of an evaluation, which holds its worker back (one that begins anew counts from where the last one came to).
-A restart, a lease, or a group that failed is none, of which there may be any number. Restarts are given back to workers
-only where there was progress since.
+Invariant: progress is a group that arrives, a new policy version, or a completion of an evaluation (an evaluation makes
+its worker wait, so it has to count; one that starts over makes progress only past the point that was reached before). A
+restart, a lease or a failed group is no progress, because there may be any number of them. A worker gets its restarts
+back only if there was progress since its last one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .workers.supervisor import WorkerSupervisor
 
 
 class Watchdog:
-    """Of one job; `look` is called about once a second."""
+    """The watchdog of one job; the controller calls `check` about once a second."""
 
     def __init__(
         self,
@@ -48,67 +48,70 @@ class Watchdog:
         recoveries: RecoveryCounters,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._soon, self._late = settings.watchdog_seconds, settings.stall_timeout / 2
+        self._report_after, self._act_after = settings.watchdog_seconds, settings.stall_timeout / 2
         self._job, self._jobs, self._ledger, self._recoveries = job, jobs, ledger, recoveries
         self._waits = WaitGraph()
-        self._still = StallTimer(clock)
+        self._timer = StallTimer(clock)
         self._progress: tuple[int, ...] | None = None
         self._evaluated = (-1, 0)
-        """The furthest that an evaluation came: its policy version, its completions."""
+        """The furthest point that an evaluation has reached: (policy version, completions)."""
         self._reported = self._acted = False
-        """Since the last progress."""
+        """Whether the standstill was reported, and workers restarted, since the last progress."""
         self._reissued: set[str] = set()
-        """Workers whose silence has had its first act."""
+        """Workers that do not answer and whose leases were issued again."""
 
-    async def look(self, workers: Sequence[WorkerSupervisor], account: LedgerCounts, held: bool) -> None:
-        """At everything; `held`: the job is meant to stand still. Raises `Stalled`."""
+    async def check(self, workers: Sequence[WorkerSupervisor], account: LedgerCounts, held: bool) -> None:
+        """Check every worker, and the job's progress. `held`: no progress is expected, since every rollout worker is
+        drained. Raises `Stalled`."""
         beats = await self._jobs.workers(self._job.id)
-        self._waits.heard(beats)
+        self._waits.add_heartbeats(beats)
         self._evaluated = max(self._evaluated, furthest_evaluation(beats))
         silent = {worker.name: worker.silent() for worker in workers}
         for worker in workers:
-            await self._look_at(worker, silent[worker.name], workers)
-        await self._look_at_job(workers, account, held)
+            await self._check_worker(worker, silent[worker.name], workers)
+        await self._check_job(workers, account, held)
 
     # ── one worker ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _look_at(self, worker: WorkerSupervisor, silent: float, workers: Sequence[WorkerSupervisor]) -> None:
-        if silent < self._soon / 2:
+    async def _check_worker(self, worker: WorkerSupervisor, silent: float, workers: Sequence[WorkerSupervisor]) -> None:
+        if silent < self._report_after / 2:
             self._reissued.discard(worker.name)
-        elif silent >= self._soon:
+        elif silent >= self._report_after:
             reason = f"its process did not answer for {silent:.0f} s"
             worker.end(reason)
-            await self._report(f"{worker.name} is ended: {reason}", self._all(workers), "restart")
+            await self._report(f"{worker.name} is ended: {reason}", self._current_waits(workers), "restart")
         elif worker.name not in self._reissued:
             self._reissued.add(worker.name)
             ended = await self._ledger.expire_leases_of(worker.name)
             message = f"{worker.name} does not answer for {silent:.0f} s: {ended} of its leases are issued again"
-            await self._report(message, self._all(workers), "reissue")
+            await self._report(message, self._current_waits(workers), "reissue")
 
     # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _look_at_job(self, workers: Sequence[WorkerSupervisor], account: LedgerCounts, held: bool) -> None:
+    async def _check_job(self, workers: Sequence[WorkerSupervisor], account: LedgerCounts, held: bool) -> None:
         before, self._progress = self._progress, (*progress(account), *self._evaluated)
         if self._progress != before:
             self._reported = self._acted = False
-            for worker in workers if before is not None else ():
+            for worker in workers if before is not None else ():  # the first check only learns where the job is
                 worker.progressed()
-        still = self._still.look(self._progress)
+        still = self._timer.observe(self._progress)
         working = bool(workers) and all(worker.working for worker in workers)
         if held or not working or account.version >= self._job.total_steps:
-            self._still.begin()
-        elif still >= self._late:
+            self._timer.begin()
+        elif still >= self._act_after:
             await self._act(workers, account, still)
-        elif still >= self._soon and not self._reported:
+        elif still >= self._report_after and not self._reported:
             self._reported = True
-            waits = self._all(workers)
-            await self._report(f"no progress for {still:.0f} s at version {account.version}: {spoken(waits)}", waits)
+            waits = self._current_waits(workers)
+            await self._report(
+                f"no progress for {still:.0f} s at version {account.version}: {describe_waits(waits)}", waits
+            )
 
     async def _act(self, workers: Sequence[WorkerSupervisor], account: LedgerCounts, still: float) -> None:
-        waits = self._all(workers)
+        waits = self._current_waits(workers)
         if self._acted:
             raise Stalled(
-                f"no progress for {still:.0f} s, also after workers were started again: {spoken(waits)}; "
+                f"no progress for {still:.0f} s, also after workers were started again: {describe_waits(waits)}; "
                 f"groups by state: {account.states} at policy version {account.version}"
             )
         self._acted = True
@@ -118,10 +121,10 @@ class Watchdog:
                 reason = f"no progress for {still:.0f} s, which others wait for"
                 worker.end(reason)
                 await self._report(f"{worker.name} is ended: {reason}", waits, "restart")
-        self._still.begin()
+        self._timer.begin()
 
-    def _all(self, workers: Sequence[WorkerSupervisor]) -> list[Wait]:
-        silent = {w.name: round(s, 1) for w in workers if (s := w.silent()) >= self._soon / 2}
+    def _current_waits(self, workers: Sequence[WorkerSupervisor]) -> list[Wait]:
+        silent = {w.name: round(s, 1) for w in workers if (s := w.silent()) >= self._report_after / 2}
         return self._waits.now(silent, [worker.name for worker in workers if not worker.ready])
 
     async def _report(self, message: str, waits: Sequence[Wait], act: RecoveryAction | None = None) -> None:
@@ -131,10 +134,10 @@ class Watchdog:
 
 
 def progress(account: LedgerCounts) -> tuple[int, int]:
-    """What only grows as a job goes on: its version, and the groups that were queued, whatever became of them."""
+    """A measure that grows with a job's progress: (policy version, number of groups that were ever queued)."""
     return account.version, sum(account.states[state] for state in QUEUED_ONCE)
 
 
-def spoken(waits: Sequence[Wait]) -> str:
-    """The waits in words."""
-    return "; ".join(map(str, waits)) or "no worker was heard of"
+def describe_waits(waits: Sequence[Wait]) -> str:
+    """The waits as one line of text."""
+    return "; ".join(map(str, waits)) or "no worker was add_heartbeats of"

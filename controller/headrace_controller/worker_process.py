@@ -1,6 +1,7 @@
-"""How the controller speaks to the processes of its workers: by Ray actors, one of them or several as one.
+"""The controller's handle on a worker's processes: one Ray actor, or several that act as one worker.
 
-Invariant: a process that died raises a `RayError` in whatever was asked of it; one that is stopped answers nothing.
+Invariant: a call to a process that died raises a `RayError`; a call to a process that is stopped (SIGSTOP) never
+returns.
 """
 
 from __future__ import annotations
@@ -13,31 +14,30 @@ import ray
 
 
 class WorkerProcess(Protocol):
-    """A worker that was launched, seen by its supervisor."""
+    """A launched worker, as its supervisor uses it. `start`, `run`, `stop`: see
+    `headrace_core.protocols.worker.Worker`."""
 
-    async def start(self) -> dict[str, Any]:
-        """See `headrace_core.protocols.worker.Worker`, like the next two."""
-        ...
+    async def start(self) -> dict[str, Any]: ...
 
     async def run(self) -> str: ...
 
     async def stop(self) -> None: ...
 
     async def ping(self) -> None:
-        """Returns as soon as it can: one that is stopped never does."""
+        """Returns as soon as the process's event loop answers; never, for a stopped process."""
         ...
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Whatever else it can be asked."""
+        """Call any other method of the worker."""
         ...
 
     def kill(self) -> None:
-        """End it at once; Ray sends SIGKILL to one that does not see to it itself within seconds."""
+        """End the process. Returns at once; Ray sends SIGKILL if the process has not ended within seconds."""
         ...
 
 
 class ActorProcess:
-    """A worker in one process, by its Ray actor."""
+    """A worker in one process: a Ray actor."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -63,28 +63,28 @@ class ActorProcess:
 
 
 class RankedProcess:
-    """All ranks of a learner as one worker: what fails in one of them has failed, and the next start is of all.
+    """All ranks of a learner as one worker: it fails when one rank fails, and restarts with all of them.
 
-    A rank alone could not come back: its shards are in step with those of the others.
+    A single rank cannot be restarted: its shards must be of the same step as those of the other ranks.
     """
 
     def __init__(self, ranks: Sequence[WorkerProcess]) -> None:
         self._ranks = ranks
 
     async def start(self) -> dict[str, Any]:
-        """Rank 0's facts, and where the others are."""
+        """Rank 0's facts, and the process id of each other rank."""
         first, *others = await asyncio.gather(*(rank.start() for rank in self._ranks))
         return first | {f"rank {i}": f"pid {facts['pid']}" for i, facts in enumerate(others, 1)}
 
     async def run(self) -> str:
-        """Rank 0's answer; the others end when it does."""
+        """Rank 0's result; the other ranks end with rank 0."""
         return (await asyncio.gather(*(rank.run() for rank in self._ranks)))[0]
 
     async def stop(self) -> None:
         await asyncio.gather(*(rank.stop() for rank in self._ranks))
 
     async def ping(self) -> None:
-        """All of them: without one the others cannot go on."""
+        """Returns when every rank has answered: no rank can continue without the others."""
         await asyncio.gather(*(rank.ping() for rank in self._ranks))
 
     async def call(self, method: str, *arguments: Any) -> Any:

@@ -149,7 +149,7 @@ def controller_ports(cluster: Cluster, process: Process, settings: Settings) -> 
         files=FilesUnlessDead(world, process),
         train=partial(train, job),
         keep_memory_share=forever,
-        idle_steps=partial(IdleSteps.from_here, job),
+        idle_steps=partial(IdleSteps.at_current_version, job),
         clock=clock,
         watch_seconds=WATCH_SECONDS,
     )

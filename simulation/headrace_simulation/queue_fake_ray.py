@@ -191,7 +191,7 @@ def queued_controller(settings: Settings, job_id: str, world: QueueWorld, proces
 class NoIdleSteps:
     """An `IdleWatch` (`headrace_controller.ports`) of a job that trains nothing."""
 
-    async def look(self) -> None: ...
+    async def check(self) -> None: ...
 
     async def end(self) -> None: ...
 
@@ -295,8 +295,8 @@ class SimulatedControllers(RayControllerManager):
         super().__init__(settings, process.port, SimulatedActors(process), ProcessClock(process))
         self._plant = process.world.plant
 
-    async def _near_their_place(self) -> list[str]:
-        near, plant = await super()._near_their_place(), self._plant
+    async def _next_to_place(self) -> list[str]:
+        near, plant = await super()._next_to_place(), self._plant
         if plant not in ("queue_unbounded", "next_one_beside_those_that_fit"):
             return near
         queued = await self._queued()

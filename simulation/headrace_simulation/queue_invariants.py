@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headrace_controller.queue_window import MISFITS
+from headrace_controller.queue_window import MAX_UNPLACEABLE
 from headrace_core.jobs.job_store import ENDED
 from headrace_core.redis_access.keys import JobKeys
 from headrace_simulation.invariants import expect
@@ -75,7 +75,7 @@ class QueueObserver:
         waiting = [n for n in self._numbers() if self.statuses[n] == "queued" and ray.actors(n) and not ray.holds(n)]
         misfits = [n for n in waiting if plan.misfit(n)]
         room = (plan.nodes + plan.more_nodes) // min(job.processes for job in plan.jobs)
-        most = room + 1 + min(len(misfits), MISFITS)
+        most = room + 1 + min(len(misfits), MAX_UNPLACEABLE)
         expect(len(waiting) <= most, "jobs {} wait, each with a controller; {} may", waiting, most)
 
     def placed(self, number: int) -> None:

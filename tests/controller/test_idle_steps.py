@@ -60,11 +60,11 @@ async def test_the_first_step_without_a_reward_is_told_with_what_became_of_its_c
     counted = RewardMetrics(worker="rollout-0", started=1.0, time=2.0, completions=24, not_applicable=23)
     await jobs.record_reward(JOB, counted)
     idle = idle_steps(jobs)
-    await idle.look()
+    await idle.check()
     await steps(UNSCORED)
-    await idle.look()
+    await idle.check()
     await steps(UNSCORED)
-    await idle.look()
+    await idle.check()
     (told,) = await warnings(jobs)
     assert told.startswith(
         "Step 1 changed nothing: none of its 8 completions has a reward: of 24 so far the grader had "
@@ -76,12 +76,12 @@ async def test_the_first_step_without_a_reward_is_told_with_what_became_of_its_c
 async def test_a_job_that_nobody_scores_pauses_and_says_why(jobs: JobStore, steps: Steps) -> None:
     idle = idle_steps(jobs)
     await steps(UNSCORED, UNSCORED)
-    await idle.look()
+    await idle.check()
     await steps(UNSCORED)
     with pytest.raises(
         NothingLearned, match=r"^3 steps in a row, up to step 3, .*no.* has a reward.* allows no more"
     ) as e:
-        await idle.look()
+        await idle.check()
     assert (e.value.code, e.value.who) == ("nothing_learned", "job")
 
 
@@ -89,7 +89,7 @@ async def test_equal_rewards_from_the_first_step_on_pause_it_too(jobs: JobStore,
     idle = idle_steps(jobs)
     await steps(*[EQUAL] * MOST)
     with pytest.raises(NothingLearned, match=r"in each of its 4 groups all rewards are equal \(their mean is 0\.25\)"):
-        await idle.look()
+        await idle.check()
 
 
 async def test_equal_rewards_of_a_policy_that_has_learned_are_told_and_pause_nothing(
@@ -97,20 +97,20 @@ async def test_equal_rewards_of_a_policy_that_has_learned_are_told_and_pause_not
 ) -> None:
     idle = idle_steps(jobs)
     await steps(EQUAL, EQUAL, TEACHES, *[EQUAL] * 50)
-    await idle.look()
+    await idle.check()
     assert [told.partition(":")[0] for told in await warnings(jobs)] == [
         "Step 1 changed nothing",
         "Step 4 changed nothing",
     ]
     await steps(*[UNSCORED] * MOST)
     with pytest.raises(NothingLearned, match="has a reward"):
-        await idle.look()
+        await idle.check()
 
 
 async def test_steps_in_a_row_are_counted(jobs: JobStore, steps: Steps) -> None:
     idle = idle_steps(jobs)
     await steps(TEACHES, *[UNSCORED, UNSCORED, TEACHES] * 5)
-    await idle.look()
+    await idle.check()
     await idle.end()
 
 
@@ -118,29 +118,29 @@ async def test_steps_in_a_row_are_counted(jobs: JobStore, steps: Steps) -> None:
 async def test_it_is_the_users_number_and_0_is_never(jobs: JobStore, steps: Steps, settings: dict[str, int]) -> None:
     idle = idle_steps(jobs, **settings)
     await steps(*[UNSCORED] * 20)
-    await idle.look()
+    await idle.check()
     assert len(await warnings(jobs)) == 1
 
 
 async def test_a_resume_counts_anew_and_remembers_what_taught(jobs: JobStore, steps: Steps) -> None:
     await steps(TEACHES, *[UNSCORED] * 4)
     resumed = idle_steps(jobs, version=5)
-    await resumed.look()
+    await resumed.check()
     await steps(UNSCORED, UNSCORED)
-    await resumed.look()
+    await resumed.check()
     after_a_crash = idle_steps(jobs, version=7)
     await steps(*[EQUAL] * 40)
-    await after_a_crash.look()
+    await after_a_crash.check()
     assert len(await warnings(jobs)) == 2
 
 
 async def test_a_critic_that_warms_up_and_tokens_that_are_too_old(jobs: JobStore, steps: Steps) -> None:
     idle = idle_steps(jobs, algorithm="ppo", critic_warmup_steps=4, batch_size=4)
     await steps(*[EQUAL] * 4)
-    await idle.look()
+    await idle.check()
     assert await warnings(jobs) == []
     await steps(EQUAL | {"tokens": 0, "masked_tokens": 40})
-    await idle.look()
+    await idle.check()
     assert "all of its 40 tokens are older than max_staleness" in (await warnings(jobs))[0]
 
 
@@ -158,5 +158,5 @@ async def test_a_damaged_measurement_says_nothing(jobs: JobStore, redis: Redis, 
     idle = idle_steps(jobs)
     await steps(UNSCORED, UNSCORED)
     await redis.xadd(JobKeys(JOB).history("step"), {"source": "step", "data": b"{broken"}, id="900-0")
-    await idle.look()
+    await idle.check()
     assert len(await warnings(jobs)) == 1

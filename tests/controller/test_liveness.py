@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from headrace_controller.workers.liveness import LONGEST_LOOK, PingMonitor, StallTimer
+from headrace_controller.workers.liveness import MAX_COUNTED_SECONDS, PingMonitor, StallTimer
 
 
 def test_what_changes_is_not_still_and_what_stays_is() -> None:
@@ -12,7 +12,7 @@ def test_what_changes_is_not_still_and_what_stays_is() -> None:
     still = StallTimer(lambda: clock[0])
     seen = []
     for now in ("a", "a", "a", "b", "b"):
-        seen.append(still.look(now))
+        seen.append(still.observe(now))
         clock[0] += 1.0
     assert seen == [0.0, 1.0, 2.0, 0.0, 1.0]
 
@@ -20,12 +20,12 @@ def test_what_changes_is_not_still_and_what_stays_is() -> None:
 def test_a_minute_in_which_nobody_looked_counts_as_one_look() -> None:
     clock = [0.0]
     still = StallTimer(lambda: clock[0])
-    still.look("a")
+    still.observe("a")
     clock[0] = 60.0
-    assert still.look("a") == LONGEST_LOOK
+    assert still.observe("a") == MAX_COUNTED_SECONDS
     still.begin()
     clock[0] = 61.0
-    assert still.look("a") == 1.0
+    assert still.observe("a") == 1.0
 
 
 async def test_a_pulse_is_silent_only_while_an_answer_is_owed() -> None:

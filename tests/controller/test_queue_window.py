@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace_controller.placement import Plan
-from headrace_controller.queue_window import MISFITS, QueueWindow
+from headrace_controller.queue_window import MAX_UNPLACEABLE, QueueWindow
 
 ONE = Plan(({"CPU": 1.0}, {"CPU": 1.0}))
 WITH_GPU = Plan(({"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.5}))
@@ -39,5 +39,5 @@ def test_every_resource_counts() -> None:
 
 def test_one_that_no_node_takes_keeps_no_other_from_its_place() -> None:
     assert taken(QueueWindow({"CPU": 2.0}), [None, ONE, None, ONE, ONE]) == [0, 1, 2]
-    assert taken(QueueWindow({"CPU": 2.0}), [None] * 99 + [ONE] * 9) == [*range(MISFITS), 99]
+    assert taken(QueueWindow({"CPU": 2.0}), [None] * 99 + [ONE] * 9) == [*range(MAX_UNPLACEABLE), 99]
     assert taken(QueueWindow({}), [None, ONE, ONE]) == [0, 1]

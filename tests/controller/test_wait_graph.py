@@ -23,7 +23,7 @@ def test_the_learner_waits_for_whoever_makes_groups_and_that_one_for_its_reward(
     waits = WaitGraph()
     for time in (100.0, 102.0, 104.0):
         since = time - 100.0
-        waits.heard(
+        waits.add_heartbeats(
             [
                 beat("learner", time, busy=80.0, groups=20.0 + since),
                 beat("rollout-0", time, busy=90.0, window=1.0, rewards=5.0 + since),
@@ -42,7 +42,7 @@ def test_the_learner_waits_for_whoever_makes_groups_and_that_one_for_its_reward(
 def test_a_long_training_step_is_what_all_wait_for() -> None:
     waits = WaitGraph()
     for time in (10.0, 12.0):
-        waits.heard([beat("learner", time, busy=time - 9.0), beat("rollout-0", time, window=time - 9.0)])
+        waits.add_heartbeats([beat("learner", time, busy=time - 9.0), beat("rollout-0", time, window=time - 9.0)])
     assert told(waits)["learner"] == ("its training step", 3.0)
     assert waits.roots() == ["learner"]
 
@@ -50,14 +50,14 @@ def test_a_long_training_step_is_what_all_wait_for() -> None:
 def test_where_each_waits_for_the_other_the_learner_is_the_root() -> None:
     waits = WaitGraph()
     for time in (10.0, 12.0):
-        waits.heard([beat("learner", time, groups=time - 9.0), beat("rollout-0", time, window=time - 9.0)])
+        waits.add_heartbeats([beat("learner", time, groups=time - 9.0), beat("rollout-0", time, window=time - 9.0)])
     assert told(waits)["learner"][0] == "groups of rollout workers"
     assert waits.roots() == ["learner"]
 
 
 def test_a_silent_process_is_named_whatever_it_said_last() -> None:
     waits = WaitGraph()
-    waits.heard([beat("rollout-0", 10.0, busy=9.0, running=7)])
+    waits.add_heartbeats([beat("rollout-0", 10.0, busy=9.0, running=7)])
     assert told(waits) == {"rollout-0": ("its engine, 7 requests in flight", 9.0)}
     found = waits.now({"rollout-0": 31.5}, starting=["learner"])
     assert msgspec.to_builtins(found) == [
@@ -68,7 +68,7 @@ def test_a_silent_process_is_named_whatever_it_said_last() -> None:
 
 def test_a_successor_counts_anew() -> None:
     waits = WaitGraph()
-    waits.heard([beat("learner", 1000.0, busy=900.0, groups=50.0)])
+    waits.add_heartbeats([beat("learner", 1000.0, busy=900.0, groups=50.0)])
     again = msgspec.structs.replace(beat("learner", 1010.0, busy=1.0, groups=3.0), uptime=4.0)
-    waits.heard([again])
+    waits.add_heartbeats([again])
     assert told(waits)["learner"][0] == "groups of rollout workers"

@@ -75,7 +75,7 @@ class Job:
                     beat = msgspec.structs.replace(beat, evaluation=self.evaluation)
                 await self.jobs.record_heartbeat(JOB.id, beat)
             workers = cast("list[WorkerSupervisor]", [self.learner, self.rollout])
-            await self.dog.look(workers, await self.ledger.counts(), held)
+            await self.dog.check(workers, await self.ledger.counts(), held)
 
     async def told(self) -> list[tuple[str, dict[str, Any]]]:
         return [(e.message, e.data or {}) for _, e in await self.jobs.events(JOB.id) if e.level == "warn"]

@@ -255,9 +255,9 @@ async def test_another_job_whose_ledger_is_damaged_ends_no_job(redis: Redis, tmp
         await full_job(redis, job_id, "running")
     await run(redis.hset(JobKeys("ftjob-2").ledger, "bytes", NO_RECORD))
     jobs, settings = JobStore(redis), Settings(data_dir=tmp_path, redis_memory=100_000_000)
-    await MemoryShare(redis, jobs, settings, "ftjob-1").look()
+    await MemoryShare(redis, jobs, settings, "ftjob-1").update()
     with pytest.raises(Damaged, match=r"ftjob-2.*ledger bytes"):
-        await MemoryShare(redis, jobs, settings, "ftjob-2").look()
+        await MemoryShare(redis, jobs, settings, "ftjob-2").update()
 
 
 @pytest.mark.parametrize("bad", [NO_RECORD, TOO_LARGE])

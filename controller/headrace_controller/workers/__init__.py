@@ -1,1 +1,1 @@
-"""The workers of a placed job: each is supervised, and all of them train and evaluate until the last version."""
+"""The workers of a job that has its resources: their supervision, training, and evaluation of policy versions."""

@@ -1,9 +1,9 @@
-"""A job's evaluations: the base model, every interval of policy versions, and the last version for certain.
+"""When a job evaluates: its base model, a policy version at every evaluation interval, and always the last version.
 
     ledger's version ──► due? ──► the first rollout worker evaluates, beside its work ──► measurement, event
 
-Asked of the worker again where it dies meanwhile, for whatever version that has then; an evaluation on record is not
-made again. One that was due and that the job went past is named in the record of the next.
+If the worker dies during an evaluation, its successor evaluates the version that it has then. A recorded evaluation is
+not repeated. If the job went past a version that was due, the record of the next evaluation names it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from headrace_core.types.metrics import EvaluationMetrics
 from .supervisor import WorkerSupervisor
 
 _SIGNAL_SECONDS = 1.0
-"""Longest sleep while waiting for a version: a bound should a signal be missed."""
-_NEWEST = 20
-"""Records of evaluations that are read for the newest one's step: some may be damaged."""
+"""Longest wait for a signal of a new version before the version is read again, in case a signal is missed."""
+_READ_RECORDS = 20
+"""Newest evaluation records that are read to find the last step: some may be damaged."""
 
 
 class Evaluations:
@@ -34,43 +34,44 @@ class Evaluations:
         settings = Hyperparameters.model_validate(job.hyperparameters)
         self._interval = settings.evaluation_interval(job.total_steps)
 
-    async def first(self, worker: WorkerSupervisor) -> None:
-        """Evaluate the base model, unless that or a later version has been."""
-        if self._job.validation_file is not None and await self._last() < 0:
+    async def evaluate_base_model(self, worker: WorkerSupervisor) -> None:
+        """Evaluate the base model, unless it or a later version was evaluated before."""
+        if self._job.validation_file is not None and await self._last_evaluated() < 0:
             await self._evaluate(worker, 0, -1)
 
-    async def rest(self, worker: WorkerSupervisor) -> None:
-        """Returns after the last version's."""
+    async def evaluate_until_end(self, worker: WorkerSupervisor) -> None:
+        """Evaluate each version that is due; returns after the last version's evaluation."""
         if self._job.validation_file is None:
             return
-        last, signal = await self._last(), "0"
+        last, signal = await self._last_evaluated(), "0"
         while last < self._job.total_steps:
             version, _ = await self._ledger.newest()
-            if self._due(last, version):
+            if self._due_versions(last, version):
                 last = await self._evaluate(worker, version, last)
             else:
                 signal = await self._ledger.signal(signal, _SIGNAL_SECONDS)
 
-    async def _last(self) -> int:
-        """The newest policy version evaluated so far, by this controller or one before; -1 before the first."""
-        found = await self._jobs.history.newest(self._job.id, "evaluation", None, _NEWEST)
-        where = JobKeys(self._job.id).history("evaluation")
-        measured = decode_records(((f"{where} {e.number}-0", e.data) for e in found), EvaluationMetrics)
-        return max((m.step for m in measured), default=-1)
+    async def _last_evaluated(self) -> int:
+        """The newest policy version with a recorded evaluation, by this controller or an earlier one; -1 if none."""
+        entries = await self._jobs.history.newest(self._job.id, "evaluation", None, _READ_RECORDS)
+        key = JobKeys(self._job.id).history("evaluation")
+        evaluations = decode_records(((f"{key} {e.number}-0", e.data) for e in entries), EvaluationMetrics)
+        return max((e.step for e in evaluations), default=-1)
 
-    def _due(self, after: int, to: int) -> list[int]:
-        """The policy versions of `after + 1 … to` that are to be evaluated."""
+    def _due_versions(self, after: int, to: int) -> list[int]:
+        """The policy versions among `after + 1 … to` that are due for an evaluation."""
         total, interval = self._job.total_steps, self._interval
         last = [total] if after < total <= to and total % interval else []
         return [*range((after // interval + 1) * interval, to + 1, interval), *last]
 
     async def _evaluate(self, worker: WorkerSupervisor, version: int, last: int) -> int:
-        """The policy version that was measured: `version`, or the newer one that the worker had by then.
+        """Evaluate and record. Returns the policy version that was evaluated: `version`, or a newer one that the worker
+        had loaded by then.
 
-        `last`: the one measured before.
+        `last`: the version of the evaluation before; -1 if none.
         """
         result: EvaluationMetrics = await worker.call("evaluate", version)
-        result = msgspec.structs.replace(result, left_out=tuple(self._due(last, result.step)[:-1]))
+        result = msgspec.structs.replace(result, left_out=tuple(self._due_versions(last, result.step)[:-1]))
         await self._jobs.record(self._job.id, result)
         mean = "none" if result.reward_mean is None else f"{result.reward_mean:.3f}"
         failed = f", {result.reward_failed} without a reward because it failed" if result.reward_failed else ""

@@ -1,8 +1,8 @@
-"""A job's workers and the place they have: reserved, supervised, and reserved anew where it is lost with a node.
+"""A job's workers and their reserved resources.
 
-    place ─► plan by the cluster's nodes ─► resources reserved ─► one Supervisor a worker
-    hold  ─► `PlaceLost` ─► leave ─► place: fewer nodes make another plan
-    stop  ─► in good order, for a pause
+    place            ─► plan for the cluster's nodes ─► resources reserved ─► one `WorkerSupervisor` per worker
+    watch_placement  ─► `PlacementLost`: the caller calls `release`, then `place`, which plans for the nodes left
+    stop             ─► the workers end in good order, for a pause
 
 Invariant: after `release` no process of the job is left, and nothing is reserved.
 """
@@ -29,11 +29,11 @@ from ..placement import ROLLOUT_ENTRY_POINT, Cluster, Plan, Reservation, plan
 from ..worker_process import WorkerProcess
 from .supervisor import STOP_SECONDS, WorkerSupervisor
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 class WorkerGroup:
-    """Of one job. `weights` and `snapshots`: roots of the stores that its workers share."""
+    """The workers of one job. `weights`, `snapshots`: root folders of the stores that the workers share."""
 
     def __init__(
         self,
@@ -50,19 +50,20 @@ class WorkerGroup:
         self._weights, self._snapshots = weights, snapshots
         self._placement: Reservation | None = None
         self.workers: list[WorkerSupervisor] = []
-        """The learner first."""
+        """The learner, then the rollout workers; empty while nothing is placed."""
 
     async def place(self, job: Job, again: bool = False) -> None:
-        """Reserve what the job needs, and make its supervisors; says what it waits for.
+        """Reserve the job's resources, and create its supervisors. An event says what the job waits for.
 
-        No limit of its own: jobs queue for as long as others run, and one that was placed before (`again`) waits for
-        nodes. Whoever watches the job ends it when it is cancelled. Raises `InvalidRequest` where no node will do.
+        There is no time limit: a job waits as long as other jobs hold the resources, and a job that was placed before
+        (`again`) waits for nodes. The caller cancels this call when the job is cancelled. Raises `InvalidRequest` if
+        the nodes can never take the job.
         """
-        resources = await self._planned(job, again)
+        resources = await self._wait_for_plan(job, again)
         placement = self._placement = self._cluster.reserve(resources)
-        if not await placement.ready(timeout=LOOK_SECONDS):
+        if not await placement.ready(timeout=POLL_SECONDS):
             await self._jobs.emit_event(job.id, f"queued: waits for {resources}, which other jobs hold")
-            while not await placement.ready(timeout=LOOK_SECONDS):
+            while not await placement.ready(timeout=POLL_SECONDS):
                 pass
         self._supervise(self._config(job, LEARNER_NAME, resources.threads(0)), placement.start_learner)
         for number, bundle in enumerate(range(resources.ranks, len(resources.bundles))):
@@ -70,21 +71,21 @@ class WorkerGroup:
             self._supervise(config, partial(placement.start, bundle, ROLLOUT_ENTRY_POINT))
 
     async def watch_placement(self) -> None:
-        """Never returns. Raises `PlaceLost`."""
+        """Never returns. Raises `PlacementLost`."""
         assert self._placement is not None
         await self._placement.watch()
 
     async def stop(self) -> None:
         """Let the workers stop in good order: the learner saves the step under way."""
         patience = self._settings.watchdog_seconds
-        await asyncio.gather(*(worker.stop(self._to_stop(worker), patience) for worker in self.workers))
+        await asyncio.gather(*(worker.stop(self._stop_limit(worker), patience) for worker in self.workers))
 
-    def _to_stop(self, worker: WorkerSupervisor) -> float:
-        """Seconds that a worker may take to stop."""
+    def _stop_limit(self, worker: WorkerSupervisor) -> float:
+        """Seconds that a worker may take to stop: the learner finishes a step and writes a checkpoint."""
         return self._settings.stall_timeout if worker.name == LEARNER_NAME else STOP_SECONDS
 
     async def release(self) -> None:
-        """End every process at once, and give the place back. Idempotent."""
+        """End every process, and release the resources. Idempotent."""
         workers, self.workers = self.workers, []
         await asyncio.gather(*(worker.stop() for worker in workers))
         placement, self._placement = self._placement, None
@@ -95,11 +96,14 @@ class WorkerGroup:
         restarts = RestartBudget(self._settings.max_restarts, self._settings.restart_window)
         self.workers.append(WorkerSupervisor(config, launch, self._jobs, self._recoveries, restarts, self._clock))
 
-    async def _planned(self, job: Job, again: bool) -> Plan:
-        """The job's share. Of a cluster, nodes that are lacking may still be starting, or have just died: they are
-        waited for as long as a worker's start may take. One machine does not grow: what it lacks is an error at once. A
-        job that had its share once waits until there are nodes again."""
-        settings, told = Hyperparameters.model_validate(job.hyperparameters), False
+    async def _wait_for_plan(self, job: Job, again: bool) -> Plan:
+        """The plan for the job's resources, once the cluster has nodes for it. Raises `InvalidRequest`.
+
+        The missing nodes of a cluster may be starting, or have just died: they are waited for, up to `start_timeout`. A
+        single machine does not grow, so that there the error is immediate. A job that was placed before (`again`) waits
+        without a limit.
+        """
+        settings, reported = Hyperparameters.model_validate(job.hyperparameters), False
         deadline = self._clock.monotonic() + self._settings.start_timeout
         while True:
             nodes = await self._cluster.nodes()
@@ -108,10 +112,10 @@ class WorkerGroup:
             except InvalidRequest as error:
                 if not again and (await self._cluster.only_node() or self._clock.monotonic() > deadline):
                     raise
-                if again and not told:
-                    told = True
+                if again and not reported:
+                    reported = True
                     await self._jobs.emit_event(job.id, f"waits for nodes: {error}", level="warn")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _config(self, job: Job, worker: str, threads: int) -> WorkerConfig:
         data = self._settings.data_dir.absolute()

@@ -1,7 +1,7 @@
-"""How long something has not moved, or a process not answered, by a clock that stands still with whoever looks.
+"""Measures how long a value has not changed, or a process has not answered, in time during which somebody observed.
 
-A controller that was stopped for a minute, or waited for Redis, must not take its own standstill for that of others:
-the time between two looks counts for two seconds at most.
+A controller that was itself stopped for a minute, or waited for Redis, must not count that minute against its workers:
+the time between two observations counts as two seconds at most.
 """
 
 from __future__ import annotations
@@ -13,53 +13,53 @@ from contextlib import suppress
 
 from ray.exceptions import RayError
 
-LONGEST_LOOK = 2.0
-"""Seconds that one look counts for, at most."""
+MAX_COUNTED_SECONDS = 2.0
+"""The most that the time between two observations counts."""
 
 
 class StallTimer:
-    """Seconds for which what is looked at has been the same."""
+    """Counts the seconds for which an observed value has not changed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._looked = clock()
-        self._seen: object = None
+        self._observed_at = clock()
+        self._last_value: object = None
         self.seconds = 0.0
 
-    def look(self, now: object) -> float:
-        """What is to be seen now; returns for how long it has been so."""
-        time_now = self._clock()
-        passed, self._looked = min(time_now - self._looked, LONGEST_LOOK), time_now
-        self.seconds = self.seconds + passed if now == self._seen else 0.0
-        self._seen = now
+    def observe(self, value: object) -> float:
+        """Pass the present value; returns the seconds since it last changed."""
+        now = self._clock()
+        passed, self._observed_at = min(now - self._observed_at, MAX_COUNTED_SECONDS), now
+        self.seconds = self.seconds + passed if value == self._last_value else 0.0
+        self._last_value = value
         return self.seconds
 
     def begin(self) -> None:
-        """Start, or restart, the count."""
-        self.seconds, self._looked = 0.0, self._clock()
+        """Start the count again at 0."""
+        self.seconds, self._observed_at = 0.0, self._clock()
 
 
 class PingMonitor:
-    """Whether a process answers: it is asked again whenever it has."""
+    """Pings a process, one ping at a time, and measures how long the pending one has not been answered."""
 
-    def __init__(self, ask: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask = ask
-        self._asked: asyncio.Task[None] | None = None
+    def __init__(self, ping: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._ping = ping
+        self._pending: asyncio.Task[None] | None = None
         self._answers = 0
-        self._still = StallTimer(clock)
+        self._timer = StallTimer(clock)
 
     def silent(self) -> float:
-        """Seconds for which it has owed an answer, as far as somebody looked."""
-        if self._asked is None or self._asked.done():
+        """Seconds for which the pending ping has had no answer; sends a new ping if there is an answer."""
+        if self._pending is None or self._pending.done():
             self._answers += 1
-            self._asked = asyncio.create_task(self._answered(), name="pulse")
-        return self._still.look(self._answers)
+            self._pending = asyncio.create_task(self._ping_once(), name="pulse")
+        return self._timer.observe(self._answers)
 
     def stop(self) -> None:
-        """Ask no more."""
-        if self._asked is not None:
-            self._asked.cancel()
+        """Cancel the pending ping."""
+        if self._pending is not None:
+            self._pending.cancel()
 
-    async def _answered(self) -> None:
-        with suppress(RayError):  # it died: whoever waits for its work is told, and by what
-            await self._ask()
+    async def _ping_once(self) -> None:
+        with suppress(RayError):  # the process died: the call that waits for its work raises the same error
+            await self._ping()

@@ -1,14 +1,15 @@
-"""Keeps one worker of a job alive: starts it, runs it, and starts it again when its process dies or is ended.
+"""Supervises one worker of a job: starts it, runs it, and restarts it when its process dies or is killed.
 
     start ──► ready ──► waits for the others ──► works ──► returns: done
       ▲                          │                 │
-      └── delay ◄── died, failed, or ended by the watchdog; after the last restart `RestartsExhausted` with the reason
+      └── delay ◄── died, failed, or killed by the watchdog; after the last restart `RestartsExhausted` with the reason
 
-A fault of the user's (`InvalidRequest`: the data, the reward) is not mended by another try, and is raised as it is; a
-full disk or a full Redis is not either, and pauses the job; nor is a start that fails twice in a row with the same
-error of its own, as of an engine that finds too little memory.
+Three failures are not retried, because a restart cannot resolve them. An error of the user (`InvalidRequest`: the data,
+the reward) is raised as it is. A full disk or a full Redis pauses the job. So does a worker that fails twice in a row
+with the same error of its own while it starts, such as an engine that finds too little memory.
 
-Invariant: before a process is started, the one before it is told to end or killed; a kill reaches a stopped one too.
+Invariant: before a new process is started, the old one was told to stop or was killed; the kill reaches a stopped
+process (SIGSTOP) too.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ from .liveness import PingMonitor
 STOP_SECONDS = 20.0
 START_STOP_SECONDS = 5.0
 CLOSE_SECONDS = 10.0
-"""For a worker that failed to end what it started: an engine, reward processes."""
-LOOK_SECONDS = 1.0
-_FIGURES = re.compile(r"\d+")
+"""Time for a worker that failed to end the processes that it started: an engine, reward processes."""
+POLL_SECONDS = 1.0
+_NUMBERS = re.compile(r"\d+")
 Result = TypeVar("Result")
 
 
 class WorkerKilled(HeadraceError):
-    """A worker's process was ended from here, because it was of no use any more; the message says why."""
+    """The supervisor killed the worker's process. The message says why."""
 
     code = "worker_ended"
 
 
 class WorkerSupervisor:
-    """One worker. `launch` starts a new process for it: of a learner of several ranks, all of them."""
+    """Supervisor of one worker. `launch` starts its process; for a learner of several ranks, all of them."""
 
     def __init__(
         self,
@@ -68,82 +69,88 @@ class WorkerSupervisor:
         self._recoveries = recoveries
         self._restarts = restarts
         self._process: WorkerProcess | None = None
-        self._pulse: PingMonitor | None = None
-        self._end: asyncio.Future[str] | None = None
-        """Of the present process: set where it is ended from here, with the reason."""
+        self._pings: PingMonitor | None = None
+        self._kill_requested: asyncio.Future[str] | None = None
+        """Set to the reason when `end` wants the present process killed."""
         self._ready = asyncio.Event()
         self._ready_at = 0.0
-        self._began = self._done = False
+        self._begun = self._done = False
         self._start_error = ""
-        """Why the last start failed, if it did, but for the figures in it, which may be of the moment."""
+        """Why the last start failed, with numbers masked, since they may differ between two starts; empty if it
+        succeeded."""
         self._progressed = False
-        """Whether the job did since the last restart."""
+        """Whether the job made progress since this worker's last restart."""
 
     @property
     def name(self) -> str:
-        """Of the worker, within its job."""
+        """The worker's name within its job: `learner`, `rollout-0`, …"""
         return self._config.worker
 
     @property
     def ready(self) -> bool:
-        """Whether its process is up and has its model."""
+        """Whether the worker's process runs and has loaded its model."""
         return self._ready.is_set()
 
     @property
     def working(self) -> bool:
-        """Whether it is ready, and was let begin, and is not done."""
-        return self.ready and self._began and not self._done
+        """True between `begin` and the end of `run`, except while the worker restarts."""
+        return self.ready and self._begun and not self._done
 
     def silent(self) -> float:
-        """Seconds for which its process, once ready, has not answered; 0 of one that is not, or is done."""
-        return 0.0 if self._pulse is None or not self.ready or self._done else self._pulse.silent()
+        """Seconds for which the worker's process has not answered; 0 if it is not ready yet, or done."""
+        return 0.0 if self._pings is None or not self.ready or self._done else self._pings.silent()
 
     def progressed(self) -> None:
-        """The job made progress: what this worker did was of use, and it may have its restarts again."""
+        """Called when the job makes progress: the worker's time since its last restart then counts as time in which it
+        worked, so that it can get its restarts back."""
         self._progressed = True
 
     def end(self, reason: str) -> None:
-        """End its process, at once, and start it again."""
-        if self._end is not None and not self._end.done():
-            self._end.set_result(reason)
+        """Have the worker's process killed and started again. Returns at once."""
+        if self._kill_requested is not None and not self._kill_requested.done():
+            self._kill_requested.set_result(reason)
 
     async def run(self, begin: asyncio.Event) -> str:
-        """Start the worker, and keep it alive; from `begin` on it works. Its own answer, once it ends by itself.
+        """Start the worker and keep it running; it works once `begin` is set. Returns the worker's own result when it
+        ends by itself.
 
         Raises `InvalidRequest`, or `JobCannotContinue` after the last restart.
         """
         while True:
             await self._start()
             try:
-                answer = await self._unless_ended(self._work(self._running(), begin))
+                answer = await self._unless_killed(self._work(self._current_process(), begin))
             except (RayError, WorkerKilled) as error:
-                await self._died(error)
+                await self._recover(error)
             else:
                 self._done = True
                 return answer
 
     async def until_ready(self) -> None:
-        """Returns when it has started, beside `run`."""
+        """Returns when the worker is ready; called beside `run`."""
         await self._ready.wait()
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Ask the worker something, beside `run`; asked again of its successor if it dies or fails meanwhile."""
+        """Call a method of the worker, beside `run`. If the worker dies or fails, the call is repeated with its
+        successor. Raises `InvalidRequest`."""
         while True:
             await self._ready.wait()
             try:
-                return await self._unless_ended(self._running().call(method, *arguments))
+                return await self._unless_killed(self._current_process().call(method, *arguments))
             except (RayError, WorkerKilled) as error:
                 if isinstance(cause := _cause(error), InvalidRequest):
                     raise cause from error
-                if isinstance(error, RayTaskError):  # `run` cannot know what failed beside it
+                if isinstance(error, RayTaskError):  # `run` does not see an error of a call beside it
                     self.end(_reason(cause))
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
 
     async def stop(self, limit: float = STOP_SECONDS, patience: float | None = None) -> None:
-        """Let the worker end in good order, then end its process. Idempotent; where cancelled, the next call goes on.
+        """Let the worker stop in good order, then kill its process. Idempotent; after a cancellation, the next call
+        continues.
 
-        It has `limit` seconds; only `patience`, where that is given, as soon as it does not answer at all. One that
-        loads its model, or was told to stop before, has `START_STOP_SECONDS`, and nobody is told that it was ended.
+        The worker has `limit` seconds, but only `patience` seconds (if given) from its last answer to a ping. A worker
+        that still loads its model, or was told to stop before, has `START_STOP_SECONDS`, and no event reports that it
+        was killed.
         """
         process, ready = self._process, self.ready
         self._ready.clear()
@@ -151,26 +158,26 @@ class WorkerSupervisor:
             return
         stopping = asyncio.ensure_future(process.stop())
         try:
-            await self._awaited(stopping, limit if ready else START_STOP_SECONDS, patience or limit)
+            await self._wait_for_stop(stopping, limit if ready else START_STOP_SECONDS, patience or limit)
         except (RayError, TimeoutError) as error:
             if ready:
                 await self._report(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
         finally:
             await cancel([stopping])
         self._process = None
-        self._let_go(process)
+        self._kill(process)
 
-    async def _awaited(self, stopping: asyncio.Future[None], limit: float, patience: float) -> None:
+    async def _wait_for_stop(self, stopping: asyncio.Future[None], limit: float, patience: float) -> None:
         until = self._clock.monotonic() + limit
         while not stopping.done():
             if self._clock.monotonic() > until:
                 raise TimeoutError(f"it was not done within {limit:.0f} s")
-            if self._pulse is not None and self._pulse.silent() > patience:
+            if self._pings is not None and self._pings.silent() > patience:
                 raise TimeoutError(f"it did not answer for {patience:.0f} s")
-            await asyncio.wait([stopping], timeout=LOOK_SECONDS)
+            await asyncio.wait([stopping], timeout=POLL_SECONDS)
         stopping.result()
 
-    def _running(self) -> WorkerProcess:
+    def _current_process(self) -> WorkerProcess:
         if self._process is None:
             raise InvalidState(f"{self.name} was stopped")
         return self._process
@@ -180,36 +187,38 @@ class WorkerSupervisor:
             try:
                 await self._start_once()
             except (RayError, HeadraceError) as error:
-                await self._died(error)
+                await self._recover(error)
 
     async def _start_once(self) -> None:
         process = self._process = self._launch(self._config)
-        self._end = asyncio.get_running_loop().create_future()
-        limit = self._config.start_timeout + 60.0  # the worker's own limit names the cause: let it speak first
+        self._kill_requested = asyncio.get_running_loop().create_future()
+        limit = self._config.start_timeout + 60.0  # after the worker's own limit, whose error names the cause
         try:
-            facts = await asyncio.wait_for(self._unless_ended(process.start()), limit)
+            facts = await asyncio.wait_for(self._unless_killed(process.start()), limit)
         except TimeoutError as error:
             raise TimedOut(f"{self.name} was not ready within {limit:.0f} s") from error
-        self._pulse = PingMonitor(process.ping, self._clock.monotonic)
+        self._pings = PingMonitor(process.ping, self._clock.monotonic)
         self._ready_at, self._start_error = self._clock.monotonic(), ""
         self._ready.set()
         what = ", ".join(f"{k} {v}" for k, v in facts.items())
         await self._report(f"{self.name} is ready: {what}", data=WorkerReady(self.name, facts))
 
     async def _work(self, process: WorkerProcess, begin: asyncio.Event) -> str:
-        """Until then it is looked after, too: what others lack to become ready may be its to give."""
+        """Wait for `begin`, then run the worker. Meanwhile pings notice its death: it has to be restarted even before
+        `begin`, since the other workers may need it to become ready."""
         while not begin.is_set():
             await process.ping()
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(POLL_SECONDS):
                     await begin.wait()
-        self._began = True
+        self._begun = True
         return await process.run()
 
-    async def _unless_ended(self, work: Awaitable[Result]) -> Result:
-        """What the process answers. Raises `WorkerKilled` where it is ended from here: a stopped one tells nobody."""
-        assert self._end is not None
-        task, end = asyncio.ensure_future(work), self._end
+    async def _unless_killed(self, work: Awaitable[Result]) -> Result:
+        """The result of `work`, a call to the process. Raises `WorkerKilled` once `end` is called: a stopped process
+        would never answer."""
+        assert self._kill_requested is not None
+        task, end = asyncio.ensure_future(work), self._kill_requested
         try:
             either: set[asyncio.Future[Any]] = {task, end}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -219,8 +228,8 @@ class WorkerSupervisor:
         finally:
             await cancel([task])
 
-    async def _died(self, error: Exception) -> None:
-        """Make way for the next process, and wait until it is due. Raises what no restart mends."""
+    async def _recover(self, error: Exception) -> None:
+        """Kill the process that failed, and wait until its restart is due. Raises errors that no restart resolves."""
         worked = self._clock.monotonic() - self._ready_at if self._ready.is_set() and self._progressed else 0.0
         self._ready.clear()
         self._progressed = False
@@ -230,15 +239,15 @@ class WorkerSupervisor:
                 if isinstance(error, RayTaskError):
                     await self._close(process)
             finally:
-                self._let_go(process)
+                self._kill(process)
         cause = _cause(error)
         if isinstance(cause, OUT_OF_SPACE):
             raise cannot_go_on(cause, self.name) from error
         if isinstance(cause, InvalidRequest | JobCannotContinue):
             raise cause
         reason = _reason(cause)
-        if _is_its_own(cause) and not worked:
-            same = _FIGURES.sub("#", reason)
+        if _failed_by_itself(cause) and not worked:
+            same = _NUMBERS.sub("#", reason)
             if same == self._start_error:
                 raise RestartsExhausted(
                     f"{self.name} failed twice in the same way while it started: {reason}", self.name
@@ -257,16 +266,16 @@ class WorkerSupervisor:
         await asyncio.sleep(restart.delay)
 
     async def _close(self, process: WorkerProcess) -> None:
-        """Of a worker that failed but lives: no process that it started is left."""
+        """Let a worker that failed, but is alive, end the processes that it started."""
         try:
             await asyncio.wait_for(process.stop(), CLOSE_SECONDS)
         except (RayError, TimeoutError) as error:
             get_logger(__name__).warning("worker did not close and is killed", worker=self.name, error=_reason(error))
 
-    def _let_go(self, process: WorkerProcess) -> None:
-        if self._pulse is not None:
-            self._pulse.stop()
-            self._pulse = None
+    def _kill(self, process: WorkerProcess) -> None:
+        if self._pings is not None:
+            self._pings.stop()
+            self._pings = None
         process.kill()
 
     async def _report(self, message: str, level: Any = "info", data: WorkerReady | Restarted | None = None) -> None:
@@ -274,13 +283,14 @@ class WorkerSupervisor:
 
 
 def _cause(error: Exception) -> Exception:
-    """What a worker raised, without Ray's wrapping."""
+    """The error that the worker raised, unwrapped from Ray's."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return cause if isinstance(cause, Exception) else error
 
 
-def _is_its_own(error: Exception) -> bool:
-    """Whether the worker failed of itself: of nothing that was killed, and of no other part that may be back."""
+def _failed_by_itself(error: Exception) -> bool:
+    """Whether the cause is the worker itself: no process was killed, and no other service was unavailable, which a
+    restart may find working again."""
     if isinstance(error, HeadraceError):
         return error.code == FAILED_BY_ITSELF
     return not isinstance(error, RayError | OSError | asyncio.CancelledError)

@@ -1,7 +1,7 @@
-"""The work of a job whose workers are placed: all of them start, then train and evaluate until the last version.
+"""Runs the workers of a job that has its resources: they start, then train and evaluate until the last version.
 
-every worker ready ─► base model evaluated ─► begin: workers work, versions are evaluated as they come
-learner done, last version evaluated ─► ledger closed: the rollout workers see that and end
+every worker ready ─► base model evaluated ─► begin: the workers work, versions are evaluated as they are published
+learner done, last version evaluated ─► ledger closed: the rollout workers notice, and end
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from .supervisor import WorkerSupervisor
 
 
 async def train(record: JobRecord, job: Job, workers: Sequence[WorkerSupervisor]) -> None:
-    """Returns when all is done. The learner is the first of `workers`; the second evaluates.
+    """Returns when all steps are trained and the last version is evaluated.
 
-    Raises what ends the job or pauses it, see `WorkerSupervisor.run`.
+    `workers`: the learner, then the rollout workers, of which the first evaluates. Raises the errors that end or pause
+    the job, see `WorkerSupervisor.run`.
     """
     learner, *rollouts = workers
     begin = asyncio.Event()
@@ -36,6 +37,6 @@ async def _evaluate(record: JobRecord, job: Job, workers: Sequence[WorkerSupervi
     """Let the workers begin once all are ready and the base model is evaluated; returns after the last evaluation."""
     evaluations, evaluating = Evaluations(job, record.store, record.ledger), workers[1]
     await asyncio.gather(*(worker.until_ready() for worker in workers))
-    await evaluations.first(evaluating)
+    await evaluations.evaluate_base_model(evaluating)
     begin.set()
-    await evaluations.rest(evaluating)
+    await evaluations.evaluate_until_end(evaluating)
