@@ -1,7 +1,7 @@
 """`python -m headrace_rewards check | tasks | sandbox | control-groups`: see `main` of `grader_check`,
 `tasks.make_file`, `sandbox.machine`, `sandbox.control_groups`.
 
-Each imports what it needs alone.
+Each command imports only its own modules, because some take seconds to import.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 
 def main() -> int:
-    """The exit status: 0 for an answer on stdout, 2 for a wrong command line."""
+    """Run one command. Returns the exit status: 0 for an answer on stdout, 2 for a wrong command line."""
     if sys.argv[1:] == ["check"]:
         from . import grader_check
 

@@ -1,7 +1,7 @@
-"""Samples of several groups that arrive at nearly the same time go out in one batch.
+"""Sends samples of several groups that arrive at nearly the same time in one batch.
 
-submit(group) ─► queue ─► collector: up to `size`, or what came within `linger` seconds ─► send ─► each its outcome
-                             └ one of `concurrency` collects at a time; the others send meanwhile
+submit(group) ─► queue ─► collect up to `size` samples, or those that arrive within 10 ms ─► send ─► outcomes
+                             └ of `concurrency` senders one collects at a time, while the others send
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Entry = tuple[Sample, asyncio.Future[Outcome]]
 
 
 class Batcher:
-    """`send` takes at most `size` samples and returns one outcome each, in order."""
+    """Batches calls of `send`, which takes at most `size` samples and returns one outcome per sample, in order."""
 
     def __init__(
         self, send: Callable[[list[Sample]], Awaitable[list[Outcome]]], *, size: int, concurrency: int
@@ -36,13 +36,15 @@ class Batcher:
         self._closed = False
 
     def start(self) -> None:
-        """Begin to send; needs a running loop."""
+        """Start the senders; needs a running event loop."""
         self._senders = [
-            asyncio.create_task(self._serve(), name=f"reward-sender-{number}") for number in range(self._concurrency)
+            asyncio.create_task(self._send_forever(), name=f"reward-sender-{number}")
+            for number in range(self._concurrency)
         ]
 
     async def submit(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample, in order. An exception of `send` is raised to all whose samples it held."""
+        """One outcome per sample, in order. An exception of `send` is raised in every call with samples in that
+        batch."""
         if self._closed:
             return [_CLOSED] * len(samples)
         if not self._senders:
@@ -58,7 +60,7 @@ class Batcher:
             self._waiting.difference_update(futures)
 
     async def close(self) -> None:
-        """Whoever waits is told that the reward was closed. Idempotent."""
+        """Stop the senders; pending calls return `Failure("unavailable")`. Idempotent."""
         self._closed = True
         for sender in self._senders:
             sender.cancel()
@@ -67,15 +69,15 @@ class Batcher:
             if not future.done():
                 future.set_result(_CLOSED)
 
-    async def _serve(self) -> None:
+    async def _send_forever(self) -> None:
         while True:
             async with self._collecting:
                 batch = await self._collect()
             if batch:
-                await self._settle(batch)
+                await self._send_batch(batch)
 
     async def _collect(self) -> list[Entry]:
-        """At most `size` entries that somebody still waits for."""
+        """The next batch: at most `size` entries, without those whose caller was cancelled."""
         batch = [await self._queue.get()]
         self._drain(batch)
         if len(batch) < self._size:
@@ -87,11 +89,11 @@ class Batcher:
         while len(batch) < self._size and not self._queue.empty():
             batch.append(self._queue.get_nowait())
 
-    async def _settle(self, batch: list[Entry]) -> None:
+    async def _send_batch(self, batch: list[Entry]) -> None:
         samples = [sample for sample, _ in batch]
         try:
             outcomes = await self._send(samples)
-        except Exception as fault:  # ours, not the server's: it belongs to whoever asked
+        except Exception as fault:  # an error of the service: `send` returns the server's errors as outcomes
             for _, future in batch:
                 if not future.done():
                     future.set_exception(fault)

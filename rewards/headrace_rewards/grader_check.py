@@ -2,9 +2,11 @@
 
     stdin  headrace_core.protocols.grader_check.CheckRequest      stdout  CheckReport
 
-A function whose `form` is not given, and that takes text for something else, is tried with messages; the grader in the
-answer has the form that was found. In a `rehearsal` no server is asked, and groups that are not scored within `seconds`
-are given up; `cannot` then says why the grader cannot work at all, and `remarks` what else was seen: see `rehearsal`.
+A function whose `form` is not given is tried with texts; if it fails on them like a function that expects messages, it
+is tried again with lists of messages. The grader in the report has the form that worked.
+
+In a `rehearsal` no request is sent to a server, and groups that are not scored within `seconds` are abandoned. The
+report's `cannot` then says why the grader cannot work at all, and `remarks` what else was noticed: see `rehearsal`.
 """
 
 from __future__ import annotations
@@ -25,32 +27,33 @@ from headrace_core.protocols.grader_check import CheckReport, CheckRequest, Requ
 from .graders.spec import GraderSpec
 from .protocol import Sample
 from .registry import require_processes, validate
-from .rehearsal import Watched, Watching, refusal, with_form, with_kept_code
-from .sandbox.level_probe import assess_in_child
+from .rehearsal import RecordedReward, RecordingBuilder, refusal, with_form, with_stored_code
+from .sandbox.level_probe import probe_in_child
 
 
 def prepare() -> None:
-    """What every check does alike, for a process that forks checks (`fork_server` of the gateway)."""
+    """Do what every check needs once, in the process from which the checks are forked (`fork_server` of the gateway):
+    load a slow library, and probe the sandbox."""
     import tokenizers  # noqa: F401
 
-    assess_in_child()
+    probe_in_child()
 
 
 def main() -> None:
-    """Answer the request on stdin."""
+    """Read one request from stdin, and write its report to stdout."""
     report = asyncio.run(check(sys.stdin.buffer.read()))
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
 
 
 async def check(body: bytes) -> CheckReport:
-    """The report on one request; a fault of the user's is in the report, a fault of ours is raised."""
+    """The report on one request. A user's error is part of the report; an error of the service is raised."""
     try:
-        return await _checked(_parse(body))
+        return await _run_check(_parse(body))
     except HeadraceError as fault:
         return CheckReport(False, RequestProblem.of(fault))
 
 
-async def _checked(request: CheckRequest[Sample]) -> CheckReport:
+async def _run_check(request: CheckRequest[Sample]) -> CheckReport:
     groups = list(_groups(request))
     try:
         spec = validate(request.grader)
@@ -58,27 +61,28 @@ async def _checked(request: CheckRequest[Sample]) -> CheckReport:
         raise InvalidRequest("graders are nested too deep", param="grader") from None
     require_processes(spec, request.rules)
     if request.rules.code is not None:
-        spec = with_kept_code(spec, request.rules, Path(request.rules.code))
-    report, watched = await _tried(spec, request, groups)
-    chosen = [part for part in watched if _form_is_open(part.spec) and part.wants_messages]
+        spec = with_stored_code(spec, request.rules, Path(request.rules.code))
+    report, recorded = await _score_groups(spec, request, groups)
+    chosen = [part for part in recorded if _form_is_undecided(part.spec) and part.wants_messages]
     if chosen:
         changed = with_form(spec, frozenset(id(part.spec) for part in chosen), "messages")
-        other, watched_again = await _tried(changed, request, groups)
-        if not any(new.always_raised for old, new in zip(watched, watched_again, strict=True) if old in chosen):
+        other, recorded_again = await _score_groups(changed, request, groups)
+        if not any(new.always_raised for old, new in zip(recorded, recorded_again, strict=True) if old in chosen):
             return other
     return report
 
 
-def _form_is_open(spec: GraderSpec) -> bool:
+def _form_is_undecided(spec: GraderSpec) -> bool:
     return "form" in type(spec).model_fields and getattr(spec, "form", None) is None
 
 
-async def _tried(
+async def _score_groups(
     spec: GraderSpec, request: CheckRequest[Sample], groups: Sequence[Sequence[Sample]]
-) -> tuple[CheckReport, Sequence[Watched]]:
-    several = bool(request.samples) and not request.rehearsal
-    rules = request.rules if several else msgspec.structs.replace(request.rules, max_workers=1)
-    builder = Watching(rules, request.rehearsal)
+) -> tuple[CheckReport, Sequence[RecordedReward]]:
+    # A rehearsal scores few completions: one process is enough, and starts sooner.
+    may_use_all_workers = bool(request.samples) and not request.rehearsal
+    rules = request.rules if may_use_all_workers else msgspec.structs.replace(request.rules, max_workers=1)
+    builder = RecordingBuilder(rules, request.rehearsal)
     reward, report = builder.build(spec), CheckReport(True, None)
     await reward.start()
     try:
@@ -88,22 +92,22 @@ async def _tried(
                 report.outcomes += await reward.score(group)
                 report.seconds.append(time.monotonic() - start)
     except TimeoutError:
-        told = f"the grader was not done with {len(groups)} small groups of completions within {request.seconds:g} s"
-        report.remarks.append(told)
+        message = f"the grader was not done with {len(groups)} small groups of completions within {request.seconds:g} s"
+        report.remarks.append(message)
     finally:
         await reward.close()
-    still_open = frozenset(id(part.spec) for part in builder.watched if groups and _form_is_open(part.spec))
-    report.grader = with_form(spec, still_open, "text").model_dump()
-    report.parts = [part.part for part in builder.watched]
-    report.ignored = [f"grader '{p.spec.name}': {told}" for p in builder.watched for told in p.spec.ignored()]
+    undecided = frozenset(id(part.spec) for part in builder.recorded if groups and _form_is_undecided(part.spec))
+    report.grader = with_form(spec, undecided, "text").model_dump()
+    report.parts = [part.part for part in builder.recorded]
+    report.ignored = [f"grader '{p.spec.name}': {message}" for p in builder.recorded for message in p.spec.ignored()]
     if request.rehearsal and groups:
-        report.cannot = next(_faults(builder.watched, groups[0][0].item), None)
-        report.remarks += filter(None, (part.remarks() for part in builder.watched))
-    return report, builder.watched
+        report.cannot = next(_refusals(builder.recorded, groups[0][0].item), None)
+        report.remarks += filter(None, (part.remarks() for part in builder.recorded))
+    return report, builder.recorded
 
 
-def _faults(watched: Sequence[Watched], item: dict[str, Any]) -> Iterator[str]:
-    for part in watched:
+def _refusals(recorded: Sequence[RecordedReward], item: dict[str, Any]) -> Iterator[str]:
+    for part in recorded:
         if (failure := part.cannot_work(item)) is not None:
             yield refusal(part, failure)
 

@@ -1,15 +1,15 @@
-"""How a reward asks a server, so that whatever the server does ends as an answer or as a `Failure`.
+"""HTTP client of the rewards that call a server. Whatever the server does, a post ends with an answer or a `Failure`.
 
-    post ─► a free place, of `concurrency` ─► breaker open? ── yes ─► Failure("unavailable") at once
-                                                │ no
-                                                ▼
-              2xx and JSON ─► Answer ◄─────── attempt ◄─────────────────────────────────┐
-              400, 413, 422 ─► Failure          │ no connection, 429, 5xx               │
-              too slow, no JSON, … ─► Failure   └─► backoff and jitter, or Retry-After ─┘ at most `attempts` times
+    post ─► a free slot, of `concurrency` ─► breaker open? ── yes ─► Failure("unavailable") at once
+                                               │ no
+                                               ▼
+              2xx and JSON ─► JsonAnswer ◄── attempt ◄─────────────────────────────────┐
+              400, 413, 422 ─► Failure         │ no connection, 429, 5xx               │
+              too slow, no JSON, … ─► Failure  └─► backoff and jitter, or Retry-After ─┘ at most `attempts` times
 
-* A post takes no longer than `attempts` times its timeout and `_LONGEST_WAIT`, once it has its place.
+* Once a post has its slot, it takes at most `attempts` times (its timeout + `_MAX_WAIT`).
 * Redirects are not followed, proxies of the environment are not used, and an answer is read up to `MAX_ANSWER_BYTES`.
-* No value of a header stands in a message or a `repr`, not even where the server repeats it, nor in a log.
+* No value of a header appears in a message, a `repr` or a log, not even if the server repeats it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from headrace_core.redaction import conceal
 MAX_ANSWER_BYTES = 4 << 20
 _CONNECT_SECONDS = 5.0
 _FIRST_WAIT = 0.25
-"""Seconds before the second attempt at most: see `jittered_delay_after`."""
-_LONGEST_WAIT = 30.0
-"""A server that asks to be left alone for longer is not waited for."""
+"""Longest delay before the second attempt, in seconds: see `jittered_delay_after`."""
+_MAX_WAIT = 30.0
+"""Longest delay between two attempts. A server whose Retry-After is longer is not tried again."""
 _PORTS = {"http": 80, "https": 443}
 _QUOTED_CHARACTERS = 200
 _BAD_INPUT = (400, 413, 422)
@@ -45,26 +45,29 @@ _CLOSED = Failure("unavailable", "the reward was closed")
 
 
 class JsonAnswer(NamedTuple):
-    """The JSON that the server answered."""
+    """The decoded JSON of a server's answer."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
-class _Fault:
+class _Failed:
+    """One attempt that failed."""
+
     failure: Failure
     again: bool = False
-    """Another attempt may help."""
+    """Whether another attempt may succeed."""
     after: float = 0.0
-    """Seconds for which the server wants to be left alone."""
+    """The server's Retry-After, in seconds."""
 
     @property
-    def says_ill(self) -> bool:
+    def shows_trouble(self) -> bool:
+        """Whether the server itself is in trouble, rather than the request wrong: the breaker counts it."""
         return self.again or self.failure.kind == "timeout"
 
 
 class Breaker:
-    """Leaves a server alone that failed too often in a row.
+    """Circuit breaker: sends no requests to a server that failed too often in a row.
 
     closed ─ `failures` posts in a row failed ─► open ─ `seconds` later ─► one post is let through
        ▲                                           ▲                          │ failed        │ answered
@@ -79,8 +82,8 @@ class Breaker:
         self._opens_at: float | None = None
         """When the next post is let through, on the monotonic clock; `None` while closed."""
 
-    def admits(self) -> bool:
-        """Whether to ask now; of those that come while it is half open, only the first."""
+    def allows(self) -> bool:
+        """Whether a post may be sent now. After the pause, only the first post is allowed until its result is known."""
         if self._opens_at is None:
             return True
         now = time.monotonic()
@@ -89,9 +92,9 @@ class Breaker:
         self._opens_at = now + self._seconds
         return True
 
-    def note(self, *, well: bool) -> None:
+    def record(self, *, success: bool) -> None:
         """Record how a post ended."""
-        if well:
+        if success:
             self._failures, self._opens_at = 0, None
             return
         self._failures += 1
@@ -103,7 +106,7 @@ class Breaker:
 
 
 class JsonClient:
-    """Posts JSON to one address. `headers` are secrets: see the module."""
+    """Posts JSON to one address. The values of `headers` are treated as secrets: see the module."""
 
     def __init__(
         self,
@@ -121,7 +124,7 @@ class JsonClient:
         self._timeout = timeout
         self._attempts = attempts
         self._concurrency = concurrency
-        self._places = asyncio.Semaphore(concurrency)
+        self._slots = asyncio.Semaphore(concurrency)
         self._breaker = breaker or Breaker()
         self._headers = dict(headers or {})
         for name, value in self._headers.items():
@@ -133,9 +136,9 @@ class JsonClient:
         self._closed = False
 
     async def start(self) -> None:
-        """Be ready to post; asks nothing yet."""
+        """Open the client; sends nothing yet."""
         self._client = httpx.AsyncClient(
-            # a compressed answer could be a thousand times what is read of it
+            # identity: a compressed answer could grow a thousandfold when it is decoded
             headers={**self._headers, "content-type": "application/json", "accept-encoding": "identity"},
             timeout=httpx.Timeout(None, connect=min(self._timeout, _CONNECT_SECONDS)),
             limits=httpx.Limits(max_connections=self._concurrency),
@@ -144,7 +147,7 @@ class JsonClient:
         )
 
     async def close(self) -> None:
-        """Drop the connections; posts in flight end with `unavailable`. Idempotent."""
+        """Close the connections; posts in flight return `unavailable`. Idempotent."""
         self._closed = True
         for post in self._posts:
             post.cancel()
@@ -152,8 +155,8 @@ class JsonClient:
         if self._client is not None:
             await self._client.aclose()
 
-    async def unreached(self) -> Failure | None:
-        """Whether the server accepts a connection, without asking it anything: `None`, or why not."""
+    async def connection_failure(self) -> Failure | None:
+        """Open a connection without sending a request: `None` if the server accepts it, else why not."""
         port = self._url.port or _PORTS[self._url.scheme]
         limit = min(self._timeout, _CONNECT_SECONDS)
         try:
@@ -164,17 +167,17 @@ class JsonClient:
         except OSError as fault:
             return Failure("unavailable", f"{self._server} accepts no connection: {fault.strerror or fault}")
         writer.close()
-        with contextlib.suppress(OSError):  # it may be cut off by the other side
+        with contextlib.suppress(OSError):  # the server may have closed the connection first
             await writer.wait_closed()
         return None
 
     async def post(self, body: bytes) -> JsonAnswer | Failure:
-        """The server's answer to an encoded body."""
+        """Send an encoded body, with retries; returns the server's answer or the failure of the last attempt."""
         if self._client is None:
             raise InvalidState("the reward was not started")
         if self._closed:
             return _CLOSED
-        post = asyncio.create_task(self._settle(self._client, body))
+        post = asyncio.create_task(self._post_in_turn(self._client, body))
         self._posts.add(post)
         post.add_done_callback(self._posts.discard)
         try:
@@ -186,7 +189,7 @@ class JsonClient:
             raise
 
     def redacted(self, text: str) -> str:
-        """The text without the values of the headers; for what the server says of itself."""
+        """The text with the values of the headers masked, since a server may repeat what it was sent."""
         for value in self._headers.values():
             for secret in (value, value.rpartition(" ")[2]):  # `Bearer KEY`, and KEY
                 for spelling in {secret, json.dumps(secret)[1:-1]} - {""}:
@@ -194,31 +197,31 @@ class JsonClient:
         return text
 
     def quoted(self, content: bytes | str) -> str:
-        """The beginning of what the server wrote, on one line, for a message."""
+        """The beginning of a server's text, redacted and on one line, for an error message."""
         text = content if isinstance(content, str) else content.decode("utf-8", "replace")
         text = " ".join(self.redacted(text).split())
         return f"{text[:_QUOTED_CHARACTERS]}{'…' if len(text) > _QUOTED_CHARACTERS else ''}"
 
-    async def _settle(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | Failure:
-        async with self._places:
-            return await self._ask(client, body)
+    async def _post_in_turn(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | Failure:
+        async with self._slots:
+            return await self._post_with_retries(client, body)
 
-    async def _ask(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | Failure:
+    async def _post_with_retries(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | Failure:
         attempt = 1
         while True:
-            if not self._breaker.admits():
+            if not self._breaker.allows():
                 return Failure("unavailable", f"{self._server} {self._breaker}")
             answer = await self._attempt(client, body)
             if isinstance(answer, JsonAnswer):
-                self._breaker.note(well=True)
+                self._breaker.record(success=True)
                 return answer
-            if attempt == self._attempts or not answer.again or answer.after > _LONGEST_WAIT:
-                self._breaker.note(well=not answer.says_ill)
+            if attempt == self._attempts or not answer.again or answer.after > _MAX_WAIT:
+                self._breaker.record(success=not answer.shows_trouble)
                 return answer.failure
-            await asyncio.sleep(max(answer.after, jittered_delay_after(attempt, _FIRST_WAIT, _LONGEST_WAIT)))
+            await asyncio.sleep(max(answer.after, jittered_delay_after(attempt, _FIRST_WAIT, _MAX_WAIT)))
             attempt += 1
 
-    async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | _Fault:
+    async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> JsonAnswer | _Failed:
         try:
             async with (
                 asyncio.timeout(self._timeout),
@@ -226,39 +229,39 @@ class JsonClient:
             ):
                 content = await _read(response)
         except TimeoutError:
-            return _Fault(Failure("timeout", f"{self._server} did not answer within {self._timeout:g} s"))
+            return _Failed(Failure("timeout", f"{self._server} did not answer within {self._timeout:g} s"))
         except httpx.TransportError as fault:
             reason = self.quoted(f"{type(fault).__name__}: {fault}")
-            return _Fault(Failure("unavailable", f"{self._server} cannot be asked: {reason}"), again=True)
+            return _Failed(Failure("unavailable", f"{self._server} cannot be asked: {reason}"), again=True)
         return self._read_answer(response, content)
 
-    def _read_answer(self, response: httpx.Response, content: bytes) -> JsonAnswer | _Fault:
+    def _read_answer(self, response: httpx.Response, content: bytes) -> JsonAnswer | _Failed:
         status = response.status_code
-        said = f"{self._server} answered {status}: {self.quoted(content)}"
+        message = f"{self._server} answered {status}: {self.quoted(content)}"
         if status == 429 or status >= 500:
-            return _Fault(Failure("unavailable", said), again=True, after=_retry_after(response))
+            return _Failed(Failure("unavailable", message), again=True, after=_retry_after(response))
         if status in _BAD_INPUT:
-            return _Fault(Failure("bad_input", said))
+            return _Failed(Failure("bad_input", message))
         if response.is_redirect:
             target = self.quoted(response.headers.get("location", ""))
-            return _Fault(
+            return _Failed(
                 Failure("unavailable", f"{self._server} redirects to {target}, and redirects are not followed")
             )
         if not response.is_success:
-            return _Fault(Failure("unavailable", said))
+            return _Failed(Failure("unavailable", message))
         if len(content) > MAX_ANSWER_BYTES:
-            return _Fault(Failure("bad_output", f"{self._server} answered more than {MAX_ANSWER_BYTES} bytes"))
+            return _Failed(Failure("bad_output", f"{self._server} answered more than {MAX_ANSWER_BYTES} bytes"))
         if response.headers.get("content-encoding", "identity") != "identity":
-            return _Fault(Failure("bad_output", f"{self._server} compressed its answer, and was asked not to"))
+            return _Failed(Failure("bad_output", f"{self._server} compressed its answer, and was asked not to"))
         try:
             return JsonAnswer(msgspec.json.decode(content))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             reason = f"{self._server} answered no JSON ({type(fault).__name__}): {self.quoted(content)}"
-            return _Fault(Failure("bad_output", reason))
+            return _Failed(Failure("bad_output", reason))
 
 
 def parsed_url(text: str) -> httpx.URL:
-    """An http or https address without user name or fragment; raises `ValueError`."""
+    """Parse an http or https address without user name and fragment. Raises `ValueError`."""
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as fault:
@@ -271,14 +274,14 @@ def parsed_url(text: str) -> httpx.URL:
 
 
 def is_allowed(url: httpx.URL, hosts: Sequence[str]) -> bool:
-    """Whether `host` (any port) or `host:port` of the address is among them; IPv6 in brackets."""
+    """Whether `hosts` contains the address's `host` (any port) or `host:port`; IPv6 in brackets."""
     host = f"[{url.host}]" if ":" in url.host else url.host
     port = url.port or _PORTS[url.scheme]
     return not {host, f"{host}:{port}"}.isdisjoint(entry.lower() for entry in hosts)
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """The body, or a beginning of it that is longer than `MAX_ANSWER_BYTES`."""
+    """The response's body. Reading stops beyond `MAX_ANSWER_BYTES`; the caller checks the length."""
     content = bytearray()
     async for piece in response.aiter_raw():
         content += piece
@@ -288,7 +291,7 @@ async def _read(response: httpx.Response) -> bytes:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds, from either form of the header; 0 where there is none that can be read (RFC 9110, 10.2.3)."""
+    """Seconds of a Retry-After header in either form (RFC 9110, 10.2.3); 0 if it is missing or cannot be parsed."""
     value = response.headers.get("retry-after", "")
     if value.isdecimal():
         return float(value)

@@ -1,6 +1,6 @@
-"""From a grader's description (a JSON object whose `type` says which) to a `Reward`.
+"""Builds a `Reward` from a grader's description, a JSON object with a `type`.
 
-Adding a type is one line in `GRADERS`: its spec, and what makes a reward of it.
+A new type is one line in `GRADERS`: its spec, and a function that makes a reward from it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .protocol import Reward
 
 @dataclass(frozen=True, slots=True)
 class Grader:
-    """One type of grader. `make` takes an instance of `spec`, and the builder that makes it."""
+    """One type of grader. `make` takes an instance of `spec`, and the builder for the graders nested in it."""
 
     spec: type[GraderSpec]
     make: Callable[[Any, Builder], Reward]
@@ -42,12 +42,12 @@ class Grader:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """Makes rewards under the operator's rules."""
+    """Makes rewards within the operator's permissions."""
 
     rules: RewardPermissions
 
     def build(self, spec: GraderSpec) -> Reward:
-        """A reward that is not started yet; a grader of graders calls it for those it holds."""
+        """A reward that is not started yet. A grader of graders calls this for the graders nested in it."""
         return GRADERS[spec.type].make(spec, self)
 
 
@@ -85,31 +85,31 @@ GRADERS: dict[str, Grader] = {
 }
 
 
-_IN_PROCESSES = ("python", "function", "registered", "math_verify", "reasoning_gym", "verifiers")
-"""Types whose `workers` are processes."""
+_PROCESS_TYPES = ("python", "function", "registered", "math_verify", "reasoning_gym", "verifiers")
+"""Types whose `workers` field is a number of processes."""
 
 
 def build(grader: Any, rules: RewardPermissions | None = None) -> Reward:
-    """A reward that is not started yet; raises `InvalidRequest` as `validate` does."""
+    """A reward that is not started yet. Raises `InvalidRequest` like `validate` and `require_processes`."""
     spec, rules = validate(grader), rules or RewardPermissions()
     require_processes(spec, rules)
     return Builder(rules).build(spec)
 
 
 def require_processes(spec: GraderSpec, rules: RewardPermissions) -> None:
-    """Raises `InvalidRequest` where a grader, with those it holds, asks for more processes than the operator allows."""
-    asked = 0
-    open_values: list[Any] = [spec.model_dump()]
-    while open_values:
-        value = open_values.pop()
+    """Raises `InvalidRequest` if a grader and the graders nested in it need more processes than the operator allows."""
+    processes = 0
+    unvisited: list[Any] = [spec.model_dump()]
+    while unvisited:
+        value = unvisited.pop()
         if isinstance(value, dict):
-            asked += value.get("workers", 0) if value.get("type") in _IN_PROCESSES else 0
-            open_values += value.values()
+            processes += value.get("workers", 0) if value.get("type") in _PROCESS_TYPES else 0
+            unvisited += value.values()
         elif isinstance(value, list):
-            open_values += value
-    if asked > rules.processes:
+            unvisited += value
+    if processes > rules.processes:
         raise InvalidRequest(
-            f"its parts ask for {asked} processes together; the operator allows "
+            f"its parts ask for {processes} processes together; the operator allows "
             f"{rules.processes} (HEADRACE_REWARD_PROCESSES)",
             param="grader",
         )

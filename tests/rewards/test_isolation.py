@@ -387,9 +387,9 @@ def test_it_is_found_out_once_for_all_processes_that_are_forked() -> None:
     """And what finds it out leaves no thread and no child in the one that they are forked from."""
     program = (
         "import asyncio, os, psutil\nfrom headrace_rewards.sandbox import level_probe\n"
-        "level_probe.assess_in_child()\n"
+        "level_probe.probe_in_child()\n"
         "print(len(os.listdir('/proc/self/task')), psutil.Process().children())\n"
-        "level_probe._try_all = None  # would raise\n"
+        "level_probe._probe_levels = None  # would raise\n"
         "print(asyncio.run(level_probe.probe_level()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -132,10 +132,10 @@ async def test_a_copy_that_was_changed_or_has_gone_is_not_run(source: Path, tmp_
 
 
 def test_the_code_that_is_kept_is_bounded(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(reward_code.collected(source / "reward.py")) == KEPT
-    monkeypatch.setattr(reward_code, "MOST_FILES", 3)
+    assert set(reward_code.collect(source / "reward.py")) == KEPT
+    monkeypatch.setattr(reward_code, "MAX_FILES", 3)
     with pytest.raises(InvalidRequest, match="imports more than 3 files or 8 MiB of code beside it; install it"):
-        reward_code.collected(source / "reward.py")
+        reward_code.collect(source / "reward.py")
 
 
 def test_a_file_that_is_not_there_is_refused_without_a_copy(tmp_path: Path) -> None:

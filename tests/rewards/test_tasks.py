@@ -22,7 +22,7 @@ from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 from headrace_rewards.tasks import dataset_file, gym_dataset
 from headrace_rewards.tasks.answer_extraction import answer_in
-from headrace_rewards.tasks.file_names import refuse_places
+from headrace_rewards.tasks.file_names import reject_paths
 from headrace_rewards.tasks.task_reference import TaskReference
 
 STRINGS = "reasoning_gym:isomorphic_strings?size=20&seed=7&min_string_length=3"
@@ -124,8 +124,8 @@ def test_a_parameter_that_names_a_file_is_refused(tmp_path: Path, reference: str
 
 @pytest.mark.parametrize("operators", ['["/"]', '["%2B","/","*"]'])
 def test_a_stroke_alone_is_no_file(tmp_path: Path, operators: str) -> None:
-    refuse_places(TaskReference.parse(f"reasoning_gym:chain_sum?operators={operators}").parameters, "x")
-    refuse_places({"dataset": "openai/gsm8k", "text": "1/2 of ... it", "n": 3}, "x")
+    reject_paths(TaskReference.parse(f"reasoning_gym:chain_sum?operators={operators}").parameters, "x")
+    reject_paths({"dataset": "openai/gsm8k", "text": "1/2 of ... it", "n": 3}, "x")
 
 
 @pytest.mark.slow

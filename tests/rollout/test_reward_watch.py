@@ -16,7 +16,7 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 from headrace_core.types.metrics import Tally
 from headrace_core.types.reward_statistics import mean, share
-from headrace_rewards.protocol import PolicyMeasurements, Sample, SampleKey, each
+from headrace_rewards.protocol import PolicyMeasurements, Sample, SampleKey, score_wanted
 from headrace_rewards.registry import build, validate
 from headrace_rollout.monitored_reward import DRIFT_PANEL_SIZE, MAX_REPORTED_FAILURES, MAX_WAITING, MonitoredReward
 from headrace_rollout.reward_scoring import RewardFailed, value_of
@@ -47,7 +47,7 @@ class Written:
     async def close(self) -> None: ...
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return await each(samples, self._score)
+        return await score_wanted(samples, self._score)
 
     async def _score(self, samples: Sequence[Sample]) -> list[Outcome]:
         self.calls.append(len(samples))

@@ -1,1 +1,1 @@
-"""The graders, a type a file: its description, and the reward that it makes."""
+"""The grader types, one per file: the type's description (a `GraderSpec`), and the reward that is made from it."""

@@ -1,11 +1,12 @@
-"""`audited`: a share of the groups is scored by a second, better and dearer reward too, to see how often they disagree.
+"""`audited`: scores a share of the groups with a second, more reliable and more expensive reward too, to measure how
+often the two disagree.
 
-    grader ──► the reward, always
-    audit  ──► the component `audit`, of the chosen groups; both work at once
+    grader ──► the reward, of every group
+    audit  ──► the component `audit`, of the selected groups; both score at the same time
 
-Held here: the reward is the grader's, whatever the audit says; an audit that fails fails nobody, it is counted (the
-component `audit_failed`: 1, and 0 where it did not); nothing without a `draw` is audited: no evaluation, no grader that
-is tried (a rehearsal tries the audit itself). Which groups are chosen follows from `seed` and the group alone.
+Invariants: the reward is the grader's, whatever the audit says. A failed audit fails no completion; it is counted, as
+the component `audit_failed` (1 if it failed, else 0). Only training is audited: no evaluation, no grader check (a
+rehearsal tries the audit itself). Which groups are selected depends on `seed` and the group's number alone.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ AUDIT_FAILED = "audit_failed"
 
 
 class AuditedSpec(GraderSpec):
-    """`grader` gives the reward, `audit` is asked beside it."""
+    """`grader` gives the reward, `audit` scores a share of the groups beside it."""
 
     type: Literal["audited"]
     grader: AnyGrader
     audit: AnyGrader
     share: float = Field(default=0.05, ge=0, le=1)
-    """Of the groups."""
+    """Share of the groups that are audited."""
     threshold: float | None = Field(default=None, allow_inf_nan=False)
-    """A reward from here on counts as high; the middle of the grader's range by default."""
+    """A reward of this value or more counts as high; by default the middle of the grader's range."""
     audit_threshold: float | None = Field(default=None, allow_inf_nan=False)
-    """The same of the audit's score."""
+    """An audit's score of this value or more counts as high; by default the middle of the audit's range."""
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     def needs(self) -> frozenset[Need]:
@@ -50,50 +51,50 @@ class AuditedSpec(GraderSpec):
         return self.grader.high_from() if self.threshold is None else self.threshold
 
     def truths(self) -> dict[str, Truth]:
-        """The audit, beside what the grader knows."""
+        """The audit's score, beside the grader's own truths."""
         middle = self.audit.high_from() if self.audit_threshold is None else self.audit_threshold
         return {**self.grader.truths(), AUDIT: Truth(middle)}
 
     def opinions(self) -> dict[str, float]:
-        """The grader's."""
+        """The grader's opinions."""
         return self.grader.opinions()
 
 
 class AuditedReward:
-    def __init__(self, spec: AuditedSpec, held: Reward, audit: Reward) -> None:
+    def __init__(self, spec: AuditedSpec, grader: Reward, audit: Reward) -> None:
         self._spec = spec
-        self._held = held
+        self._grader = grader
         self._audit = audit
 
     async def start(self) -> None:
-        """Start both; where one cannot, neither stays."""
+        """Start both; if one fails to start, both are closed."""
         try:
-            await self._held.start()
+            await self._grader.start()
             await self._audit.start()
         except BaseException:
             await self.close()
             raise
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """The grader's outcomes, in order, with the audit's beside the scores."""
-        if not self._chosen(samples):
-            return await self._held.score(samples)
-        outcomes, audits = await asyncio.gather(self._held.score(samples), self._audit.score(samples))
+        """The grader's outcomes, in order; the scores of an audited group have the audit's as a component."""
+        if not self._is_audited(samples):
+            return await self._grader.score(samples)
+        outcomes, audits = await asyncio.gather(self._grader.score(samples), self._audit.score(samples))
         return [_with_audit(outcome, audit) for outcome, audit in zip(outcomes, audits, strict=True)]
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """See `Rehearsed`: the grader's outcomes; the audit is tried beside it, on all samples."""
-        outcomes, _ = await asyncio.gather(self._held.score(samples), self._audit.score(samples))
+        """See `Rehearsable`: returns the grader's outcomes; the audit is tried beside it, on all samples."""
+        outcomes, _ = await asyncio.gather(self._grader.score(samples), self._audit.score(samples))
         return outcomes
 
     async def close(self) -> None:
-        """Close both, whatever becomes of one. Idempotent."""
+        """Close both, even if closing one fails. Idempotent."""
         try:
-            await self._held.close()
+            await self._grader.close()
         finally:
             await self._audit.close()
 
-    def _chosen(self, samples: Sequence[Sample]) -> bool:
+    def _is_audited(self, samples: Sequence[Sample]) -> bool:
         draw = samples[0].draw if samples else None
         return draw is not None and is_in_sample(self._spec.share, self._spec.seed, AUDIT, draw.group)
 
@@ -101,6 +102,6 @@ class AuditedReward:
 def _with_audit(outcome: Outcome, audit: Outcome) -> Outcome:
     if not isinstance(outcome, Score):
         return outcome
-    said = {AUDIT: audit.value} if isinstance(audit, Score) else {}
+    audited = {AUDIT: audit.value} if isinstance(audit, Score) else {}
     failed = float(isinstance(audit, Failure))
-    return msgspec.structs.replace(outcome, components={**outcome.components, **said, AUDIT_FAILED: failed})
+    return msgspec.structs.replace(outcome, components={**outcome.components, **audited, AUDIT_FAILED: failed})

@@ -1,8 +1,8 @@
-"""`calibrated`: a reward model that may be wrong, corrected by how the completion reasons.
+"""`calibrated`: corrects the low scores of an unreliable reward model by how the completion reasons.
 
-A wrong low score is the noise that costs most. Where a score s is below a threshold τ, α times the reasoning pattern
-reward is added, never past 1; a score of τ and more stays (Lv et al., arXiv 2505.22653: τ = 0.5, α = 0.1). In training
-only: an evaluation shows the reward model's own scores.
+A score that is wrongly low is the most harmful noise. To a score below a threshold τ, α times the reasoning pattern
+reward is added, up to 1 in total; a score of τ or more is unchanged (Lv et al., arXiv 2505.22653: τ = 0.5, α = 0.1).
+This applies to training only: an evaluation shows the reward model's own scores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CalibratedSpec(WrappingSpec):
 
 
 class Calibrated(WrappingReward):
-    """Components `uncalibrated` (the held reward's score) and `pattern` (the reasoning pattern reward) are added."""
+    """Adds the components `uncalibrated` (the wrapped reward's score) and `pattern` (the reasoning pattern reward)."""
 
     def __init__(self, spec: CalibratedSpec, held: Reward) -> None:
         super().__init__(held)
@@ -42,5 +42,5 @@ class Calibrated(WrappingReward):
         return Score(value, {"uncalibrated": score.value, "pattern": pattern, **score.components})
 
     def _slope(self, draw: SampleKey, score: Score) -> tuple[float, bool]:
-        """A step at the threshold: of a score elsewhere, what is added is not known here."""
+        """The slope is 1, but not affine: what is added changes at the threshold."""
         return 1.0, False

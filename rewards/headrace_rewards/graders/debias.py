@@ -1,9 +1,9 @@
-"""`debias`: known flip rates undone in the mean: the reward that training sees is right on average over the flips.
+"""`debias`: corrects a reward with known flip rates, so that its expectation over the flips is the true reward.
 
-For a reward r of two values, 0 and 1, that is raised with chance p01 and lowered with chance p10, the expectation of
-(r − p01) / (1 − p01 − p10) is the reward before the flips; with one rate p, (r − p) / (1 − 2p) (Natarajan et al.,
-"Learning with Noisy Labels", NeurIPS 2013). Single rewards lie outside 0 to 1, and vary the more the nearer the rates
-add up to 1, where nothing is left to undo.
+Let a reward r be 0 or 1, flipped from 0 to 1 with probability p01 and from 1 to 0 with probability p10. The expectation
+of (r − p01) / (1 − p01 − p10) is the reward before the flips; with one rate p it is (r − p) / (1 − 2p) (Natarajan et
+al., "Learning with Noisy Labels", NeurIPS 2013). Single rewards lie outside the range 0 to 1. Their variance grows as
+p01 + p10 approaches 1, where r holds no information any more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .wrapper import WrappingReward, finite
 
 
 class DebiasSpec(TwoValuedSpec):
-    """`flip` as in `noisy`."""
+    """`flip`: the known rates, in the same form as in `noisy`."""
 
     type: Literal["debias"]
     flip: Share | FlipRates
@@ -37,7 +37,7 @@ class DebiasSpec(TwoValuedSpec):
 
 
 class Debias(WrappingReward):
-    """Undoes the flips of the held reward."""
+    """Corrects the wrapped reward for its flips."""
 
     def __init__(self, spec: DebiasSpec, held: Reward) -> None:
         super().__init__(held)

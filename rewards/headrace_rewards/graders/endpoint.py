@@ -1,11 +1,12 @@
-"""`endpoint`: a server of the user's that scores completions over HTTP, in batches.
+"""`endpoint`: a server of the user that scores completions over HTTP, in batches.
 
     → POST url  {"samples": [{"output_text", "item", "messages", "finish_reason"}, …]}
     ← 200       {"rewards": [0.5, null, {"right": 1, "short": 0.2}, {"error": "no such test"}, …]}
 
-One reward a sample, in order, read as what a function returns (see `return_values`); `{"error": "…"}` says that this
-sample could not be scored. Completions of several groups that arrive together share a request. The operator lists the
-hosts that may be asked; how a server that is slow, ill or hostile is met stands in `http_client`.
+The answer has one reward per sample, in order, each read like a function's return value (see `return_values`);
+`{"error": "…"}` means that this sample could not be scored. Completions of several groups that arrive together share a
+request. The operator lists the allowed hosts. `http_client` describes what happens with a server that is slow, broken
+or hostile.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome
 
 from ..batching import Batcher
 from ..http_client import JsonAnswer, JsonClient, is_allowed, parsed_url
-from ..protocol import Sample, each
+from ..protocol import Sample, score_wanted
 from ..user_code.return_values import to_outcome
 from .spec import GraderSpec
 
 VARIABLE_PREFIX = "REWARD_ENDPOINT_"
-"""Only variables that begin so may be sent as headers: a request cannot carry other secrets of the service away."""
+"""Only environment variables with this prefix may be sent as headers, so that a request cannot leak other secrets of
+the service."""
 
 _OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding"}
 
@@ -48,29 +50,30 @@ def _headers(names: dict[str, str]) -> dict[str, str]:
 
 
 class EndpointSpec(GraderSpec):
-    """Secrets are never in a request: `headers_env` names the service's environment variables that hold them."""
+    """A spec contains no secrets: `headers_env` names the environment variables of the service that hold them."""
 
     type: Literal["endpoint"]
     url: Annotated[str, AfterValidator(_address)]
     batch_size: int = Field(default=32, ge=1, le=1024)
-    """Samples a request, at most."""
+    """Most samples per request."""
     concurrency: int = Field(default=4, ge=1, le=64)
-    """Requests at once, at most, from each rollout worker."""
+    """Most requests at the same time, from each rollout worker."""
     timeout: float = Field(default=30.0, gt=0, le=600)
     """Seconds for one attempt."""
     attempts: int = Field(default=3, ge=1, le=10)
     check_connection: bool = True
-    """Whether a job is refused at its submission where the server accepts no connection then; false for one that is
-    started later."""
+    """Whether a job is rejected if the server accepts no connection when the job is submitted. False for a server that
+    is started later."""
     headers_env: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default={})
     """Header → variable, such as {"Authorization": "REWARD_ENDPOINT_TOKEN"}."""
 
 
 class Endpoint:
-    """See the module. One client and one breaker, however many groups are scored at once."""
+    """The reward of an `endpoint` grader. All groups share one client and one circuit breaker."""
 
     def __init__(self, spec: EndpointSpec, rules: RewardPermissions) -> None:
-        """Raises `InvalidRequest` where the operator does not allow the host, or a variable is not set."""
+        """Raises `InvalidRequest` if the operator does not allow the host, or a variable of `headers_env` is not
+        set."""
         url = parsed_url(spec.url)
         if not is_allowed(url, rules.hosts):
             raise InvalidRequest(
@@ -86,33 +89,33 @@ class Endpoint:
             concurrency=spec.concurrency,
             headers={header: _variable(name) for header, name in spec.headers_env.items()},
         )
-        self._batcher = Batcher(self._ask, size=spec.batch_size, concurrency=spec.concurrency)
+        self._batcher = Batcher(self._send, size=spec.batch_size, concurrency=spec.concurrency)
 
     async def start(self) -> None:
-        """Asks nothing yet: a server that is away now may be there when the first completion is."""
+        """Sends no request yet: a server that is down now may be up when the first completion is scored."""
         await self._client.start()
         self._batcher.start()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One outcome a sample, in order; see `Reward`."""
-        return await each(samples, self._batcher.submit)
+        return await score_wanted(samples, self._batcher.submit)
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """See `Rehearsed`: whether the server accepts a connection, and what could be sent."""
-        unreached = await self._client.unreached() if self._check_connection else None
+        """See `Rehearsable`: whether the server accepts a connection, and each sample can be encoded."""
+        connection_failure = await self._client.connection_failure() if self._check_connection else None
         encoded = [_encoded(sample) for sample in samples]
-        return [entry if isinstance(entry, Failure) else unreached or NotApplicable() for entry in encoded]
+        return [entry if isinstance(entry, Failure) else connection_failure or NotApplicable() for entry in encoded]
 
     async def close(self) -> None:
-        """Drop the connections; calls in flight end with `unavailable`. Idempotent."""
+        """Close the connections; calls in flight return `unavailable`. Idempotent."""
         await self._batcher.close()
         await self._client.close()
 
-    async def _ask(self, samples: list[Sample]) -> list[Outcome]:
+    async def _send(self, samples: list[Sample]) -> list[Outcome]:
         encoded = [_encoded(sample) for sample in samples]
-        asked = [entry for entry in encoded if isinstance(entry, msgspec.Raw)]
-        answered = iter(await self._post(asked) if asked else [])
-        return [entry if isinstance(entry, Failure) else next(answered) for entry in encoded]
+        valid = [entry for entry in encoded if isinstance(entry, msgspec.Raw)]
+        outcomes = iter(await self._post(valid) if valid else [])
+        return [entry if isinstance(entry, Failure) else next(outcomes) for entry in encoded]
 
     async def _post(self, samples: list[msgspec.Raw]) -> list[Outcome]:
         answer = await self._client.post(msgspec.json.encode({"samples": samples}))
@@ -135,9 +138,9 @@ class Endpoint:
 
 
 def _encoded(sample: Sample) -> msgspec.Raw | Failure:
-    shown = {name: getattr(sample, name) for name in ("output_text", "item", "messages", "finish_reason")}
+    fields = {name: getattr(sample, name) for name in ("output_text", "item", "messages", "finish_reason")}
     try:
-        return msgspec.Raw(msgspec.json.encode(shown))
+        return msgspec.Raw(msgspec.json.encode(fields))
     except (TypeError, ValueError, OverflowError) as fault:  # half a surrogate pair, say
         return Failure("bad_input", f"the row cannot be written as JSON: {fault}")
 

@@ -1,9 +1,10 @@
-"""`registered`: a function that an installed package offers as an entry point of the group `headrace.rewards`.
+"""`registered`: a function that an installed package declares as an entry point of the group `headrace.rewards`.
 
     [project.entry-points."headrace.rewards"]
     brevity = "acme_rewards.text:brevity"
 
-The operator installs it; a request names it. It runs as `function` does, in processes of its own: see `sandbox`.
+The operator installs the package, and a request names the entry point. The function runs like that of a `function`
+grader, in processes of its own: see `sandbox`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _find(name: str) -> EntryPoint:
 
 
 class EntryPointSpec(GraderSpec):
-    """`options` are arguments of the function, the same in every call; they win over keys of the row."""
+    """`options`: arguments of the function, the same in every call. They take precedence over keys of the row."""
 
     type: Literal["registered"]
     reward: Annotated[str, AfterValidator(_known)]
@@ -57,15 +58,15 @@ class EntryPointSpec(GraderSpec):
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that run the function side by side."""
     form: Form | None = None
-    """What `prompt` and `completion` are: strings, or lists of messages. Not given: found when the grader is tried, and
-    strings where it is not."""
+    """Type of `prompt` and `completion`: strings, or lists of messages. If not given, a grader check finds out which
+    works; without a check they are strings."""
 
 
 class EntryPointReward(HostedReward):
-    """The module is imported in the processes alone, never in the service."""
+    """The reward of a `registered` grader. The module is imported only in its processes, never in the service."""
 
     def __init__(self, spec: EntryPointSpec, rules: RewardPermissions) -> None:
-        """Raises `InvalidRequest` where the package has gone since the description was read."""
+        """Raises `InvalidRequest` if the package was removed since the spec was parsed."""
         try:
             entry = _find(spec.reward)
         except ValueError as fault:
@@ -81,6 +82,6 @@ class EntryPointReward(HostedReward):
 
 
 def _folder(entry: EntryPoint) -> Path:
-    """Where its package was installed."""
+    """The folder that the entry point's package was installed into."""
     assert entry.dist is not None  # of entry_points(), all have one
     return Path(str(entry.dist.locate_file(""))).absolute()

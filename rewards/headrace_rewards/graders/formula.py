@@ -1,10 +1,12 @@
-"""Formulas such as `0.8 * exact + 0.2 * min(style, 1)`: parsed to a tree of known pieces, and nothing is ever executed.
+"""Formulas such as `0.8 * exact + 0.2 * min(style, 1)`: parsed to a tree of allowed nodes, and evaluated without
+`eval`.
 
     expression   a number · a name · (expression) · -x · x + y · x - y · x * y · x / y · x ^ y
                  min(x, …) max(x, …) abs(x) floor(x) ceil(x) exp(x) sqrt(x) log(x)
 
-`^` is the power: it binds before `*` and a sign, and to the right. Every number is a double, so that the size of a
-result is bounded whatever the exponents are (`9^9^9` overflows, and says so); a formula has at most `MAX_CHARACTERS`.
+`^` is the power: it binds more tightly than `*` and a sign, and is right-associative. Every number is a double, so that
+a result has a bounded size whatever the exponents are (`9^9^9` raises an overflow). A formula has at most
+`MAX_CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -51,23 +53,24 @@ _DERIVATIVES: dict[str, Callable[[float], float]] = {
 
 
 class _Part(NamedTuple):
-    """What a piece of a formula comes to."""
+    """The value of a node of a formula."""
 
     result: float | None
-    """None where a value is lacking that it needs."""
+    """None if a value that the node needs is missing."""
     follows: bool
-    """Whether it follows from one of the values."""
+    """Whether the result depends on at least one grader's value, rather than on constants alone."""
     lacks: bool = False
-    """Of a sum: whether a term of it is lacking."""
+    """For a sum: whether one of its terms is missing."""
 
     @property
     def operand(self) -> float | None:
-        """The result for all but sums: the number that is left of `b + 1` without `b` says nothing."""
+        """The result as an operand of anything but a sum. None for a sum of which only constants are left: without `b`,
+        the 1 of `b + 1` has no meaning."""
         return None if self.lacks and not self.follows else self.result
 
 
 class FormulaError(ValueError):
-    """The formula can never be computed; the message says which piece is wrong."""
+    """The formula is invalid, whatever the values; the message says which piece is wrong."""
 
 
 class NotComputable(ArithmeticError):
@@ -76,16 +79,16 @@ class NotComputable(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A parsed formula, and the names that it reads."""
+    """A parsed formula. `names`: the graders that it uses."""
 
     names: frozenset[str]
     _text: str
-    """As Python would write it: `**` for `^`."""
+    """The formula in Python's syntax: `**` for `^`."""
     _tree: ast.expr
 
     @classmethod
     def parse(cls, source: str, known: Collection[str]) -> Formula:
-        """Raises `FormulaError` for what is no formula over the names in `known`."""
+        """Raises `FormulaError` if the text is not a valid formula over the names in `known`."""
         if len(source) > MAX_CHARACTERS:
             raise FormulaError(f"a formula has at most {MAX_CHARACTERS} characters, not {len(source)}")
         if "**" in source:
@@ -103,9 +106,9 @@ class Formula:
     def value(self, values: Mapping[str, float]) -> float | None:
         """The result, finite; raises `NotComputable`.
 
-        A name without a value takes its term out of a sum, and itself out of `min` and `max`. Numbers are no result by
-        themselves where the names beside them have no value: `b + 1` and `min(b, 1)` are lacking without `b`, also
-        within a larger formula. `None` where no value is left that the result could follow from.
+        A name without a value is left out, with its term of a sum, and of `min` and `max`. Constants alone are no
+        result if the names beside them have no value: without `b`, `b + 1` and `min(b, 1)` are missing too, also within
+        a larger formula. `None` if no value is left that the result could depend on.
         """
         part = self._evaluate(self._tree, values)
         return part.result if part.follows or not self.names else None
@@ -113,7 +116,7 @@ class Formula:
     def slope(self, values: Mapping[str, float], name: str) -> tuple[float, bool]:
         """(∂ result / ∂ `name` at `values`, whether the result is affine in `name`: the same derivative everywhere).
 
-        Where there is no finite derivative it is 0. Raises `NotComputable` as `value` does.
+        The derivative is 0 where it is not finite. Raises `NotComputable` like `value`.
         """
         derivative, affine = self._slope(self._tree, values, name)
         return (derivative, affine) if math.isfinite(derivative) else (0.0, False)
@@ -158,12 +161,12 @@ class Formula:
     def _slope_of_call(
         self, function: str, arguments: Sequence[ast.expr], values: Mapping[str, float], name: str
     ) -> tuple[float, bool]:
-        there = [(value, n) for n in arguments if (value := self._evaluate(n, values).operand) is not None]
+        present = [(value, n) for n in arguments if (value := self._evaluate(n, values).operand) is not None]
         if function in _OF_MANY:
-            chosen = _OF_MANY[function](*(value for value, _ in there))
-            of_chosen, affine = next(self._slope(n, values, name) for value, n in there if value == chosen)
-            return of_chosen, affine and len(there) == 1
-        ((x, argument),) = there
+            chosen = _OF_MANY[function](*(value for value, _ in present))
+            of_chosen, affine = next(self._slope(n, values, name) for value, n in present if value == chosen)
+            return of_chosen, affine and len(present) == 1
+        ((x, argument),) = present
         inner, _ = self._slope(argument, values, name)
         outer = _DERIVATIVES[function](x) if x or function not in ("sqrt", "log") else 0.0
         return inner * outer, False
@@ -185,11 +188,11 @@ class Formula:
                 )
             case ast.Call(func=ast.Name(id=name), args=arguments):
                 parts = [self._evaluate(argument, values) for argument in arguments]
-                return self._of_all(node, FUNCTIONS[name], _there(parts) if name in _OF_MANY else parts)
+                return self._of_all(node, FUNCTIONS[name], _present(parts) if name in _OF_MANY else parts)
         raise AssertionError(f"a piece that the check does not let pass: {ast.dump(node)}")
 
     def _sum(self, node: ast.expr, op: ast.operator, left: _Part, right: _Part) -> _Part:
-        """Of those operands that are there; what is lacking is not subtracted either."""
+        """The sum or difference of the operands that are present; a missing operand counts as 0."""
         if left.result is None and right.result is None:
             return _Part(None, False)
         result = self._apply(node, _OPERATORS[type(op)], [left.result or 0.0, right.result or 0.0])
@@ -197,7 +200,7 @@ class Formula:
         return _Part(result, left.follows or right.follows, lacks)
 
     def _of_all(self, node: ast.expr, function: Callable[..., float], parts: Sequence[_Part]) -> _Part:
-        """Of operands that must all be there."""
+        """The result of an operation that needs all of its operands."""
         operands = [operand for part in parts if (operand := part.operand) is not None]
         if len(operands) < len(parts):
             return _Part(None, False)
@@ -217,7 +220,7 @@ class Formula:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """Refuses every piece that a formula's evaluation does not know; adds the names it meets to `names`."""
+    """Rejects every node that the evaluation does not support; collects the names that are used in `names`."""
 
     text: str
     known: frozenset[str]
@@ -263,10 +266,11 @@ class _Check:
             raise FormulaError("a number in the formula is beyond a double")
 
 
-def _there(parts: Sequence[_Part]) -> Sequence[_Part]:
-    """Those that `min` and `max` compare: the ones that are there, if one of these follows from a value, or all are."""
-    there = [part for part in parts if part.operand is not None]
-    return there if any(part.follows for part in there) else parts
+def _present(parts: Sequence[_Part]) -> Sequence[_Part]:
+    """The operands that `min` and `max` compare: those that are present if one of them depends on a value; else all, so
+    that a missing one makes the result missing."""
+    present = [part for part in parts if part.operand is not None]
+    return present if any(part.follows for part in present) else parts
 
 
 def _reads(node: ast.expr, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What graders share whose judge is a function of ours in host processes: see `judges`."""
+"""Base of the graders whose judge is a function of Headrace that runs in sandboxed processes: see `judges`."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from pydantic import Field
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.protocols.grader_check import Outcome
 
-from ..protocol import Reward, Sample, each
+from ..protocol import Reward, Sample, score_wanted
 from ..sandbox.hosted_reward import Code, HostedReward
 from ..sandbox.kernel.resource_limits import ResourceLimits
 from .spec import GraderSpec
 
 
 class JudgedSpec(GraderSpec):
-    """How long a judge may take, and how many there are."""
+    """Time limit and number of the judge's processes."""
 
     timeout: float = Field(default=10.0, gt=0, le=600)
-    """Seconds for one completion; `math_verify` gives a whole group as much before it takes its completions singly."""
+    """Seconds for one completion. `math_verify` applies the limit to a whole group first, then to single
+    completions."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that judge side by side."""
 
 
 class JudgedReward(ABC):
-    """Puts a question to the judge about each completion; a subclass makes the questions."""
+    """Sends the judge one question per completion; a subclass builds the questions."""
 
     def __init__(self, judge: Reward) -> None:
         self._judge = judge
 
     async def start(self) -> None:
-        """Start the processes; importing a judge's library takes each some seconds. Raises `InvalidRequest`."""
+        """Start the processes; each takes some seconds to import the judge's library. Raises `InvalidRequest`."""
         await self._judge.start()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """From 0 to 1 a sample; `Failure("bad_input")` where the row lacks what the judge needs."""
-        return await each(samples, self._score)
+        """A score from 0 to 1 per sample; `Failure("bad_input")` if the row lacks what the judge needs."""
+        return await score_wanted(samples, self._score)
 
     async def close(self) -> None:
         """End the processes. Idempotent."""
@@ -45,7 +46,7 @@ class JudgedReward(ABC):
 
     @abstractmethod
     def _question(self, sample: Sample) -> Sample | Outcome:
-        """What the judge is asked about a completion, or the outcome of one that it need not be asked about."""
+        """The question about a completion, or the completion's outcome if no question is needed."""
 
     async def _ask(self, questions: list[Sample]) -> list[Outcome]:
         return await self._judge.score(questions)
@@ -58,7 +59,8 @@ class JudgedReward(ABC):
 
 
 def hosted(judge: str, spec: JudgedSpec, rules: RewardPermissions, *, then: str = "") -> HostedReward:
-    """The function `judge` of `judges/<judge>.py`, not started yet; `then` is executed after its import."""
+    """A reward, not started yet, that runs the function `judge` of `judges/<judge>.py`; `then` is executed after its
+    import."""
     source = f"from headrace_rewards.judges import {judge}\njudge = {judge}.judge\n{then}"
     code = Code(spec.type, "judge", "text", spec.timeout, param="grader", source=source)
     return HostedReward(code, spec.workers, rules, ResourceLimits())

@@ -1,4 +1,4 @@
-"""`label_model` of OpenAI's graders: a model gives each completion one of some labels; some of them pass."""
+"""`label_model` of OpenAI's graders: a model gives each completion one of several labels, of which some pass."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class LabelModelSpec(JudgeSpec):
 
 
 class LabelModel(ModelGrader[str]):
-    """1 for a label that passes, 0 for another one."""
+    """Scores 1 for a passing label, 0 for any other."""
 
     def __init__(self, spec: LabelModelSpec, rules: RewardPermissions) -> None:
-        """Raises `InvalidRequest` where the operator named no judge."""
+        """Raises `InvalidRequest` if the operator has configured no judge."""
         self._labels = frozenset(spec.labels)
         self._passing = frozenset(spec.passing_labels)
         schema = {"type": "string", "enum": list(dict.fromkeys(spec.labels))}
         super().__init__(spec, rules, str, schema)
 
     def outcome(self, result: str) -> Outcome:
-        """`Failure("invalid_value")` for a label of the judge's own."""
+        """`Failure("invalid_value")` for a label that is not among `labels`."""
         if result not in self._labels:
             return Failure("invalid_value", f"the judge's label '{self.quoted(result)}' is none of the labels")
         return Score(float(result in self._passing))

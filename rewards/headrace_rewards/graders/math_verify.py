@@ -1,9 +1,9 @@
-"""`math_verify`: 1 where a completion's final answer equals the reference, by the math-verify package, else 0.
+"""`math_verify`: 1 if a completion's final answer equals the reference according to the math-verify package, else 0.
 
     score(group) ─► templates ─► one batch ─► a host process (judges/math_verify_judge.py) ─► verdicts
                                    └ lost? each completion alone ─► the one at fault fails, the others have scores
 
-What a model writes is not safe to evaluate (`9^{9^{9^9}}`), so no completion is parsed in the service.
+A model's text is not safe to evaluate (`9^{9^{9^9}}`), so no completion is parsed in the service.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .templates import MissingPath, Template, outcome_of, rendered
 
 
 class MathVerifySpec(JudgedSpec):
-    """`input` and `reference` are templates; a reference without math delimiters is LaTeX as a whole."""
+    """`input` and `reference` are templates. A reference without math delimiters is parsed as LaTeX as a whole."""
 
     type: Literal["math_verify"]
     reference: TemplateText = "{{ item.answer }}"
@@ -29,7 +29,7 @@ class MathVerifySpec(JudgedSpec):
 
 
 class MathVerify(JudgedReward):
-    """See the module's picture. A completion in which no answer is found scores 0."""
+    """The reward of a `math_verify` grader. A completion in which no answer is found scores 0."""
 
     def __init__(self, spec: MathVerifySpec, judge: Reward) -> None:
         super().__init__(judge)

@@ -1,5 +1,5 @@
-"""What `score_model` and `label_model` share: one question a completion, to the server in OpenAI's protocol that the
-operator named, answered in JSON of a given schema.
+"""Base of `score_model` and `label_model`: one request per completion to the operator's judge, a server with OpenAI's
+protocol, which answers in JSON of a given schema.
 
     completion ─► templates filled ─► POST {judge_url}/chat/completions ─► {"result": …} of the schema's type
 
@@ -21,13 +21,13 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome
 
 from ..http_client import JsonAnswer, JsonClient, parsed_url
-from ..protocol import Sample, each
+from ..protocol import Sample, score_wanted
 from .spec import GraderSpec
 from .string_check import TemplateText
 from .templates import MissingPath, Template, outcome_of, rendered
 
 _CONCURRENCY = 32
-"""Questions at once, from each rollout worker."""
+"""Most requests at the same time, from each rollout worker."""
 
 Result = TypeVar("Result", float, str)
 
@@ -37,7 +37,7 @@ class _Part(BaseModel):
 
 
 class Text(_Part):
-    """A block of text in a message; images and sound are not taken."""
+    """A text block of a message; images and audio are not supported."""
 
     type: Literal["input_text", "output_text", "text"]
     text: TemplateText
@@ -51,13 +51,13 @@ class Message(_Part):
     content: TemplateText | Text | Annotated[tuple[TemplateText | Text, ...], Field(min_length=1)]
 
     def template(self) -> Template:
-        """The whole content; blocks stand on lines of their own."""
+        """The whole content as one template, with the blocks on separate lines."""
         blocks = self.content if isinstance(self.content, tuple) else (self.content,)
         return Template.parse("\n".join(block if isinstance(block, str) else block.text for block in blocks))
 
 
 class SamplingParams(_Part):
-    """OpenAI's names, theirs included for the number of tokens; what is not given is left to the server."""
+    """OpenAI's fields, with OpenAI's spelling `max_completions_tokens`. The server chooses what is not given."""
 
     max_completions_tokens: int | None = Field(default=None, ge=1)
     reasoning_effort: str | None = None
@@ -66,7 +66,7 @@ class SamplingParams(_Part):
     top_p: float | None = Field(default=None, gt=0, le=1)
 
     def fields(self) -> dict[str, Any]:
-        """Those that were given, as the chat route calls them."""
+        """The fields that were given, under the names that the chat completions API uses."""
         given = self.model_dump(exclude_none=True)
         if "max_completions_tokens" in given:
             given["max_completion_tokens"] = given.pop("max_completions_tokens")
@@ -74,29 +74,30 @@ class SamplingParams(_Part):
 
 
 class JudgeSpec(GraderSpec):
-    """OpenAI's fields that the two graders share; `timeout`, `attempts` and `check_connection` are ours."""
+    """Fields that the two graders share. `timeout`, `attempts` and `check_connection` are Headrace's, the others
+    OpenAI's."""
 
     model: str = Field(min_length=1)
-    """As the judge's server calls it."""
+    """The model's name on the judge's server."""
     input: tuple[Message, ...] = Field(min_length=1)
     sampling_params: SamplingParams = SamplingParams()
     steps: bool = True
-    """The judge writes the steps of its reasoning before the result, as OpenAI's does."""
+    """Whether the judge writes its reasoning steps before the result, like OpenAI's."""
     timeout: float = Field(default=60.0, gt=0, le=600)
     """Seconds for one attempt."""
     attempts: int = Field(default=3, ge=1, le=10)
     check_connection: bool = True
-    """Whether a job is refused at its submission where the server accepts no connection then; false for one that is
-    started later."""
+    """Whether a job is rejected if the server accepts no connection when the job is submitted. False for a server that
+    is started later."""
 
 
-class _Said(msgspec.Struct):
+class _JudgeMessage(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
 
 
 class _Choice(msgspec.Struct):
-    message: _Said
+    message: _JudgeMessage
     finish_reason: str | None = None
 
 
@@ -109,7 +110,7 @@ class _Grade(msgspec.Struct):
 
 
 class ModelGrader(ABC, Generic[Result]):
-    """A grader that asks a judge for one `Result` a sample; a subclass says what reward the result is."""
+    """A grader that asks a judge for one `Result` per sample; a subclass turns the result into a reward."""
 
     def __init__(
         self,
@@ -119,8 +120,8 @@ class ModelGrader(ABC, Generic[Result]):
         schema: Mapping[str, Any],
         lowest: float = 0.0,
     ) -> None:
-        """`schema`: of the result alone; `lowest`: the least reward. Raises `InvalidRequest` where the operator named
-        no judge."""
+        """`schema`: JSON schema of the result; `lowest`: the lowest possible reward. Raises `InvalidRequest` if the
+        operator has configured no judge."""
         self._client = _client(spec, rules)
         self._check_connection = spec.check_connection
         self._messages = [("system" if m.role == "developer" else m.role, m.template()) for m in spec.input]
@@ -133,29 +134,29 @@ class ModelGrader(ABC, Generic[Result]):
         self._lowest = lowest
 
     async def start(self) -> None:
-        """Asks nothing yet."""
+        """Open the client; sends no request yet."""
         await self._client.start()
 
     async def close(self) -> None:
-        """Questions in flight end with `unavailable`. Idempotent."""
+        """Close the client; requests in flight return `unavailable`. Idempotent."""
         await self._client.close()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One question a sample, all at once."""
-        return await each(samples, lambda wanted: asyncio.gather(*map(self._score, wanted)))
+        """One outcome per sample, from one request per sample, all sent at the same time."""
+        return await score_wanted(samples, lambda wanted: asyncio.gather(*map(self._score, wanted)))
 
     async def rehearse(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """See `Rehearsed`: whether the judge accepts a connection, and whether the templates can be filled."""
-        unreached = await self._client.unreached() if self._check_connection else None
+        """See `Rehearsable`: whether the judge accepts a connection, and the templates can be filled."""
+        connection_failure = await self._client.connection_failure() if self._check_connection else None
         questions = [self._question(sample) for sample in samples]
-        return [unreached or NotApplicable() if isinstance(body, bytes) else body for body in questions]
+        return [connection_failure or NotApplicable() if isinstance(body, bytes) else body for body in questions]
 
     @abstractmethod
     def outcome(self, result: Result) -> Outcome:
-        """The reward; `Failure("invalid_value")` for a result that the schema should have kept out."""
+        """The reward for a result; `Failure("invalid_value")` for one that violates the schema."""
 
     def quoted(self, text: str) -> str:
-        """What the judge wrote, for a message."""
+        """The judge's text, redacted and shortened, for an error message."""
         return self._client.quoted(text)
 
     async def _score(self, sample: Sample) -> Outcome:
@@ -207,7 +208,7 @@ def _client(spec: JudgeSpec, rules: RewardPermissions) -> JsonClient:
 
 
 def _wrapped(schema: Mapping[str, Any], steps: bool) -> dict[str, Any]:
-    """The steps first: what is to follow from them is written after them."""
+    """The response format. `steps` come before `result`, so that the model reasons before it decides."""
     text = {"type": "string"}
     of_steps = {"steps": {"type": "array", "items": _object({"description": text, "conclusion": text})}}
     properties = {**(of_steps if steps else {}), "result": dict(schema)}

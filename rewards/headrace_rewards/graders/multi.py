@@ -1,14 +1,16 @@
-"""`multi` of OpenAI's graders: one number from several graders, by a formula over their names.
+"""`multi` of OpenAI's graders: combines several graders by a formula over their names.
 
     score(group) ─┬► grader a ─┐
                   ├► grader b ─┼► sample by sample: calculate_output ─► one outcome
-                  └► grader c ─┘  (they score at once)
+                  └► grader c ─┘  (at the same time)
 
-A grader that failed fails the sample, and is named. One that does not apply is left out of the formula's sums, minima
-and maxima (graders of several tasks each apply to their own rows); the sample is not applicable only where nothing is
-left.
-What each grader gave is a component under its name; its components are `name.component`, its notes `name.note`. Of a
-reference answer's likelihood, which one of the graders may reward, the result says how it follows from it.
+If a grader fails, the sample fails, and the failure names the grader. A grader that does not apply is left out of the
+formula's sums, minima and maxima (so that graders for several tasks can each apply to their own rows); the sample is
+not applicable only if no grader applies.
+
+Each grader's value is a component under the grader's name; its own components are `name.component`, its notes
+`name.note`. If one of the graders rewards a reference answer's likelihood, the outcome holds the derivative of the
+result with respect to it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ MAX_GRADERS = 32
 
 
 def _by_name(graders: Any) -> Any:
-    """A map from a map, from a list (by the graders' names), or from one grader (as OpenAI's client types it)."""
+    """Graders by name, from a map, a list of named graders, or a single grader (the type in OpenAI's client)."""
     if isinstance(graders, Mapping):
         if isinstance(graders.get("type"), str):
             graders = {str(graders.get("name") or graders["type"]): graders}
@@ -57,17 +59,17 @@ def _named(name: Any, grader: Any) -> Any:
 
 
 class MultiSpec(GraderSpec):
-    """OpenAI's fields. A list of graders is taken too; the description that comes back has a map."""
+    """OpenAI's fields. A list of graders is accepted too, and becomes a map."""
 
     type: Literal["multi"]
     graders: Annotated[dict[str, AnyGrader], BeforeValidator(_by_name), Field(min_length=1, max_length=MAX_GRADERS)]
-    """By the names that the formula uses."""
+    """The graders by the names that the formula uses."""
     calculate_output: str
-    """See `formula`."""
+    """The formula: see `formula`."""
 
     @field_validator("graders")
     @classmethod
-    def _can_be_named(cls, graders: dict[str, GraderSpec]) -> dict[str, GraderSpec]:
+    def _check_names(cls, graders: dict[str, GraderSpec]) -> dict[str, GraderSpec]:
         for name in graders:
             if not name.isidentifier() or keyword.iskeyword(name) or name in FUNCTIONS:
                 raise ValueError(f"a formula cannot name the grader {name!r}; use letters, digits and '_'")
@@ -75,17 +77,17 @@ class MultiSpec(GraderSpec):
 
     @field_validator("calculate_output")
     @classmethod
-    def _computes(cls, source: str, told: ValidationInfo) -> str:
-        if "graders" in told.data:  # else they are the fault that is told
-            Formula.parse(source, told.data["graders"])
+    def _check_formula(cls, source: str, info: ValidationInfo) -> str:
+        if "graders" in info.data:  # else their own error is reported
+            Formula.parse(source, info.data["graders"])
         return source
 
     def needs(self) -> frozenset[Need]:
-        """What any of the graders needs."""
+        """Everything that at least one of the graders needs."""
         return frozenset().union(*(grader.needs() for grader in self.graders.values()))
 
     def truths(self) -> dict[str, Truth]:
-        """What the graders know, each of itself alone."""
+        """The truths of all graders, each about that grader's component."""
         return {
             f"{name}.{truth}": known.within(name, grader.high_from())
             for name, grader in self.graders.items()
@@ -93,19 +95,19 @@ class MultiSpec(GraderSpec):
         }
 
     def opinions(self) -> dict[str, float]:
-        """Of every grader."""
+        """Every grader's component, with its threshold."""
         return {name: grader.high_from() for name, grader in self.graders.items()}
 
 
 class Multi:
-    """Starts, asks and closes its graders together."""
+    """The reward of a `multi` grader: starts, calls and closes its graders together."""
 
     def __init__(self, spec: MultiSpec, graders: Mapping[str, Reward]) -> None:
         self._graders = dict(graders)
         self._formula = Formula.parse(spec.calculate_output, spec.graders)
 
     async def start(self) -> None:
-        """Start every grader; raises `InvalidRequest` that names the one that cannot, after closing the others."""
+        """Start every grader. If one fails, closes the others and raises an `InvalidRequest` that names it."""
         starts = (_start(name, grader) for name, grader in self._graders.items())
         try:
             for fault in await asyncio.gather(*starts, return_exceptions=True):
@@ -123,13 +125,13 @@ class Multi:
         ]
 
     async def close(self) -> None:
-        """Close every grader, also where another one's end fails; the first error is raised."""
+        """Close every grader, even if closing another fails; raises the first error."""
         for fault in await asyncio.gather(*(g.close() for g in self._graders.values()), return_exceptions=True):
             if fault is not None:
                 raise fault
 
     def _combined(self, outcomes: Mapping[str, Outcome]) -> Outcome:
-        values, components, lacking = dict[str, float](), dict[str, float](), list[str]()
+        values, components, sample_faults = dict[str, float](), dict[str, float](), list[str]()
         notes = dict[str, str]()
         likelihoods = dict[str, Likelihood]()
         for name, outcome in outcomes.items():
@@ -142,7 +144,7 @@ class Multi:
                 components |= {f"{name}.{part}": value for part, value in outcome.components.items()}
                 notes |= {f"{name}.{part}": text for part, text in outcome.notes.items()}
                 if outcome.sample_fault:
-                    lacking.append(f"grader '{name}': {outcome.sample_fault}")
+                    sample_faults.append(f"grader '{name}': {outcome.sample_fault}")
         try:
             result = self._formula.value(values)
         except NotComputable as fault:
@@ -150,7 +152,7 @@ class Multi:
         if result is None:
             return NotApplicable()
         through = [held.within(*self._formula.slope(values, name)) for name, held in likelihoods.items()]
-        lacks = "; ".join(lacking)
+        lacks = "; ".join(sample_faults)
         return Score(result, values | components, lacks, notes_of(notes), next(iter(through), None))
 
 

@@ -1,13 +1,13 @@
-"""`noisy`: another reward made wrong, missing or slow on purpose, to see how training bears it.
+"""`noisy`: makes another reward wrong, missing or slow on purpose, to see how robust training is.
 
-Noise for a whole question is what hurts: every completion of its group gets the flipped reward (Lv et al., "The Climb
-Carves Wisdom Deeper Than the Summit", arXiv 2505.22653). Held here:
+The most harmful noise flips a whole question: every completion of its group gets the flipped reward (Lv et al., "The
+Climb Carves Wisdom Deeper Than the Summit", arXiv 2505.22653). Invariants:
 
 * the noise of a completion follows from `seed` and its `SampleKey` alone: the same completion scored again gets the
 same
   noise, in any process and in any order; those of different groups, completions and kinds are independent;
-* the value before the noise stands beside it, as the component `clean`;
-* nothing without a `draw` is touched: no evaluation, no grader that is tried.
+* the component `clean` holds the value before the noise;
+* only training is noisy: a sample without a `draw` (an evaluation, a grader check) is unchanged.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .spec import Truth
 from .wrapper import WrappingReward, WrappingSpec
 
 CLEAN = "clean"
-"""The component that holds the value before the noise; of one noise around another, the value before both."""
+"""The component with the value before the noise; for nested noise, before both."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class FlipRates(BaseModel):
-    """Asymmetric: how often a low reward is raised, and how often a high one is lowered."""
+    """Asymmetric flip rates: probability that a low reward becomes high (`up`), and a high one low (`down`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +44,7 @@ class FlipRates(BaseModel):
 
 
 class MeanDelay(BaseModel):
-    """Exponential: most are short, some are long (at most 37 times the mean)."""
+    """Exponentially distributed delay: mostly short, sometimes long (at most 37 times the mean). `mean` in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,13 +52,13 @@ class MeanDelay(BaseModel):
 
 
 class TwoValuedSpec(WrappingSpec):
-    """Of a reward with two values, `low` and `high`."""
+    """A wrapper around a reward with two values, `low` and `high`."""
 
     low: Bound = 0.0
     high: Bound = 1.0
 
     def middle(self) -> float:
-        """Half-way between the two."""
+        """The mean of `low` and `high`."""
         return (self.low + self.high) / 2
 
     @model_validator(mode="after")
@@ -69,27 +69,27 @@ class TwoValuedSpec(WrappingSpec):
 
 
 class NoisySpec(TwoValuedSpec):
-    """All noise is off by default. A flip makes `low + high − value` of a value."""
+    """All noise is off by default. A flip turns a value into `low + high − value`."""
 
     type: Literal["noisy"]
     flip: Share | FlipRates = 0.0
     per: Literal["question", "completion"] = "question"
-    """What one flip is for: all completions of a prompt, or one completion."""
+    """What is flipped together: all completions of a prompt, or each completion alone."""
     gaussian: float = Field(default=0.0, ge=0, le=1e6)
-    """Standard deviation of what is added to each completion's reward."""
+    """Standard deviation of the Gaussian noise that is added to each completion's reward."""
     delay: Annotated[float, Field(ge=0, le=600)] | MeanDelay = 0.0
-    """Seconds that each completion's reward takes longer; those of a group pass at once."""
+    """Additional seconds of each completion's reward; the delays of a group run at the same time."""
     missing: Share = 0.0
-    """Share of completions of which the reward has no opinion."""
+    """Share of completions for which the reward abstains."""
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     def truths(self) -> dict[str, Truth]:
-        """What it was before the noise."""
+        """The value before the noise."""
         return {**self.grader.truths(), CLEAN: Truth(self.middle())}
 
 
 class Noisy(WrappingReward):
-    """Adds the noise of `spec` to the held reward."""
+    """Adds the noise of `spec` to the wrapped reward."""
 
     def __init__(self, spec: NoisySpec, held: Reward) -> None:
         super().__init__(held)
@@ -98,36 +98,36 @@ class Noisy(WrappingReward):
         self._closed = asyncio.Event()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample, in order, when the longest of their delays has passed."""
+        """One outcome per sample, in order, after the longest delay of the samples."""
         if await self._closed_within(max((self._delay(s.draw) for s in samples), default=0.0)):
             return [Failure("unavailable", "the reward was closed")] * len(samples)
         return await super().score(samples)
 
     async def close(self) -> None:
-        """End the delays and close the held reward. Idempotent."""
+        """End the delays, and close the wrapped reward. Idempotent."""
         self._closed.set()
         await super().close()
 
     def _changed(self, sample: Sample, draw: SampleKey, score: Score) -> Outcome:
         spec = self._spec
-        if self._chance("missing", draw.group, draw.completion) < spec.missing:
+        if self._uniform("missing", draw.group, draw.completion) < spec.missing:
             return NotApplicable()
         value = self._flipped(score.value, draw)
         if spec.gaussian:
-            value += spec.gaussian * NormalDist().inv_cdf(self._chance("gaussian", draw.group, draw.completion))
+            value += spec.gaussian * NormalDist().inv_cdf(self._uniform("gaussian", draw.group, draw.completion))
         return Score(value, {CLEAN: score.value, **score.components})
 
     def _flipped(self, value: float, draw: SampleKey) -> float:
-        """A value half-way between low and high is its own flip, whatever the rates."""
+        """The value, flipped or not. A value half-way between low and high equals its flip."""
         return self._spec.low + self._spec.high - value if self._flips(value, draw) else value
 
     def _flips(self, value: float, draw: SampleKey) -> bool:
         rate = self._rates.up if value < (self._spec.low + self._spec.high) / 2 else self._rates.down
         of = (draw.group,) if self._spec.per == "question" else (draw.group, draw.completion)
-        return self._chance("flip", *of) < rate
+        return self._uniform("flip", *of) < rate
 
     def _slope(self, draw: SampleKey, score: Score) -> tuple[float, bool]:
-        """A flip stays one, whatever the score."""
+        """-1 for a flipped score, else 1: whether it is flipped does not depend on the exact score."""
         return (-1.0 if self._flips(score.value, draw) else 1.0), True
 
     def _delay(self, draw: SampleKey | None) -> float:
@@ -135,7 +135,7 @@ class Noisy(WrappingReward):
         if draw is None or not delay:
             return 0.0
         if isinstance(delay, MeanDelay):
-            return -delay.mean * math.log(self._chance("delay", draw.group, draw.completion))
+            return -delay.mean * math.log(self._uniform("delay", draw.group, draw.completion))
         return delay
 
     async def _closed_within(self, seconds: float) -> bool:
@@ -147,12 +147,13 @@ class Noisy(WrappingReward):
                 return False
         return self._closed.is_set()
 
-    def _chance(self, *of: str | int) -> float:
-        """Uniform in (0, 1), never an end: a hash, because Python's own differs between processes."""
+    def _uniform(self, *of: str | int) -> float:
+        """A number in the open interval (0, 1), uniform over the arguments. It is a hash, but not Python's `hash`,
+        which differs between processes."""
         digest = blake2b(":".join(map(str, (self._spec.seed, *of))).encode(), digest_size=8).digest()
         return ((int.from_bytes(digest, "little") >> 12) + 0.5) / 2**52
 
 
 def rates(flip: float | FlipRates) -> FlipRates:
-    """One rate is for both directions."""
+    """The rates for both directions; a single number applies to both."""
     return flip if isinstance(flip, FlipRates) else FlipRates(up=flip, down=flip)

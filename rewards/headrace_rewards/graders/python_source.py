@@ -1,6 +1,6 @@
-"""`python`: source text with `grade(sample, item)`, as OpenAI's graders have it, run as `function` is: see `sandbox`.
+"""`python`: source code with `grade(sample, item)`, like OpenAI's grader. It runs like a `function`: see `sandbox`.
 
-The text is compiled where it runs, never in the service.
+The source is compiled only in the processes that run it, never in the service.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def _sized(source: str) -> str:
 
 
 class PythonSpec(GraderSpec):
-    """OpenAI's limits: 256 kB of source, two minutes, 2 GB of memory."""
+    """OpenAI's fields and limits: 256 kB of source, two minutes, 2 GB of memory."""
 
     type: Literal["python"]
     source: Annotated[str, AfterValidator(_sized)]
-    """Defines `grade(sample, item)`; its arguments are filled by name, as those of `function` are."""
+    """Source that defines `grade(sample, item)`; its arguments are filled by name, like those of a `function`."""
     image_tag: str | None = None
-    """Accepted, since OpenAI's clients may send it, and without effect: there is one environment, the service's."""
+    """Accepted because OpenAI's clients may send it, but without effect: the code runs in the service's environment."""
     timeout: float = Field(default=120.0, gt=0, le=120)
     """Seconds for one completion."""
     workers: int = Field(default=1, ge=1, le=64)
-    """Processes that run it side by side."""
+    """Processes that run the code side by side."""
 
     def ignored(self) -> list[str]:
         """The field `image_tag`, which is accepted and not used."""
@@ -49,7 +49,7 @@ class PythonSpec(GraderSpec):
 
 
 class PythonReward(HostedReward):
-    """`limits` are the operator's, not the user's; `level` is for tests, as in `HostedReward`."""
+    """The reward of a `python` grader. `limits` are set by the operator, not the user; `level`: see `HostedReward`."""
 
     def __init__(
         self,

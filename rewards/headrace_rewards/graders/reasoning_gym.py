@@ -1,4 +1,4 @@
-"""`reasoning_gym`: a completion's answer, scored by the verifier of the task that its row comes from."""
+"""`reasoning_gym`: scores a completion's answer by the verifier of the task that its row comes from."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _KEYS = ("question", "answer", "metadata")
 
 
 class ReasoningGymSpec(JudgedSpec):
-    """The rows are those of a file made of `reasoning_gym:…`, or have its keys."""
+    """For rows of a file made from `reasoning_gym:…`, or rows with the same keys."""
 
     type: Literal["reasoning_gym"]
     task: str | None = None
-    """`None`: the row's own `task`."""
+    """The task's name; `None`: the row's key `task`."""
     answer: Place = "tag"
-    """Where in the completion the answer stands."""
+    """Where the completion has its answer."""
 
 
 class ReasoningGym(JudgedReward):
-    """A completion without an answer at its place is scored as the task scores no answer: 0, or nearly so."""
+    """A completion without an answer gets the task's score for no answer, which is 0 or close to 0."""
 
     def __init__(self, spec: ReasoningGymSpec, judge: Reward) -> None:
         super().__init__(judge)
@@ -43,6 +43,6 @@ class ReasoningGym(JudgedReward):
 
 
 def make(spec: ReasoningGymSpec, rules: RewardPermissions) -> ReasoningGym:
-    """A reward that is not started yet; at its start an unknown task is refused."""
+    """A reward that is not started yet. Its start raises `InvalidRequest` for an unknown task."""
     known = "" if spec.task is None else f"{_JUDGE}.scorer({spec.task!r})"
     return ReasoningGym(spec, hosted(_JUDGE, spec, rules, then=known))

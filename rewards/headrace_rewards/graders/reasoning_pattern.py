@@ -1,10 +1,10 @@
-"""`reasoning_pattern`: how many phrases of reasoning a completion has, whatever its answer is.
+"""`reasoning_pattern`: scores how many phrases typical of reasoning a completion contains, whatever its answer is.
 
 The reasoning pattern reward of Lv et al., "The Climb Carves Wisdom Deeper Than the Summit" (arXiv 2505.22653):
 
     max(0, share of the phrases − distinct repeated 20-grams of words / all 20-grams of words)
 
-where a phrase counts once, however often it is there. The paper and its published code differ in two terms:
+where each phrase counts once, however often it occurs. The paper and its published code differ in two terms:
 
     paper   the share is count / number of phrases: all 40 are worth 1
     code    the share is min(1, count / 20): 20 of them already are. Also subtracted: how often "user: " is there, so
@@ -34,13 +34,13 @@ PHRASES = (
     *("consequently", "as a result", "thus", "therefore", "hence", "so that", "thereby", "if we", "given there "),
     *("for instance ", "for example "),
 )
-"""The published 40, as they are spelled there."""
+"""The published 40, in their original spelling."""
 ENOUGH = 20
-"""Phrases that are worth 1 by the published code."""
+"""Number of phrases that score 1 with the scaling `code`."""
 WORDS = 20
-"""Of an n-gram of the repetition penalty."""
+"""Words in an n-gram of the repetition penalty."""
 NEXT_TURN = "user: "
-"""How a completion that writes the next turn of its chat itself begins it, in lower case."""
+"""Lower-case start of a next turn that a completion writes by itself."""
 
 
 def _lowered(phrases: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class ReasoningPatternSpec(GraderSpec):
-    """Phrases are looked for in the lower-cased text, anywhere in it: "wait" is in "await"."""
+    """Phrases are searched in the lower-cased text, also within words: "wait" is found in "await"."""
 
     type: Literal["reasoning_pattern"]
     phrases: Annotated[tuple[Phrase, ...], AfterValidator(_lowered), Field(min_length=1, max_length=10_000)] = PHRASES
@@ -64,7 +64,7 @@ class ReasoningPatternSpec(GraderSpec):
 
 
 class ReasoningPattern:
-    """Needs no process, and nothing of the row."""
+    """The reward of a `reasoning_pattern` grader. It needs no process and no row."""
 
     def __init__(self, spec: ReasoningPatternSpec) -> None:
         self._spec = spec
@@ -73,8 +73,8 @@ class ReasoningPattern:
         """Nothing to start."""
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """From 0 to 1 a sample; components `phrases` (a count), `repetition` (a share), and with the scaling `code`
-        `user_turns` (a count)."""
+        """A score from 0 to 1 per sample, with the components `phrases` (a count), `repetition` (a share) and, with the
+        scaling `code`, `user_turns` (a count)."""
         return [self.of(sample.output_text) for sample in samples]
 
     async def close(self) -> None:
@@ -94,7 +94,8 @@ class ReasoningPattern:
 
 
 def repetition(text: str) -> float:
-    """Distinct 20-grams of words that are there more than once, over all 20-grams; 0 where there is none."""
+    """Number of distinct 20-grams of words that occur more than once, divided by the number of all 20-grams; 0 if there
+    are none."""
     words = text.split()
     grams = Counter(tuple(words[start : start + WORDS]) for start in range(len(words) - WORDS + 1))
     return sum(count > 1 for count in grams.values()) / grams.total() if grams else 0.0

@@ -32,10 +32,10 @@ class ScoreModelSpec(JudgeSpec):
 
 
 class ScoreModel(ModelGrader[float]):
-    """The number is the score as it is: it is not scaled to the range."""
+    """The judge's number is the score, without scaling to the range."""
 
     def __init__(self, spec: ScoreModelSpec, rules: RewardPermissions) -> None:
-        """Raises `InvalidRequest` where the operator named no judge."""
+        """Raises `InvalidRequest` if the operator has configured no judge."""
         self._low, self._high = spec.range
         schema = {"type": "number", "minimum": self._low, "maximum": self._high}
         super().__init__(spec, rules, float, schema, lowest=self._low)

@@ -1,4 +1,4 @@
-"""What every grader's description has in common."""
+"""The base class of every grader's description, and its validation."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ MAX_NAME = 256
 
 
 class Truth(NamedTuple):
-    """A component that says what the reward, or a part of it, should have been."""
+    """A component that holds the true value of the reward, or of one of its components."""
 
     high_from: float
-    """From here on the component counts as high."""
+    """Values of the true component from here on count as high."""
     part: str = ""
-    """The component that it is the truth of; empty: of the reward itself."""
+    """The component whose true value it is; empty for the reward itself."""
     part_high_from: float = 0.0
-    """From here on that component counts as high; of the reward itself, `GraderSpec.high_from` says it."""
+    """Values of that component from here on count as high; `GraderSpec.high_from` is the threshold of the reward."""
 
     def within(self, name: str, high_from: float) -> Truth:
-        """The same in a grader of graders, whose component `name` is the grader that knows it; a value of `high_from`
-        and more of that component counts as high."""
+        """The same truth seen from an outer grader, where the grader that it belongs to is the component `name` with
+        the threshold `high_from`."""
         part = f"{name}.{self.part}" if self.part else name
         return Truth(self.high_from, part, self.part_high_from if self.part else high_from)
 
 
 SPEC_TYPES: dict[str, type[GraderSpec]] = {}
-"""Name of a type → its description. Each is entered as its module is imported; `registry` imports them all."""
+"""Spec class by type name. Each registers itself when its module is imported; `registry` imports them all."""
 
 
 def _is_none(value: Any) -> bool:
@@ -48,15 +48,16 @@ def _is_none(value: Any) -> bool:
 
 
 class GraderSpec(BaseModel):
-    """A grader as it is written in a request; each type adds its fields and narrows `type` to its own name."""
+    """A grader's description in a request. Each type adds its fields, and narrows `type` to its own name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: str
     name: str = Field(min_length=1, max_length=MAX_NAME)
-    """Its type where none is given; in a `multi` grader the name that the formula has for it."""
+    """By default the type. In a `multi` grader, the name that the formula uses."""
     pass_threshold: float | None = Field(default=None, allow_inf_nan=False, exclude_if=_is_none)
-    """OpenAI's: a reward from here on counts as high, instead of `middle`. The reward stays as it is."""
+    """OpenAI's field: a reward of this value or more counts as high; by default `middle` is the threshold. It does not
+    change the reward."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -70,32 +71,33 @@ class GraderSpec(BaseModel):
         return {**given, "name": given.get("type")} if isinstance(given, dict) and given.get("name") is None else given
 
     def needs(self) -> frozenset[Need]:
-        """What must be measured of each completion before it is scored; a grader of graders adds up theirs."""
+        """What the policy must measure of each completion before it is scored, including for nested graders."""
         return frozenset()
 
     def high_from(self) -> float:
-        """A reward from here on counts as high."""
+        """The threshold from which a reward counts as high."""
         return self.middle() if self.pass_threshold is None else self.pass_threshold
 
     def middle(self) -> float:
-        """The middle of its range."""
+        """The middle of the reward's range."""
         return 0.5
 
     def ignored(self) -> list[str]:
-        """What of this description has no effect here, in words; of a grader of graders, its own alone."""
+        """Remarks on fields of this spec that have no effect; without those of nested graders."""
         return []
 
     def truths(self) -> dict[str, Truth]:
-        """Components that say what the reward, or one of its parts, should have been."""
+        """Components that hold the true value of the reward, or of one of its components."""
         return {}
 
     def opinions(self) -> dict[str, float]:
-        """Components that are each a judgement of the whole completion, with the same value; they may disagree."""
+        """Components that each judge the whole completion, with their thresholds: how often they disagree is
+        reported."""
         return {}
 
 
 def validate(grader: Any) -> GraderSpec:
-    """The parsed description; raises `InvalidRequest` that names the field. Executes nothing of the user's.
+    """Parse a grader's description. Raises an `InvalidRequest` that names the field. Executes no user code.
 
     Paths in the result are absolute, so that its `model_dump()` means the same in every process of this machine.
     """
@@ -129,4 +131,4 @@ def _parsed(value: Any) -> GraderSpec:
 
 
 AnyGrader = Annotated[SerializeAsAny[GraderSpec], BeforeValidator(_parsed)]
-"""A field that holds another grader."""
+"""Type of a field that holds a nested grader."""

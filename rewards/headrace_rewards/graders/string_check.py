@@ -1,4 +1,4 @@
-"""`string_check` of OpenAI's graders: 1 where two resolved templates compare as asked, else 0."""
+"""`string_check` of OpenAI's graders: 1 if the comparison of two filled templates holds, else 0."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _OPERATIONS: dict[str, Callable[[str, str], bool]] = {
 
 
 class StringCheckSpec(GraderSpec):
-    """OpenAI's fields. `like`: input contains reference; `ilike`: without regard to case; `neq` is `ne`."""
+    """OpenAI's fields. `like`: the input contains the reference; `ilike`: the same, ignoring case; `neq` equals
+    `ne`."""
 
     type: Literal["string_check"]
     input: TemplateText

@@ -1,11 +1,12 @@
-"""Templates such as `The answer is {{ item.answer }}`, resolved by walking a path and nothing else.
+"""Templates such as `The answer is {{ item.answer }}`, filled by looking up paths, without executing anything.
 
-A template can read `item` (the row) and `sample` (the completion); it cannot call, compute or execute anything. A path
-is a root followed by keys and list indexes (`.0` or `[0]`). A key is written `.name`, where letters of any script,
-digits, `_`, `-` and inner spaces may stand, or quoted, `["any text"]`. Text is inserted as it is, other values as JSON.
+A template can read `item` (the row) and `sample` (the completion); it cannot call or compute anything. A path is a root
+followed by keys and list indexes (`.0` or `[0]`). A key is written `.name`, with letters of any script, digits, `_`,
+`-` and inner spaces, or quoted, `["any text"]`. Text is inserted unchanged, other values as JSON.
 
-What a row lacks is a fault of the data or the grader: `Failure("bad_input")`. What a completion lacks (JSON, or a key
-in it) is the model's doing: a score of 0 that says so, since the model is to learn from it. See `outcome_of`.
+A path that is missing in the row is an error of the data or the grader: `Failure("bad_input")`. A path that is missing
+in the completion (which is not JSON, or lacks a key) is an error of the model, and scores 0, so that the model learns
+from it. See `outcome_of`.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ _PATH = re.compile(rf"[A-Za-z_]\w*(?:{_STEP.pattern})*")
 
 
 class TemplateSyntaxError(ValueError):
-    """The template can never be resolved, whatever the row; says where."""
+    """The template is invalid, whatever the row; the message says where."""
 
 
 class MissingPath(LookupError):
-    """This row has nothing at the path."""
+    """The row has no value at the path."""
 
 
 class MissingFromSample(MissingPath):
-    """This completion has nothing at the path."""
+    """The completion has no value at the path."""
 
 
 def outcome_of(missing: MissingPath, lowest: float = 0.0) -> Outcome:
-    """What a grader makes of a sample whose template cannot be filled; `lowest` is the least reward that it gives."""
+    """The outcome of a sample whose template cannot be filled. `lowest`: the grader's lowest reward."""
     if isinstance(missing, MissingFromSample):
         return Score(min(lowest, 0.0), sample_fault=str(missing))
     return Failure("bad_input", str(missing))
@@ -66,7 +67,9 @@ class Template:
     def render(self, sample: Sample) -> str:
         """The text for one sample; raises `MissingPath`, or its subclass `MissingFromSample`."""
         scope = {"item": sample.item, "sample": sample.as_openai()} if self.paths else {}
-        of_row = {path: _resolve(scope, path) for path in self.paths if path[0] == "item"}  # its faults go first
+        of_row = {
+            path: _resolve(scope, path) for path in self.paths if path[0] == "item"
+        }  # before the completion's, so that an error of the row comes first
         pieces = [self.texts[0]]
         for path, text in zip(self.paths, self.texts[1:], strict=True):
             pieces += (_as_text(of_row[path] if path in of_row else _resolve(scope, path)), text)
@@ -74,8 +77,8 @@ class Template:
 
 
 def rendered(sample: Sample, *templates: Template) -> list[str]:
-    """The text of each template. Raises `MissingPath` as `Template.render` does; what the row lacks goes first, so that
-    no completion is blamed for a fault of the row."""
+    """The filled text of each template. Raises `MissingPath` like `Template.render`: an error of the row takes
+    precedence, so that no completion is blamed for it."""
     texts, missing_from_sample = [], None
     for template in templates:
         try:

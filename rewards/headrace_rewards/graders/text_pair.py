@@ -1,4 +1,4 @@
-"""A grader that compares two texts, both templates of the row and the completion."""
+"""Base of the graders that compare two filled templates."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .templates import MissingPath, Template, outcome_of, rendered
 
 
 class TextPairReward:
-    """Scores `compare(input, reference)`. Needs no process: nothing of the user's is executed."""
+    """Scores `compare(input, reference)`. It needs no process, since it executes no user code."""
 
     def __init__(self, text: str, reference: str, compare: Callable[[str, str], float]) -> None:
-        """`text` and `reference` are templates that parse."""
+        """`text`, `reference`: valid templates."""
         self._text, self._reference = Template.parse(text), Template.parse(reference)
         self._compare = compare
 
     async def start(self) -> None: ...
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample, computed in a thread; see `outcome_of` for one whose templates cannot be filled."""
+        """One outcome per sample, computed in a thread; see `outcome_of` for templates that cannot be filled."""
         return await asyncio.to_thread(lambda: [self._score(sample) for sample in samples])
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""`text_similarity` of OpenAI's graders: how alike two resolved templates are, from 0 to 1.
+"""`text_similarity` of OpenAI's graders: how similar two filled templates are, from 0 to 1.
 
     fuzzy_match      characters: 1 - (insertions and deletions that make one of the other) / (their lengths together)
     bleu, gleu       words and punctuation marks, up to four in a row
@@ -6,8 +6,8 @@
     rouge_1 … 5, _l  words in a row, or the longest common subsequence of words: F1
     cosine           how often each word occurs, whatever the order
 
-bleu and gleu tell capitals from small letters; those below them do not, and leave punctuation out. A text without words
-has nothing in common with any other, not even with itself: 0 by every metric but `fuzzy_match`.
+bleu and gleu are case-sensitive; the metrics below them ignore case and punctuation. A text without words scores 0
+against any text, even itself, by every metric but `fuzzy_match`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .text_pair import TextPairReward
 Words = Sequence[str]
 
 _WORD = r"\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)*"
-"""A number with its decimals, a Chinese or Japanese character (no spaces part those), or a run of letters."""
+"""A number with its decimals, a Chinese or Japanese character (written without spaces), or a run of letters."""
 _WORDS = re.compile(_WORD)
 _TOKENS = re.compile(rf"{_WORD}|[^\w\s]")
 
@@ -94,7 +94,7 @@ def rouge_l(text: str, reference: str) -> float:
 
 
 def cosine(text: str, reference: str) -> float:
-    """Cosine of the two vectors of word counts. OpenAI's is of embeddings; no model is asked here."""
+    """Cosine of the two vectors of word counts. (OpenAI's compares embeddings; here no model is called.)"""
     counts, wanted = Counter(_words(text)), Counter(_words(reference))
     if not counts or not wanted:
         return 0.0
@@ -135,7 +135,7 @@ class TextSimilaritySpec(GraderSpec):
 
 
 class TextSimilarity(TextPairReward):
-    """0 to 1 a sample."""
+    """Scores from 0 to 1."""
 
     def __init__(self, spec: TextSimilaritySpec) -> None:
         super().__init__(spec.input, spec.reference, METRICS[spec.evaluation_metric])
@@ -146,7 +146,7 @@ def _words(text: str) -> Words:
 
 
 def _matches(words: Words, wanted: Words, n: int) -> int:
-    """Runs of `n` words that both have, each counted as often as in the side that has it less often."""
+    """Number of n-grams that both have; each counts as often as in the text that has it less often."""
     return (_runs(words, n) & _runs(wanted, n)).total()
 
 
@@ -161,7 +161,7 @@ def _f1(matches: int, found: int, wanted: int) -> float:
 def _aligned(words: Words, wanted: Words) -> list[tuple[int, int]]:
     """(index in `words`, index in `wanted`) of each match, in the order of `words`.
 
-    Equal words are paired first, then equal stems; from the end, each with the last place that is free.
+    Equal words are paired first, then equal stems; going from the end, each word with its last free match.
     """
     pairs = list[tuple[int, int]]()
     left, right = list(range(len(words))), list(range(len(wanted)))

@@ -1,4 +1,4 @@
-"""`verifiers`: a completion's score by the rubric of an environment that was written for the verifiers library."""
+"""`verifiers`: scores a completion by the rubric of an environment that was written for the verifiers library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headrace_core.errors import InvalidRequest
 
 from ..sandbox.hosted_reward import Code, HostedReward
 from ..sandbox.kernel.resource_limits import ResourceLimits
-from ..tasks.file_names import refuse_places
+from ..tasks.file_names import reject_paths
 from ..tasks.verifiers_modules import module_of
 from .hosted_judge import JudgedSpec
 
@@ -28,23 +28,24 @@ def _installed(name: str) -> str:
 
 def _without_files(arguments: dict[str, Any]) -> dict[str, Any]:
     try:
-        refuse_places(arguments, "arguments")
+        reject_paths(arguments, "arguments")
     except InvalidRequest as fault:
         raise ValueError(fault.message) from None
     return arguments
 
 
 class VerifiersEnvSpec(JudgedSpec):
-    """The rows are those of a file made of `verifiers:…`, or have the keys that its reward functions name."""
+    """For rows of a file made from `verifiers:…`, or rows with the keys that the environment's reward functions
+    name."""
 
     type: Literal["verifiers"]
     environment: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_installed)]
     arguments: Annotated[dict[str, JsonValue], AfterValidator(_without_files)] = Field(default={})
-    """Of its `load_environment`; none may name a file."""
+    """Arguments of the environment's `load_environment`; none may name a file."""
 
 
 def make(spec: VerifiersEnvSpec, rules: RewardPermissions) -> HostedReward:
-    """A reward that is not started yet; at its start an environment that cannot be loaded is refused."""
+    """A reward that is not started yet. Its start raises `InvalidRequest` if the environment cannot be loaded."""
     module = module_of(spec.environment)
     source = (
         f"from headrace_rewards.judges import {_JUDGE}\n"

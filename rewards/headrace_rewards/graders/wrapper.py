@@ -1,7 +1,7 @@
-"""A reward that changes what another one scores, in training and nowhere else.
+"""Base of the rewards that change the scores of another reward, in training only.
 
-Held for all of them: a sample without a `draw` (an evaluation, a grader that is tried) keeps the held reward's outcome;
-so does a sample that has no score, because a failure and `NotApplicable` are no numbers to change.
+Invariants: a sample without a `draw` (an evaluation, a grader check) keeps the wrapped reward's outcome; so does a
+sample without a score (a failure, or `NotApplicable`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .spec import AnyGrader, GraderSpec, Truth
 
 
 class WrappingSpec(GraderSpec):
-    """`grader` is the one whose scores are changed; what it needs measured is what the whole needs."""
+    """`grader`: the grader whose scores are changed."""
 
     grader: AnyGrader
 
@@ -33,34 +33,34 @@ class WrappingSpec(GraderSpec):
         return self.grader.truths()
 
     def opinions(self) -> dict[str, float]:
-        """The held grader's: its components stay as they are."""
+        """The wrapped grader's opinions: its components are unchanged."""
         return self.grader.opinions()
 
 
 class WrappingReward(ABC):
-    """Starts, asks and closes the held reward; `_changed` says what becomes of a score."""
+    """Starts, calls and closes the wrapped reward; `_changed` of a subclass changes a score."""
 
     def __init__(self, held: Reward) -> None:
-        self._held = held
+        self._wrapped = held
 
     async def start(self) -> None:
-        await self._held.start()
+        await self._wrapped.start()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One outcome a sample, in order; see `Reward`."""
-        outcomes = await self._held.score(samples)
+        outcomes = await self._wrapped.score(samples)
         return [self._outcome(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
 
     async def close(self) -> None:
-        await self._held.close()
+        await self._wrapped.close()
 
     @abstractmethod
     def _changed(self, sample: Sample, draw: SampleKey, score: Score) -> Outcome:
-        """What a completion drawn for training gets instead of `score`."""
+        """The outcome of a completion in training, in place of the wrapped reward's `score`."""
 
     @abstractmethod
     def _slope(self, draw: SampleKey, score: Score) -> tuple[float, bool]:
-        """(derivative of what it gets by `score`, whether that is the same for every score)."""
+        """(derivative of the changed score with respect to `score`, whether it is the same for every score)."""
 
     def _outcome(self, sample: Sample, outcome: Outcome) -> Outcome:
         if sample.draw is None or not isinstance(outcome, Score):
@@ -75,7 +75,7 @@ class WrappingReward(ABC):
 
 
 def finite(value: float, components: dict[str, float]) -> Outcome:
-    """A score, or the failure of a value that arithmetic has carried beyond a float."""
+    """A score; a `Failure` if the value is not finite."""
     if math.isfinite(value):
         return Score(value, components)
     return Failure("invalid_value", f"the changed score is {value}, which is not a finite number")

@@ -1,11 +1,11 @@
-"""math-verify's LaTeX parser in two stages, as ANTLR recommends: half the time for a formula, and the same trees.
+"""Runs math-verify's LaTeX parser in two stages, as ANTLR recommends: it takes half the time, for the same parse trees.
 
-Few inputs need ANTLR's strong prediction (LL). Its weak one (SLL) takes the same decisions, or runs into a syntax
-error; only then is the formula parsed again by the strong one. See Parr, Harwell, Fisher: "Adaptive LL(*) Parsing"
+Few inputs need ANTLR's full prediction mode (LL). The faster mode (SLL) makes the same decisions or ends in a syntax
+error; only then the formula is parsed again in the full mode. See Parr, Harwell, Fisher: "Adaptive LL(*) Parsing"
 (OOPSLA 2014), and ANTLR's documentation of `PredictionMode`.
 
-latex2sympy2-extended, which math-verify pins at 1.11.0, has no setting for it, so its parser is wrapped here. This may
-go when it has one.
+latex2sympy2-extended, which math-verify pins at 1.11.0, has no setting for this, so its parser is patched here. Remove
+this module when it has one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _create_parser = _Latex2Sympy.create_parser
 
 
 def install() -> None:
-    """For the whole process."""
+    """Patch the parser for the whole process."""
     _Latex2Sympy.parse = _in_two_stages
 
 
@@ -33,6 +33,6 @@ def _in_two_stages(self: Any, latex: str) -> Any:
     self.create_parser = weak
     try:
         return _parse(self, latex)
-    except Exception:  # whatever it is: the strong prediction decides
+    except Exception:  # whatever the error: the full prediction mode decides
         del self.create_parser
         return _parse(self, latex)

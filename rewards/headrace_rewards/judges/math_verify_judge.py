@@ -1,14 +1,15 @@
-"""math-verify's verdict on a batch of completions; work that a batch has in common is done once.
+"""Judges a batch of completions with math-verify, and does work that the batch has in common once.
 
 Invariant: each verdict is that of `verify(parse(boxed(gold)), parse(completion))` with math-verify's own settings and
-no time limits. Four ways lead there sooner, and tests hold each to math-verify itself:
+no time limits. There are four shortcuts, each of which the tests compare with math-verify itself:
 
     gold         is parsed once a batch
     completion   `core` cuts a text that ends in its one box down to that box; equal cores are judged once
     rationals    two integers or fractions of integers are compared as numbers
     wrong ones   two expressions whose values differ at a point are not equal: no algebra is tried on them
 
-math-verify's time limits are signals, which cannot end a long operation on large integers; the host's limit can.
+math-verify's own time limits are signals, which cannot interrupt a long operation on large integers; the limit of the
+host process can.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sympy.core.function import AppliedUndef
 from . import antlr_two_stage
 
 antlr_two_stage.install()
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of time limits that are off
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn that its time limits are off
 
 _DELIMITERS = ("$", "\\boxed", "\\(", "\\[")
 _WHOLE = r"(?:0|[1-9][0-9]{0,14})"
@@ -38,32 +39,33 @@ _BOX = re.compile(r"(?P<dollar>\$?)\\boxed\{(?P<inside>[^{}]*(?:\{[0-9]*\}){0,2}
 _FINAL_BOX = re.compile(r"(?P<box>\\boxed\{(?:[^{}$\[\]\\]|\\[a-zA-Z]|\{[^{}$\[\]\\]*\})+\})(?P<dollar>\$?)\.?")
 
 
-_OF_ITS_OWN = (Float, UnevaluatedExpr, MatrixExpr, AppliedUndef)
+_UNCOMPARABLE = (Float, UnevaluatedExpr, MatrixExpr, AppliedUndef)
 _POINT = tuple(Rational(numerator, 7) for numerator in (9, 11, 13, 17, 19, 23))
-"""Values of the first symbols; an expression with more has no value, and is left to math-verify."""
+"""Values for the first symbols of an expression; one with more symbols has no value, and is left to math-verify."""
 _DIGITS = 15
-_SURELY = 1e-4
+_MIN_DIFFERENCE = 1e-4
 
 
 def judge(completions: Sequence[str], gold: Sequence[str]) -> list[float | None]:
-    """1.0 where a completion has the answer, 0.0 where it has another or none; `None` where the gold has none."""
+    """1.0 for a completion with the right answer, 0.0 for one with another or none; `None` if the gold answer cannot be
+    parsed."""
     batch = _Batch()
     return [batch.verdict(text, reference) for text, reference in zip(completions, gold, strict=True)]
 
 
 def boxed(gold: str) -> str:
-    """The text that math-verify reads as the gold: an answer without delimiters is LaTeX as a whole.
+    """The gold answer as math-verify should parse it: one without delimiters is put in a box, as LaTeX as a whole.
 
-    Left bare, `3\\pi` would be read as 3 and `\\sqrt{2}` as nothing.
+    Without a box, `3\\pi` would be parsed as 3 and `\\sqrt{2}` as nothing.
     """
     return gold if any(mark in gold for mark in _DELIMITERS) else f"\\boxed{{{gold}}}"
 
 
 def core(text: str) -> str:
-    """A text, no longer than `text`, that math-verify reads alike.
+    """A text, no longer than `text`, for which math-verify gives the same verdict.
 
-    Of patterns of one priority math-verify takes the match that ends last. A box at the end of a text therefore wins
-    unless "final answer" stands before it, and another box would only be taken into the same match.
+    Among patterns of the same priority math-verify takes the match that ends last. So a box at the end of the text
+    wins, unless "final answer" precedes it; and a second box would become part of the same match.
     """
     start = text.find("\\boxed{")
     if start < 0 or not text.isascii() or text.find("boxed", start + 6) >= 0 or "final answer" in text.lower():
@@ -79,7 +81,7 @@ def core(text: str) -> str:
 
 
 class _Batch:
-    """What the verdicts of one batch have in common."""
+    """Caches the parsed texts and the verdicts of one batch."""
 
     def __init__(self) -> None:
         self._golds: dict[str, list[Any] | None] = {}
@@ -93,7 +95,7 @@ class _Batch:
         return self._verdicts[question]
 
     def _shortest(self, text: str) -> str:
-        """The core, unless it cannot be read: math-verify then looks for an answer in the rest of the text."""
+        """The core, unless math-verify cannot parse it: then it would search the rest of the text for an answer."""
         short = core(text)
         if short == text or _rational(_unboxed(short)) is not None or _is_mathematics(self._answer(short)):
             return short
@@ -106,15 +108,15 @@ class _Batch:
         reference = self._gold(gold)
         if reference is None:
             return None
-        found = self._answer(text)
-        if _is_mathematics(found) and _differ(reference[0], found[0]):
+        parsed = self._answer(text)
+        if _is_mathematics(parsed) and _differ(reference[0], parsed[0]):
             return 0.0
-        return float(verify(reference, found, timeout_seconds=None))
+        return float(verify(reference, parsed, timeout_seconds=None))
 
     def _gold(self, gold: str) -> list[Any] | None:
         if gold not in self._golds:
-            found = parse(boxed(gold), parsing_timeout=None)
-            self._golds[gold] = found if _is_mathematics(found) else None
+            parsed = parse(boxed(gold), parsing_timeout=None)
+            self._golds[gold] = parsed if _is_mathematics(parsed) else None
         return self._golds[gold]
 
     def _answer(self, text: str) -> list[Any]:
@@ -123,9 +125,9 @@ class _Batch:
         return self._answers[text]
 
 
-def _is_mathematics(found: list[Any]) -> bool:
-    """Whether `parse` understood what it found; text that it did not understand stays text."""
-    return bool(found) and not isinstance(found[0], str)
+def _is_mathematics(parsed: list[Any]) -> bool:
+    """Whether math-verify parsed an expression; text that it did not understand is returned as text."""
+    return bool(parsed) and not isinstance(parsed[0], str)
 
 
 def _unboxed(text: str) -> str:
@@ -134,7 +136,7 @@ def _unboxed(text: str) -> str:
 
 
 def _rational(text: str) -> Fraction | None:
-    """The number that the whole text is; `None` where it is more than an integer or a fraction of integers."""
+    """The text as a rational number; `None` if it is anything but an integer or a fraction of integers."""
     read = _RATIONAL.fullmatch(text)
     if read is None:
         return None
@@ -143,17 +145,19 @@ def _rational(text: str) -> Fraction | None:
 
 
 def _differ(gold: Any, answer: Any) -> bool:
-    """Whether two expressions certainly have different values; `False` where it is not known.
+    """Whether two expressions certainly have different values; `False` if that is not known.
 
-    What math-verify compares otherwise than by the difference is left to it: relations, sets, lone symbols, decimals
+    `False` too for what math-verify does not compare by the difference: relations, sets, single symbols, decimals
     (rounded) and percentages (`9%` is 9).
     """
-    if not all(isinstance(side, Expr) and not side.is_Symbol and not side.has(*_OF_ITS_OWN) for side in (gold, answer)):
+    if not all(
+        isinstance(side, Expr) and not side.is_Symbol and not side.has(*_UNCOMPARABLE) for side in (gold, answer)
+    ):
         return False
     try:
         difference = gold - answer
         point = dict(zip(sorted(difference.free_symbols, key=str), _POINT, strict=False))
         value = difference.subs(point).evalf(_DIGITS)
-        return bool(value.is_Float and value.is_finite and abs(value) > _SURELY)
-    except Exception:  # sympy raises of many kinds where there is no value; math-verify then decides
+        return bool(value.is_Float and value.is_finite and abs(value) > _MIN_DIFFERENCE)
+    except Exception:  # sympy raises many kinds of errors for expressions without a value; math-verify then decides
         return False

@@ -1,4 +1,4 @@
-"""The verdict of a task's own verifier on one answer."""
+"""Judges one answer by the verifier of its reasoning-gym task."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from ..tasks.gym_dataset import scorer
 
 
 def judge(given: str | None, task: str, question: str, answer: str | None, metadata: dict[str, Any]) -> float:
-    """From 0 to 1; raises `InvalidRequest` for an unknown task."""
+    """A score from 0 to 1. Raises `InvalidRequest` for an unknown task."""
     return scorer(task)(given, {"question": question, "answer": answer, "metadata": metadata})

@@ -1,4 +1,5 @@
-"""The verdict of an environment's rubric: on one completion, or on a group where one of its functions asks for it."""
+"""Judges completions by a verifiers environment's rubric: a whole group if one of its functions takes groups, else one
+completion at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ Messages = list[dict[str, Any]]
 
 
 def of_environment(name: str, arguments: Mapping[str, Any], folder: str) -> Callable[..., Any]:
-    """The judge of the environment whose module lies in `folder`; raises `InvalidRequest`."""
+    """The judge of the environment whose module is in `folder`. Raises `InvalidRequest`."""
     sys.path.append(folder)
     rubric = verifiers_dataset.Rubric(verifiers_dataset.load(name, arguments))
 
     async def judge_group(prompts: list[Messages], completions: list[Messages], items: list[Any]) -> list[Any]:
-        return await rubric.score(prompts, [said[-1]["content"] for said in completions], items)
+        return await rubric.score(prompts, [completion[-1]["content"] for completion in completions], items)
 
     async def judge_one(prompt: Messages, completion: Messages, item: Any) -> Any:
         (value,) = await rubric.score([prompt], [completion[-1]["content"]], [item])

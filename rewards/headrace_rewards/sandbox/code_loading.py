@@ -1,5 +1,5 @@
-"""Imports a user's file or an installed module, or executes source text, and finds the function in it. Runs in the
-host process, and in those that `multiprocessing` starts anew for it: there the user's module is found by its name."""
+"""Loads a user's function from a file, an installed module or source text. Runs in the host process, and in processes
+that `multiprocessing` spawns for it, where the user's module is found by its name."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from typing import Any
 
 from . import frames, kept_sources
 
-_OF_CHILDREN = "HEADRACE_USER_MODULE"
-"""Environment variable: name and file of the user's module, for processes that start anew."""
+_MODULE_VARIABLE = "HEADRACE_USER_MODULE"
+"""Environment variable with the name and file of the user's module, for spawned processes."""
 _SOURCE_FILE = ".headrace_user_source.py"
 
 
 class CodeLoadError(Exception):
-    """The message names the file and, where it is known, the line; `cause` is what was raised."""
+    """The code cannot be loaded. The message names the file and, if known, the line; `cause` is the original error."""
 
     def __init__(self, message: str, cause: BaseException) -> None:
         super().__init__(message)
@@ -33,9 +33,10 @@ class CodeLoadError(Exception):
 
 
 def load(setup: frames.Setup) -> Callable[..., Any]:
-    """The function that `setup` names; a file can import its neighbours. Raises `CodeLoadError`.
+    """The function that `setup` names. A file can import the modules beside it. Raises `CodeLoadError`.
 
-    Of a file only what is defined in it: who may name a file's function may not call whatever it imports.
+    A function of a file must be defined in that file: permission to name a function in it does not include what it
+    imports.
     """
     where, name = setup.module or setup.path, setup.function
     module = _module(setup, where)
@@ -56,7 +57,7 @@ def load(setup: frames.Setup) -> Callable[..., Any]:
 
 
 def _is_defined_in(module: ModuleType, function: Any) -> bool:
-    """Also of an object that can be called: where its class is defined; of a partial call, where its function is."""
+    """Whether the function is defined in the module; for a callable object, its class; for a partial, its function."""
     if isinstance(function, functools.partial):
         return _is_defined_in(module, function.func)
     return getattr(function, "__module__", None) == module.__name__
@@ -113,11 +114,11 @@ def _import(path: Path, files: Mapping[str, bytes]) -> ModuleType:
 
 
 def _announce_to_children(name: str, path: Path) -> None:
-    os.environ[_OF_CHILDREN] = f"{name}={path}"
+    os.environ[_MODULE_VARIABLE] = f"{name}={path}"
 
 
 class _UserModule(importlib.abc.MetaPathFinder):
-    """Finds the one module, wherever its file lies."""
+    """An import finder for the user's module, which is on no import path."""
 
     def __init__(self, name: str, path: str) -> None:
         self._name, self._path = name, path
@@ -129,8 +130,9 @@ class _UserModule(importlib.abc.MetaPathFinder):
 
 
 def find_in_child() -> None:
-    """In a process that `multiprocessing` started anew: what it is sent names functions of the user's module."""
-    name, _, path = os.environ.get(_OF_CHILDREN, "").partition("=")
+    """Make the user's module importable in a process that `multiprocessing` spawned: what it receives refers to the
+    module's functions by name."""
+    name, _, path = os.environ.get(_MODULE_VARIABLE, "").partition("=")
     if name:
         sys.meta_path.append(_UserModule(name, path))
 

@@ -1,9 +1,9 @@
-"""A piece of our own work with a user's parameters, done once and held like a user's function.
+"""Runs a task of Headrace's own with a user's parameters once, in the same sandbox as a user's function.
 
     this process ─► fork: a guard ─► enclose ─► fork: confined, does the work ─► its answer, as bytes
                     └ see `guard`; ends with this process
 
-What the work needs open (a file to write to, say) is opened before and passed on; all else is as the level has it.
+Files that the task writes to are opened before, and inherited; everything else is subject to the sandbox level.
 """
 
 from __future__ import annotations
@@ -24,35 +24,36 @@ from . import frames, guard
 from .kernel import containment, syscalls
 from .scratch import ScratchFolder
 
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 
 class _End(msgspec.Struct):
     answer: bytes | None = None
     fault: str = ""
-    """Why the guard ended it, or that the machine does not hold it."""
+    """Why the guard ended the task, or that this machine does not support the level."""
 
 
 class ContainedEnd(Exception):
-    """The work took more than its share, or its process ended without an answer; the message says which."""
+    """The task exceeded a limit, or its process ended without an answer; the message says which."""
 
 
 def run(setup: frames.Setup, work: Callable[[], bytes]) -> bytes:
-    """What `work` returns; raises `ContainedEnd`, also where the machine does not hold it at that level."""
+    """Run `work` in the sandbox, and return its result. Raises `ContainedEnd`, also if this machine does not support
+    the level."""
     scratch = ScratchFolder()
     ours, theirs = socket.socketpair()
     this = os.getpid()
     child = os.fork()
     if child == 0:
         ours.close()
-        scratch.let_go()
+        scratch.close_in_child()
         _guard(setup, scratch.path, theirs, work, this)
     theirs.close()
     with ours, ours.makefile("rb") as stream:
-        said = stream.read(_MOST_BYTES)
+        body = stream.read(_MAX_BYTES)
     os.waitpid(child, 0)
     scratch.remove()
-    end = msgspec.json.decode(said, type=_End) if said else _End(fault="its process ended without an answer")
+    end = msgspec.json.decode(body, type=_End) if body else _End(fault="its process ended without an answer")
     if end.answer is None:
         raise ContainedEnd(end.fault)
     return end.answer
@@ -71,10 +72,10 @@ def _guard(
         host = os.fork()
         if host == 0:
             _work(cell, channel, work)
-        watching = guard.HostGuard(cell, host, channel.fileno(), parent)
-        watching.watch()
-        if watching.fault is not None:
-            channel.sendall(msgspec.json.encode(_End(fault=watching.fault)))
+        host_guard = guard.HostGuard(cell, host, channel.fileno(), parent)
+        host_guard.watch()
+        if host_guard.fault is not None:
+            channel.sendall(msgspec.json.encode(_End(fault=host_guard.fault)))
     except syscalls.ContainmentFailed as fault:
         channel.sendall(msgspec.json.encode(_End(fault=str(fault))))
     except BaseException:

@@ -1,13 +1,13 @@
-"""The frames between the service and a host process: 4 bytes of length (big-endian), then one JSON message.
+"""The messages between the service and a host process: 4 bytes of length (big-endian), then one JSON message.
 
     service                          host
        │ ── Setup ──────────────────► │   once
        │ ◄───────── Ready or Broken ─ │   the user's file was imported, or could not be
        │ ── Call(units) ────────────► │
-       │ ◄──────────────── Result ─── │   one a unit, as soon as it is known, so that a crash can be pinned to a unit
+       │ ◄──────────────── Result ─── │   one per unit, as soon as it is known: a crash can be attributed to a unit
 
-A unit is what the function takes at a time: one sample, or the whole group. JSON, because rows come from JSON lines and
-keep their integers of any size; never pickle, because the host's side is in the hands of a user.
+A unit is what one call of the function takes: one sample, or a whole group. The format is JSON, because rows come from
+JSON lines, with integers of any size; never pickle, because the user's code controls the host's side.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from ..user_code.argument_binding import Form
 from .kernel.resource_limits import ResourceLimits
 
 MAX_RESULT_BYTES = 1 << 20
-"""A longer frame from a host is refused; the service allocates no more than this on a user's word."""
+"""Longest frame that is accepted from a host: the service allocates no more than this for a user's code."""
 
 LENGTH = struct.Struct(">I")
 
 
 class Setup(msgspec.Struct, tag="setup"):
-    """What to load, and how to hold it."""
+    """The code to load, and its confinement."""
 
     path: str
-    """The file; where `source` is its text, only a name for it, shown in tracebacks."""
+    """The file; if `source` holds the text, only a name for it in tracebacks."""
     function: str
     form: Form
     timeout: float
@@ -43,18 +43,18 @@ class Setup(msgspec.Struct, tag="setup"):
     limits: ResourceLimits
     level: SandboxLevel
     hidden: list[str] = []
-    """Files and folders that the function sees nothing of, though they lie beside it."""
+    """Files and folders that are hidden from the function, even beside its own file."""
     home: str = ""
-    """A folder of which it sees nothing that begins with a dot; their names are not told to its process."""
+    """A folder whose dot files are hidden from the function, including their names."""
     source: str | None = None
     beside: str | None = None
-    """An installed module that `source` imports: the folder that holds it may be read."""
+    """An installed module that `source` imports: its folder is readable."""
     module: str | None = None
-    """Imported by its name, from the folder in which `path` lies, where it is an installed package's."""
+    """Name of the module to import, for a function of an installed package; `path` is in the package's folder."""
     options: dict[str, Any] = {}
     """Arguments of the function that are the same in every call."""
     files: dict[str, bytes] = {}
-    """Python files as they were kept, by absolute path: imported instead of those there."""
+    """Stored Python files by absolute path: imported instead of the files at these paths."""
 
 
 class HostReady(msgspec.Struct, tag="ready"):
@@ -62,7 +62,7 @@ class HostReady(msgspec.Struct, tag="ready"):
 
     whole_group: bool
     concurrent: bool
-    """The units of a call run at once (an async function), so results come in any order."""
+    """Whether the units of a call run at the same time (an async function), so that results come in any order."""
 
 
 class Broken(msgspec.Struct, tag="broken"):
@@ -73,14 +73,14 @@ class Broken(msgspec.Struct, tag="broken"):
 
 
 class Unit(msgspec.Struct):
-    """What the function takes at a time. `index` names it in its `Result`."""
+    """What one call of the function takes. Its `Result` has the same `index`."""
 
     index: int
     samples: list[Sample]
 
 
 class Encoded(NamedTuple):
-    """A unit on its way: an encoded `Unit` of so many `samples`."""
+    """An encoded `Unit`, and its number of samples."""
 
     body: msgspec.Raw
     samples: int
@@ -93,7 +93,7 @@ class Call(msgspec.Struct, tag="call"):
 
 
 class Result(msgspec.Struct, tag="result"):
-    """The outcomes of one unit, one a sample, in order."""
+    """The outcomes of one unit, one per sample, in order."""
 
     index: int
     outcomes: list[Outcome]
@@ -106,12 +106,12 @@ decode_reply = msgspec.json.Decoder(HostReady | Broken | Result).decode
 
 
 def frame(body: bytes) -> bytes:
-    """The bytes to send for one encoded message."""
+    """The bytes of one encoded message, with its length."""
     return LENGTH.pack(len(body)) + body
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes:
-    """The next message from a host; `ValueError` where it is too long, `asyncio.IncompleteReadError` at the end."""
+    """The next message from a host. Raises `ValueError` if it is too long, `asyncio.IncompleteReadError` at the end."""
     (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
     if length > MAX_RESULT_BYTES:
         raise ValueError(f"a result of {length} bytes; at most {MAX_RESULT_BYTES} are taken")

@@ -2,15 +2,15 @@
 
     Setup from the socket ─► enclose ─► fork ─┬─► host: confined, serves calls on the socket
                                               └─► watch, until one of
-         the host ended                                   ─► end all that is left, end in the same way
-         the service ended, or asked for it (SIGTERM)     ─► end host and all
-         all together use too much, see `usage`           ─► say so on stderr, end host and all
-         the host closed the socket, and lives            ─► the same
-    meanwhile it connects unix sockets for the host, see `connections`; SIGUSR1 of the service says that a unit begins
+         the host ended                                   ─► kill all processes left, exit with the host's status
+         the service ended, or sent SIGTERM               ─► kill the host and all its processes
+         together they use too much, see `usage`          ─► say so on stderr, kill the host and all its processes
+         the host closed the socket, but is alive         ─► the same
+    meanwhile it connects unix sockets for the host (see `connections`); SIGUSR1 of the service marks a unit's begin
 
-Invariant: when it has ended, so has every process that the host started, also one that left its session or whose
-parent ended. In a namespace the kernel sees to that; elsewhere orphans come to the guard. Only a guard that is itself
-killed with SIGKILL cannot keep that promise outside a namespace; the host dies with it all the same.
+Invariant: when the guard has ended, so has every process that the host started, even one that left its session or whose
+parent ended. In a namespace the kernel ensures that; elsewhere orphans are reparented to the guard. Outside a
+namespace, a guard that is itself killed by SIGKILL cannot ensure it; the host still dies with it.
 """
 
 from __future__ import annotations
@@ -30,37 +30,38 @@ from .kernel.usage import ResourceUsage, descendants
 from .removal import remove
 
 _BUSY_SECONDS, _QUIET_SECONDS = 0.05, 0.2
-"""Between two looks at what is used: with processes beside the host, and without."""
-_SHARE = 4
-"""A look at many processes takes long: at most a fifth of a core goes into looking."""
-_END_SECONDS, _LOOK_SECONDS = 5.0, 0.005
-"""For the end of all that is left, and between two looks at it, or at a connection that has to wait."""
+"""Interval of the checks of resource usage: if the host has child processes, and if it has none."""
+_PAUSE_FACTOR = 4
+"""The pause after a check is at least this many times its duration: checking takes at most a fifth of a core, however
+many processes there are."""
+_END_SECONDS, _POLL_SECONDS = 5.0, 0.005
+"""Time limit for killing all processes; interval of the polls for their end, or for a connection that waits."""
 _CLOSED = "it closed its socket to the service"
 WAITED_FOR = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1)
 
 
 class HostGuard:
     def __init__(self, cell: containment.Cell, host_pid: int, channel: int, service: int) -> None:
-        """`channel` is the number by which the host knows its socket to the service; `service` is a process."""
+        """`channel`: file descriptor, in the host, of its socket to the service; `service`: the service's pid."""
         self._cell = cell
         self._host = host_pid
         self._service = service
         self._status: int | None = None
-        self._doorkeeper = containment.doorkeeper(cell)
-        self._usage = ResourceUsage(cell, self._doorkeeper)
+        self._connector = containment.connector(cell)
+        self._usage = ResourceUsage(cell, self._connector)
         self._channel = f"{host_pid}/fd/{channel}"
         self._closed = False
         self.fault: str | None = None
-        """Why the host was ended, where the guard ended it."""
+        """Why the guard ended the host, if it did."""
         self._poll = select.poll()
         self._poll.register(syscalls.file_of_signals(WAITED_FOR), select.POLLIN)
-        if self._doorkeeper is not None:
-            self._poll.register(self._doorkeeper.file, select.POLLIN)
+        if self._connector is not None:
+            self._poll.register(self._connector.file, select.POLLIN)
 
     def watch(self) -> int:
-        """The wait status of the host; every process below is gone then.
+        """Returns the host's wait status, when every process below has ended.
 
-        The scratch folder is the service's to remove, whatever time it takes, unless that has ended.
+        The service removes the scratch folder, since that may take long; the guard does only if the service has ended.
         """
         try:
             return self._watch()
@@ -70,57 +71,58 @@ class HostGuard:
                 remove(self._cell.scratch)
 
     def _watch(self) -> int:
-        look_at = time.monotonic() + _QUIET_SECONDS
+        next_check = time.monotonic() + _QUIET_SECONDS
         while True:
-            heard = self._wait(look_at)
+            signals = self._wait(next_check)
             self._reap()
             if self._status is not None:
                 if self._cell.group is not None and (fault := self._cell.group.out_of_memory()) is not None:
-                    self._blame(fault)
+                    self._report_fault(fault)
                 return self._status
-            if signal.SIGTERM in heard:
+            if signal.SIGTERM in signals:
                 return signal.SIGKILL
-            if signal.SIGUSR1 in heard:
+            if signal.SIGUSR1 in signals:
                 self._usage.grant()
-            if not heard and time.monotonic() < look_at:
+            if not signals and time.monotonic() < next_check:
                 continue
             began = time.monotonic()
             below = self._usage.processes()
-            fault = self._usage.too_much(below) or self._deaf()
+            fault = self._usage.too_much(below) or self._socket_closed()
             if fault is not None:
-                self._blame(fault)
+                self._report_fault(fault)
                 return signal.SIGKILL
             period = _BUSY_SECONDS if len(below) > 1 else _QUIET_SECONDS
             ended = time.monotonic()
-            look_at = ended + max(period, _SHARE * (ended - began))
+            next_check = ended + max(period, _PAUSE_FACTOR * (ended - began))
 
-    def _blame(self, fault: str) -> None:
+    def _report_fault(self, fault: str) -> None:
         self.fault = fault
         with contextlib.suppress(BrokenPipeError):  # the service has just ended
             os.write(2, f"{fault}\n".encode())
 
     def _wait(self, until: float) -> set[int]:
-        """The signals that came; meanwhile what the host asks for is answered."""
-        doorkeeper = self._doorkeeper
+        """Wait for signals until `until`, and return them; meanwhile answer the host's requests for connections."""
+        connector = self._connector
         left = max(until - time.monotonic(), 0.0)
-        if doorkeeper is not None and doorkeeper.waiting:
-            left = min(left, _LOOK_SECONDS)
+        if connector is not None and connector.waiting:
+            left = min(left, _POLL_SECONDS)
         ready = dict(self._poll.poll(left * 1000))
-        if doorkeeper is not None:
-            file = doorkeeper.file
-            going_on = doorkeeper.answer(ready.get(file, 0))
-            if not going_on or doorkeeper.file != file:
+        if connector is not None:
+            file = connector.file
+            active = connector.answer(ready.get(file, 0))
+            if not active or connector.file != file:
                 self._poll.unregister(file)
-                self._doorkeeper = doorkeeper if going_on else None
-            if going_on and doorkeeper.file != file:
-                self._poll.register(doorkeeper.file, select.POLLIN)
-        heard = set()
-        while (found := signal.sigtimedwait(WAITED_FOR, 0)) is not None:
-            heard.add(found.si_signo)
-        return heard
+                self._connector = connector if active else None
+            if active and connector.file != file:
+                self._poll.register(connector.file, select.POLLIN)
+        signals = set()
+        while (info := signal.sigtimedwait(WAITED_FOR, 0)) is not None:
+            signals.add(info.si_signo)
+        return signals
 
-    def _deaf(self) -> str | None:
-        """Whether the host can answer no more, though it lives: seen twice, since one that ends closes its files."""
+    def _socket_closed(self) -> str | None:
+        """The fault if the host has closed its socket but is alive. It must be seen twice in a row, because a host that
+        is just ending closes its files too."""
         try:
             closed = not os.readlink(self._channel, dir_fd=self._cell.proc).startswith("socket:")
         except PermissionError:
@@ -131,7 +133,7 @@ class HostGuard:
         return _CLOSED if before and closed else None
 
     def _reap(self) -> bool:
-        """Whether any children are left, after those that have ended were reaped; notes how the host ended."""
+        """Reap the children that have ended, and record the host's status. Whether any children are left."""
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
                 if ended[0] == self._host:
@@ -149,15 +151,15 @@ class HostGuard:
             if self._status is None:
                 _signal(self._host, signal.SIGKILL)
             while self._reap() and time.monotonic() < deadline:  # process 1 ends when all others have
-                signal.sigtimedwait([signal.SIGCHLD], _LOOK_SECONDS)
+                signal.sigtimedwait([signal.SIGCHLD], _POLL_SECONDS)
             return
         stopped: set[int] = set()
         while (left := set(descendants(os.getpid()))) and time.monotonic() < deadline:
-            # a stopped process forks no more, and still counts among those allowed: nothing escapes between two looks
+            # All are stopped first: a stopped process cannot fork, so none escapes between two polls.
             for pid in left:
                 _signal(pid, signal.SIGKILL if left <= stopped else signal.SIGSTOP)
             stopped = left
-            signal.sigtimedwait([signal.SIGCHLD], _LOOK_SECONDS)
+            signal.sigtimedwait([signal.SIGCHLD], _POLL_SECONDS)
             self._reap()
 
 
@@ -167,7 +169,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _end_like(status: int) -> None:
-    """Never returns: the service reads from the guard's end how the host ended."""
+    """End like the host did, so that the service sees its status or signal. Never returns."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -191,7 +193,7 @@ def main() -> None:
         return
     setup = frames.decode_request(body)
     assert isinstance(setup, frames.Setup)
-    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)  # until here SIGTERM ended it at once
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)  # until here SIGTERM ends the guard at once
     try:
         cell = containment.enclose(setup, Path.cwd())
     except syscalls.ContainmentFailed as fault:
@@ -208,6 +210,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-elif __name__ == "__mp_main__":  # in a process that the user's code starts anew, for which this is the main module
+elif __name__ == "__mp_main__":  # in a process that the user's code spawned by multiprocessing
     semaphores.provide()
     code_loading.find_in_child()

@@ -3,10 +3,10 @@
     Setup (read by the guard) ─► session of its own ─► confine ─► load the code ─► Ready
                                  Call ─► unit by unit: bind, call, read what it returned ─► Result
 
-Nothing the user's code prints reaches the socket: fd 1 is stderr by then, and fd 0 is empty. Whatever the code raises,
-`SystemExit` included, ends as a `Failure` of that unit. Time limits are the service's to enforce, by ending this
-process; only an async function is cancelled here, since its units run at once. It ends without running what the code
-left to be run at exit.
+Nothing that the user's code prints reaches the socket: by then fd 1 is stderr, and fd 0 is empty. Whatever the code
+raises, including `SystemExit`, becomes a `Failure` of that unit. The service enforces time limits by killing this
+process; only an async function is cancelled here, because its units run at the same time. The process ends without
+running exit handlers that the code registered.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from .kernel.syscalls import ContainmentFailed
 
 _MESSAGE_CHARACTERS = 1_000
 _TRACEBACK_LINES = 20
-_OURS = str(Path(__file__).parent.parent)
+_PACKAGE_FOLDER = str(Path(__file__).parent.parent)
 
 
 class Channel:
-    """Frames on the socket that stdin and stdout were."""
+    """Reads and writes frames on the socket that the process was started with as stdin and stdout."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(fileno=os.dup(0))
@@ -62,16 +62,16 @@ class Channel:
         return self._socket.fileno()
 
     def keep_from_children(self) -> None:
-        """What this process forks cannot answer, and does not hold the socket open."""
+        """Close the socket in every forked child: a child cannot answer calls, or keep the socket open."""
         os.register_at_fork(after_in_child=self.close)
 
     def close(self) -> None:
-        """This process has no more to do with it."""
+        """Close this process's copy of the socket."""
         self._stream.close()
         self._socket.close()
 
     def send(self, message: frames.HostReady | frames.Broken | frames.Result) -> None:
-        """Blocks until the message is on its way."""
+        """Send a message; blocks until the kernel has taken it."""
         self._socket.sendall(frames.frame(frames.encode(message)))
 
 
@@ -87,7 +87,7 @@ class Host:
         self._concurrent = _is_async(function)
 
     def serve(self) -> None:
-        """Until the service closes the socket."""
+        """Serve calls until the service closes the socket."""
         with asyncio.Runner() as runner:  # one loop for all calls: an async function may keep clients open
             self._channel.send(frames.HostReady(self._binding.whole_group, self._concurrent))
             while (body := self._channel.receive()) is not None:
@@ -110,7 +110,7 @@ class Host:
         try:
             arguments, logged = self._binding.arguments(unit.samples)
             value = self._function(**arguments)
-            if inspect.isawaitable(value):  # a plain function that hands out a coroutine
+            if inspect.isawaitable(value):  # a plain function that returns a coroutine
                 value = runner.run(_wait_for(value))
             return self._read(value, unit.samples, logged)
         except BaseException as error:  # whatever a user's code raises, SystemExit included, is its outcome
@@ -160,9 +160,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _tail(error: BaseException) -> str:
-    """The last lines of the traceback, from the user's first frame on."""
+    """The last lines of the traceback, starting at the user's first frame."""
     step = error.__traceback__
-    while step is not None and step.tb_frame.f_code.co_filename.startswith((_OURS, "<frozen importlib")):
+    while step is not None and step.tb_frame.f_code.co_filename.startswith((_PACKAGE_FOLDER, "<frozen importlib")):
         step = step.tb_next
     lines = "".join(traceback.format_exception(type(error), error, step)).splitlines()
     return _encodable("\n".join(line[:500] for line in lines[-_TRACEBACK_LINES:]))
@@ -173,7 +173,7 @@ def _encodable(text: str) -> str:
 
 
 def run(channel: Channel, cell: containment.Cell) -> NoReturn:
-    """Serve the function that `cell.setup` names, until the service closes the socket; then end, whatever happens."""
+    """Serve the function that `cell.setup` names until the service closes the socket, then exit. Never returns."""
     try:
         os.setsid()
         _serve(channel, cell)

@@ -1,10 +1,10 @@
-"""Keeps one host process alive, and finds the unit that broke it.
+"""Keeps one host process running, and finds the unit that made it die.
 
-    units ─► call ─► results … dies ─► the unit it worked on failed; the others go to a fresh process
+    units ─► call ─► results … process dies ─► the unit that it worked on fails; the others go to a new process
 
-A function that takes its units in order was at the first one without a result. An async function runs them at once, so
-after a death the rest are repeated one by one. Every death settles a unit or begins that repetition, so a call always
-ends; a process that does not start any more, tried `_START_ATTEMPTS` times, settles all that are left.
+A plain function takes its units in order, so it was working on the first one without a result. An async function runs
+them at the same time, so after a death the rest are repeated one by one. Each death decides one unit or begins that
+repetition, so every call ends. If a new process does not start in `_START_ATTEMPTS` attempts, all remaining units fail.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from . import frames
 from .host_process import HostDied, HostLoadFailed, HostProcess
 
 _START_ATTEMPTS = 3
-_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.2, 1.0
-"""Pause before the second attempt to start, and the longest before any."""
+_RESTART_SECONDS, _MAX_RESTART_SECONDS = 0.2, 1.0
+"""Pause before the second attempt to start, and the longest pause before any attempt."""
 
 
 class HostSupervisor:
-    """One seat at which units are scored; one call at a time."""
+    """One host process with its replacements; scores one call at a time."""
 
     def __init__(self, setup: frames.Setup, param: str) -> None:
-        """`param` is the field of the grader that is blamed for code that does not load."""
+        """`param`: the grader's field that an error of loading the code refers to."""
         self._setup = setup
         self._param = param
         self._process: HostProcess | None = None
         self._stopped = False
 
     async def start(self) -> frames.HostReady:
-        """The first process; raises `InvalidRequest` where the user's code does not load."""
+        """Start the first process. Raises `InvalidRequest` if the user's code does not load."""
         process = self._process = HostProcess(self._setup)
         try:
             await process.load()
@@ -63,7 +63,7 @@ class HostSupervisor:
         one_by_one = False
         while pending:
             try:
-                process = await self._running()
+                process = await self._live_process()
             except Unavailable as fault:
                 outcomes |= _failed(pending, Failure("unavailable", fault.message))
                 break
@@ -80,7 +80,7 @@ class HostSupervisor:
         return [outcomes[index] for index in range(len(units))]
 
     def stop(self) -> None:
-        """Kill the process; calls in flight end with `unavailable`, and so does every later one."""
+        """Kill the process; calls in flight, and all later ones, return `unavailable`."""
         self._stopped = True
         if self._process is not None:
             self._process.kill()
@@ -97,26 +97,27 @@ class HostSupervisor:
         pending: dict[int, frames.Encoded],
         outcomes: dict[int, list[Outcome]],
     ) -> HostDied | None:
-        """Moves what is answered from `pending` to `outcomes`; returns how the process died, if it did."""
+        """Call the process, and move the units with a result from `pending` to `outcomes`. Returns the error if the
+        process died."""
         try:
             async for result in process.call(batch):
                 outcomes[result.index] = result.outcomes
                 del pending[result.index]
         except HostDied as death:
             return death
-        except BaseException:  # cancelled: its answers would be taken for those of the next call
+        except BaseException:  # cancelled: its late answers would be taken for those of the next call
             process.kill()
             raise
         return None
 
-    async def _running(self) -> HostProcess:
-        """The present process, or a fresh one; raises `Unavailable`."""
+    async def _live_process(self) -> HostProcess:
+        """The present process if it is alive, else a new one. Raises `Unavailable`."""
         if self._process is not None and self._process.alive and not self._stopped:
             return self._process
         last = ""
         for attempt in range(_START_ATTEMPTS):
             if attempt:
-                await asyncio.sleep(delay_after(attempt, _RESTART_SECONDS, _LONGEST_RESTART_SECONDS))
+                await asyncio.sleep(delay_after(attempt, _RESTART_SECONDS, _MAX_RESTART_SECONDS))
             if self._process is not None:
                 self._process.kill()
                 await self._process.reap()

@@ -1,7 +1,7 @@
-"""Scores with user code in so many processes of its own. The service never imports it.
+"""A reward whose user code runs in several sandboxed processes. The service never imports the code.
 
-    score(group) ─► chunks ─► a free supervisor, first come first served ─► its host process
-                    └ one chunk a worker, or the whole group where the function asks for it
+    score(group) ─► chunks ─► an idle supervisor, first come first served ─► its host process
+                    └ one chunk per worker, or the whole group if the function takes groups
 
 Scoring overlaps with generation: waiting for a host blocks nothing else.
 """
@@ -19,7 +19,7 @@ from headrace_core.config.reward_permissions import RewardPermissions, SandboxLe
 from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.protocols.grader_check import Failure, Outcome
 
-from ..protocol import Sample, each
+from ..protocol import Sample, score_wanted
 from ..user_code.argument_binding import Form
 from . import frames
 from .host_supervisor import HostSupervisor
@@ -34,21 +34,23 @@ class Code:
     """The function to run, and where it is."""
 
     path: str
-    """Absolute; with `source`, a name for it."""
+    """Absolute path of the file; with `source`, a name for it."""
     function: str
     form: Form
     timeout: float
     """Seconds for one completion, or one group."""
     param: str
-    """The field of the grader that a fault is blamed on."""
+    """The grader's field that an error of the code refers to."""
     source: str | None = None
+    """The source text; `None` for code in a file or a module."""
     beside: str | None = None
-    """An installed module that `source` imports; absolute."""
+    """Absolute path of an installed module that `source` imports."""
     module: str | None = None
-    """Of an installed package; `path` lies in the folder that holds it."""
+    """Name of the module, for a function of an installed package; `path` is in the package's folder."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the function that are the same in every call."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """Of the file and its neighbours, by absolute path, as they were kept; they are imported instead of those there."""
+    """The stored file and the files that it imports, by absolute path: imported instead of the files at these paths."""
 
 
 class HostedReward:
@@ -60,24 +62,24 @@ class HostedReward:
         limits: ResourceLimits,
         level: SandboxLevel | None = None,
     ) -> None:
-        """`level` holds the code at that level, and does not ask what the machine offers: for tests."""
+        """`level`: run at this sandbox level without probing the machine; for tests."""
         self._code = code
         self._workers = min(workers, rules.max_workers)
         self._rules = rules
         self._limits = limits
         self._level = level
         self._supervisors: list[HostSupervisor] = []
-        self._free: asyncio.Queue[HostSupervisor] = asyncio.Queue()
+        self._idle: asyncio.Queue[HostSupervisor] = asyncio.Queue()
         self._ready: frames.HostReady | None = None
         self._closed = False
 
     async def start(self) -> None:
-        """Start every process and load the code in each.
+        """Start every process, and load the code in each.
 
-        Raises `InvalidRequest`, with the traceback's last lines, where it does not load; `Unavailable` where the
-        machine holds user code less well than the operator asks for.
+        Raises `InvalidRequest`, with the last lines of the traceback, if the code does not load; `Unavailable` if the
+        machine does not support the sandbox level that the operator requires.
         """
-        setup = self._setup(await self._level_held())
+        setup = self._setup(await self._sandbox_level())
         self._supervisors = [HostSupervisor(setup, self._code.param) for _ in range(self._workers)]
         try:
             ready = [await supervisor.start() for supervisor in self._supervisors[:1]]
@@ -89,9 +91,9 @@ class HostedReward:
             raise
         self._ready = ready[0]
         for supervisor in self._supervisors:
-            self._free.put_nowait(supervisor)
+            self._idle.put_nowait(supervisor)
 
-    async def _level_held(self) -> SandboxLevel:
+    async def _sandbox_level(self) -> SandboxLevel:
         if self._level is not None:
             return self._level
         machine = await probe_level()
@@ -111,40 +113,40 @@ class HostedReward:
         )
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample, in order; see `Reward`."""
+        """One outcome per sample, in order; see `Reward`."""
         if self._closed:
             return [Failure("unavailable", "the reward was closed")] * len(samples)
         if self._ready is None:
             raise InvalidState("the reward was not started")
         if self._ready.whole_group:
             return await self._score_units([samples] if samples else [])
-        return await each(samples, lambda wanted: self._score_units([[sample] for sample in wanted]))
+        return await score_wanted(samples, lambda wanted: self._score_units([[sample] for sample in wanted]))
 
     async def _score_units(self, units: list[Sequence[Sample]]) -> list[Outcome]:
-        """Those of all units, in order: side by side on all processes."""
+        """The outcomes of all units, in order; the units are divided among all processes."""
         chunks = _chunks(units, len(self._supervisors))
         scored = await asyncio.gather(*map(self._score, chunks))
         return [outcome for chunk in scored for unit in chunk for outcome in unit]
 
     async def close(self) -> None:
-        """Kill every process; raises `TimedOut` where one does not end. Idempotent."""
+        """Kill every process. Raises `TimedOut` if one does not end. Idempotent."""
         if self._ready is None or self._closed:
             return
         self._stop()
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                idle = [await self._free.get() for _ in self._supervisors]
+                idle = [await self._idle.get() for _ in self._supervisors]
         except TimeoutError:
             raise TimedOut(f"reward processes were still busy {_CLOSE_SECONDS:g} s after they were killed") from None
         for supervisor in idle:
             await supervisor.reap()
 
     async def _score(self, units: list[Sequence[Sample]]) -> list[list[Outcome]]:
-        supervisor = await self._free.get()
+        supervisor = await self._idle.get()
         try:
             return await supervisor.score(units)
         finally:
-            self._free.put_nowait(supervisor)
+            self._idle.put_nowait(supervisor)
 
     def _stop(self) -> None:
         self._closed = True
@@ -153,6 +155,6 @@ class HostedReward:
 
 
 def _chunks(units: list[Sequence[Sample]], count: int) -> list[list[Sequence[Sample]]]:
-    """At most `count` runs of neighbours, of nearly one size."""
+    """Split the units into at most `count` consecutive chunks of about equal size."""
     size = max(1, math.ceil(len(units) / count))
     return [units[start : start + size] for start in range(0, len(units), size)]

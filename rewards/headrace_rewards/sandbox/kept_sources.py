@@ -1,7 +1,7 @@
-"""Imports of files as they were kept, under the paths where they lay: see `headrace_rewards.reward_code`.
+"""Imports stored copies of Python files under their original paths: see `headrace_rewards.reward_code`.
 
-`__file__`, tracebacks and what the code opens beside itself are those of the original place; the text is the copy's,
-also where the file there has changed or gone. Runs in the host process only.
+`__file__`, tracebacks and data files beside the code refer to the original path. The source is the stored copy's, even
+if the original file was changed or removed. Runs in the host process only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 
-class KeptLoader(SourceFileLoader):
+class StoredSourceLoader(SourceFileLoader):
     """Loads one file from memory."""
 
     def __init__(self, name: str, path: str, source: bytes) -> None:
@@ -25,16 +25,16 @@ class KeptLoader(SourceFileLoader):
         linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)  # for tracebacks
 
     def get_data(self, path: str) -> bytes:
-        """The kept source; nothing else is read by it."""
+        """The stored source; the import system reads nothing else with this loader."""
         return self._source
 
     def path_stats(self, path: str) -> Mapping[str, int]:
-        """None: byte code beside the original is of another text, perhaps."""
+        """Always raises `OSError`, so that no byte code beside the original file is used: it may be of another text."""
         raise OSError("kept in memory")
 
 
-class KeptFinder:
-    """Finds the kept files before the path is searched. `files`: by absolute path."""
+class StoredSourceFinder:
+    """Import finder that serves the stored files before the import path is searched. `files`: by absolute path."""
 
     def __init__(self, files: Mapping[str, bytes], folder: Path) -> None:
         self._files = files
@@ -43,7 +43,7 @@ class KeptFinder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Of a module or package among the kept files."""
+        """The spec of a module or package among the stored files; `None` for any other."""
         last = name.rpartition(".")[2]
         for folder in [str(self._folder)] if path is None else path:
             place = Path(folder) / last
@@ -60,19 +60,19 @@ class KeptFinder:
 
 
 def spec_of(name: str, path: str, source: bytes, folders: list[str] | None = None) -> ModuleSpec | None:
-    """For `importlib`; `folders` of a package."""
-    loader = KeptLoader(name, path, source)
+    """The module spec of a stored file; `folders`: the search path of a package."""
+    loader = StoredSourceLoader(name, path, source)
     return importlib.util.spec_from_file_location(name, path, loader=loader, submodule_search_locations=folders)
 
 
 def install(files: Mapping[str, bytes], folder: Path) -> None:
-    """From now on the kept files are imported in place of those in `folder`."""
-    sys.meta_path.insert(sys.meta_path.index(PathFinder), KeptFinder(files, folder))
+    """Import the stored files in place of those in `folder` from now on."""
+    sys.meta_path.insert(sys.meta_path.index(PathFinder), StoredSourceFinder(files, folder))
 
 
 def _is_text(source: bytes) -> bool:
     try:
         importlib.util.decode_source(source)
-    except (SyntaxError, UnicodeDecodeError):  # importing it says so
+    except (SyntaxError, UnicodeDecodeError):  # importing it raises the error
         return False
     return True

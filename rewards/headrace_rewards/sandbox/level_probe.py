@@ -1,6 +1,6 @@
-"""Which level this machine really holds: tried, once a process, with a function that tries to leave.
+"""Finds the strictest sandbox level that this machine supports, by running a function that tries to break out.
 
-assess ─► isolated? ─► filtered? ─► limits        what fell short, and why, is kept for whoever asks for more
+probe_level ─► isolated? ─► filtered? ─► limits        the report says why each stricter level is not supported
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from .kernel import control_groups, syscalls
 from .kernel.resource_limits import ResourceLimits
 
 _SECONDS = 60.0
-"""To start, and to answer: too little would be taken for a machine that holds less."""
+"""Time limit for the start and for the answer. It is generous: a timeout would count as a level that is not
+supported."""
 
-_TRIES = """
+_ESCAPES = """
 import os, socket
 
 def network():
@@ -60,13 +61,13 @@ def grade(item):
 
 @dataclass(frozen=True, slots=True)
 class MachineReport:
-    """`shortfalls` says, for each level above `level`, why it does not hold here."""
+    """The strictest supported `level`; `shortfalls`: why each stricter level is not supported."""
 
     level: SandboxLevel
     shortfalls: dict[SandboxLevel, str]
 
     def require(self, wanted: SandboxLevel) -> None:
-        """Raises `Unavailable` where the machine offers less."""
+        """Raises `Unavailable` if the machine supports only a less strict level."""
         if SANDBOX_LEVELS.index(self.level) < SANDBOX_LEVELS.index(wanted):
             raise Unavailable(
                 f"user code is refused: the operator asks for sandbox level '{wanted}', and this machine holds "
@@ -78,21 +79,24 @@ class MachineReport:
         return f"{self.level} ({missing})" if missing else self.level
 
 
-_assessed: MachineReport | None = None
+_report: MachineReport | None = None
 
 
 async def probe_level() -> MachineReport:
-    """What this machine holds; takes a start of two processes at most, the first time."""
-    global _assessed
-    if _assessed is None:
-        _assessed = await _try_all()
-    return _assessed
+    """The machine's report. The first call in a process starts up to two host processes; later calls are immediate."""
+    global _report
+    if _report is None:
+        _report = await _probe_levels()
+    return _report
 
 
-def assess_in_child() -> None:
-    """Let all processes that this one forks know what `probe_level` finds, which a process of its own finds out:
-    nothing of its event loop, threads and children stays in this one. Where it finds nothing, each tries for itself."""
-    global _assessed
+def probe_in_child() -> None:
+    """Run `probe_level` in a child process, and store its report here, for all processes that this one forks later.
+
+    The child keeps the probe's event loop, threads and children out of this process. If it fails, each forked process
+    probes for itself.
+    """
+    global _report
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -108,23 +112,23 @@ def assess_in_child() -> None:
     with os.fdopen(reading, "rb") as file:
         found = file.read()
     os.waitpid(child, 0)
-    _assessed = msgspec.json.decode(found, type=MachineReport) if found else None
+    _report = msgspec.json.decode(found, type=MachineReport) if found else None
 
 
-async def _try_all() -> MachineReport:
+async def _probe_levels() -> MachineReport:
     shortfalls: dict[SandboxLevel, str] = {}
     for level in reversed(SANDBOX_LEVELS[1:]):
-        shortfall = await _try(level)
+        shortfall = await _probe(level)
         if shortfall is None:
             return MachineReport(level, shortfalls)
         shortfalls[level] = shortfall
     return MachineReport(SANDBOX_LEVELS[0], shortfalls)
 
 
-async def _try(level: SandboxLevel) -> str | None:
-    """Why this level does not hold, or `None`."""
+async def _probe(level: SandboxLevel) -> str | None:
+    """Why this level is not supported; `None` if it is."""
     limits = ResourceLimits(start_seconds=_SECONDS)
-    setup = frames.Setup("the trial of the sandbox", "grade", "text", _SECONDS, limits, level, source=_TRIES)
+    setup = frames.Setup("the trial of the sandbox", "grade", "text", _SECONDS, limits, level, source=_ESCAPES)
     supervisor = HostSupervisor(setup, "sandbox")
     with tempfile.NamedTemporaryFile(prefix="headrace-trial-") as outside:
         os.chmod(outside.name, 0o666)
@@ -144,12 +148,12 @@ async def _try(level: SandboxLevel) -> str | None:
 
 
 def main() -> None:
-    """`python -m headrace_rewards sandbox`: the level asked for on stdin (JSON), what is held on stdout, for people."""
+    """`python -m headrace_rewards sandbox`: reads the required level from stdin (JSON), writes a report for people."""
     wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=SandboxLevel)
     machine = asyncio.run(probe_level())
     try:
         machine.require(wanted)
-        said = f"{machine}; {control_groups.held()}"
+        answer = f"{machine}; {control_groups.held()}"
     except Unavailable as refused:
-        said = refused.message
-    sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
+        answer = refused.message
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")

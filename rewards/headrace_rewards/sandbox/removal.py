@@ -1,7 +1,7 @@
-"""Removes a folder that a user's code wrote into: whatever its depth, its names and its modes.
+"""Removes a folder that a user's code wrote into, whatever the depth, names and permissions in it.
 
-`shutil.rmtree` goes down by calling itself, and its paths grow with the depth. Here every folder is emptied by moving
-the folders in it up to the top, so that two open folders do, at any depth.
+`shutil.rmtree` is recursive, and its paths grow with the depth. Here the folders in each folder are moved up to the
+top, so that two open folders suffice at any depth.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove(folder: Path) -> None:
-    """The folder and all in it; no link is followed. What may not be removed stays, and is no error."""
+    """Remove the folder and everything in it, without following links. What cannot be removed is left, without
+    error."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         top = os.open(folder, _FLAGS)
         try:
@@ -27,16 +28,16 @@ def remove(folder: Path) -> None:
 
 
 def _empty(top: int) -> None:
-    moved, unknown = 0, secrets.token_hex(8)  # whoever wrote the folder could have taken a name that they know
-    open_names = _taken_apart(top)
+    moved, unknown = 0, secrets.token_hex(8)  # random: the folder's author must not be able to occupy the names
+    open_names = _remove_files(top)
     while open_names:
         name = open_names.pop()
         try:
-            below = _opened(top, name)
-        except OSError:  # another's
+            below = _open(top, name)
+        except OSError:  # it belongs to another user
             continue
         try:
-            for inner in _taken_apart(below):
+            for inner in _remove_files(below):
                 up = f".headrace-removed-{unknown}-{moved}"
                 moved += 1
                 with contextlib.suppress(OSError):
@@ -48,8 +49,8 @@ def _empty(top: int) -> None:
             os.rmdir(name, dir_fd=top)
 
 
-def _taken_apart(place: int) -> list[str]:
-    """Removes the files of a folder; the names of the folders in it."""
+def _remove_files(place: int) -> list[str]:
+    """Remove the files of a folder; returns the names of its folders."""
     with os.scandir(place) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_folder in found:
@@ -59,8 +60,8 @@ def _taken_apart(place: int) -> list[str]:
     return [name for name, is_folder in found if is_folder]
 
 
-def _opened(top: int, name: str) -> int:
-    """Its owner may have taken the rights to it from themselves."""
+def _open(top: int, name: str) -> int:
+    """Open a folder, even if its permissions deny it to its own owner."""
     with contextlib.suppress(OSError):
         return os.open(name, _FLAGS, dir_fd=top)
     handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)

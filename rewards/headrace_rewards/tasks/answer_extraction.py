@@ -1,4 +1,4 @@
-"""Where in a completion the answer stands, and the sentence that asks a model to put it there."""
+"""Finds the answer in a completion, and holds the sentence of the prompt that tells a model where to write it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ INSTRUCTIONS: dict[Place, str] = {
     "last_line": "Write the final answer alone on the last line.",
     "whole": "",
 }
-"""Appended to the question; nothing where the whole completion is the answer."""
+"""The sentence that is appended to the question; empty where the whole completion is the answer."""
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 
 
 def answer_in(text: str, place: Place) -> str | None:
-    """The answer, without blanks around it; `None` where there is none. Of several tags, the last that is closed."""
+    """The answer, stripped of whitespace; `None` if there is none. Of several tags, the last closed one counts."""
     if place == "whole":
         answer = text
     elif place == "last_line":

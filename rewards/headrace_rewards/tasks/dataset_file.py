@@ -1,11 +1,11 @@
-"""`python -m headrace_rewards tasks`: the rows of a reference, as a file. JSON in on stdin, JSON out on stdout.
+"""`python -m headrace_rewards tasks`: writes the rows of a reference to a file. JSON on stdin, JSON on stdout.
 
     stdin  headrace_core.protocols.grader_check.RowsRequest      stdout  RowsReport
 
-The same reference gives the same bytes: some tasks go through sets of strings, so strings are hashed without a secret.
-The library runs held as a user's function is (see `sandbox`), since its parameters are a user's: `data_file=/…`,
-`max_digits=1000000000`. It writes to the file that was opened for it, and to no other; parameters that name files are
-refused. How long it may take is for its caller to say.
+The same reference always gives the same bytes. Some tasks iterate over sets of strings, so the process runs with a
+fixed `PYTHONHASHSEED`. The library runs in the sandbox like a user's function (see `sandbox`), because its parameters
+come from a user: `data_file=/…`, `max_digits=1000000000`. It can write only to the file that was opened for it, and
+parameters that name files are rejected. The caller limits its time.
 """
 
 from __future__ import annotations
@@ -32,49 +32,49 @@ from ..sandbox import contained, frames
 from ..sandbox.host_process import environment
 from ..sandbox.kernel.resource_limits import ResourceLimits
 from ..sandbox.level_probe import probe_level
-from .file_names import refuse_file_parameters, refuse_places
+from .file_names import reject_file_parameters, reject_paths
 from .task_reference import TaskReference
 from .verifiers_modules import module_of
 
 MEMORY_BYTES = 4 << 30
 _SECONDS = 600.0
-"""Processor time is given for; the caller's limit ends it sooner."""
+"""Limit of processor time; the caller's time limit is shorter."""
 _MAKERS = {"reasoning_gym": "gym_dataset", "verifiers": "verifiers_dataset"}
 
 
 def main() -> None:
-    """Answer the request; a fault of the user's is in the report, a fault of ours is raised."""
+    """Answer the request on stdin. A user's error is part of the report; an error of the service is raised."""
     if os.environ.get("PYTHONHASHSEED") != "0":
         command = [sys.executable, "-P", "-B", "-m", "headrace_rewards", "tasks"]
         os.execve(sys.executable, command, _environment())
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=RowsRequest)
     try:
-        report = _made(request)
+        report = _make_rows(request)
     except HeadraceError as fault:
         report = _failed(fault)
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the service's but where modules, and what is hidden, are found."""
+    """The process's environment: of the service's variables only those by which modules and hidden paths are found."""
     env = environment(Path(tempfile.gettempdir())) | {"HOME": os.path.expanduser("~"), "PYTHONHASHSEED": "0"}
     return env | {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
 
 
-def _made(request: RowsRequest) -> RowsReport:
+def _make_rows(request: RowsRequest) -> RowsReport:
     reference = TaskReference.parse(request.reference)
-    refuse_places(reference.parameters, request.reference)
+    reject_paths(reference.parameters, request.reference)
     if reference.library == "reasoning_gym":
-        refuse_file_parameters(reference.parameters, request.reference)
+        reject_file_parameters(reference.parameters, request.reference)
     machine = asyncio.run(probe_level())
     machine.require(request.rules.sandbox)
     with open(request.path, "w", encoding="utf-8") as file:
         setup = _setup(reference, request, machine.level)
         try:
-            said = contained.run(setup, lambda: msgspec.json.encode(_work(reference, file, request.max_bytes)))
+            answer = contained.run(setup, lambda: msgspec.json.encode(_write_rows(reference, file, request.max_bytes)))
         except contained.ContainedEnd as end:
             raise InvalidRequest(f"{request.reference}: no rows were made: {end}") from None
-    return msgspec.json.decode(said, type=RowsReport)
+    return msgspec.json.decode(answer, type=RowsReport)
 
 
 def _setup(reference: TaskReference, request: RowsRequest, level: SandboxLevel) -> frames.Setup:
@@ -90,12 +90,12 @@ def _setup(reference: TaskReference, request: RowsRequest, level: SandboxLevel) 
     return setup
 
 
-def _work(reference: TaskReference, file: TextIO, most: int) -> RowsReport:
-    """In the held process; the library is imported there alone."""
+def _write_rows(reference: TaskReference, file: TextIO, max_bytes: int) -> RowsReport:
+    """Runs in the sandboxed process, the only one that imports the library."""
     try:
         library = import_module(f"headrace_rewards.tasks.{_MAKERS[reference.library]}")
         with contextlib.redirect_stdout(sys.stderr):  # some tasks print
-            count = write(file, library.rows(reference), most)
+            count = write(file, library.rows(reference), max_bytes)
         file.flush()
         return RowsReport(True, rows=count)
     except MemoryError:
@@ -108,24 +108,26 @@ def _failed(fault: HeadraceError) -> RowsReport:
     return RowsReport(False, RequestProblem.of(fault))
 
 
-def write(file: TextIO, rows: Iterable[dict[str, Any]], most: int) -> int:
-    """How many rows were written; raises `InvalidRequest` where they have more than `most` bytes."""
+def write(file: TextIO, rows: Iterable[dict[str, Any]], max_bytes: int) -> int:
+    """Write the rows; returns their number. Raises `InvalidRequest` if they take more than `max_bytes`."""
     written = count = 0
     try:
         for row in rows:
             written += file.write(json.dumps(row, default=plain) + "\n")
-            if written > most:
-                raise InvalidRequest(f"{count + 1} rows are beyond {most} bytes, which a file may have; ask for fewer")
+            if written > max_bytes:
+                raise InvalidRequest(
+                    f"{count + 1} rows are beyond {max_bytes} bytes, which a file may have; ask for fewer"
+                )
             count += 1
     except OSError as fault:
         if fault.errno != errno.EFBIG:
             raise
         raise InvalidRequest(
-            f"{count + 1} rows are beyond {most} bytes, which a file may have; ask for fewer"
+            f"{count + 1} rows are beyond {max_bytes} bytes, which a file may have; ask for fewer"
         ) from None
     return count
 
 
 def plain(value: Any) -> Any:
-    """What JSON holds in place of a value it does not know: numpy's scalars as numbers, fractions as text."""
+    """A replacement for a value that JSON cannot hold: numpy's scalars become numbers, fractions and others text."""
     return value.item() if hasattr(value, "item") else str(value)

@@ -1,6 +1,6 @@
-"""reasoning-gym's tasks: their rows, and the scores of answers. Imported in processes of their own, never in a service.
+"""reasoning-gym's tasks: their rows, and the scores of answers. Imported only in sandboxed processes.
 
-Invariant: a row survives JSON: read back from its line, it scores every answer as it did before.
+Invariant: a row can be stored as JSON: read back, it gives every answer the same score as before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .answer_extraction import INSTRUCTIONS
 from .task_reference import MAX_ROWS, TaskReference
 
 with warnings.catch_warnings():
-    # Of cellpylib, which one of the tasks needs; raised when Python first compiles it.
+    # cellpylib, which one of the tasks needs, emits these when Python first compiles it.
     warnings.simplefilter("ignore", SyntaxWarning)
     try:
         import reasoning_gym
@@ -31,9 +31,9 @@ with warnings.catch_warnings():
         ) from missing
 
 TASKS = sorted(set(DATASETS) - {"composite"})
-"""Without the task that is made of others: its parts have no names that a query could hold."""
+"""All tasks but `composite`, whose parameters are other tasks: a reference's query cannot express them."""
 _TUPLES = frozenset({"arc_agi", "rearc"})
-"""These compare with tuples, which JSON has not."""
+"""Tasks whose verifiers compare with tuples, which JSON turns into lists."""
 _CLOSE_NAMES = 5
 
 
@@ -58,10 +58,10 @@ def rows(reference: TaskReference) -> Iterator[dict[str, Any]]:
 def scorer(task: str) -> Callable[[str | None, dict[str, Any]], float]:
     """`score(answer, row)`, from 0 to 1, by the task's own verifier; raises `InvalidRequest` for an unknown task.
 
-    Where the verifier raises on an answer, though not on the row's own, the answer is wrong: some read what a model
-    wrote without care. Whatever it raises on the row's own answer too is raised.
+    If the verifier raises on an answer but not on the row's own answer, the answer is wrong and scores 0: some
+    verifiers parse a model's text carelessly. If it raises on the row's own answer too, that error is raised.
     """
-    _known(task)
+    _require_task(task)
     verify: Any = reasoning_gym.get_score_answer_fn(task)
 
     def score(answer: str | None, row: dict[str, Any]) -> float:
@@ -77,7 +77,7 @@ def scorer(task: str) -> Callable[[str | None, dict[str, Any]], float]:
 
 
 def _dataset(reference: TaskReference) -> Any:
-    _known(reference.task)
+    _require_task(reference.task)
     fields = {field.name for field in dataclasses.fields(DATASETS[reference.task][1])} - {"size", "seed"}
     for name in reference.parameters:
         if name not in fields:
@@ -87,10 +87,10 @@ def _dataset(reference: TaskReference) -> Any:
     try:
         return reasoning_gym.create_dataset(reference.task, size=reference.size, seed=seed, **reference.parameters)
     except Exception as fault:  # a task checks its parameters by assertions, or trips over them
-        raise InvalidRequest(f"{reference.task} does not take these parameters: {_said(fault)}") from fault
+        raise InvalidRequest(f"{reference.task} does not take these parameters: {_message(fault)}") from fault
 
 
-def _known(task: str) -> None:
+def _require_task(task: str) -> None:
     if task not in TASKS:
         raise InvalidRequest(f"reasoning-gym has no task {task!r}; {_choice(task, TASKS)}")
 
@@ -100,7 +100,7 @@ def _choice(name: str, known: list[str]) -> str:
     return f"close to it: {', '.join(close)}" if close else f"there are: {', '.join(known)}"
 
 
-def _said(fault: Exception) -> str:
+def _message(fault: Exception) -> str:
     return str(fault) or type(fault).__name__
 
 

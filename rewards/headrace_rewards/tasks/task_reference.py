@@ -1,8 +1,8 @@
-"""`reasoning_gym:chain_sum?size=1000&seed=42&min_terms=2`: a task's name and its parameters, as a URL's query.
+"""Parses a reference to a task's rows, `reasoning_gym:chain_sum?size=1000&seed=42&min_terms=2`.
 
-Own names: `size` and `seed`; of reasoning-gym's tasks also `answer` and `system`, of verifiers' environments `split`.
-Every other is a parameter of the task itself; its value is JSON where it can be read so (`2`, `0.5`, `true`,
-`["+","-"]`), else text.
+The task's name is followed by parameters in the form of a URL's query. `size` and `seed` are Headrace's own; so are
+`answer` and `system` for tasks of reasoning-gym, and `split` for environments of verifiers. All others are parameters
+of the task. A value that can be parsed as JSON (`2`, `0.5`, `true`, `["+","-"]`) is JSON, any other is text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Split = Literal["train", "eval"]
 
 @dataclass(frozen=True, slots=True)
 class TaskReference:
-    """Which rows are meant. The same reference means the same rows, on any machine with the same library."""
+    """A parsed reference. It denotes the same rows on every machine with the same version of the library."""
 
     library: str
     task: str

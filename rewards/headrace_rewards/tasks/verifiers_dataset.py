@@ -1,10 +1,10 @@
-"""Environments written for the verifiers library: their rows, and what their rubrics make of a completion.
+"""Environments written for the verifiers library: their rows, and the scores of completions by their rubrics.
 
-Imported in processes of their own, never in a service. An environment is a package that the operator installed, whose
-module has `load_environment(**arguments)`; one prompt and one completion make an episode of those that are held here
-(`SingleTurnEnv`).
+Imported only in sandboxed processes. An environment is a package that the operator installed, whose module has
+`load_environment(**arguments)`. Only single-turn environments (`SingleTurnEnv`) are supported: an episode is one prompt
+and one completion.
 
-Unlike the library's own scoring, a reward function that raises is not worth 0: whatever it raises is raised.
+Unlike in the library's own scoring, a reward function that raises does not score 0: its error is raised.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Messages = list[dict[str, Any]]
 
 
 def load(name: str, arguments: Mapping[str, Any]) -> Any:
-    """The environment; raises `InvalidRequest` where it cannot be had, or takes more than one turn."""
+    """The environment. Raises `InvalidRequest` if it cannot be loaded, or takes more than one turn."""
     try:
         import verifiers
     except ImportError as missing:
@@ -66,7 +66,7 @@ def rows(reference: TaskReference) -> Iterator[dict[str, Any]]:
 
 
 def _messages(prompt: str | Sequence[Mapping[str, Any]]) -> Messages:
-    """Of a completion model's environment, whose prompt is text, a message of the user."""
+    """The prompt as messages; a text prompt (of an environment for completion models) becomes one user message."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     # The library's tables give every message the fields that any of them has.
@@ -78,7 +78,7 @@ class _Function:
     call: Any
     weight: float
     objects: Mapping[str, Any]
-    """What its rubric hands to it by name: a parser, say."""
+    """Objects that the rubric passes to the function by name, such as a parser."""
 
     @property
     def of_group(self) -> bool:
@@ -89,7 +89,7 @@ class Rubric:
     """The reward functions of an environment, each with its weight."""
 
     def __init__(self, environment: Any) -> None:
-        """Raises `InvalidRequest` for an environment without any, or with a way of its own to score."""
+        """Raises `InvalidRequest` for an environment without reward functions, or with a scoring method of its own."""
         self._functions = list(_functions(environment.rubric))
         self._set_up = environment.setup_state
         self._form = environment.message_type
@@ -98,29 +98,29 @@ class Rubric:
 
     @property
     def of_group(self) -> bool:
-        """Whether some function asks for all completions of a prompt at once."""
+        """Whether one of the functions takes all completions of a prompt at once."""
         return any(function.of_group for function in self._functions)
 
     async def score(self, prompts: Sequence[Messages], texts: Sequence[str], items: Sequence[Any]) -> list[Any]:
-        """For each completion the weighted sum as `score`, beside what each function returned."""
+        """For each completion a dict with the value of each function, and their weighted sum as `score`."""
         episodes = zip(prompts, texts, items, strict=True)
         states = await asyncio.gather(*(self._state(*episode) for episode in episodes))
         scored: list[dict[str, float]] = [{} for _ in states]
         totals = [0.0] * len(states)
         for function in self._functions:
-            for index, value in enumerate(await _called(function, states)):
+            for index, value in enumerate(await _call_on_all(function, states)):
                 totals[index] += function.weight * float(value)
                 scored[index][function.call.__name__] = float(value)
         return [{**parts, "score": total} for parts, total in zip(scored, totals, strict=True)]
 
     async def _state(self, prompt: Messages, text: str, item: Mapping[str, Any]) -> dict[str, Any]:
-        """What verifiers' functions know of an episode; one for all functions, which may leave notes in it.
+        """The state of an episode, which all reward functions share and may write to.
 
-        The environment sets it up as it does before it asks a model: without a completion.
+        `setup_state` of the environment gets it as it would before a model is called: without a completion.
         """
         chat = self._form == "chat"
-        said: Any = [{"role": "assistant", "content": text}] if chat else text
-        turn = {"prompt": prompt if chat else prompt[-1]["content"], "completion": said}
+        completion: Any = [{"role": "assistant", "content": text}] if chat else text
+        turn = {"prompt": prompt if chat else prompt[-1]["content"], "completion": completion}
         begun = {**_DEFAULTS, **item, **turn, "completion": [] if chat else "", "trajectory": [], "is_completed": False}
         state = await self._set_up(begun)
         return {**(begun if state is None else state), **turn, "trajectory": [turn], "is_completed": True}
@@ -140,19 +140,19 @@ def _functions(rubric: Any) -> Iterator[_Function]:
         yield _Function(call, weight, rubric.class_objects)
 
 
-async def _called(function: _Function, states: list[dict[str, Any]]) -> Sequence[Any]:
+async def _call_on_all(function: _Function, states: list[dict[str, Any]]) -> Sequence[Any]:
     if not function.of_group:
         known = [{**state, **function.objects, "state": state} for state in states]
-        return await asyncio.gather(*(_value(function.call, arguments) for arguments in known))
+        return await asyncio.gather(*(_call(function.call, arguments) for arguments in known))
     columns = {plural: [state[name] for state in states] for plural, name in _PLURALS.items()}
-    values = list(await _value(function.call, {**columns, **function.objects, "states": states}))
+    values = list(await _call(function.call, {**columns, **function.objects, "states": states}))
     if len(values) != len(states):
         raise ValueError(f"{function.call.__name__} returned {len(values)} values for {len(states)} completions")
     return values
 
 
-async def _value(call: Any, known: Mapping[str, Any]) -> Any:
-    """The call with those of the known arguments that it names, or with all where it takes `**kwargs`."""
+async def _call(call: Any, known: Mapping[str, Any]) -> Any:
+    """Call with those of the `known` arguments that the function names, or with all of them if it takes `**kwargs`."""
     parameters = inspect.signature(call).parameters
     takes_rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     value = call(**(known if takes_rest else {name: known[name] for name in parameters if name in known}))

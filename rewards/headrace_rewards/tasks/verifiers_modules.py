@@ -1,4 +1,4 @@
-"""Where an environment of the verifiers library is installed, by its name. Imports nothing of it."""
+"""Finds the installed module of a verifiers environment by its name, without importing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headrace_core.errors import InvalidRequest
 def module_of(name: str) -> Path:
     """The file or folder of the module, by the library's rule: `acme/word-sort` is the module `word_sort`.
 
-    Raises `InvalidRequest` where none is installed.
+    Raises `InvalidRequest` if no such module is installed.
     """
     module = name.rpartition("/")[2].replace("-", "_")
     spec = find_spec(module) if module.isidentifier() else None

@@ -1,1 +1,1 @@
-"""How a user's function is called, and what it may return; imported where user code runs."""
+"""Calls a user's function and reads what it returns; imported in the processes that run user code."""

@@ -1,6 +1,7 @@
-"""Texts that a reward gave beside a score, for whoever reads the completion: they are kept with it, within bounds.
+"""Limits the notes of a score: texts that a reward returns beside it, which are shown with the completion.
 
-What is too long is cut and ends in `…`; what comes after the bound is left out. Nothing is computed of them.
+A text beyond the limit is cut and ends in `…`; those after it are dropped. Notes are for people only: nothing is
+computed from them.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import msgspec
 from headrace_core.protocols.grader_check import Outcome, Score
 
 MOST_BYTES = 2000
-"""UTF-8 of one completion's texts and their names."""
+"""Most UTF-8 bytes of one completion's notes and their names."""
 MOST_BYTES_A_CALL = 128 * 1024
-"""Of all completions that are scored in one call: a host's answer is bounded, too."""
+"""Most bytes of the notes of all completions of one call: the answer of a host process is limited, too."""
 _NAME_CHARACTERS = 100
 _CUT = "…"
 
 
 def notes_of(values: Mapping[Any, Any], most: int = MOST_BYTES) -> dict[str, str]:
-    """Those of the values that are texts, as valid Unicode, within `most` bytes."""
+    """The values that are texts, as valid Unicode, within `most` bytes."""
     kept, left = dict[str, str](), most
     for key, value in values.items():
         if not isinstance(value, str):
@@ -36,18 +37,18 @@ def notes_of(values: Mapping[Any, Any], most: int = MOST_BYTES) -> dict[str, str
 
 
 def bounded(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes of one call, with shorter notes where they would have more than `MOST_BYTES_A_CALL` together."""
-    noted = sum(bool(_noted(outcome)) for outcome in outcomes)
-    most = MOST_BYTES_A_CALL // max(noted, 1)
+    """The outcomes of one call, with notes shortened so that together they take at most `MOST_BYTES_A_CALL`."""
+    with_notes = sum(bool(_notes_in(outcome)) for outcome in outcomes)
+    most = MOST_BYTES_A_CALL // max(with_notes, 1)
     if most >= MOST_BYTES:
         return list(outcomes)
     return [
-        msgspec.structs.replace(outcome, notes=notes_of(notes, most)) if (notes := _noted(outcome)) else outcome
+        msgspec.structs.replace(outcome, notes=notes_of(notes, most)) if (notes := _notes_in(outcome)) else outcome
         for outcome in outcomes
     ]
 
 
-def _noted(outcome: Outcome) -> dict[str, str]:
+def _notes_in(outcome: Outcome) -> dict[str, str]:
     return outcome.notes if isinstance(outcome, Score) else {}
 
 

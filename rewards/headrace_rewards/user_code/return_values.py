@@ -1,21 +1,21 @@
-"""How what a user's function returned is read; an endpoint's rewards are read by the same rules.
+"""Converts what a user's function returned into outcomes. An endpoint's rewards follow the same rules.
 
     None                      not applicable
     a number (bool, numpy,    the score
       torch scalar, …)
-    a dict of numbers         components; its key `score`, `reward` or `overall` (EasyR1) is the score, the first of
-                              them that is there, else their sum
+    a dict of numbers         components; the score is the first of its keys `score`, `reward` and `overall` (EasyR1)
+                              that is present, else the sum of all
 
 and in the group form
 
-    a list, or what can be    any of the above for each sample, in order
-      iterated
+    a list, or any iterable   any of the above for each sample, in order
     a dict with `rewards`     OpenRLHF's columns: `rewards` is the list of scores; `scores` and the entries of
                               `extra_logs` are components: a list has one for each sample, a number is for all
 
-Beside a score a dict may hold values that are no numbers (verl's functions return such): texts are notes, shown with
-the completion, and others are left out.
-Anything else, and NaN or an infinity anywhere, is `Failure("invalid_value")`.
+Beside a score, a dict may hold values that are no numbers (as verl's functions return): texts become notes, which are
+shown with the completion, and others are dropped.
+
+Anything else, and NaN or infinity anywhere, is `Failure("invalid_value")`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ COLUMN_KEY = "rewards"
 
 
 class InvalidValue(ValueError):
-    """The message says what was returned where a finite number was expected."""
+    """The function returned something else than a finite number; the message says what and where."""
 
 
 def to_outcome(value: Any, who: str = "the function") -> Outcome:
-    """The outcome of one sample, from what was returned for it; a failure's message names `who` returned it."""
+    """The outcome of one sample from the value returned for it. `who` returned it: for the message of a failure."""
     if value is None:
         return NotApplicable()
     try:
@@ -50,7 +50,7 @@ def to_outcome(value: Any, who: str = "the function") -> Outcome:
 
 
 def to_outcomes(value: Any, count: int) -> list[Outcome]:
-    """The outcomes of `count` samples, from what a function in the group form returned; `None` is for all of them."""
+    """The outcomes of `count` samples from what a group function returned; `None` applies to all of them."""
     if value is None:
         return [NotApplicable()] * count
     try:
@@ -61,7 +61,7 @@ def to_outcomes(value: Any, count: int) -> list[Outcome]:
 
 
 def _rows(value: Mapping[Any, Any], count: int) -> list[Any]:
-    """OpenRLHF's columns, as what a function would have returned for each sample."""
+    """Convert OpenRLHF's columns into one return value for each sample."""
     if COLUMN_KEY not in value:
         raise InvalidValue(f"the function returned {_shown(value)} for {count} completions, which lacks '{COLUMN_KEY}'")
     rewards = _column(value[COLUMN_KEY], count, f"'{COLUMN_KEY}' is")
@@ -81,7 +81,7 @@ def _rows(value: Mapping[Any, Any], count: int) -> list[Any]:
 
 
 def _column(value: Any, count: int, verb: str) -> list[Any]:
-    """One entry a sample. Takes no more than one entry too many of what may never end."""
+    """One entry per sample. Reads at most one entry too many, since an iterator may be endless."""
     value = plain(value)
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise InvalidValue(f"{verb} {_shown(value)} where a list of {count} was expected")
@@ -93,7 +93,7 @@ def _column(value: Any, count: int, verb: str) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """Lists and numbers of Python instead of arrays of numpy, torch or pandas."""
+    """Convert arrays of numpy, torch or pandas to Python lists and numbers."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -117,7 +117,7 @@ def is_number(value: Any) -> bool:
 
 
 def to_number(value: Any) -> float | None:
-    """As a float; `None` where it is no number that a float can be."""
+    """The value as a float; `None` if it is no finite number."""
     try:
         return _number(value, "") if is_number(value) else None
     except InvalidValue:

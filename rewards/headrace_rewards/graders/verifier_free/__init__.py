@@ -1,1 +1,1 @@
-"""Rewards without a verifier: from the policy's own probabilities, or from votes."""
+"""Rewards without a verifier: computed from the policy's own probabilities, or from a majority vote."""

@@ -1,9 +1,9 @@
-"""What rewards without a verifier share: what the policy measures for them, and what an evaluation uses instead.
+"""Base of the rewards without a verifier: the policy's measurements that they need, and the grader of evaluations.
 
     training     the rollout worker measures a completion ──► Sample.measured ──► a pure function of the group
-    evaluation   the grader in `evaluation`, where there is one; else the same function
+    evaluation   the grader in `evaluation`, if there is one; else the same function
 
-A sample that nobody measured (a grader that is tried) is a `Failure`, not a guess.
+A sample without measurements (in a grader check) is a `Failure`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ UNMEASURED = Failure(
 )
 
 Judge = Callable[[Sequence[Sample]], list[Outcome]]
-"""One outcome a sample, of all completions of one prompt."""
+"""Scores all completions of one prompt: one outcome per sample."""
 
 
 class VerifierFreeSpec(GraderSpec):
-    """`evaluation` grades what is not for training: there the completion is generated whole and nothing is measured."""
+    """`evaluation`: the grader of evaluations, in which the model writes the answer too and nothing is measured."""
 
     measures: ClassVar[frozenset[Need]] = frozenset()
     evaluation: AnyGrader | None = None
 
     def needs(self) -> frozenset[Need]:
-        """What training measures."""
+        """What the policy measures in training."""
         return self.measures
 
 
 class LikelihoodSpec(VerifierFreeSpec):
-    """The reasoning ends with the token that completes `opening`; the text of `reference` is put in what follows."""
+    """The reasoning ends with the token that completes `opening`; the filled template `reference` is scored after
+    it."""
 
     measures = frozenset({"reference"})
     kind: ClassVar[Kind]
@@ -50,7 +51,7 @@ class LikelihoodSpec(VerifierFreeSpec):
     reference: TemplateText = "> {{ item.answer }} </answer>"
 
     def lacks(self, item: dict[str, Any]) -> str | None:
-        """What the reference answer needs and the row has not."""
+        """Why the reference answer cannot be filled from the row; `None` if it can."""
         try:
             Template.parse(self.reference).render(Sample("", item))
         except MissingPath as missing:
@@ -59,7 +60,7 @@ class LikelihoodSpec(VerifierFreeSpec):
 
 
 class VerifierFreeReward:
-    """A `Judge` for training, and the grader of evaluations."""
+    """A reward that uses a `Judge` in training, and another grader, if given, in evaluations."""
 
     def __init__(self, judge: Judge, evaluation: Reward | None) -> None:
         self._judge = judge
@@ -83,17 +84,18 @@ class VerifierFreeReward:
 
 
 def make(judge: Judge, spec: VerifierFreeSpec, builder: Any) -> VerifierFreeReward:
-    """The reward of `spec`; `builder` is the registry's, which makes the grader of evaluations."""
+    """The reward of `spec`. `builder`: the registry's `Builder`, which makes the grader of evaluations."""
     return VerifierFreeReward(judge, None if spec.evaluation is None else builder.build(spec.evaluation))
 
 
 def of_each(score: Callable[[PolicyMeasurements], Outcome]) -> Judge:
-    """A judge that looks at each completion alone."""
+    """A judge that scores each completion alone."""
     return lambda samples: [UNMEASURED if sample.measured is None else score(sample.measured) for sample in samples]
 
 
 def scored(likelihood: Likelihood, logprobs: Sequence[float], unopened: float, **parts: float) -> Score:
-    """By these log-probabilities of y*'s tokens; `unopened` where there are none, because no answer was opened."""
+    """The score for the log-probabilities of y*'s tokens; `unopened` if there are none, because the completion opened
+    no answer."""
     components = {**parts, "answer_opened": float(bool(logprobs))}
     if not logprobs:
         return Score(unopened, components)
@@ -101,7 +103,7 @@ def scored(likelihood: Likelihood, logprobs: Sequence[float], unopened: float, *
 
 
 def asked(grader: GraderSpec, evaluating: bool) -> Iterator[GraderSpec]:
-    """`grader` and all that it holds, as far as training, or an evaluation, comes to ask them."""
+    """`grader` and the graders nested in it that are called in training, or (`evaluating`) in an evaluation."""
     if isinstance(grader, VerifierFreeSpec) and grader.evaluation is not None:
         if evaluating:
             yield from asked(grader.evaluation, evaluating)

@@ -1,6 +1,5 @@
-"""`entropy`: R = −mean_t H(π_t), the negative entropy of what each token was sampled from (RENT, arXiv 2505.22660).
-
-In nats: 0 where the policy never hesitates.
+"""`entropy`: R = −mean_t H(π_t), the negative mean entropy of the distributions that the tokens were sampled from
+(RENT, arXiv 2505.22660). In nats; 0 for a policy that is always certain.
 """
 
 from __future__ import annotations

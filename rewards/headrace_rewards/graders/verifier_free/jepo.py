@@ -3,7 +3,8 @@
     ∇J = E_z[ A ∇log π(z|x) + ∇log π(y*|x, z) ],   A = R − mean of the others' R
 
 The reference answer's tokens have weight 1: they are trained as in supervised learning. An answer can be arbitrarily
-unlikely, and where none is opened there is no likelihood at all, so R is not let below `floor` (a choice of ours).
+unlikely, and a completion that opens no answer has no likelihood at all, so R is clipped at `floor` from below (which
+the paper does not do).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from . import base
 
 
 class LogLikelihoodSpec(base.LikelihoodSpec):
-    """`floor`: the least reward, in nats, and that of a completion that opens no answer."""
+    """`floor`: the lowest reward, in nats, which a completion that opens no answer gets."""
 
     kind = "log"
     floor: float = Field(-20.0, lt=0, allow_inf_nan=False)

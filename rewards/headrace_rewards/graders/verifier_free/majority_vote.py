@@ -1,8 +1,8 @@
 """`majority_vote`: R = 1 for the answer that most completions of the prompt give, else 0 (TTRL, arXiv 2504.16084).
 
-A completion's answer is what stands inside the last pair of tags `<tag>…</tag>`, else its last line; one without any
-text has none, and does not vote. Of answers given equally often the first seen wins. The greedy completion of an
-algorithm that wants one is judged by the vote, and has none: it would be the sampled ones' baseline and part of it.
+A completion's answer is the text inside its last pair of tags `<tag>…</tag>`, else its last line; an empty completion
+has no answer and no vote. In a tie, the answer that occurs first wins. A greedy completion, which some algorithms use
+as a baseline, is scored by the vote but does not take part in it: else the baseline would depend on itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MajorityVoteSpec(base.VerifierFreeSpec):
 
 
 def answer_in(text: str, tag: str) -> str | None:
-    """The answer, its white space normalised; `None` where there is none."""
+    """The answer with normalised whitespace; `None` if there is none."""
     tagged = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     lines = tagged[-1:] or text.strip().splitlines()[-1:]
     return " ".join(lines[0].split()) or None if lines else None

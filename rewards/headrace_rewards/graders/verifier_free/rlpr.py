@@ -1,13 +1,13 @@
 """`rlpr`: R = clip(mean_t p(y*_t|x, z) − mean_t p(y*_t|x), 0, 1): what the reasoning adds (RLPR, arXiv 2506.18254).
 
-The mean of the probabilities of the reference answer's tokens, and not their product, so that one unlikely synonym does
-not make R vanish. Groups whose rewards hardly differ are left out: those with a standard deviation under
-`spread_share` times its moving average over the groups that this worker has scored before; each counts there once, and
-what was said of it holds when it is scored again. It is the deviation of the
-sampled completions' rewards: a greedy one, which an algorithm may want beside them, is left out with its group.
+It is the mean of the probabilities of the reference answer's tokens, not their product, so that one unlikely synonym
+does not make R vanish. Groups whose rewards hardly differ are left out: those whose standard deviation is below
+`spread_share` times its moving average over the groups that this worker has scored before. Each group counts once in
+the average, and is left out, or not, in the same way when it is scored again. The deviation is that of the sampled
+completions; a greedy completion beside them is left out with its group.
 
-Off-policy the learner computes the first mean anew. The second, one number a group, stays as it was measured, and so
-does what was left out.
+Off-policy, the learner computes the first mean again. The second, one number per group, stays as measured, and so does
+the set of groups that are left out.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from headrace_core.types.likelihood import Likelihood
 from ...protocol import Reward, Sample
 from . import base
 
-MEMORY = 0.99
-"""How much of the moving average stays at each group."""
-REMEMBERED = 4096
-"""Groups that were left out, the newest: more than are ever under way, and may be scored again."""
+DECAY = 0.99
+"""Decay of the moving average, per group."""
+MAX_LEFT_OUT = 4096
+"""Number of left-out groups that are remembered, in case they are scored again: more than are ever in flight."""
 
 
 class RlprSpec(base.LikelihoodSpec):
@@ -42,7 +42,7 @@ class RlprSpec(base.LikelihoodSpec):
 
 
 class Rlpr:
-    """The judge: it keeps the moving average."""
+    """The judge of `rlpr`, with the moving average as its state."""
 
     def __init__(self, spread_share: float) -> None:
         self._share = spread_share
@@ -50,10 +50,10 @@ class Rlpr:
         self._left_out: OrderedDict[int, None] = OrderedDict()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample; all `NotApplicable` where the group is left out. Evaluations are never left out."""
+        """One outcome per sample; all are `NotApplicable` if the group is left out. Evaluations are never left out."""
         if not samples or any(sample.draw is None for sample in samples):
-            return [added(sample) for sample in samples]
-        outcomes = [added(sample) for sample in samples]
+            return [score_one(sample) for sample in samples]
+        outcomes = [score_one(sample) for sample in samples]
         draw = samples[0].draw
         assert draw is not None  # of all
         if not samples[0].again:
@@ -61,19 +61,19 @@ class Rlpr:
             values = [o.value for o, s in zip(outcomes, samples, strict=True) if isinstance(o, Score) and s.of_group]
             if len(values) > 1 and self._hardly_differ(statistics.pstdev(values)):
                 self._left_out[draw.group] = None
-                while len(self._left_out) > REMEMBERED:
+                while len(self._left_out) > MAX_LEFT_OUT:
                     self._left_out.popitem(last=False)
         return [NotApplicable()] * len(samples) if draw.group in self._left_out else outcomes
 
     def _hardly_differ(self, spread: float) -> bool:
-        """Whether a group's spread is too small beside those before it, which it joins."""
+        """Whether a group's spread is too small compared with the moving average; adds it to the average."""
         average = self._average
-        self._average = spread if average is None else MEMORY * average + (1 - MEMORY) * spread
+        self._average = spread if average is None else DECAY * average + (1 - DECAY) * spread
         return average is not None and spread < self._share * average
 
 
-def added(sample: Sample) -> Outcome:
-    """R of one completion; its components are the two means. Without an opened answer the first is 0."""
+def score_one(sample: Sample) -> Outcome:
+    """R of one completion, with the two means as components. If the completion opens no answer, the first is 0."""
     measured = sample.measured
     if measured is None or measured.reference is None or measured.reference_alone is None:
         return base.UNMEASURED

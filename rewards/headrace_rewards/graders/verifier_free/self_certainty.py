@@ -1,6 +1,6 @@
 """`self_certainty`: R = mean_t KL(U ‖ π_t), how far the policy is from knowing nothing (Intuitor, arXiv 2505.19590).
 
-U is the uniform distribution over the vocabulary, π_t the one that token t was sampled from; in nats.
+U is the uniform distribution over the vocabulary, π_t the distribution that token t was sampled from; in nats.
 """
 
 from __future__ import annotations

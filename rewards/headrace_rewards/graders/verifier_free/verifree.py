@@ -2,8 +2,9 @@
 
     ∇J = E_z[ A ∇log π(z|x) + R ∇log π(y*|x, z) ],   A = R − mean of the others' R
 
-Equal in expectation to a reward of 1 for exactly y* and else 0, with no more variance: the expectation over answers is
-taken instead of sampled. A is the learner's (`algorithm` rloo); R is the weight of y*'s tokens in the loss.
+In expectation this equals a reward of 1 for exactly y* and 0 for any other answer, and its variance is not larger: the
+expectation over answers is computed instead of sampled. The learner computes A (`algorithm` rloo); R is the weight of
+y*'s tokens in the loss.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class VeriFreeSpec(base.LikelihoodSpec):
 
 
 def likelihood(measured: PolicyMeasurements) -> Outcome:
-    """R, the product of the probabilities of y*'s tokens; 0 where no answer was opened."""
+    """R, the product of the probabilities of y*'s tokens; 0 if the completion opened no answer."""
     logprobs = measured.reference
     if logprobs is None:
         return base.UNMEASURED

@@ -84,7 +84,7 @@ class _Refused(Exception):
         self.number = number
 
 
-class Doorkeeper:
+class SocketConnector:
     """Answers the questions of one host, whenever it is called; never waits."""
 
     def __init__(self, door: Door, proc: int, folders: Sequence[Path], user: int | None) -> None:

@@ -77,7 +77,7 @@ def enclose(setup: frames.Setup, scratch: Path) -> Cell:
     return Cell(setup, scratch, files, user, processes, init, door, proc, os.getpid(), group)
 
 
-def doorkeeper(cell: Cell) -> connections.Doorkeeper | None:
+def connector(cell: Cell) -> connections.SocketConnector | None:
     """Who makes the host's connections for it; the guard's part, after the host was forked.
 
     `None` where nothing is filtered, and where looking into the host would let it send signals to the guard.
@@ -85,7 +85,7 @@ def doorkeeper(cell: Cell) -> connections.Doorkeeper | None:
     if cell.door is None:
         return None
     if cell.user is None or cell.door.traces or cell.init is not None or landlock.holds_signals():
-        return connections.Doorkeeper(cell.door, cell.proc, _writable(cell), cell.user)
+        return connections.SocketConnector(cell.door, cell.proc, _writable(cell), cell.user)
     cell.door.ours.close()  # and with it the host's file: every `connect` fails
     return None
 

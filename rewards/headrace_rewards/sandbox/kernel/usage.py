@@ -30,10 +30,10 @@ _OF_NO_FILE = b"/dev/zero (deleted)"
 class ResourceUsage:
     """Of one host; `too_much` compares it with the limits."""
 
-    def __init__(self, cell: containment.Cell, doorkeeper: connections.Doorkeeper | None) -> None:
-        """`doorkeeper` makes the connections of the host."""
+    def __init__(self, cell: containment.Cell, connector: connections.SocketConnector | None) -> None:
+        """`connector` makes the connections of the host."""
         self._cell = cell
-        self._doorkeeper = doorkeeper
+        self._connector = connector
         self._limits = cell.setup.limits
         self._spent: dict[int, float] = {}
         self._allowed = self._share_of_processor(self._limits.start_seconds)
@@ -79,10 +79,10 @@ class ResourceUsage:
 
     def _waiting(self) -> int:
         """In connections that were made and not accepted."""
-        if self._doorkeeper is None or not self._doorkeeper.addresses:
+        if self._connector is None or not self._connector.addresses:
             return 0
         with open(os.open("self/net/unix", os.O_RDONLY, dir_fd=self._cell.proc), "rb") as sockets:
-            return waiting_connections(sockets.read(), self._doorkeeper.addresses) * self._of_socket
+            return waiting_connections(sockets.read(), self._connector.addresses) * self._of_socket
 
     def _files(self) -> int:
         """In the two file systems that are its own; elsewhere its folder lies on the machine's disk."""
