@@ -1,11 +1,11 @@
 """The gateway: REST routes, dashboard, command line, and `headrace serve`, which starts everything on one machine.
 
-routes          read a request, call one room, answer; middleware runs around them
-schemas, web    shapes of requests and answers; errors, pages, JSON
-operations      what changes state: submission, forks, settings
-views, events   what users see: records as objects, streams
+routes          parse a request, call one of the packages below, answer; middleware runs around them
+schemas, web    types of requests and responses; errors, pagination, JSON
+operations      change state: submission, forks, settings
+views, events   read state: records as response objects, event streams
 models, files, grading, chat, auth
-                what requests speak of
+                the subjects of requests
 exporters       Prometheus, TensorBoard, Weights & Biases, JSON lines
 service, cli    `headrace serve` and the other commands
 """

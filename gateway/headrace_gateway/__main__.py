@@ -1,4 +1,4 @@
-"""`python -m headrace_gateway` is `headrace`, in an environment whose scripts are not on the path."""
+"""`python -m headrace_gateway` equals `headrace`, for environments whose scripts are not on the PATH."""
 
 from .cli.main import main
 

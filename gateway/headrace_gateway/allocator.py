@@ -1,11 +1,12 @@
-"""glibc's allocator, told to give back what a request took: by itself it keeps the most that was ever in use.
+"""Configures glibc's allocator to return memory to the system after a request. By default it keeps nearly all memory
+that was ever in use.
 
-    arenas         one for each thread, by default up to eight a core, each with free pieces of its own: here two
-    large blocks   mapped one by one, and unmapped when freed; by default only until the first is freed, since the bound
-                   from which on a block is mapped then grows to its size: here it stays
-    the rest       `trim` gives back whole free pages, wherever they lie
+    arenas         by default up to eight per core, each with its own free memory; here two
+    large blocks   mapped singly, and unmapped when freed. By default the threshold for this grows to the size of each
+                   block that is freed; here it is fixed
+    the rest       `trim` returns free pages to the system
 
-Without glibc nothing of this is done, nor needed in this form.
+Without glibc this does nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ import ctypes
 
 ARENAS = 2
 MAPPED_BYTES = 256 * 1024
-"""From this size on a block is mapped by itself."""
+"""Blocks of this size or more are mapped singly."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
-def bound() -> bool:
-    """Set it up for this process, before its threads start. Whether the allocator knows how."""
+def configure() -> bool:
+    """Configure this process's allocator; call it before threads start. Whether the allocator supports it."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     options = ((_M_ARENA_MAX, ARENAS), (_M_MMAP_THRESHOLD, MAPPED_BYTES), (_M_TRIM_THRESHOLD, 2 * MAPPED_BYTES))
-    set_up = [mallopt(option, value) == 1 for option, value in options]  # all of them, whatever one says
+    set_up = [mallopt(option, value) == 1 for option, value in options]  # a list, so that all are set even if one fails
     return all(set_up)
 
 
 def trim() -> None:
-    """Give back what is free; takes some milliseconds for each 100 MB."""
+    """Return free memory to the system; takes some milliseconds per 100 MB."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

@@ -1,10 +1,10 @@
-"""The gateway's app: routes over Redis and the data folder, and one background task.
+"""The gateway's ASGI app: routes over Redis and the data folder, and background tasks.
 
     requests ──► routes ──► Redis, data folder
-    every RECONCILE_SECONDS ──► controllers.reconcile(), exports.reconcile(): what runs becomes what should
+    every RECONCILE_SECONDS ──► controllers.reconcile(), exports.reconcile(): start what should run and does not
 
-The app holds no state: any number of them may serve one Redis, and one may be killed at any moment. One of them at a
-time reconciles (`headrace:gateway` names it and expires).
+The app holds no state: any number of gateways may serve one Redis, and each may be killed at any moment. One gateway at
+a time reconciles; the key `headrace:gateway` names it, and expires if the gateway dies.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def create_app(
     chats: ChatPool | None = None,
     fork_server: ForkServer | None = None,
 ) -> FastAPI:
-    """The app over the Redis at `redis_url`; jobs are run by `controllers`, models chat in `chats` (Ray actors, if not
-    given), and submissions are checked in processes of `fork_server` (the app's own, if not given)."""
+    """The app over the Redis at `redis_url`. `controllers` run jobs and `chats` run chat models: Ray actors by default.
+    `fork_server` forks the processes that check submissions: by default the app starts its own."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -113,7 +113,7 @@ def create_app(
 
 @cache
 def _routes() -> Sequence[BaseRoute]:
-    """Of all routers. FastAPI takes a tenth of a second to read their signatures: once a process, for all its apps."""
+    """The routes of all routers. Cached for all apps of a process, since FastAPI takes 0.1 s to read the signatures."""
     root = APIRouter(generate_unique_id_function=document.operation_id)
     for router in _ROUTERS:
         root.include_router(router)
@@ -121,16 +121,17 @@ def _routes() -> Sequence[BaseRoute]:
 
 
 async def _reconcile_forever(gateway: GatewayContext, exports: ExportProcesses) -> None:
-    """An attempt that fails is logged and made again: neither Redis nor Ray needs to be there at every moment."""
+    """Reconcile every `RECONCILE_SECONDS`. A failure is logged and retried: Redis or Ray may be unavailable for a
+    while."""
     me, cleaned = uuid.uuid4().hex, -math.inf
     while True:
         try:
-            if await _is_mine(gateway.redis, me):
+            if await _is_leader(gateway.redis, me):
                 await gateway.controllers.reconcile()
                 await exports.reconcile()
                 if time.monotonic() - cleaned > CLEAN_SECONDS:
                     cleaned = time.monotonic()
-                    await _clean(gateway)
+                    await _remove_leftovers(gateway)
             else:
                 await exports.close()
         except (HeadraceError, RedisError, OSError) as error:
@@ -144,19 +145,19 @@ async def _trim_forever() -> None:
         await asyncio.to_thread(allocator.trim)
 
 
-async def _clean(gateway: GatewayContext) -> None:
-    """What gateways that died have left."""
-    await gateway.audit.settle()
+async def _remove_leftovers(gateway: GatewayContext) -> None:
+    """Remove what gateways left behind that died: incomplete files, and audit entries without an end."""
+    await gateway.audit.close_abandoned()
     data_dir = gateway.settings.data_dir
-    swept = await file_store.sweep(data_dir, gateway.files)
-    swept += await reward_code_folder.sweep(data_dir, gateway.jobs)
-    names = [path.name for path in swept] + await task_files.sweep(gateway.files, gateway.jobs)
+    removed = await file_store.sweep(data_dir, gateway.files)
+    removed += await reward_code_folder.sweep(data_dir, gateway.jobs)
+    names = [path.name for path in removed] + await task_files.sweep(gateway.files, gateway.jobs)
     if names:
         log.info("deleted what was half written", files=names)
 
 
-async def _is_mine(redis: Redis, me: str) -> bool:
-    """Whether this app is the one that reconciles; it stays so while it asks again in time."""
+async def _is_leader(redis: Redis, me: str) -> bool:
+    """Whether this gateway reconciles. The first to ask does, for as long as it asks again before its key expires."""
     seconds = int(RECONCILE_SECONDS * 3)
     if await run(redis.set(keys.GATEWAY, me, ex=seconds, nx=True)):
         return True

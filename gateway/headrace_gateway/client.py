@@ -1,4 +1,4 @@
-"""The command line's way to the gateway: the public HTTP surface, and nothing else."""
+"""HTTP client of the gateway's public API, for the command line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ KEY_VARIABLE = "HEADRACE_API_KEY"
 _UPLOAD_SECONDS = 600.0
 _SUBMIT_SECONDS = 180.0
 _STREAM_SILENCE_SECONDS = 60.0
-"""The gateway's streams carry a comment every ten seconds; after this long without any, the connection is dead."""
-_THINNED = 400
-"""Entries of each kind that are asked for of a job's past: a long job is shown at once."""
+"""The gateway's streams carry a comment every ten seconds: without one for this long, the connection is dead."""
+_MAX_PAST_ENTRIES = 400
+"""Most entries of each kind of a job's past, which the gateway downsamples: so a long job is shown at once."""
 _RECONNECT_SECONDS = 60.0
-"""A gateway that restarts is back within this; a stream that broke is taken up where it was."""
+"""How long a broken stream is retried, which then continues where it broke: a gateway restarts within this time."""
 
 
 class Client:
-    """A gateway at `url`, spoken to with the key of `HEADRACE_API_KEY` where there is one.
+    """A client of the gateway at `url`. It sends the key in `HEADRACE_API_KEY`, if there is one.
 
     Methods raise `InvalidRequest` or `NotFound` with the gateway's own message, or `Unavailable`.
     """
@@ -45,7 +45,7 @@ class Client:
         self._http.close()
 
     def upload(self, path: Path) -> str:
-        """The id of the uploaded file."""
+        """Upload a file; returns its id."""
         with path.open("rb") as content:
             files = {"file": (path.name, content)}
             answer = self._call(
@@ -54,52 +54,53 @@ class Client:
         return str(answer["id"])
 
     def create(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The job that was made."""
+        """Submit a job; returns it."""
         return self._call("POST", "/v1/fine_tuning/jobs", json=body, timeout=_SUBMIT_SECONDS)
 
     def overview(self, limit: int) -> list[dict[str, Any]]:
-        """Jobs and how far they are, newest first."""
-        found: list[dict[str, Any]] = self.get("/v1/headrace/overview", limit=limit)["data"]
-        return found
+        """The newest jobs with their progress, newest first."""
+        jobs: list[dict[str, Any]] = self.get("/v1/headrace/overview", limit=limit)["data"]
+        return jobs
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
-        """The answer of any route."""
+        """The answer of any GET route."""
         return self._call("GET", path, params=params)
 
     def job(self, job_id: str, part: str = "", **params: Any) -> dict[str, Any]:
-        """A job, or one part of it: `/ledger`, `/events`, …"""
+        """A job, or a resource below it: `part` is `/ledger`, `/events`, …"""
         return self._call("GET", f"{_path(job_id)}{part}", params=params)
 
     def change(self, job_id: str, to: Literal["cancel", "pause", "resume"]) -> dict[str, Any]:
-        """The job afterwards."""
+        """Cancel, pause or resume a job; returns the job afterwards."""
         return self._call("POST", f"{_path(job_id)}/{to}")
 
     def fork(self, job_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The new job."""
+        """Fork a job; returns the new one."""
         return self._call("POST", f"{_path(job_id)}/fork", json=body, timeout=_SUBMIT_SECONDS)
 
     def set(self, job_id: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """The job's settings afterwards."""
+        """Change a job's settings; returns all of them afterwards."""
         return self._call("PATCH", f"{_path(job_id)}/settings", json=changes)
 
     def stream(self, job_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(kind, data) of what a job says and measures, from its beginning to its end; its past is thinned."""
-        for kind, data in self._stream(f"{_path(job_id)}/stream?thin={_THINNED}"):
-            if kind != "live":  # the past ends here; nothing is in it
+        """(kind, data) of a job's events and measurements, until the job ends. Its past is downsampled."""
+        for kind, data in self._stream(f"{_path(job_id)}/stream?thin={_MAX_PAST_ENTRIES}"):
+            if kind != "live":  # only marks the end of the past
                 yield kind, json.loads(data)
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """What a job says, from its beginning to its end."""
+        """A job's events, from its beginning to its end."""
         for _, data in self._stream(f"{_path(job_id)}/events?stream=true"):
             if data != "[DONE]":
                 yield json.loads(data)
 
     def _stream(self, path: str) -> Iterator[tuple[str, str]]:
-        """(kind, data) of server-sent events. A connection that breaks is made again after the last one."""
-        last, deadline = "", time.monotonic()  # the first connection has no second try
+        """(kind, data) of server-sent events. After a broken connection it reconnects, and continues after the last
+        event."""
+        last, deadline = "", time.monotonic()  # the first connection is not retried
         while True:
             try:
-                for entry, kind, data in self._connected(path, last):
+                for entry, kind, data in self._read_connection(path, last):
                     last, deadline = entry, time.monotonic() + _RECONNECT_SECONDS
                     if kind == "done":
                         return
@@ -111,8 +112,8 @@ class Client:
                     raise Unavailable(f"the connection to {self._url} broke: {error}") from error
                 time.sleep(1.0)
 
-    def _connected(self, path: str, last: str) -> Iterator[tuple[str, str, str]]:
-        """(id to go on after, kind, data) of each event of one connection."""
+    def _read_connection(self, path: str, last: str) -> Iterator[tuple[str, str, str]]:
+        """(id, kind, data) of each event of one connection, which begins after the event `last`."""
         timeout = httpx.Timeout(30.0, read=_STREAM_SILENCE_SECONDS)
         headers = {"Last-Event-ID": last} if last else {}
         with self._http.stream("GET", path, timeout=timeout, headers=headers) as response:

@@ -1,4 +1,4 @@
-"""What every route needs, made once for each app and handed to routes as `Context`. The gateway keeps no state of its
+"""What every route needs, created once per app and passed to routes as `Context`. The gateway keeps no state of its
 own: everything here is a view of Redis or of the data folder."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .auth.audit_log import Audit
 from .chat.chat_pool import ChatPool
 from .events.job_streams import JobStreams
 from .files.file_store import FileStore
-from .files.task_files import task_places
+from .files.task_files import task_slots
 from .grading.grader_checks import GraderTrials
 from .limited_processes.forked_process import ForkServer
 from .limited_processes.process_slots import Places
@@ -28,13 +28,13 @@ from .models.prompt_process import ENVIRONMENT, PromptChecks
 from .principal import LOCAL, Caller, Principal
 
 PRELOADED = ("headrace_rewards.grader_check:prepare", "headrace_gateway.models.prompt_tokens")
-"""What the checks of a submission import."""
+"""Modules that the checks of a submission need, imported once by the process that forks the checks."""
 
 
 @dataclass(frozen=True)
 class GatewayContext:
-    """The parts behind the routes, as the caller sees them: for a caller of scope `user`, `jobs`, `files` and `models`
-    hold only the caller's own."""
+    """The services behind the routes, restricted to the caller: for one with scope `user`, `jobs`, `files` and `models`
+    contain only the caller's own."""
 
     settings: Settings
     redis: Redis
@@ -45,14 +45,14 @@ class GatewayContext:
     chats: ChatPool
     trials: GraderTrials
     prompts: PromptChecks
-    task_places: Places
+    task_slots: Places
     hub: JobStreams
     keys: KeyStore
     audit: Audit
     fork_server: ForkServer | None = None
-    """Whence the processes of `trials` and `prompts` come; None: each is started anew."""
+    """Forks the processes of `trials` and `prompts`; None: each is a new Python process."""
     principal: Principal = LOCAL
-    """In whose name things are made."""
+    """The caller, who owns what the request creates."""
 
     @classmethod
     def over(
@@ -63,7 +63,8 @@ class GatewayContext:
         chats: ChatPool,
         fork_server: ForkServer | None = None,
     ) -> GatewayContext:
-        """The parts, all over one Redis. `fork_server`: by default a new one, where the settings want one."""
+        """The services over one Redis, for a caller who may see everything. `fork_server`: by default a new one, if the
+        settings want one."""
         jobs = JobStore(redis)
         files = FileStore(redis, settings.data_dir / "files", settings.max_upload_bytes)
         forks = (fork_server or ForkServer(PRELOADED, ENVIRONMENT)) if settings.fork_server else None
@@ -79,7 +80,7 @@ class GatewayContext:
             chats,
             GraderTrials(rules) if forks is None else GraderTrials(rules, forks.run),
             PromptChecks() if forks is None else PromptChecks(forks.run),
-            task_places(),
+            task_slots(),
             JobStreams(redis),
             keys,
             audit,
@@ -87,7 +88,7 @@ class GatewayContext:
         )
 
     def seen_by(self, principal: Principal) -> GatewayContext:
-        """The same parts, in the hands of another."""
+        """The same services, restricted to what `principal` may see."""
         files = self.files.seen_by(principal)
         if principal.scope == "admin":
             return replace(self, principal=principal, files=files)

@@ -1,4 +1,4 @@
-"""Who a request is from. Routes that act in somebody's name take `Caller`."""
+"""The caller of a request. Routes that depend on the caller take `Caller`."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from .scopes import Scope
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The holder of a key. Two keys of one name are the same person's: what they own, they own by their name."""
+    """The holder of an API key. Keys with the same name belong to the same principal: ownership is by name."""
 
     key_id: str
     name: str
     scope: Scope
 
     def sees(self, owner: str) -> bool:
-        """Whether what belongs to `owner` is there for this caller."""
+        """Whether the caller may see what belongs to `owner`."""
         return self.scope == "admin" or self.name == owner
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedBy:
-    """What a request showed, as SHA-256 sums: a key, or the token of a session."""
+    """The credentials of a request as SHA-256 sums: of a key, or of a session's token."""
 
     key: str
     session: str
 
 
 LOCAL = Principal("local", "local", "admin")
-"""Whoever reaches a gateway that asks for no keys."""
+"""The caller of a gateway that requires no keys: may see and do everything."""
 
 ANONYMOUS = Principal("", "", "user")
-"""Whoever shows no key where one is asked for: they reach what is open to all, and own nothing."""
+"""A caller without a valid key at a gateway that requires one: public routes only, and owner of nothing."""
 
 
-# The dependencies are `async` although they wait for nothing: FastAPI would run each in a thread of its pool.
+# These dependencies are `async`, although they await nothing: else FastAPI would run each in a thread.
 
 
 async def caller(request: Request) -> Principal:
-    """Whom the request's key belongs to. It is never guessed: without the middleware in `access`, this fails."""
+    """The request's caller. `AccessMiddleware` sets it; without the middleware this fails rather than guess."""
     principal: Principal = request.state.principal
     return principal
 
 
 def note_created_id(request: Request, thing: str) -> None:
-    """For the audit log: the id of what this request has made."""
+    """Record, for the audit log, the id of what this request created."""
     request.state.made = thing
 
 
 def unchanged(request: Request) -> None:
-    """For the audit log: all was already as this request wanted it."""
+    """Record, for the audit log, that the request changed nothing, because the state was already as requested."""
     request.state.unchanged = True
 
 
@@ -63,7 +63,7 @@ Caller = Annotated[Principal, Depends(caller)]
 
 
 async def admin(principal: Caller) -> Principal:
-    """The caller, where they are an admin: `Depends(admin)` on a route that is for admins alone. Raises `Forbidden`."""
+    """`Depends(admin)` restricts a route to admins. Raises `Forbidden` for any other caller."""
     if principal.scope != "admin":
         raise Forbidden(f"this needs a key of scope 'admin'; {principal.name!r} has one of scope {principal.scope!r}")
     return principal

@@ -1,4 +1,4 @@
-"""What a key may be called, and how far it reaches: for the gateway, and for commands that begin without loading it."""
+"""Names and scopes of API keys. A module of its own, so that commands can use it without importing the gateway."""
 
 from typing import Literal
 

@@ -19,7 +19,7 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError, InvalidState, NotFound
 from headrace_core.jobs.job_store import ENDED, Job, JobStore
 from headrace_core.redis_access import keys
-from headrace_gateway.app import _is_mine
+from headrace_gateway.app import _is_leader
 from headrace_simulation.fault_plan import FAULT_SECONDS, ROWS, Fault
 from headrace_simulation.queue_fake_ray import SimulatedControllers, SimulatedRay
 from headrace_simulation.queue_fault_plan import NODES_COME_AT, QueuePlan
@@ -50,7 +50,7 @@ class Gateway:
         me = f"{self.process.name} since {self.world.loop.now}"
         while True:
             try:
-                if await _is_mine(self.process.port, me):
+                if await _is_leader(self.process.port, me):
                     await self.controllers.reconcile()
             except (HeadraceError, RedisError) as error:
                 self.world.note(self.process.name, f"could not reconcile: {error}")

@@ -14,7 +14,7 @@ import json, threading, sys
 from pathlib import Path
 from headrace_gateway import allocator
 if sys.argv[1] == "bound":
-    assert allocator.bound()
+    assert allocator.configure()
 def resident():
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmRSS"].split()[0])

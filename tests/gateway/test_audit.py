@@ -208,8 +208,8 @@ async def test_what_was_done_is_answered_so_whatever_fails_then(
         await keyed.redis.config_set("maxmemory", "0")
         assert [job["id"] for job in (await http.get("/v1/fine_tuning/jobs")).json()["data"]] == [made.json()["id"]]
         assert [entry["path"] for entry in await log(admin)] == ["/v1/files"]
-        monkeypatch.setattr(headrace_gateway.auth.audit_log, "SETTLED_SECONDS", -1.0)
-        await keyed.app.state.gateway.audit.settle()
+        monkeypatch.setattr(headrace_gateway.auth.audit_log, "ABANDONED_SECONDS", -1.0)
+        await keyed.app.state.gateway.audit.close_abandoned()
         [settled, _] = await log(admin)
         assert (settled["by"], settled["path"], settled["status"]) == ("alice", "/v1/fine_tuning/jobs", 0)
         assert settled["request_id"] == made.headers["x-request-id"]

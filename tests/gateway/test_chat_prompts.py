@@ -63,7 +63,7 @@ async def test_the_ids_are_those_that_training_sees_and_one_process_makes_them_a
     for content in ("What is 37 + 56?", "→ ü", "x" * 50):
         request = asked(content)
         assert list((await prompts.made(request)).token_ids) == tokenizer.prompt(request.messages).tolist()
-    assert len(prompts._free) == 1
+    assert len(prompts._idle) == 1
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ async def test_megabytes_are_refused_before_a_process_is_asked(prompts: ChatProm
     with pytest.raises(InvalidRequest, match=rf"3900000 bytes, more than the context of {CONTEXT} tokens") as too_long:
         await prompts.made(asked("What is 1 + 1? " * 260_000))
     assert too_long.value.code == "context_length_exceeded"
-    assert prompts._free == []
+    assert prompts._idle == []
 
 
 async def test_where_none_is_free_in_time_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,20 +138,20 @@ async def test_a_process_that_died_idle_is_replaced(prompts: ChatPrompts) -> Non
     before = await prompts.made(asked())
     (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
     process.kill()
-    while prompts._free[0].lives:  # noqa: ASYNC110
+    while prompts._idle[0].alive:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert await prompts.made(asked()) == before
 
 
 async def test_a_chat_that_is_refused_costs_no_process(prompts: ChatPrompts) -> None:
     await prompts.made(asked())
-    (process,) = prompts._free
+    (process,) = prompts._idle
     for _ in range(3):
         with pytest.raises(InvalidRequest, match="tokens, more than the context"):
             await prompts.made(asked("1 + " * CONTEXT))
     await prompts.made(asked())
-    assert prompts._free == [process]
-    assert process.lives
+    assert prompts._idle == [process]
+    assert process.alive
 
 
 async def test_it_ends_where_the_pipe_of_its_questions_does() -> None:
@@ -159,7 +159,7 @@ async def test_it_ends_where_the_pipe_of_its_questions_does() -> None:
     prompts = prompts_of()
     await prompts.made(asked())
     (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
-    pipe = prompts._free[0]._process.stdin
+    pipe = prompts._idle[0]._process.stdin
     assert pipe is not None
     pipe.close()
     await asyncio.to_thread(process.wait, 10)
@@ -172,12 +172,12 @@ async def test_what_it_writes_to_its_error_stream_stops_no_chat(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(chat_prompts, "WAIT_SECONDS", 20.0)
     assert (await prompts.made(asked())).token_ids
-    assert len(prompts._free[0]._said) <= chat_prompts._MOST_SAID
+    assert len(prompts._idle[0]._stderr) <= chat_prompts._MAX_STDERR_BYTES
 
 
 async def test_more_than_can_be_under_way_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_prompts, "AT_ONCE", 1)
-    monkeypatch.setattr(chat_prompts, "MOST_WAITING", 1)
+    monkeypatch.setattr(chat_prompts, "MAX_WAITING", 1)
     prompts = prompts_of(model_with(tmp_path, ONLY_FOR.format(ENDLESS)))
     hostile = asyncio.create_task(prompts.made(asked("hostile")))
     await asyncio.sleep(0.1)
@@ -198,4 +198,4 @@ async def test_a_process_that_was_busy_at_the_end_ends_with_its_question() -> No
     await asyncio.sleep(0.1)
     await prompts.close()
     assert (await under_way).token_ids
-    assert prompts._free == []
+    assert prompts._idle == []

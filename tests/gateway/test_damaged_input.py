@@ -16,7 +16,7 @@ from headrace_core.jobs.job_store import Checkpoint, JobStore
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
-from headrace_gateway.auth.api_keys import key_of
+from headrace_gateway.auth.api_keys import decode_key
 from headrace_gateway.cli import job_file
 from headrace_gateway.exporters.export_loop import Cursor, read_cursor
 from headrace_gateway.models import model_folder
@@ -99,7 +99,7 @@ async def test_a_damaged_key_opens_nothing(keyed: Keyed, redis: Redis) -> None:
     async with keyed.http(keyed.alice) as alice, keyed.http(keyed.admin) as admin:
         for what, raw in damages(whole, seed=2):
             with suppress(NotAuthenticated):
-                key_of(raw)
+                decode_key(raw)
                 continue  # a flipped bit, and still a record: Redis' checksum is there for that
             await run(redis.hset(keys.API_KEYS, digest, raw))
             refused = await alice.get("/v1/models")

@@ -132,7 +132,7 @@ async def test_listeners_that_come_at_any_moment_get_every_entry_once(http: http
 
 
 async def test_one_reader_serves_all_listeners_and_leaves_with_the_last(hub: JobStreams, jobs: JobStore) -> None:
-    streams = [hub.listen(JOB, 0, stream_format) for stream_format in (EVERYTHING, OPENAI) * 10]
+    streams = [hub.stream_events(JOB, 0, stream_format) for stream_format in (EVERYTHING, OPENAI) * 10]
     firsts = [asyncio.create_task(anext(s)) for s in streams]
     await jobs.emit_event(JOB, "hello")
     await asyncio.wait_for(asyncio.gather(*firsts), 10)
@@ -146,9 +146,9 @@ async def test_one_reader_serves_all_listeners_and_leaves_with_the_last(hub: Job
 
 
 async def test_a_slow_listener_misses_nothing(hub: JobStreams, jobs: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "WAITING", 2)
+    monkeypatch.setattr(listener_module, "MAX_WAITING", 2)
     monkeypatch.setattr(hub_module, "_GATHER_SECONDS", 0.0)
-    slow, fast = hub.listen(JOB, 0, OPENAI), hub.listen(JOB, 0, OPENAI)
+    slow, fast = hub.stream_events(JOB, 0, OPENAI), hub.stream_events(JOB, 0, OPENAI)
     received = {slow: "", fast: ""}
     for i in range(30):
         await jobs.emit_event(JOB, f"message {i}")

@@ -1,1 +1,1 @@
-"""API keys, who a request comes from, and the audit log."""
+"""API keys, authentication of requests, and the audit log."""

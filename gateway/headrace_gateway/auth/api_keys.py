@@ -1,7 +1,7 @@
-"""API keys, and the sessions that browsers hold in their place.
+"""API keys, and the sessions of browsers that logged in with one.
 
-Invariants: a key and a session's token are with their holder alone, here are their SHA-256 sums; a key that is revoked
-or has expired ends every session that it began.
+Invariants: keys and session tokens are never stored, only their SHA-256 sums; when a key expires or is revoked, every
+session that it opened ends.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ SESSION_SECONDS = 12 * 3600
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a key; times in Unix seconds."""
+    """The record of a key; times in Unix seconds."""
 
     id: str
     name: str
-    """Whose it is: jobs and files belong to names, so that a key can be replaced by another."""
+    """The key's owner. Jobs and files belong to names, so that a key can be replaced by another of the same name."""
     scope: Scope
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
     last_used_at: float | None = None
-    """To the minute; kept beside the record."""
+    """To the minute; stored in a hash of its own, beside the record."""
 
     @property
     def principal(self) -> Principal:
         """The principal that holds the key."""
         return Principal(self.id, self.name, self.scope)
 
-    def why_not(self, now: float) -> str | None:
-        """Why it opens nothing (any more); None where it does."""
+    def rejection(self, now: float) -> str | None:
+        """Why the key is not valid any more; None if it is valid."""
         if self.revoked_at is not None:
             return "this API key was revoked"
         if self.expires_at is not None and self.expires_at <= now:
@@ -53,8 +53,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
 
-def key_of(record: bytes) -> ApiKey:
-    """What is kept of a key. Raises `NotAuthenticated` where that cannot be read: such a key opens nothing."""
+def decode_key(record: bytes) -> ApiKey:
+    """Decode the record of a key. Raises `NotAuthenticated` if it is damaged: such a key is not valid."""
     try:
         return decode_record(record, ApiKey, keys.API_KEYS)
     except Damaged as error:
@@ -63,11 +63,11 @@ def key_of(record: bytes) -> ApiKey:
 
 
 def digest(secret: str | bytes) -> str:
-    """Under what a key or a token is kept.
+    """The SHA-256 sum under which a key or a token is stored.
 
-    One round of SHA-256 is right here: with 256 random bits there is nothing to guess, whatever a guess costs, and slow
-    sums with salt are for passwords that people choose. Looking up the sum also makes the comparison's time tell
-    nothing: who tries keys does not choose the sums.
+    One round of SHA-256 suffices: the secrets have 256 random bits and cannot be guessed, however cheap a guess is.
+    Slow salted hashes are for passwords, which people choose. The lookup by the sum leaks nothing by its timing either,
+    because an attacker does not choose the sums.
     """
     return hashlib.sha256(secret if isinstance(secret, bytes) else secret.encode()).hexdigest()
 
@@ -79,7 +79,8 @@ class KeyStore:
         self._redis = redis
 
     async def create(self, name: str, scope: Scope, expires_in: float | None = None) -> tuple[ApiKey, str]:
-        """(what is kept, the key itself, which nobody can show again). `expires_in` in seconds; None: never."""
+        """Create a key; returns (its record, the secret, which cannot be shown again). `expires_in`: seconds; None:
+        never."""
         now = time.time()
         secret = PREFIX + secrets.token_urlsafe(32)
         expires = None if expires_in is None else now + expires_in
@@ -88,72 +89,71 @@ class KeyStore:
         return key, secret
 
     async def all(self) -> list[ApiKey]:
-        """Newest first, also those that open nothing any more."""
+        """All keys, newest first, including those that are not valid any more."""
         return [key for _, key in await self._records()]
 
     async def revoke(self, key_id: str) -> tuple[ApiKey, bool]:
-        """From now on it opens nothing; once revoked, a key stays so. (the key, whether it was not yet). Raises
-        `NotFound`."""
-        for found, key in await self._records():
+        """Revoke a key for good; returns (the key, whether it was not revoked before). Raises `NotFound`."""
+        for key_digest, key in await self._records():
             if key.id == key_id:
                 if key.revoked_at is not None:
                     return key, False
                 revoked = msgspec.structs.replace(key, revoked_at=time.time(), last_used_at=None)
-                await run(self._redis.hset(keys.API_KEYS, found, msgspec.json.encode(revoked)))
+                await run(self._redis.hset(keys.API_KEYS, key_digest, msgspec.json.encode(revoked)))
                 return revoked, True
         raise NotFound(f"no key {key_id!r}", param="key_id")
 
     async def any_valid(self) -> bool:
-        """Whether somebody can get in."""
+        """Whether there is a valid key."""
         now = time.time()
-        return any(key.why_not(now) is None for key in await self.all())
+        return any(key.rejection(now) is None for key in await self.all())
 
     async def open_session(self, secret: str) -> tuple[ApiKey, str]:
-        """(the key, the token of a new session). Raises `NotAuthenticated`."""
-        found = digest(secret)
-        key = await self._valid(found)
+        """Open a session with a key; returns (the key's record, the session's token). Raises `NotAuthenticated`."""
+        key_digest = digest(secret)
+        key = await self._valid_key(key_digest)
         token = secrets.token_urlsafe(32)
-        await run(self._redis.set(keys.session(digest(token)), found, ex=SESSION_SECONDS))
+        await run(self._redis.set(keys.session(digest(token)), key_digest, ex=SESSION_SECONDS))
         return key, token
 
-    async def holder(self, token: str) -> ApiKey:
-        """Whose session it is. Raises `NotAuthenticated`."""
-        found = await run(self._redis.get(keys.session(digest(token))))
-        return await self._valid("" if found is None else found.decode(errors="replace"))
+    async def session_key(self, token: str) -> ApiKey:
+        """The key that opened the session. Raises `NotAuthenticated`."""
+        key_digest = await run(self._redis.get(keys.session(digest(token))))
+        return await self._valid_key("" if key_digest is None else key_digest.decode(errors="replace"))
 
     async def close_session(self, token: str) -> ApiKey | None:
-        """Nothing is opened by it any more. Whose it was; None of a session that is none, which is no error."""
+        """Close a session; returns the key that opened it. None if there is no such session, which is no error."""
         try:
-            holder = await self.holder(token)
+            session_key = await self.session_key(token)
         except NotAuthenticated:
-            holder = None
+            session_key = None
         ended = await run(self._redis.delete(keys.session(digest(token))))
-        return holder if ended else None
+        return session_key if ended else None
 
     async def check(self, shown: OpenedBy) -> None:
-        """Whether what let a request in would still do. Raises `NotAuthenticated`."""
-        found = shown.key
+        """Check that the credentials of an earlier request are still valid. Raises `NotAuthenticated`."""
+        key_digest = shown.key
         if shown.session:
             begun = await run(self._redis.get(keys.session(shown.session)))
             if begun is None:
                 raise NotAuthenticated("this session has ended")
-            found = begun.decode(errors="replace")
-        await self._valid(found)
+            key_digest = begun.decode(errors="replace")
+        await self._valid_key(key_digest)
 
-    async def _valid(self, found: str) -> ApiKey:
-        raw = await run(self._redis.hget(keys.API_KEYS, found))
+    async def _valid_key(self, key_digest: str) -> ApiKey:
+        raw = await run(self._redis.hget(keys.API_KEYS, key_digest))
         if raw is None:
             raise NotAuthenticated("this is no API key of this gateway")
-        key = key_of(raw)
-        if (why := key.why_not(time.time())) is not None:
+        key = decode_key(raw)
+        if (why := key.rejection(time.time())) is not None:
             raise NotAuthenticated(why)
         return key
 
     async def _records(self) -> list[tuple[bytes, ApiKey]]:
-        """(SHA-256 of the key, what is known of it), newest first."""
+        """(SHA-256 of the key, its record) of all keys, newest first."""
         raw = await run(self._redis.hgetall(keys.API_KEYS))
         used = await run(self._redis.hgetall(keys.API_KEYS_USED))
-        found = []
+        records = []
         for sum_, record in raw.items():
             field = sum_.decode(errors="replace")
             key = none_if_damaged(decode_record, record, ApiKey, f"{keys.API_KEYS} {field}")
@@ -163,5 +163,5 @@ class KeyStore:
                     if sum_ in used
                     else None
                 )
-                found.append((sum_, msgspec.structs.replace(key, last_used_at=last)))
-        return sorted(found, key=lambda item: (-item[1].created_at, item[1].id))
+                records.append((sum_, msgspec.structs.replace(key, last_used_at=last)))
+        return sorted(records, key=lambda item: (-item[1].created_at, item[1].id))

@@ -1,16 +1,17 @@
-"""The audit log: who did what, when, from where, to what, and with what end.
+"""The audit log: who changed what, when, from which address, and with what result.
 
-    a change   begin ──► the act ──► end ──► answer        begin fails: no act, 503; end fails: the answer is the act's,
-                 │                    │                    and the entry is settled later
-                 └ a hash of what has └ one of the logs
-                   begun
+    a change   begin ──► the change ──► write ──► answer   begin fails: no change, 503; write fails: the answer stays,
+                 │                        │                and the entry is closed later (`close_abandoned`)
+                 └ a hash of the changes  └ one of the logs
+                   that have begun
 
-Invariants: a change is on record before it is made, and so before it is answered; what changed nothing, and what nobody
-known asked for, is not among the changes; nothing secret is written (no header, no query, no body). What was refused to
-holders of keys, and what to others, are logs of their own, so that neither pushes out what was done.
+Invariants: a change is on record before it is made, and so before it is answered. The log of changes has no requests
+that changed nothing, and none of unknown callers. Nothing secret is written (no header, query or body). Refused
+requests have logs of their own, one for holders of keys and one for others, so that neither can push changes out of the
+log.
 
-Redis streams, bounded, and not a file: gateways that serve one Redis keep one log, ids give it an order and pages, and
-in a service on one machine it lies in the data folder all the same, in Redis' append-only file.
+The logs are Redis streams with a limited length, not files: all gateways of one Redis share them, and entry ids give
+them an order and pages. On a single machine they are in the data folder all the same, in Redis' append-only file.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_records
 
-LONGEST_PATH = 512
+MAX_PATH = 512
 
-SETTLED_SECONDS = 3600.0
-"""What has begun so long ago, and has not ended, never will: its gateway died, or could not write how it ended."""
+ABANDONED_SECONDS = 3600.0
+"""A change that began longer ago and has no end on record never gets one: its gateway died, or could not write it."""
 
 Log = Literal["changes", "refusals", "unauthenticated"]
 
@@ -39,56 +40,57 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     time: float
     """Unix seconds."""
     by: str
-    """Name of the caller's key; empty where none was valid."""
+    """Name of the caller's key; empty without a valid key."""
     key_id: str
     scope: str
     address: str
     method: str
     path: str
-    """Without its query, and at most `LONGEST_PATH` characters of it."""
+    """Without the query; at most `MAX_PATH` characters."""
     made: str | None
-    """Id of what the request made."""
+    """Id of what the request created."""
     status: int
-    """Of the answer; 0 where the change has begun, and how it ended is not known."""
+    """HTTP status of the answer; 0 for a change that began and whose end is unknown."""
     request_id: str
 
 
 class Audit:
-    """Appends to the log, and reads it."""
+    """Writes and reads the audit logs."""
 
-    def __init__(self, redis: Redis, most: int) -> None:
-        """Of each log, about `most` entries are kept."""
+    def __init__(self, redis: Redis, max_entries: int) -> None:
+        """`max_entries`: approximate maximum length of each log."""
         self._redis = redis
-        self._most = most
+        self._max_entries = max_entries
 
     async def begin(self, entry: AuditEntry) -> None:
-        """Note a change before it is made. Raises what Redis does: then it must not be made."""
+        """Record a change before it is made. If this raises an error of Redis, the change must not be made."""
         await run(self._redis.hset(keys.audit("begun"), entry.request_id, msgspec.json.encode(entry)))
 
     async def drop(self, request_id: str) -> None:
-        """What had begun has changed nothing."""
+        """Remove the record of a request that had begun and changed nothing."""
         await run(self._redis.hdel(keys.audit("begun"), request_id))
 
     async def write(self, entry: AuditEntry) -> None:
-        """Append how a request ended: from status 400 on to the refusals, without a key to those of nobody known."""
+        """Append the end of a request to its log: the changes, the refusals (status 400 and above), or the
+        unauthenticated (refusals without a valid key)."""
         of: Log = "changes" if entry.status < 400 else "refusals" if entry.key_id else "unauthenticated"
         fields: dict = {"entry": msgspec.json.encode(entry)}
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(keys.audit(of), fields, maxlen=self._most, approximate=True)
+            pipe.xadd(keys.audit(of), fields, maxlen=self._max_entries, approximate=True)
             pipe.hdel(keys.audit("begun"), entry.request_id)
             await pipe.execute()
 
-    async def settle(self) -> None:
-        """Append, with status 0, what began long ago and has not ended."""
+    async def close_abandoned(self) -> None:
+        """Append, with status 0, the changes that began more than `ABANDONED_SECONDS` ago and have no end."""
         begun = await run(self._redis.hgetall(keys.audit("begun")))
         for request_id, raw in begun.items():
             where = f"{keys.audit('begun')} {request_id.decode(errors='replace')}"
             found = decode_records([(where, raw)], AuditEntry)
-            if found and time.time() - found[0].time > SETTLED_SECONDS:
+            if found and time.time() - found[0].time > ABANDONED_SECONDS:
                 await self.write(found[0])
 
     async def page(self, of: Log, after: str | None, limit: int) -> tuple[list[tuple[str, AuditEntry]], bool]:
-        """([(id, entry), …] newest first, older than the one of id `after`; whether there are more)."""
+        """([(id, entry), …] older than the entry `after`, newest first; whether there are more)."""
         newest = "+" if after is None else f"({after}"
         found = await run(self._redis.xrevrange(keys.audit(of), max=newest, count=limit + 1))
         entries: list[tuple[str, AuditEntry]] = []

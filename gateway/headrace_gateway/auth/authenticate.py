@@ -1,8 +1,9 @@
-"""Whether a request comes in: whose key it carries, whether they may make one more now, whose job or file it names.
+"""Authenticates a request and applies the rate limit: whose key it has, whether the caller may make another request
+now, and who owns the job or file that it names.
 
-One round trip to Redis, whatever the answers are. The limit is a token bucket: it holds a minute's requests, a request
-takes one, and it fills as time passes. It is kept as one number, the time until which its requests are paid for: a
-request puts that off by its share of a minute, and is refused where it would come to lie more than a minute ahead.
+It takes one round trip to Redis. The rate limit is a token bucket that holds a minute's requests and refills over time.
+It is stored as a single number, the time up to which requests are paid for: each request moves it ahead by its share of
+a minute, and is rejected if that would put it more than a minute into the future.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 
 from ..files.file_store import owner_of
-from .api_keys import ApiKey, key_of
+from .api_keys import ApiKey, decode_key
 
 # KEYS: keys.ADMISSION_SCRIPT. ARGV: SHA-256 of a key or "", of a session token or "", address, requests a minute or 0.
-# Answers {record of the key or '', 1 where the request is within the limit, how many more are, milliseconds until the
-# bucket is full, milliseconds until there is room for one}.
+# Returns {record of the key or '', 1 if the request is within the limit, requests left, milliseconds until the bucket
+# is full, milliseconds until another request is allowed}.
 _SCRIPT = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -60,34 +61,36 @@ Kind = Literal["job", "file"]
 
 @dataclass(frozen=True, slots=True)
 class AuthResult:
-    """The answer; times in seconds."""
+    """The result of `authenticate`; times in seconds."""
 
     key: ApiKey | None
-    """The key that was shown, valid or not; None for none, and for one that nobody was given."""
+    """The request's key, valid or not; None without a key, and for a key that was never issued."""
     allowed: bool
-    """Whether the request is within its caller's limit."""
+    """Whether the request is within its caller's rate limit."""
     remaining: int
     reset: float
     retry_after: float
     owner: str | None
-    """Of the job or file that was asked about; None where there is none."""
+    """Owner of the job or file that the request names; None if there is no such resource."""
 
 
 async def authenticate(
     redis: Redis, *, key: str, session: str, address: str, per_minute: int, resource: tuple[Kind, str] | None
 ) -> AuthResult:
-    """Count a request and say what is known of it. `key` and `session` are SHA-256 sums, or empty."""
+    """Authenticate and count a request. `key`, `session`: SHA-256 sums, or empty; `per_minute`: the rate limit."""
     try:
-        found, owner = await _ask(redis, (key, session, address, per_minute), resource)
-    except NoScriptError:  # a Redis that is new, or was restarted
+        found, owner = await _run_script(redis, (key, session, address, per_minute), resource)
+    except NoScriptError:  # Redis was restarted, or is new
         await run(redis.script_load(_SCRIPT))
-        found, owner = await _ask(redis, (key, session, address, per_minute), resource)
+        found, owner = await _run_script(redis, (key, session, address, per_minute), resource)
     record, allowed, remaining, reset, retry = found
-    known = key_of(record) if record else None
+    known = decode_key(record) if record else None
     return AuthResult(known, bool(allowed), remaining, reset / 1000, retry / 1000, owner)
 
 
-async def _ask(redis: Redis, arguments: tuple[Any, ...], resource: tuple[Kind, str] | None) -> tuple[Any, str | None]:
+async def _run_script(
+    redis: Redis, arguments: tuple[Any, ...], resource: tuple[Kind, str] | None
+) -> tuple[Any, str | None]:
     script = (_SHA, len(keys.ADMISSION_SCRIPT), *keys.ADMISSION_SCRIPT, *arguments)
     if resource is None:
         return await run(redis.evalsha(*script)), None

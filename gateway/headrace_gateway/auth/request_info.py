@@ -1,4 +1,4 @@
-"""A request as the access check sees it: what it asks for, what identifies its caller, where it comes from."""
+"""What the access check needs of a request: its method and path, its credentials, its origin."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .authenticate import Kind
 
 SESSION_COOKIE = "headrace_session"
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/login", "/logout", "/favicon.ico"})
-_OPEN_FOLDER = "/dashboard/"
+_PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/login", "/logout", "/favicon.ico"})
+_PUBLIC_FOLDER = "/dashboard/"
 _CHANGES_NOTHING = frozenset(
     {"/v1/chat/completions", "/v1/fine_tuning/alpha/graders/run", "/v1/fine_tuning/alpha/graders/validate"}
 )
-_OF_A_JOB = re.compile(r"/v1/fine_tuning/jobs/([^/]+)")
-_OF_A_FILE = re.compile(r"/v1/files/([^/]+)")
-_WANTED = frozenset({b"authorization", b"cookie", b"host", b"origin", b"referer", b"sec-fetch-site"})
+_JOB_PATH = re.compile(r"/v1/fine_tuning/jobs/([^/]+)")
+_FILE_PATH = re.compile(r"/v1/files/([^/]+)")
+_USED_HEADERS = frozenset({b"authorization", b"cookie", b"host", b"origin", b"referer", b"sec-fetch-site"})
 
 
 @dataclass(slots=True)
 class RequestInfo:
-    """One request. `response_headers` are what the access check adds to its answer."""
+    """One request. `response_headers`: headers that the access check adds to the response."""
 
     method: str
     path: str
@@ -37,56 +37,57 @@ class RequestInfo:
 
     @classmethod
     def of(cls, scope: Scope) -> RequestInfo:
-        """The information in an ASGI request."""
+        """Extract the information from an ASGI request."""
         client = scope.get("client")
-        shown = {name: value for name, value in scope["headers"] if name in _WANTED}
+        headers = {name: value for name, value in scope["headers"] if name in _USED_HEADERS}
         query = scope["query_string"].decode("latin-1")
-        return cls(scope["method"], scope["path"], query, "" if client is None else client[0], shown)
+        return cls(scope["method"], scope["path"], query, "" if client is None else client[0], headers)
 
     @property
     def reads(self) -> bool:
-        """Whether its method promises to change nothing."""
+        """Whether the method is a safe one, which changes nothing."""
         return self.method in READS
 
     @property
     def changes(self) -> bool:
-        """Whether it may change something, and so belongs in the audit log."""
+        """Whether the request may change something, and so belongs in the audit log."""
         return not self.reads and self.path not in _CHANGES_NOTHING
 
     @property
     def is_public(self) -> bool:
-        """Whether it needs no key: what is the same for everybody, and the way in."""
-        return self.path in _OPEN or self.path.startswith(_OPEN_FOLDER)
+        """Whether the request needs no key: static files, health checks, the login page."""
+        return self.path in _PUBLIC or self.path.startswith(_PUBLIC_FOLDER)
 
     @property
     def is_for_a_page(self) -> bool:
-        """Whether a browser that has to log in first should be led there."""
+        """Whether this is a page, from which a browser without a session is redirected to the login."""
         return self.reads and not self.path.startswith("/v1") and self.path != "/metrics"
 
     @property
     def resource(self) -> tuple[Kind, str] | None:
-        """The job or the file that the path names."""
-        if found := _OF_A_JOB.match(self.path):
+        """(kind, id) of the job or file that the path names."""
+        if found := _JOB_PATH.match(self.path):
             return "job", found[1]
-        if found := _OF_A_FILE.match(self.path):
+        if found := _FILE_PATH.match(self.path):
             return "file", found[1]
         return None
 
     @property
     def key(self) -> str:
-        """SHA-256 of the bearer key; empty without one."""
+        """SHA-256 of the bearer token; empty without one."""
         scheme, _, secret = self.headers.get(b"authorization", b"").partition(b" ")
         return digest(secret.strip()) if scheme.lower() == b"bearer" else ""
 
     @property
     def session(self) -> str:
-        """SHA-256 of the token in the session's cookie; empty without one."""
+        """SHA-256 of the token in the session cookie; empty without one."""
         cookies = cookie_parser(self.headers.get(b"cookie", b"").decode("latin-1"))
         return digest(cookies[SESSION_COOKIE]) if SESSION_COOKIE in cookies else ""
 
     @property
     def network(self) -> str:
-        """What is counted together where no key is shown: an IPv4 address, or the /64 that one holder of IPv6 has."""
+        """The unit of the rate limit for requests without a key: an IPv4 address, or an IPv6 /64, which one subscriber
+        has."""
         try:
             found = ipaddress.ip_address(self.address)
         except ValueError:
@@ -97,14 +98,15 @@ class RequestInfo:
 
     @property
     def host(self) -> str:
-        """The Host header: name and port by which the gateway was asked for."""
+        """The Host header in lower case: the name and port that the client used for the gateway."""
         return self.headers.get(b"host", b"").decode("latin-1").lower()
 
     @property
     def foreign_page(self) -> str | None:
-        """The origin of the page that sent this, where it is not one of ours.
+        """The origin of a page of another site that sent this request; None if there is none.
 
-        Browsers say where a change comes from, though not all in the same header; what says nothing is no browser's.
+        Browsers name the origin of a change, in one of several headers. A request without any of them is not from a
+        browser.
         """
         site = self.headers.get(b"sec-fetch-site")
         if site in (b"same-origin", b"none"):

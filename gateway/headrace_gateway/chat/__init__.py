@@ -1,1 +1,1 @@
-"""Chats with trained models: their actors, prompts and response formats."""
+"""Chat completions: the Ray actors that run models, their prompts and response formats."""

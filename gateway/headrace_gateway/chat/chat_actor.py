@@ -1,7 +1,7 @@
-"""The Ray actors that chat, one for each model: what they are, and how they are found, asked and ended.
+"""The Ray actors that run chat models, one per model: how they are found, called and ended.
 
-The class is thin, so that neither gateway nor Ray loads an engine to send it: what answers is named here as text and
-imported in the actor's own process (decision 0007).
+The actor class is thin, so that neither the gateway nor Ray imports an engine to send it: the class that does the work
+is named as text, and imported in the actor's own process (decision 0007).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 CHAT = "headrace_rollout.chat.server:ChatServer"
 PREFIX = "chat-"
-"""Of the names of all of them."""
+"""Prefix of all actors' names."""
 ANSWER_SECONDS = 10.0
-"""An actor that does not answer for so long, beyond its own waits, is busy."""
+"""An actor that does not answer within this time, not counting its own waits, counts as busy."""
 END_SECONDS = 30.0
-"""An actor that has not ended by then is killed."""
-_LOOK_SECONDS = 0.1
+"""An actor that has not ended within this time is killed."""
+_POLL_SECONDS = 0.1
 
 
 class ChatActor:
@@ -43,18 +43,18 @@ class ChatActor:
         module, name = CHAT.split(":")
         self._server: Any = getattr(importlib.import_module(module), name)(config)
         self._prompts = ChatPrompts(config)
-        self._life: asyncio.Task[None] | None = None
+        self._run_task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Work until the model is not needed any more, then end the process; a second call returns at once."""
-        if self._life is None:
-            self._life = asyncio.ensure_future(self._server.run())
-            await asyncio.wait([self._life])
+        """Serve the model until it is not needed any more, then end the process. A second call returns at once."""
+        if self._run_task is None:
+            self._run_task = asyncio.ensure_future(self._server.run())
+            await asyncio.wait([self._run_task])
             await self._prompts.close()
             ray.actor.exit_actor()
 
     async def begin(self, request: ChatRequest) -> ChatBegun | None:
-        prompt = await self._prompts.made(request)
+        prompt = await self._prompts.render(request)
         begun: ChatBegun | None = await self._server.begin(request, prompt)
         return begun
 
@@ -73,14 +73,15 @@ class ChatActor:
         return facts
 
 
-async def names() -> list[str]:
-    """Of all actors that chat, whichever gateway started them."""
+async def actor_names() -> list[str]:
+    """Names of all chat actors of the cluster, whichever gateway started them."""
     found = await asyncio.to_thread(list_named_actors, all_namespaces=True)
     return sorted(a["name"] for a in found if a["namespace"] == NAMESPACE and a["name"].startswith(PREFIX))
 
 
-async def asked(reference: Awaitable[T], seconds: float) -> T:
-    """The answer of an actor. Raises what it raised, `TimeoutError`, `RayActorError` where it is gone."""
+async def await_actor(reference: Awaitable[T], seconds: float) -> T:
+    """Wait for an actor's answer. Raises the actor's own `HeadraceError`, `TimeoutError`, `RayActorError` if the actor
+    has ended, and `Unavailable` if Ray does not answer."""
     try:
         return await asyncio.wait_for(_resolved(reference), seconds)
     except RayActorError:
@@ -97,38 +98,38 @@ async def _resolved(reference: Awaitable[T]) -> T:
     return await reference
 
 
-async def facts_of(name: str) -> ChatFacts | None:
-    """None of one that is gone, or does not answer: it may be loading its libraries."""
+async def get_facts(name: str) -> ChatFacts | None:
+    """The facts of an actor; None if it has ended, or does not answer, since it may be loading its libraries."""
     try:
         actor: Any = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
-        facts: ChatFacts = await asked(actor.facts.remote(), ANSWER_SECONDS)
+        facts: ChatFacts = await await_actor(actor.facts.remote(), ANSWER_SECONDS)
     except (ValueError, RayActorError, TimeoutError):
         return None
     return facts
 
 
-def described(facts: ChatFacts | None) -> str:
+def describe(facts: ChatFacts | None) -> str:
     if facts is None or not facts.ready:
         return "one that is being loaded" if facts is None else f"{facts.model} (being loaded)"
     return f"{facts.model} ({facts.chats} chats)"
 
 
 async def end_if_idle(name: str) -> bool:
-    """Whether it ended: since it was asked how it is, a chat may have begun."""
+    """End an actor unless a chat has begun meanwhile; whether it ended."""
     try:
         actor: Any = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
-        if not await asked(actor.end.remote(True), ANSWER_SECONDS):
+        if not await await_actor(actor.end.remote(True), ANSWER_SECONDS):
             return False
     except (ValueError, RayActorError):
         return True
     except TimeoutError:
         return False
-    await gone([name], time.monotonic() + END_SECONDS)
+    await wait_until_gone([name], time.monotonic() + END_SECONDS)
     return True
 
 
 async def end(which: Iterable[str]) -> None:
-    """End these actors, chats or not; returns when they are gone."""
+    """End these actors, even with chats in progress; returns when they have ended."""
     which = list(which)
     for name in which:
         try:
@@ -136,13 +137,13 @@ async def end(which: Iterable[str]) -> None:
         except ValueError:  # gone
             continue
         actor.end.remote(False)
-    await gone(which, time.monotonic() + END_SECONDS)
+    await wait_until_gone(which, time.monotonic() + END_SECONDS)
 
 
-async def gone(which: list[str], deadline: float) -> None:
-    """Wait until none of these actors is left; those that are after `END_SECONDS`, or at the deadline, are killed."""
+async def wait_until_gone(which: list[str], deadline: float) -> None:
+    """Wait until none of these actors is left. Those left after `END_SECONDS`, or at the deadline, are killed."""
     limit = min(deadline, time.monotonic() + END_SECONDS)
-    while left := set(which) & set(await names()):
+    while left := set(which) & set(await actor_names()):
         if time.monotonic() > limit:
             for name in left:
                 try:
@@ -150,4 +151,4 @@ async def gone(which: list[str], deadline: float) -> None:
                 except ValueError:  # gone meanwhile
                     continue
             return
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)

@@ -1,13 +1,13 @@
-"""Chats with models: one named, detached Ray actor for each model that is being chatted with.
+"""Starts and finds the chat actors: one named, detached Ray actor for each model in use.
 
     begin ──► actor of that name? ──yes──► begin there, once its model is loaded
-                 │no                          │ it ends, or died: again
-                 ▼                            ▼
-              under a lock: fewer than chat_models actors? else the idle one used longest ago ends; else Unavailable
-                 └──► a new actor, without a core of its own: it never queues behind a job
+                 │no                          │ it has ended or died: again from the start
+                 ▼
+              under a lock: fewer than chat_models actors? else end the least recently used idle one; else Unavailable
+                 └──► a new actor, which reserves no core: it never queues behind a job
 
-Ray's list of named actors is all there is to know: the gateway keeps nothing, and any number of gateways share the
-actors. An actor ends by itself when it is idle; `stop` ends all of them.
+Ray's list of named actors is the only state: the gateway stores none, and any number of gateways share the actors. An
+actor ends by itself after some idle time; `stop` ends all of them.
 """
 
 from __future__ import annotations
@@ -32,48 +32,49 @@ from headrace_core.redis_access.client import acquired
 
 from ..models.catalog import Model
 from . import chat_actor
-from .chat_actor import ANSWER_SECONDS, END_SECONDS, PREFIX, ChatActor, asked
+from .chat_actor import ANSWER_SECONDS, END_SECONDS, PREFIX, ChatActor, await_actor
 
 LOCK_SECONDS = 90.0
-"""More than making room takes; a gateway that died holds up the others no longer."""
+"""Expiry of the lock: more than a start takes, so that a gateway that died does not block the others for longer."""
 RETRY_SECONDS = 5
 DEATHS = 2
-"""A model whose process died so often during one request is not tried again for it."""
+"""A request gives up after the model's process has died this many times."""
 
 
 class ChatConnection(Protocol):
-    """One chat that a chat actor is answering."""
+    """One chat in progress in a chat actor."""
 
     @property
     def prompt_tokens(self) -> int: ...
 
     async def read(self) -> ChatProgress:
-        """What came since the last reading; waits for it, but not for ever. Raises what ended the chat."""
+        """The progress since the last call; waits for a limited time. Raises the error that ended the chat."""
         ...
 
     def abort(self) -> None:
-        """End it, if it has not ended; does not wait."""
+        """Abort the chat if it has not ended. Does not wait."""
         ...
 
 
 class ChatPool(Protocol):
-    """What the gateway asks for."""
+    """What the gateway needs of the chat models."""
 
     async def begin(self, model: Model, request: ChatRequest) -> ChatConnection:
-        """Start a chat. Raises `InvalidRequest` for what a model cannot be asked, `Unavailable` where none answers."""
+        """Start a chat. Raises `InvalidRequest` if the model cannot serve the request, `Unavailable` if no actor
+        answers."""
         ...
 
     async def end(self, model: Model) -> None:
-        """Nobody chats with this model any more."""
+        """End the model's actor, with all of its chats."""
         ...
 
     async def stop(self) -> None:
-        """End all of them; returns when no process is left."""
+        """End all actors; returns when no process is left."""
         ...
 
 
 class RayChatPool:
-    """Chats by actors of the Ray cluster this process is connected to."""
+    """`ChatPool` with actors in the Ray cluster that this process is connected to."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
@@ -96,19 +97,19 @@ class RayChatPool:
                 begun = None
             if begun is not None:
                 return _RayChat(actor, begun, model.name)
-            await chat_actor.gone([_name(model)], deadline)
+            await chat_actor.wait_until_gone([_actor_name(model)], deadline)
 
     async def end(self, model: Model) -> None:
         if ray.is_initialized():
-            await chat_actor.end([_name(model)])
+            await chat_actor.end([_actor_name(model)])
 
     async def stop(self) -> None:
-        await chat_actor.end(await chat_actor.names())
+        await chat_actor.end(await chat_actor.actor_names())
 
     async def _begin(self, actor: Any, model: Model, request: ChatRequest, deadline: float) -> ChatBegun | None:
         limit = deadline - time.monotonic()
         try:
-            begun: ChatBegun | None = await asked(actor.begin.remote(request), limit)
+            begun: ChatBegun | None = await await_actor(actor.begin.remote(request), limit)
         except TimeoutError as error:
             ray.kill(actor)
             raise TimedOut(
@@ -118,14 +119,14 @@ class RayChatPool:
         return begun
 
     async def _actor(self, model: Model) -> Any:
-        name = _name(model)
+        name = _actor_name(model)
         try:
             return await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
         except ValueError:
             pass
-        async with self._placing():
-            if name not in await chat_actor.names():
-                await self._make_room()
+        async with self._placement_lock():
+            if name not in await chat_actor.actor_names():
+                await self._free_slot()
             return await asyncio.to_thread(self._start, name, model)
 
     def _start(self, name: str, model: Model) -> Any:
@@ -152,11 +153,11 @@ class RayChatPool:
 
     def _config(self, model: Model, gpus: float) -> ChatConfig:
         s = self._settings
-        asked = s.chat_engine
+        await_actor = s.chat_engine
         return ChatConfig(
             model=model.name,
             model_path=str(model.path),
-            engine=asked if asked != "auto" else "vllm" if gpus else "transformers",
+            engine=await_actor if await_actor != "auto" else "vllm" if gpus else "transformers",
             context=min(s.chat_context, model.context or s.chat_context),
             kv_cache_gib=s.chat_kv_cache_gib,
             threads=s.chat_threads,
@@ -170,8 +171,8 @@ class RayChatPool:
     # ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @asynccontextmanager
-    async def _placing(self) -> AsyncIterator[None]:
-        """One gateway at a time starts actors, so that all of them together start no more than they may."""
+    async def _placement_lock(self) -> AsyncIterator[None]:
+        """Lets one gateway at a time start actors, so that together they do not exceed the limit."""
         lock = self._redis.lock(keys.CHATS, timeout=LOCK_SECONDS, blocking_timeout=LOCK_SECONDS)
         if not await acquired(lock):
             raise TimedOut(f"other gateways were starting models for {LOCK_SECONDS:.0f} s", retry_after=RETRY_SECONDS)
@@ -180,17 +181,18 @@ class RayChatPool:
         finally:
             await lock.release()
 
-    async def _make_room(self) -> None:
-        """For one more. Raises `Unavailable`, naming what runs, where each is busy."""
-        while len(names := await chat_actor.names()) >= self._settings.chat_models:
-            asked_all = await asyncio.gather(*(chat_actor.facts_of(name) for name in names))
-            facts = dict(zip(names, asked_all, strict=True))
+    async def _free_slot(self) -> None:
+        """End idle actors until another may be started. Raises an `Unavailable` that names the actors if all are
+        busy."""
+        while len(names := await chat_actor.actor_names()) >= self._settings.chat_models:
+            all_facts = await asyncio.gather(*(chat_actor.get_facts(name) for name in names))
+            facts = dict(zip(names, all_facts, strict=True))
             idle = {name: f.idle_seconds for name, f in facts.items() if f is not None and f.ready and not f.chats}
             for name in sorted(idle, key=lambda n: -idle[n]):
                 if await chat_actor.end_if_idle(name):
                     break
             else:
-                running = ", ".join(chat_actor.described(f) for f in facts.values())
+                running = ", ".join(chat_actor.describe(f) for f in facts.values())
                 raise Unavailable(
                     f"{self._settings.chat_models} models may be chatted with at a time (chat_models), and all are "
                     f"busy: {running}; ask again when one of them is idle",
@@ -211,7 +213,7 @@ class _RayChat:
 
     async def read(self) -> ChatProgress:
         try:
-            progress: ChatProgress = await asked(self._actor.read.remote(self._begun.id), 6 * ANSWER_SECONDS)
+            progress: ChatProgress = await await_actor(self._actor.read.remote(self._begun.id), 6 * ANSWER_SECONDS)
         except TimeoutError as error:
             message = f"the process of {self._model} did not answer for {6 * ANSWER_SECONDS:.0f} s"
             raise TimedOut(message) from error
@@ -223,6 +225,7 @@ class _RayChat:
         self._actor.abort.remote(self._begun.id)
 
 
-def _name(model: Model) -> str:
-    """Of the actor: of the model's folder, so that all names of one model share it, and none outlives its meaning."""
+def _actor_name(model: Model) -> str:
+    """The actor's name. It derives from the model's folder, so that all names of a model share one actor, and a name
+    that is reused for another folder gets another actor."""
     return PREFIX + hashlib.sha256(str(model.path).encode()).hexdigest()[:32]

@@ -1,14 +1,14 @@
-"""The prompts of one model's chats, rendered in processes with limits on their time and memory.
+"""Renders and tokenizes the prompts of one model's chats, in processes with limited time and memory.
 
-    ChatPrompts.made ──► a process that is free, else one more, up to AT_ONCE ──► token ids
+    ChatPrompts.render ──► an idle process, else a new one, up to AT_ONCE ──► token ids
         │                `python -m headrace_gateway.chat.chat_prompts`: holds the template and the tokenizer, a
         question
         │                at a time, and a limit on the processor time of each
         └─ beyond its limits: the process is ended, the chat is refused, and the next one gets another process
 
-A chat template is a program of the model's author (see `prompts`). Invariant: whatever it does with whatever is asked,
-the process that chats holds no more than the token ids of one context, and waits a limited time; one conversation on
-which a template does not end holds up no other.
+A chat template is a program by the model's author (see `prompt_tokens`). Invariant: whatever it does with a request,
+the chat actor itself holds no more than the token ids of one context, and waits for a limited time; a conversation on
+which the template does not terminate delays no other.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from ..models.prompt_tokens import PromptCounter, PromptRefused
 from .json_schema_check import JsonSchemaCheck, schema_refused
 
 CPU_SECONDS = 10
-"""Of the processor, for one prompt; the longest that a context of a million tokens holds takes about two."""
+"""Processor time for one prompt; one that fills a context of a million tokens takes about 2 s."""
 LOAD_SECONDS = 60
-"""Of the processor, until template and tokenizer are loaded."""
+"""Processor time for loading the template and the tokenizer."""
 WAIT_SECONDS = 60.0
-"""For an answer, and for a process that is free: the machine may be busy with other work."""
-AT_ONCE, MOST_WAITING = 2, 256
-"""Chats whose prompts are made, and that wait for that: as many as may be under way with the model."""
+"""Time limit for an answer, and for an idle process: the machine may be busy with other work."""
+AT_ONCE, MAX_WAITING = 2, 256
+"""Most prompts that are rendered at the same time, and most that wait: as many as the chats that a model may have."""
 _LENGTH_BYTES = 4
 _ANSWER_BYTES_A_TOKEN = 16
-_MOST_SAID = 64 * 1024
+_MAX_STDERR_BYTES = 64 * 1024
 _CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
 
 
@@ -69,69 +69,70 @@ class ChatPrompts:
 
     def __init__(self, config: ChatConfig) -> None:
         self._config = config
-        self._places = asyncio.Semaphore(AT_ONCE)
-        self._free: list[_Process] = []
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._idle: list[_Process] = []
         self._waiting = 0
         self._closed = False
 
-    async def made(self, request: ChatRequest) -> ChatPrompt:
-        """What the model is to go on from. Raises `InvalidRequest`, also for what is beyond the limits, and
-        `Unavailable` where no process was free in time."""
+    async def render(self, request: ChatRequest) -> ChatPrompt:
+        """The token ids of a chat's prompt. Raises `InvalidRequest`, also for one beyond the limits, and `Unavailable`
+        if no process becomes idle in time."""
         self._check_bytes(request)
-        if self._waiting >= MOST_WAITING:
-            raise self._busy(f"{MOST_WAITING} other chats with {self._config.model} wait for their prompts")
+        if self._waiting >= MAX_WAITING:
+            raise self._busy(f"{MAX_WAITING} other chats with {self._config.model} wait for their prompts")
         self._waiting += 1
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError as error:
             busy = f"the prompts of {AT_ONCE} other chats with {self._config.model} are being made"
             raise self._busy(busy) from error
         finally:
             self._waiting -= 1
         try:
-            return await self._made(request)
+            return await self._render(request)
         finally:
-            self._places.release()
+            self._slots.release()
 
     def _busy(self, why: str) -> Unavailable:
         return Unavailable(f"{why}: ask again", code="model_busy", retry_after=1)
 
     async def close(self) -> None:
-        """End the processes that are free; one that is busy ends with its question."""
+        """End the idle processes; a busy one ends after its present question."""
         self._closed = True
-        while self._free:
-            await self._free.pop().end()
+        while self._idle:
+            await self._idle.pop().end()
 
-    async def _made(self, request: ChatRequest) -> ChatPrompt:
+    async def _render(self, request: ChatRequest) -> ChatPrompt:
         process = await self._process()
         try:
-            answer = await process.asked(_Question(list(request.messages)))
+            answer = await process.ask(_Question(list(request.messages)))
             if request.json_schema is not None:
-                await process.asked(_Question(json_schema=request.json_schema))
+                await process.ask(_Question(json_schema=request.json_schema))
         except BaseException:
-            await self._take_back(process)
+            await self._release(process)
             raise
-        await self._take_back(process)
+        await self._release(process)
         return ChatPrompt(token_ids=tuple(answer.ids))
 
-    async def _take_back(self, process: _Process) -> None:
-        """For the next chat, unless an answer of it is still to come, which would be taken for that chat's."""
+    async def _release(self, process: _Process) -> None:
+        """Make the process available for the next chat, unless an answer of it is still due, which would be taken for
+        that chat's."""
         if process.owes_answer or self._closed:
             await process.end()
         else:
-            self._free.append(process)
+            self._idle.append(process)
 
     async def _process(self) -> _Process:
-        while self._free:
-            process = self._free.pop()
-            if process.lives:
+        while self._idle:
+            process = self._idle.pop()
+            if process.alive:
                 return process
             await process.end()
         return await _Process.started(self._config)
 
     def _check_bytes(self, request: ChatRequest) -> None:
-        """Before it is rendered and tokenised, which takes 200 times as much memory."""
+        """Check the size of the text before it is rendered and tokenized, which takes 200 times as much memory."""
         context = self._config.context
         size = sum(len(message["content"].encode(errors="replace")) for message in request.messages)
         if size > MAX_BYTES_PER_TOKEN * context:
@@ -143,62 +144,63 @@ class ChatPrompts:
 
 
 class _Process:
-    """One, which answers a question at a time."""
+    """One rendering process, which answers one question at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process, config: ChatConfig) -> None:
         self._process = process
         self._config = config
         self.owes_answer = False
-        """Whether it was asked what it has not answered, or never will."""
-        self._said = bytearray()
-        self._listening = asyncio.create_task(self._listen(), name="listen to a process that renders")
+        """Whether a question has no answer yet."""
+        self._stderr = bytearray()
+        self._stderr_task = asyncio.create_task(self._read_stderr(), name="listen to a process that renders")
 
     @classmethod
     async def started(cls, config: ChatConfig) -> _Process:
-        """Raises `InvalidRequest` for a model whose template or tokenizer cannot be loaded."""
+        """Start a process. Raises `InvalidRequest` if the model's template or tokenizer cannot be loaded."""
         env = {**os.environ, "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # threads have stacks and arenas
         command = (sys.executable, "-m", "headrace_gateway.chat.chat_prompts")
         begun = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env)
         process = cls(begun, config)
         try:
-            await process.asked(_Start(config.model_path, config.context, CPU_SECONDS, MEMORY_BYTES))
+            await process.ask(_Start(config.model_path, config.context, CPU_SECONDS, MEMORY_BYTES))
         except BaseException:
             await process.end()
             raise
         return process
 
     @property
-    def lives(self) -> bool:
+    def alive(self) -> bool:
         return self._process.returncode is None
 
-    async def asked(self, question: _Start | _Question) -> _Answer:
-        """Raises `InvalidRequest`, also for what took too long or too much memory, and `Unavailable`."""
+    async def ask(self, question: _Start | _Question) -> _Answer:
+        """Send a question and wait for the answer. Raises `InvalidRequest`, also if it takes too much time or memory,
+        and `Unavailable`."""
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                answer = await self._exchanged(msgspec.json.encode(question))
+                answer = await self._exchange(msgspec.json.encode(question))
         except TimeoutError as error:
             raise self._refused(question, f"took longer than {WAIT_SECONDS:.0f} s", "prompts_too_slow") from error
         except (EOFError, ConnectionError) as error:
-            raise await self._end_of(question) from error
+            raise await self._end_error(question) from error
         if answer.problem is not None:
             raise answer.problem.error()
         return answer
 
     async def end(self) -> None:
         """End the process, whatever it is doing."""
-        if self.lives:
+        if self.alive:
             self._process.kill()
         await self._process.wait()
-        await self._listening
+        await self._stderr_task
 
-    async def _listen(self) -> None:
-        """Keep the end of its error stream, which would else be full one day, and the process wait for ever."""
+    async def _read_stderr(self) -> None:
+        """Read the process's stderr and keep its end: a full pipe would block the process."""
         errors = self._process.stderr
         assert errors is not None  # a pipe
-        while said := await errors.read(_MOST_SAID):
-            self._said = (self._said + said)[-_MOST_SAID:]
+        while stderr := await errors.read(_MAX_STDERR_BYTES):
+            self._stderr = (self._stderr + stderr)[-_MAX_STDERR_BYTES:]
 
-    async def _exchanged(self, question: bytes) -> _Answer:
+    async def _exchange(self, question: bytes) -> _Answer:
         into, out = self._process.stdin, self._process.stdout
         assert into is not None  # both are pipes
         assert out is not None
@@ -206,29 +208,29 @@ class _Process:
         into.write(len(question).to_bytes(_LENGTH_BYTES) + question)
         await into.drain()
         size = int.from_bytes(await out.readexactly(_LENGTH_BYTES))
-        if size > _MOST_SAID + _ANSWER_BYTES_A_TOKEN * self._config.context:
+        if size > _MAX_STDERR_BYTES + _ANSWER_BYTES_A_TOKEN * self._config.context:
             raise Unavailable(f"the prompt of {self._config.model} came back as {size} bytes")
         answer = msgspec.json.decode(await out.readexactly(size), type=_Answer)
         self.owes_answer = False
         return answer
 
-    async def _end_of(self, question: _Start | _Question) -> HeadraceError:
-        """Why it ended without an answer."""
+    async def _end_error(self, question: _Start | _Question) -> HeadraceError:
+        """The error for a process that ended without an answer."""
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 code = await self._process.wait()
-                await asyncio.shield(self._listening)
+                await asyncio.shield(self._stderr_task)
         except TimeoutError:
             return Unavailable(f"the process that renders chats of {self._config.model} closed its output, and runs on")
-        said = self._said.decode(errors="replace")
+        stderr = self._stderr.decode(errors="replace")
         if code == -signal.SIGXCPU:
             return self._refused(question, f"took longer than {CPU_SECONDS} s", "prompts_too_slow")
-        if any(sign in said for sign in OUT_OF_MEMORY):
+        if any(sign in stderr for sign in OUT_OF_MEMORY):
             most = f"{MEMORY_BYTES / 1024**3:.3g} GiB"
             return self._refused(question, f"needs more than {most} of memory", "prompts_too_large")
         if code in _CRASHES and isinstance(question, _Question):  # a nesting without end, say
             return self._refused(question, f"ended with signal {-code}", "prompts_too_large")
-        return Unavailable(f"the process that renders chats of {self._config.model} ended with {code}: {said[-500:]}")
+        return Unavailable(f"the process that renders chats of {self._config.model} ended with {code}: {stderr[-500:]}")
 
     def _refused(self, question: _Start | _Question, why: str, code: str) -> InvalidRequest:
         if isinstance(question, _Question) and question.json_schema is not None:
@@ -244,11 +246,11 @@ class _Process:
 
 
 def main() -> None:
-    """Questions on standard input, until it ends; answers on standard output."""
+    """Answer the questions on stdin until it is closed; the answers go to stdout."""
     start = msgspec.json.decode(_read(), type=_Start)
     resource.setrlimit(resource.RLIMIT_AS, (start.memory, start.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _allow(LOAD_SECONDS)
+    _add_cpu_time(LOAD_SECONDS)
     try:
         counter = PromptCounter(Path(start.model))
     except InvalidRequest as error:
@@ -257,14 +259,14 @@ def main() -> None:
     _write(_Answer())
     schemas: JsonSchemaCheck | None = None
     while question := _read():
-        _allow(start.cpu_seconds)
-        asked = msgspec.json.decode(question, type=_Question)
+        _add_cpu_time(start.cpu_seconds)
+        ask = msgspec.json.decode(question, type=_Question)
         try:
-            if asked.messages is not None:
-                _write(_Answer(_ids(counter, asked.messages, start)))
-            if asked.json_schema is not None:
+            if ask.messages is not None:
+                _write(_Answer(_ids(counter, ask.messages, start)))
+            if ask.json_schema is not None:
                 schemas = schemas or JsonSchemaCheck(counter.tokenizer_json())
-                schemas.check(asked.json_schema)
+                schemas.check(ask.json_schema)
                 _write(_Answer())
         except InvalidRequest as error:
             _write(_Answer(problem=Problem.of(error)))
@@ -286,15 +288,15 @@ def _ids(counter: PromptCounter, messages: list[dict[str, str]], start: _Start) 
     return ids
 
 
-def _allow(seconds: int) -> None:
-    """So much more of the processor; the kernel ends a process that takes more."""
+def _add_cpu_time(seconds: int) -> None:
+    """Allow this many more seconds of processor time; beyond them the kernel ends the process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = math.ceil(used.ru_utime + used.ru_stime) + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _read() -> bytes:
-    """The next question; nothing at the end of them."""
+    """The next question; empty at the end of stdin."""
     return sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(_LENGTH_BYTES)))
 
 

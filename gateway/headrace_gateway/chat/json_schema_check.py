@@ -1,25 +1,25 @@
-"""Whether completions can be held to a JSON schema: asked in a process with limits (`chat_prompts`): a schema of a few
-bytes can take any time and memory to read."""
+"""Checks whether completions can be constrained to a JSON schema. It runs in a process with limits (`chat_prompts`),
+because a schema of a few bytes can take any amount of time and memory to compile."""
 
 from __future__ import annotations
 
 from headrace_core.errors import InvalidRequest
 
-_MOST_TOLD = 500
-"""Characters of an error of the library's."""
+_MAX_MESSAGE = 500
+"""Characters of the library's error message that are shown."""
 
 
 def schema_refused(why: str) -> InvalidRequest:
-    """What the caller is told."""
-    message = f"response_format: the JSON schema is not supported: {why[:_MOST_TOLD]}"
+    """The error for a schema that is not supported."""
+    message = f"response_format: the JSON schema is not supported: {why[:_MAX_MESSAGE]}"
     return InvalidRequest(message, param="response_format", code="unsupported_json_schema")
 
 
 class JsonSchemaCheck:
-    """Of one tokenizer: whether llguidance, by which both engines hold completions to schemas, can read one."""
+    """Checks schemas for one tokenizer, by llguidance, with which both engines constrain completions."""
 
     def __init__(self, tokenizer_json: str) -> None:
-        from llguidance import LLTokenizer  # where a chat asks for it
+        from llguidance import LLTokenizer  # imported only when a chat needs it
 
         try:
             self._tokenizer = LLTokenizer(tokenizer_json)
@@ -27,7 +27,7 @@ class JsonSchemaCheck:
             raise schema_refused(f"the model's tokenizer cannot be held to JSON: {error}") from error
 
     def check(self, schema: str) -> None:
-        """Reads it and computes which tokens may come first. Raises `InvalidRequest`."""
+        """Compile the schema, and compute which tokens may come first. Raises `InvalidRequest`."""
         from llguidance import LLMatcher
 
         try:
@@ -38,5 +38,5 @@ class JsonSchemaCheck:
             matcher.compute_bitmask()
         if matcher.is_error():
             raise schema_refused(matcher.get_error())
-        if matcher.is_accepting() or matcher.is_stopped():  # nothing at all, which is no JSON
+        if matcher.is_accepting() or matcher.is_stopped():  # the empty text, which is no JSON
             raise schema_refused("no JSON is valid by it")

@@ -114,4 +114,4 @@ def _day(seconds: float | None) -> str:
 def _state(key: ApiKey) -> str:
     if key.revoked_at is not None:
         return "[red]revoked[/]"
-    return "[green]valid[/]" if key.why_not(time.time()) is None else "[yellow]expired[/]"
+    return "[green]valid[/]" if key.rejection(time.time()) is None else "[yellow]expired[/]"

@@ -1,1 +1,1 @@
-"""A job's events and measurements as streams."""
+"""Server-sent event streams of a job's events and measurements."""

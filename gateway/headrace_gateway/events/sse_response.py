@@ -1,9 +1,9 @@
-"""The answer that carries an event stream.
+"""The response that carries an event stream.
 
-    pieces ─► client, until they end, the client leaves, or what let it in is revoked or has expired: asked every
-              `CHECK_SECONDS`; then an `error` event says so
+    pieces ─► client, until they end, the client disconnects, or its key or session is not valid any more: this is
+              checked every `CHECK_SECONDS`, and reported by an `error` event
 
-A connection that takes nothing for `STUCK_SECONDS` is cut off.
+A connection whose client reads nothing for `STUCK_SECONDS` is closed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ..principal import OpenedBy
 from ..web.errors import as_unavailable
 
 PING_SECONDS = 10
-"""A stream that has nothing to say carries a comment so often."""
+"""Interval of the comments in a stream without events."""
 STUCK_SECONDS = 60.0
 CHECK_SECONDS = 3.0
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-"""Neither caches nor proxies may hold a stream back."""
+"""Keep caches and proxies from buffering the stream."""
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events."}
 }
 
 
 class SseResponse(Response):
-    """Sends pieces as they come, until they or the client end."""
+    """Sends pieces as they come, until they end or the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -47,8 +47,8 @@ class SseResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send), name="event stream")
-        leaving = asyncio.create_task(_left(receive), name="event stream's client")
-        closing = asyncio.create_task(_closed(scope), name="event stream's key")
+        leaving = asyncio.create_task(_wait_for_disconnect(receive), name="event stream's client")
+        closing = asyncio.create_task(_wait_for_revocation(scope), name="event stream's key")
         tasks = (sending, leaving, closing)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -59,7 +59,7 @@ class SseResponse(Response):
         if not sending.cancelled():
             sending.result()
         elif not closing.cancelled():
-            await _last(send, closing.result())
+            await _send_last(send, closing.result())
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -71,34 +71,36 @@ class SseResponse(Response):
                     async with asyncio.timeout(STUCK_SECONDS):
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
                 except TimeoutError:
-                    return  # without the last chunk: the server closes the connection, the client knows it is cut off
+                    # without the last chunk: the server closes the connection, and the client sees that it is
+                    # incomplete
+                    return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _closed(scope: Scope) -> bytes:
-    """Returns what the client is told once its key, or its session, opens nothing any more."""
-    shown: OpenedBy | None = scope["state"].get("opened_by")
-    if shown is None:  # no key is asked for
+async def _wait_for_revocation(scope: Scope) -> bytes:
+    """Wait until the client's key or session is not valid any more; returns the error event for it."""
+    credentials: OpenedBy | None = scope["state"].get("opened_by")
+    if credentials is None:  # the gateway requires no keys
         return await asyncio.Future[bytes]()
     keys: KeyStore = scope["app"].state.gateway.keys
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         try:
-            await keys.check(shown)
+            await keys.check(credentials)
         except NotAuthenticated as error:
-            said = {"message": error.message, "type": "invalid_request_error", "param": None, "code": error.code}
-            return b"event: error\ndata: %s\n\n" % msgspec.json.encode({"error": said})
+            detail = {"message": error.message, "type": "invalid_request_error", "param": None, "code": error.code}
+            return b"event: error\ndata: %s\n\n" % msgspec.json.encode({"error": detail})
         except RedisError as error:
-            as_unavailable(error)  # it passes; what does not is raised
+            as_unavailable(error)  # raises errors that are not transient
 
 
-async def _last(send: Send, piece: bytes) -> None:
-    """Cut off where the client takes nothing."""
+async def _send_last(send: Send, piece: bytes) -> None:
+    """Send the last piece; give up if the client does not read it."""
     with suppress(TimeoutError):
         async with asyncio.timeout(CHECK_SECONDS):
             await send({"type": "http.response.body", "body": piece, "more_body": False})
 
 
-async def _left(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""The two ways in which a job's history is told as server-sent events, and how what is past is thinned."""
+"""The two formats of a job's history as server-sent events, and the downsampling of its past."""
 
 from __future__ import annotations
 
@@ -18,67 +18,67 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class StreamFormat:
-    """What a stream tells, and how."""
+    """Which entries a stream contains, and how they are encoded."""
 
     kinds: Collection[Kind]
     encode: Callable[[str, HistoryEntry], bytes]
-    """(job id, entry) → one server-sent event, whose id is where to go on."""
+    """(job id, entry) → one server-sent event; its id is the cursor for a reconnect."""
     states: bool
-    """Whether it tells of the job's state, too."""
+    """Whether the stream also contains the job's state."""
     done: bytes
-    """After the last entry."""
+    """Sent after the last entry."""
 
 
 def sse(name: str, data: bytes, entry_id: str | None = None) -> bytes:
-    """One server-sent event; `data` is JSON, which has no line breaks."""
+    """Encode one server-sent event. `data`: JSON without line breaks."""
     begin = b"" if entry_id is None else b"id: %s\n" % entry_id.encode()
     return b"%sevent: %s\ndata: %s\n\n" % (begin, name.encode(), data)
 
 
-def _of_openai(job_id: str, entry: HistoryEntry) -> bytes:
+def _encode_openai(job_id: str, entry: HistoryEntry) -> bytes:
     event = event_of(job_id, entry)
     return sse("fine_tuning.job.event", _encode(event_object(event)), event.id)
 
 
-def _of_everything(job_id: str, entry: HistoryEntry) -> bytes:
-    """Nothing of a measurement that is damaged: the log names it."""
+def _encode_all(job_id: str, entry: HistoryEntry) -> bytes:
+    """Every kind of entry. A damaged measurement is omitted, and named in the log."""
     if entry.kind == "event":
         return sse("event", _encode(event_object(event_of(job_id, entry))), str(entry.number))
     return b"".join(sse(e.kind, e.data, str(e.number)) for e in readable_entries(job_id, [entry]))
 
 
-OPENAI = StreamFormat(EVENTS, _of_openai, states=False, done=b"data: [DONE]\n\n")
-EVERYTHING = StreamFormat(KINDS, _of_everything, states=True, done=sse("done", b"[DONE]"))
+OPENAI = StreamFormat(EVENTS, _encode_openai, states=False, done=b"data: [DONE]\n\n")
+EVERYTHING = StreamFormat(KINDS, _encode_all, states=True, done=sse("done", b"[DONE]"))
 
 
-def downsample(entries: Sequence[HistoryEntry], most: int) -> list[HistoryEntry]:
-    """At most `most` (2 or more) of each source: the first, the last, and evenly many between.
+def downsample(entries: Sequence[HistoryEntry], max_entries: int) -> list[HistoryEntry]:
+    """At most `max_entries` (2 or more) entries of each source: the first, the last, and evenly spaced ones between.
 
-    Of what a job says that is no measurement, the first and the newest: a line left out between two others is missed.
+    Of messages for people, the first and the newest ones are taken instead: gaps between messages would confuse.
     """
     by_source: dict[str, list[HistoryEntry]] = {}
     for entry in entries:
-        by_source.setdefault(_thinned_with(entry), []).append(entry)
-    kept: list[HistoryEntry] = []
+        by_source.setdefault(_source_of(entry), []).append(entry)
+    selected: list[HistoryEntry] = []
     for source, of_source in by_source.items():
         last = len(of_source) - 1
-        if last < most:
-            kept += of_source
+        if last < max_entries:
+            selected += of_source
         elif source == "said":
-            kept += [of_source[0], *of_source[last - most + 2 :]]
+            selected += [of_source[0], *of_source[last - max_entries + 2 :]]
         else:
-            kept += (of_source[i * last // (most - 1)] for i in range(most))
-    return sorted(kept)
+            selected += (of_source[i * last // (max_entries - 1)] for i in range(max_entries))
+    return sorted(selected)
 
 
 class _Type(msgspec.Struct, frozen=True):
     type: str
 
 
-def _thinned_with(entry: HistoryEntry) -> str:
+def _source_of(entry: HistoryEntry) -> str:
     if entry.kind != "event":
         return entry.source
     try:
         return "said" if msgspec.json.decode(entry.data, type=_Type).type == "message" else "metrics"
-    except UNREADABLE:  # told as an event of its own, which says so
+    except UNREADABLE:  # it is sent as an event that names the damage
         return "said"

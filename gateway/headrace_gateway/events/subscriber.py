@@ -1,4 +1,5 @@
-"""One connection's part of a followed job: the few batches it has not sent yet. See job_streams.py for the picture."""
+"""One subscriber of a job's stream: the batches that its connection has not sent yet. See `job_streams` for a
+picture."""
 
 from __future__ import annotations
 
@@ -10,18 +11,18 @@ from headrace_core.jobs.history import HistoryEntry
 
 from .stream_formats import StreamFormat
 
-WAITING = 32
-"""Batches that wait for a subscriber; with more, it reads what it missed from Redis."""
+MAX_WAITING = 32
+"""Most batches that wait for a subscriber. One with more drops them, and reads the gap from Redis."""
 
 
 def encode_entries(stream_format: StreamFormat, job_id: str, entries: Iterable[HistoryEntry]) -> bytes:
-    """Those entries that the format carries, as server-sent events."""
+    """The entries that the format contains, as server-sent events."""
     return b"".join(stream_format.encode(job_id, entry) for entry in entries if entry.kind in stream_format.kinds)
 
 
 @dataclass(eq=False)
 class Batch:
-    """All entries of a job from the number after `after` on, in order; at least one."""
+    """Consecutive entries of a job that begin after the number `after`; at least one."""
 
     job_id: str
     after: int
@@ -34,7 +35,7 @@ class Batch:
         return self.entries[-1].number
 
     def encoded(self, stream_format: StreamFormat, number: int) -> bytes:
-        """Those after `number`; encoded once for everybody who wants them all."""
+        """The entries after `number`, encoded. The encoding of the whole batch is shared by all subscribers."""
         if number > self.after:
             return encode_entries(stream_format, self.job_id, (e for e in self.entries if e.number > number))
         if id(stream_format) not in self._encoded:
@@ -43,11 +44,11 @@ class Batch:
 
 
 class Subscriber:
-    """Handed batches, states and other pieces by a stream; `take` gives what is to be sent next."""
+    """Collects batches, states and other pieces from a stream; `take` returns what to send next."""
 
     def __init__(self, stream_format: StreamFormat, number: int) -> None:
         self.number = number
-        """Everything up to here is sent."""
+        """Number of the last entry that was sent."""
         self.ended = False
         self.stream_format = stream_format
         self._batches: list[Batch] = []
@@ -55,48 +56,49 @@ class Subscriber:
         self._other = b""
         self._wake = asyncio.Event()
 
-    def hand(self, batch: Batch) -> None:
-        """To be sent; where too many wait, those before are left to be read from Redis."""
-        if len(self._batches) >= WAITING:
+    def add_batch(self, batch: Batch) -> None:
+        """Add a batch to send. If too many wait, drops the earlier ones, which are then read from Redis."""
+        if len(self._batches) >= MAX_WAITING:
             self._batches.clear()
         self._batches.append(batch)
         self._wake.set()
 
     def state(self, state: bytes) -> None:
-        """To be sent, unless a newer one comes before."""
+        """Set the state to send; it replaces a state that is not sent yet."""
         if self.stream_format.states:
             self._state = state
             self._wake.set()
 
     def newest_state(self) -> bytes:
-        """The state that waits, to be sent before all else."""
+        """Take the state that waits, to send it before everything else."""
         state, self._state = self._state, b""
         return state
 
     def ping(self, comment: bytes) -> None:
-        """To be sent where nothing else is."""
+        """Set a comment to send with the next piece."""
         self._other = comment
         self._wake.set()
 
     def end(self, last: bytes) -> None:
-        """Nothing comes any more but `last`."""
+        """End the subscriber; `last` is sent after everything else."""
         self.ended = True
         self._other = last
         self._wake.set()
 
     async def wait(self) -> None:
-        """Until there is something to take."""
+        """Wait until there is something to take."""
         await self._wake.wait()
         self._wake.clear()
 
     @property
-    def missed_to(self) -> int | None:
-        """The number up to which the past has to be read first; None where what waits follows what was sent."""
+    def gap_end(self) -> int | None:
+        """The number up to which entries must be read from Redis first; None if the waiting batches follow directly
+        what was sent."""
         waiting = [b for b in self._batches if b.last > self.number]
         return waiting[0].after if waiting and waiting[0].after > self.number else None
 
     def take(self) -> bytes:
-        """All that waits, as one piece: entries, then the state, then what ends."""
+        """Take everything that waits, as one piece: entries, the state, then a comment or the end."""
         pieces = []
         for batch in self._batches:
             if batch.last > self.number:

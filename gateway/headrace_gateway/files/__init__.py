@@ -1,1 +1,1 @@
-"""Uploaded files, result files, and files of tasks."""
+"""Uploaded files, the result files of jobs, and files made from a task's rows."""

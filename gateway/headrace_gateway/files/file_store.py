@@ -1,4 +1,4 @@
-"""Uploaded files: bytes under the data folder, descriptions in Redis.
+"""Uploaded files: their content is in the data folder, their records are in Redis.
 
     .<id>….partial ─► <id>, and .<id>.undescribed beside it ─► description in Redis ─► <id> alone
                                └ Redis refuses: both go; its answer is lost, or the gateway dies: `sweep` asks it later
@@ -54,12 +54,13 @@ class StoredFile(msgspec.Struct, frozen=True):
 
 
 def owner_of(file_id: str, raw: bytes) -> str:
-    """Whose file a stored description is of. Raises `Damaged`."""
+    """The owner in a file's record. Raises `Damaged`."""
     return decode_record(raw, StoredFile, f"{keys.FILES} {file_id}").owner
 
 
 class FileStore:
-    """The uploaded files that `principal` may see; what is added is theirs. Methods raise `NotFound` for any other."""
+    """The uploaded files that `principal` may see, who owns the files that are added. Methods raise `NotFound` for any
+    other file."""
 
     def __init__(self, redis: Redis, folder: Path, max_bytes: int, principal: Principal = LOCAL) -> None:
         self._redis = redis
@@ -68,7 +69,7 @@ class FileStore:
         self._principal = principal
 
     def seen_by(self, principal: Principal) -> FileStore:
-        """The same store, as another sees it."""
+        """The same store, restricted to what `principal` may see."""
         return FileStore(self._redis, self.folder, self.max_bytes, principal)
 
     def path(self, file_id: str) -> Path:
@@ -76,7 +77,8 @@ class FileStore:
         return self.folder / file_id
 
     def whole(self, stored: StoredFile) -> Path:
-        """The same. Raises `Damaged` where there are none, or not as many as were stored."""
+        """The path of the file's content. Raises `Damaged` if the content is missing, or has another size than was
+        stored."""
         path = self.path(stored.id)
         try:
             size = path.stat().st_size
@@ -125,11 +127,11 @@ class FileStore:
         return self.folder / f".{file_id}{_UNDESCRIBED}"
 
     async def has(self, file_id: str) -> bool:
-        """Whether there is such a file, with its bytes, whoever may see it."""
+        """Whether the file exists, with its content, whoever owns it."""
         return bool(await run(self._redis.hexists(keys.FILES, file_id))) and self.path(file_id).is_file()
 
     async def get(self, file_id: str, param: str = "file_id") -> StoredFile:
-        """The description of one file."""
+        """The record of one file."""
         raw = await run(self._redis.hget(keys.FILES, file_id))
         stored = None if raw is None else decode_record(raw, StoredFile, f"{keys.FILES} {file_id}")
         if stored is None or not self._principal.sees(stored.owner):
@@ -137,36 +139,36 @@ class FileStore:
         return stored
 
     async def all(self) -> list[StoredFile]:
-        """Newest first."""
+        """All files that the principal may see, newest first."""
         raw = await run(self._redis.hgetall(keys.FILES))
         stored = decode_records(((f"{keys.FILES} {i.decode(errors='replace')}", f) for i, f in raw.items()), StoredFile)
         return sorted((f for f in stored if self._principal.sees(f.owner)), key=lambda f: (-f.created_at, f.id))
 
     async def remove(self, file_id: str) -> None:
-        """Forget a file and delete its bytes."""
+        """Delete a file: its record, then its content."""
         await self.get(file_id)
         if not await run(self._redis.hdel(keys.FILES, file_id)):
             raise NotFound(f"no file {file_id!r}", param="file_id")
         self.path(file_id).unlink(missing_ok=True)
 
     def _write(self, source: BinaryIO, file_id: str) -> tuple[int, str]:
-        """(bytes, their SHA-256). Raises `TooLarge`, `DiskFull`, and keeps nothing then."""
+        """Write the content; returns (its size, its SHA-256). Raises `TooLarge` or `DiskFull`; then nothing is left."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = self.folder / f".{new_id(file_id)}.partial"
-        told = hashlib.sha256()
+        checksum = hashlib.sha256()
         with written_whole(self.path(file_id), partial):
-            with require_space(self.folder), open(partial, "xb", opener=_for_us_alone) as target:
+            with require_space(self.folder), open(partial, "xb", opener=_open_private) as target:
                 while part := source.read(_PART):
-                    told.update(part)
+                    checksum.update(part)
                     target.write(part)
                 size = target.tell()
             if size > self.max_bytes:
                 raise TooLarge(f"the file has {size} bytes; at most {self.max_bytes} are taken", param="file")
             self._mark(file_id).touch(0o600)
-        return size, told.hexdigest()
+        return size, checksum.hexdigest()
 
 
-def _for_us_alone(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 

@@ -1,4 +1,4 @@
-"""The result file of a job that has ended: the figures of its steps as CSV, listed and read like an uploaded file.
+"""The result file of a job that has ended: the metrics of its steps as CSV, listed and read like an uploaded file.
 
 It is made when it is first asked for, out of the job's history, which must have ended by then: a job that was cancelled
 or that failed names it once it is at rest, because its learner may record a step until then. Its id follows from the
@@ -27,7 +27,7 @@ from .file_store import FileStore, StoredFile
 PURPOSE: Literal["fine-tune-results"] = "fine-tune-results"
 _PREFIX = "file-results-"
 _PAGE = 2000
-_MEASURED: tuple[Kind, ...] = ("step", "evaluation")
+_KINDS: tuple[Kind, ...] = ("step", "evaluation")
 _COLUMNS = (
     "step", "time", "train_mean_reward", "train_reward_std", "full_valid_mean_reward", "train_loss", "learning_rate",
     "grad_norm", "entropy", "completion_length", "tokens", "masked_tokens", "largest_age", "effective_sample_size",
@@ -42,7 +42,7 @@ def result_files(job: Job) -> list[str]:
 
 
 async def find(files: FileStore, jobs: JobStore, file_id: str) -> StoredFile:
-    """A file of any purpose. Raises `NotFound`."""
+    """A file of any purpose; creates a result file if necessary. Raises `NotFound`."""
     if file_id.startswith(_PREFIX) and not await files.has(file_id):
         for job in await jobs.all():
             if file_id in result_files(job):
@@ -51,7 +51,7 @@ async def find(files: FileStore, jobs: JobStore, file_id: str) -> StoredFile:
 
 
 async def every(files: FileStore, jobs: JobStore) -> list[StoredFile]:
-    """All files, newest first, with the results of all jobs that have ended."""
+    """All files, newest first, including the result files of all jobs that have ended."""
     known = {file.id for file in await files.all()}
     for job in await jobs.all():
         for file_id in result_files(job):
@@ -69,19 +69,19 @@ def check_removable(file: StoredFile) -> None:
 async def _make(files: FileStore, jobs: JobStore, job: Job, file_id: str) -> None:
     rows: dict[int, dict[str, Any]] = {}
     number = 0
-    while found := await jobs.history.after(job.id, number, _PAGE, _MEASURED):
+    while found := await jobs.history.after(job.id, number, _PAGE, _KINDS):
         number = found[-1].number
         for entry in found:
             for figures in _figures(job, entry):
                 rows.setdefault(figures["step"], {}).update(figures)
-    text = await asyncio.to_thread(_written, [rows[step] for step in sorted(rows)])
+    text = await asyncio.to_thread(_to_csv, [rows[step] for step in sorted(rows)])
     name = f"{job.id}-steps.csv"
     described = StoredFile(file_id, job.finished_at or job.created_at, name, 0, PURPOSE, job.owner)
     await files.keep(described, io.BytesIO(text))
 
 
 def _figures(job: Job, entry: HistoryEntry) -> Iterator[dict[str, Any]]:
-    """The entry's part of its row; nothing of one that cannot be read."""
+    """The entry's columns of its row; nothing for a damaged entry."""
     raw = [(JobKeys(job.id).history(entry.kind), entry.data)]
     if entry.kind == "step":
         yield from (_of_step(msgspec.to_builtins(step)) for step in decode_records(raw, StepMetrics))
@@ -96,7 +96,7 @@ def _of_step(data: dict[str, Any]) -> dict[str, Any]:
     return same | {column: data[field] for column, field in named.items()} | {"largest_age": max(trained, default=None)}
 
 
-def _written(rows: list[dict[str, Any]]) -> bytes:
+def _to_csv(rows: list[dict[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,5 @@
-"""`reasoning_gym:chain_sum?size=1000` where a file is asked for: its rows, made once and kept as a file like any other.
+"""Makes files from task references such as `reasoning_gym:chain_sum?size=1000`, which a request may give in place of a
+file id. The rows are made once, and stored as a file like any other.
 
 reference ─► a process of the rewards service ─► temporary file ─► FileStore ─► its id, which the job then names
 """
@@ -25,11 +26,11 @@ from .file_store import FileStore
 
 TASK_SECONDS = 300.0
 AT_ONCE = 2
-"""Of one gateway: each is a process that imports a library of tasks, with a sandbox, and writes a file."""
+"""Most files that a gateway makes at the same time: each needs a process that imports a library, in a sandbox."""
 
 
-def task_places() -> Places:
-    """Of one gateway, for all its requests."""
+def task_slots() -> Places:
+    """The process slots of one gateway, shared by all its requests."""
     return Places(AT_ONCE, TASK_SECONDS, f"the rows of {AT_ONCE} other tasks are being made")
 
 
@@ -41,7 +42,7 @@ class TaskFiles:
         """`folder` takes what is not whole yet; `rules` hold the libraries as they hold reward code."""
         self._job_id = job_id
         self._files = files
-        self._places = places
+        self._slots = places
         self._rules = rules
         self._folder = folder
         self._made: list[str] = []
@@ -61,16 +62,16 @@ class TaskFiles:
             await self._files.remove(self._made.pop())
 
     async def file_id(self, reference: str, param: str) -> str:
-        """The id of the file with the rows of a task; what is no task is given back. Raises `InvalidRequest`,
-        and `TimedOut` where others were being made all the time."""
+        """The id of a new file with the task's rows; anything but a task reference is returned unchanged. Raises
+        `InvalidRequest`, and `TimedOut` if no slot became free."""
         if not names_task(reference):
             return reference
         self._folder.mkdir(parents=True, exist_ok=True)
-        async with self._places.one():
+        async with self._slots.one():
             with tempfile.TemporaryDirectory(prefix=".task-", dir=self._folder) as folder:
                 path = Path(folder) / "rows.jsonl"
                 question = RowsRequest(reference, str(path.absolute()), self._files.max_bytes, self._rules)
-                made = await ask_rewards(
+                report = await ask_rewards(
                     "tasks",
                     question,
                     RowsReport,
@@ -78,8 +79,8 @@ class TaskFiles:
                     what=f"making the rows of {reference}",
                     param=param,
                 )
-                if made.error is not None:
-                    raise InvalidRequest(f"{param}: {made.error.message}", param=param, code=made.error.code)
+                if report.error is not None:
+                    raise InvalidRequest(f"{param}: {report.error.message}", param=param, code=report.error.code)
                 with path.open("rb") as source:
                     stored = await self._files.add(source, f"{reference}.jsonl", "fine-tune", self._job_id)
         self._made.append(stored.id)

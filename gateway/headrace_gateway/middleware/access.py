@@ -30,7 +30,7 @@ from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Forbidden, HeadraceError, NotAuthenticated, NotFound, RateLimited
 from headrace_core.logs import get_logger
 
-from ..auth.audit_log import LONGEST_PATH, AuditEntry
+from ..auth.audit_log import MAX_PATH, AuditEntry
 from ..auth.authenticate import AuthResult, authenticate
 from ..auth.request_info import RequestInfo
 from ..context import GatewayContext
@@ -110,7 +110,7 @@ class AccessMiddleware:
             per_minute=self._per_minute,
             resource=info.resource if self._required else None,
         )
-        if not free and (key := admitted.key) is not None and key.why_not(time.time()) is None:
+        if not free and (key := admitted.key) is not None and key.rejection(time.time()) is None:
             state["principal"] = key.principal
             state["opened_by"] = OpenedBy(info.key, session)
         self._within_limit(info, admitted)
@@ -173,7 +173,7 @@ def _let_in(info: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> None
             if shown
             else "an API key is needed: send `Authorization: Bearer hr-…`; `headrace keys create` makes one"
         )
-    if (why := key.why_not(time.time())) is not None:
+    if (why := key.rejection(time.time())) is not None:
         raise NotAuthenticated(why)
     if by_cookie and not info.reads and b"origin" not in info.headers:
         raise Forbidden("a change by cookie needs an Origin header, as browsers send it", code="foreign_origin")
@@ -244,7 +244,7 @@ class _Answer:
             scope="" if principal is ANONYMOUS else principal.scope,
             address=self._info.address,
             method=self._info.method,
-            path=self._info.path[:LONGEST_PATH],
+            path=self._info.path[:MAX_PATH],
             made=self._state.get("made"),
             status=status,
             request_id=self._state["request_id"],

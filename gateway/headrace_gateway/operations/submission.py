@@ -44,7 +44,7 @@ async def submit(
     id meanwhile. What it raises, it raises before the job is stored: one that is stored is answered as such, whatever
     fails then."""
     settings = gateway.settings
-    tasks = TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_places, claim.job_id)
+    tasks = TaskFiles(gateway.files, settings.data_dir, settings.reward_rules, gateway.task_slots, claim.job_id)
     async with RewardCode(settings, claim.job_id, forked_from, claim.is_alone) as code:
         async with tasks:
             job, first, remarked = await _checked(gateway, claim.job_id, await _with_files(tasks, body))

@@ -36,7 +36,7 @@ async def events(
     """What a job said, newest first; with `stream=true` oldest first, as server-sent events, until it has ended."""
     await here.jobs.get(job_id)
     if stream:
-        return SseResponse(here.hub.listen(job_id, resume_after(job_id, last_event_id), OPENAI))
+        return SseResponse(here.hub.stream_events(job_id, resume_after(job_id, last_event_id), OPENAI))
     before = None if after is None else event_number(job_id, after, "after")
     found = await here.jobs.history.newest(job_id, "event", before, limit + 1)
     answer: EventList = listing([event_object(event_of(job_id, e)) for e in found[:limit]], len(found) > limit)

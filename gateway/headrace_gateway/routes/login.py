@@ -43,7 +43,7 @@ async def login_page(here: Context, request: Request, next: Next = "/") -> Respo
     if not here.settings.keys_required:
         return RedirectResponse(_safe(next), 303)
     try:
-        holder = await here.keys.holder(request.cookies.get(SESSION_COOKIE, ""))
+        holder = await here.keys.session_key(request.cookies.get(SESSION_COOKIE, ""))
     except NotAuthenticated:
         return _page("login", 200, next=_safe(next), wrong="")
     return _page("logout", 200, next=_safe(next), name=holder.name, scope=holder.scope)

@@ -28,7 +28,7 @@ from ..schemas.observe import (
 )
 from ..views.reward_summary import summary
 from ..web.cursors import entry_number, resume_after
-from ..web.json_response import json_response, written
+from ..web.json_response import encoded_json, json_response
 from ..web.pagination import listing
 from .job_events import After, LastEventId
 
@@ -92,7 +92,7 @@ async def staleness(
             {
                 "step": s.step,
                 "time": s.time,
-                "ages": written(s.ages),
+                "ages": encoded_json(s.ages),
                 "max_staleness": live.at(s.step - 1).max_staleness,
             }
             for s in read
@@ -143,7 +143,7 @@ async def stream(
     does, when it changes, at most once a second), `done`. With `thin`, of what is past at most so many of each kind and
     worker, the first and the last among them; an event `live` follows them."""
     await here.jobs.get(job_id)
-    return SseResponse(here.hub.listen(job_id, resume_after(job_id, last_event_id), EVERYTHING, thin))
+    return SseResponse(here.hub.stream_events(job_id, resume_after(job_id, last_event_id), EVERYTHING, thin))
 
 
 def _ledger_object(job_id: str, account: LedgerCounts) -> LedgerObject:
@@ -163,4 +163,4 @@ def _ledger_object(job_id: str, account: LedgerCounts) -> LedgerObject:
 
 
 def _measurement(entry: HistoryEntry) -> MeasurementObject:
-    return {"id": str(entry.number), "kind": cast(Measured, entry.kind), "data": written(entry.data)}
+    return {"id": str(entry.number), "kind": cast(Measured, entry.kind), "data": encoded_json(entry.data)}

@@ -59,7 +59,7 @@ def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
     settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
     redact_streams()
     log_libraries()
-    allocator.bound()
+    allocator.configure()
     with ExitStack() as parts:
         parts.enter_context(_interrupted_by_sigterm())
         if settings.models_dir is not None and not settings.models_dir.is_dir():

@@ -1,1 +1,1 @@
-"""What all routes share of HTTP: errors, JSON, pages, cursors, uploads."""
+"""HTTP code that all routes share: errors, JSON, pagination, cursors, uploads."""

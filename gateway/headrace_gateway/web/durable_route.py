@@ -1,6 +1,6 @@
-"""What a request changed is on the disk of Redis before it is answered: after a loss of power it still holds.
+"""Answers a request that changes state only when Redis has the change on its disk, so that it survives a power loss.
 
-A Redis that goes away just then leaves it open; the answer stays, since the change was made."""
+If Redis becomes unavailable at that moment, the request is answered all the same, because the change was made."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from headrace_core.redis_access.durability import wait_until_durable
 
 log = get_logger(__name__)
 
-KEPT_SECONDS = 3.0
-"""A disk that needs longer is not waited for: the client would take it for an answer that is lost."""
+DURABLE_SECONDS = 3.0
+"""Longest wait for the disk: a client would take a longer one for a lost answer, and retry."""
 _READING = {"GET", "HEAD"}
 
 
 class DurableRoute(APIRoute):
-    """The `route_class` of routers whose requests change what is in Redis."""
+    """The `route_class` of routers whose requests change state in Redis."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See FastAPI's: what answers a request."""
+        """Overrides FastAPI's method: the function that handles a request."""
         handle = super().get_route_handler()
         if self.methods <= _READING:
             return handle
 
-        async def kept(request: Request) -> Response:
+        async def handle_durably(request: Request) -> Response:
             response = await handle(request)
             try:
-                await wait_until_durable(request.app.state.gateway.redis, KEPT_SECONDS)
+                await wait_until_durable(request.app.state.gateway.redis, DURABLE_SECONDS)
             except (RedisError, Unavailable) as error:
                 log.warning("a change may not be on the disk yet", path=ascii(request.url.path), error=str(error))
             return response
 
-        return kept
+        return handle_durably

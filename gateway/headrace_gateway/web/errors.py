@@ -1,6 +1,6 @@
-"""From an error to the answer that carries it: `{"error": {message, type, param, code}}`.
+"""Turns errors into responses: `{"error": {message, type, param, code}}`.
 
-A wrong state is 400, never 409: OpenAI's client retries 409 by itself.
+An invalid state is 400, never 409, because OpenAI's client retries 409 by itself.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _STATUS = (
 
 
 def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
-    """The envelope. `type` follows the status, as in OpenAI's API."""
+    """An error response. Its `type` follows from the status, as in OpenAI's API."""
     error: ErrorDetail = {
-        "message": _written(message),
+        "message": _encodable(message),
         "type": "server_error" if status >= 500 else "invalid_request_error",
-        "param": param and _written(param),
+        "param": param and _encodable(param),
         "code": code,
     }
     return JSONResponse(
@@ -48,13 +48,13 @@ def error_response(status: int, message: str, *, param: str | None = None, code:
     )
 
 
-def _written(text: str) -> str:
-    """What a request said may hold halves of characters, which no answer can."""
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which a request can contain but no response can encode."""
     return text.encode(errors="replace").decode()
 
 
 def error_response_for(error: HeadraceError) -> JSONResponse:
-    """The envelope of one of our own errors."""
+    """The error response of a `HeadraceError`."""
     status = next((s for kind, s in _STATUS if isinstance(error, kind)), 500)
     response = error_response(status, error.message, param=error.param, code=error.code)
     if isinstance(error, Unavailable) and error.retry_after is not None:
@@ -63,8 +63,8 @@ def error_response_for(error: HeadraceError) -> JSONResponse:
 
 
 def as_unavailable(error: RedisError) -> Unavailable:
-    """What a caller is told where Redis cannot be reached, or says that it will answer later. Raises any other error as
-    it is: a wrong command, or data that is not what it should be, is no trouble that passes."""
+    """The error for a Redis that is unreachable, or reports a transient state. Raises any other error unchanged: a
+    wrong command or wrong data does not resolve itself."""
     if isinstance(error, ConnectionError | TimeoutError) or is_transient(error):
         return unavailable(error)
     raise error

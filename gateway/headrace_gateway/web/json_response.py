@@ -1,6 +1,7 @@
-"""Answers whose bytes are made by msgspec: FastAPI's way through pydantic costs a large list many times its reading.
+"""JSON responses encoded by msgspec: for a large list, FastAPI's encoding through pydantic takes many times as long as
+reading it.
 
-The routes that use it name a `response_model` all the same, for the OpenAPI document; tests hold the one to the other.
+Routes that use it still declare a `response_model`, for the OpenAPI document; tests check that the two agree.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import msgspec
 from fastapi.responses import Response
 
 CLIENT_LEFT = 499
-"""Status of an answer that nobody waits for any more."""
+"""Status of a response whose client has disconnected."""
 _encoder = msgspec.json.Encoder()
 
 
-def written(json: bytes | msgspec.Raw) -> Any:
-    """What is JSON already, as a value of the shape that it is a part of."""
+def encoded_json(json: bytes | msgspec.Raw) -> Any:
+    """Embed bytes that are JSON already in a response body; they are not encoded again."""
     return msgspec.Raw(json)
 
 
 def json_response(body: Any) -> Response:
-    """A JSON body of plain values and `msgspec.Raw` pieces; NaN and infinities, which JSON has not, are null."""
+    """A JSON response of plain values and `msgspec.Raw` pieces. NaN and infinity become null, since JSON has
+    neither."""
     return Response(_encoder.encode(body), media_type="application/json")

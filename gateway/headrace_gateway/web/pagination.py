@@ -1,4 +1,4 @@
-"""Pages of lists: what follows an item, and the shape that carries it."""
+"""Pagination of lists: the items after a given one, and the response object around them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _T = TypeVar("_T", bound=_Identified)
 
 
 def page(items: Sequence[_T], after: str | None, limit: int) -> tuple[Sequence[_T], bool]:
-    """(the items that follow the one of id `after`, whether there are more)."""
+    """(up to `limit` items that follow the item with id `after`, whether there are more)."""
     start = 0
     if after is not None:
         start = next((i + 1 for i, item in enumerate(items) if item.id == after), -1)
@@ -38,13 +38,13 @@ _E = TypeVar("_E", bound=_Entry)
 
 
 class Listing(Page, Generic[_E]):
-    """A page, as the lists of `responses` have it."""
+    """The type of a page of any list of objects."""
 
     data: list[_E]
 
 
 def listing(data: list[_E], has_more: bool) -> Listing[_E]:
-    """A page of a list."""
+    """The response object of one page."""
     return {
         "object": "list",
         "data": data,

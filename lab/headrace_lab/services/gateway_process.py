@@ -77,6 +77,6 @@ async def _serve(redis_url: str, data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    allocator.bound()
+    allocator.configure()
     os.sched_setaffinity(0, {int(core) for core in sys.argv[3].split(",")})
     uvloop.run(_serve(sys.argv[1], Path(sys.argv[2])))
