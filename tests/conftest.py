@@ -82,7 +82,7 @@ def _place(item: pytest.Item) -> int:
     return next((place for place, marker in enumerate(("vllm", "e2e")) if item.get_closest_marker(marker)), 2)
 
 
-class _FilesTogether(LoadScopeScheduling):  # type: ignore[misc]
+class _FilesTogether(LoadScopeScheduling):
     """One file at a time for a process; those of `TOGETHER` as one. (pytest 9.2 ignores the groups of xdist 3.8.)"""
 
     def _split_scope(self, nodeid: str) -> str:

@@ -317,8 +317,9 @@ def imported_modules(tree: ast.Module, ours: set[str]) -> set[str]:
 def test_nobody_sets_what_another_module_has() -> None:
     """Parts are handed in (`RolloutPorts`, `LearnerPorts`, `ControllerPorts`); a test patches by `monkeypatch`, which
     undoes it. Hostile user code (`tests/rewards/hostile`) tries, and must not get far."""
-    folders = ("core", "gateway", "learner", "rewards", "rollout", "simulation", "chaos", "evidence", "benchmarks")
-    files = [path for folder in (*folders, "examples", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    folders = ("core", "rollout", "learner", "rewards", "controller", "gateway", "lab", "simulation", "chaos")
+    beside = ("benchmarks", "evidence", "examples", "tests")
+    files = [path for folder in (*folders, *beside) for path in sorted((ROOT / folder).rglob("*.py"))]
     ours, found = {path.stem for path in files}, list[str]()
     for path in (path for path in files if path.parent.name != "hostile"):
         tree = parsed(path)
@@ -328,7 +329,7 @@ def test_nobody_sets_what_another_module_has() -> None:
                 found.append(f"{name_of(path)}, line {node.lineno}: {ast.unparse(node)}")
             for target in node.targets if isinstance(node, ast.Assign) else ():
                 if isinstance(target, ast.Attribute) and ast.unparse(target.value) in modules:
-                    found.append(f"{name_of(path)}, line {node.lineno}: {ast.unparse(target)}")
+                    found.append(f"{name_of(path)}, line {target.lineno}: {ast.unparse(target)}")
     assert found == []
 
 

@@ -32,7 +32,7 @@ def idle_steps(jobs: JobStore, version: int = 0, **settings: Any) -> IdleSteps:
 def step(number: int, **fields: Any) -> StepMetrics:
     zeros = dict.fromkeys(StepMetrics.__struct_fields__, 0)
     fixed = {"step": number, "total_steps": 20, "seconds": {}, "components": {}, "ages": {}, "extra": {}}
-    return StepMetrics(**{**zeros, **fixed, "groups": 4, "completions": 8, "tokens": 40, **fields})  # type: ignore[arg-type]
+    return StepMetrics(**{**zeros, **fixed, "groups": 4, "completions": 8, "tokens": 40, **fields})
 
 
 @pytest.fixture

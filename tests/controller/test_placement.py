@@ -79,7 +79,11 @@ def test_ranks_of_a_learner_have_a_gpu_each() -> None:
     assert [b["GPU"] for b in ranked(2, 1, {"CPU": 8, "GPU": 8}).bundles] == [1, 1, 1]
     by_role = ranked(2, 1, {"CPU": 4, "GPU": 2, LEARNER: 1}, {"CPU": 4, ROLLOUT: 1})
     assert [b.get("GPU") for b in by_role.bundles] == [1, 1, None]
-    for nodes in ([{"CPU": 8, "GPU": 2}], [{"CPU": 8, "GPU": 1, LEARNER: 1}, {"CPU": 8, ROLLOUT: 1}]):
+    clusters: list[list[dict[str, float]]] = [
+        [{"CPU": 8, "GPU": 2}],
+        [{"CPU": 8, "GPU": 1, LEARNER: 1}, {"CPU": 8, ROLLOUT: 1}],
+    ]
+    for nodes in clusters:
         with pytest.raises(InvalidRequest, match="2 ranks of a learner need a GPU each"):
             ranked(2, 1, *nodes)
 

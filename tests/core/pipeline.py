@@ -159,10 +159,11 @@ async def simulate(
     slots = rng.randint(1, (limits.max_staleness + 1) * limits.batch_size)
     workers = [SimulatedWorker(f"w{i}", ledger, slots, rng) for i in range(rng.randint(1, 3))]
     learner = SimulatedLearner(ledger, limits, late, rng)
+    parties: list[SimulatedWorker | SimulatedLearner] = [*workers, learner]
     steps = limits.total_groups // limits.batch_size
     for _ in range(max_ticks):
         clock.now += 1
-        for party in rng.sample([*workers, learner], len(workers) + 1):
+        for party in rng.sample(parties, len(parties)):
             await party.tick()
         if isinstance(ledger, PaperLedger):
             assert ledger.outstanding() <= (limits.max_staleness + 1) * limits.batch_size

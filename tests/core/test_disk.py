@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,11 @@ def test_a_library_that_keeps_the_number_to_itself_is_understood(tmp_path: Path,
 def test_a_full_weight_store_keeps_what_it_had_and_goes_on_when_there_is_room(small_disk: Path) -> None:
     store = WeightStore(small_disk, "ftjob-a", keep=2)
 
-    def write(size: int):
-        return lambda folder: (folder / "model.safetensors").write_bytes(os.urandom(size)) and None
+    def write(size: int) -> Callable[[Path], None]:
+        def into(folder: Path) -> None:
+            (folder / "model.safetensors").write_bytes(os.urandom(size))
+
+        return into
 
     first = store.publish(1, 1, write(300_000))
     with pytest.raises(DiskFull, match=str(small_disk)):

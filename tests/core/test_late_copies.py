@@ -27,14 +27,14 @@ async def sent(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Sent:
 
     def watched(*call: Any) -> Awaitable[Any]:
         calls.append(call)
-        return evalsha(*call)  # type: ignore[no-any-return]
+        return evalsha(*call)
 
     monkeypatch.setattr(redis, "evalsha", watched)
     return calls
 
 
 async def told(redis: Redis, call: tuple[Any, ...]) -> Any:
-    return await redis.evalsha(*call)  # type: ignore[no-untyped-call, misc]
+    return await redis.evalsha(*call)
 
 
 async def test_of_a_drain_and_of_its_end(redis: Redis, sent: Sent) -> None:

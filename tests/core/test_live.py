@@ -208,12 +208,13 @@ async def test_no_token_older_than_the_bound_of_its_version_is_trained(
     await bench.open()
     workers = [SimulatedWorker(f"w{i}", bench.ledger, 4, rng) for i in range(2)]
     learner = LiveLearner(bench.ledger, Limits(LIMITS.batch_size, 1, LIMITS.total_groups), late, rng)
+    parties: list[SimulatedWorker | LiveLearner] = [*workers, learner]
     due = list(itertools.accumulate(ticks for ticks, _ in bounds))
     for tick in range(3_000):
         clock.now += 1
         for _, bound in (b for at, b in zip(due, bounds, strict=True) if at == tick):
             await bench.live.change({"max_staleness": bound}, "chance")
-        for party in rng.sample([*workers, learner], 3):
+        for party in rng.sample(parties, len(parties)):
             await party.tick()
         if len(learner.trained) == SETTINGS.steps(100):
             break

@@ -74,7 +74,8 @@ def test_every_number_has_a_least_and_a_largest_value() -> None:
         of_numbers = {int, float} & {field.annotation, *get_args(field.annotation)}
         if not of_numbers or get_origin(field.annotation) is Literal:
             continue
-        schema = TypeAdapter(Annotated[field.annotation, *field.metadata]).json_schema()
+        annotated: Any = Annotated[field.annotation, *field.metadata]
+        schema = TypeAdapter(annotated).json_schema()
         bounds = [bound for part in schema.get("anyOf", [schema]) for bound in part] + list(schema)
         assert {"minimum", "exclusiveMinimum"} & set(bounds), f"{name} has no least value"
         assert {"maximum", "exclusiveMaximum"} & set(bounds), f"{name} has no largest value"

@@ -15,18 +15,17 @@ from typing import Any
 import httpx
 import pytest
 from redis.asyncio import Redis
-from typer.testing import CliRunner
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.types.staleness import Limits
-from headrace_gateway.cli import main
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ROOT
+from headrace_lab.services.command_line import headrace
 from headrace_lab.services.jobs import stored_job
-from tests.gateway.conftest import rows
+from tests.gateway.conftest import rows, upload
 from tests.gateway.keyed import Keyed, gateway
 
 from .test_docs import DOCS, PAGES, blocks, name_of
@@ -92,8 +91,7 @@ async def test_the_readmes_jobs_are_taken(served: Keyed, redis: Redis, monkeypat
 async def test_the_body_of_the_rest_page_is_taken(served: Keyed) -> None:
     (shown,) = [json.loads(text) for text in blocks(API, "json") if '"training_file"' in text]
     async with served.http() as http:
-        upload = {"files": {"file": ("a.jsonl", rows(64))}, "data": {"purpose": "fine-tune"}}
-        file = (await http.post("/v1/files", **upload)).json()["id"]
+        file = (await http.post("/v1/files", **upload(rows(64)))).json()["id"]
         answer = await http.post("/v1/fine_tuning/jobs", json=shown | {"training_file": file, "validation_file": file})
     assert answer.status_code == 200, answer.text
     assert answer.json()["metadata"] == shown["metadata"]
@@ -114,8 +112,7 @@ async def test_a_command_is_answered(served: Keyed, redis: Redis, line: str) -> 
         assert answer.status_code == 200, answer.text
         assert answer.json()
         return
-    runner = CliRunner(env={"HEADRACE_URL": served.url, "COLUMNS": "160"})
-    done = await asyncio.to_thread(runner.invoke, main.app, words[1:])
+    done = await asyncio.to_thread(headrace, *words[1:], HEADRACE_URL=served.url, COLUMNS="160")
     assert done.exit_code == 0, (done.output, done.exception)
 
 

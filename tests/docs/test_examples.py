@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Score
-from headrace_gateway.cli import main
 from headrace_lab.paths import ADDER, ROOT
+from headrace_lab.services.command_line import headrace
 from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import GRADERS, build, validate
 from headrace_rollout.prompts import Tokenizer
@@ -84,7 +83,7 @@ def checked(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the page's `headrace rewards check` says, run in `folder`."""
     shown = [line for text in blocks(page, "sh") for line in text.splitlines() if "headrace rewards check" in line]
     monkeypatch.chdir(folder)
-    done = CliRunner(env={"COLUMNS": "160"}).invoke(main.app, shlex.split(shown[0])[1:])
+    done = headrace(*shlex.split(shown[0])[1:], COLUMNS="160")
     assert done.exit_code == 0, (done.output, done.exception)
     return done.output
 

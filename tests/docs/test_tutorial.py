@@ -9,10 +9,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from headrace_gateway.cli import job_file, main
+from headrace_gateway.cli import job_file
 from headrace_lab.paths import ROOT
+from headrace_lab.services.command_line import headrace
 
 from .test_docs import blocks, scores
 
@@ -48,7 +48,7 @@ def test_its_data_is_data(folder: Path) -> None:
 
 def test_its_check_of_the_reward_runs_and_scores_nothing(folder: Path) -> None:
     [command] = [line for text in blocks(TUTORIAL, "sh") for line in text.splitlines() if "rewards check" in line]
-    done = CliRunner(env={"COLUMNS": "160"}).invoke(main.app, shlex.split(command)[1:])
+    done = headrace(*shlex.split(command)[1:], COLUMNS="160")
     assert done.exit_code == 0, (done.output, done.exception)
     assert "scored 100.0%" in done.output
     assert "mean 0" in done.output

@@ -21,15 +21,18 @@ def run(grader: dict[str, object]) -> GradedRun:
     return GradedRun(Hyperparameters.model_validate(small), grader, rows=carrying)
 
 
-def rewards(groups: list[Group]) -> list[list[float | None]]:
-    return [[completion.reward for completion in group.completions] for group in groups]
+def rewards(groups: list[Group]) -> list[list[float]]:
+    """Of completions that all have one."""
+    found = [[c.reward for c in group.completions if c.reward is not None] for group in groups]
+    assert [len(of_group) for of_group in found] == [len(group.completions) for group in groups]
+    return found
 
 
 def test_the_grader_of_right_answers_is_the_demos_reward() -> None:
     """`GradedRun` grades what `LaggedRun` did, by the adder's own function."""
     graded = run(RIGHT)
     groups = super(GradedRun, graded).groups()
-    assert 0 < sum(map(sum, rewards(groups))) < 24
+    assert 0 < sum(reward for group in rewards(groups) for reward in group) < 24
     assert rewards(graded.graded(groups)) == rewards(groups)
 
 

@@ -10,7 +10,7 @@ from headrace_core.types.trajectory import Completion, Group, sampled_completion
 
 
 def completion(token: int, reward: float) -> Completion:
-    return sampled_completion(np.array([token, 1]), np.zeros(2), np.zeros(2), "stop", reward)
+    return sampled_completion(np.array([token, 1]), np.zeros(2), np.zeros(2, np.int32), "stop", reward)
 
 
 def group(row: int, token: int = 7, greedy: bool = True) -> Group:

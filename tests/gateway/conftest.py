@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 import uvicorn.server
@@ -161,6 +161,17 @@ def rows(count: int, prompt: str = "What is 37 + 56?") -> bytes:
     """A data file of `count` rows."""
     row = {"messages": [{"role": "user", "content": prompt}], "answer": "93"}
     return (json.dumps(row) + "\n").encode() * count
+
+
+class Upload(TypedDict):
+    """What a POST to `/v1/files` is made of, for httpx."""
+
+    files: dict[str, tuple[str, bytes]]
+    data: dict[str, str]
+
+
+def upload(content: bytes, name: str = "a.jsonl") -> Upload:
+    return {"files": {"file": (name, content)}, "data": {"purpose": "fine-tune"}}
 
 
 def body(training_file: str, **changes: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ async def _damage(redis: Redis, key: bytes, kind: str, record: Any, bad: bytes) 
         await run(redis.hset(key, record, bad))
     elif kind == "list":
         there = record < await run(redis.llen(key))
-        await run(redis.lset(key, record, bad) if there else redis.rpush(key, bad))
+        await run(redis.lset(key, record, bad) if there else redis.rpush(key, bad))  # type: ignore[arg-type]  # it takes bytes
     elif kind == "zset":
         score = await run(redis.zscore(key, record))
         await run(redis.zrem(key, record))

@@ -14,13 +14,13 @@ from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.redis_access import keys
 from headrace_gateway.auth.audit_log import Audit, AuditEntry
 
-from .conftest import Served, body, rows
+from .conftest import Served, body, rows, upload
 from .keyed import Keyed, keyed
 from .test_envelope import error_of
 
 __all__ = ["keyed"]
 
-UPLOAD = {"files": {"file": ("a.jsonl", rows(8))}, "data": {"purpose": "fine-tune"}}
+UPLOAD = upload(rows(8))
 
 
 async def log(http: httpx.AsyncClient, which: str = "changes", **params: Any) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ async def test_the_ids_are_those_that_training_sees_and_one_process_makes_them_a
     tokenizer = Tokenizer(MODEL)
     for content in ("What is 37 + 56?", "→ ü", "x" * 50):
         request = asked(content)
-        assert list((await prompts.made(request)).token_ids) == tokenizer.prompt(request.messages).tolist()
+        assert list((await prompts.render(request)).token_ids) == tokenizer.prompt(request.messages).tolist()
     assert len(prompts._idle) == 1
 
 
@@ -92,7 +92,7 @@ async def test_a_template_beyond_its_limits_refuses_its_chats(
     prompts = prompts_of(model_with(tmp_path, template))
     for _ in range(2):
         with pytest.raises(InvalidRequest, match=why) as refused:
-            await prompts.made(asked())
+            await prompts.render(asked())
         assert refused.value.code == code
     await prompts.close()
 
@@ -101,20 +101,20 @@ async def test_a_template_beyond_its_limits_refuses_its_chats(
 async def test_other_chats_with_the_same_model_go_on_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_prompts, "CPU_SECONDS", 3)
     prompts = prompts_of(model_with(tmp_path, ONLY_FOR.format(ENDLESS)))
-    hostile = asyncio.create_task(prompts.made(asked("hostile")))
+    hostile = asyncio.create_task(prompts.render(asked("hostile")))
     await asyncio.sleep(0)
-    made = [(await prompts.made(asked("1 + 1"))).token_ids for _ in range(20)]
+    made = [(await prompts.render(asked("1 + 1"))).token_ids for _ in range(20)]
     assert len(set(made)) == 1
     assert not hostile.done(), "they waited for it"
     with pytest.raises(InvalidRequest, match="took longer than 3 s"):
         await hostile
-    assert (await prompts.made(asked("1 + 1"))).token_ids == made[0]
+    assert (await prompts.render(asked("1 + 1"))).token_ids == made[0]
     await prompts.close()
 
 
 async def test_megabytes_are_refused_before_a_process_is_asked(prompts: ChatPrompts) -> None:
     with pytest.raises(InvalidRequest, match=rf"3900000 bytes, more than the context of {CONTEXT} tokens") as too_long:
-        await prompts.made(asked("What is 1 + 1? " * 260_000))
+        await prompts.render(asked("What is 1 + 1? " * 260_000))
     assert too_long.value.code == "context_length_exceeded"
     assert prompts._idle == []
 
@@ -122,12 +122,12 @@ async def test_megabytes_are_refused_before_a_process_is_asked(prompts: ChatProm
 async def test_where_none_is_free_in_time_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_prompts, "AT_ONCE", 1)
     prompts = prompts_of(model_with(tmp_path, ONLY_FOR.format(ENDLESS)))
-    await prompts.made(asked())
-    hostile = asyncio.create_task(prompts.made(asked("hostile")))
+    await prompts.render(asked())
+    hostile = asyncio.create_task(prompts.render(asked("hostile")))
     await asyncio.sleep(0.1)
     monkeypatch.setattr(chat_prompts, "WAIT_SECONDS", 0.2)
     with pytest.raises(Unavailable, match="1 other chats") as busy:
-        await prompts.made(asked())
+        await prompts.render(asked())
     assert busy.value.code == "model_busy"
     hostile.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -135,21 +135,21 @@ async def test_where_none_is_free_in_time_it_is_said(tmp_path: Path, monkeypatch
 
 
 async def test_a_process_that_died_idle_is_replaced(prompts: ChatPrompts) -> None:
-    before = await prompts.made(asked())
+    before = await prompts.render(asked())
     (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
     process.kill()
     while prompts._idle[0].alive:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    assert await prompts.made(asked()) == before
+    assert await prompts.render(asked()) == before
 
 
 async def test_a_chat_that_is_refused_costs_no_process(prompts: ChatPrompts) -> None:
-    await prompts.made(asked())
+    await prompts.render(asked())
     (process,) = prompts._idle
     for _ in range(3):
         with pytest.raises(InvalidRequest, match="tokens, more than the context"):
-            await prompts.made(asked("1 + " * CONTEXT))
-    await prompts.made(asked())
+            await prompts.render(asked("1 + " * CONTEXT))
+    await prompts.render(asked())
     assert prompts._idle == [process]
     assert process.alive
 
@@ -157,7 +157,7 @@ async def test_a_chat_that_is_refused_costs_no_process(prompts: ChatPrompts) -> 
 async def test_it_ends_where_the_pipe_of_its_questions_does() -> None:
     """Whoever asked may have been killed."""
     prompts = prompts_of()
-    await prompts.made(asked())
+    await prompts.render(asked())
     (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
     pipe = prompts._idle[0]._process.stdin
     assert pipe is not None
@@ -171,7 +171,7 @@ async def test_what_it_writes_to_its_error_stream_stops_no_chat(
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.stderr.write('a warning\\n' * 100_000)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(chat_prompts, "WAIT_SECONDS", 20.0)
-    assert (await prompts.made(asked())).token_ids
+    assert (await prompts.render(asked())).token_ids
     assert len(prompts._idle[0]._stderr) <= chat_prompts._MAX_STDERR_BYTES
 
 
@@ -179,12 +179,12 @@ async def test_more_than_can_be_under_way_are_refused_at_once(tmp_path: Path, mo
     monkeypatch.setattr(chat_prompts, "AT_ONCE", 1)
     monkeypatch.setattr(chat_prompts, "MAX_WAITING", 1)
     prompts = prompts_of(model_with(tmp_path, ONLY_FOR.format(ENDLESS)))
-    hostile = asyncio.create_task(prompts.made(asked("hostile")))
+    hostile = asyncio.create_task(prompts.render(asked("hostile")))
     await asyncio.sleep(0.1)
-    waits = asyncio.create_task(prompts.made(asked()))
+    waits = asyncio.create_task(prompts.render(asked()))
     await asyncio.sleep(0.1)
     with pytest.raises(Unavailable, match="1 other chats with somebody/model wait") as busy:
-        await prompts.made(asked())
+        await prompts.render(asked())
     assert busy.value.code == "model_busy"
     for task in (waits, hostile):
         task.cancel()
@@ -194,7 +194,7 @@ async def test_more_than_can_be_under_way_are_refused_at_once(tmp_path: Path, mo
 
 async def test_a_process_that_was_busy_at_the_end_ends_with_its_question() -> None:
     prompts = prompts_of()
-    under_way = asyncio.create_task(prompts.made(asked()))
+    under_way = asyncio.create_task(prompts.render(asked()))
     await asyncio.sleep(0.1)
     await prompts.close()
     assert (await under_way).token_ids

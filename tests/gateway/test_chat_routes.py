@@ -87,7 +87,7 @@ class LocalChats:
             server = ChatServer(config)
             self.servers[model.name] = server, ChatPrompts(config), asyncio.create_task(server.run())
         server, prompts, _ = self.servers[model.name]
-        begun = await server.begin(request, await prompts.made(request))
+        begun = await server.begin(request, await prompts.render(request))
         assert begun is not None
         return LocalChat(self, server, begun)
 

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest, Unavailable
-from headrace_gateway.cli import main
 from headrace_gateway.cli.common import service_settings
 from headrace_gateway.service.serve import serve
+from headrace_lab.services import command_line
 from headrace_lab.services.jobs import stored_job
 
 from .conftest import Served
@@ -24,7 +24,7 @@ HEAVY = {"fastapi", "httpx", "numpy", "pydantic", "pydantic_settings", "ray", "r
 
 
 def headrace(*words: str, **environment: str) -> Result:
-    return CliRunner(env={"COLUMNS": "80", **environment}).invoke(main.app, list(words))
+    return command_line.headrace(*words, COLUMNS="80", **environment)
 
 
 def test_help_shows_defaults_and_fills_its_lines() -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import Result
 
 from headrace_core.errors import InvalidData, InvalidRequest, NotFound, Unavailable
 from headrace_core.jobs.job_store import JobError, PausedBy
-from headrace_gateway.cli import job_file, main
+from headrace_gateway.cli import job_file
 from headrace_gateway.client import Client
 from headrace_gateway.events import job_streams
 from headrace_lab.paths import ADDER
+from headrace_lab.services import command_line
 from headrace_lab.services.jobs import stored_job
 
 from .conftest import Served, rows
@@ -46,7 +46,7 @@ def job(tmp_path: Path) -> Path:
 
 
 async def headrace(*arguments: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, main.app, list(arguments))
+    return await asyncio.to_thread(command_line.headrace, *arguments)
 
 
 def test_paths_are_relative_to_the_job_file(job: Path) -> None:

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from redis.asyncio import Redis
-from typer.testing import CliRunner
+from typer.testing import Result
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
-from headrace_gateway.cli import main
 from headrace_gateway.cli.machine_checks import (
     Check,
     Finding,
@@ -33,6 +31,7 @@ from headrace_gateway.cli.machine_checks import (
     storage,
 )
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.services import command_line
 from headrace_lab.services.jobs import stored_job
 
 from .conftest import Served
@@ -41,8 +40,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 async def doctor(url: str, *arguments: str, **environment: str) -> Result:
-    variables = {"HEADRACE_URL": url, **environment}
-    return await asyncio.to_thread(CliRunner(env=variables).invoke, main.app, ["doctor", *arguments])
+    return await asyncio.to_thread(command_line.headrace, "doctor", *arguments, HEADRACE_URL=url, **environment)
 
 
 def found(check: Check, **settings: Any) -> dict[str, Finding]:

@@ -15,7 +15,7 @@ from headrace_gateway.middleware import request_envelope
 from headrace_gateway.openapi.document import operations
 from headrace_lab.services.jobs import stored_job
 
-from .conftest import MAX_UPLOAD_BYTES, Served, body, rows
+from .conftest import MAX_UPLOAD_BYTES, Served, body, rows, upload
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -117,9 +117,9 @@ async def test_bodies_beyond_their_limits(http: httpx.AsyncClient) -> None:
     large = body("file-1", suffix="x" * request_envelope.MAX_JSON_BYTES)
     assert error_of(await http.post("/v1/fine_tuning/jobs", json=large), 413)["code"] == "too_large"
     for size in (MAX_UPLOAD_BYTES + 1, MAX_UPLOAD_BYTES * 5):  # caught by the store, and while the body comes in
-        form = {"files": {"file": ("large.jsonl", b"x" * size)}, "data": {"purpose": "fine-tune"}}
+        form = upload(b"x" * size, "large.jsonl")
         assert error_of(await http.post("/v1/files", **form), 413)["code"] == "too_large"
-    good = {"files": {"file": ("good.jsonl", rows(1))}, "data": {"purpose": "fine-tune"}}
+    good = upload(rows(1), "good.jsonl")
     assert (await http.post("/v1/files", **good)).status_code == 200
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Checkpoint, model_name
-from headrace_gateway.cli import main
 from headrace_lab.paths import ADDER
+from headrace_lab.services import command_line
 from headrace_lab.services.jobs import stored_job
 from headrace_learner.models.policy import Policy
 
@@ -49,7 +48,7 @@ async def test_an_exported_checkpoint_says_what_the_policy_says(served: Served, 
     await served.jobs.add_checkpoint(job.id, Checkpoint("ftckpt_1", 5.0, 3, model_name(job, 3), str(saved), {}))
     target = tmp_path / "mine"
     command = ["checkpoints", "export", job.id, str(target), "--url", served.url]
-    done = await asyncio.to_thread(CliRunner().invoke, main.app, command)
+    done = await asyncio.to_thread(command_line.headrace, *command)
     assert done.exit_code == 0, (done.output, done.exception)
     tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True)
     exported = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, local_files_only=True).eval()

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.testing import CliRunner
 from wandb.proto.wandb_internal_pb2 import Record
 
 from headrace_core.config.service_settings import Settings
@@ -18,12 +17,12 @@ from headrace_core.errors import InvalidState
 from headrace_core.jobs.history import KINDS
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.types.metrics import WorkerMetrics
-from headrace_gateway.cli import main
 from headrace_gateway.exporters.export_loop import Cursor, FromRedis, export, read_cursor
 from headrace_gateway.exporters.export_processes import ATTEMPTS, ExportProcesses
 from headrace_gateway.exporters.series import SERIES, point
 from headrace_gateway.exporters.targets import Target
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.services.command_line import headrace
 from headrace_lab.services.jobs import stored_job
 
 from .conftest import Served
@@ -111,7 +110,7 @@ async def test_json_lines_are_the_entries(jobs: JobStore, tmp_path: Path) -> Non
 async def test_what_died_goes_on_where_it_was(jobs: JobStore, tmp_path: Path) -> None:
     """Killed after it wrote, and before it noted so: what the cursor does not cover is cut and written again."""
     for target in ("jsonl", "tensorboard"):
-        await carried(jobs, target, tmp_path / target)  # type: ignore[arg-type]
+        await carried(jobs, target, tmp_path / target)
         [file] = [f for f in (tmp_path / target).iterdir() if f.stat().st_size > 100]
         with file.open("ab") as more:
             more.write(file.read_bytes()[:70])
@@ -267,7 +266,7 @@ async def test_a_job_is_exported_by_command(served: Served, tmp_path: Path) -> N
     for target in ("jsonl", "tensorboard"):
         command = ["jobs", "export", "ftjob-1", target, "--out", str(tmp_path / target), "--url", served.url]
         for state in ("so far", "so far"):
-            done = await asyncio.to_thread(CliRunner().invoke, main.app, command)
+            done = await asyncio.to_thread(headrace, *command)
             assert done.exit_code == 0, (done.output, done.exception)
             assert f"up to step 2, {state}" in " ".join(done.output.split())
     assert len(lines(tmp_path / "jsonl")) == 6

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
+from headrace_core.protocols.grader_check import Score
 from headrace_core.storage.dataset import read_rows
 from headrace_gateway.chat.chat_pool import RayChatPool
 from headrace_gateway.context import PRELOADED, GatewayContext
@@ -141,7 +142,9 @@ async def test_code_of_users_runs_in_no_process_that_was_forked_from_it(forks: F
     verdict = await grader_checks.check_grader(
         grader, RewardPermissions(), samples=[{"output_text": "a"}], run=forks.run
     )
-    assert verdict.outcomes[0].components == {"msgspec": 1.0, "httpx": 0.0, "jinja2": 0.0}
+    (outcome,) = verdict.outcomes
+    assert isinstance(outcome, Score)
+    assert outcome.components == {"msgspec": 1.0, "httpx": 0.0, "jinja2": 0.0}
 
 
 # ── the same answers ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -302,5 +305,7 @@ async def test_an_operator_may_do_without(tmp_path: Path, redis: Redis, redis_se
     gateway = GatewayContext.over(settings, redis, Controllers(), RayChatPool(settings, redis))
     assert gateway.fork_server is None
     verdict = await gateway.trials.verdict(GRADER, [{"output_text": "93", "item": {"answer": "93"}}])
-    assert [outcome.value for outcome in verdict.outcomes] == [1.0]
+    (outcome,) = verdict.outcomes
+    assert isinstance(outcome, Score)
+    assert outcome.value == 1.0
     assert servers() == others

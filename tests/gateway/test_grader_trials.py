@@ -6,16 +6,17 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
 from openai import AsyncOpenAI
 from openai.types.fine_tuning.alpha.grader_run_response import MetadataErrors
+from openai.types.graders import StringCheckGraderParam
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import TimedOut
-from headrace_core.protocols.grader_check import CheckedGrader, CheckReport, Failure, NotApplicable
+from headrace_core.protocols.grader_check import CheckedGrader, CheckReport, Failure, FailureKind, NotApplicable
 from headrace_core.storage.dataset import read_rows
 from headrace_gateway.grading import grader_checks
 from headrace_gateway.grading.grader_checks import GraderTrials
@@ -89,7 +90,8 @@ async def test_an_item_whose_messages_are_no_conversation_is_graded_all_the_same
     client: AsyncOpenAI, messages: Any
 ) -> None:
     item = {"answer": "93", "messages": messages}
-    ran = await client.fine_tuning.alpha.graders.run(grader=GRADER, model_sample="93", item=item)
+    grader = cast(StringCheckGraderParam, GRADER)
+    ran = await client.fine_tuning.alpha.graders.run(grader=grader, model_sample="93", item=item)
     assert ran.reward == 1.0
 
 
@@ -207,7 +209,7 @@ def test_the_errors_are_those_of_the_clients_type() -> None:
         ("multi", "invalid_value", "'a / b', of 1, 0", {"other_error"}),
     ],
 )
-def test_every_failure_has_a_name_of_openais(grader: str, kind: str, message: str, flags: set[str]) -> None:
+def test_every_failure_has_a_name_of_openais(grader: str, kind: FailureKind, message: str, flags: set[str]) -> None:
     named = _named(grader, Failure(kind, message, "File …"))
     assert {name for name, value in named.items() if value is True} == flags
     assert set(named) <= GraderErrors.__required_keys__

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from openai import AsyncOpenAI
 from rich.console import Console
-from typer.testing import CliRunner
+from typer.testing import Result
 
 from headrace_core.errors import InvalidRequest, NotFound, WeightsDamaged
 from headrace_core.jobs.job_store import Checkpoint, JobError, model_name
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.staleness import Limits
-from headrace_gateway.cli import main
 from headrace_gateway.cli.live_view import follow
 from headrace_gateway.models.model_folder import copy
 from headrace_lab.paths import ADDER
+from headrace_lab.services import command_line
 from headrace_lab.services.jobs import stored_job
 
 from .conftest import Served, body
@@ -32,8 +31,7 @@ SHIPPED = ADDER / "model"
 
 
 async def headrace(served: Served, *arguments: str) -> Result:
-    environment = {"HEADRACE_URL": served.url, "COLUMNS": "160"}
-    return await asyncio.to_thread(CliRunner(env=environment).invoke, main.app, list(arguments))
+    return await asyncio.to_thread(command_line.headrace, *arguments, HEADRACE_URL=served.url, COLUMNS="160")
 
 
 def message(result: Result) -> str:
@@ -49,7 +47,7 @@ async def job(served: Served) -> str:
     await served.jobs.move("ftjob-1", "queued")
     await served.jobs.move("ftjob-1", "running")
     await Ledger(served.redis, "ftjob-1").open(Limits(batch_size=1, max_staleness=2, total_groups=10))
-    await served.redis.hset(JobKeys("ftjob-1").ledger, "version", "2")  # type: ignore[misc]
+    await served.redis.hset(JobKeys("ftjob-1").ledger, "version", "2")
     for measured in (step(1), step(2, 0.6), EVALUATION):
         await served.jobs.record("ftjob-1", measured)
     await served.jobs.record_heartbeat("ftjob-1", WORKER)

@@ -20,7 +20,7 @@ from headrace_gateway.auth import api_keys
 from headrace_gateway.events import sse_response
 from headrace_lab.services.jobs import stored_job
 
-from .conftest import Served, body, rows
+from .conftest import Served, body, rows, upload
 from .keyed import Keyed, gateway, keyed
 from .test_envelope import error_of
 
@@ -123,7 +123,7 @@ async def test_keys_that_are_not_made(keyed: Keyed, wrong: dict[str, Any]) -> No
 
 async def test_a_key_is_kept_nowhere(keyed: Keyed, redis: Redis, capfd: pytest.CaptureFixture[str]) -> None:
     async with keyed.http(keyed.alice) as http:
-        await http.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "fine-tune"})
+        await http.post("/v1/files", **upload(b"x"))
         await http.get("/v1/headrace/audit")
         await http.post("/login", data={"key": keyed.alice, "next": "/"})
     kept = [await dump(redis, name) async for name in redis.scan_iter()]
@@ -135,7 +135,7 @@ async def test_a_key_is_kept_nowhere(keyed: Keyed, redis: Redis, capfd: pytest.C
 
 
 async def dump(redis: Redis, name: bytes) -> str:
-    kinds: dict[bytes, Any] = {
+    kinds: dict[bytes | str, Any] = {
         b"hash": redis.hgetall, b"string": redis.get, b"stream": redis.xrange, b"zset": lambda n: redis.zrange(n, 0, -1)
     }  # fmt: skip
     return f"{name!r} {await kinds[await redis.type(name)](name)!r}"
@@ -172,19 +172,18 @@ async def test_no_page_of_another_name_reaches_a_gateway_without_keys(served: Se
             assert error_of(await http.get("/v1/files", headers={"host": host}), 403)["code"] == "unknown_host"
         for host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "10.1.2.3:8000"):
             assert (await http.get("/v1/files", headers={"host": host})).status_code == 200
-        upload = {"files": {"file": ("a", b"x")}, "data": {"purpose": "fine-tune"}}
         for origin in ("http://evil.example", "null", f"{served.url}.evil.example"):
-            refused = await http.post("/v1/files", headers={"origin": origin}, **upload)
+            refused = await http.post("/v1/files", headers={"origin": origin}, **upload(b"x"))
             assert error_of(refused, 403)["code"] == "foreign_origin"
         for told in (
             {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"referer": "http://evil.example/page"},
             {"referer": f"http://evil.example/{served.url}"}, {"origin": "http://evil.example", "referer": served.url},
         ):  # fmt: skip
-            refused = await http.post("/v1/files", headers=told, **upload)
+            refused = await http.post("/v1/files", headers=told, **upload(b"x"))
             assert error_of(refused, 403)["code"] == "foreign_origin", told
         assert (await http.get("/v1/files")).json()["data"] == []
         for ours in ({"origin": served.url}, {"sec-fetch-site": "none"}, {"referer": f"{served.url}/jobs/a"}):
-            assert (await http.post("/v1/files", headers=ours, **upload)).status_code == 200
+            assert (await http.post("/v1/files", headers=ours, **upload(b"x"))).status_code == 200
 
 
 async def test_metrics_may_be_open(redis: Redis, redis_server: Any, tmp_path: Any) -> None:

@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import HeadraceError, InvalidRequest, NotFound, Unavailable
 from headrace_gateway.cli import main
 from headrace_gateway.service import data_folder_lock
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.services import command_line
 
 KEY = re.compile(r"hr-[\w-]{43}")
 
 
 def headrace(*words: str) -> Result:
-    result = CliRunner().invoke(main.app, list(words), env={"COLUMNS": "200"})
+    result = command_line.headrace(*words, COLUMNS="200")
     if isinstance(result.exception, HeadraceError):
         raise result.exception
     return result

@@ -76,6 +76,12 @@ async def ask(redis: Redis, per_minute: int, address: str = "a") -> Any:
     return await authenticate(redis, key="", session="", address=address, per_minute=per_minute, resource=None)
 
 
+async def paid_until(redis: Redis, name: bytes) -> float:
+    stored = await redis.get(name)
+    assert stored is not None
+    return float(stored)
+
+
 async def test_the_bucket_fills_as_time_passes(redis: Redis) -> None:
     first = [await ask(redis, 60) for _ in range(60)]
     assert [a.allowed for a in first] == [True] * 60
@@ -83,7 +89,7 @@ async def test_the_bucket_fills_as_time_passes(redis: Redis) -> None:
     assert (refused.allowed, refused.remaining) == (False, 0)
     assert 0 < refused.retry_after <= 1.0
     [name] = [n async for n in redis.scan_iter("*paid*")]
-    paid = float(await redis.get(name))
+    paid = await paid_until(redis, name)
     await redis.set(name, f"{paid - 2.5:.6f}")  # as if two seconds and a half had passed
     later = [await ask(redis, 60) for _ in range(4)]
     assert [a.allowed for a in later] in ([True, True, False, False], [True, True, True, False])
@@ -94,10 +100,10 @@ async def test_a_clock_that_was_set_back_locks_nobody_out(redis: Redis) -> None:
     for _ in range(60):
         await ask(redis, 60)
     [name] = [n async for n in redis.scan_iter("*paid*")]
-    paid = float(await redis.get(name))
+    paid = await paid_until(redis, name)
     await redis.set(name, f"{paid + 3600:.6f}")  # as if the clock had been set back by an hour since
     assert (await ask(redis, 60)).allowed
-    assert float(await redis.get(name)) < paid + 60
+    assert await paid_until(redis, name) < paid + 60
     await redis.set(name, "damaged")
     assert (await ask(redis, 60)).allowed
 

@@ -14,12 +14,13 @@ from headrace_core.redis_access import keys
 from headrace_gateway.auth import api_keys
 from headrace_gateway.service.embedded_redis import RedisServer
 
+from .conftest import upload
 from .keyed import Keyed, gateway, keyed
 from .test_envelope import error_of
 
 __all__ = ["keyed"]
 
-UPLOAD = {"files": {"file": ("a", b"x")}, "data": {"purpose": "fine-tune"}}
+UPLOAD = upload(b"x")
 
 
 async def log_in(http: httpx.AsyncClient, key: str, next: str = "/") -> httpx.Response:

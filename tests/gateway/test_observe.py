@@ -167,7 +167,7 @@ async def test_estimated_finish_follows_the_pace(http: httpx.AsyncClient) -> Non
 
 
 async def test_prometheus_series_are_those_documented(http: httpx.AsyncClient, served: Served) -> None:
-    oldest = {"largest_age": 1, "largest_age_bound": 2}  # as settling a step writes them
+    oldest: dict[Any, int] = {"largest_age": 1, "largest_age_bound": 2}  # as settling a step writes them
     await run(served.redis.hset(JobKeys("ftjob-1").ledger, mapping=oldest))
     response = await http.get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(response.text)}

@@ -223,8 +223,8 @@ async def test_events_and_checkpoints_are_paged_newest_first(
     job = await client.fine_tuning.jobs.create(**body(training_file))
     for number in range(30):
         await served.jobs.emit_event(job.id, str(number))
-        saved = Checkpoint(f"ftckpt_{number}", 2.0, number, f"m{number}", "/none")
-        await served.jobs.add_checkpoint(job.id, saved)
+        checkpoint = Checkpoint(f"ftckpt_{number}", 2.0, number, f"m{number}", "/none")
+        await served.jobs.add_checkpoint(job.id, checkpoint)
     numbers = [str(number) for number in reversed(range(30))]
     page = await client.fine_tuning.jobs.list_events(job.id)
     assert ([event.message for event in page.data], page.has_more) == (numbers[:20], True)
@@ -285,7 +285,13 @@ async def recorded(url: str) -> AsyncIterator[tuple[AsyncOpenAI, list[httpx.Resp
         answers.append(response)
 
     http = httpx.AsyncClient(event_hooks={"response": [record]})
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=http) as client:
+    client = AsyncOpenAI(
+        base_url=f"{url}/v1",
+        api_key="unused",
+        max_retries=0,
+        http_client=http,  # type: ignore[arg-type]  # its annotation names httpx2's client alone; it takes httpx's too
+    )
+    async with client:
         yield client, answers
 
 

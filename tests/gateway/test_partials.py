@@ -6,6 +6,7 @@ import io
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -68,9 +69,9 @@ async def test_bytes_whose_description_redis_did_not_answer_are_settled_later(
     """As what a gateway leaves that is killed between the two."""
     hset = store._redis.hset
 
-    async def unanswered(*arguments: object) -> None:
+    async def unanswered(*arguments: Any) -> None:
         if described:
-            await hset(*arguments)  # type: ignore[misc, arg-type]
+            await hset(*arguments)
         raise RedisGone("away")
 
     monkeypatch.setattr(store._redis, "hset", unanswered)

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from headrace_core.errors import HeadraceError, InvalidData
 from headrace_core.protocols.grader_check import CheckReport, Failure, NotApplicable, Outcome, Score
-from headrace_gateway.cli import main
 from headrace_gateway.cli.reward_trial import read, summary
+from headrace_lab.services import command_line
 
 REWARDS = """
 def exact(completion, answer):
@@ -118,7 +117,7 @@ def test_what_cannot_be_tried_says_why(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HEADRACE_REWARD_SANDBOX", sandbox)
-    tried = CliRunner().invoke(main.app, ["rewards", "check", *arguments])
+    tried = command_line.headrace("rewards", "check", *arguments)
     assert tried.exit_code == 1
     assert isinstance(tried.exception, HeadraceError)
     assert message in tried.exception.message

@@ -8,13 +8,13 @@ from headrace_core.redis_access import keys
 from headrace_core.redis_access.keys import JobKeys
 from headrace_lab.services.jobs import stored_job
 
-from .conftest import body, rows
+from .conftest import body, rows, upload
 from .keyed import Keyed, keyed
 from .test_envelope import error_of
 
 __all__ = ["keyed"]
 
-UPLOAD = {"files": {"file": ("a.jsonl", rows(8))}, "data": {"purpose": "fine-tune"}}
+UPLOAD = upload(rows(8))
 
 
 async def test_no_log_holds_a_key(

@@ -21,7 +21,7 @@ from headrace_core.errors import InvalidState, Unavailable
 from headrace_gateway.service import data_folder_lock
 from headrace_gateway.service.serve import serve
 
-from .conftest import rows
+from .conftest import rows, upload
 
 HEADRACE = Path(sys.executable).with_name("headrace")
 START_SECONDS, STOP_SECONDS = 120, 60
@@ -90,8 +90,7 @@ def test_starts_refuses_a_second_stops_clean_and_starts_again(tmp_path: Path) ->
     memory = shared_memory()
     with started(folder) as (url, process):
         assert httpx.get(f"{url}/readyz", timeout=30).json() == {"status": "ready"}
-        upload = {"files": {"file": ("a.jsonl", rows(2))}, "data": {"purpose": "fine-tune"}}
-        file_id = httpx.post(f"{url}/v1/files", **upload).json()["id"]
+        file_id = httpx.post(f"{url}/v1/files", **upload(rows(2))).json()["id"]
 
         listening = [c for p in tree(process) for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
         assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}

@@ -22,7 +22,7 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.serve import HttpServer, serve_over
 from headrace_lab.services.jobs import stored_job
 
-from .conftest import Controllers, rows
+from .conftest import Controllers, rows, upload
 from .keyed import gateway
 
 SOON = 10.0
@@ -59,13 +59,11 @@ async def test_an_upload_that_finds_no_room_is_answered_so_and_leaves_nothing(
 ) -> None:
     settings = Settings(data_dir=small_disk, max_upload_bytes=10_000_000)
     async with gateway(settings, redis, redis_server.url) as served, served.http() as http:
-        upload = {"files": {"file": ("a.jsonl", rows(40_000))}, "data": {"purpose": "fine-tune"}}
-        answer = await http.post("/v1/files", **upload)
+        answer = await http.post("/v1/files", **upload(rows(40_000)))
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "disk_full")
         assert str(small_disk) in answer.json()["error"]["message"]
         assert list((small_disk / "files").iterdir()) == []
-        small = {"files": {"file": ("a.jsonl", rows(4))}, "data": {"purpose": "fine-tune"}}
-        assert (await http.post("/v1/files", **small)).status_code == 200
+        assert (await http.post("/v1/files", **upload(rows(4)))).status_code == 200
 
 
 async def test_the_service_answers_again_after_its_redis_died_and_ends_when_it_cannot(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ async def test_completions_are_sampled_as_text(
 async def test_a_cache_larger_than_the_machine_is_refused(
     client: AsyncOpenAI, served: Served, training_file: str
 ) -> None:
-    settings = {"kv_cache_gib": 100_000}
+    settings: dict[str, float] = {"kv_cache_gib": 100_000}
     error = await refused(client, served, body(training_file, hyperparameters=settings))
     assert error.param == f"{SETTINGS}.kv_cache_gib"
     assert "kv_cache_gib is 100000, and the machine has" in error.message

@@ -99,7 +99,7 @@ async def test_the_rows_for_a_job_that_was_never_stored_go_once_they_are_old(
     assert await task_files.sweep(files, served.jobs) == [], "they may be under way"
     made_long_ago(monkeypatch)
     await served.redis.zadd(keys.JOBS, {"ftjob-damaged": 1.0})
-    await served.redis.hset(keys.JobKeys("ftjob-damaged").job, "document", "{")  # type: ignore[misc]
+    await served.redis.hset(keys.JobKeys("ftjob-damaged").job, "document", "{")
     assert await task_files.sweep(files, served.jobs) == [], "a job that cannot be read may name them"
     await served.redis.zrem(keys.JOBS, "ftjob-damaged")
     assert sorted(await task_files.sweep(files, served.jobs)) == sorted(made)

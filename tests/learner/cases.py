@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,8 +95,9 @@ def likely(group: Group, kind: Kind, coefficient: float = 0.7) -> Group:
     if greedy is not None:
         ids = group.completions[0].token_ids[group.completions[0].answer]
         greedy = _with_answer(greedy, ids.astype(np.int64), 0, None, rng)
-    bounds = {"product": {}, "log": {"low": -14.0}, "mean": {"offset": 0.01, "low": 0.0, "high": 1.0}}[kind]
-    how = Likelihood(kind, coefficient=coefficient, **bounds)
+    bounds: dict[Kind, dict[str, Any]]
+    bounds = {"product": {}, "log": {"low": -14.0}, "mean": {"offset": 0.01, "low": 0.0, "high": 1.0}}
+    how = Likelihood(kind, coefficient=coefficient, **bounds[kind])
     return replace(
         group,
         completions=tuple(replace(c, likelihood=how) if c.answer.any() else c for c in group.completions),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from headrace_core.protocols.worker import WorkerConfig
-from headrace_learner.training.trainer import Trainer
+from headrace_core.types.trajectory import Group
+from headrace_learner.training.trainer import StepResult, Trainer
 from headrace_learner.worker import LearnerWorker
 
 
@@ -37,9 +39,9 @@ def _use_chance() -> None:
     """Each step draws from torch's random state, so that its restoring is of consequence."""
     step = Trainer.step
 
-    def with_chance(self: Trainer, *given: Any) -> Any:
+    def with_chance(self: Trainer, groups: Sequence[Group], version: int) -> StepResult:
         torch.rand(3)
-        return step(self, *given)
+        return step(self, groups, version)
 
     Trainer.step = with_chance  # type: ignore[method-assign]
 

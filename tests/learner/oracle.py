@@ -317,7 +317,8 @@ def _losses(
     for i, token in enumerate(tokens):
         ratio = torch.exp(current[i] - proximal[i])
         if s.algorithm == "gspo":
-            ratio = torch.exp(sum(c - p for c, p in zip(current, proximal, strict=True)) / len(current))
+            logs = [c - p for c, p in zip(current, proximal, strict=True)]
+            ratio = torch.exp(sum(logs, start=torch.zeros_like(logs[0])) / len(logs))
         loss = weights[i] * _loss(ratio, token.advantage, s)
         if s.algorithm == "cispo":
             clipped = min(max(weights[i] * ratio.item(), 1 - s.clip_low), 1 + s.clip_high)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean, pstdev
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import settings as checks
@@ -31,8 +32,8 @@ REWARDS = st.lists(st.floats(-10, 10), min_size=2, max_size=8)
 
 def earned(
     *groups: Sequence[tuple[float, int]],
-    penalties: Sequence[float] | None = None,
-    values: Sequence[float] | None = None,
+    penalties: Sequence[float] | npt.NDArray[np.float64] | None = None,
+    values: Sequence[float] | npt.NDArray[np.float64] | None = None,
     greedy: float | None = None,
     gamma: float = 1.0,
     gae_lambda: float = 1.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,6 +303,6 @@ def test_a_group_of_equal_rewards_counts_but_is_not_computed(algorithm: str) -> 
         {"algorithm": "grpo", "kl_coefficient": 0.1},
     ],
 )
-def test_it_is_where_something_needs_its_tokens(settings: dict[str, object]) -> None:
+def test_it_is_where_something_needs_its_tokens(settings: dict[str, Any]) -> None:
     batch = laid_out([random_group(0, rewards=[1.0, 1.0]), random_group(1, rewards=[1.0, 0.0])], **settings)
     assert computed(batch) == set(range(len(batch.table)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from headrace_core.config.algorithm_presets import ALGORITHMS
+from headrace_core.types.likelihood import Kind
 from headrace_core.types.trajectory import Completion, Group, Role
 from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.training.trainer import StepResult, Trainer
@@ -84,10 +86,10 @@ def compare(make_trainer: Make, groups: Sequence[Group] = GROUPS, **settings: An
     assert len(updates) == len(parts)
     now = copy.deepcopy(models)
     for part, update in zip(parts, updates, strict=True):
-        expected = gradient(lambda part=part: oracle.policy_loss(step, part, s, now.policy), [now.policy], update)
+        expected = gradient(partial(oracle.policy_loss, step, part, s, now.policy), [now.policy], update)
         assert_close(update.gradients, expected, TOLERANCE)
     for part, update in zip(parts, critic_updates, strict=bool(critic_updates)):
-        expected = gradient(lambda part=part: oracle.value_loss(step, part, s, now.critic), now.critic, update)
+        expected = gradient(partial(oracle.value_loss, step, part, s, now.critic), now.critic, update)
         assert_close(update.gradients, expected, TOLERANCE)
     return result
 
@@ -116,7 +118,8 @@ def test_a_preset_on_completions_with_reference_answers(make_trainer: Make, name
 
 @pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
 def test_a_preset_on_rewards_of_an_older_policys_likelihoods(make_trainer: Make, name: str) -> None:
-    groups = [likely(group, kind) for group, kind in zip(ANSWERED, ["product", "log", "mean", "product"], strict=True)]
+    kinds: list[Kind] = ["product", "log", "mean", "product"]
+    groups = [likely(group, kind) for group, kind in zip(ANSWERED, kinds, strict=True)]
     found = compare(make_trainer, groups, algorithm=name, batch_size=4, group_size=5)
     assert abs(found.measured.extra["reward_shift"]) > 1e-3
     used = [s.trajectory for of_group in found.samples for s in of_group]

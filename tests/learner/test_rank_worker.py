@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from headrace_core.errors import TimedOut
 from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.redis_access.client import run
 from headrace_learner.distributed.fsdp import RanksLost
 from headrace_learner.distributed.rank_commands import CommandStream, Finish, Heartbeat, Train
 from headrace_learner.worker import LearnerWorker
@@ -109,7 +110,7 @@ async def test_orders_are_heard_once_in_order_and_only_of_their_start(redis: Red
         await first.send(order)
     await CommandStream(redis, "ftjob-orders", "b").send(Finish())
     key = "headrace:{ftjob-orders}:orders:a"
-    ((_, entry),) = await redis.xrange(key, count=1)
+    ((_, entry),) = await run(redis.xrange(key, count=1))
     await redis.xadd(key, entry)  # as if the connection had broken before the answer
     heard = CommandStream(redis, "ftjob-orders", "a")
     assert [await heard.next(5), await heard.next(5)] == [train, Finish()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from headrace_core.types.likelihood import Kind, Likelihood
 from headrace_core.types.trajectory import Completion, Group, Role
+from headrace_learner.algorithms.batch import MiniBatch
 from headrace_learner.training.trainer import Trainer
 
 from .cases import VOCAB, answered, disturb, eventful_group, likely, recorded
@@ -51,7 +53,7 @@ def others_reward(kind: Kind) -> Tensor:
 
 
 def how(kind: Kind) -> Likelihood:
-    bounds = {"offset": OFFSET, "low": 0.0, "high": 1.0} if kind == "mean" else {}
+    bounds: dict[str, Any] = {"offset": OFFSET, "low": 0.0, "high": 1.0} if kind == "mean" else {}
     return Likelihood(kind, coefficient=SHARE, **bounds)
 
 
@@ -136,7 +138,12 @@ def test_answers_of_the_policy_that_is_updated_cost_no_forward_pass(
 ) -> None:
     trainer, passes = make_trainer(group_size=5), list[int]()
     measure = trainer._estimate.logprobs
-    monkeypatch.setattr(trainer._estimate, "logprobs", lambda part: passes.append(part.tokens.stop) or measure(part))
+
+    def counted(part: MiniBatch) -> Tensor:
+        passes.append(part.tokens.stop)
+        return measure(part)
+
+    monkeypatch.setattr(trainer._estimate, "logprobs", counted)
     group = replace(answered(eventful_group(0), versions=(3,)), greedy=None)
     trainer.step([likely(group, "product")], 3)
     assert passes == []

@@ -45,7 +45,7 @@ async def test_a_checkpoint_waits_for_room_and_is_then_whole(
     jobs, settings = JobStore(redis), config(redis, 20.0, small_disk)
     await jobs.create(Job(id=JOB, created_at=1.0, model="m", model_path="/m", training_file="f"))
     lead = RankCoordinator(settings, redis)
-    room = DurableWriter(lead, JobRecord.on(redis, JOB), settings, again=0.05)
+    room = DurableWriter(lead, JobRecord.on(redis, JOB), settings, retry_seconds=0.05)
     in_the_way = small_disk / "in-the-way"
     in_the_way.write_bytes(bytes(1_000_000))
 
@@ -76,7 +76,7 @@ async def test_without_room_it_ends_with_the_reason_and_the_last_checkpoint_stay
     jobs, settings = JobStore(redis), config(redis, 0.2, small_disk)
     await jobs.create(Job(id=JOB, created_at=1.0, model="m", model_path="/m", training_file="f"))
     lead = RankCoordinator(settings, redis)
-    room = DurableWriter(lead, JobRecord.on(redis, JOB), settings, again=0.05)
+    room = DurableWriter(lead, JobRecord.on(redis, JOB), settings, retry_seconds=0.05)
     with pytest.raises(DiskFull, match=r"bytes are needed, [\d,]+ are free"):
         await room.save(Save(2), lambda: checkpoint.save(trainer, small_disk, 2))
     assert [p.name for p in (small_disk / "checkpoints").iterdir()] == [whole.name]

@@ -77,7 +77,7 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Weights and optimizer state of all its models, by name."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for model, model_optimizer in trainer.optimizers.items():
         found |= {f"{model}.{name}": tensor for name, tensor in model_optimizer.model.state_dict().items()}
         for number, moments in model_optimizer.optimizer.state_dict()["state"].items():

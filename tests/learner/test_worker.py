@@ -365,7 +365,12 @@ async def test_a_learner_waits_for_as_long_as_an_evaluation_comes_on(bench: Call
 
     async def evaluate(completions: int) -> None:
         beat = WorkerMetrics(
-            **{"worker": "rollout-0", "role": "rollout", "time": 0.0, "version": 0, "uptime": 0.0, "busy": 0.0},
+            worker="rollout-0",
+            role="rollout",
+            time=0.0,
+            version=0,
+            uptime=0.0,
+            busy=0.0,
             waiting={},
             evaluation=(0, completions),
         )

@@ -47,7 +47,8 @@ def kinds(outcomes: list[Outcome]) -> list[Any]:
 
 
 async def test_what_is_asked() -> None:
-    sample = Sample("42", {"answer": 42}, [], "length", (1, 2), SampleKey(0, 1), PolicyMeasurements((-0.5, -0.5)))
+    measured = PolicyMeasurements((-0.5, -0.5))
+    sample = Sample("42", {"answer": 42}, [], "length", (1, 2), SampleKey(0, 1), measured=measured)
     async with asking(lengths) as (reward, server):
         assert await reward.score([sample]) == [Score(2.0)]
     assert server.asked[0].path == "/grade"

@@ -160,6 +160,7 @@ def test_whatever_is_written_has_a_value_or_a_named_error(source: str) -> None:
         value = Formula.parse(source, NAMES).value(NAMES)
     except (FormulaError, NotComputable):
         return
+    assert value is not None
     assert math.isfinite(value)
 
 

@@ -322,7 +322,7 @@ async def test_a_guard_that_is_killed_takes_its_world_with_it(tmp_path: Path) ->
 def test_what_falls_short_is_refused_with_its_reason() -> None:
     machine = MachineReport("filtered", {"isolated": "no namespaces: Operation not permitted"})
     for wanted in ("limits", "filtered"):
-        machine.require(wanted)  # type: ignore[arg-type]
+        machine.require(wanted)
     with pytest.raises(Unavailable, match=r"'isolated'.*holds 'filtered' \(no namespaces: Operation not permitted\)"):
         machine.require("isolated")
     assert str(machine) == "filtered (not isolated: no namespaces: Operation not permitted)"
@@ -370,7 +370,7 @@ def test_a_lesser_machine_says_so_and_refuses_what_it_cannot_hold(layers: int, h
     assert said.startswith(f"{held} (not isolated: no namespaces: unshare: Operation not permitted")
     assert ("not filtered: landlock" in said) == (held == "limits")
     for line, level in zip(tried, reversed(SANDBOX_LEVELS), strict=True):
-        if SANDBOX_LEVELS.index(level) <= SANDBOX_LEVELS.index(held):  # type: ignore[arg-type]
+        if SANDBOX_LEVELS.index(level) <= SANDBOX_LEVELS.index(held):
             assert line.startswith(f"{level} Score(value=3.0, ")
         else:
             assert f"asks for sandbox level '{level}', and this machine holds '{held}'" in line

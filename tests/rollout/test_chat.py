@@ -27,7 +27,8 @@ LIMIT = 60.0
 
 
 def asked(content: str = "What is 37 + 56?", **changes: Any) -> ChatRequest:
-    return ChatRequest(**({"messages": ({"role": "user", "content": content},), "temperature": 0.0} | changes))
+    fields: dict[str, Any] = {"messages": ({"role": "user", "content": content},), "temperature": 0.0}
+    return ChatRequest(**fields | changes)
 
 
 @asynccontextmanager

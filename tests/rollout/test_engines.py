@@ -93,7 +93,7 @@ async def test_tokens_are_told_as_they_are_sampled(subject: Subject, prompt: Tok
     )
     assert_well_formed(sampled, config)
     assert [token for token, _ in told] == sampled.token_ids.tolist()
-    np.testing.assert_array_equal(np.float32([logprob for _, logprob in told]), sampled.logprobs)
+    np.testing.assert_array_equal(np.array([logprob for _, logprob in told], np.float32), sampled.logprobs)
     assert len(calls) > 1, "all of it was told at the end"
     np.testing.assert_array_equal(sampled.token_ids, untold.token_ids, "being told changed what was sampled")
 

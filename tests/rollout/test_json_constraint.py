@@ -81,9 +81,8 @@ def text_of(sampled: Sampled) -> str:
 
 
 async def completed(engine: Engine, schema: dict[str, Any], seed: int, **options: Any) -> Sampled:
-    sampling = SamplingConfig(
-        **({"max_tokens": 200, "seed": seed, "json_schema": json.dumps(schema | ONE_LINE)} | options)
-    )
+    settings: dict[str, Any] = {"max_tokens": 200, "seed": seed, "json_schema": json.dumps(schema | ONE_LINE)}
+    sampling = SamplingConfig(**settings | options)
     return await asyncio.wait_for(engine.generate(prompt(), sampling), LIMIT)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ RENAMED: dict[str, tuple[type[PreTrainedModel], PreTrainedConfig]] = {
 }
 
 
+def named(tensor: str) -> Callable[[str], str]:
+    """A message of a comparison, with the name of what was compared."""
+    return lambda said: f"{tensor}: {said}"
+
+
 def trained(folder: Path, name: str, engine: str) -> Policy:
     """An adapted policy whose adapters have moved, of a model that is saved in `folder`."""
     torch.manual_seed(0)
@@ -75,7 +81,7 @@ def test_an_adapter_for_vllm_is_merged_into_the_files_of_the_base(name: str, tmp
     assert found.keys() == base.keys() == expected.keys()
     assert sum(not torch.equal(base[tensor], expected[tensor]) for tensor in base) >= 8, "attention, of two layers"
     for tensor, value in expected.items():
-        torch.testing.assert_close(found[tensor], value, msg=lambda said, of=tensor: f"{of}: {said}")
+        torch.testing.assert_close(found[tensor], value, msg=named(tensor))
 
 
 @pytest.mark.parametrize("name", RENAMED)
@@ -94,7 +100,7 @@ def test_the_transformers_engine_merges_every_version_into_the_base_within_the_m
             within = engine.model.state_dict()
             assert expected.keys() <= within.keys()
             for tensor, value in expected.items():
-                torch.testing.assert_close(within[tensor], value, msg=lambda said, of=tensor: f"{of}: {said}")
+                torch.testing.assert_close(within[tensor], value, msg=named(tensor))
 
 
 def test_a_layer_that_is_a_part_of_a_tensor_in_the_files_is_refused_when_the_model_is_loaded(

@@ -98,11 +98,11 @@ async def test_what_fails_each_time_has_failed_and_the_others_keep_their_score(f
         assert values(await score(reward, group("late b"), attempts=1)) == []
 
 
-def measured(number: int, *ps: float, **flags: bool) -> list[Sample]:
+def measured(number: int, *ps: float, again: bool = False) -> list[Sample]:
     """A group with rewards `ps` under `rlpr`."""
     alone = (math.log(1e-9),)
     return [
-        Sample("", draw=SampleKey(number, i), measured=PolicyMeasurements((-1.0,), (math.log(p),), alone), **flags)
+        Sample("", draw=SampleKey(number, i), measured=PolicyMeasurements((-1.0,), (math.log(p),), alone), again=again)
         for i, p in enumerate(ps)
     ]
 

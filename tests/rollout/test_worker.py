@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pytest
 from redis.asyncio import Redis
@@ -232,7 +233,7 @@ async def test_rows_that_the_engine_refuses_are_named_and_do_not_follow_as_fast_
             raise RequestRefused("no engine can serve it")
         return await generate(prompt, *rest)
 
-    only = worker._maker._prompts[refused].token_ids
+    only: npt.NDArray[np.int32] | None = worker._maker._prompts[refused].token_ids
     monkeypatch.setattr(worker._engine, "generate", refuses)
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "another group takes the place of the one that failed")

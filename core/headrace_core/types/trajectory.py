@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -100,9 +101,9 @@ class Completion:
 
 
 def sampled_completion(
-    token_ids: npt.NDArray[np.int32],
-    logprobs: npt.NDArray[np.float32],
-    versions: npt.NDArray[np.int32],
+    token_ids: npt.NDArray[np.integer[Any]],
+    logprobs: npt.NDArray[np.floating[Any]],
+    versions: npt.NDArray[np.integer[Any]],
     finish_reason: str,
     reward: float | None = None,
     components: dict[str, float] | None = None,

@@ -73,7 +73,7 @@ def close_the_socket_and_live(item: Any) -> float:
 def rewrite_the_host(item: Any) -> float:
     from headrace_rewards.sandbox import frames
 
-    frames.encode = lambda message: b"{}"  # type: ignore[assignment]
+    frames.encode = lambda message: b"{}"
     return 1.0
 
 
