@@ -1,13 +1,14 @@
-"""What evaluations cost a job's training: its time with them over its time without, by rows and rollout workers.
+"""How much evaluations slow down a job's training, by evaluation rows and number of rollout workers.
 
-An evaluation holds its worker's policy version (decision 0029), so that the worker takes no new groups once there is a
-newer one. The real scheduler, workers and evaluator run in virtual time around simulated engines and training
-(`headrace_lab.virtual.simulated_cluster`). Rollout workers together generate as fast as the learner trains, a step is
-256 completions of 512 tokens in the mean, and an evaluation is due every ten steps, as by default in a job of a
-hundred.
+An evaluation keeps its worker at one policy version (decision 0029), so the worker takes no new groups once there is a
+newer version. The real scheduler, workers and evaluator run in virtual time with simulated engines and training
+(`headrace_lab.virtual.simulated_cluster`). The rollout workers together generate as fast as the learner trains, a step
+has 256 completions of 512 tokens on average, and an evaluation is due every ten steps, the default in a job of a
+hundred steps.
 
-    lost       share of the time with evaluations that is not there without
-    tokens     share of all generated tokens that are the evaluations': lost if nothing overlaps and nothing waits
+    lost       fraction of the training time with evaluations that is saved without them
+    tokens     fraction of all generated tokens that belong to evaluations: what would be lost if evaluations did not
+               overlap with training and caused no waiting
 
     python -m benchmarks.evaluation_cost [--seed N] [--out FILE]
 """
@@ -20,18 +21,18 @@ from headrace_lab.reports.benchmark_report import arguments, report
 from headrace_lab.virtual.simulated_cluster import Cluster, Evaluations, measure
 from headrace_lab.virtual.simulated_engine import DecodeSpeed, Lengths
 
-MOST_BEYOND = 0.1
-"""PASS: nowhere is more lost than the evaluations' tokens and this share of the time."""
+MAX_EXCESS = 0.1
+"""PASS: in all cases `lost` exceeds `tokens` by at most this."""
 STALENESS, EVERY, WARM, STEPS = 4, 10, 10, 40
 ROWS, WORKERS = (64, 256, 1024), (1, 2, 4)
 SPEED = DecodeSpeed(base=0.02, each=0.0002, update_pause=0.5)
 SLOTS, BATCH, GROUP, MEAN_LENGTH = 128, 32, 8, 512
 FULL = SLOTS / (SPEED.base + SLOTS * SPEED.each)
-"""Tokens a second of one device that is full."""
+"""Tokens per second of one device with all slots in use."""
 
 
 def cluster(workers: int, seed: int) -> Cluster:
-    """A trainer as fast as these devices. The job grows with them: each device's share of a step is the same."""
+    """A cluster whose trainer is as fast as its devices; the batch grows with the number of devices."""
     return Cluster(
         rollout_devices=workers,
         speed=SPEED,
@@ -45,15 +46,15 @@ def cluster(workers: int, seed: int) -> Cluster:
 
 
 def cost(workers: int, staleness: int, rows: int, without: float, seed: int) -> dict[str, Any]:
-    """Of evaluations of so many rows in a job whose steps else take `without` seconds."""
-    found = measure(cluster(workers, seed), staleness, WARM, STEPS, Evaluations(rows, EVERY))
-    a_step = BATCH * GROUP * workers
+    """Figures of a job with evaluations of `rows` rows, whose steps take `without` seconds without evaluations."""
+    measured = measure(cluster(workers, seed), staleness, WARM, STEPS, Evaluations(rows, EVERY))
+    completions_per_step = BATCH * GROUP * workers
     return {
         "workers": workers,
         "max_staleness": staleness,
         "rows": rows,
-        "lost": 1 - without / found.seconds,
-        "tokens": rows / (rows + EVERY * a_step),
+        "lost": 1 - without / measured.seconds,
+        "tokens": rows / (rows + EVERY * completions_per_step),
     }
 
 
@@ -70,7 +71,7 @@ def main() -> None:
     one = {c["rows"]: c["lost"] for c in costs if c["workers"] == 1 and c["max_staleness"] == STALENESS}
     lost = ", ".join(f"{lost:.1%} at {rows} rows" for rows, lost in one.items())
     figures = f"lost with one worker {lost}; beyond the evaluations' tokens at most {beyond:.1%}"
-    report("evaluation_cost", beyond <= MOST_BEYOND, figures, {"costs": costs}, options)
+    report("evaluation_cost", beyond <= MAX_EXCESS, figures, {"costs": costs}, options)
 
 
 if __name__ == "__main__":

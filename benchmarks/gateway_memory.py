@@ -1,14 +1,15 @@
-"""How much memory the gateway takes, whatever it has served: its largest resident size over a soak, in one process.
+"""Peak memory of the gateway: its largest resident size during a soak test.
 
-The app as `headrace serve` serves it, over a real Redis, without Ray: its controllers are played, as in `gateway`.
+The app as `headrace serve` serves it, in one process, over a real Redis, without Ray: the benchmark stores what a job's
+controller and workers would store, as in the benchmark `gateway`.
 
     uploads    one file of 500 MB, in rows of 2 kB, uploaded and read back
-    jobs       100 submitted, the first on the large file (its rows are checked), the others on small ones; each is
-               played to its end, with hundreds of measurements of each kind
-    requests   10,000 by 16 connections at once: every view of every job, whole pages of measurements, lists, overviews,
-               streams with their past; files and bodies that are refused
+    jobs       100 submitted, the first with the large file (its rows are checked), the others with small ones; for each
+               hundreds of measurements of each kind are stored
+    requests   10,000 by 16 concurrent connections: every view of every job, full pages of measurements, lists,
+               overviews, streams from the beginning; request bodies that are refused
 
-What is measured is the kernel's own account of the process (VmHWM, its largest resident size until then).
+The size is the kernel's VmHWM of the process: its largest resident size so far.
 
     python -m benchmarks.gateway_memory [--seed N] [--out FILE] [--requests N] [--jobs N] [--upload-mb N]
 """
@@ -34,8 +35,8 @@ from headrace_lab.reports.benchmark_report import arguments, report
 from headrace_lab.services.gateway_process import gateway
 from headrace_lab.services.jobs import Seeded
 
-MOST_BYTES = 300_000_000
-"""PASS: the process never takes more."""
+MAX_BYTES = 300_000_000
+"""PASS: the peak resident size is at most this."""
 REQUESTS, JOBS, UPLOAD_MB = 10_000, 100, 500
 CONNECTIONS = 16
 STEPS = 200
@@ -55,14 +56,14 @@ LISTS = ("/v1/fine_tuning/jobs?limit=100", "/v1/files", "/v1/models", "/v1/headr
 
 
 def resident(pid: int) -> tuple[int, int]:
-    """(bytes now, the most until now)."""
+    """Resident size of the process: (bytes now, peak bytes)."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    now, most = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    return now, most
+    now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, peak
 
 
 def rows(path: Path, size: int, seed: int) -> Path:
-    """A data file of about `size` bytes."""
+    """Write a training file of about `size` bytes to `path`, and return the path."""
     numbers = random.Random(seed)
     with path.open("w") as file:
         while file.tell() < size:
@@ -91,8 +92,8 @@ async def read_back(http: httpx.AsyncClient, file_id: str) -> None:
             pass
 
 
-async def ask(http: httpx.AsyncClient, seeded: list[Seeded], numbers: random.Random) -> None:
-    """One request of the mix. Raises where the answer is not what it must be."""
+async def request(http: httpx.AsyncClient, seeded: list[Seeded], numbers: random.Random) -> None:
+    """Send one random request of the mix. Raises if the answer's status is not the expected one."""
     job, kind = f"/v1/fine_tuning/jobs/{numbers.choice(seeded).id}", numbers.random()
     if kind < 0.8:
         (await http.get(job + numbers.choice(VIEWS))).raise_for_status()
@@ -109,25 +110,25 @@ async def ask(http: httpx.AsyncClient, seeded: list[Seeded], numbers: random.Ran
         assert refused.status_code == 400, refused.text
 
 
-async def ask_all(http: httpx.AsyncClient, requests: int, seeded: list[Seeded], seed: int) -> None:
+async def request_all(http: httpx.AsyncClient, requests: int, seeded: list[Seeded], seed: int) -> None:
     left = iter(range(requests))
 
     async def connection(number: int) -> None:
         numbers = random.Random(f"{seed}/{number}")
         for _ in left:
-            await ask(http, seeded, numbers)
+            await request(http, seeded, numbers)
 
     await asyncio.gather(*(connection(number) for number in range(CONNECTIONS)))
 
 
 async def soak(redis: Redis, address: str, pid: int, root: Path, options: Any) -> dict[str, Any]:
-    """Resident sizes after each part."""
+    """Run all parts; returns the resident sizes after each."""
     sizes: dict[str, Any] = {}
 
     def note(part: str) -> None:
-        now, most = resident(pid)
-        sizes[part] = {"resident": now, "most": most, "seconds": round(time.monotonic() - began, 1)}
-        print(f"  {part:<9} {now / 1e6:.0f} MB now, {most / 1e6:.0f} MB at most", flush=True)
+        now, peak = resident(pid)
+        sizes[part] = {"resident": now, "most": peak, "seconds": round(time.monotonic() - began, 1)}
+        print(f"  {part:<9} {now / 1e6:.0f} MB now, {peak / 1e6:.0f} MB at most", flush=True)
 
     began = time.monotonic()
     async with httpx.AsyncClient(base_url=address, timeout=300) as http:
@@ -143,7 +144,7 @@ async def soak(redis: Redis, address: str, pid: int, root: Path, options: Any) -
         for job in seeded:
             await job.store(redis)
         note("jobs")
-        await ask_all(http, options.requests, seeded, options.seed)
+        await request_all(http, options.requests, seeded, options.seed)
         note("requests")
     return sizes
 
@@ -168,13 +169,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headrace-memory-") as folder:
         sizes = uvloop.run(measure(options, Path(folder)))
-    fresh, most = sizes["fresh"]["resident"], sizes["requests"]["most"]
+    fresh, peak = sizes["fresh"]["resident"], sizes["requests"]["most"]
     figures = (
-        f"{most / 1e6:.0f} MB at most (at most {MOST_BYTES / 1e6:.0f}), {fresh / 1e6:.0f} fresh: {options.requests} "
+        f"{peak / 1e6:.0f} MB at most (at most {MAX_BYTES / 1e6:.0f}), {fresh / 1e6:.0f} fresh: {options.requests} "
         f"requests, {options.jobs} jobs, an upload of {options.upload_mb} MB"
     )
     result = {"sizes": sizes, "requests": options.requests, "jobs": options.jobs, "upload_mb": options.upload_mb}
-    report("gateway_memory", most <= MOST_BYTES, figures, result, options)
+    report("gateway_memory", peak <= MAX_BYTES, figures, result, options)
 
 
 if __name__ == "__main__":

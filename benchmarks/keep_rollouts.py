@@ -1,12 +1,12 @@
-"""What keeping completions for reading costs the learner: seconds a step, beside the step itself.
+"""How much time the learner spends on storing completions for later reading, relative to a training step.
 
-A real learner on a real Redis trains headrace/tiny-adder, 32 groups of 8 completions a step as the example job has,
-and keeps the default number of groups. The groups are made here: tokens by chance, of lengths as the adder writes.
+A real learner on a real Redis trains headrace/tiny-adder with 32 groups of 8 completions per step, as in the example
+job, and stores the default number of groups. The groups are synthetic: random tokens, with lengths like the adder's.
 
-    on the path   what a step waits for: the write of the step before, if it is not done yet
-    in all        that, and the write itself, which goes on beside the next step: packing and the round trip to Redis
+    on the path   time that a step waits: until the write of the previous step is done
+    in all        that and the write itself (packing, round trip to Redis), which runs concurrently with the next step
 
-Against: the seconds that a step takes without waiting for groups.
+Both are compared with the seconds of a step without its wait for groups.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from headrace_lab.reports.benchmark_report import arguments, report
 from headrace_learner.rollout_recorder import RolloutRecorder
 from headrace_learner.worker import LearnerWorker
 
-MOST_SHARE = 0.01
-"""Of a step's seconds, keeping in all; written before the first run."""
+MAX_SHARE = 0.01
+"""PASS: storing takes in all at most this fraction of a step. Fixed before the first run."""
 
 MODEL = ADDER / "model"
 JOB, STEPS, WARM_UP = "ftjob-kept", 14, 2
-VOCAB, PROMPT, SHORTEST, LONGEST = 300, 14, 16, 40
+VOCAB, PROMPT, MIN_LENGTH, MAX_LENGTH = 300, 14, 16, 40
 SETTINGS: dict[str, Any] = {
     "batch_size": 32,
     "group_size": 8,
@@ -48,55 +48,55 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Watched:
-    """Seconds of every `keep` and every write, noted around the real ones."""
+class RecorderTimes:
+    """Seconds of every call of the recorder's `record` and `_write`, which are wrapped to measure them."""
 
     def __init__(self) -> None:
         self.path = list[float]()
         self.write = list[float]()
-        keep, write = RolloutRecorder.record, RolloutRecorder._write
+        record, write = RolloutRecorder.record, RolloutRecorder._write
 
-        async def timed_keep(keeper: RolloutRecorder, *args: Any) -> None:
+        async def timed_record(recorder: RolloutRecorder, *args: Any) -> None:
             began = time.perf_counter()
-            await keep(keeper, *args)
+            await record(recorder, *args)
             self.path.append(time.perf_counter() - began)
 
-        async def timed_write(keeper: RolloutRecorder, *args: Any) -> None:
+        async def timed_write(recorder: RolloutRecorder, *args: Any) -> None:
             began = time.perf_counter()
-            await write(keeper, *args)
+            await write(recorder, *args)
             self.write.append(time.perf_counter() - began)
 
-        RolloutRecorder.record, RolloutRecorder._write = timed_keep, timed_write  # type: ignore[method-assign, assignment]
+        RolloutRecorder.record, RolloutRecorder._write = timed_record, timed_write  # type: ignore[method-assign, assignment]
 
 
 def group(group_id: int, version: int, seed: int) -> Group:
-    """A prompt and 8 completions of random tokens, rewards that differ."""
+    """A group of one prompt and 8 completions of random tokens, with rewards that differ."""
     rng = np.random.default_rng((seed, group_id))
-    made = []
+    completions = []
     for i in range(SETTINGS["group_size"]):
-        size = int(rng.integers(SHORTEST, LONGEST))
+        size = int(rng.integers(MIN_LENGTH, MAX_LENGTH))
         ids = rng.integers(5, VOCAB, size).astype(np.int32)
         logprobs = -rng.exponential(1.0, size).astype(np.float32)
         versions = np.full(size, version, np.int32)
-        made.append(sampled_completion(ids, logprobs, versions, "stop", float(i % 2), {"exact": float(i % 2)}))
-    return Group(group_id, 1, group_id, version, rng.integers(5, VOCAB, PROMPT).astype(np.int32), tuple(made))
+        completions.append(sampled_completion(ids, logprobs, versions, "stop", float(i % 2), {"exact": float(i % 2)}))
+    return Group(group_id, 1, group_id, version, rng.integers(5, VOCAB, PROMPT).astype(np.int32), tuple(completions))
 
 
 async def feed(ledger: Ledger, seed: int) -> None:
-    """The rollout worker's part: as many groups as the window takes, until the ledger gives no more."""
-    heard, made = "0", 0
-    while made < STEPS * SETTINGS["batch_size"]:
+    """Act as the rollout worker: commit a group for each lease that the ledger grants, until all are committed."""
+    signal, committed = "0", 0
+    while committed < STEPS * SETTINGS["batch_size"]:
         version = (await ledger.newest())[0]
         admission = await ledger.admit("rollout-0", version, SETTINGS["batch_size"], 60)
         for lease in admission.leases:
             await ledger.commit(lease, group(lease.group_id, lease.version, seed))
-        made += len(admission.leases)
+        committed += len(admission.leases)
         if not admission.leases:
-            heard = await ledger.signal(heard, 1.0)
+            signal = await ledger.signal(signal, 1.0)
 
 
-async def trained(url: str, folder: Path, seed: int) -> list[float]:
-    """Seconds of every step but the first ones, without its wait for groups and without checkpoints."""
+async def train(url: str, folder: Path, seed: int) -> list[float]:
+    """Train all steps; returns the seconds of each after the warm-up, without waits for groups and checkpoints."""
     settings = Hyperparameters.model_validate(SETTINGS | {"seed": seed})
     rows = STEPS * settings.batch_size
     redis = connect(url)
@@ -128,25 +128,23 @@ async def trained(url: str, folder: Path, seed: int) -> list[float]:
 
 def main() -> None:
     options = arguments("keep_rollouts", __doc__).parse_args()
-    watched = Watched()
+    times = RecorderTimes()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         server = RedisServer(folder)
         server.start()
         try:
-            steps = asyncio.run(trained(server.url, folder, options.seed))
+            steps = asyncio.run(train(server.url, folder, options.seed))
         finally:
             server.stop()
-    step, path, write = (
-        statistics.median(values) for values in (steps, watched.path[WARM_UP:], watched.write[WARM_UP:])
-    )
+    step, path, write = (statistics.median(values) for values in (steps, times.path[WARM_UP:], times.write[WARM_UP:]))
     share = (path + write) / step
     figures = (
         f"keeping {1e3 * (path + write):.2f} ms a step of {1e3 * step:.0f} ms: {100 * share:.2f} % in all, "
-        f"{1e6 * path:.0f} µs of it on the path (at most {100 * MOST_SHARE:.0f} %)"
+        f"{1e6 * path:.0f} µs of it on the path (at most {100 * MAX_SHARE:.0f} %)"
     )
-    result = {"step_seconds": steps, "path_seconds": watched.path, "write_seconds": watched.write}
-    report("keep_rollouts", share <= MOST_SHARE, figures, result, options)
+    result = {"step_seconds": steps, "path_seconds": times.path, "write_seconds": times.write}
+    report("keep_rollouts", share <= MAX_SHARE, figures, result, options)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""What a training step costs: speed against a plain padded step and the machine's limit, memory against full logits.
+"""Speed and memory of a training step, compared with a straightforward implementation and the machine's limit.
 
     ours     `Trainer.step`, GRPO: table, micro-batches by length within a token budget, head on contributing tokens in
              chunks, AdamW
-    plain    the same sequences by the Hugging Face model as anyone would write it: micro-batches of 8 in order of
-             arrival, padded to their longest with an attention mask, full logits, log-softmax, gather, AdamW
+    plain    the same sequences with the Hugging Face model in the usual way: micro-batches of 8 in order of arrival,
+             padded to the longest with an attention mask, full logits, log-softmax, gather, AdamW
     limit    float32 matrix products of 2048 × 2048, in FLOP/s
 
-The model has SmolLM2-135M's shape. Completion lengths have a long tail (lognormal, cut off). A step's useful work is
-6 FLOP a parameter and token: of the body for every input token, of the head for every contributing one; padding,
-attention and what is computed twice count as nothing. Both run in alternating rounds in one process.
+The model has SmolLM2-135M's shape. Completion lengths have a long tail (lognormal, cut off). The useful work of a step
+is 6 FLOP per parameter and token, for the body over all input tokens and for the head over contributing tokens only;
+padding, attention and recomputation do not count. Both run in alternating rounds in one process.
 
-Memory is the peak of a process of its own, less what it held before, for the loss alone: hidden states in, gradients
-of hidden states and head out.
+Memory is measured for the loss alone (hidden states in, gradients of hidden states and head out), as the peak of a
+separate process minus what it held before.
 
     python -m benchmarks.learner [--seed N] [--out FILE] [--rounds N] [--sequences N] [--token-budget N]
 """
@@ -44,34 +44,34 @@ from headrace_learner.models.chunked_logprobs import chosen_logprobs
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer
 
-# Written before the first run.
+# These limits were fixed before the first run.
 SPEED_RATIO = 1.5
-"""PASS: ours, at least so many times the plain step's tokens/s."""
+"""PASS: our step has at least this multiple of the plain step's tokens/s."""
 LIMIT_SHARE = 0.60
-"""PASS: useful FLOP/s, at least this share of the machine's limit."""
+"""PASS: our useful FLOP/s are at least this fraction of the machine's limit."""
 MEMORY_RATIO = 0.25
-"""PASS: peak memory of our loss, at most this share of the plain one's."""
+"""PASS: peak memory of our loss is at most this fraction of the plain one's."""
 
-PROMPT, MEDIAN, SIGMA, LONGEST = 32, 64, 1.0, 768
-"""Tokens: each prompt; the lognormal completion lengths' median, deviation of their logarithm, and cut-off."""
+PROMPT, MEDIAN, SIGMA, MAX_LENGTH = 32, 64, 1.0, 768
+"""In tokens: length of each prompt; lognormal completion lengths: median, deviation of the logarithm, cut-off."""
 GROUP_SIZE, PLAIN_ROWS = 8, 8
 LOSS_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of one step each, on the same sequences."""
+    """Seconds of one step of each implementation, on the same sequences."""
 
     ours: float
     plain: float
 
 
 def groups(sequences: int, vocabulary: int, seed: int) -> list[Group]:
-    """Groups of random tokens; lengths follow from the seed alone."""
+    """Groups of random tokens; their lengths depend on the seed alone."""
     rng = np.random.default_rng(seed)
-    found = []
+    made = []
     for number in range(sequences // GROUP_SIZE):
-        lengths = np.clip(rng.lognormal(np.log(MEDIAN), SIGMA, GROUP_SIZE).astype(int), 4, LONGEST)
+        lengths = np.clip(rng.lognormal(np.log(MEDIAN), SIGMA, GROUP_SIZE).astype(int), 4, MAX_LENGTH)
         completions = tuple(
             sampled_completion(
                 rng.integers(0, vocabulary, n), np.full(n, -10.8), np.zeros(n), "stop", float(rng.integers(0, 2))
@@ -79,12 +79,12 @@ def groups(sequences: int, vocabulary: int, seed: int) -> list[Group]:
             for n in lengths
         )
         prompt = rng.integers(0, vocabulary, PROMPT).astype(np.int32)
-        found.append(Group(number, 1, number, 0, prompt, completions))
-    return found
+        made.append(Group(number, 1, number, 0, prompt, completions))
+    return made
 
 
 class Plain:
-    """The step that anyone would write."""
+    """A straightforward training step with the Hugging Face model."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -93,7 +93,7 @@ class Plain:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
 
     def step(self, batch: Sequence[Group]) -> None:
-        """One update; advantages of ± 1 by reward cost nothing, and are not what is measured."""
+        """One update with advantages of ±1 by reward: computing real advantages would not take measurable time."""
         rows = [(g.prompt_ids, c) for g in batch for c in g.completions]
         tokens = sum(len(c) for _, c in rows)
         self.optimizer.zero_grad(set_to_none=True)
@@ -117,21 +117,21 @@ class Plain:
 
 
 def matmul_limit() -> float:
-    """FLOP/s of a float32 product of 2048 × 2048: the best of several."""
+    """FLOP/s of a float32 matrix product of 2048 × 2048, best of 12."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     seconds = min(timed(lambda: a @ b) for _ in range(12))
     return float(2 * 2048**3 / seconds)
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds it took."""
+    """Do the work; returns the seconds it took."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def useful_flop(batch: Sequence[Group], policy: Policy) -> float:
-    """Of one step, by the rule above."""
+    """Useful FLOP of one step, as defined above."""
     head = policy.model.get_output_embeddings().weight.numel()
     body = policy.parameters - head
     contributing = sum(len(c) for g in batch for c in g.completions)
@@ -140,7 +140,7 @@ def useful_flop(batch: Sequence[Group], policy: Policy) -> float:
 
 
 def measure_speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Alternating rounds, after one of each that does not count."""
+    """Alternating rounds of both steps, after one warm-up step of each."""
     settings = Hyperparameters(algorithm="grpo", token_budget=options.token_budget, learning_rate=1e-6)
     policy = Policy(folder, settings)
     trainer, plain = Trainer(policy, algorithm("grpo"), settings), Plain(folder)
@@ -169,18 +169,18 @@ def measure_speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-# ── memory: this file again, in a process for each loss ──────────────────────────────────────────────────────────────
+# ── memory: this file is run again, in a process per loss ────────────────────────────────────────────────────────────
 
 
 def loss_memory(kind: str) -> int:
-    """Peak bytes beyond what the process held before, of one loss and its gradients."""
+    """Start a process that measures `memory_of(kind)`; returns the bytes."""
     command = [sys.executable, __file__, "--memory-of", kind]
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300)
     return int(ended.stdout.split()[-1])
 
 
 def memory_of(kind: str) -> int:
-    """In this process."""
+    """Peak bytes of one loss and its gradients in this process, beyond what it held before."""
     torch.set_num_threads(1)
     config = smollm2_config()
     head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -196,7 +196,7 @@ def memory_of(kind: str) -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever held."""
+    """Largest resident size of this process so far, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -214,7 +214,7 @@ def main() -> None:
         print(memory_of(options.memory_of))
         return
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    keep_freed_memory()  # as a learner does; the plain step has the good of it too
+    keep_freed_memory()  # as a learner does; the plain step benefits from it, too
     memory = {kind: loss_memory(kind) for kind in ("ours", "plain")}
     with tempfile.TemporaryDirectory(prefix="headrace-learner-") as folder:
         speed = measure_speed(make_model(smollm2_config(), options.seed, Path(folder)), options)

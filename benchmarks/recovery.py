@@ -1,23 +1,23 @@
-"""What a snapshot of the learner costs its step, against a synchronous save; and what a kill costs a job, by part.
+"""Cost of the learner's snapshots, compared with a synchronous save; and time a job needs to recover from a kill.
 
-Stall: of a model of SmolLM2-135M's shape with AdamW's state (1.6 GB together), in alternating rounds,
+Stall: for a model of SmolLM2-135M's shape with AdamW's state (1.6 GB together), in alternating rounds,
 
-    save       seconds of `checkpoint.save` of that state to the disk, during which no step can run
-    stall      seconds that a step waits for a snapshot: to begin it, and before the update for what is not copied yet
-    slower     seconds by which a step beside which a snapshot is copied, summed and sealed is longer than one without:
-               the copy takes memory bandwidth, and on a busy machine also the core
+    save       seconds of `checkpoint.save` of that state to disk, during which no step can run
+    stall      seconds that a step waits for a snapshot: to begin it, and before the update, for the end of the copy
+    slower     how many seconds longer a step takes while a snapshot is copied, checksummed and sealed: the copy uses
+               memory bandwidth, and on a busy machine also the core
 
-Recovery: a job of the shipped adder on the whole service (gateway, Ray, vLLM), whose learner is ended by SIGKILL, and
-later its rollout worker. Seconds from the kill on, by part:
+Recovery: a job of the shipped adder on the whole service (gateway, Ray, vLLM), whose learner and later rollout worker
+are killed with SIGKILL. Seconds from the kill on, by part:
 
-    noticed    until the controller says so
-    delay      until it starts another process (it waits a little longer with each restart)
-    process    until that runs our code: Ray's worker, Python, imports
-    model      until it has loaded its model (a rollout worker: and started its engine and its reward)
-    state      learner: until it has the newest state that is kept
-    replay     learner: until it has trained again the steps that this state does not hold
-    ready      until the controller has heard of it
-    first      until the next step is settled, or the first token sampled (told within the two seconds of a heartbeat)
+    noticed    until the controller reports the failure
+    delay      until it starts another process (a delay that grows with each restart)
+    process    until that process runs our code: Ray's worker, Python, imports
+    model      until it has loaded its model (rollout worker: and started its engine and its reward)
+    state      learner: until it has restored the newest snapshot or checkpoint
+    replay     learner: until it has trained again the later steps that were settled
+    ready      until the controller knows that it is ready
+    first      until the next step is settled, or the first token sampled (reported by a heartbeat every two seconds)
 
     python -m benchmarks.recovery [--seed N] [--out FILE] [--rounds N]
 """
@@ -46,20 +46,20 @@ from headrace_lab.reports.benchmark_report import arguments, report
 from headrace_lab.services.example_run import connect, server
 from headrace_lab.training.tiny_models import make_model, smollm2_config
 
-# Written before the first run.
+# These limits were fixed before the first run.
 STALL_SHARE = 0.1
-"""PASS: a step's stall by a snapshot, at most this share of a synchronous save of the same state."""
+"""PASS: a step stalls for a snapshot at most this fraction of a synchronous save of the same state."""
 LEARNER_SECONDS = 60.0
-"""PASS: from the kill of a learner to the next settled step, …"""
+"""PASS: at most this from the kill of a learner to the next settled step."""
 ROLLOUT_SECONDS = 120.0
-"""… and from that of a rollout worker to the first new token. Both start Python, torch and a model on what cores there
-are, the latter an engine, too."""
+"""PASS: at most this from the kill of a rollout worker to its first new token. Unlike a learner, it starts an
+engine."""
 
 COMPLETIONS = 4
-"""Of the step beside which snapshots are copied: a short one, which leaves little to hide the copy behind."""
-LOOK_SECONDS = 0.05
+"""Completions of the step during which snapshots are copied: a short step, with little time to hide the copy in."""
+POLL_SECONDS = 0.05
 LIMIT_SECONDS = 400.0
-"""Every wait here."""
+"""Limit of every wait in this benchmark."""
 SETTINGS: dict[str, Any] = {
     "n_steps": 100_000,
     "batch_size": 4,
@@ -97,7 +97,7 @@ def measure_stall(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rounds: list[dict[str, float]] = []
     try:
         trainer.step(batch, 0)
-        for version in (1, 2):  # both generations' memory is there, and mapped
+        for version in (1, 2):  # warm-up: reserves and maps the memory of both generations
             timed(partial(snapshots.begin, version))
             timed(lambda: trainer.step(batch, 0))
         for number in range(options.rounds):
@@ -132,8 +132,8 @@ def measure_stall(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 # ── recovery ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Seen:
-    """A job's events, each with the moment at which it was seen first."""
+class JobPoller:
+    """Polls one job's routes, and waits for its events."""
 
     def __init__(self, address: str, job_id: str) -> None:
         self._http = httpx.Client(base_url=f"{address}/v1/fine_tuning/jobs/{job_id}", timeout=30)
@@ -145,26 +145,26 @@ class Seen:
     def get(self, route: str) -> Any:
         return self._http.get(route).raise_for_status().json()
 
-    def await_(self, what: str, look: Callable[[], Any]) -> tuple[Any, float]:
-        """What `look` finds, once that is true, and when. Raises `TimeoutError`."""
+    def wait_for(self, what: str, poll: Callable[[], Any]) -> tuple[Any, float]:
+        """Poll until the result is true; returns (result, monotonic time). Raises `TimeoutError`."""
         deadline = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < deadline:
-            if found := look():
-                return found, time.monotonic()
-            time.sleep(LOOK_SECONDS)
+            if result := poll():
+                return result, time.monotonic()
+            time.sleep(POLL_SECONDS)
         raise TimeoutError(f"{what} did not come within {LIMIT_SECONDS:.0f} s")
 
-    def await_event(self, beginning: str) -> tuple[dict[str, Any], float]:
-        """One that was not looked at before, whose message begins so."""
+    def wait_for_event(self, beginning: str) -> tuple[dict[str, Any], float]:
+        """Wait for an event that was not returned before and whose message starts with `beginning`."""
 
-        def look() -> dict[str, Any] | None:
+        def poll() -> dict[str, Any] | None:
             for event in reversed(self.get("/events?limit=50")["data"]):
                 if event["id"] not in self._seen and event["message"].startswith(beginning):
                     self._seen.add(event["id"])
                     return dict(event)
             return None
 
-        return self.await_(f"an event {beginning!r}", look)
+        return self.wait_for(f"an event {beginning!r}", poll)
 
     def version(self) -> int:
         return int(self.get("/ledger")["version"])
@@ -179,33 +179,34 @@ def measure_recovery(seed: int, folder: Path) -> dict[str, Any]:
             "reinforcement": {"grader": grader, "hyperparameters": SETTINGS | {"seed": seed}},
         }
         job = client.fine_tuning.jobs.create(model="headrace/tiny-adder", training_file=rows, method=method).id
-        seen = Seen(address, job)
+        poller = JobPoller(address, job)
         try:
-            pids = {who: ready(seen, who)[0]["pid"] for who in ("learner", "rollout-0")}
-            seen.await_("the fifth step", lambda: seen.version() >= 5)
-            learner = kill(seen, "learner", pids["learner"], step_settled)
-            version = seen.version()
-            seen.await_("three steps more", lambda: seen.version() >= version + 3)
-            rollout = kill(seen, "rollout-0", pids["rollout-0"], token_sampled)
+            pids = {worker: ready(poller, worker)[0]["pid"] for worker in ("learner", "rollout-0")}
+            poller.wait_for("the fifth step", lambda: poller.version() >= 5)
+            learner = kill(poller, "learner", pids["learner"], step_settled)
+            version = poller.version()
+            poller.wait_for("three steps more", lambda: poller.version() >= version + 3)
+            rollout = kill(poller, "rollout-0", pids["rollout-0"], token_sampled)
         finally:
             client.fine_tuning.jobs.cancel(job)
-            seen.close()
+            poller.close()
     return {"learner": learner, "rollout": rollout}
 
 
-def ready(seen: Seen, who: str) -> tuple[dict[str, Any], float]:
-    event, at = seen.await_event(f"{who} is ready")
+def ready(poller: JobPoller, worker: str) -> tuple[dict[str, Any], float]:
+    """Wait until the worker is ready; returns (data of the event, monotonic time)."""
+    event, at = poller.wait_for_event(f"{worker} is ready")
     return event["data"], at
 
 
-def kill(seen: Seen, who: str, pid: int, first: Callable[[Seen], Callable[[], Any]]) -> dict[str, Any]:
-    """Seconds by part, and in all."""
-    came = first(seen)
+def kill(poller: JobPoller, worker: str, pid: int, first: Callable[[JobPoller], Callable[[], Any]]) -> dict[str, Any]:
+    """Kill the worker and wait until its successor works; returns seconds by part and in total."""
+    works_again = first(poller)
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
-    failed, noticed = seen.await_event(f"{who} failed")
-    facts, up = ready(seen, who)
-    _, done = seen.await_(f"{who}'s first", came)
+    failed, noticed = poller.wait_for_event(f"{worker} failed")
+    facts, up = ready(poller, worker)
+    _, done = poller.wait_for(f"{worker}'s first", works_again)
     delay, inside = failed["data"]["delay"], facts["seconds"]
     state, replay = facts.get("state_seconds", 0.0), facts.get("replay_seconds", 0.0)
     parts = {
@@ -220,25 +221,25 @@ def kill(seen: Seen, who: str, pid: int, first: Callable[[Seen], Callable[[], An
     return {"seconds": done - killed, "parts": {k: round(v, 2) for k, v in parts.items()}, "from": facts.get("from")}
 
 
-def step_settled(seen: Seen) -> Callable[[], Any]:
-    """Later than those that were under way when the learner was killed: a dead one settles nothing."""
-    before = seen.version() + 1
-    return lambda: seen.version() > before
+def step_settled(poller: JobPoller) -> Callable[[], Any]:
+    """A function that tells whether the successor has settled a step; the next step may still be the dead learner's."""
+    before = poller.version() + 1
+    return lambda: poller.version() > before
 
 
-def token_sampled(seen: Seen) -> Callable[[], Any]:
-    """By the successor, which counts from 0."""
+def token_sampled(poller: JobPoller) -> Callable[[], Any]:
+    """A function that tells whether the successor, whose uptime and tokens count from 0, has sampled a token."""
 
-    def worker() -> dict[str, Any]:
-        return next(dict(each) for each in seen.get("/workers")["data"] if each["id"] == "rollout-0")
+    def heartbeat() -> dict[str, Any]:
+        return next(dict(worker) for worker in poller.get("/workers")["data"] if worker["id"] == "rollout-0")
 
-    before = worker()
+    before = heartbeat()
 
-    def look() -> bool:
-        now = worker()
+    def sampled() -> bool:
+        now = heartbeat()
         return bool(now["uptime"] < before["uptime"] and now["tokens"])
 
-    return look
+    return sampled
 
 
 def main() -> None:

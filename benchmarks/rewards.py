@@ -1,20 +1,20 @@
-"""What grading costs: a python grader in its sandbox, and math-verify in batches against one call a completion.
+"""Throughput of grading: a python grader in its sandbox, and math-verify in batches compared with single calls.
 
-    python        gradings a second of a trivial `grade(sample, item)` under the default rules: groups of 16, all asked
-                  for at once, 2 processes
-    math_verify   batch    completions a second, groups of 16 as a rollout worker hands them over, all asked for at
-                           once, 2 processes
-                  single   the same completions through the same kind of grader with as many processes, one completion
-                           a call, each call awaited before the next
-                  library  the same completions with math-verify alone: parse, parse, verify, one after the other in
-                           this process, no time limits; no grader and no process between
+    python        gradings per second of a trivial `grade(sample, item)` with default permissions: groups of 16, all
+                  submitted at once, 2 processes
+    math_verify   batch    completions per second, in groups of 16 as a rollout worker submits them, all at once,
+                           2 processes
+                  single   the same completions with the same grader and number of processes, one completion per call,
+                           each call awaited before the next
+                  library  the same completions with math-verify alone: parse, parse, verify, sequentially in this
+                           process, without time limits, grader and other processes
 
 math-verify has two workloads. `boxed`: every completion ends in a boxed answer. `mixed`: one in twelve ends in a
 formula without a box, and one in twenty gives no answer, so that math-verify reads the last formula of its text, which
-no other completion shares: such a completion costs ten times as much, and a batch cannot change that.
+no other completion shares: such a completion takes ten times as long, and batching cannot change that.
 
-Every round makes new completions, so that no cache helps from round to round; single and batch have processes of their
-own. All verdicts of a round must be those of the library. Figures are medians over rounds in which the three alternate.
+Every round makes new completions, so that no cache helps across rounds; single and batch use separate processes. All
+verdicts of a round must equal the library's. Figures are medians over rounds, in which the three run in random order.
 
     python -m benchmarks.rewards [--seed N] [--out FILE] [--rounds N]
 """
@@ -40,17 +40,17 @@ from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 
 PYTHON_LIMIT = 500.0
-"""PASS: at least so many gradings a second of a trivial function."""
+"""PASS: at least this many gradings per second of a trivial function."""
 BATCH_LIMIT = 5.0
-"""PASS: math-verify in batches judges at least so many times as many completions a second as in single calls."""
+"""PASS: math-verify grades at least this many times as many completions per second in batches as in single calls."""
 
 GROUP = 16
 """Completions of one prompt."""
 WORKERS = 2
 PYTHON_GROUPS = 60
-"""Groups a round of the python grader."""
+"""Groups per round of the python grader."""
 MATHS_GROUPS = 20
-"""Groups a round of math-verify."""
+"""Groups per round of math-verify."""
 
 GRADE = """
 def grade(sample, item):
@@ -60,7 +60,7 @@ PYTHON = {"type": "python", "name": "trivial", "source": GRADE, "workers": WORKE
 MATHS = {"type": "math_verify", "name": "maths", "workers": WORKERS}
 
 Answers = tuple[str, list[str]]
-"""A reference, and the answers that completions give: some equal to it, in this or another form."""
+"""A reference answer, and answers of completions, some of which are equal to it in the same or another form."""
 Groups = list[list[Sample]]
 
 
@@ -98,7 +98,7 @@ KINDS: tuple[tuple[Callable[[random.Random], Answers], int], ...] = (
     (polynomial, 2),
     (interval, 1),
 )
-"""Kinds of references with their weights: contests and school books ask for numbers most of all."""
+"""Kinds of reference answers with their weights: most contest and textbook problems ask for numbers."""
 STEPS = (
     "We write $f(x) = {a}x^2 - {b}x + {c}$ and look for its roots.",
     "Since ${a} + {b} = {sum}$, the second term is ${sum}$.",
@@ -129,7 +129,7 @@ WORKLOADS = (Workload("boxed", (5, 3, 3, 0), 0.0), Workload("mixed", (5, 3, 3, 1
 
 
 def completion(answers: Sequence[str], workload: Workload, rng: random.Random) -> str:
-    """Some steps and a last sentence."""
+    """A random completion: some steps, and a last sentence with one of the answers or none."""
     lines = []
     for _ in range(rng.randrange(3, 8)):
         a, b, c = (rng.randrange(2, 90) for _ in range(3))
@@ -140,11 +140,11 @@ def completion(answers: Sequence[str], workload: Workload, rng: random.Random) -
 
 
 def maths_groups(workload: Workload, rng: random.Random) -> Groups:
-    """One round's groups."""
+    """The groups of one round."""
     groups = []
-    makers, weights = zip(*KINDS, strict=True)
-    for maker in rng.choices(makers, weights, k=MATHS_GROUPS):
-        gold, answers = maker(rng)
+    problems, weights = zip(*KINDS, strict=True)
+    for problem in rng.choices(problems, weights, k=MATHS_GROUPS):
+        gold, answers = problem(rng)
         groups.append([Sample(completion(answers, workload, rng), {"answer": gold}) for _ in range(GROUP)])
     return groups
 
@@ -160,7 +160,7 @@ async def started(grader: dict[str, Any]) -> AsyncIterator[Reward]:
 
 
 def values(outcomes: Sequence[Outcome]) -> list[float]:
-    """Raises where one is no score: a failure costs less than a verdict and must not count as one."""
+    """The scores' values. Raises if an outcome is not a score: a failure is faster than grading and must not count."""
     scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
     if len(scores) != len(outcomes):
         raise RuntimeError(f"not a score: {next(o for o in outcomes if not isinstance(o, Score))}")
@@ -180,27 +180,27 @@ async def by_the_library(groups: Groups) -> list[float]:
 
 
 def plain_verdict(text: str, gold: str) -> float:
-    """math-verify as its documentation calls it, without its time limits, which would only cost."""
+    """math-verify called as in its documentation, but without time limits, which would only slow it down."""
     reference, answer = (parse(side, parsing_timeout=None) for side in (rf"\boxed{{{gold}}}", text))
     return float(verify(reference, answer, timeout_seconds=None))
 
 
 async def timed(work: Awaitable[list[float]]) -> tuple[float, list[float]]:
-    """(completions a second, verdicts)."""
+    """(completions per second, verdicts)."""
     start = time.perf_counter()
     verdicts = await work
     return len(verdicts) / (time.perf_counter() - start), verdicts
 
 
 async def measure_python(rounds: int) -> list[float]:
-    """Gradings a second, one figure a round; the first round, which warms up, is not among them."""
+    """Gradings per second of each round, after one warm-up round."""
     groups = [[Sample(f"the sum is {n + i}", {"answer": str(n)}) for i in range(GROUP)] for n in range(PYTHON_GROUPS)]
     async with started(PYTHON) as reward:
         return [(await timed(in_batches(reward, groups)))[0] for _ in range(rounds + 1)][1:]
 
 
 async def measure_maths(workload: Workload, rounds: int, seed: int) -> dict[str, Any]:
-    """Medians over rounds, and completions a second of each; the first round, which warms up, is not among them."""
+    """Medians over rounds and completions per second of each round, after one warm-up round."""
     rng = random.Random(seed)
     rates: dict[str, list[float]] = {"library": [], "single": [], "batch": []}
     async with started(MATHS) as single, started(MATHS) as batch:
@@ -241,8 +241,8 @@ def main() -> None:
     maths = [asyncio.run(measure_maths(workload, options.rounds, options.seed)) for workload in WORKLOADS]
     gradings = statistics.median(python)
     for case in maths:
-        told = ", ".join(f"{way} {rate:.0f}" for way, rate in case["per_second"].items())
-        print(f"math_verify, {case['workload']}: completions a second: {told}")
+        rates = ", ".join(f"{way} {rate:.0f}" for way, rate in case["per_second"].items())
+        print(f"math_verify, {case['workload']}: completions a second: {rates}")
     result = {
         "limits": {"python": PYTHON_LIMIT, "batch": BATCH_LIMIT},
         "load_at_start": round(load, 2),

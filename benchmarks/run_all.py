@@ -1,9 +1,9 @@
-"""Run every script of a package, each in a process of its own; the summary repeats their last lines.
+"""Runs every script of a package, each in its own process; the summary repeats their last lines.
 
     python -m benchmarks.run_all [--package evidence] [--seed N] [--timeout SECONDS]
 
-A script is a module beside this one, or the module `run` of a folder. Exit status 1 where one misses a threshold or
-ends without a last line.
+A script is a module in the package's folder, or the module `run` of a subfolder. The exit status is 1 if a script
+misses a threshold or ends without a result line.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ LAST_LINE = re.compile(r"\S+: (PASS|MISS) .+")
 
 
 def scripts(package: str) -> dict[str, str]:
-    """Each script's module, by the script's name, in the order of names."""
+    """Module name by script name, in alphabetical order."""
     modules = {path.stem: f"{package}.{path.stem}" for path in (ROOT / package).glob("[!_]*.py")}
     folders = {path.parent.name: f"{package}.{path.parent.name}.run" for path in (ROOT / package).glob("*/run.py")}
     return {name: module for name, module in sorted((modules | folders).items()) if module != "benchmarks.run_all"}
 
 
 def run(name: str, module: str, seed: int, timeout: float) -> str:
-    """The script's last line, or what went wrong in its place."""
+    """Run the script; returns its last line, or a line that says what went wrong."""
     print(f"── {name}", flush=True)
     command = [sys.executable, "-m", module, "--seed", str(seed)]
     try:

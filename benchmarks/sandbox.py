@@ -1,7 +1,7 @@
-"""What holding a user's code costs: starting and ending its process, and each grading, level by level.
+"""Cost of the sandbox around user code: starting and ending its process, and grading, at each sandbox level.
 
-The same trivial `python` grader at every level that the machine holds, in alternating rounds, one process, groups of
-eight, one group at a time. `limits` is the baseline: a process with limits alone.
+The same trivial `python` grader at every level that the machine supports, in alternating rounds: one process, groups of
+eight, one group at a time. `limits` is the baseline: a process with resource limits alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from headrace_rewards.graders.python_source import PythonReward, PythonSpec
 from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox.level_probe import probe_level
 
-MOST_EXTRA_START_SECONDS = 0.3
-"""Median start at the strongest level, beyond that of `limits`."""
-LEAST_GRADINGS_A_SECOND = 500
+MAX_EXTRA_START_SECONDS = 0.3
+"""PASS: the median start at the strongest level takes at most this much longer than at `limits`."""
+MIN_GRADINGS_PER_SECOND = 500
+"""PASS: at least this many gradings per second at the strongest level."""
 
 GROUP, GROUPS = 8, 100
 SOURCE = "def grade(sample, item):\n    return float(item['answer'] in sample['output_text'])\n"
@@ -27,7 +28,7 @@ GROUP_OF_SAMPLES = [Sample(f"the answer is {index}", {"answer": "7"}) for index 
 
 
 async def round_of(level: SandboxLevel) -> tuple[float, float, float]:
-    """Seconds to start, gradings a second, seconds to close."""
+    """Run one round; returns (seconds to start, gradings per second, seconds to close)."""
     reward = PythonReward(PythonSpec(type="python", name="trivial", source=SOURCE), level=level)
     began = time.perf_counter()
     await reward.start()
@@ -41,11 +42,11 @@ async def round_of(level: SandboxLevel) -> tuple[float, float, float]:
 
 
 async def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """The medians of each level."""
-    held = SANDBOX_LEVELS[: SANDBOX_LEVELS.index((await probe_level()).level) + 1]
-    measured: dict[SandboxLevel, list[tuple[float, float, float]]] = {level: [] for level in held}
+    """Medians over the rounds, by level."""
+    supported = SANDBOX_LEVELS[: SANDBOX_LEVELS.index((await probe_level()).level) + 1]
+    measured: dict[SandboxLevel, list[tuple[float, float, float]]] = {level: [] for level in supported}
     for _ in range(rounds):
-        for level in held:
+        for level in supported:
             measured[level].append(await round_of(level))
     names = ("start_seconds", "gradings_per_second", "close_seconds")
     return {
@@ -63,7 +64,7 @@ def main() -> None:
     strongest = list(levels)[-1]
     extra = levels[strongest]["start_seconds"] - levels["limits"]["start_seconds"]
     rate = levels[strongest]["gradings_per_second"]
-    passed = extra <= MOST_EXTRA_START_SECONDS and rate >= LEAST_GRADINGS_A_SECOND
+    passed = extra <= MAX_EXTRA_START_SECONDS and rate >= MIN_GRADINGS_PER_SECOND
     figures = f"{strongest}: starts {extra * 1e3:+.0f} ms, {rate:.0f} gradings/s"
     figures += f" (limits: {levels['limits']['gradings_per_second']:.0f})"
     report("sandbox", passed, figures, {"levels": levels, "rounds": options.rounds}, options)

@@ -1,19 +1,20 @@
-"""What a reward that takes 2 s for each completion costs generation: tokens/s beside those of an instant reward.
+"""How much a reward that takes 2 s per completion slows down generation, compared with an instant reward.
 
-The real rollout worker with the transformers engine on the shipped adder, the real ledger on a Redis of its own, and
-the reward in its real processes; `max_staleness` 4. The learner is played: it claims every full batch at once, makes it
-the next version and settles, so that generation is what limits. One worker runs throughout; by the clock, its reward is
-now instant, now slow. After each change it settles; then the tokens of committed groups are counted over a window, and
-the rate of each slow window is held against the instant ones before and after it. The rate is tokens per second of CPU
-time of the worker's process, times the share of the window in which its engine had requests: tokens/s, without what
-other processes take of the machine at that moment. Tokens/s by the clock stand beside it.
+The real rollout worker with the transformers engine on the shipped adder, the real ledger on its own Redis, and the
+reward in its real processes; `max_staleness` 4. A fake learner claims every full batch at once, publishes the next
+version and settles, so that generation is the bottleneck. One worker runs throughout; its reward alternates between
+instant and slow phases by the clock. At the start of each phase the worker gets time to adapt; then the tokens of
+committed groups are counted over a window, and the rate of each slow window is compared with those of the instant
+windows before and after it. The rate is tokens per CPU second of the worker's process, times the fraction of the window
+in which its engine had requests: tokens/s without the influence of other processes on the machine. Tokens per second of
+wall time are reported, too.
 
-    instant   an async function of the whole group: 0 or 1 at once
-    slow      the same, and each completion takes 2 s; those of a group pass at once
+    instant   an async function of the whole group, which returns 0 or 1 without delay
+    slow      the same, but each completion takes 2 s; the completions of a group are graded concurrently
 
-A reward that takes d seconds needs rate × d groups under way in it (Little's law): so many `workers` of the function,
-and a pacing window, (max_staleness + 1) × batch_size groups, that holds them beside those being generated and those
-queued. Here some 13 groups/s × 2 s stand against 48 workers and a window of 80; `under_way` says how many there were.
+A reward that takes d seconds needs rate × d groups in it at a time (Little's law): that many `workers` of the function,
+and a pacing window of (max_staleness + 1) × batch_size groups that has room for them, for those being generated and for
+those queued. Here about 13 groups/s × 2 s compare with 48 workers and a window of 80; `under_way` is the actual number.
 
     python -m benchmarks.slow_reward [--seed N] [--out FILE] [--pairs N]
 """
@@ -35,13 +36,13 @@ from headrace_lab.paths import ADDER
 from headrace_lab.reports.benchmark_report import arguments, report
 
 SHARE_LIMIT = 0.9
-"""PASS: with the slow reward, at least this share of the instant one's tokens/s."""
+"""PASS: the median rate with the slow reward is at least this fraction of that with the instant one."""
 REWARD_SECONDS = 2.0
 MAX_STALENESS = 4
 PHASE_SECONDS = 15
-"""So long the reward is instant, then so long slow; `time.time()` divided by it says which, to all processes alike."""
+"""Length of each phase. `time.time()` divided by it tells all processes whether the reward is instant or slow now."""
 SETTLE_SECONDS = 5.0
-"""Of each phase, before its window: more than twice the reward's time."""
+"""Time at the start of each phase before its window begins: more than twice the reward's time."""
 WORKERS = 48
 JOB = "ftjob-slow-reward"
 SETTINGS = {
@@ -58,9 +59,9 @@ REWARD = f"""\
 import asyncio, time
 
 async def correct(completions, answer):
-    return await asyncio.gather(*(judged(c, a) for c, a in zip(completions, answer)))
+    return await asyncio.gather(*(grade(c, a) for c, a in zip(completions, answer)))
 
-async def judged(completion, answer):
+async def grade(completion, answer):
     await asyncio.sleep({REWARD_SECONDS} if time.time() // {PHASE_SECONDS} % 2 else 0)
     return float(completion.partition("<answer>")[2].partition("</answer>")[0].strip() == str(answer))
 """
@@ -72,32 +73,32 @@ class Window:
     rate: float
     """Tokens per CPU second × engine_busy."""
     tokens_per_second: float
-    """By the clock."""
+    """Tokens per second of wall time."""
     groups_per_second: float
     reward_seconds: float
-    """Median of what a group of the window waited for its reward."""
+    """Median time that the window's groups waited for their rewards."""
     under_way: float
-    """Mean of the groups that were leased: being generated, or scored."""
+    """Mean number of leased groups: those being generated or scored."""
     engine_busy: float
-    """Share of the window in which the engine had requests."""
+    """Fraction of the window in which the engine had requests."""
     waited_for_learner: float
-    """Share in which the engine was idle because the pacing window was full."""
+    """Fraction of the window in which the engine was idle because the pacing window was full."""
     steps: int
     mean_age: float
-    """Of the window's tokens when they were claimed."""
+    """Mean age of the window's tokens when they were claimed."""
     masked_share: float
     failed_groups: int
 
 
-class Learner:
-    """Settles every full batch at once, and keeps what the window's groups say of themselves."""
+class FakeLearner:
+    """Settles every full batch at once, and collects statistics of the groups in the current window."""
 
     def __init__(self, ledger, store, limits) -> None:  # type: ignore[no-untyped-def]
         self._ledger, self._store, self._limits = ledger, store, limits
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """A window begins."""
+    def reset(self) -> None:
+        """Discard the statistics: a new window begins."""
         self.steps, self.ages, self.waits = 0, Counter[int](), list[float]()
 
     async def run(self) -> None:
@@ -126,7 +127,7 @@ def copy_model(folder: Path) -> None:
 
 
 async def measure(pairs: int, seed: int, url: str, root: Path) -> list[Window]:
-    """Windows of one worker: instant, slow, instant, …, instant."""
+    """Run one worker through the phases instant, slow, instant, …, instant; returns a window of each."""
     from headrace_core.config.hyperparameters import Hyperparameters
     from headrace_core.jobs.job_store import JobStore
     from headrace_core.ledger.ledger import Ledger
@@ -157,30 +158,30 @@ async def measure(pairs: int, seed: int, url: str, root: Path) -> list[Window]:
             hyperparameters=settings.model_dump(),
         )
     )
-    learner = Learner(ledger, store, settings.limits(3000))
+    learner = FakeLearner(ledger, store, settings.limits(3000))
     await worker.start()
     tasks = [asyncio.create_task(worker.run()), asyncio.create_task(learner.run())]
-    found = []
+    windows = []
     try:
-        phase = time.time() // (2 * PHASE_SECONDS) * 2 + 2  # the next whole instant one
+        phase = time.time() // (2 * PHASE_SECONDS) * 2 + 2  # number of the next full instant phase
         for number in range(2 * pairs + 1):
             await still_running(tasks, (phase + number) * PHASE_SECONDS + SETTLE_SECONDS - time.time())
             end = (phase + number + 1) * PHASE_SECONDS
-            found.append(await window("slow" if number % 2 else "instant", end, tasks, learner, ledger, jobs))
-            rates = f"{found[-1].rate:.0f}, by the clock {found[-1].tokens_per_second:.0f} tokens/s"
-            print(f"  {found[-1].reward}: {rates}", flush=True)
+            windows.append(await window("slow" if number % 2 else "instant", end, tasks, learner, ledger, jobs))
+            rates = f"{windows[-1].rate:.0f}, by the clock {windows[-1].tokens_per_second:.0f} tokens/s"
+            print(f"  {windows[-1].reward}: {rates}", flush=True)
     finally:
         await worker.stop()
         tasks[1].cancel()
         await asyncio.wait(tasks)
         store.remove()
         await redis.aclose()
-    return found
+    return windows
 
 
-async def window(name: str, end: float, tasks, learner: Learner, ledger, jobs) -> Window:  # type: ignore[no-untyped-def]
-    """The figures from now to `end`."""
-    learner.forget()
+async def window(name: str, end: float, tasks, learner: FakeLearner, ledger, jobs) -> Window:  # type: ignore[no-untyped-def]
+    """Measure from now until the wall time `end`."""
+    learner.reset()
     began, before, beats, leased = time.monotonic(), await ledger.counts(), [], []
     cpu = time.process_time()
     while time.time() < end - 0.25:
@@ -209,7 +210,7 @@ async def window(name: str, end: float, tasks, learner: Learner, ledger, jobs) -
 
 
 async def still_running(tasks: Sequence[asyncio.Task[object]], seconds: float) -> None:
-    """Let them work; raises what one of them ended with."""
+    """Wait, and raise if one of the tasks ends meanwhile."""
     ended, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in ended:
         raise RuntimeError("the worker or the learner ended early") from task.exception()
@@ -226,8 +227,8 @@ async def alternate(pairs: int, seed: int, root: Path) -> list[Window]:
         server.stop()
 
 
-def beside(rates: list[float]) -> list[float]:
-    """Of each slow window: its rate over the mean of those before and after it."""
+def relative_rates(rates: list[float]) -> list[float]:
+    """For each slow window, its rate divided by the mean of the windows before and after it."""
     return [2 * rates[i] / (rates[i - 1] + rates[i + 1]) for i in range(1, len(rates), 2)]
 
 
@@ -237,11 +238,12 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="headrace-slow-reward-") as root:
-        found = asyncio.run(alternate(options.pairs, options.seed, Path(root)))
-    shares, by_clock = beside([w.rate for w in found]), beside([w.tokens_per_second for w in found])
-    share, slow, instant = statistics.median(shares), found[1::2], found[::2]
+        windows = asyncio.run(alternate(options.pairs, options.seed, Path(root)))
+    shares = relative_rates([w.rate for w in windows])
+    by_clock = relative_rates([w.tokens_per_second for w in windows])
+    share, slow, instant = statistics.median(shares), windows[1::2], windows[::2]
     waited = min(w.reward_seconds for w in slow)
-    passed = share >= SHARE_LIMIT and waited >= REWARD_SECONDS and not any(w.failed_groups for w in found)
+    passed = share >= SHARE_LIMIT and waited >= REWARD_SECONDS and not any(w.failed_groups for w in windows)
     figures = (
         f"{statistics.median(w.rate for w in slow):.0f} tokens/s with a reward of {REWARD_SECONDS:g} s, "
         f"{statistics.median(w.rate for w in instant):.0f} with an instant one: median share {share:.0%}, "
@@ -254,7 +256,7 @@ def main() -> None:
         "shares_by_clock": by_clock,
         "limits": {"share": SHARE_LIMIT},
         "settings": SETTINGS | {"reward_workers": WORKERS},
-        "windows": [asdict(r) for r in found],
+        "windows": [asdict(w) for w in windows],
     }
     report("slow_reward", passed, figures, result, options)
 

@@ -1,13 +1,13 @@
-"""What it costs to carry a group from a rollout worker to the learner, against raw Redis round trips of its bytes.
+"""Time to transport a group from a rollout worker to the learner, compared with raw Redis round trips of its bytes.
 
-    ours   for each group: encode · admit · commit (queue) · claim · decode · settle, as the services call them: the
-           worker admits and commits group by group, the learner claims and settles a batch of 32
-    raw    for each group: SET of the encoded bytes, GET of them, DEL; three awaited commands, nothing encoded, no
-           bookkeeping at all: the least that a hand-made transport through Redis must do
+    ours   for each group: encode · admit · commit (queue) · claim · decode · settle, as the workers call them: the
+           rollout worker admits and commits group by group, the learner claims and settles a batch of 32
+    raw    for each group: SET of the encoded bytes, GET, DEL: three awaited commands without encoding or bookkeeping,
+           the minimum of any transport through Redis
 
-Both run one call at a time on the same client, the same private Redis (append-only, as in `headrace serve`) and the
-same groups, in alternating rounds; the figure is the median over the rounds of the ratio of their times. Covering
-trained groups (`Ledger.forget_before`, once a checkpoint) is counted as ours, where raw has its DEL.
+Both run one call at a time with the same client, the same private Redis (append-only, as in `headrace serve`) and the
+same groups, in alternating rounds; the figure is the median over the rounds of the ratio of their times. Forgetting
+trained groups (`Ledger.forget_before`, once per checkpoint) counts as part of ours, as DEL does of raw.
 
     python -m benchmarks.transport [--seed N] [--out FILE] [--rounds N]
 """
@@ -35,17 +35,17 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.reports.benchmark_report import arguments, report
 
 RATIO_LIMIT = 3.0
-"""PASS: for each shape, carrying a group takes at most so many times as long as its raw round trips."""
+"""PASS: for each shape, transporting a group takes at most this many times as long as its raw round trips."""
 
 BATCH = 32
-"""Groups a step."""
+"""Groups per step."""
 WARM_UP = 3
-"""Rounds before those that count: scripts are loaded, buffers have grown."""
+"""Rounds that are not counted: scripts are loaded and buffers grow."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Groups of one size."""
+    """Size of the groups: number of completions, and tokens of each."""
 
     completions: int
     tokens: int
@@ -59,8 +59,8 @@ SHAPES = (Shape(8, 64), Shape(8, 512))
 
 
 def a_group(shape: Shape, version: int, rng: np.random.Generator) -> Group:
-    """Random tokens under `version`."""
-    done = tuple(
+    """A group of random tokens, sampled at policy `version`."""
+    completions = tuple(
         sampled_completion(
             rng.integers(0, 50_000, shape.tokens, np.int32),
             -rng.random(shape.tokens, np.float32),
@@ -71,11 +71,11 @@ def a_group(shape: Shape, version: int, rng: np.random.Generator) -> Group:
         )
         for _ in range(shape.completions)
     )
-    return Group(0, 1, 0, version, rng.integers(0, 50_000, 48, np.int32), done)
+    return Group(0, 1, 0, version, rng.integers(0, 50_000, 48, np.int32), completions)
 
 
-class Carrier:
-    """The ledger's way, one step of BATCH groups at a time, with the seconds that each stage took."""
+class LedgerTransport:
+    """Transport through the ledger, one step of BATCH groups at a time; measures the seconds of each stage."""
 
     def __init__(self, ledger: Ledger, limits: Limits) -> None:
         self._ledger, self._limits = ledger, limits
@@ -86,12 +86,12 @@ class Carrier:
         self._term = await self._ledger.enlist()
 
     async def step(self, version: int, groups: list[Group]) -> float:
-        """Seconds for all of `groups`."""
+        """Transport `groups`; returns the seconds it took."""
         began = time.perf_counter()
         for group in groups:
             lease = (await self._ledger.admit("rollout-0", version, 1, 60.0)).leases[0]
-            mine = Group(lease.group_id, lease.attempt, group.row, lease.version, group.prompt_ids, group.completions)
-            assert await self._ledger.commit(lease, mine) is TransitionOutcome.QUEUED
+            leased = Group(lease.group_id, lease.attempt, group.row, lease.version, group.prompt_ids, group.completions)
+            assert await self._ledger.commit(lease, leased) is TransitionOutcome.QUEUED
         committed = time.perf_counter()
         claim = await self._ledger.claim(self._term, self._limits, "mask")
         claimed = time.perf_counter()
@@ -112,7 +112,7 @@ class Carrier:
 
 
 async def raw(redis: Redis, messages: list[bytes]) -> float:
-    """Seconds of one write, one read and one delete for each message."""
+    """Write, read and delete each message; returns the seconds it took."""
     began = time.perf_counter()
     for number, message in enumerate(messages):
         key = f"raw-{number}"
@@ -137,31 +137,31 @@ async def private_redis() -> AsyncIterator[Redis]:
 
 
 async def measure(redis: Redis, shape: Shape, rounds: int, seed: int) -> dict[str, Any]:
-    """Medians over `rounds`, in microseconds for a group."""
+    """Medians over `rounds`, in microseconds per group."""
     rng = np.random.default_rng(seed)
-    carrier = Carrier(
+    transport = LedgerTransport(
         Ledger(redis, f"ftjob-{shape.name}"), Limits(BATCH, max_staleness=1, total_groups=(rounds + WARM_UP) * BATCH)
     )
-    await carrier.open()
-    ours, theirs = [], []
+    await transport.open()
+    ours, raw_seconds = [], []
     for number in range(WARM_UP + rounds):
         groups = [a_group(shape, number, rng) for _ in range(BATCH)]
         messages = [encode(g) for g in groups]
         if number == WARM_UP:
-            carrier.seconds = {}
-        first = await carrier.step(number, groups) if number % 2 else 0.0
-        theirs.append(await raw(redis, messages))
-        ours.append(first or await carrier.step(number, groups))
-    ours, theirs = ours[WARM_UP:], theirs[WARM_UP:]
-    each = 1e6 / BATCH
+            transport.seconds = {}
+        first = await transport.step(number, groups) if number % 2 else 0.0
+        raw_seconds.append(await raw(redis, messages))
+        ours.append(first or await transport.step(number, groups))
+    ours, raw_seconds = ours[WARM_UP:], raw_seconds[WARM_UP:]
+    us_per_group = 1e6 / BATCH
     return {
         "shape": shape.name,
         "bytes": len(messages[0]),
-        "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
-        "ours_us": statistics.median(ours) * each,
-        "raw_us": statistics.median(theirs) * each,
-        "stages_us": {stage: spent / rounds * each for stage, spent in carrier.seconds.items()},
-        "ratios": [round(a / b, 3) for a, b in zip(ours, theirs, strict=True)],
+        "ratio": statistics.median(a / b for a, b in zip(ours, raw_seconds, strict=True)),
+        "ours_us": statistics.median(ours) * us_per_group,
+        "raw_us": statistics.median(raw_seconds) * us_per_group,
+        "stages_us": {stage: spent / rounds * us_per_group for stage, spent in transport.seconds.items()},
+        "ratios": [round(a / b, 3) for a, b in zip(ours, raw_seconds, strict=True)],
     }
 
 

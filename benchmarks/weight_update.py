@@ -1,12 +1,13 @@
-"""How long a weight update pauses vLLM's generation, against a plain memory copy of the same bytes.
+"""How long a weight update pauses vLLM's generation, compared with a plain memory copy of the same bytes.
 
 For a tiny model and for one of 135M parameters in float32 (540 MB), with requests in flight throughout:
 
-* `pause`: seconds no step could run, as the engine reports it (`UpdateReport.paused_seconds`), mode `keep_kv`;
-* `gap`: the same seen from outside: how much longer than usual a streaming request waited for its next token;
-* `copy`: the same bytes copied once within memory by one thread;
+* `pause`: seconds in which no decode step could run, as the engine reports it (`UpdateReport.paused_seconds`), mode
+  `keep_kv`;
+* `gap`: the same as a client sees it: how much longer than usual a streaming request waited for its next token;
+* `copy`: one thread copies the same number of bytes once within memory;
 * `quiet` and `staging` rates: tokens/s without updates, and with updates back to back, when nearly all the time the
-  next weights are being read and packed beside generation.
+  next weights are read and packed concurrently with generation.
 
     python -m benchmarks.weight_update [--seed N] [--out FILE] [--model FOLDER]
 
@@ -34,9 +35,10 @@ import numpy as np
 from headrace_lab.training.tiny_models import make_model, smollm2_config, tiny_config
 
 COPY_MULTIPLE_LIMIT = 3.0
-"""PASS: the median pause of the 135M model is at most so many copies of its bytes, …"""
+"""PASS: the median pause of the 135M model is at most this many times as long as a copy of its bytes."""
 TINY_PAUSE_LIMIT = 0.025
-"""… and that of the tiny model at most so many seconds (its copy, under 1 ms, is no yardstick for a process call)."""
+"""PASS: the median pause of the tiny model is at most this many seconds (its copy takes less than 1 ms, less than the
+call into the engine's process)."""
 WINDOW_SECONDS = 10.0
 """Length of each of the two windows in which tokens are counted."""
 
@@ -45,9 +47,9 @@ WINDOW_SECONDS = 10.0
 class Case:
     name: str
     clients: int
-    """Requests kept in flight."""
+    """Number of requests kept in flight."""
     tokens: int
-    """Completion tokens of each."""
+    """Completion tokens of each request."""
     updates: int
     max_running: int = 64
 
@@ -83,7 +85,7 @@ def copy_seconds(size: int) -> float:
 
 
 class Load:
-    """Clients that keep requests in flight, and one that streams, to see gaps between tokens from outside."""
+    """Clients that keep requests in flight, and one that streams, to measure gaps between tokens as a client."""
 
     def __init__(self, engine: Any, case: Case, vocabulary: int, seed: int) -> None:
         self._engine, self._case, self._vocabulary = engine, case, vocabulary
@@ -114,7 +116,7 @@ class Load:
             self.tokens += len(sampled.token_ids)
 
     async def _stream(self) -> None:
-        """Beside the engine's port, which reports finished completions only."""
+        """Stream tokens from vLLM directly: the engine's interface reports finished completions only."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -136,7 +138,7 @@ class Load:
         return (self.tokens - before) / (time.perf_counter() - began)
 
     def gap_at(self, began: float, ended: float) -> float:
-        """Longest wait for a token within [began, ended], less the median wait before it."""
+        """Longest wait for a token within [began, ended], minus the median wait before it; at least 0."""
         times = np.asarray(self.token_times)
         waits, at = np.diff(times), times[1:]
         usual = float(np.median(waits[at < began][-100:]))
@@ -185,7 +187,7 @@ async def measure(case: Case, folders: tuple[Path, Path], weights: str, seed: in
 
 
 async def rate_while_updating(load: Load, engine: Any, folders: tuple[Path, Path]) -> float:
-    """Tokens/s while one update follows the other without a rest."""
+    """Tokens/s while updates follow each other without a pause."""
 
     async def keep_updating() -> None:
         while True:
@@ -199,7 +201,7 @@ async def rate_while_updating(load: Load, engine: Any, folders: tuple[Path, Path
 
 
 def other_weights(model: Path, seed: int, folder: Path) -> Path:
-    """A second version of the folder `model`: its configuration with random weights."""
+    """A second set of weights for the model: its configuration with random weights."""
     from transformers import AutoConfig
 
     return make_model(AutoConfig.from_pretrained(model), seed, folder)

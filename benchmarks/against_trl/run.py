@@ -1,23 +1,23 @@
 """Headrace against TRL's synchronous GRPOTrainer: time to the same held-out reward, and samples/s, in one run.
 
-    each round, each task:   TRL and Headrace, one after the other; the one that begins alternates
-    after each run:          every checkpoint it left, greedy on the validation file, by the same code here
+    each round, each task:   TRL and Headrace run one after the other; which one begins alternates
+    after each run:          each of its checkpoints is evaluated, greedy on the validation file, by the code here
 
-Same model folder, training file, reward function, batch (32 prompts × 8 completions), learning rate, optimizer (AdamW,
-β = 0.9, 0.95), objective (GRPO, token mean, no divergence), temperature and max_tokens; all cores to each. TRL
-generates with transformers' own `generate` (its continuous batching is hundreds of times slower on a CPU), and runs
-forward passes of the better of two sizes in trials. Headrace runs `engine: transformers`: in trials twice as fast as
-vLLM on the adder, where a request costs vLLM more than so small a model does, and alike on the long-tailed task. It
-does not compute groups whose rewards are all equal; TRL does. Clocks start when the first step may begin, with models
-loaded; writing checkpoints counts, evaluating them does not. Prompts come in another order: each side shuffles by its
-own rule. Steps and targets are from a trial of the whole: the adder is at 0.9 after 12 steps of either; the long-tailed
-task rises from 0.55 to 0.57 in 24 steps of TRL and to 0.65 in 40 of Headrace, so its time is taken to 0.6: a first
-part of the way, five points above the base model. One seed, both sides as many steps. The long-tailed times follow from
-the samples/s: per sample the two learn alike.
+Equal on both sides: model folder, training file, reward function, batch (32 prompts × 8 completions), learning rate,
+optimizer (AdamW, β = 0.9, 0.95), objective (GRPO, token mean, no divergence), temperature, max_tokens and number of
+steps; each may use all cores. TRL generates with transformers' own `generate` (its continuous batching is hundreds of
+times slower on a CPU), and with the better of two micro-batch sizes that were tried. Headrace runs `engine:
+transformers`: in trials it was twice as fast as vLLM on the adder, where vLLM's overhead per request exceeds the time
+of so small a model, and equally fast on the long-tailed task. Headrace skips groups whose rewards are all equal; TRL
+does not. Time starts when the first step may begin, with models loaded; it includes writing checkpoints but not
+evaluating them. The order of prompts differs: each side shuffles in its own way. Steps and targets were chosen after a
+trial run: the adder reaches 0.9 after 12 steps on either side; the long-tailed task rises from 0.55 to 0.57 in 24 steps
+of TRL and to 0.65 in 40 of Headrace, so its target is 0.6, five points above the base model. One seed. On the
+long-tailed task the ratio of times follows from that of samples/s: both sides learn equally much per sample.
 
     python -m benchmarks.against_trl.run [--seed N] [--out FILE] [--env FOLDER] [--rounds N] [--task NAME]
 
-The first run builds TRL's environment, from `against_trl.txt`; that is not part of any figure.
+The first run builds TRL's environment from `requirements.txt`; no figure includes that time.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from headrace_lab.paths import ADDER, LONGTAIL, load_module
 from headrace_lab.reports.benchmark_report import arguments, report
 
 ADDER_SPEED, ADDER_TIME = 1.0, 1.0
-"""PASS: on the adder task, Headrace has at least so many times TRL's samples/s, and is so many times sooner at the
-target, …"""
+"""PASS: on the adder task, the ratio of samples/s (Headrace to TRL) and the ratio of times to the target (TRL to
+Headrace) are at least these."""
 LONGTAIL_SPEED, LONGTAIL_TIME = 3.0, 3.0
-"""… and on the long-tailed task so many times."""
+"""PASS: on the long-tailed task, the two ratios are at least these."""
 TRL_ENVIRONMENT = Path.home() / ".cache" / "headrace" / "against_trl"
 TASKS = (
     Task("adder", ADDER, 64, 40, 40, 0.9, ADDER_SPEED, ADDER_TIME, 64, "transformers"),
@@ -47,7 +47,7 @@ TASKS = (
 
 
 def evaluate(run: Run, task: Task) -> None:
-    """Greedy accuracy of every checkpoint on the validation file, and the seconds of the first at the target."""
+    """Set the run's `accuracies` (greedy, on the validation file) and `target_seconds`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,7 +75,7 @@ def reward() -> Any:
 
 
 def compare(task: Task, runs: list[Run]) -> dict[str, Any]:
-    """Figures of one task, over all rounds, and whether its thresholds are met."""
+    """Figures of one task over all rounds, and whether its thresholds are met."""
     trl, headrace = ([run for run in runs if run.side == side] for side in ("trl", "headrace"))
     speeds = {"trl": samples_per_second(trl), "headrace": samples_per_second(headrace)}
     seconds = {"trl": seconds_to_target(trl), "headrace": seconds_to_target(headrace)}
@@ -99,13 +99,13 @@ def samples_per_second(runs: list[Run]) -> float:
 
 
 def seconds_to_target(runs: list[Run]) -> float | None:
-    """Mean over the rounds; None where one of them did not get there."""
+    """Mean over the rounds; None if a round did not reach the target."""
     reached = [run.target_seconds for run in runs if run.target_seconds is not None]
     return sum(reached) / len(reached) if len(reached) == len(runs) else None
 
 
 def shown(run: Run) -> dict[str, Any]:
-    """The run as the result keeps it: its checkpoints' folders are gone by then."""
+    """The run as it is stored in the result: without the folders of its checkpoints, which are deleted."""
     saved = [{"step": step, "seconds": seconds} for step, seconds, _ in run.checkpoints]
     return asdict(run) | {"checkpoints": saved}
 
@@ -122,7 +122,7 @@ def figures(task: Task, compared: dict[str, Any]) -> str:
 
 
 def measure(task: Task, python: Path, folder: Path, rounds: int, seed: int) -> list[Run]:
-    """Rounds of both sides; the one that begins alternates."""
+    """Run all rounds of both sides; the side that begins alternates."""
     runs = []
     for number in range(rounds):
         sides = ("trl", "headrace") if number % 2 == 0 else ("headrace", "trl")

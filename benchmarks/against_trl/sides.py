@@ -1,9 +1,9 @@
-"""The two sides of `run.py`, each as one function: a task in, a `Run` out.
+"""The two sides of `run.py`, each as one function that takes a task and returns a `Run`.
 
     run_trl         trl_run.py, with the Python of TRL's environment, on all cores
-    run_headrace    headrace serve, and a job over REST; engine and learner share the cores
+    run_headrace    headrace serve and a job over REST; engine and learner share the cores
 
-Both clocks start when the first step may begin, with models loaded, and both write checkpoints within their time.
+Time is measured from when the first step may begin, with models loaded, and includes writing checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROUPS, GROUP_SIZE = 32, 8
 LEARNING_RATE = 1.5e-4
 MAX_STALENESS = 4
 SAVE_EVERY = 2
-"""Steps between checkpoints: how finely the time to the target is known."""
+"""Steps between checkpoints: the resolution of the time to the target."""
 RUN_SECONDS = 900
 TORCH = "torch==2.13.0"
 
@@ -40,12 +40,13 @@ class Task:
     trl_steps: int
     headrace_steps: int
     target: float
-    """Held-out greedy accuracy, to which time is measured."""
+    """Held-out greedy accuracy; the time to reach it is measured."""
     speed: float
+    """Threshold: Headrace's samples/s divided by TRL's, at least."""
     time: float
-    """Thresholds: ratios of samples/s, and of time to the target."""
+    """Threshold: TRL's time to the target divided by Headrace's, at least."""
     micro_batch: int
-    """TRL's completions of one forward pass."""
+    """Completions per forward pass of TRL."""
     engine: str
 
 
@@ -58,17 +59,17 @@ class Run:
     """From when the first step could begin to the end of the last."""
     samples: int
     start_seconds: float
-    """Before that: processes, imports, loading."""
+    """Time before the first step: processes, imports, loading."""
     rewards: list[float]
     """Mean reward of each step's samples."""
     tokens: list[float]
     """Mean completion length of each step's samples."""
     checkpoints: list[tuple[int, float, str]]
-    """Step, seconds, folder."""
+    """(step, seconds, folder) of each."""
     accuracies: list[float] = field(default_factory=list)
-    """Held-out, greedy, of each checkpoint."""
+    """Held-out greedy accuracy of each checkpoint."""
     target_seconds: float | None = None
-    """Of the first checkpoint that reaches the target."""
+    """Seconds of the first checkpoint that reaches the target; None if none does."""
 
 
 def cores() -> int:
@@ -79,7 +80,7 @@ def cores() -> int:
 
 
 def environment(folder: Path, torch_index: str | None) -> Path:
-    """The Python of TRL's environment, which is built anew where its list has changed."""
+    """The Python of TRL's environment, which is rebuilt if its list of packages has changed."""
     pins = HERE / "requirements.txt"
     stamp, made_of = folder / ".made", hashlib.sha256(pins.read_bytes() + TORCH.encode()).hexdigest()
     python = folder / "bin" / "python"
@@ -96,7 +97,7 @@ def environment(folder: Path, torch_index: str | None) -> Path:
 
 
 def run_trl(python: Path, task: Task, folder: Path, seed: int) -> Run:
-    """Raises CalledProcessError or TimeoutExpired where TRL fails."""
+    """Run the task with TRL. Raises `CalledProcessError` or `TimeoutExpired` if it fails."""
     lines = folder / "trl.jsonl"
     options = {
         "model": task.folder / "model",
@@ -136,7 +137,7 @@ def run_trl(python: Path, task: Task, folder: Path, seed: int) -> Run:
 
 
 def run_headrace(task: Task, folder: Path, seed: int) -> Run:
-    """Raises SystemExit where the job fails, or does not end in time."""
+    """Run the task as a Headrace job. Raises `SystemExit` if the job fails or does not end in time."""
     began = time.time()
     with server(folder) as address:
         client = connect(address)
@@ -147,7 +148,7 @@ def run_headrace(task: Task, folder: Path, seed: int) -> Run:
         names = {c.step_number: c.fine_tuned_model_checkpoint for c in saved}
         models = {step: client.models.retrieve(name).to_dict() for step, name in names.items()}
     steps = record.of("step")
-    # A step's stages, its wait for groups among them, fill the time since the step before, or since the start.
+    # a step's stages, including its wait for groups, add up to the time since the previous step or the start
     start: float = steps[0]["time"] - sum(steps[0]["seconds"].values())
     ended = {step["step"]: step["time"] - start for step in steps}
     return Run(
@@ -162,7 +163,7 @@ def run_headrace(task: Task, folder: Path, seed: int) -> Run:
 
 
 def submit(client: Any, task: Task, seed: int) -> Any:
-    """The job: no validation file, so that nothing is evaluated within its time."""
+    """Create the job, without a validation file, so that its time includes no evaluation."""
     train = client.files.create(file=task.folder / "train.jsonl", purpose="fine-tune")
     settings = {
         "algorithm": "grpo",

@@ -1,11 +1,11 @@
 """One run of TRL's synchronous GRPOTrainer, started by `sides.py` with the Python of TRL's own environment.
 
-Imports nothing of this repository but the task's reward, the very function that Headrace's job names. One JSON object
-a line goes to `--out`: first `{"ready": seconds of import and loading}`, then one line a step,
+Imports nothing of this repository but the task's reward, the same function that Headrace's job uses. Writes one JSON
+object per line to `--out`: first `{"ready": seconds of import and loading}`, then for each step
 
     {"step": 5, "seconds": 6.1, "samples": 1280, "reward": 0.52, "tokens": 57.3, "checkpoint": "…/step-5"}
 
-`seconds` count from the first step's beginning; `checkpoint` is null but on every `--save-every`-th step.
+`seconds` count from the beginning of the first step; `checkpoint` is null except on every `--save-every`-th step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
 
 
 def reward(path: Path) -> Callable[..., list[float]]:
-    """`correct` of the task's reward file, in the form TRL calls."""
+    """`correct` of the task's reward file, with the signature that TRL expects."""
     spec = importlib.util.spec_from_file_location("task_reward", path)
     assert spec is not None
     assert spec.loader is not None
@@ -52,7 +52,7 @@ def reward(path: Path) -> Callable[..., list[float]]:
 
 
 def settings(options: argparse.Namespace) -> Any:
-    """TRL's own, for the optimizer and objective of Headrace's `grpo`: token mean over the batch, no divergence."""
+    """TRL's settings for the optimizer and objective of Headrace's `grpo`: token mean over the batch, no divergence."""
     from trl import GRPOConfig
 
     return GRPOConfig(
@@ -72,7 +72,7 @@ def settings(options: argparse.Namespace) -> Any:
         epsilon=0.2,
         beta=0.0,
         num_iterations=1,
-        # What is fastest on two cores.
+        # the fastest settings on two cores
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
@@ -87,9 +87,9 @@ def settings(options: argparse.Namespace) -> Any:
 
 
 def log(options: argparse.Namespace, lines: TextIO) -> Any:
-    """A callback that writes the lines, and the model on every `save_every`-th step, as Headrace does within its time.
+    """A callback that writes the lines, and saves the model on every `save_every`-th step.
 
-    It is given the `trainer` once there is one.
+    The caller sets its attribute `trainer`.
     """
     from transformers import TrainerCallback
 

@@ -1,5 +1,5 @@
-"""The load of `run.py`: a keep-alive HTTP client of a few lines on uvloop, so that it costs far less than what it
-measures, and listeners of event streams that check what they get."""
+"""The load generator of `run.py`: a minimal keep-alive HTTP client on uvloop, which takes far less time than what it
+measures, and listeners of event streams that record what they receive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _request(host: str, path: str) -> bytes:
 
 
 class Reader(asyncio.Protocol):
-    """One connection that asks again as soon as it is answered; `seconds` is what each answer took."""
+    """A connection that sends the next request as soon as it has an answer; `seconds` has the time of each answer."""
 
     def __init__(self, host: str, path: str) -> None:
         self.seconds: list[float] = []
@@ -59,7 +59,7 @@ class Reader(asyncio.Protocol):
 
 
 async def read_for(seconds: float, host: str, path: str, connections: int) -> tuple[list[float], int]:
-    """(what each answer took, how many were not 200) of that many connections, each asking one after the other."""
+    """Read over `connections` connections; returns (seconds of each answer, number of answers that were not 200)."""
     readers = [await _connected(lambda: Reader(host, path), host) for _ in range(connections)]
     await asyncio.sleep(seconds)
     for reader in readers:
@@ -69,7 +69,7 @@ async def read_for(seconds: float, host: str, path: str, connections: int) -> tu
 
 
 class Listener(asyncio.Protocol):
-    """One event stream; `numbers` are the ids it got, in order."""
+    """A client of one event stream; `numbers` are the ids it has received, in order."""
 
     def __init__(self, host: str, path: str) -> None:
         self.numbers: list[int] = []
@@ -92,7 +92,7 @@ class Listener(asyncio.Protocol):
 
 
 async def listeners(count: int, host: str, path: str) -> list[Listener]:
-    """That many open streams."""
+    """Open `count` streams."""
     return [await _connected(lambda: Listener(host, path), host) for _ in range(count)]
 
 
@@ -102,14 +102,14 @@ async def _connected(protocol: Callable[[], _P], host: str) -> _P:
 
 
 def missed(listener: Listener, first: int, last: int) -> Iterator[int]:
-    """Entries of that span that did not come once, in order."""
+    """Entries of first…last that were missing; if none was, but they came twice or out of order, `first`."""
     got = [n for n in listener.numbers if first <= n <= last]
     if got != list(range(first, last + 1)):
         yield from sorted(set(range(first, last + 1)) - set(got)) or [first]
 
 
 async def wait_for_all(open_streams: list[Listener], number: int, seconds: float) -> None:
-    """Until each has got that entry, or the time is over: `missed` tells."""
+    """Wait until each stream has received entry `number`, or the time is over; `missed` tells which have not."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not all(s.numbers and s.numbers[-1] >= number for s in open_streams):  # noqa: ASYNC110

@@ -1,17 +1,17 @@
-"""What the gateway takes of a core: reads of a running job's status, 200 open event streams, and pages of 100 jobs.
+"""Throughput and CPU time of the gateway: reads of a running job's status, 200 event streams, and pages of 100 jobs.
 
-The app as `headrace serve` serves it, in a process of its own on a core of its own, over a real Redis. The load, the
-Redis and the writer that plays the running job share another core. The job is played at the rate of a fast one: each
-second 2 steps with their events, an update and a heartbeat of each of its workers, all through `JobStore`; it has 2,000
-steps behind it, with every heartbeat, and 99 others beside it have as many. Keys are off, as on loopback.
+The app as `headrace serve` serves it, in its own process on its own core, over a real Redis. The load generator, Redis
+and the writer that simulates the running job share another core. The job is simulated at the rate of a fast one: per
+second 2 steps with their events, an update and a heartbeat of each of its workers, all written through `JobStore`. It
+already has 2,000 steps with all heartbeats, as have 99 other jobs. API keys are off, as on loopback.
 
-    reads     16 connections, each asking as soon as it is answered; every answer is checked to be 200
-    streams   200 listeners of `…/stream?thin=400`; every entry must reach each of them once, in order
+    reads     16 connections, each sending a request as soon as it has an answer; every answer must have status 200
+    streams   200 listeners of `…/stream?thin=400`; every entry must reach each of them once and in order
     overview  the page of 100 jobs, one request after the other
 
-CPU time is the gateway process's, of all its threads: what it takes whatever else the machine does. The client is a raw
-protocol on uvloop (`load.py`); its own CPU time a request stands beside, to show that it is not what limits.
-Rounds of the three alternate; the figures are medians over rounds, p99 over a round's requests.
+CPU time is that of all threads of the gateway's process, which other load of the machine hardly affects. The client is
+a raw protocol on uvloop (`load.py`); its own CPU time per request is reported, to show that it is not the bottleneck.
+The three alternate; the figures are medians over rounds, p99 over the requests of a round.
 
     python -m benchmarks.gateway.run [--seed N] [--out FILE] [--rounds N] [--seconds S]
 """
@@ -44,14 +44,14 @@ from headrace_lab.services.gateway_process import gateway
 from headrace_lab.services.jobs import Seeded, StepNumber
 
 READS_PER_SECOND = 1000
-"""PASS: at least so many reads of a job's status a second, on one core, while it runs,"""
+"""PASS: at least this many reads of a running job's status per second on one core."""
 P99_SECONDS = 0.050
-"""and at most this for 99 % of them."""
+"""PASS: 99 % of the reads take at most this."""
 STREAMS = 200
 STREAMS_CORES = 0.5
-"""PASS: less than this share of a core for so many open streams of a running job, and nothing missed."""
+"""PASS: `STREAMS` open streams of a running job take less than this fraction of a core, and miss no entry."""
 OVERVIEW_SECONDS = 0.050
-"""PASS: at most this for the page of 100 jobs (median)."""
+"""PASS: the page of 100 jobs takes at most this (median)."""
 CONNECTIONS = 16
 JOBS, STEPS = 100, 2000
 STEPS_PER_SECOND = 2
@@ -61,34 +61,34 @@ JOB = Seeded(0, STEPS, 10 * STEPS)
 
 @dataclass(frozen=True)
 class Round:
-    """One round's figures; `cpu` is CPU time of the gateway process."""
+    """Figures of one round; CPU times are of the gateway's process unless stated otherwise."""
 
     reads_per_second: float
     p50_seconds: float
     p99_seconds: float
     read_cpu_seconds: float
-    """A read."""
+    """Per read."""
     client_cpu_seconds: float
-    """A read, in the client."""
+    """Per read, of the client's process."""
     wrong: int
     stream_cores: float
     stream_entries: int
-    """That each listener got in the round."""
+    """Entries that each listener should have received in the round."""
     missed: int
-    """Entries that a listener did not get once and in order, over all listeners."""
+    """Entries that were not received exactly once and in order, summed over all listeners."""
     stream_bytes_per_second: float
-    """Of all listeners."""
+    """Summed over all listeners."""
     overview_seconds: float
     overview_cpu_seconds: float
     load: float
-    """Average of the machine when the round began."""
+    """Load average of the machine when the round began."""
 
 
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def store_jobs(redis: Redis) -> None:
-    """The running job, and 99 that are as long: copies of its history under their own ids."""
+    """Store the running job and 99 other jobs with copies of its history."""
     await JOB.store(redis)
     source = JobKeys(JOB.id)
     for number in range(1, JOBS):
@@ -102,8 +102,8 @@ async def store_jobs(redis: Redis) -> None:
             await pipe.execute()
 
 
-class Playing:
-    """The running job: its learner and its workers, as far as the gateway sees them."""
+class SimulatedJob:
+    """Writes what the learner and the workers of a running job would write, as far as the gateway reads it."""
 
     def __init__(self, redis: Redis, seed: int) -> None:
         self._redis, self._jobs = redis, JobStore(redis)
@@ -111,7 +111,7 @@ class Playing:
         self._seed = seed
 
     async def run(self) -> None:
-        """Steps at their rate, for ever."""
+        """Write steps at their rate, until cancelled."""
         began, steps = time.monotonic(), 0
         while True:
             steps += 1
@@ -130,26 +130,26 @@ class Playing:
 
 
 @asynccontextmanager
-async def played(redis: Redis, seed: int) -> AsyncIterator[None]:
-    """The job runs; raises where it could not be played on."""
-    playing = asyncio.create_task(Playing(redis, seed).run(), name="playing")
+async def simulated_job(redis: Redis, seed: int) -> AsyncIterator[None]:
+    """The job runs within the context; raises if its simulation fails."""
+    running = asyncio.create_task(SimulatedJob(redis, seed).run(), name="simulated job")
     try:
         yield
     finally:
-        playing.cancel()
-        (ended,) = await asyncio.gather(playing, return_exceptions=True)
+        running.cancel()
+        (ended,) = await asyncio.gather(running, return_exceptions=True)
         if not isinstance(ended, asyncio.CancelledError):
-            raise RuntimeError("the job was not played to the end") from ended
+            raise RuntimeError("the simulated job ended early") from ended
 
 
 def cpu(process: psutil.Process) -> float:
-    """CPU seconds so far."""
+    """User and system CPU seconds of the process so far."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
 async def one_round(redis: Redis, host: str, process: psutil.Process, seconds: float) -> Round:
-    """The three, one after the other."""
+    """Measure reads, streams and overview, one after the other."""
     jobs, path, load = JobStore(redis), f"/v1/fine_tuning/jobs/{JOB.id}", os.getloadavg()[0]
     me = psutil.Process()
 
@@ -159,7 +159,7 @@ async def one_round(redis: Redis, host: str, process: psutil.Process, seconds: f
     took.sort()
 
     streams = await listeners(STREAMS, host, f"{path}/stream?thin=400")
-    await wait_for_all(streams, await jobs.history.last(JOB.id) + 1, START_SECONDS)  # the past is sent
+    await wait_for_all(streams, await jobs.history.last(JOB.id) + 1, START_SECONDS)  # the streams have caught up
     first, sent = await jobs.history.last(JOB.id) + 1, sum(s.bytes for s in streams)
     before, began = cpu(process), time.monotonic()
     await asyncio.sleep(seconds)
@@ -196,7 +196,7 @@ async def measure(redis_url: str, root: Path, rounds: int, seconds: float, seed:
         await store_jobs(redis)
         with gateway(redis_url, root / "data", {core}) as (address, process):
             host = address.removeprefix("http://")
-            async with played(redis, seed):
+            async with simulated_job(redis, seed):
                 await read_for(1.0, host, f"/v1/fine_tuning/jobs/{JOB.id}", CONNECTIONS)  # warm
                 for _ in range(rounds):
                     found.append(await one_round(redis, host, process, seconds))
