@@ -140,4 +140,4 @@ def progress(account: LedgerCounts) -> tuple[int, int]:
 
 def describe_waits(waits: Sequence[Wait]) -> str:
     """The waits as one line of text."""
-    return "; ".join(map(str, waits)) or "no worker was add_heartbeats of"
+    return "; ".join(map(str, waits)) or "no worker was heard of"

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_controller.pause_reasons import Stalled
-from headrace_controller.watchdog import Watchdog
+from headrace_controller.watchdog import Watchdog, describe_waits
 from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
@@ -188,3 +188,7 @@ async def test_a_job_that_is_meant_to_stand_still_does(job: Job) -> None:
     job.learner.working = False  # it starts, within a limit of its own
     await job.looks(int(2 * LATE))
     assert await job.told() == []
+
+
+def test_a_job_without_a_heartbeat_is_said_to_have_none() -> None:
+    assert describe_waits([]) == "no worker was heard of"
