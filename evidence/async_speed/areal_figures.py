@@ -26,7 +26,7 @@ from headrace_lab.virtual.simulated_cluster import Cluster
 from headrace_lab.virtual.simulated_engine import DecodeSpeed, Lengths
 
 UNBOUNDED = 64
-"""Stands for η = ∞: more steps than a run measures."""
+"""The bound used for η = ∞: more steps than a run measures."""
 PUBLISHED = {0: 128.7, 1: 269.3, 2: 356.6, 4: 356.6, 8: 371.7, 16: 382.4, UNBOUNDED: 396.8}
 """k tokens/s by η, 16 nodes (figure 5c)."""
 SYNCHRONOUS_HOURS = 41.0
@@ -36,7 +36,8 @@ BATCH_SIZE, GROUP_SIZE = 512, 16
 CAP, CAPPED_SHARE = 27_648, 0.05
 GENERATED_PER_DEVICE = 231e3 / 24
 SLOTS = 320
-"""Completions of 7k tokens, the mean of those in flight, at 28 kB a token in the 65 GB that the weights leave."""
+"""Completions per device: 7k tokens each (the mean of those in flight) at 28 kB per token, in the 65 GB of memory that
+the weights leave free."""
 UPDATE_PAUSE = PUBLISH = 1.0
 """Seconds, assumed: 3 GB over a network of 25 Gbit/s or better."""
 
@@ -45,16 +46,16 @@ TRAINED_PER_SECOND = PUBLISHED[UNBOUNDED] * 1e3
 
 
 SCALE = 8
-"""All counts of devices and prompts are divided by this: as many tokens to a device, a step of the same seconds."""
+"""Numbers of devices and prompts are divided by this, which leaves tokens per device and seconds per step the same."""
 
 
 def split() -> Cluster:
-    """Three quarters of the devices generate, a quarter trains; the layout of both modes of AReaL."""
+    """Three quarters of the devices generate and a quarter trains: the layout of both modes of AReaL."""
     return _cluster(ROLLOUT_DEVICES, TRAINING_DEVICES)
 
 
 def colocated() -> Cluster:
-    """All devices generate, then all train, and changing over is free: the best a synchronous system can do."""
+    """All devices generate, then all train, and switching costs nothing: the best case of a synchronous system."""
     every = ROLLOUT_DEVICES + TRAINING_DEVICES
     return _cluster(every, every)
 
@@ -73,7 +74,7 @@ def _cluster(rollout: int, training: int) -> Cluster:
 
 
 def decode_speed() -> DecodeSpeed:
-    """a and b of a decode step, from saturation and from the synchronous step."""
+    """a and b of a decode step (see above), from the throughput of a full device and from the synchronous step."""
     generation = SYNCHRONOUS_HOURS * 3600 / STEPS - TOKENS_A_STEP / TRAINED_PER_SECOND
     tokens = TOKENS_A_STEP / ROLLOUT_DEVICES
     # a + SLOTS·b = SLOTS / GENERATED_PER_DEVICE;   CAP·a + tokens·b = generation

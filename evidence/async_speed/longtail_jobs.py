@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def run_jobs(folder: Path, seed: int, bounds: list[int], steps: int) -> list[dict[str, Any]]:
-    """One job for each bound, in that order; their figures. Raises SystemExit where a job fails."""
+    """Run one job for each bound, in order; returns their figures. Raises `SystemExit` if a job fails."""
     with server(folder) as address:
         client = connect(address)
         return [_run(client, address, seed, bound, steps) for bound in bounds]

@@ -35,14 +35,15 @@ from headrace_lab.virtual.simulated_cluster import Cluster, measure
 
 # Written before the first run.
 SIMULATED_SPEEDUP = 2.5
-"""η = 4 over η = 0 on the 16-node cluster, the training devices apart in both; AReaL's is 2.77."""
+"""PASS: throughput at η = 4 is at least this many times that at η = 0, on the 16-node cluster with separate devices for
+training in both; AReaL reports 2.77."""
 REAL_SPEEDUP = 1.5
-"""Trained tokens/s of the best bound over bound 0, both of the service here."""
+"""PASS: trained tokens/s at the best bound are at least this many times those at bound 0, measured with the service."""
 
 SHOWN = 4
-"""The bound whose speed-up is held against the threshold: AReaL's default where it reports 2.77."""
+"""The bound whose speed-up is compared with the threshold: AReaL's default, for which it reports 2.77."""
 WARM_STEPS, STEPS = 6, 16
-"""Of a simulated run: until its queue has settled, and measured."""
+"""Steps of a simulated run: those before its queue is in a steady state, and those that are measured."""
 REAL_BOUNDS, REAL_ROUNDS, REAL_STEPS = (0, 4), 2, 24
 IMAGE = ROOT / "docs" / "images" / "async_speed.png"
 
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def simulated(seed: int) -> dict[str, Any]:
-    """The curve on AReaL's split of devices; `relative` is to our own η = 0 on it."""
+    """Throughput by bound with AReaL's split of devices; `relative` is relative to our own at η = 0."""
     cluster = areal.split()
     runs = [_simulate(cluster, bound, seed) for bound in areal.PUBLISHED]
     colocated = _simulate(areal.colocated(), 0, seed)
@@ -70,7 +71,7 @@ def simulated(seed: int) -> dict[str, Any]:
 
 
 def _simulate(cluster: Cluster, bound: int, seed: int) -> dict[str, Any]:
-    """Figures of the whole cluster, not of the part that is simulated."""
+    """Figures scaled up from the simulated part to the whole cluster."""
     seeded = replace(cluster, lengths=replace(cluster.lengths, seed=seed))
     found = asdict(measure(seeded, bound, WARM_STEPS, STEPS))
     found["tokens_per_second"] *= areal.SCALE
@@ -85,7 +86,7 @@ def _simulate(cluster: Cluster, bound: int, seed: int) -> dict[str, Any]:
 
 
 def real(seed: int) -> dict[str, Any]:
-    """Rounds in turns; a bound's speed is the median of its rounds."""
+    """Run rounds in which the bounds alternate; a bound's speed is the median over its rounds."""
     with tempfile.TemporaryDirectory(prefix="headrace-evidence-") as folder:
         rounds = run_jobs(Path(folder), seed, list(REAL_BOUNDS) * REAL_ROUNDS, REAL_STEPS)
     bounds = []
@@ -96,7 +97,7 @@ def real(seed: int) -> dict[str, Any]:
 
 
 def conclude(result: dict[str, Any], options: argparse.Namespace) -> None:
-    """The last line, and the JSON."""
+    """Write the JSON result and print the last line."""
     curve, colocated = result["simulated"]["curve"], result["simulated"]["colocated"]
     shown = next(p for p in curve if p["max_staleness"] == SHOWN)
     synchronous, *others = result["real"]["bounds"]

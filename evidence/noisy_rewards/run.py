@@ -59,28 +59,30 @@ from headrace_lab.training.graded_training import GradedRun, carrying
 
 # Written before the first counted run.
 SLOPE_WITHIN = 0.05
-"""Of 1 − 2p, for each advantage and each p, flips per question."""
+"""PASS: with flips per question, each advantage's slope at each p differs from 1 − 2p by at most this."""
 OF_CLEAN = {0.2: 0.95, 0.4: 0.90}
-"""Accuracy at the end over that without noise, at least: the mean over seeds, for each algorithm."""
+"""PASS, by p: final accuracy divided by that without noise is at least this, as a mean over seeds, for each
+algorithm."""
 NO_GAIN = 0.10
-"""At p = 0.5, accuracy at the end less that of the base model: at most this, the mean over seeds and algorithms. Seeds
-walk at random there; the slope, which has no walk in it, says 0 ± 0.05."""
+"""PASS: at p = 0.5, final accuracy exceeds the base model's by at most this, as a mean over seeds and algorithms.
+Single seeds do a random walk there; the slope, which does not depend on it, must be 0 ± 0.05."""
 
 FLIPS = (0.0, 0.2, 0.4, 0.5)
 SEEDS = 3
 FIRST_COUNTED = 2
-"""Of the counted seeds, after `--seed`: with 0 and 1 the settings were chosen."""
+"""First counted seed, added to `--seed`: the settings were chosen with seeds 0 and 1."""
 EVALUATE_EVERY = 6
 COMMON: dict[str, Any] = {
     **{"batch_size": 128, "group_size": 2, "max_tokens": 48, "max_context": 64, "proximal": "behaviour"},
 }
-"""Data are fresh and a step is one update: the behaviour policy is the proximal one, and need not be computed again."""
+"""Data are on-policy and a step is one update, so the behaviour policy equals the proximal policy, whose
+log-probabilities need not be recomputed."""
 LEARNERS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo", "n_steps": 48, "learning_rate": 1.5e-4},
     "ppo": {"algorithm": "ppo", "n_steps": 36, "learning_rate": 2e-4, "minibatches": 1, "critic_learning_rate": 1e-3},
 }
 LIMIT_SECONDS = 7200.0
-"""For all of it."""
+"""Time limit of all runs together."""
 
 
 def main() -> None:
@@ -111,7 +113,7 @@ def main() -> None:
 
 
 def slopes(seed: int) -> list[dict[str, Any]]:
-    """Of every noise, by each advantage."""
+    """The slope of each kind of noise, for each advantage function."""
     on = Slopes(seed)
     draws = range(seed, seed + DRAWS)
     arms: list[tuple[str, float | None, float, list[dict[str, Any]]]] = [
@@ -145,7 +147,7 @@ def train(learner: str, flip: float, seed: int) -> dict[str, Any]:
 
 
 def completed(futures: list[Future[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Every run, as it ends."""
+    """Yield the result of every run as it ends."""
     for number, future in enumerate(as_completed(futures, timeout=LIMIT_SECONDS), start=1):
         run = future.result()
         print(
@@ -157,13 +159,13 @@ def completed(futures: list[Future[dict[str, Any]]]) -> Iterator[dict[str, Any]]
 
 
 def at_end(runs: list[dict[str, Any]], learner: str, flip: float) -> list[float]:
-    """Each seed's accuracy after the last step."""
+    """Accuracy after the last step, of each seed."""
     chosen = [run for run in runs if (run["learner"], run["flip"]) == (learner, flip)]
     return [run["accuracies"][-1] for run in sorted(chosen, key=lambda run: run["seed"])]
 
 
 def figures(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """(what, its limit, what was seen, whether that meets it) of every threshold."""
+    """(name, limit, measured value, whether it passes) of every threshold."""
     rows = [row for row in result["slopes"] if row["p"] is not None]
     off = max((row[a] - row["expected"] for row in rows for a in ADVANTAGES), key=abs)
     found = [("slope less 1 − 2p, the furthest", f"within ± {SLOPE_WITHIN}", f"{off:+.3f}", abs(off) <= SLOPE_WITHIN)]
@@ -178,7 +180,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
 
 
 def table(result: dict[str, Any], seen: list[tuple[str, str, str, bool]]) -> list[list[str]]:
-    """What the docs show: the thresholds' figures, then the rest."""
+    """The table shown in the docs: the thresholds' figures, then the other figures."""
     rows = [[name, value, limit] for name, limit, value, _ in seen]
     for row in result["slopes"]:
         slopes_of = ", ".join(f"{a} {row[a]:.3f}" for a in ADVANTAGES)

@@ -31,9 +31,9 @@ from headrace_learner.algorithms.presets import algorithm
 GROUPS, GROUP_SIZE, DRAWS = 512, 4, 24
 ADVANTAGES = ("dr_grpo", "grpo", "ppo")
 UNMOVED = 1e-30
-"""A learning rate."""
+"""A learning rate so small that no weight changes: below the resolution of float32."""
 REACH = 0.02
-"""Largest change of a weight in the central difference, in units of the weights' deviation."""
+"""Largest change of a weight in the central difference, in units of the standard deviation of the weights."""
 ESTIMATOR: dict[str, Any] = {
     **{"algorithm": "dr_grpo", "batch_size": GROUPS, "group_size": GROUP_SIZE, "learning_rate": UNMOVED},
     **{"max_grad_norm": 1e9, "max_tokens": 48, "max_context": 64},
@@ -41,17 +41,17 @@ ESTIMATOR: dict[str, Any] = {
 
 
 def noisy(flip: Any, seed: int, **changes: Any) -> dict[str, Any]:
-    """The right answer's grader, flipped."""
+    """A grader for the right answer whose rewards are flipped."""
     return {"type": "noisy", "name": "noisy", "grader": RIGHT, "flip": flip, "seed": seed, **changes}
 
 
 def debiased(flip: Any, seed: int) -> dict[str, Any]:
-    """The same with its flips undone."""
+    """The same grader, with a correction for its flips (`debias`)."""
     return {"type": "debias", "name": "debiased", "grader": noisy(flip, seed), "flip": flip}
 
 
 class Slopes:
-    """The completions, and what of the clean gradient each of their tokens carries."""
+    """The completions, and the derivative of each token's log-probability along the clean gradient."""
 
     def __init__(self, seed: int) -> None:
         torch.set_num_threads(1)
@@ -61,13 +61,13 @@ class Slopes:
         self.carried_N = self._carried()
 
     def of(self, graders: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """By advantage: the slope of the mean over these draws of a noise."""
+        """Slope by advantage function, averaged over `graders`, which are draws of the same noise."""
         clean = self._along(self.clean)
         noisy = [self._along(self.regraded(grader)) for grader in graders]
         return {name: float(np.mean([along[name] for along in noisy])) / clean[name] for name in ADVANTAGES}
 
     def regraded(self, grader: dict[str, Any]) -> list[Group]:
-        """The same completions by another grader."""
+        """The same completions with the rewards of another grader."""
         self.run.grade_by(grader)
         return self.run.graded(self.clean)
 
@@ -76,7 +76,7 @@ class Slopes:
         return {name: float(_advantages(name, batch) @ self.carried_N) for name in ADVANTAGES}
 
     def _batch(self, groups: Sequence[Group]) -> StepBatch:
-        """Laid out as PPO's: no group is left out because its rewards are equal, which noise may change."""
+        """A batch laid out as for PPO: groups of equal rewards are included, since noise may change their rewards."""
         return build_step_batch(groups, 0, self.settings.model_copy(update={"algorithm": "ppo"}))
 
     def _carried(self) -> Column:
@@ -93,7 +93,7 @@ class Slopes:
 
     @torch.no_grad()
     def _logprobs(self, direction: Sequence[torch.Tensor], reach: float) -> Column:
-        """[N] by the policy moved so far, and moved back."""
+        """[N] log-probabilities with the weights moved by `reach` along `direction`; the weights are restored."""
         policy, batch = self.run.trainer.policy, self._batch(self.clean)
         before = [p.detach().clone() for p in policy.model.parameters()]
         for p, d in zip(policy.model.parameters(), direction, strict=True):
@@ -107,7 +107,7 @@ class Slopes:
 
 
 def _advantages(name: str, batch: StepBatch) -> Column:
-    """[N] of the step's tokens; PPO's before they are divided by the batch's deviation."""
+    """[N] advantages of the step's tokens; PPO's before the division by the batch's standard deviation."""
     chosen, nothing_N = algorithm(name), np.zeros(len(batch.table))
     earned = AdvantageInputs(batch.trajectories, nothing_N, nothing_N if chosen.critic else None)
     found = chosen.advantages(earned)

@@ -54,26 +54,29 @@ from headrace_lab.training.graded_training import RIGHT, GradedRun
 
 # Written before the first counted run.
 PEAK_OF_CLEAN = 0.90
-"""The phrases' highest accuracy over that of right answers at the end, means over seeds, for each scaling."""
+"""PASS: peak accuracy with the phrase reward is at least this fraction of the final accuracy with the reward for right
+answers, both as means over seeds, for each scaling."""
 CALIBRATED_AHEAD = 0.0
-"""Accuracy of the calibrated reward model less that of the plain one, over evaluations and seeds: more than this."""
+"""PASS: the calibrated reward model's accuracy exceeds the plain one's by more than this, as a mean over evaluations
+and seeds."""
 
 WRONG_VERDICTS = 0.35
 EVALUATE_EVERY = 4
 FIRST_COUNTED = 1
-"""Of the counted seeds, after `--seed`: with seed 0 the settings were chosen."""
+"""First counted seed, added to `--seed`: the settings were chosen with seed 0."""
 COMMON: dict[str, Any] = {
     **{"algorithm": "grpo", "learning_rate": 1.5e-4, "max_tokens": 64, "max_context": 80},
     **{"proximal": "behaviour"},
 }
-"""Data are fresh and a step is one update: the behaviour policy is the proximal one, and need not be computed again."""
+"""Data are on-policy and a step is one update, so the behaviour policy equals the proximal policy, whose
+log-probabilities need not be recomputed."""
 MANY, FEW = {"batch_size": 32, "group_size": 8}, {"batch_size": 64, "group_size": 4}
 LIMIT_SECONDS = 7200.0
-"""For all of it."""
+"""Time limit of all runs together."""
 
 
 def reward_model(seed: int) -> dict[str, Any]:
-    """Right in 65 % of its verdicts."""
+    """A grader that is right in 65 % of its verdicts."""
     return {
         "type": "noisy",
         "name": "reward-model",
@@ -85,7 +88,7 @@ def reward_model(seed: int) -> dict[str, Any]:
 
 
 def pattern(scaling: str) -> Callable[[int], dict[str, Any]]:
-    """The published list, in one of the published scalings."""
+    """Graders, by seed, with the published list of phrases in one of the published scalings."""
     return lambda seed: {"type": "reasoning_pattern", "name": "pattern", "scaling": scaling}
 
 
@@ -100,7 +103,7 @@ ARMS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any], int]] = {
         3,
     ),
 }
-"""Of each: the grader of a seed, the settings, the number of seeds."""
+"""By arm: the grader of a seed, the settings, the number of seeds."""
 
 
 def main() -> None:
@@ -130,7 +133,7 @@ def main() -> None:
 
 
 def train(arm: str, seed: int) -> dict[str, Any]:
-    """One run, in this process: held-out accuracy, and what training was rewarded with."""
+    """One run, in this process: held-out accuracies, and the rewards in training."""
     began = time.monotonic()
     grader, changes, _ = ARMS[arm]
     settings = Hyperparameters.model_validate({**COMMON, **changes, "seed": seed})
@@ -150,12 +153,12 @@ def train(arm: str, seed: int) -> dict[str, Any]:
 
 
 def accuracies(runs: list[dict[str, Any]], arm: str) -> list[list[float]]:
-    """Of each seed of an arm, along the way."""
+    """Accuracies of each seed of an arm, in the order of the evaluations."""
     return [run["accuracies"] for run in runs if run["arm"] == arm]
 
 
 def figures(runs: list[dict[str, Any]]) -> list[tuple[str, str, str, bool]]:
-    """(what, its limit, what was seen, whether that meets it) of every threshold."""
+    """(name, limit, measured value, whether it passes) of every threshold."""
     clean = float(np.mean([course[-1] for course in accuracies(runs, "right")]))
     found = []
     for scaling in ("paper", "code"):
@@ -171,7 +174,7 @@ def figures(runs: list[dict[str, Any]]) -> list[tuple[str, str, str, bool]]:
 
 
 def table(runs: list[dict[str, Any]], seen: list[tuple[str, str, str, bool]]) -> list[list[str]]:
-    """What the docs show: the thresholds' figures, then each arm's course."""
+    """The table shown in the docs: the thresholds' figures, then each arm's accuracies over time."""
     rows = [[name, value, limit] for name, limit, value, _ in seen]
     for scaling in ("paper", "code"):
         fallen = [max(course) - course[-1] for course in accuracies(runs, scaling)]

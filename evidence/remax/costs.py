@@ -30,7 +30,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def measure(seed: int) -> dict[str, Any]:
-    """State in bytes, times in seconds; the medians of `ROUNDS` rounds, after one that warms up."""
+    """State in bytes and times in seconds: medians over `ROUNDS` rounds, after one warm-up round."""
     torch.set_num_threads(1)
     changes = {"learning_rate": UNMOVED, "seed": seed}
     runs = {
@@ -51,7 +51,7 @@ def measure(seed: int) -> dict[str, Any]:
 
 
 def state_bytes(trainer: Trainer) -> dict[str, dict[str, int]]:
-    """Of each trained model: its weights, tied ones once, and what its optimizer keeps."""
+    """Bytes of each trained model: its weights (tied ones counted once) and the state of its optimizer."""
     return {
         name: {
             "weights": sum(p.nbytes for p in model_optimizer.model.parameters()),
@@ -62,7 +62,7 @@ def state_bytes(trainer: Trainer) -> dict[str, dict[str, int]]:
 
 
 def _timed(run: LaggedRun) -> dict[str, float]:
-    """One iteration."""
+    """Seconds of the parts of one iteration."""
     began = time.process_time()
     groups = run.groups()
     sampled = time.process_time()
@@ -76,5 +76,5 @@ def _medians(timed: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _shares(rounds: Sequence[dict[str, dict[str, float]]], of: str) -> dict[str, float]:
-    """ReMax's time over that of the run named, round by round; the medians."""
+    """Medians over the rounds of ReMax's times divided by those of run `of` in the same round."""
     return _medians([{part: r["remax"][part] / r[of][part] for part in r[of]} for r in rounds])

@@ -33,15 +33,15 @@ from headrace_learner.training.trainer import Trainer
 
 BATCHES, GROUPS_A_BATCH = 256, 8
 UNMOVED = 1e-30
-"""A learning rate."""
+"""A learning rate so small that no weight changes: below the resolution of float32."""
 ESTIMATOR: dict[str, Any] = {
     **{"algorithm": "remax", "kl_coefficient": 0.0, "advantage_clip": None, "max_grad_norm": 1e9},
     **{"max_tokens": 64, "max_context": 128, "learning_rate": UNMOVED},
 }
-"""Both algorithms as their papers write them: nothing is clamped, and there is no other term."""
+"""Both algorithms as in their papers: nothing is clamped, and the loss has no other term."""
 LOW_SUCCESS = 0.06
 CONTROL = Rewards("task")
-"""Whose mean gradient is far from zero, so that a bias shows: there a biased baseline is tried too."""
+"""The kind of reward with which a biased baseline is tried: its mean gradient is far from zero, so a bias shows."""
 TABLES = (
     *(Rewards("normal", OFFSET), Rewards("normal")),
     *(Rewards("binary", success=success) for success in (LOW_SUCCESS, 0.25, 0.5, 0.7)),
@@ -64,7 +64,7 @@ def measure(temperature: float, kinds: Sequence[Rewards], seed: int) -> list[dic
 
 
 def _figures(trainer: Trainer, groups: Sequence[Group], kind: Rewards, seed: int) -> dict[str, Any]:
-    """Variances, their ratio, and how far apart the mean gradients are."""
+    """The two variances, their ratio, and the difference of the mean gradients."""
 
     def by(baseline: Baseline) -> npt.NDArray[np.float32]:
         return _gradients(trainer, [rewarded(g, kind, baseline, seed) for g in groups])
@@ -89,9 +89,9 @@ def _ratio(remax: Matrix, reinforce: Matrix) -> float:
 
 
 def _difference(gradients: npt.NDArray[np.float32], remax: Matrix) -> dict[str, float | None]:
-    """Of paired gradients: standard errors from zero, and at most how large, as a share of ReMax's mean gradient.
+    """Difference of paired gradients: in standard errors, and an upper bound as a fraction of ReMax's mean gradient.
 
-    The share is None where the mean gradient itself does not stand out of its noise.
+    The fraction is None if the mean gradient itself is not significantly different from zero.
     """
     k = gram(gradients)
     at_most = max(0.0, squared_mean(k)) + 1.645 * squared_mean_error(k)
@@ -100,7 +100,7 @@ def _difference(gradients: npt.NDArray[np.float32], remax: Matrix) -> dict[str, 
 
 
 def _gradients(trainer: Trainer, groups: Sequence[Group]) -> npt.NDArray[np.float32]:
-    """[batches, parameters] of the loss."""
+    """[batches, parameters] gradients of the loss."""
     found = np.empty((BATCHES, trainer.policy.parameters), np.float32)
     for number, row in enumerate(found):
         trainer.step(groups[number * GROUPS_A_BATCH : (number + 1) * GROUPS_A_BATCH], version=0)

@@ -22,7 +22,7 @@ LABELS = {"reinforce": "REINFORCE", "remax": "ReMax", "ppo": "PPO with a critic"
 REFERENCE = {0.06: (1.6, 1.8), 0.25: (1.2, 1.3), 0.5: (0.8, 0.9), 0.7: (0.34, 0.47)}
 """Variance of ReMax's gradient over REINFORCE's for binary rewards, by mean success rate: known before this script."""
 REFERENCE_OFFSETS = (0.05, 0.07)
-"""The same with offsets of σ = 5, by prompt."""
+"""The same ratio when each prompt's rewards have an offset of deviation σ = 5."""
 
 
 def draw(result: dict[str, Any], image: Path) -> None:
@@ -73,7 +73,7 @@ def _points(axes: Axes, places: list[float], rows: list[dict[str, Any]], colour:
 
 
 def _curves(axes: Axes, runs: list[dict[str, Any]], offset: float) -> None:
-    """The mean of each learner's seeds; every seed faintly."""
+    """The mean over each learner's seeds, and single seeds as faint lines."""
     for name, colour in COLOURS.items():
         of = [run for run in runs if run["learner"] == name]
         for run in of:

@@ -1,7 +1,7 @@
-"""What completions earn in the ReMax evidence: the adder's own reward or a random table's, with offsets of prompts.
+"""Rewards of the ReMax evidence: the adder's own or those of a random table, with an offset per prompt.
 
-Everything follows from the seed, the prompt's row and the completion's tokens, by a hash: the same completion of the
-same prompt always earns the same.
+Rewards are a hash of the seed, the prompt's row and the completion's tokens: the same completion of the same prompt
+always has the same reward.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Literal
 from headrace_core.types.trajectory import Completion, Group
 
 OFFSET = 5.0
-"""Deviation of the prompts' offsets where there are any: the rewards themselves vary by 1 or less."""
+"""Standard deviation of the offsets, if there are any; the rewards themselves vary by 1 or less."""
 Baseline = Callable[[float, float], float]
-"""(sampled reward, greedy reward) → what is given to the trainer as the greedy completion's."""
+"""(sampled reward, greedy reward) → the reward that the trainer is given as the greedy completion's, its baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,14 @@ class Rewards:
     """One kind of reward."""
 
     kind: Literal["task", "normal", "binary"]
-    """The adder's own, 0 or 1; a draw of N(0, 1); or 1 with chance `success`, else 0."""
+    """The adder's own reward, 0 or 1; a draw from N(0, 1); or 1 with probability `success`, else 0."""
     offset: float = 0.0
-    """Deviation of the normal draw that each prompt adds to the rewards of all its completions."""
+    """Standard deviation of the normal draw that is added to the rewards of all completions of a prompt."""
     success: float = 0.0
 
     @property
     def name(self) -> str:
-        """For a table or a legend."""
+        """Label in tables and legends."""
         kind = f"binary {self.success:g}" if self.kind == "binary" else self.kind
         return f"{kind}, offsets of {self.offset:g}" if self.offset else kind
 
@@ -50,22 +50,22 @@ class Rewards:
 
 
 def greedy_baseline(sampled: float, greedy: float) -> float:
-    """ReMax's."""
+    """The baseline of ReMax."""
     return greedy
 
 
 def no_baseline(sampled: float, greedy: float) -> float:
-    """Plain REINFORCE's."""
+    """The baseline of plain REINFORCE: zero."""
     return 0.0
 
 
 def looking_baseline(sampled: float, greedy: float) -> float:
-    """One that looks at the sample, and so is biased: it takes half of the mean gradient."""
+    """A baseline that depends on the sample and is therefore biased: it removes half of the mean gradient."""
     return (sampled + greedy) / 2
 
 
 def rewarded(group: Group, rewards: Rewards, baseline: Baseline, seed: int) -> Group:
-    """The same group, of one completion, with these rewards, and `baseline`'s in place of the greedy one's."""
+    """The group, of one completion, with these rewards, and with `baseline` as the reward of the greedy completion."""
     (sampled,) = group.completions
     reward = rewards.of(group, sampled, seed)
     greedy = group.greedy
@@ -79,6 +79,6 @@ def _normal(chance: float) -> float:
 
 
 def _chance(seed: int, row: int, tokens: bytes) -> float:
-    """Uniform in (0, 1), never an end."""
+    """Uniform in (0, 1), never 0 or 1."""
     digest = blake2b(f"{seed}:{row}:".encode() + tokens, digest_size=6).digest()
     return (int.from_bytes(digest, "little") + 0.5) / 2**48

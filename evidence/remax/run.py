@@ -53,34 +53,35 @@ from headrace_lab.reports.benchmark_report import arguments, report
 
 # Written before the first counted run.
 VARIANCE_WITH_OFFSETS = 0.2
-"""Of REINFORCE's, at most, for every kind of reward."""
+"""PASS: with offsets, ReMax's gradient variance is at most this fraction of REINFORCE's, for every kind of reward."""
 VARIANCE_WITHOUT = 1.0
-"""Of REINFORCE's, more than this without offsets at a success rate of 0.06: there ReMax is the worse of the two."""
+"""PASS: without offsets, at a success rate of 0.06, the variance ratio is more than this: ReMax is the worse there."""
 SAME_MEAN, OTHER_MEAN = 3.0, 3.0
-"""Standard errors: the mean gradients differ by less; those of a biased baseline, the test's control, by more."""
+"""PASS, in standard errors: the mean gradients differ by less than the first; those of a biased baseline, the control,
+by more than the second."""
 STATE, STATE_WITHIN = 0.50, 0.03
-"""Bytes of weights and optimizer over PPO's, its critic's included."""
+"""PASS: bytes of weights and optimizer state, divided by PPO's (its critic's included), are the first ± the second."""
 STEP = 0.65
-"""Seconds of a training step over PPO's with as many optimizer updates."""
+"""PASS: seconds of a training step are at most this fraction of PPO's with the same number of optimizer updates."""
 REWARD = 0.95
-"""Held-out reward at the end over PPO's, with offsets and without."""
+"""PASS: the final held-out reward is at least this fraction of PPO's, with offsets and without."""
 PPO_LEARNS = 0.9
-"""Held-out reward of PPO without offsets: what ReMax is compared with has learned the task."""
+"""PASS: without offsets, PPO's held-out reward is at least this: ReMax is compared with a policy that has learned."""
 
 FIRST_COUNTED = 1
-"""After `--seed`: with seed 0 the settings were chosen."""
+"""First counted seed, added to `--seed`: the settings were chosen with seed 0."""
 SEEDS, LAST_EVALUATIONS = 2, 3
 OFFSETS = (0.0, OFFSET)
 PROCESSES = 2
 LIMIT_SECONDS = 3600.0
-"""For one part, the wait for a free process included."""
+"""Time limit of each part, including its wait for a free process."""
 
 
 def main() -> None:
     parser = arguments("remax", __doc__)
     parser.add_argument("--image", type=Path, default=ROOT / "docs" / "images" / "remax.png")
     options = parser.parse_args()
-    # Times first, with nothing beside them.
+    # times first, while nothing else runs
     first = options.seed + FIRST_COUNTED
     result: dict[str, Any] = {"costs": costs.measure(first)}
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as processes:
@@ -98,7 +99,7 @@ def main() -> None:
 
 
 def final_rewards(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By offset and learner: the mean over seeds and over each one's last evaluations."""
+    """By offset and learner: the mean over seeds of the mean over the last evaluations."""
     return {
         f"{offset:g}": {
             name: statistics.fmean(
@@ -114,7 +115,7 @@ def final_rewards(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def figures(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """(what, its limit, what was seen, whether that meets it) of every threshold."""
+    """(name, limit, measured value, whether it passes) of every threshold."""
     rows, cost, final = result["gradients"], result["costs"], result["final_rewards"]
     with_offsets = max(r["ratio"] for r in rows if r["rewards"]["offset"])
     low = next(r["ratio"] for r in rows if r["rewards"]["success"] == gradients.LOW_SUCCESS)
@@ -151,7 +152,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
 
 
 def table(result: dict[str, Any], seen: list[tuple[str, str, str, bool]]) -> list[list[str]]:
-    """What the docs show: the thresholds' figures, then the rest."""
+    """The table shown in the docs: the thresholds' figures, then the other figures."""
     cost, final = result["costs"], result["final_rewards"]
     rows = [[name, value, limit] for name, limit, value, _ in seen]
     rows += [[f"gradient variance / REINFORCE's, {_of(r)}", _ratio(r)] for r in result["gradients"]]

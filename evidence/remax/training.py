@@ -24,11 +24,11 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "remax": {"algorithm": "remax", "learning_rate": 3e-4},
     "ppo": {"algorithm": "ppo", "learning_rate": 1.5e-4, "critic_learning_rate": 1e-3},
 }
-"""`reinforce` is ReMax whose baseline is 0, and whose rewards are not clamped."""
+"""`reinforce` is ReMax with a baseline of 0, and without clamping of rewards."""
 
 
 class RewardedRun(LaggedRun):
-    """Trains on the task's rewards plus offsets; evaluates on the task's alone."""
+    """Trains on the task's rewards plus offsets; evaluates with the task's rewards alone."""
 
     def __init__(self, settings: Hyperparameters, rewards: Rewards, baseline: Baseline) -> None:
         super().__init__(adder(), settings)
@@ -36,7 +36,7 @@ class RewardedRun(LaggedRun):
         self._baseline = baseline
 
     def groups(self) -> list[Group]:
-        """With offsets, and with the baseline's reward for the greedy completions."""
+        """The next groups, with offsets added and the rewards of the greedy completions replaced by the baseline."""
         return [rewarded(g, self._rewards, self._baseline, self._settings.seed) for g in super().groups()]
 
 

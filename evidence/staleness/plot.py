@@ -22,7 +22,7 @@ AREAL = {
     "naive": (42.0, 41.8, 40.0, 23.3, 35.7, 35.8, 34.0),
     "decoupled": (None, 42.1, 41.8, 42.2, 41.0, 38.7, 36.9),
 }
-"""AIME24 accuracy in percent of a 1.5B model, at the same bounds; at 0 there is one run (arXiv 2505.24298)."""
+"""AReaL's AIME24 accuracy in percent, of a 1.5B model, at the same bounds; one run at 0 (arXiv 2505.24298)."""
 
 
 def draw(result: dict[str, Any], image: Path) -> None:

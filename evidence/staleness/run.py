@@ -56,12 +56,12 @@ from headrace_lab.training.lagged_training import LaggedRun, adder
 # Written before the first counted run.
 BOUNDS: tuple[int | None, ...] = (0, 1, 2, 4, 8, 16, None)
 SEEDS, FIRST_COUNTED = 3, 1
-"""After `--seed`: with seed 0 the settings were chosen."""
+"""Number of counted seeds, and the first, added to `--seed`: the settings were chosen with seed 0."""
 HELD_UP_TO, WITHIN = 8, 0.02
-"""Decoupled, at bounds up to 8: at most 2 points below its accuracy at 0."""
+"""PASS: at bounds up to the first, decoupled loses at most the second compared with its accuracy at bound 0."""
 BEHIND_AT, BEHIND_BY = 16, 0.10
-"""Naive, at 16: at least 10 points below its accuracy at 0. On the way there, at 8, between the two; and behind the
-decoupled one at 8, 16 and ∞."""
+"""PASS: at the first bound, naive loses at least the second compared with its accuracy at bound 0; at bound 8 its
+accuracy lies between those at 0 and 16; and at 8, 16 and ∞ it is below decoupled's."""
 
 ARMS: dict[str, dict[str, Any]] = {
     "naive": {"proximal": "behaviour"},
@@ -80,12 +80,12 @@ SETTINGS: dict[str, Any] = {
 }
 PROCESSES = 2
 LIMIT_SECONDS = 3600.0
-"""For all runs together."""
+"""Time limit of all runs together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run."""
+    """One run: an arm at one bound, with one seed."""
 
     arm: str
     bound: int | None
@@ -93,7 +93,7 @@ class Cell:
 
     @property
     def settings(self) -> Hyperparameters:
-        """Nothing is masked: the bound is the age itself, and a run is never older than its steps."""
+        """The run's settings. No token is masked: all data has exactly the age of the bound, or of all steps at ∞."""
         bound = STEPS if self.bound is None else self.bound
         return Hyperparameters.model_validate({**SETTINGS, **ARMS[self.arm], "max_staleness": bound, "seed": self.seed})
 
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def completed(seed: int) -> Iterator[dict[str, Any]]:
-    """Every run, as it ends; by seeds, then bounds, then arms, so that what a machine does meanwhile hits both arms."""
+    """Yield every run as it ends. Arms alternate, so that other load of the machine affects both."""
     cells = [Cell(arm, bound, seed + FIRST_COUNTED + i) for i in range(SEEDS) for bound in BOUNDS for arm in ARMS]
     pool = ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn"))
     try:
@@ -137,7 +137,7 @@ def completed(seed: int) -> Iterator[dict[str, Any]]:
 
 
 def train(cell: Cell) -> dict[str, Any]:
-    """One run, in this process: its accuracy, and its course."""
+    """One run, in this process: its accuracy, and all its evaluations."""
     began = time.monotonic()
     run = LaggedRun(adder(), cell.settings, cell.bound)
     evaluations, rewards, clipped, effective = [run.accuracy()], [], [], []
@@ -170,7 +170,7 @@ def row(runs: list[dict[str, Any]], arm: str, bound: int | None) -> dict[str, An
 
 
 def judge(table: dict[str, list[dict[str, Any]]]) -> tuple[bool, str]:
-    """Whether every threshold is met, and the figures of the last line."""
+    """(whether every threshold is met, figures of the last line)."""
     mean = {arm: {r["max_staleness"]: r["mean"] for r in rows} for arm, rows in table.items()}
     naive, decoupled = mean["naive"], mean["decoupled"]
     held = min(decoupled[b] for b in BOUNDS if b is not None and b <= HELD_UP_TO) >= decoupled[0] - WITHIN

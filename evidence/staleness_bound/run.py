@@ -24,9 +24,10 @@ from headrace_lab.services.demo_run import run_demo
 BOUNDS = (0, 1, 4)
 ACCURACY_BEFORE, ACCURACY_AFTER = 0.65, 0.95
 TRAINING_SECONDS = 240.0
-"""From the first evaluation, when all workers are up, to the last."""
+"""PASS: at most this from the first evaluation, when all workers are up, to the last."""
 BUSY_SHARE = 0.85
-"""Of the busier of rollout and learner in steady state, where the pipeline is asynchronous."""
+"""PASS: if the pipeline is asynchronous, the busier of rollout worker and learner is busy for at least this fraction of
+the time in steady state."""
 
 
 def main() -> None:

@@ -34,15 +34,15 @@ from headrace_lab.training.lagged_training import LaggedRun, adder
 
 # Written before the counted run.
 SHARE_OF_BOOTSTRAP = 0.5
-"""Completions cut off in the last steps with `end`, over those with `bootstrap`, at most."""
+"""PASS: in the last steps, completions cut off with `end` are at most this fraction of those with `bootstrap`."""
 CUT_AT_FIRST = 0.1
-"""More of the first step's completions than this are cut off, in every run: else there is nothing to learn."""
+"""PASS: in the first step of every run, more than this fraction is cut off: otherwise there is nothing to learn."""
 
 ARMS = ("end", "bootstrap")
 FIRST_COUNTED, SEEDS = 1, 3
-"""After `--seed`."""
+"""First counted seed, added to `--seed`, and number of seeds."""
 STEPS, WINDOW = 36, 6
-"""Of a run; of the last steps, which are averaged."""
+"""Steps of a run, and number of last steps that are averaged."""
 SETTINGS: dict[str, Any] = {
     "algorithm": "ppo",
     "batch_size": 16,
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def run(arm: str, seed: int) -> dict[str, Any]:
-    """One arm and seed: shares of completions cut off, and mean rewards, of every step and in the last ones."""
+    """One arm and seed: fraction of completions cut off, and mean reward, of every step and over the last steps."""
     job = LaggedRun(adder(), Hyperparameters.model_validate(SETTINGS | {"truncation": arm, "seed": seed}))
     cut_off, rewards = list[float](), list[float]()
     for _ in range(STEPS):

@@ -22,12 +22,15 @@ pretrain = load_module(
 )
 
 GUESSES = 0.5
-"""Share of the answers that are a number by chance."""
+"""Fraction of the answers that are random numbers."""
 STEPS, BATCH, LEARNING_RATE = 60, 128, 5e-4
 
 
 def careless_adder(folder: Path, seed: int) -> Path:
-    """Train it and write it to `folder`; a minute on one thread. Same seed and same torch build: same weights."""
+    """Train the model and write it to `folder`; takes a minute on one thread.
+
+    The same seed and torch build give the same weights.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = AutoTokenizer.from_pretrained(ADDER / "model")

@@ -23,13 +23,13 @@ from headrace_learner.training.trainer import Trainer
 STEPS = 24
 BATCHES, GROUPS_A_BATCH = 64, 2
 STILL: dict[str, Any] = {"batch_size": GROUPS_A_BATCH, "max_grad_norm": 1e9, "learning_rate": 1e-30}
-"""Nothing is clipped, and no weight moves."""
+"""Settings with which nothing is clipped and no weight changes."""
 OTHER_PROMPTS = 1_000_000
-"""The number of the first group; training has the ones from 0 on."""
+"""Number of the first group; training uses those from 0 on."""
 
 
 def measure(model: Path, seed: int) -> list[dict[str, Any]]:
-    """Before and after."""
+    """Figures before the training and after it."""
     torch.set_num_threads(1)
     run = Run("verifree", seed, model)
     found = [_measured(run, seed)]

@@ -35,22 +35,22 @@ ESTIMATOR: dict[str, Any] = {
     **{"algorithm": "rloo", "batch_size": GROUPS_A_BATCH, "group_size": GROUP_SIZE, "max_staleness": 0},
     **{"max_tokens": MAX_TOKENS, "max_context": 16, "max_grad_norm": 1e9, "learning_rate": 1e-30},
 }
-"""Nothing is clipped, and no weight moves: such a learning rate is below what a float32 resolves."""
+"""Nothing is clipped, and no weight changes: the learning rate is below the resolution of float32."""
 ARMS = ("verifree", "verifier", "no_answer_term")
-"""The last is the control: VeriFree whose answer tokens weigh nothing, and so biased."""
+"""The last is the control: VeriFree with weight 0 for answer tokens, which is biased."""
 Gradients = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Enumerated:
-    """The model's log-probabilities of all that it can write."""
+    """The model's log-probabilities of everything that it can generate."""
 
     reasoning: npt.NDArray[np.float64]
-    """[16, 16, 2] of the two tokens of each reasoning."""
+    """[16, 16, 2] log-probabilities of the two tokens of each reasoning."""
     answer: npt.NDArray[np.float64]
-    """[16, 16, 16, 16, 2] of the two tokens of each answer after it."""
+    """[16, 16, 16, 16, 2] log-probabilities of the two tokens of each answer after each reasoning."""
     reference: tuple[int, int]
-    """y*: the model's likeliest answer over all reasonings, so that its likelihood is seldom next to nothing."""
+    """y*: the model's most likely answer over all reasonings, so that its likelihood is rarely negligible."""
 
     @property
     def chances(self) -> npt.NDArray[np.float64]:
@@ -65,7 +65,7 @@ class Enumerated:
 
 
 def measure(folder: Path, seed: int) -> dict[str, Any]:
-    """Exact figures of one sample, of each model; and the trainer's gradients against the first one's ∇J."""
+    """Exact figures for one sample, of each model; and the trainer's gradients compared with the first model's ∇J."""
     torch.set_num_threads(1)
     models = [tiny_model(1000 + MODELS * seed + number) for number in range(MODELS)]
     tables = [enumerate_all(model) for model in models]
@@ -91,7 +91,7 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
 
 
 def tiny_model(seed: int) -> Qwen3ForCausalLM:
-    """Random, with weights so large that its answers depend on the reasoning."""
+    """A random model with weights so large that its answers depend on the reasoning."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCAB,
@@ -110,7 +110,7 @@ def tiny_model(seed: int) -> Qwen3ForCausalLM:
 
 @torch.no_grad()
 def enumerate_all(model: Qwen3ForCausalLM) -> Enumerated:
-    """One forward pass over all reasonings with all first tokens of an answer."""
+    """Log-probabilities from one forward pass over all reasonings, each with all first tokens of an answer."""
     written = torch.cartesian_prod(*[torch.arange(VOCAB)] * 3)
     prompts = torch.tensor(PROMPT).expand(len(written), -1)
     every = torch.log_softmax(model(input_ids=torch.cat([prompts, written], 1)).logits.double(), -1)
@@ -125,7 +125,7 @@ def enumerate_all(model: Qwen3ForCausalLM) -> Enumerated:
 
 
 def one_sample(model: Qwen3ForCausalLM, table: Enumerated) -> tuple[npt.NDArray[np.float64], dict[str, float]]:
-    """∇J, and of one sample without a baseline: VeriFree's variance over the verifier's, whole and of the z term."""
+    """(∇J; ratios of VeriFree's variance to the verifier's, for one sample without a baseline: total and z term)."""
     chances, p = table.chances, table.likelihoods
     of_z, of_y = scores(model, table)
     exact = (chances * p) @ (of_z + of_y)
@@ -166,7 +166,7 @@ def _each_gradient(model: Qwen3ForCausalLM, values: Tensor) -> npt.NDArray[np.fl
 
 
 def drawn_group(table: Enumerated, rng: np.random.Generator) -> dict[str, Group]:
-    """One group for each arm, of the same reasonings."""
+    """One group for each arm, with the same reasonings."""
     drawn = rng.choice(VOCAB**2, GROUP_SIZE, p=table.chances)
     completions: dict[str, list[Completion]] = {arm: [] for arm in ARMS}
     for z in drawn:
@@ -207,9 +207,9 @@ def _completion(
 
 
 def gradient(trainer: Trainer, groups: Sequence[Group], version: int = 0) -> Gradients:
-    """[parameters] of J as the trainer estimates it: its loss is −J / max_tokens.
+    """[parameters] gradient of J as the trainer estimates it: its loss is −J / max_tokens.
 
-    Where no group teaches anything, as where no answer is right, the trainer computes nothing and this is 0.
+    If no group has a nonzero advantage, for example if no answer is right, the trainer computes nothing: this is 0.
     """
     trainer.policy.model.zero_grad(set_to_none=True)
     trainer.step(groups, version)

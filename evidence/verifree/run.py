@@ -63,21 +63,24 @@ from headrace_lab.reports.benchmark_report import arguments, report
 
 # Written before the first counted run.
 SAME_MEAN, OTHER_MEAN = 3.0, 10.0
-"""Standard errors: the trainer's mean gradients differ from ∇J by less; without the answer's term, by more."""
+"""PASS, in standard errors: the trainer's mean gradients differ from ∇J by less than the first; without the answer's
+term, by more than the second."""
 VARIANCE = 1.0
-"""VeriFree's over the verifier's, at most: of one sample, exactly; and of the trainer's leave-one-out gradients, the
-upper end of a 90 % interval."""
+"""PASS: VeriFree's variance divided by the verifier's is at most this: the exact variances of one sample, and the upper
+end of a 90 % interval for the trainer's leave-one-out gradients."""
 NEAR_FORMULA = 0.15
-"""The reasoning term's variance ratio is E p²/E p within this share of it, mean over the models."""
+"""PASS: the reasoning term's variance ratio differs from E p²/E p by at most this fraction of it, mean over models."""
 STEPS_RATIO = 1.0
-"""Steps to target, mean over seeds, over the verifier's, at most; without the baseline over VeriFree's, more."""
+"""PASS: mean steps to target, divided by the verifier's, are at most this; without the baseline, divided by VeriFree's,
+more than this."""
 
 LATE_BASELINE = 1.0
-"""Late in training, when most answers are likely: the gradient's variance without the baseline over that with it, lower
-end of a 90 % interval, more than this. Written after the first counted run and before the one that measures it."""
+"""PASS: late in training, when most answers are likely, the gradient's variance without the baseline divided by that
+with it is more than this (lower end of a 90 % interval). This limit was fixed after the first counted run and before
+the run that measures it."""
 
 TARGET, STEPS, SEEDS = 0.9, 40, 3
-"""Held-out accuracy; a run that does not reach it in so many steps counts as those steps."""
+"""Target of held-out accuracy, steps of a run (also counted for a run that does not reach the target), and seeds."""
 
 
 def main() -> None:
@@ -89,7 +92,7 @@ def main() -> None:
         model = careless_adder(Path(folder) / "careless", options.seed)
         result["baseline"] = baseline.measure(model, options.seed)
         result["target"] = TARGET
-        # Seed by seed, so that whatever else the machine does falls on all arms alike.
+        # seed by seed, so that other load of the machine affects all arms alike
         result["training"] = [
             train(arm, seed, model, TARGET, STEPS) for seed in range(options.seed, options.seed + SEEDS) for arm in ARMS
         ]
@@ -102,14 +105,14 @@ def main() -> None:
 
 
 def steps_to_target(runs: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Of each arm, one a seed."""
+    """Steps to target by arm, one number per seed."""
     return {
         arm: [STEPS if run["reached"] is None else run["reached"] for run in runs if run["arm"] == arm] for arm in ARMS
     }
 
 
 def figures(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """(what, its limit, what was seen, whether that meets it) of every threshold."""
+    """(name, limit, measured value, whether it passes) of every threshold."""
     z, one, group = (result["exact"][name] for name in ("difference_to_exact_z", "one_sample", "leave_one_out"))
     of_trainer = max((z[arm] for arm in ("verifree", "verifier")), key=abs)
     formula = statistics.fmean(of["variance_ratio_of_reasoning"] / of["p2_over_p"] for of in one)
@@ -161,7 +164,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
 
 
 def table(result: dict[str, Any], seen: list[tuple[str, str, str, bool]]) -> list[list[str]]:
-    """What the docs show: the thresholds' figures, then the rest."""
+    """The table shown in the docs: the thresholds' figures, then the other figures."""
     one, group = result["exact"]["one_sample"], result["exact"]["leave_one_out"]
     low, high = group["variance_ratio_90"]
     rows = [[name, value, limit] for name, limit, value, _ in seen]

@@ -42,7 +42,7 @@ VERIFIER = {
 }
 VERIFREE = {"type": "verifree", "name": "likelihood"}
 NO_BASELINE = {"algorithm": "remax", "kl_coefficient": 0.0, "advantage_clip": None}
-"""Of ReMax with a greedy reward of 0 for every group: A = R."""
+"""Settings of ReMax, which is given a greedy reward of 0 for every group, so that A = R."""
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "verifree": (VERIFREE, {}),
     "verifier": (VERIFIER, {}),
@@ -52,11 +52,11 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 class Run:
-    """One arm, in one thread: synchronous steps."""
+    """Training of one arm in synchronous steps, in one thread."""
 
     def __init__(self, arm: str, seed: int, model: Path) -> None:
         grader, own = ARMS[arm]
-        # Groups are sampled alike in all arms: what `remax` would sample beside, `without_baseline` makes up for.
+        # Groups are sampled alike in all arms: no greedy completions; `without_baseline` sets their reward for `remax`.
         self._settings = Hyperparameters.model_validate({**SETTINGS, "seed": seed})
         learning = Hyperparameters.model_validate({**SETTINGS, **own, "seed": seed})
         self.trainer = Trainer(Policy(model, learning), algorithm(learning.algorithm), learning)
@@ -78,7 +78,7 @@ class Run:
         )
 
     def step(self) -> float:
-        """Sample a batch, update the policy by it; the batch's mean reward."""
+        """Sample a batch and update the policy with it; returns the batch's mean reward."""
         size = self._settings.batch_size
         groups = self.groups(self.version * size, size)
         self.trainer.step(groups, self.version)
@@ -87,7 +87,7 @@ class Run:
         return sum(rewards) / len(rewards)
 
     def groups(self, first: int, count: int) -> list[Group]:
-        """Of these numbers, by the newest weights."""
+        """Groups `first` … `first + count − 1`, sampled with the newest weights."""
         self._engine.use(self.trainer.policy.model.state_dict(), self.version)
         leases = [Lease(number, "", 1, self.version) for number in range(first, first + count)]
 
@@ -98,7 +98,7 @@ class Run:
         return groups if self._baseline else [without_baseline(group) for group in groups]
 
     def accuracy(self) -> float:
-        """Share of held-out problems that greedy completions, written whole, answer right."""
+        """Fraction of held-out problems whose complete greedy completions give the right answer."""
         self._engine.use(self.trainer.policy.model.state_dict(), self.version)
         greedy = SamplingConfig(self._settings.max_tokens, temperature=0.0)
         sampled = self._engine.sample([(prompt, greedy) for prompt in self._held_out])
@@ -131,5 +131,5 @@ def train(arm: str, seed: int, model: Path, target: float, steps: int) -> dict[s
 
 
 def without_baseline(group: Group) -> Group:
-    """Its greedy completion's reward, what `remax` takes for a baseline, is 0."""
+    """The group with a reward of 0 for the greedy completion, which `remax` uses as its baseline."""
     return replace(group, greedy=replace(group.completions[0], reward=0.0))
