@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from headrace_core.errors import InvalidRequest, Unavailable
 from headrace_core.protocols.chat import ChatConfig, ChatRequest
-from headrace_gateway.chat import chat_prompts
+from headrace_gateway.chat import chat_prompts, json_schema_check
 from headrace_gateway.chat.chat_prompts import ChatPrompts
+from headrace_gateway.chat.json_schema_check import JsonSchemaCheck
 from headrace_rollout.prompts import Tokenizer
 
 from .test_prompt_process import LOOPS, MODEL, model_with
@@ -199,3 +203,31 @@ async def test_a_process_that_was_busy_at_the_end_ends_with_its_question() -> No
     await prompts.close()
     assert (await under_way).token_ids
     assert prompts._idle == []
+
+
+SCHEMA = json.dumps({"type": "object", "properties": {f"property {i}": {"type": "string"} for i in range(200)}})
+
+
+def test_what_completions_cost_to_compile_their_schema_is_limited_for_all_of_them_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check = JsonSchemaCheck((MODEL / "tokenizer.json").read_text())
+    began = time.process_time()
+    check.check(SCHEMA, 1)
+    monkeypatch.setattr(json_schema_check, "MAX_COMPILE_SECONDS", 4 * (time.process_time() - began))
+    check.check(SCHEMA, 1)
+    with pytest.raises(InvalidRequest, match=r"once for each completion.*or ask for fewer completions") as refused:
+        check.check(SCHEMA, 16)
+    assert (refused.value.code, refused.value.param) == ("unsupported_json_schema", "response_format")
+
+
+async def test_a_schema_that_many_completions_would_compile_too_long_is_refused(prompts: ChatPrompts) -> None:
+    """It takes seconds, and vLLM would compile it for each completion."""
+    properties = {f"property {i} of many": {"type": "string"} for i in range(4000)}
+    large = json.dumps({"type": "object", "properties": properties, "additionalProperties": False})
+    many = msgspec.structs.replace(asked(), json_schema=large, n=16)
+    with pytest.raises(InvalidRequest, match="compiling it took") as refused:
+        await prompts.made(many)
+    assert refused.value.code == "unsupported_json_schema"
+    few = msgspec.structs.replace(asked(), json_schema=SCHEMA, n=2)
+    assert (await prompts.made(few)).token_ids

@@ -57,6 +57,8 @@ class _Start(msgspec.Struct):
 class _Question(msgspec.Struct):
     messages: list[dict[str, str]] | None = None
     json_schema: str | None = None
+    completions: int = 1
+    """That are to follow the schema."""
 
 
 class _Answer(msgspec.Struct):
@@ -108,7 +110,7 @@ class ChatPrompts:
         try:
             answer = await process.ask(_Question(list(request.messages)))
             if request.json_schema is not None:
-                await process.ask(_Question(json_schema=request.json_schema))
+                await process.ask(_Question(json_schema=request.json_schema, completions=request.n))
         except BaseException:
             await self._release(process)
             raise
@@ -266,7 +268,7 @@ def main() -> None:
                 _write(_Answer(_ids(counter, ask.messages, start)))
             if ask.json_schema is not None:
                 schemas = schemas or JsonSchemaCheck(counter.tokenizer_json())
-                schemas.check(ask.json_schema)
+                schemas.check(ask.json_schema, ask.completions)
                 _write(_Answer())
         except InvalidRequest as error:
             _write(_Answer(problem=Problem.of(error)))

@@ -1,10 +1,18 @@
 """Checks whether completions can be constrained to a JSON schema. It runs in a process with limits (`chat_prompts`),
-because a schema of a few bytes can take any amount of time and memory to compile."""
+because a schema of a few bytes can take any amount of time and memory to compile.
+
+Invariant: the cost for an engine is bounded. vLLM compiles the schema for each completion of a request: once beside its
+steps, and once where it accepts the request, while no other chat proceeds. So the limit is on all of them together.
+"""
 
 from __future__ import annotations
 
+import time
+
 from headrace_core.errors import InvalidRequest
 
+MAX_COMPILE_SECONDS = 5.0
+"""CPU seconds for all completions of one request."""
 _MAX_MESSAGE = 500
 """Characters of the library's error message that are shown."""
 
@@ -26,8 +34,20 @@ class JsonSchemaCheck:
         except ValueError as error:
             raise schema_refused(f"the model's tokenizer cannot be held to JSON: {error}") from error
 
-    def check(self, schema: str) -> None:
-        """Compile the schema, and compute which tokens may come first. Raises `InvalidRequest`."""
+    def check(self, schema: str, completions: int) -> None:
+        """Compile the schema, and compute which tokens may come first. Raises `InvalidRequest`, also if that takes too
+        long for this many completions."""
+        began = time.process_time()
+        self._compile(schema)
+        seconds = time.process_time() - began
+        if seconds * completions > MAX_COMPILE_SECONDS:
+            fewer = "make it smaller" if completions == 1 else "make it smaller, or ask for fewer completions"
+            raise schema_refused(
+                f"compiling it took {seconds:.1f} s, once for each completion; together {MAX_COMPILE_SECONDS:g} s are "
+                f"allowed: {fewer}"
+            )
+
+    def _compile(self, schema: str) -> None:
         from llguidance import LLMatcher
 
         try:
