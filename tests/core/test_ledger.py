@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.errors import InvalidRequest, NotFound
+from headrace_core.errors import Damaged, InvalidRequest, NotFound
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.ledger.ledger import (
     MAX_LEASE_EXPIRIES,
@@ -118,6 +118,17 @@ async def test_tokens_beyond_the_bound_are_masked_or_the_step_is_refused(ledger:
         with pytest.raises(StalenessBoundViolated, match="contradicts its groups"):
             await ledger.settle(term, Step(2, (3, 5), ages, masked), "v3")
     assert await ledger.settle(term, Step(2, (3, 5), {0: 6}, 6), "v3") is TransitionOutcome.SETTLED
+
+
+async def test_groups_of_a_release_that_noted_no_ages_are_refused_with_what_to_do(ledger: Ledger, redis: Redis) -> None:
+    await committed(ledger, 2)
+    term = await ledger.enlist()
+    await ledger.claim(term, LIMITS, "mask")
+    await redis.hdel(JobKeys("ftjob-test").group(1), "trainable")
+    to_do = r"group:1 trainable.*an older release committed: fork a new job from a checkpoint"
+    with pytest.raises(Damaged, match=to_do):
+        await ledger.settle(term, Step(0, (0, 1), {0: 12}, 0), "v1")
+    assert (await ledger.counts()).states["claimed"] == 2
 
 
 async def committed(ledger: Ledger, want: int) -> list[Lease]:

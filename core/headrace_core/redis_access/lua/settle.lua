@@ -7,7 +7,10 @@ local function committed_by_age(first, version)
   local found = {}
   for i = first, #ARGV do
     local where = GROUP .. ARGV[i] .. ' trainable'
-    local trainable = redis.call('HGET', GROUP .. ARGV[i], 'trainable') or ''
+    local trainable = redis.call('HGET', GROUP .. ARGV[i], 'trainable')
+    if not trainable then
+      damaged(where, 'it is missing, as in groups that an older release committed: fork a new job from a checkpoint')
+    end
     for sampled_by, tokens in pairs(json_in(trainable, where)) do
       local age = version - (tonumber(sampled_by) or damaged(where, 'it is no number of tokens by version'))
       if type(tokens) ~= 'number' then damaged(where, 'it is no number of tokens by version') end
