@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import InvalidRequest
 from ..types.staleness import Late, Limits
@@ -33,6 +33,11 @@ ImportanceLevel = Literal["token", "sequence", "geometric"]
 MAX_FLOAT = 1e9
 """Upper limit of settings that have no effect where they are large. Larger values would take what is computed from them
 out of the range of float32."""
+
+LEAST_TEMPERATURE = 0.01
+"""Logits divided by less are no numbers any more, or leave the range of float32."""
+LEAST_CACHE_GIB = 1 / 1024
+"""Less holds no completion. vLLM sizes its cache by itself where it is told a size of 0 bytes."""
 
 
 def _with_auto(schema: dict[str, Any]) -> None:
@@ -276,6 +281,22 @@ class Hyperparameters(BaseModel):
             # The user did not set it: the default must not refuse a batch_size below it.
             merged["minibatches"] = min(groups, merged.get("minibatches", cls.model_fields["minibatches"].default))
         return merged
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` would count as 1: a learning rate of 1, or a job of one step."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is no value of it: write a number or a name")
+        return value
+
+    @field_validator("temperature", "kv_cache_gib")
+    @classmethod
+    def _not_nearly_nothing(cls, value: float, info: ValidationInfo) -> float:
+        least = LEAST_TEMPERATURE if info.field_name == "temperature" else LEAST_CACHE_GIB
+        if value < least:
+            raise ValueError(f"{value:g} is too near to 0: give at least {least:g}")
+        return value
 
     @field_validator("algorithm")
     @classmethod

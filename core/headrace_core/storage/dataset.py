@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_BYTES_PER_TOKEN = 64
 """Of a prompt, on average. Text has about four bytes a token; no tokenizer in use comes near this limit."""
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Escaped, as other languages' libraries write half of a character that was cut."""
 _decoder = msgspec.json.Decoder()
 
 
@@ -160,8 +163,8 @@ def _other_format(start: bytes) -> str | None:
 
 
 def _check_content(where: str, message: Any) -> None:
-    if not isinstance(message, dict) or "role" not in message:
-        raise InvalidData(f"{where}: each message needs a `role` and a text `content`")
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise InvalidData(f"{where}: each message needs a `role`, which is text, and a text `content`")
     content = message.get("content")
     if isinstance(content, str):
         return
@@ -173,7 +176,7 @@ def _check_content(where: str, message: Any) -> None:
     else:
         kind = "null" if content is None else f"of type {type(content).__name__}"
         problem = f"is {kind}; write a string, which may be empty"
-    raise InvalidData(f"{where}: the `content` of a message of role {str(message['role'])[:30]!r} {problem}")
+    raise InvalidData(f"{where}: the `content` of a message of role {message['role'][:30]!r} {problem}")
 
 
 def _row(text: bytes, name: str, line: int) -> Row:
@@ -181,7 +184,8 @@ def _row(text: bytes, name: str, line: int) -> Row:
     try:
         value = _decoder.decode(text)
     except UNREADABLE as error:
-        raise InvalidData(f"{where}: not JSON: {error}") from error
+        half = " (it has \\ud…, which may be half of a character: write whole ones)" if _SURROGATE.search(text) else ""
+        raise InvalidData(f"{where}: not JSON: {error}{half}") from error
     messages = value.get("messages") if isinstance(value, dict) else None
     if not isinstance(messages, list) or not messages:
         raise InvalidData(f"{where}: needs a list `messages` of at least one message")

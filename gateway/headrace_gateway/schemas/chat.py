@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from headrace_core.config.hyperparameters import LEAST_TEMPERATURE
 from headrace_core.protocols.chat import ChatRequest, FinishReason
 
 from ..chat.response_format import ResponseFormat
@@ -25,8 +26,6 @@ from .base import ResponseModel
 
 MOST_COMPLETIONS = 16
 """Of one request (`n`)."""
-GREEDY_BELOW = 0.01
-"""No temperature may lie between this and 0: logits divided by it are no numbers any more."""
 
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -148,8 +147,8 @@ class CreateChatCompletion(BaseModel):
     @field_validator("temperature")
     @classmethod
     def _not_nearly_greedy(cls, value: float | None) -> float | None:
-        if value is not None and 0 < value < GREEDY_BELOW:
-            raise ValueError(f"{value:g} is too near to 0: give 0 itself, or at least {GREEDY_BELOW}")
+        if value is not None and 0 < value < LEAST_TEMPERATURE:
+            raise ValueError(f"{value:g} is too near to 0: give 0 itself, or at least {LEAST_TEMPERATURE}")
         return value
 
     @model_validator(mode="after")
