@@ -51,6 +51,48 @@ def controller_pid(service: Service) -> int:
     return int(pid)
 
 
+SLOW_REWARD = """
+import time
+
+def slowly(sample, item):
+    time.sleep(0.03)
+    return float(item["answer"] in sample["output_text"])
+"""
+
+
+def test_a_worker_killed_during_an_evaluation_leaves_no_row_and_no_evaluation_unaccounted_for(
+    service: Service, tmp_path: Path
+) -> None:
+    """Each evaluation takes seconds, so that the next one is due when one ends, and the kill falls in its middle."""
+    (tmp_path / "slow.py").write_text(SLOW_REWARD)
+    grader = {"type": "function", "name": "slow", "function": f"{tmp_path / 'slow.py'}:slowly"}
+    steps, rows = 12, 256
+    job_id = service.submit(grader, n_steps=steps, checkpoint_interval=4, eval_interval=1, eval_samples=rows)
+    until(lambda: len(service.metrics(job_id, "evaluation")) >= 1, "the base model is evaluated")
+    first = service.metrics(job_id, "evaluation")[-1]
+    service.wait_for_step(job_id, first["step"] + 1)
+    until_due = time.time()
+    time.sleep(first["seconds"] / 2)
+    before = service.metrics(job_id, "evaluation")
+    os.kill(service.pid_of(job_id, "rollout-0"), signal.SIGKILL)
+    killed_at = time.time()
+    service.wait(job_id, "succeeded")
+
+    evaluations = service.metrics(job_id, "evaluation")
+    after = evaluations[len(before) :]
+    assert killed_at - max(until_due, before[-1]["time"]) < first["seconds"], "the kill came after an evaluation's end"
+    assert after[0]["time"] - after[0]["seconds"] > killed_at, "an evaluation on record began before the kill"
+    assert all(e["samples"] == rows and not e["generation_failed"] and not e["reward_failed"] for e in evaluations)
+    made = [e["step"] for e in evaluations]
+    left_out = [step for e in evaluations for step in e["left_out"]]
+    assert made == sorted(set(made))
+    assert made[-1] == steps
+    assert sorted([*made, *left_out]) == list(range(steps + 1))
+    ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
+    assert ledger["balanced"]
+    assert ledger["states"]["trained"] == steps * 4
+
+
 def test_a_stopped_worker_and_a_stopped_controller_are_replaced(tmp_path: Path) -> None:
     service = Service(tmp_path / "data", {"HEADRACE_WATCHDOG_SECONDS": "8", "HEADRACE_MAX_RESTARTS": "10"})
     job_id = service.submit(n_steps=60, checkpoint_interval=10)
