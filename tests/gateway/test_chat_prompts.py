@@ -227,7 +227,7 @@ async def test_a_schema_that_many_completions_would_compile_too_long_is_refused(
     large = json.dumps({"type": "object", "properties": properties, "additionalProperties": False})
     many = msgspec.structs.replace(asked(), json_schema=large, n=16)
     with pytest.raises(InvalidRequest, match="compiling it took") as refused:
-        await prompts.made(many)
+        await prompts.render(many)
     assert refused.value.code == "unsupported_json_schema"
     few = msgspec.structs.replace(asked(), json_schema=SCHEMA, n=2)
-    assert (await prompts.made(few)).token_ids
+    assert (await prompts.render(few)).token_ids
