@@ -1,1 +1,1 @@
-"""Measurements for other programs: Prometheus, TensorBoard, Weights & Biases, JSON lines."""
+"""Exports of measurements to Prometheus, TensorBoard, Weights & Biases and JSON lines."""

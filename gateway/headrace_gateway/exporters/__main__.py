@@ -1,8 +1,8 @@
-"""`python -m headrace_gateway.exporters`: one job into one sink, as a line on standard input says.
+"""`python -m headrace_gateway.exporters`: exports one job to one sink; a line on stdin holds the `ExportRequest`.
 
-A process of its own: what a sink's library does, and how long it takes, is neither the gateway's nor the job's. It ends
-with the job, and in good order when its standard input does: when the gateway closes it, or dies. Status 1 with a line
-on standard error that says why.
+It is a process of its own, so that a sink's library can neither block nor break the gateway or the job. It ends with
+the job, or in good order when stdin is closed, because the gateway closes it or has died. On an error it exits with
+status 1 and one line on stderr.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from .export_loop import ExportRequest, FromRedis, export
 
 
 async def run(errand: ExportRequest) -> None:
-    """To the job's end, or to that of standard input."""
+    """Export until the job ends, or stdin is closed."""
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)  # nothing comes there any more but its end
+    # after the request, only the end of stdin can follow
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
     redis = connect(errand.redis_url)
     try:
         jobs = JobStore(redis)
@@ -43,7 +44,7 @@ def main() -> None:
     errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=ExportRequest)
     try:
         asyncio.run(run(errand))
-    except Exception as error:  # the last line is what the job's owner is told
+    except Exception as error:  # the gateway reports the last line of stderr to the job's owner
         text = error.message if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
         print(" ".join(text.split()), file=sys.stderr)
         sys.exit(1)

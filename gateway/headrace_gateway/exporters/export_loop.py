@@ -1,10 +1,11 @@
-"""Carries a job's measurements into one sink, from where it was to where the job is, or on to the job's end.
+"""Exports a job's measurements to one sink, from the stored cursor to the newest entry, or until the job ends.
 
     history in Redis ──┐
     metrics by REST  ──┴─► Source ──► Sink ──► cursor.json: the last number, and how large the sink was then
 
-Invariants: one follower at a time writes a folder (a lock that the system gives back); the cursor is replaced after the
-sink's flush, and a follower that starts cuts the sink back to it: nothing is missing, and nothing is there twice.
+Invariants: one exporter at a time writes to a folder (a file lock, which the system releases if the exporter dies). The
+cursor is replaced after the sink's flush, and an exporter that starts truncates the sink to the cursor: so no entry is
+missing or written twice.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ _LOOK_SECONDS = 2.0
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """How far a folder is."""
+    """The position of an export."""
 
     number: int = 0
-    """Of the last entry that is out."""
+    """Number of the last entry that was written."""
     step: int = 0
-    """Newest policy version up to there."""
+    """Newest policy version up to that entry."""
     size: int = 0
-    """Bytes of the sink then."""
+    """Size of the sink's file after that entry, in bytes."""
     complete: bool = False
-    """The job had ended, and all of it is out."""
+    """Whether the job has ended and all of its entries are written."""
 
 
 class ExportRequest(msgspec.Struct, frozen=True):
-    """What a process of `python -m headrace_gateway.exporters` is for."""
+    """The request that a process of `python -m headrace_gateway.exporters` reads from stdin."""
 
     redis_url: str
     job_id: str
@@ -71,7 +72,7 @@ class Source(Protocol):
 
 
 class FromRedis:
-    """A source beside the gateway."""
+    """A job's measurements, read from Redis: used by the gateway's own processes."""
 
     def __init__(self, jobs: JobStore, job_id: str) -> None:
         self._jobs, self._id = jobs, job_id
@@ -108,7 +109,7 @@ async def export(
     follow: bool,
     stop: asyncio.Event,
 ) -> Cursor:
-    """Returns when all is out that there was; with `follow`, when the job has ended or is paused, or `stop` is set.
+    """Export the entries up to now; with `follow`, until the job has ended or is paused, or `stop` is set.
 
     `job` and `options` as `sink_factory.create` takes them. Raises `InvalidState` while another exporter has the
     folder.
@@ -123,10 +124,11 @@ async def export(
 
 
 def read_cursor(folder: Path) -> Cursor:
-    """How far the folder is; at the beginning where it is empty, or holds less than its cursor says."""
+    """The position of an export folder; the beginning if the folder is empty, or its file is shorter than the cursor
+    says."""
     try:
         cursor = msgspec.json.decode((folder / _CURSOR).read_bytes(), type=Cursor)
-    except (FileNotFoundError, *UNREADABLE):  # the latter where the machine lost its power
+    except (FileNotFoundError, *UNREADABLE):  # a cursor may be unreadable after a power loss
         return Cursor()
     if min(cursor.number, cursor.step, cursor.size) < 0:
         return Cursor()
@@ -139,7 +141,7 @@ async def _carried(
     source: Source, sink: Sink, cursor: Cursor, save: Callable[[Cursor], None], follow: bool, stop: asyncio.Event
 ) -> Cursor:
     while not stop.is_set():
-        status = await source.status()  # before the entries: what ends a job comes after them
+        status = await source.status()  # read before the entries, so that none is missed when the job has ended
         found = await source.after(cursor.number)
         step = cursor.step
         for entry in found:

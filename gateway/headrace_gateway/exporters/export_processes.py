@@ -1,11 +1,11 @@
-"""The gateway's side of exports: a process for each job that runs and each sink it goes to.
+"""The gateway's side of exports: runs one process per running job and sink.
 
     HEADRACE_EXPORTS (files, of every job) ─┐
     the job's integrations (wandb)         ─┴─► python -m headrace_gateway.exporters ──► data folder / wandb
-                                                   │ ended with an error: an event of the job, and another try
-                                                   ▼ after `ATTEMPTS`: an event; `headrace jobs export` does it later
+                                                   │ ended with an error: an event of the job, and a retry
+                                                   ▼ after `ATTEMPTS`: an event; `headrace jobs export` can do it later
 
-Invariants: no export delays a job or its workers, or ends it; however one ends, the next goes on where it was.
+Invariants: no export delays or ends a job; however an export ends, the next one continues from its cursor.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Key = tuple[str, Target]
 
 
 class ExportProcesses:
-    """Of every job. `reconcile` starts what should run and does not; `close` ends all."""
+    """The export processes of all jobs. `reconcile` starts those that are missing; `close` ends all."""
 
     def __init__(
         self, settings: Settings, redis_url: str, jobs: JobStore, backoff_seconds: float = BACKOFF_SECONDS
@@ -50,7 +50,7 @@ class ExportProcesses:
         self._not_before: dict[_Key, float] = {}
 
     async def reconcile(self) -> None:
-        """Every job under way is exported, and what a job that has ended still lacks."""
+        """Start the missing exports: of every unfinished job, and of ended jobs whose export is incomplete."""
         for key, task in list(self._running.items()):
             if task.done():
                 del self._running[key]
@@ -63,7 +63,7 @@ class ExportProcesses:
                     self._running[key] = asyncio.create_task(self._export(key, options), name=f"export {target}")
 
     async def close(self) -> None:
-        """End every process; the next gateway goes on where they were."""
+        """End every process; the next gateway continues from their cursors."""
         for task in self._running.values():
             task.cancel()
         for done in await asyncio.gather(*self._running.values(), return_exceptions=True):
@@ -104,19 +104,20 @@ class ExportProcesses:
 
 
 async def _process(errand: ExportRequest) -> tuple[int, str]:
-    """(exit status, what it said last). Cancelled, it lets the process end in good order."""
+    """Run an export process; returns (exit status, last line of stderr). If cancelled, lets the process end in good
+    order."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headrace_gateway.exporters"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C in the terminal is the gateway's to pass on
+        start_new_session=True,  # Ctrl-C in the terminal reaches the gateway only, which closes stdin
     )
     assert process.stdin is not None
     assert process.stderr is not None
     try:
-        process.stdin.write(msgspec.json.encode(errand) + b"\n")  # and left open: its end is the process's
+        process.stdin.write(msgspec.json.encode(errand) + b"\n")  # stdin stays open: the process ends when it is closed
         said = b""
         while read := await process.stderr.read(_SAID_BYTES):
             said = (said + read)[-_SAID_BYTES:]

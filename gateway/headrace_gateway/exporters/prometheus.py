@@ -1,7 +1,8 @@
-"""Every job's state as Prometheus series, read from Redis at each scrape: the gateway counts nothing itself.
+"""Exposes the state of every job as Prometheus series, read from Redis at each scrape: the gateway counts nothing
+itself.
 
-docs/prometheus.md lists the series; a test holds it to this file. An ended job is exposed for `_AFTER_END` seconds
-more, so that its last values are scraped.
+docs/prometheus.md lists the series, and a test compares it with this file. An ended job is exposed for `_AFTER_END`
+more seconds, so that its last values are scraped.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def _of_ledger(job: Job, account: dict[str, Any]) -> Iterator[Sample]:
 
 
 def _of_newest(job: Job, newest: Mapping[bytes, bytes]) -> Iterator[Sample]:
-    """Of a job's summary: the newest entry of each source, whose name begins with its kind."""
+    """Samples of a job's newest entries. `newest`: the newest entry by source, whose name begins with its kind."""
     for source, data in newest.items():
         kind, measured = _MEASURED.get(source.decode(errors="replace").partition(" ")[0], (None, None))
         if kind is not None and measured is not None:
@@ -207,7 +208,7 @@ def _of_recoveries(job: str, acts: Mapping[str, int], restarts: Mapping[str, int
 
 
 def _known(name: str, labels: tuple[str, ...], value: float | None) -> Iterator[Sample]:
-    """No sample of a figure that there is not: it would be read as 0."""
+    """One sample; none if the value is unknown, since it would be read as 0."""
     if value is not None:
         yield name, labels, value
 

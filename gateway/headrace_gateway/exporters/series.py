@@ -1,7 +1,7 @@
-"""A job's measurements as scalars with names, for programs that draw such: TensorBoard, Weights & Biases.
+"""Turns a job's measurements into named scalars, for TensorBoard and Weights & Biases.
 
-`SERIES` is the whole list; docs/exporters.md is made of it. The step of a scalar is the policy version that it is of. A
-figure that there is not (a mean of nothing) has no scalar: it would be read as 0.
+`SERIES` is the complete list, from which docs/exporters.md is generated. The step of a scalar is its policy version. A
+figure that does not exist, such as the mean of nothing, has no scalar, since it would be read as 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Figures = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """`name` holds `{worker}` and `{key}` where there is one of each; `read` gives the figures by key."""
+    """One series, or one per worker or key: then `name` contains `{worker}` or `{key}`. `read` returns the figures of
+    an entry by key."""
 
     name: str
     kind: Kind
@@ -28,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What one entry measured, by name of series."""
+    """The scalars of one entry, by name of series."""
 
     step: int
     """Policy version."""
@@ -107,7 +108,7 @@ SERIES: tuple[Series, ...] = (
 
 
 def point(kind: str, data: Data, step: int) -> Point:
-    """An entry's scalars. `step` is the newest one before it, for entries that name none themselves."""
+    """An entry's scalars. `step`: the newest step before it, for entries without a step of their own."""
     values: dict[str, float] = {}
     for series in SERIES:
         if series.kind == kind:

@@ -1,8 +1,8 @@
-"""What takes measurements: a file of JSON lines, a TensorBoard event file, a run at Weights & Biases.
+"""The interface of export targets: a file of JSON lines, a TensorBoard event file, a run at Weights & Biases.
 
-Promises of a `Sink`: what `write` was given is out when `flush` has returned; a file that is cut back to what a `flush`
-answered holds what was written before it, and nothing else. So an exporter that died goes on without a gap, and without
-writing anything twice.
+Contract of a `Sink`: when `flush` returns, everything passed to `write` is stored; a file truncated to the size that
+`flush` returned holds exactly what was written before that call. So an exporter that died continues without gaps and
+duplicates.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class SinkEntry(msgspec.Struct, frozen=True):
 
 class Sink(Protocol):
     def write(self, entry: SinkEntry, point: Point) -> None:
-        """Take one entry, also as scalars."""
+        """Write one entry; `point` has its scalars."""
         ...
 
     def flush(self) -> int:
-        """The size in bytes of what is out; 0 for what is no file."""
+        """Store everything that was written; returns the file's size in bytes, 0 for a sink without a file."""
         ...
 
     def close(self) -> None:
-        """All is out afterwards."""
+        """Store everything that was written, and close."""
         ...
 
 
 def opened_at(path: Path, size: int) -> IO[bytes]:
-    """The file, cut to `size`, to be written on; made where `size` is 0."""
+    """Open the file for appending, truncated to `size` bytes; creates it if `size` is 0."""
     file = path.open("r+b" if size else "wb")
     file.truncate(size)
     file.seek(size)

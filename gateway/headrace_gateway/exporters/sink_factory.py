@@ -1,4 +1,4 @@
-"""The sink of each target; TensorBoard's and Weights & Biases' are loaded where they are asked for."""
+"""Creates the sink of a target. The packages of TensorBoard and Weights & Biases are imported only when needed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .targets import Target
 
 
 def create(target: Target, folder: Path, size: int, job: Mapping[str, Any], options: Mapping[str, Any]) -> Sink:
-    """A sink in `folder` that goes on after its first `size` bytes.
+    """A sink in `folder` that continues after the first `size` bytes of its file.
 
-    `job` has `id`, `created_at`, `model` and `hyperparameters`; `options` are those of the job's integration. Raises
-    `InvalidRequest` where the target's package is not installed.
+    `job` has `id`, `created_at`, `model` and `hyperparameters`; `options`: those of the job's integration. Raises
+    `InvalidRequest` if the target's package is not installed.
     """
     if target == "jsonl":
         return Jsonl(folder, size)
@@ -38,7 +38,7 @@ def create(target: Target, folder: Path, size: int, job: Mapping[str, Any], opti
 
 
 class Jsonl:
-    """`metrics.jsonl`: an entry a line, as the metrics route answers it."""
+    """Writes `metrics.jsonl`: one entry per line, in the form of the metrics route."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self._file = opened_at(folder / "metrics.jsonl", size)

@@ -1,4 +1,4 @@
-"""What measurements can be exported to: for the service, and for commands that begin without loading it."""
+"""The export targets. A module of its own, so that commands can use it without importing the gateway."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
-"""A run at Weights & Biases: the job's id is the run's, so that a follower that starts again goes on with it.
+"""A run at Weights & Biases. It has the job's id, so that an exporter that is restarted continues the same run.
 
-Where, and whether at all, it is sent is wandb's own to say: `WANDB_API_KEY`, `WANDB_BASE_URL`, `WANDB_MODE=offline`.
-Each entry is logged at its number in the job's history: wandb ignores what it was sent before.
+wandb's own variables set the account and the server: `WANDB_API_KEY`, `WANDB_BASE_URL`, `WANDB_MODE=offline`. Each
+entry is logged at its number in the job's history, because wandb ignores entries with a number that it has already.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WandbRun:
             resume="allow",
             dir=str(folder),
             config={"model": job["model"], **job["hyperparameters"]},
-            # Of this process there is nothing to tell: neither what it prints, nor its machine, nor its folder's git.
+            # wandb must not record this process: its output, its machine's statistics, its folder's git state.
             settings=wandb.Settings(
                 console="off", silent=True, disable_git=True, save_code=False, x_disable_stats=True, x_disable_meta=True
             ),
@@ -41,7 +41,7 @@ class WandbRun:
             self._run.log({**point.values, "step": point.step}, step=entry.number)
 
     def flush(self) -> int:
-        """wandb's own process writes what it was given; it is waited for at the end."""
+        """Always 0: wandb's own process writes the entries, and `close` waits for it."""
         return 0
 
     def close(self) -> None:

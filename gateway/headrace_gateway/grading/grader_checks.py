@@ -1,6 +1,6 @@
-"""A grader is checked, and tried, where its code may run: in a process of the rewards service, never in the gateway.
+"""Checks and tries graders in a process of the rewards service, because their code must not run in the gateway.
 
-ask ─► `python -m headrace_rewards check` ─► CheckReport    a process a question; it ends with its answer or its time
+ask ─► `python -m headrace_rewards check` ─► CheckReport    one process per check, with a time limit
 
 In the gateway the process is forked from one that has imported everything: `forked_process`.
 """
@@ -24,7 +24,7 @@ CHECK_SECONDS = 120.0
 PARAM = "method.reinforcement.grader"
 TOKENIZER = "tokenizer.json"
 REHEARSAL_SECONDS = 30.0
-"""For the completions that a job's grader is tried on; one that is slower is taken, and its user told."""
+"""Time for the completions that a job's grader is tried on. A slower grader is accepted, with a remark to its user."""
 _TRIAL_SECONDS = 180.0
 _TRIALS_AT_ONCE = 4
 
@@ -41,9 +41,9 @@ async def check_grader(
     model: Path | None = None,
     run: RunProcess = started,
 ) -> CheckReport:
-    """The verdict on a grader that can be used; the samples' tokens are `model`'s.
+    """Check a grader; the samples are tokenized by `model`.
 
-    Raises `InvalidRequest` for one that cannot work; its message says why, and `param` is where the request holds it.
+    Raises `InvalidRequest` if it cannot work; the message says why, and `param` names the field of the request.
     """
     question = CheckRequest(
         grader=grader,
@@ -64,8 +64,8 @@ async def check_grader(
 
 
 class GraderTrials:
-    """Graders that users try, and those of jobs that they submit: so many at a time, the others wait within their
-    limit."""
+    """Runs the checks of graders that users try or submit with a job. A limited number runs at the same time; the
+    others wait, up to a time limit."""
 
     def __init__(self, rules: RewardPermissions, run: RunProcess = started) -> None:
         self._rules = rules
@@ -73,16 +73,17 @@ class GraderTrials:
         self._places = Places(_TRIALS_AT_ONCE, _TRIAL_SECONDS, f"{_TRIALS_AT_ONCE} graders are being tried")
 
     async def verdict(self, grader: Any, samples: Sequence[dict[str, Any]] = ()) -> CheckReport:
-        """Raises `InvalidRequest` for a grader that cannot work, `TimedOut` where no place came free in time."""
+        """Check a grader. Raises `InvalidRequest` if it cannot work, `TimedOut` if no slot became free in time."""
         async with self._places.one():
             return await check_grader(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS, run=self._run)
 
     async def rehearsed(
         self, grader: dict[str, Any], rules: RewardPermissions, row: Row, model: Path, *, tolerant: bool
     ) -> tuple[dict[str, Any], list[str]]:
-        """(the grader of a job, complete; what to tell its user), after a rehearsal on completions of `row`.
+        """(a job's grader with all defaults, remarks for its user), after trying it on completions of `row`.
 
-        `rules` are the job's. Raises as `verdict` does; a `tolerant` job takes a grader that fails on all of them, too.
+        `rules`: those of the job. Raises like `verdict`; a `tolerant` job accepts even a grader that fails on all of
+        the completions.
         """
         groups = plausible_completions(row)
         samples, sizes = [sample for group in groups for sample in group], [*map(len, groups)]

@@ -1,8 +1,8 @@
-"""Completions of a row that a model might write, for a grader to be tried on before a job starts.
+"""Makes completions that a model might write, on which a grader is tried before a job starts.
 
-Three groups, each scored together as a group of a job is: nothing at all, a right answer and a wrong one, and the right
-answer in the forms that rewards usually look for (JSON, tags, a box, GSM8K's mark). A grader that fails on every one of
-them, always alike, does not fail because of what the model wrote.
+There are three groups, each scored together like a group of a job: an empty completion; a right and a wrong answer; and
+the right answer in the forms that rewards usually look for (JSON, tags, a box, GSM8K's mark). If a grader fails on all
+of them in the same way, the cause is not what the model wrote.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ REFERENCE_KEYS = (
     *("answer", "ground_truth", "reference_answer", "label", "solution", "target", "reference", "expected_output"),
     *("expected", "completion", "response"),
 )
-"""Where rows keep the right answer, the most usual first; before them verl's `reward_model.ground_truth`."""
+"""Keys under which rows hold the right answer, most common first; verl's `reward_model.ground_truth` precedes them."""
 _WITHOUT_REFERENCE = "42"
 _LONGEST = 20_000
-"""Characters of a reference answer that are tried."""
+"""Most characters of a reference answer that are used."""
 
 
 def plausible_completions(row: Row) -> list[list[dict[str, Any]]]:

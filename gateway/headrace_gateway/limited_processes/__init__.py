@@ -1,1 +1,1 @@
-"""Work on users' input in processes with limits of memory and time."""
+"""Processes with limited memory and time, for work on users' input."""

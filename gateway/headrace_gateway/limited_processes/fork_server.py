@@ -1,20 +1,20 @@
-"""A process that has imported what checks import, and forks a fresh one for each of them.
+"""A server process that has imported the slow libraries of the checks, and forks a child for each check.
 
-    gateway ── control socket ─► server, which imports once and runs nothing of a question
+    gateway ── control socket ─► server, which imports once and processes no question itself
                                    └─ fork ─► child: `python -m COMMAND`, as if it had just been started
-      a message is a command and three sockets: the child's stdin and stdout, its stderr, and its *life*: over that the
-      gateway is told the exit status, and by closing it the gateway ends the child
+      a message is a command and three sockets: the child's stdin and stdout, its stderr, and its *life*: on it the
+      server sends the exit status, and the gateway kills the child by closing it
 
-Invariants: no child has anything of another: each is forked from the same untouched server, reads its question itself,
-and has no file open but its own three. When the gateway has ended, or the server, so have all children (the control
-socket is closed; PR_SET_PDEATHSIG). The server has one thread when it forks, and none of its memory is a user's.
+Invariants: children share no data: each is forked from the same unchanged server, reads its question itself, and has no
+open file but its own three. When the gateway or the server has ended, so have all children (the control socket is
+closed; PR_SET_PDEATHSIG). The server has a single thread when it forks, and no user's data in its memory.
 
-Reward code does not run here: its guard is started by exec, with a memory and an environment of its own.
+Reward code does not run here: its guard is started by exec, with memory and an environment of its own.
 
     python -m headrace_gateway.limited_processes.fork_server MODULE[:FUNCTION]…     a socket as stdin
 
-Functions are called once, at the first moment at which nobody has asked for anything for `IDLE_SECONDS`: what they find
-out, every child would have to for itself.
+Each FUNCTION is called once, when no request has come for `IDLE_SECONDS` for the first time. It computes what every
+child would otherwise compute for itself.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ _PR_SET_PDEATHSIG = 1
 class _Child:
     pid: int
     process: int
-    """Its pidfd, which can be read once it has ended."""
+    """The child's pidfd, which becomes readable when the child has ended."""
     life: socket.socket
 
 
 class ForkingServer:
-    """Forks until the control socket is closed."""
+    """Forks a child per message until the control socket is closed."""
 
     def __init__(self, control: socket.socket, prepare: Sequence[Callable[[], None]] = ()) -> None:
-        """`prepare`: what is done once it is idle."""
+        """`prepare`: functions that are called once the server is idle."""
         self._control = control
         self._prepare = list(prepare)
         self._pid = os.getpid()
-        self._poll = select.poll()  # holds no file of its own, which a child would close a second time
+        self._poll = select.poll()  # unlike epoll, it has no file descriptor that a child would close too
         self._poll.register(control, select.POLLIN)
         self._children = dict[int, _Child]()
-        """By the number of each of its two files."""
+        """Children by each of their two file descriptors."""
 
     def serve(self) -> None:
-        """Returns when the gateway has ended; the children end with this process."""
+        """Serve until the gateway closes the socket; the children end with this process."""
         while True:
             ready = {file for file, _ in self._poll.poll(IDLE_SECONDS * 1000 if self._prepare else None)}
             if not ready:
@@ -76,13 +76,13 @@ class ForkingServer:
                     self._reap(child)
                 else:  # closed by the gateway
                     self._poll.unregister(file)
-                    os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the number is its own
-            # last: a new child may get the numbers of files that were closed above
+                    os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so that its pid cannot be another process's
+            # Requests are last, because a new child may reuse the descriptors that were closed above.
             if self._control.fileno() in ready and not self._asked():
                 return
 
     def _asked(self) -> bool:
-        """Whether there was a message, whose command runs now."""
+        """Read a message and fork its child; False if the gateway has closed the socket."""
         command, files, _, _ = socket.recv_fds(self._control, COMMAND_BYTES, _FILES)
         if not command:
             return False
@@ -118,11 +118,11 @@ class ForkingServer:
 
 
 def _run(command: str, data: int, errors: int, server: int) -> NoReturn:
-    """In the child. Nothing of the server's frames above runs again."""
+    """Run the command in the child, and exit. Never returns into the server's code."""
     status = 1
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != server:  # too late for the signal
+        if os.getppid() != server:  # the server ended before the signal was set up
             os._exit(status)
         for file, number in ((data, 0), (data, 1), (errors, 2)):
             os.dup2(file, number)
@@ -153,20 +153,21 @@ def preload(names: Sequence[str]) -> list[Callable[[], None]]:
 
 
 def make_forkable() -> None:
-    """Raises `RuntimeError` where something has left a thread: a child would not have it, nor what it holds."""
+    """Raises `RuntimeError` if an import has started a thread: a child would lack it, but inherit the locks it
+    holds."""
     if len(threads := os.listdir("/proc/self/task")) > 1:
         raise RuntimeError(f"what was imported has left {len(threads) - 1} threads: that cannot be forked")
     gc.collect()
-    gc.freeze()  # else each collection of a child would copy what it shares
+    gc.freeze()  # so that garbage collections in children do not copy shared pages
 
 
 def main() -> None:
-    """Serve the socket that is standard input."""
+    """Serve the socket on stdin."""
     control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's, which closes the socket
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the gateway, which closes the socket
     ForkingServer(control, preload(sys.argv[1:])).serve()
 
 

@@ -1,7 +1,7 @@
-"""Questions to processes that need not import anything first: the gateway's side of `fork_server`.
+"""The gateway's side of `fork_server`: runs commands in forked processes that need no time for imports.
 
-run ─► send a command and its sockets ─► question out, answer and errors in, exit status ─► Ended
-         └ the server runs no more: start another one, send again
+run ─► send a command and its sockets ─► question out, answer and errors in, exit status ─► ProcessResult
+         └ the server has ended: start another one, and send again
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from headrace_core.errors import Unavailable
 from .json_process import ProcessResult
 
 END_SECONDS = 10.0
-"""For the end of a process that was killed, and of the server once its socket is closed."""
+"""Time limit for the end of a killed process, and of the server after its socket is closed."""
 _READ_BYTES = 1 << 16
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
-"""Of a socket with more messages, or more files under way in them, than the kernel keeps."""
+"""Errors of a socket whose queue of messages, or of files in them, is full."""
 
 
 class ForkServer:
-    """Starts with the first question, or by `start`; `close` ends it and all that it has forked."""
+    """A fork server. The first question or `start` starts it; `close` ends it with all of its children."""
 
     def __init__(self, preloaded: Sequence[str], env: Mapping[str, str]) -> None:
-        """`preloaded`: `module` or `module:function`, see `fork_server`; `env` is added to the gateway's."""
+        """`preloaded`: `module` or `module:function`, see `fork_server`; `env`: added to the gateway's environment."""
         self._preloaded = preloaded
         self._env = env
         self._process: asyncio.subprocess.Process | None = None
@@ -39,11 +39,11 @@ class ForkServer:
 
     @property
     def pid(self) -> int | None:
-        """Of the server; None where it was not started."""
+        """The server's pid; None if it was not started."""
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Returns before it has imported anything: questions wait for that. Does nothing where it runs."""
+        """Start the server if it does not run. Returns before its imports are done; questions wait for them."""
         async with self._starting:
             if self._process is not None and self._process.returncode is None:
                 return
@@ -60,8 +60,8 @@ class ForkServer:
                 )
 
     async def run(self, command: str, question: bytes) -> ProcessResult:
-        """What `python -m <command>` makes of `question`. Where it is cancelled, the process is killed. One that was
-        lost with the server runs once more, from another server. Raises `Unavailable`."""
+        """Run `python -m <command>` with `question` on stdin. If this is cancelled, the process is killed. If the
+        server dies, the command is repeated once with another server. Raises `Unavailable`."""
         for _ in range(2):
             ended = await self._asked(command, question)
             if ended is not None:
@@ -69,7 +69,7 @@ class ForkServer:
         raise Unavailable("the process that forks checks was ended while it was asked, twice", retry_after=10)
 
     async def _asked(self, command: str, question: bytes) -> ProcessResult | None:
-        """None where the server ended before the process did."""
+        """The process's result; None if the server ended first."""
         with ExitStack() as files:
             pairs = [socket.socketpair() for _ in range(3)]
             ours, theirs = [files.enter_context(a) for a, _ in pairs], [files.enter_context(b) for _, b in pairs]
@@ -129,7 +129,8 @@ class ForkServer:
 
 
 async def _read(file: socket.socket) -> bytes:
-    """To its end, also where that is one of a process that did not read all of its question."""
+    """Read to the end. A process that did not read all of its question resets the connection, which counts as the
+    end."""
     loop, parts = asyncio.get_running_loop(), list[bytes]()
     with contextlib.suppress(ConnectionError):
         while part := await loop.sock_recv(file, _READ_BYTES):
@@ -138,6 +139,6 @@ async def _read(file: socket.socket) -> bytes:
 
 
 async def _send(file: socket.socket, question: bytes) -> None:
-    with contextlib.suppress(ConnectionError):  # it ended before it had read all
+    with contextlib.suppress(ConnectionError):  # the process ended before it had read everything
         await asyncio.get_running_loop().sock_sendall(file, question)
         file.shutdown(socket.SHUT_WR)

@@ -1,9 +1,9 @@
-"""A question to another process, the rewards service's above all: JSON in, JSON out, a process a question.
+"""Asks another process a question: JSON on its stdin, JSON on its stdout, one process per question.
 
     ask ─► run ─┬─ `started`: a new interpreter, which imports first        the command line, doctor
                 └─ `ForkServer.run`: forked from one that has imported      the gateway (`forked_process`)
 
-The gateway never imports what graders and tasks import; the process ends with its answer, or with its time.
+So the gateway never imports the libraries of graders and tasks. The process ends with its answer, or at a time limit.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class ProcessResult:
-    """A process that was asked something."""
+    """The result of a process."""
 
     status: int
-    """Its exit status, negative for a signal."""
+    """Exit status; negative for a signal."""
     out: bytes
     said: bytes
     """What it wrote to standard output and to the error stream."""
 
 
 class RunProcess(Protocol):
-    """How a process is come by."""
+    """Runs a process: a new interpreter, or a forked one."""
 
     async def __call__(self, command: str, question: bytes) -> ProcessResult:
-        """`python -m <command>` with the question on standard input, until it ends. Where it is cancelled, the process
-        is killed."""
+        """Run `python -m <command>` with the question on stdin until it ends. If this is cancelled, the process is
+        killed."""
         ...
 
 
 class EndedWithoutAnswer(Unavailable):
-    """The process ended, and what it wrote to standard output is no answer."""
+    """The process ended without a valid answer on stdout."""
 
     def __init__(self, message: str, said: str) -> None:
-        """`said`: the end of what it wrote to the error stream."""
+        """`said`: the end of the process's stderr."""
         super().__init__(message)
         self.said = said
 
 
 async def started(command: str, question: bytes, env: Mapping[str, str] | None = None) -> ProcessResult:
-    """See `RunProcess`: a process that is started anew; `env` is added to this one's."""
+    """A `RunProcess` that starts a new interpreter. `env`: added to this process's environment."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *command.split()),
         stdin=asyncio.subprocess.PIPE,
@@ -81,7 +81,8 @@ async def ask(
     param: str | None = None,
     run: RunProcess = started,
 ) -> Answer:
-    """The answer of `python -m <command>`. Raises `TimedOut`, and `EndedWithoutAnswer`; `what` says what it does."""
+    """The answer of `python -m <command>`. `what` describes the work, for error messages. Raises `TimedOut`, and
+    `EndedWithoutAnswer`."""
     try:
         async with asyncio.timeout(seconds):
             ended = await run(command, msgspec.json.encode(question))
@@ -109,12 +110,13 @@ async def ask_rewards(
 
 
 async def sandbox(wanted: SandboxLevel) -> str:
-    """At which level this machine holds reward code, and why at no higher one; or that it is refused below `wanted`."""
+    """A text on the sandbox level that this machine supports, and why no stricter one; or that reward code is refused,
+    because the level is below `wanted`."""
     what = "the trial of the sandbox"
     return await ask_rewards("sandbox", wanted, str, seconds=60.0, what=what, param="reward_sandbox")
 
 
 async def claim_control_groups() -> None:
-    """Have the kernel hold the memory of reward code, where this service has control groups of its own."""
+    """Let the kernel limit the memory of reward code, if this service has control groups of its own."""
     what = "claiming control groups"
     await ask_rewards("control-groups", None, str, seconds=60.0, what=what, param="reward_sandbox")

@@ -1,4 +1,4 @@
-"""How many of a kind of work one gateway does at a time; others wait for their turn, a limited time."""
+"""Limits how many tasks of a kind a gateway runs at the same time; the others wait, for a limited time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from headrace_core.errors import TimedOut
 
 
 class Places:
-    """Of one kind of work."""
+    """The slots of one kind of task."""
 
     def __init__(self, count: int, seconds: float, busy: str) -> None:
-        """`seconds`: how long one waits for a place; `busy`: what the others do meanwhile, with their number."""
+        """`seconds`: longest wait for a slot; `busy`: what the others are doing, for the message of `TimedOut`."""
         self._places = asyncio.Semaphore(count)
         self._seconds = seconds
         self._busy = busy
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """Hold a place. Raises `TimedOut` where none came free in time."""
+        """Hold a slot. Raises `TimedOut` if none becomes free in time."""
         try:
             async with asyncio.timeout(self._seconds):
                 await self._places.acquire()

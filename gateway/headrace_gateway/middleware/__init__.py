@@ -1,1 +1,1 @@
-"""What runs around every route."""
+"""ASGI middleware around every route: access control, request ids, error responses."""

@@ -1,15 +1,15 @@
-"""Access control: every request passes here before any route, and every answer leaves by it.
+"""Access control: every request passes through this middleware before any route, and so does every response.
 
-    request ─► Envelope ─► is it from a page of ours? ─► how often has it come? whose key? whose job? ─► routes
-                                     │ 403                          │ 429 · 401 · 404                       │
-    answer ◄─────────────────── rate-limit headers ◄── what changes, and what is refused, is written down ◄─┘
+    request ─► Envelope ─► from another site's page? ─► rate limit, key, owner of the job or file ─► routes
+                                    │ 403                        │ 429 · 401 · 404                     │
+    response ◄────────────── rate-limit headers ◄── audit log of changes and refused requests ◄────────┘
 
-Invariants, where keys are required: what is not in `RequestInfo.open` is closed without a key, routes that nobody has
-thought of yet too; a job or file of another is answered as one that does not exist, whatever the route; a route finds
-its caller in `request.state.principal`, or fails. Where keys are not required, everybody is `LOCAL`, and a read costs
+Invariants, if keys are required: every path that is not `RequestInfo.is_public` needs a key, including routes added
+later; a job or file of another owner gets the same response as one that does not exist, on every route; a route finds
+its caller in `request.state.principal`, or fails. If keys are not required, every caller is `LOCAL`, and a read takes
 no round trip to Redis.
 
-Plain ASGI: a stream passes through as it comes.
+It is plain ASGI middleware, so that streams pass through unbuffered.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class AccessMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # there are no other routes, and one would come in without a key
+        if scope["type"] != "http":  # there are no websocket routes; one would bypass the keys
             raise RuntimeError(f"{scope['type']} is not served")
         info = RequestInfo.of(scope)
         gateway: GatewayContext = scope["app"].state.gateway
@@ -80,7 +80,7 @@ class AccessMiddleware:
         answer = _Answer(info, gateway, scope, send)
         try:
             await answer.begin()
-        except (RedisError, HeadraceError) as error:  # what cannot be written down is not done
+        except (RedisError, HeadraceError) as error:  # a change that cannot be recorded is not made
             refusal = as_unavailable(error) if isinstance(error, RedisError) else error
             await error_response_for(refusal)(scope, receive, send)
             return
@@ -91,7 +91,7 @@ class AccessMiddleware:
             raise
 
     async def _admit(self, info: RequestInfo, gateway: GatewayContext, state: dict[str, Any]) -> None:
-        """Find out whose request it is. Raises `Forbidden`, `RateLimited`, `NotAuthenticated`, `NotFound`."""
+        """Identify the caller. Raises `Forbidden`, `RateLimited`, `NotAuthenticated`, `NotFound`."""
         if not self._required:
             self._by_a_name_of_ours(info)
         if not info.reads:
@@ -118,9 +118,9 @@ class AccessMiddleware:
             _let_in(info, admitted, by_cookie=bool(session))
 
     def _by_a_name_of_ours(self, info: RequestInfo) -> None:
-        """A page of another host can make its own name lead to this machine (DNS rebinding) and would then be of the
-        same origin: where no key is asked for, the name is. No page can do that to a bare address."""
-        if b"host" not in info.headers:  # no browser
+        """Check the Host header if no key is required, against DNS rebinding: a page of another site can make its own
+        name resolve to this machine, and would then count as the same origin. That is impossible for a bare address."""
+        if b"host" not in info.headers:  # not from a browser
             return
         found = _HOST.fullmatch(info.host)
         name = found["name"] if found else info.host
@@ -154,7 +154,8 @@ class AccessMiddleware:
 
 
 def _by_a_page_of_ours(info: RequestInfo) -> None:
-    """What another site's page sends in the name of a user who is logged in, or of anybody who reaches this machine."""
+    """Raises `Forbidden` for a request of another site's page (CSRF), sent with the session of a user, or from a
+    browser that can reach this machine."""
     if (page := info.foreign_page) is not None:
         raise Forbidden(
             f"a page of {page[:100]} may change nothing here; if it is ours, behind a proxy, let the proxy pass on the "
@@ -164,7 +165,7 @@ def _by_a_page_of_ours(info: RequestInfo) -> None:
 
 
 def _let_in(info: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> None:
-    """Whether the key is one, and reaches so far. Raises `NotAuthenticated`, `Forbidden`, `NotFound`."""
+    """Check that the key is valid, and allows the request. Raises `NotAuthenticated`, `Forbidden`, `NotFound`."""
     key = admitted.key
     if key is None:
         shown = b"authorization" in info.headers or by_cookie
@@ -181,7 +182,7 @@ def _let_in(info: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> None
         raise Forbidden("/metrics shows everybody's jobs: it needs a key of scope 'admin'")
     if info.resource is not None and not key.principal.sees(admitted.owner or ""):
         kind, name = info.resource
-        if kind == "job" or admitted.owner is not None:  # a file that is not there may be made by who asks for it
+        if kind == "job" or admitted.owner is not None:  # an unknown file passes: the route may create it
             raise NotFound(f"no {kind} {name!r}", param=_PARAMS[kind])
 
 
@@ -195,7 +196,7 @@ def _refusal(info: RequestInfo, error: HeadraceError) -> Response:
 
 
 class _Answer:
-    """`send` of one request: adds the access headers, and writes down what belongs in the audit log before it goes."""
+    """Wraps `send` of one request: adds the access headers, and writes the audit log before the response is sent."""
 
     def __init__(self, info: RequestInfo, gateway: GatewayContext, scope: Scope, send: Send) -> None:
         self._info = info
@@ -206,7 +207,7 @@ class _Answer:
         self._begun = False
 
     async def begin(self) -> None:
-        """Before the route: a change by somebody known is noted. Raises what Redis does."""
+        """Before the route: record a change by a known caller. Raises errors of Redis."""
         if self._info.changes and self._state["principal"] is not ANONYMOUS:
             await self._audit.begin(self._entry(0))
             self._begun = True
@@ -219,7 +220,7 @@ class _Answer:
         await self._send(message)
 
     async def failed(self) -> None:
-        """The route raised what nothing answers."""
+        """The route raised an error without a response."""
         if not self._started:
             await self._write(500)
 
@@ -231,7 +232,7 @@ class _Answer:
             elif self._begun:
                 await self._audit.drop(self._state["request_id"])
         except (RedisError, HeadraceError) as error:
-            if status < 400 and changed and not self._begun:  # a login: without the answer it is none
+            if status < 400 and changed and not self._begun:  # a login: without its response there is no session
                 raise
             log.warning("the end of a request is not in the audit log", status=status, error=str(error))
 

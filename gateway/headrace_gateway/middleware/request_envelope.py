@@ -1,4 +1,4 @@
-"""Every answer carries `x-request-id`; every error is `{"error": {message, type, param, code}}`, whatever raised it."""
+"""Adds `x-request-id` to every response, and turns every error into `{"error": {message, type, param, code}}`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = get_logger(__name__)
 
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_LOGIN_BYTES = 16 * 1024
-"""Of what anybody may send, without a key."""
+"""Limit of a login's body, which anybody may send without a key."""
 _MULTIPART_OVERHEAD = 64 * 1024
 
 
 def install(app: FastAPI, max_upload_bytes: int) -> None:
-    """Handlers for every error, and the middleware around all routes."""
+    """Install the handlers of all errors, and the `Envelope` middleware."""
 
     async def known(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HeadraceError)
@@ -48,7 +48,7 @@ def install(app: FastAPI, max_upload_bytes: int) -> None:
         return error_response_for(as_unavailable(error))
 
     async def not_unicode(_: Request, error: Exception) -> JSONResponse:
-        # JSON's escapes can spell half a character, and Python reads it: it fails where it is to be written down.
+        # JSON's escapes can encode a lone surrogate, which Python decodes; it fails where it is encoded again.
         return error_response(400, "the body's text is not Unicode: a surrogate stands alone", code="invalid_json")
 
     app.add_exception_handler(HeadraceError, known)
@@ -60,13 +60,13 @@ def install(app: FastAPI, max_upload_bytes: int) -> None:
 
 
 class Envelope:
-    """Request id, limit of the body, and the last resort for an error that nothing else names."""
+    """Middleware for the request id, the limit of the body, and errors that no other handler takes."""
 
     def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:
         self._app = app
         login = dict.fromkeys(("/login", "/logout"), MAX_LOGIN_BYTES)
         self._limits = {"/v1/files": max_upload_bytes + _MULTIPART_OVERHEAD, **login}
-        """Bytes of a body, by path."""
+        """Limits of the body's size in bytes, by path."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,13 +97,13 @@ class Envelope:
         seen = 0
 
         async def counted() -> Message:
-            """Nothing is read of a body that says it is too large; one that says nothing is counted as it comes."""
+            """Reject a body by its Content-Length before reading it; without one, count the bytes as they come."""
             nonlocal seen
             said = 0 if seen else next((int(v) for k, v in scope["headers"] if k == b"content-length"), 0)
             message: Message = {} if said > limit else await receive()
             seen += len(message.get("body", b""))
             if max(seen, said) > limit:
-                # An HTTPException, because FastAPI turns any other error met while it reads a body into a 400.
+                # An HTTPException, because FastAPI turns any other error while it reads a body into a 400.
                 raise HTTPException(413, f"the body is larger than {limit} bytes")
             return message
 

@@ -1,4 +1,4 @@
-"""Names of models, and the folders they are: the shipped ones, subfolders of models_dir, trained ones, plain paths."""
+"""Resolves the names of models to folders: shipped models, subfolders of models_dir, trained models, plain paths."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .model_folder import RESTORE, json_of
 _EXAMPLES = Path(__file__).parents[3] / "examples"
 _SHIPPED = {f"headrace/tiny-{name}": _EXAMPLES / name / "model" for name in ("adder", "longtail")}
 _TRAINED = re.compile(r"ft:.+:headrace:[^:]*:(?P<job>[^:]+?)(:ckpt-step-\d+)?", re.DOTALL)
-"""As `headrace_core.jobs.job_store.model_name` makes them."""
+"""The names of trained models, as `headrace_core.jobs.job_store.model_name` forms them."""
 _NEAR, _LONGEST = 3, 200
-"""Names in an error, and how much of the one that was asked for."""
+"""Most similar names that an error lists, and most characters of the requested name that it repeats."""
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A folder in Hugging Face format, and the name it is offered under."""
+    """A folder in Hugging Face format, and the name under which it is offered."""
 
     name: str
     path: Path
@@ -35,16 +35,16 @@ class Model:
 
     @property
     def context(self) -> int | None:
-        """Longest sequence in tokens by the model's config.json; None where that does not say. Raises `Damaged`."""
+        """Longest sequence in tokens according to config.json; None if it does not say. Raises `Damaged`."""
         return self._size("context", _CONTEXT_FIELDS)
 
     @property
     def vocabulary(self) -> int | None:
-        """Token ids that its embeddings know, by config.json; None where that does not say. Raises `Damaged`."""
+        """Size of the vocabulary according to config.json; None if it does not say. Raises `Damaged`."""
         return self._size("vocabulary", ("vocab_size",))
 
     def _size(self, what: str, names: Sequence[str]) -> int | None:
-        """The first of `names` in config.json, where that of the text model in it comes first."""
+        """The value of the first of `names` that config.json has; a nested text model's config takes precedence."""
         file = self.path / "config.json"
         config = json_of(file)
         text = config.get("text_config")
@@ -56,25 +56,25 @@ class Model:
 
 
 class Models:
-    """Everything that may stand in a job's `model`."""
+    """The models that a job's `model` can name."""
 
     def __init__(self, settings: Settings, jobs: JobStore, private: Path | None = None) -> None:
-        """With `private`, a folder below that one is not to be named by its path."""
+        """`private`: a folder whose subfolders must not be named by their paths."""
         self._settings = settings
         self._folder = settings.models_dir
         self._jobs = jobs
         self._private = private
 
     def of(self, jobs: JobStore) -> Models:
-        """The base models, and what those jobs have trained: no path leads to what others have."""
+        """The base models, and the models that `jobs` trained; the models of other owners cannot be named by a path."""
         return Models(self._settings, jobs, self._settings.data_dir.resolve())
 
     async def all(self) -> list[Model]:
-        """Base models first, then trained ones, newest first."""
+        """All models: base models, then trained ones, newest first."""
         return self._base() + await self._trained()
 
     async def get(self, name: str) -> Model:
-        """The model of that name, found without looking at others. Raises `NotFound` that says what is near it."""
+        """The model with that name, found without reading others. Raises a `NotFound` that lists similar names."""
         base = {model.name: model for model in self._base()}
         if name in base:
             return base[name]
@@ -85,7 +85,7 @@ class Models:
         return Model(name, checkpoint.model_path, checkpoint.created_at, job.id)
 
     async def trained(self, name: str) -> tuple[Job, Checkpoint] | None:
-        """What stands behind the name of a trained model; None where there is no such model."""
+        """The job and the checkpoint of a trained model; None if there is no such model."""
         job = await self._job_of(name)
         if job is None:
             return None
@@ -93,7 +93,7 @@ class Models:
         return None if checkpoint is None else (job, checkpoint)
 
     async def resolve(self, name: str) -> Model:
-        """The model of that name, or at that absolute path. Raises `InvalidRequest` that says what is near it."""
+        """The model with that name, or at that absolute path. Raises an `InvalidRequest` that lists similar names."""
         folder = Path(name)
         if folder.is_absolute():
             if not _is_model(folder) or self._is_private(folder):
@@ -126,7 +126,7 @@ class Models:
         ]
 
     async def _job_of(self, name: str) -> Job | None:
-        """The job that a trained model's name names."""
+        """The job in a trained model's name."""
         named = _TRAINED.fullmatch(name)
         try:
             return None if named is None else await self._jobs.get(f"ftjob-{named['job']}")
@@ -134,7 +134,7 @@ class Models:
             return None
 
     async def _unknown(self, name: str, base: Iterable[str]) -> str:
-        """That there is no such model, and what may have been meant: a base model, or a checkpoint of the same job."""
+        """The error message for an unknown model, with similar base models, or checkpoints of the same job."""
         job = await self._job_of(name)
         others = [] if job is None else list(_offered(job, await self._jobs.checkpoints(job.id)))[:_NEAR]
         known = list(base)
@@ -147,7 +147,7 @@ class Models:
 
 
 def _offered(job: Job, checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
-    """One job's models by name: the trained one, which is its newest checkpoint, then its checkpoints, newest first."""
+    """One job's models by name: the trained model (its newest checkpoint), then its checkpoints, newest first."""
     named = [(c.model, c) for c in checkpoints]
     if job.fine_tuned_model is not None and named:
         named.insert(0, (job.fine_tuned_model, checkpoints[0]))
@@ -157,7 +157,7 @@ def _offered(job: Job, checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoin
 def _is_model(folder: Path) -> bool:
     try:
         return (folder / "config.json").is_file()
-    except OSError:  # no name of a file: too long, say
+    except OSError:  # not a valid file name: too long, say
         return False
 
 

@@ -1,4 +1,4 @@
-"""A model folder in Hugging Face format: is it complete, and a copy of it that is there whole or not at all."""
+"""Checks that a model folder in Hugging Face format is complete, and copies it atomically."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _ANOTHER = "export another step"
 _WEIGHTS = "model.safetensors"
 _LENGTH_BYTES = 8
 _MOST_TEXT = 64 * 1024 * 1024
-"""Bytes of a configuration or a header; no good one comes near it."""
+"""Limit of a configuration's or header's size in bytes; valid ones are far smaller."""
 
 
 class _Tensor(msgspec.Struct):
-    """What is wanted of a safetensors header; its `__metadata__` has none of it."""
+    """The part of a safetensors header's entry that is needed; the entry `__metadata__` has none of it."""
 
     data_offsets: tuple[int, int] = (0, 0)
 
 
 def text_of(file: Path) -> str:
-    """A text of a model's folder. Raises `Damaged`."""
+    """Read a text file of a model's folder. Raises `Damaged`."""
     try:
         if file.stat().st_size > _MOST_TEXT:
             raise Damaged(f"{file} is larger than {_MOST_TEXT} bytes: {RESTORE}", param="model")
@@ -38,7 +38,7 @@ def text_of(file: Path) -> str:
 
 
 def json_of(file: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder. Raises `Damaged`."""
+    """Read a JSON file of a model's folder, which must hold an object. Raises `Damaged`."""
     try:
         told = json.loads(text_of(file))
     except (ValueError, RecursionError) as error:
@@ -49,7 +49,8 @@ def json_of(file: Path) -> dict[str, Any]:
 
 
 def copy(source: Path, target: Path) -> int:
-    """The copy's size in bytes. Raises `InvalidRequest` where `target` cannot be, `NotFound`, `WeightsDamaged`."""
+    """Copy a model folder; returns the copy's size in bytes. Raises `InvalidRequest` if `target` cannot be created,
+    `NotFound`, `WeightsDamaged`."""
     if target.exists() or target.is_symlink():
         raise InvalidRequest(f"{target} exists already: name a folder that does not; nothing is overwritten")
     if not target.absolute().parent.is_dir():
@@ -67,7 +68,7 @@ def copy(source: Path, target: Path) -> int:
 
 
 def _check(folder: Path) -> None:
-    """Raises `WeightsDamaged` unless config and weights are there, the latter as long as their header says."""
+    """Raises `WeightsDamaged` if config or weights are missing, or the weights' size differs from their header's."""
     weights = folder / _WEIGHTS
     for file in (folder / "config.json", weights):
         if not file.is_file():
@@ -86,7 +87,7 @@ def _check(folder: Path) -> None:
 
 
 def _expected(weights: Path, size: int) -> int:
-    """Bytes of a safetensors file by its own header. Raises `ValueError`, `RecursionError` for one that is none."""
+    """Size of a safetensors file according to its header. Raises `ValueError` or `RecursionError` if it is invalid."""
     with weights.open("rb") as content:
         length = int.from_bytes(content.read(_LENGTH_BYTES), "little")
         if length > min(size, _MOST_TEXT):
@@ -96,5 +97,5 @@ def _expected(weights: Path, size: int) -> int:
 
 
 def _links(folder: str, names: list[str]) -> list[str]:
-    """A checkpoint has none: what leads out of it is not followed."""
+    """The links in a folder, which the copy ignores: a checkpoint has none, and others may lead out of the folder."""
     return [name for name in names if (Path(folder) / name).is_symlink()]

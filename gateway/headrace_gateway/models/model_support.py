@@ -1,6 +1,6 @@
-"""Whether a model can be trained at all, by its config.json: what cannot work is refused when a job is submitted.
+"""Checks by config.json whether a model can be trained, so that a job with one that cannot is refused at submission.
 
-Nothing of the model is loaded. What config.json does not say, the workers find at their start.
+The model is not loaded. Problems that config.json does not show are found by the workers when they start.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headrace_core.errors import InvalidRequest
 from .model_folder import json_of
 
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
-"""Settings by which logits are multiplied, as the learner's are not; by 1 nothing changes."""
+"""Settings that multiply the logits, which the learner does not support; a factor of 1 is accepted."""
 _OTHER_LAYERS = frozenset(
     (
         *("bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe"),
@@ -25,14 +25,14 @@ _OTHER_LAYERS = frozenset(
         *("qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2"),
     )
 )
-"""Types whose layers are, in part, recurrent or convolutions."""
+"""Model types with recurrent or convolutional layers."""
 _ALIBI = frozenset(("bloom", "mpt"))
 _AUTO_CLASSES = "models/auto/modeling_auto.py"
 
 
 def check_trainable(model: Path, engine: str, context: int) -> None:
-    """Raises `InvalidRequest` that says why the model in this folder cannot be trained, with this engine, on sequences
-    of up to `context` tokens; `Damaged` where config.json cannot be read."""
+    """Raises an `InvalidRequest` that says why the model cannot be trained with this engine on sequences of up to
+    `context` tokens; `Damaged` if config.json cannot be read."""
     config = json_of(model / "config.json")
     text = config.get("text_config")
     merged = {**config, **text} if isinstance(text, dict) else config
@@ -55,7 +55,7 @@ def check_trainable(model: Path, engine: str, context: int) -> None:
 
 
 def _reasons(config: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:
-    """Why no engine and no learner helps."""
+    """The reasons why the model cannot be trained, with any engine."""
     quantization = merged.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -91,13 +91,14 @@ def _of_architecture(config: Mapping[str, Any], merged: Mapping[str, Any]) -> It
             f"it was saved as {', '.join(map(str, saved))[:200]}, and to generate it would be loaded as "
             f"{' or '.join(causal)}, with a head that was never trained"
         )
-    # The encoders that can be decoders as well say so.
+    # Encoders that can also be decoders declare it in their config.
     if "decoder" not in kind and causal[0].endswith("LMHeadModel") and merged.get("is_decoder") is False:
         yield f"it is an encoder: {kind} sees later tokens, too, unless is_decoder is set"
 
 
 def _same_class(saved: list[Any], causal: tuple[str, ...]) -> bool:
-    """A model of text and pictures has the same head, and is loaded as its text model."""
+    """Whether the saved class is a causal language model; a vision-language model counts, and is loaded as its text
+    model."""
     if any(str(name).endswith("ForConditionalGeneration") for name in saved):
         return True
     return bool({str(name).lower() for name in saved} & {name.lower() for name in causal})
@@ -122,9 +123,9 @@ def _not_full_attention(config: Mapping[str, Any], merged: Mapping[str, Any], co
 
 @cache
 def causal_models() -> Mapping[str, tuple[str, ...]]:
-    """By `model_type`, the classes that transformers loads as causal language models; empty where it is not installed.
+    """By `model_type`, the classes that transformers loads as causal language models; empty if it is not installed.
 
-    Read from its source, because the import would load torch into the gateway.
+    They are read from transformers' source, because importing it would load torch into the gateway.
     """
     spec = find_spec("transformers")
     folders = (spec.submodule_search_locations or []) if spec is not None else []

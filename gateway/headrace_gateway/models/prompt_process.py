@@ -1,11 +1,11 @@
-"""The prompts of an uploaded file, read and counted in a process with limits on its time and memory.
+"""Reads and counts the prompts of an uploaded file in a process with limited time and memory.
 
-    measured ─► `python -m headrace_gateway.models.prompt_process` ─► Measured       a process a file; so many at once
+    measured ─► `python -m headrace_gateway.models.prompt_process` ─► Prompts     one process per file, AT_ONCE at once
                  in the gateway forked from one that has imported everything: `forked_process`
-                 limits itself, streams the file, renders, tokenises: `prompts.check_prompts`
+                 limits itself, streams the file, renders, tokenizes: `prompt_tokens.check_prompts`
 
-Invariant: whatever is in the file or in the model's folder (a line of megabytes, an endless chat template, a tokenizer
-that needs a machine of its own), the gateway holds a few hundred bytes of it and waits a limited time.
+Invariant: whatever the file or the model's folder contains (a line of megabytes, an endless chat template, a tokenizer
+that needs huge memory), the gateway holds a few hundred bytes of it, and waits for a limited time.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from ..limited_processes.json_process import EndedWithoutAnswer, RunProcess, ask
 from .prompt_tokens import Prompts, check_prompts
 
 MEMORY_BYTES = 2 * 1024**3
-"""Address space of the process; a tokenizer of 250,000 tokens takes a quarter of it."""
+"""Address space of the process; a tokenizer with 250,000 tokens takes a quarter of it."""
 SECONDS = 100.0
 AT_ONCE = 2
-"""Of one gateway; others wait for their turn, as long as one may take."""
+"""Processes of one gateway at the same time; others wait, for as long as one may take."""
 THREADS = 4
 ENVIRONMENT = {
     "RAYON_NUM_THREADS": str(min(THREADS, os.cpu_count() or 1)),
     "MALLOC_ARENA_MAX": "2",
 }
-"""Of the process: threads have stacks and arenas, and its address space is limited."""
+"""Environment of the process: few threads and arenas, because its address space is limited."""
 _started_within_limits = partial(started, env=ENVIRONMENT)
 OUT_OF_MEMORY = ("MemoryError", "memory allocation of", "capacity overflow", "Cannot allocate memory")
 
@@ -52,7 +52,7 @@ class _Question(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """An `InvalidRequest` on its way between processes."""
+    """An `InvalidRequest` in a message between processes."""
 
     message: str
     param: str | None
@@ -60,7 +60,8 @@ class Problem(msgspec.Struct):
 
     @classmethod
     def of(cls, error: InvalidRequest) -> Problem:
-        """Of a message that is long, the beginning and the end: a template may raise any text."""
+        """The problem of an error. A long message is reduced to its beginning and end: a template may raise any
+        text."""
         return cls(shortened(error.message), error.param, error.code)
 
     def error(self) -> InvalidRequest:
@@ -73,18 +74,18 @@ class _Answer(msgspec.Struct):
 
 
 class PromptChecks:
-    """The processes in which one gateway checks prompts."""
+    """Runs the processes in which one gateway checks prompts."""
 
     def __init__(self, run: RunProcess = _started_within_limits) -> None:
-        """`run` gives the process that `ENVIRONMENT`."""
+        """`run` must start processes with `ENVIRONMENT`."""
         self._run = run
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def measured(
         self, model: Path, path: Path, name: str, sha256: str | None, room: int, vocabulary: int | None
     ) -> Prompts:
-        """See `prompts.check_prompts`, of the file `path`. Raises `InvalidRequest`, also for what is beyond the limits,
-        and `Unavailable` where there is no turn in time."""
+        """`prompt_tokens.check_prompts` of the file `path`. Raises `InvalidRequest`, also beyond the limits, and
+        `Unavailable` if no slot becomes free in time."""
         try:
             async with asyncio.timeout(SECONDS):
                 await self._places.acquire()
@@ -119,7 +120,7 @@ async def _asked(question: _Question, run: RunProcess) -> Prompts:
 
 
 def main() -> None:
-    """The question on standard input, the answer on standard output."""
+    """Answer the question on stdin; the answer goes to stdout."""
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=_Question)
     resource.setrlimit(resource.RLIMIT_AS, (asked.memory, asked.memory))
     resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS) * THREADS, int(SECONDS) * THREADS))

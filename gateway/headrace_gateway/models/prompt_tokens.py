@@ -1,14 +1,14 @@
-"""How many tokens a prompt has, at submission and without torch: the model's own tokenizer.json and chat template.
+"""Counts the tokens of prompts at submission, without torch, by the model's own tokenizer.json and chat template.
 
-The rollout worker counts again with the full tokenizer before it generates; tests hold both equal: rendering to that of
-transformers, over templates in the shapes of public model families.
+The rollout worker counts again with the full tokenizer before it generates. Tests check that both agree: rendering is
+compared with transformers', for templates like those of public model families.
 
-    PromptCounter(model).sizes(conversations)      plain values in and out, no state but the model's files: what one
-                                                   conversation asks for can be computed in any process
-    check_prompts(model, rows, name, room, …)      the same with names and lines, for a file that was uploaded
+    PromptCounter(model).sizes(conversations)      plain values in and out, no state but the model's files: can run in
+                                                   any process
+    check_prompts(model, rows, name, room, …)      the same for an uploaded file, with file names and lines in errors
 
-A template is a program of the model's author: it runs in Jinja's sandbox, and may fail, grow or take long in any way.
-So the gateway has it run in a process of its own, with limits: `prompt_process`.
+A template is a program by the model's author. It runs in Jinja's sandbox, but may fail, use much memory or take long,
+so the gateway runs it in a process with limits: `prompt_process`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from headrace_core.storage.dataset import Row, check_prompt, check_prompt_bytes
 from .model_folder import RESTORE, json_of, text_of
 
 MOST_CHECKED = 10_000
-"""Rows counted at submission, beside `LONGEST_CHECKED` of the others; all are by the rollout worker at its start."""
+"""First rows that are counted at submission, beside `LONGEST_CHECKED` others. The rollout worker counts all rows when
+it starts."""
 LONGEST_CHECKED = 1_000
 """Rows beyond the first `MOST_CHECKED` that are counted too: those with the most bytes of text."""
 ENCODED_AT_ONCE = 256
-"""Conversations rendered and encoded together: a bound on the memory that takes."""
+"""Most conversations that are rendered and encoded together, which limits the memory."""
 ENCODED_BYTES = 1024 * 1024
-"""The same in bytes, unless one conversation has more."""
+"""Most bytes of text that are rendered and encoded together, unless a single conversation has more."""
 MORE_TEMPLATES = "additional_chat_templates"
 """Folder of a model's chat templates beside the default one."""
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -68,23 +69,23 @@ _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class PromptSize:
-    """Of one conversation, the generation prompt included."""
+    """Size of one conversation, including the generation prompt."""
 
     tokens: int
     largest_id: int
-    """-1 where there are no tokens."""
+    """Largest token id; -1 without tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class LongestPrompt:
-    """Of those counted; `where` names file and line."""
+    """The longest of the counted prompts; `where` names its file and line."""
 
     tokens: int
     where: str
 
 
 class PromptRefused(InvalidData):
-    """The chat template refuses a conversation; `index` says which of those that were given."""
+    """The chat template raised an error for a conversation; `index`: its position among those given."""
 
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
@@ -93,7 +94,7 @@ class PromptRefused(InvalidData):
 
 class PromptCounter:
     """Counts tokens as the engine will see them. Raises `InvalidRequest` for a model without tokenizer.json, `Damaged`
-    for one whose files cannot be read."""
+    if a file of the model cannot be read."""
 
     def __init__(self, model: Path) -> None:
         tokenizer = model / "tokenizer.json"
@@ -110,7 +111,7 @@ class PromptCounter:
         self._begins = self._tokenizer.token_to_id(self._special.get("bos_token", ""))
 
     def sizes(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[PromptSize]:
-        """One after the other, in order. Raises `PromptRefused` where the template does."""
+        """The sizes of the conversations, in order. Raises `PromptRefused` if the template raises an error."""
         for first in range(0, len(conversations), ENCODED_AT_ONCE):
             some = conversations[first : first + ENCODED_AT_ONCE]
             texts = [self.text(messages, index) for index, messages in enumerate(some, start=first)]
@@ -118,7 +119,7 @@ class PromptCounter:
                 yield PromptSize(len(ids), max(ids, default=-1))
 
     def ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of one conversation. Raises `PromptRefused` where the template does."""
+        """Token ids of one conversation. Raises `PromptRefused` if the template raises an error."""
         (ids,) = self._encoded([self.text(messages)])
         return ids
 
@@ -132,16 +133,16 @@ class PromptCounter:
             )
 
     def tokenizer_json(self) -> str:
-        """As the model's tokenizer.json, without truncation and padding."""
+        """The model's tokenizer.json, without truncation and padding."""
         return str(self._tokenizer.to_str())
 
     def text(self, messages: Sequence[Mapping[str, Any]], index: int = 0) -> str:
-        """A conversation as the model reads it. Raises `PromptRefused`, which carries `index`."""
+        """The rendered text of a conversation. Raises `PromptRefused` with `index`."""
         if self._template is None:
             return "\n".join(m["content"] for m in messages)
         try:
             return render(self._template, messages, self._special)
-        except MemoryError:  # no refusal of these messages
+        except MemoryError:  # not the fault of these messages
             raise
         except Exception as error:  # a template is a program: it may fail in any way
             told = str(error) or type(error).__name__
@@ -150,17 +151,18 @@ class PromptCounter:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Of a file whose rows can all be used."""
+    """The result of `check_prompts`, for a file in which all rows are usable."""
 
     rows: int
     longest: LongestPrompt
 
 
 def check_prompts(model: Path, rows: Iterable[Row], name: str, room: int, vocabulary: int | None = None) -> Prompts:
-    """How many rows a file has, and their longest prompt (of many: of the first, and of those with the most text).
+    """Count a file's rows, and find its longest prompt (in a large file, among the first rows and those with most
+    text).
 
-    Holds a batch of rows at a time. Raises `InvalidData` with the line of one that has no tokens, more than `room`, an
-    id that is none of the model's `vocabulary`, or that the chat template refuses.
+    Holds one batch of rows at a time. Raises an `InvalidData` that names the line of a prompt without tokens, with more
+    than `room` tokens, with an id outside the model's `vocabulary`, or for which the chat template raises an error.
     """
     counter, longest, count = PromptCounter(model), LongestPrompt(0, name), itertools.count()
     counted = _to_be_counted(_sized(rows, name, room, count))
@@ -177,11 +179,12 @@ def check_prompts(model: Path, rows: Iterable[Row], name: str, room: int, vocabu
 
 
 _Sized = tuple[int, Row]
-"""(bytes of its messages' contents, a row)."""
+"""(bytes of the row's message contents, the row)."""
 
 
 def _sized(rows: Iterable[Row], name: str, room: int, count: Iterator[int]) -> Iterator[_Sized]:
-    """Moves `count` on with each. Raises `InvalidData` for one with more bytes than `room` tokens can be."""
+    """The rows with their sizes; advances `count` for each. Raises `InvalidData` for a row with more bytes than `room`
+    tokens can have."""
     for row in rows:
         next(count)
         yield check_prompt_bytes(f"{name}, line {row.line}", row.messages, room), Row(row.messages, {}, row.line)
@@ -207,13 +210,13 @@ def _batches(rows: Iterable[_Sized]) -> Iterator[list[Row]]:
 
 
 def render(template: Template, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:
-    """What transformers' `apply_chat_template` makes of the messages, with the generation prompt."""
-    # Given as None, not left out: templates ask `tools is not none`.
+    """Render the messages like transformers' `apply_chat_template`, with the generation prompt."""
+    # Passed as None rather than omitted, because templates test `tools is not none`.
     return template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **special)
 
 
 def compiled(source: str) -> Template:
-    """Raises Jinja's `TemplateError`, or `RecursionError`."""
+    """Compile a chat template. Raises Jinja's `TemplateError`, or `RecursionError`."""
     return _environment().from_string(source)
 
 
@@ -222,7 +225,9 @@ def _tokenizer(file: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise Damaged(f"{file} is no tokenizer: {error}: {RESTORE}", param="model") from error
-    # Saved with it, they are of somebody's batches, and no part of the tokenizer: transformers ignores them, too.
+    # Truncation and padding saved in the file belong to a past batch, not to the tokenizer; transformers ignores them
+    # too.
+
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -239,7 +244,7 @@ def _compiled(model: Path, source: Any) -> Template:
 
 
 def _template_source(model: Path, config: dict[str, Any]) -> Any:
-    """The default one. Files of their own come before what tokenizer_config.json holds, as in transformers."""
+    """The default chat template. A template file takes precedence over tokenizer_config.json, as in transformers."""
     source = config.get("chat_template")
     if isinstance(source, list):  # several named templates
         source = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
@@ -261,7 +266,7 @@ def _template_source(model: Path, config: dict[str, Any]) -> Any:
 
 
 def _special_tokens(model: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """What a template knows by name: `bos_token`, …; as transformers gives them to it."""
+    """The special tokens that a template can use by name (`bos_token`, …), as in transformers."""
     tokens: dict[str, Any] = {}
     class_name = config.get("tokenizer_class")
     if isinstance(class_name, str):
@@ -277,17 +282,18 @@ def _special_tokens(model: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_added(token: Any) -> bool:
-    """Whether it is a token with its settings (`lstrip`, …), as the tokenizers library saves one."""
+    """Whether this is a token with settings (`lstrip`, …), in the tokenizers library's format."""
     return isinstance(token, dict) and "content" in token
 
 
 class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}` marks what the assistant wrote, for masks; it writes nothing itself."""
+    """`{% generation %} … {% endgeneration %}`, which marks the assistant's text for masks and renders nothing
+    itself."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own form)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """A block with a scope of its own, as transformers parses it."""
+        """Parse a block with its own scope, like transformers."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
@@ -298,7 +304,7 @@ class _Generation(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What Hugging Face's chat templates expect of Jinja."""
+    """The Jinja environment that Hugging Face's chat templates expect."""
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)

@@ -1,1 +1,1 @@
-"""What changes state: submission, forks, settings, draining, removal."""
+"""Operations that change state: submission, forks, changes of settings, draining of workers, removal of models."""

@@ -1,8 +1,8 @@
-"""Whether the caches that a job asks for can lie in the memory there is: what is larger than the whole machine is
-refused at submission, and not after a minute of an engine's start.
+"""Checks that the KV caches of a job fit into the machine's memory, so that a job that cannot fit is refused at
+submission, and not after the engine has been starting for a minute.
 
-Asked of the one machine of the embedded Ray, and of its main memory: where GPUs or other nodes serve, the engine says
-at its start what is too much.
+It checks the main memory of the single machine of an embedded Ray. With GPUs or other nodes, the engine reports too
+large a cache when it starts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GIB = 2**30
 
 
 def check_caches(job: Hyperparameters, service: Settings, param: str) -> None:
-    """Raises `InvalidRequest`, with `param` before the setting's name."""
+    """Raises `InvalidRequest` if the caches do not fit; its `param` is `param` and the setting's name."""
     on_a_cluster = (service.ray_address or os.environ.get("RAY_ADDRESS")) is not None
     if on_a_cluster or Path("/dev/nvidiactl").exists():
         return
@@ -36,7 +36,7 @@ def check_caches(job: Hyperparameters, service: Settings, param: str) -> None:
 
 
 def main_memory() -> int:
-    """Bytes that this process may use: the machine's, or its container's."""
+    """Bytes of memory that this process may use: the machine's, or the container's limit."""
     whole = int(psutil.virtual_memory().total)
     try:
         return min(whole, int(_GROUP_LIMIT.read_text()))

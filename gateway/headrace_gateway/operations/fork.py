@@ -1,6 +1,6 @@
-"""A new job from a checkpoint of another one: the checkpoint's model, and the rest as it is there but for what changes.
+"""Forks a job: creates a new job from a checkpoint, with the parent's settings except for those that the user changes.
 
-Invariants: a fork is checked like any submission and refused with nothing stored; the job it comes from is only read.
+Invariants: a fork is checked like any submission, and if it is refused, nothing is stored; the parent is only read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .idempotency import JobClaim
 from .submission import submit
 
 _INSTEAD = ({"n_steps", "n_epochs"}, {"learning_rate", "learning_rate_multiplier"})
-"""Of each, one is given."""
+"""Alternatives: setting one of a pair replaces the other."""
 _NEAR = 5
-"""Checkpoints in an error."""
+"""Most checkpoints that an error lists."""
 
 
 class ForkJob(BaseModel):
@@ -42,7 +42,7 @@ class ForkJob(BaseModel):
 
 
 async def fork(gateway: GatewayContext, parent_id: str, claim: JobClaim, body: ForkJob) -> Job:
-    """Submit the new job. Raises `NotFound`, and `InvalidRequest` that names the field of `body`."""
+    """Submit the new job. Raises `NotFound`, and an `InvalidRequest` that names the field of `body`."""
     parent = await gateway.jobs.get(parent_id)
     checkpoint = _chosen(parent, await gateway.jobs.checkpoints(parent_id), body.checkpoint)
     origin = ForkedFrom(parent_id, checkpoint.id, checkpoint.step)
@@ -54,7 +54,7 @@ async def fork(gateway: GatewayContext, parent_id: str, claim: JobClaim, body: F
 
 
 def _chosen(parent: Job, checkpoints: Sequence[Checkpoint], wanted: str | None) -> Checkpoint:
-    """`checkpoints` are newest first."""
+    """The checkpoint to fork from: the wanted one, or the newest. `checkpoints`: newest first."""
     if not checkpoints:
         hint = "submit a new job instead" if parent.status in ENDED else "wait for its first one, or pause the job"
         message = f"job {parent.id} has no checkpoint to start from: {hint}"
@@ -68,7 +68,7 @@ def _chosen(parent: Job, checkpoints: Sequence[Checkpoint], wanted: str | None) 
 
 
 def _submission(parent: Job, checkpoint: Checkpoint, body: ForkJob) -> CreateJob:
-    """The request that a user would make for the same job."""
+    """The request that a user would send to create the same job."""
     method = Reinforcement(
         grader=parent.grader if body.grader is None else body.grader,
         hyperparameters=_changed(parent, body.hyperparameters),
@@ -87,7 +87,7 @@ def _submission(parent: Job, checkpoint: Checkpoint, body: ForkJob) -> CreateJob
 
 
 def _changed(parent: Job, changes: dict[str, Any]) -> Hyperparameters:
-    """The parent's complete settings with `changes`; what a change takes the place of gives way to it."""
+    """The parent's complete settings with `changes`, without settings that a change replaces."""
     settings = parent.hyperparameters
     replaced = {name for names in _INSTEAD if names & changes.keys() for name in names}
     replaced |= _defaults_that_go(settings, changes) | _intervals_that_go(parent)
@@ -101,7 +101,7 @@ def _changed(parent: Job, changes: dict[str, Any]) -> Hyperparameters:
 
 
 def _defaults_that_go(settings: dict[str, Any], changes: dict[str, Any]) -> set[str]:
-    """Another algorithm has other defaults: those of the parent's that were left as they are."""
+    """Settings to drop if the algorithm changes: those with the default of the parent's algorithm."""
     old, new = (ALGORITHMS.get(str(of.get("algorithm"))) for of in (settings, changes))
     if old is None or new is None:
         return set()
@@ -111,14 +111,14 @@ def _defaults_that_go(settings: dict[str, Any], changes: dict[str, Any]) -> set[
 
 
 def _intervals_that_go(parent: Job) -> set[str]:
-    """Intervals that are the parent's share of its length follow the length of the new job, whatever changes it."""
+    """Intervals to drop because they are the default fraction of the parent's length: the new job may have another."""
     unset, steps = Hyperparameters.model_validate({}), parent.total_steps
     shares = {"eval_interval": unset.evaluation_interval(steps), "checkpoint_interval": unset.checkpoint_every(steps)}
     return {name for name, share in shares.items() if parent.hyperparameters.get(name) == share}
 
 
 def _of_the_fork(error: InvalidRequest) -> InvalidRequest:
-    """The same, in the words of the fork's body instead of the submission's."""
+    """The same error, with the field names of the fork's body instead of the submission's."""
     message = error.message.replace("method.reinforcement.", "")
     param = (
         "checkpoint" if error.param == "model" else error.param and error.param.removeprefix("method.reinforcement.")

@@ -1,18 +1,18 @@
-"""A POST that is repeated makes one job, not two.
+"""Makes the creation of jobs idempotent: a repeated POST creates one job, not two.
 
-OpenAI's client repeats a POST that was not answered in time, without an Idempotency-Key, but with a count of its
-retries. So: an `Idempotency-Key` names a request for a day; without one, an identical body with
-`x-stainless-retry-count` > 0 is the request that came within the last minutes. What two callers send are two requests,
-whatever they name them.
+OpenAI's client repeats a POST that was not answered in time, without an Idempotency-Key, but with a retry count. So an
+`Idempotency-Key` identifies a request for a day; without one, a request with `x-stainless-retry-count` > 0 is a repeat
+of an identical body that came within the last minutes. Requests of two callers are always different.
 
-    first POST  ── reserves job id, leases it ──► checks, creates ──► answers the job     (failed: both are given up)
+    first POST  ── reserves job id, leases it ──► checks, creates ──► answers the job     (if it fails: releases both)
                      └── renews the lease ─ … ─┘
-    its repeat  ── finds the reservation ──► waits until the job is there ──► answers the same job
-                                          └► the lease is gone: takes it, carries the request out under the same id
+    a repeat    ── finds the reservation ──► waits until the job exists ──► answers the same job
+                                          └► the lease expired: takes it, processes the request under the same id
 
-Invariants: all that is made of one request has one job id. So a gateway that dies blocks its requests' names for
-`LEASE_SECONDS` only. A lease has the token of the request that holds it: a request that was merely slow, and whose
-lease another one took over, stops and waits for the other's job. It neither frees the name nor the other's lease.
+Invariants: everything created for a request has one job id, so that a gateway that dies blocks its requests for
+`LEASE_SECONDS` only. A lease holds the token of the request that has it: a request that was merely slow, and whose
+lease a repeat took over, stops and waits for the repeat's job. It releases neither the reservation nor the other's
+lease.
 """
 
 from __future__ import annotations
@@ -78,42 +78,42 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class ReservedRequest:
-    """The right to create job `job_id`; with `repeated`, another request has it."""
+    """A reservation of the job id `job_id` for a request; with `repeated`, an earlier request made the reservation."""
 
     key: str
     record: str
     seconds: int
-    """For which the reservation is kept."""
+    """Lifetime of the reservation."""
     repeated: bool
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Of this request alone: the value of the lease while it holds it."""
+    """Unique to this request: the value of the lease while this request holds it."""
 
     @property
     def by_key(self) -> bool:
-        """Whether an Idempotency-Key names the request, not its body: one key has one job."""
+        """Whether an Idempotency-Key identifies the request, rather than its body."""
         return self.seconds == _DAY
 
     @property
     def job_id(self) -> str:
-        """Under which the request is carried out, whoever does."""
+        """The id of the job that the request creates, whichever repeat processes it."""
         return self.record.split()[0]
 
 
 @dataclass(frozen=True, slots=True)
 class JobClaim:
-    """What a request that is carried out knows of itself."""
+    """Passed to the function that creates the job."""
 
     job_id: str
-    """Under which it makes its job."""
+    """The id of the job to create."""
     is_alone: Callable[[], Awaitable[bool]]
-    """Whether what it made under that id may be taken away again: no other request has taken it over, or does within
-    the next `LEASE_SECONDS`, and there is no job. False where Redis cannot be asked."""
+    """Whether everything created under that id may be deleted again: no repeat has taken the request over, or can
+    within the next `LEASE_SECONDS`, and the job does not exist. False if Redis is unavailable."""
 
 
 async def create_once(
     here: GatewayContext, request: Request, make: Callable[[JobClaim], Coroutine[Any, Any, Job]]
 ) -> Job:
-    """The job that `make` makes; of a repeated request, the one that the first made."""
+    """The job that `make` creates; for a repeated request, the job that the first request created."""
     content = request.url.path.encode() + b"\n" + await request.body()
     reservation = await reserve(here.redis, here.principal.name, request.headers, content)
     while True:
@@ -127,22 +127,24 @@ async def create_once(
 
 
 async def _carried_out(redis: Redis, reservation: ReservedRequest, making: Coroutine[Any, Any, Job]) -> Job | None:
-    """The job; None where another request has taken the lease over: `making` is cancelled then."""
+    """Run `making` while holding the lease. Returns the job; None if a repeat took the lease over, which cancels
+    `making`."""
     tasks: list[asyncio.Task[Job | None]] = [
         asyncio.create_task(making, name="carry a request out"),
         asyncio.create_task(_hold_until_lost(redis, reservation), name="renew a lease"),
     ]
     try:
         return await first_to_end(tasks)
-    except BaseException as error:  # unless it was refused, there may be a job: it is looked for under this id
+    # unless the request was refused, the job may exist: keep its id, so that a repeat finds it
+    except BaseException as error:
         was_refused = isinstance(error, HeadraceError) and not isinstance(error, Unavailable)
         await give_up(redis, reservation, keep=not was_refused)
         raise
 
 
 async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: bytes) -> ReservedRequest:
-    """Whether this request is the first of its kind by `caller`. Raises `InvalidRequest` for a key used with another
-    body."""
+    """Reserve a job id for a request, or find the reservation of the request that it repeats. Raises `InvalidRequest`
+    for an Idempotency-Key that was used with another body."""
     digest = hashlib.sha256(body).hexdigest()
     named = headers.get("idempotency-key")
     retried = headers.get("x-stainless-retry-count", "0") not in ("", "0")
@@ -160,7 +162,7 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
     if await acquire_or_undo(_reserved(redis, mine, may_replace), undo):
         return mine
     other = await run(redis.get(key))
-    if other is None:  # it expired or was given up between the two commands
+    if other is None:  # it expired or was released between the two commands
         return await reserve(redis, caller, headers, body)
     record = _readable(key, other)
     _check_same(record, mine.record)
@@ -168,8 +170,8 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
 
 
 async def _reserved(redis: Redis, mine: ReservedRequest, may_replace: bool) -> bool:
-    """Whether the request's name stands for this reservation from now on."""
-    await _take(redis, mine)  # before there is a reservation that somebody could find without its lease
+    """Store the reservation under the request's name; whether that succeeded."""
+    await _take(redis, mine)  # first the lease, so that nobody finds a reservation without one
     if await run(redis.set(mine.key, mine.record, ex=mine.seconds, nx=not may_replace)):
         return True
     await _release(redis, mine, keep=True)
@@ -177,8 +179,9 @@ async def _reserved(redis: Redis, mine: ReservedRequest, may_replace: bool) -> b
 
 
 async def give_up(redis: Redis, reservation: ReservedRequest, *, keep: bool = False) -> None:
-    """The request failed: its repeat is to be carried out at once, as another one, or with `keep` under the same id.
-    Nothing changes where another request has taken it over. Where Redis is away, the lease ends by itself."""
+    """Release the reservation of a failed request, so that a repeat is processed at once: as a new request, or with
+    `keep` under the same job id. Does nothing if a repeat has taken it over. If Redis is unavailable, the lease
+    expires."""
     with suppress(RedisError, Unavailable):
         await _release(redis, reservation, keep=keep)
 
@@ -190,16 +193,15 @@ async def _release(redis: Redis, reservation: ReservedRequest, *, keep: bool) ->
 
 
 async def result(redis: Redis, jobs: JobStore, reservation: ReservedRequest) -> Job | None:
-    """The job of the first request, once it is there; None where that one failed or died, and this one has the lease
-    now. Raises `TimedOut`, and `InvalidRequest` or `Unavailable` where the Idempotency-Key names another request by
-    now."""
+    """Wait for the first request's job. None if that request failed or died; then this request holds the lease. Raises
+    `TimedOut`, and `InvalidRequest` or `Unavailable` if the Idempotency-Key now identifies another request."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < deadline:
         with suppress(NotFound):
             return await jobs.get(reservation.job_id)
         if await _take(redis, reservation):
             try:
-                with suppress(NotFound):  # it may have ended well just before
+                with suppress(NotFound):  # the first request may have finished just before
                     return await jobs.get(reservation.job_id)
                 await _name_again(redis, reservation)
             except BaseException:
@@ -211,7 +213,7 @@ async def result(redis: Redis, jobs: JobStore, reservation: ReservedRequest) -> 
 
 
 async def _name_again(redis: Redis, reservation: ReservedRequest) -> None:
-    """Let the request's name stand for it, where the first has given it up; that of another is left alone."""
+    """Store the reservation again if the first request released it; another request's reservation is not changed."""
     arguments: list[str | int] = [reservation.record, reservation.seconds]
     stands = await run(redis.register_script(_NAME_AGAIN)(keys=[reservation.key], args=arguments))
     if stands or not reservation.by_key:
@@ -224,7 +226,7 @@ async def _name_again(redis: Redis, reservation: ReservedRequest) -> None:
 
 
 async def _take(redis: Redis, reservation: ReservedRequest) -> bool:
-    """Whether this request has the lease from now on. One that is cancelled has not."""
+    """Try to take the lease; whether this request holds it. Releases it if this call is cancelled."""
 
     async def undo(taken: bool) -> None:
         if taken:
@@ -234,7 +236,7 @@ async def _take(redis: Redis, reservation: ReservedRequest) -> bool:
 
 
 async def _hold(redis: Redis, reservation: ReservedRequest) -> bool:
-    """Whether this request holds the lease for another `LEASE_SECONDS`."""
+    """Extend the lease by `LEASE_SECONDS`; whether this request still holds it."""
     lease, milliseconds = keys.request_lease(reservation.job_id), int(LEASE_SECONDS * 1000)
     return bool(await run(redis.register_script(_HOLD)(keys=[lease], args=[reservation.token, milliseconds])))
 
@@ -251,22 +253,22 @@ def _claim(redis: Redis, reservation: ReservedRequest) -> JobClaim:
 
 
 async def _hold_until_lost(redis: Redis, reservation: ReservedRequest) -> None:
-    """Returns when another request holds the lease."""
+    """Renew the lease; returns when another request holds it."""
     held = True
     while held:
         await asyncio.sleep(LEASE_SECONDS / 3)
-        with suppress(RedisError, HeadraceError):  # two more tries before it ends
+        with suppress(RedisError, HeadraceError):  # there are two more renewals before it expires
             held = await _hold(redis, reservation)
 
 
 def _check_same(record: str, mine: str) -> None:
-    """Raises `InvalidRequest` where the two are of different bodies."""
+    """Raises `InvalidRequest` if the two records are of different bodies."""
     if record.split()[1] != mine.split()[1]:
         raise InvalidRequest("this Idempotency-Key was used with another body or path", code="idempotency_key_reused")
 
 
 def _readable(key: str, raw: bytes) -> str:
-    """A reservation's record: job id and SHA-256 of the body. Raises `Damaged`."""
+    """Decode a reservation's record: job id and SHA-256 of the body. Raises `Damaged`."""
     record = raw.decode(errors="replace")
     if len(record.split()) != 2:
         error: Damaged = damaged(key, "it is no job id and sum")

@@ -1,7 +1,8 @@
-"""Deleting a trained model: its checkpoint's folder, and every name it has.
+"""Deletes a trained model: the folder of its checkpoint, and all of its names.
 
-Invariants: no unfinished job needs what is deleted: neither its own, which goes on from its checkpoints, nor one that
-started from it; nothing outside the job's own folder is ever deleted; a model is first offered no more, and then gone.
+Invariants: no unfinished job needs what is deleted, neither the job that trained the model, which continues from its
+checkpoints, nor one that started from the model; nothing outside the job's folder is deleted; a model's names are
+removed before its files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ..context import GatewayContext
 
 
 async def remove(here: GatewayContext, name: str) -> None:
-    """Delete the trained model of that name. Raises `NotFound`, `InvalidRequest` for a base model, `InvalidState`."""
+    """Delete the trained model with that name. Raises `NotFound`, `InvalidRequest` for a base model, `InvalidState` if
+    it is needed."""
     model = await here.models.get(name)
     trained = await here.models.trained(name)
     if trained is None:
@@ -52,7 +54,7 @@ async def _check_unneeded(everyone: JobStore, name: str, job: Job, folder: Path)
 
 
 def _real(path: str | Path) -> Path:
-    """Where it is, whatever links lead there."""
+    """The path with all links resolved."""
     return Path(path).resolve()
 
 

@@ -1,4 +1,4 @@
-"""What a user is told of their job's settings at submission: what the data made of them, what they will not do."""
+"""Remarks on a job's settings at submission: defaults that were derived from the data, settings without effect."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from ..models.prompt_tokens import LongestPrompt
 
 Remark = tuple[Literal["info", "warn"], str]
 LEAST_COMPLETION = 64
-"""Tokens below which no default `max_tokens` goes; of a context of less than four times as many, a quarter of it."""
+"""Smallest default of `max_tokens`; a quarter of the context if that is smaller."""
 
 
 def least_completion(context: int) -> int:
-    """Tokens that prompts must leave in the context for a completion whose length nobody chose."""
+    """Tokens that prompts must leave in the context for a completion if the user has not set `max_tokens`."""
     return max(1, min(LEAST_COMPLETION, context // 4))
 
 
 def remarks(asked: Hyperparameters, used: Hyperparameters, longest: LongestPrompt, steps: int) -> list[Remark]:
-    """(level, one sentence) each. `used` is `asked`, all defaults filled in; `longest` is of all files."""
+    """The remarks. `used`: the settings `asked` with all defaults filled in; `longest`: the longest prompt of all
+    files."""
     found: list[Remark] = []
     if used.max_tokens < asked.max_tokens:
         much = 2 * used.max_tokens < asked.max_tokens

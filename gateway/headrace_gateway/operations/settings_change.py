@@ -1,4 +1,4 @@
-"""Changing the settings of a job that runs: what may change, checked as at submission, recorded, and told."""
+"""Changes the settings of a running job: checks them like a submission, records them, and emits an event."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class ChangeSettings(BaseModel):
 
 
 async def change(gateway: GatewayContext, job_id: str, asked: ChangeSettings) -> bool:
-    """Record the changes, from the next policy version on that is not claimed yet, and tell the user. False where all
-    was as asked for.
+    """Record the changes, which take effect at the next policy version without claimed groups, and emit an event. False
+    if all settings had the requested values already.
 
-    Raises `InvalidRequest` where the settings would not go together, `InvalidState` for a job that has ended.
+    Raises `InvalidRequest` for settings that are invalid together, `InvalidState` for a job that has ended.
     """
     values = asked.model_dump(exclude_none=True)
     for _ in range(_TRIES):
@@ -81,12 +81,12 @@ async def shown(gateway: GatewayContext, job_id: str) -> SettingsObject:
 
 
 def describe_change(line: SettingChange) -> str:
-    """One line that tells the user of the change."""
+    """The change as one line of text."""
     return f"{line.name} {line.before} → {line.after} from version {line.from_version}, by {line.by}"
 
 
 def checked(settings: dict[str, Any], prefix: str) -> Hyperparameters:
-    """Raises `InvalidRequest` for settings that do not hold, each by itself or together."""
+    """Validate settings. Raises `InvalidRequest` if one of them, or their combination, is invalid."""
     try:
         return Hyperparameters.model_validate(settings)
     except ValidationError as error:

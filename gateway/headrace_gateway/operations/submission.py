@@ -1,4 +1,5 @@
-"""From the body of a request to a job that can run: whatever can be known to be wrong is refused here, by name."""
+"""Turns the body of a request into a job that can run; every error that can be detected is reported here, with the
+name of its field."""
 
 from __future__ import annotations
 
@@ -50,20 +51,21 @@ async def submit(
             job, first, remarked = await _checked(gateway, claim.job_id, await _with_files(tasks, body))
             grader, tried = await _rehearsed(gateway, job, first, code.rules)
         job = msgspec.structs.replace(job, grader=grader, forked_from=forked_from)
-        # Where this raises, the tasks' files stay: the job may have been stored.
+        # If this raises, the files of tasks are kept, because the job may have been stored.
         if not await code.store(gateway.jobs, job):
             await tasks.remove()
             return await gateway.jobs.get(job.id)
     try:
         return await _hand_over(gateway, job, [*remarked, *tried])
-    except (RedisError, Unavailable, InvalidState) as error:  # it is stored: an error would say that it is not
+    # the job is stored: an error response would claim the opposite
+    except (RedisError, Unavailable, InvalidState) as error:
         log.warning("a job that was taken in is handed over later", job=job.id, error=str(error))
         return job
 
 
 async def _hand_over(gateway: GatewayContext, job: Job, remarked: Sequence[Remark]) -> Job:
-    """Of a job that is stored: tell its beginning, queue and start it. What of this cannot be done now, the gateway's
-    reconciliation does (`RayControllerManager.reconcile`)."""
+    """Emit the first events of a stored job, queue it and start it. If this fails, the gateway's reconciliation
+    completes it (`RayControllerManager.reconcile`)."""
     of = job.forked_from
     origin = "" if of is None else f", from step {of.step_number} of {of.fine_tuning_job_id}"
     await gateway.jobs.emit_event(job.id, f"Created fine-tuning job: {job.id}{origin}")
@@ -78,7 +80,7 @@ async def _hand_over(gateway: GatewayContext, job: Job, remarked: Sequence[Remar
 
 
 async def _with_files(tasks: TaskFiles, body: CreateJob) -> CreateJob:
-    """The body with a file's id wherever it names a task."""
+    """The body with every task reference replaced by the id of a file with the task's rows."""
     training = await tasks.file_id(body.training_file, "training_file")
     asked = body.validation_file
     validation = None if asked is None else await tasks.file_id(asked, "validation_file")
@@ -88,7 +90,7 @@ async def _with_files(tasks: TaskFiles, body: CreateJob) -> CreateJob:
 async def _rehearsed(
     gateway: GatewayContext, job: Job, first: Row, rules: RewardPermissions
 ) -> tuple[dict[str, Any], list[Remark]]:
-    """The grader, complete, and what the job's user should know of it."""
+    """(the grader with all defaults, remarks for the job's user)."""
     tolerant = job.hyperparameters["max_reward_failures"] >= 1.0
     model = Path(job.model_path)
     grader, told = await gateway.trials.rehearsed(job.grader, rules, first, model, tolerant=tolerant)
@@ -96,7 +98,7 @@ async def _rehearsed(
 
 
 async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tuple[Job, Row, list[Remark]]:
-    """The job, with its grader as it was given; its first row; what its user should know of it."""
+    """(the job, with its grader as given, its first row, remarks for its user)."""
     asked = settings = _seeded(body)
     check_caches(settings, gateway.settings, _SETTINGS)
     model = await gateway.models.resolve(body.model)
@@ -144,7 +146,7 @@ def _seeded(body: CreateJob) -> Hyperparameters:
 
 
 def _context(settings: Hyperparameters, model: Model) -> int:
-    """Prompt and completion together, in tokens: as asked for, or by default as much as the model takes."""
+    """Most tokens of prompt and completion together: as set by the user, or as many as the model supports."""
     most = model.context
     if most is None or settings.max_context <= most:
         return settings.max_context
@@ -155,7 +157,7 @@ def _context(settings: Hyperparameters, model: Model) -> int:
 
 
 async def _file(gateway: GatewayContext, file_id: str, param: str) -> tuple[Path, StoredFile, str]:
-    """(bytes, what is kept of them, param)."""
+    """(path of the content, the file's record, param)."""
     try:
         stored = await gateway.files.get(file_id)
     except NotFound as error:
@@ -171,7 +173,7 @@ async def _measured(
 ) -> Prompts:
     path, stored, param = file
     name = stored.filename
-    # A completion length that nobody asked for gives way to long prompts, but not to nothing.
+    # A default completion length is shortened for long prompts, down to a minimum.
     completion = settings.max_tokens if "max_tokens" in settings.model_fields_set else least_completion(context)
     if completion >= context:
         message = f"max_tokens is {completion}, and the context {context}: no room for a prompt"
@@ -183,7 +185,7 @@ async def _measured(
 
 
 def _completed(settings: Hyperparameters, context: int, longest: int, rows: int) -> Hyperparameters:
-    """Every default that depends on the model or the data, filled in."""
+    """The settings with every default filled in that depends on the model or the data."""
     steps = settings.steps(rows)
     asked = "max_tokens" in settings.model_fields_set
     filled = {
@@ -199,7 +201,7 @@ def _completed(settings: Hyperparameters, context: int, longest: int, rows: int)
     }
     try:
         return Hyperparameters.model_validate(settings.model_dump() | filled)
-    except ValidationError as error:  # each was good by itself
+    except ValidationError as error:  # each setting was valid by itself
         problem = error.errors()[0]
         param = ".".join((_SETTINGS, *map(str, problem["loc"])))
         raise InvalidRequest(f"{param}: {problem['msg'].removeprefix('Value error, ')}", param=param) from error

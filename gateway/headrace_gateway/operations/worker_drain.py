@@ -1,4 +1,4 @@
-"""Taking a rollout worker out of the work, for maintenance, and letting it work again."""
+"""Drains a rollout worker for maintenance, and lets it work again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..views.workers import unknown_worker, worker_names
 
 
 async def drain(gateway: GatewayContext, job: Job, name: str, seconds: float) -> None:
-    """Give a rollout worker no more work. Raises `InvalidRequest` for the learner, `InvalidState` for an ended job."""
+    """Give a rollout worker no new groups. Raises `InvalidRequest` for the learner, `InvalidState` for an ended job."""
     _require_rollout(job, name)
     await WorkerDrains(gateway.redis, job.id).request(name, seconds)
     await gateway.jobs.emit_event(job.id, f"{name} is being drained, by {gateway.principal.name}")
 
 
 async def undrain(gateway: GatewayContext, job: Job, name: str) -> bool:
-    """Let it go on; whether it was drained. Raises as `drain` does."""
+    """Give a drained worker groups again; whether it was drained. Raises like `drain`."""
     _require_rollout(job, name)
     if not await WorkerDrains(gateway.redis, job.id).release(name):
         return False
