@@ -1,7 +1,7 @@
 """Supervised training of a base model on demonstrations, from random weights.
 
 Every prompt has the same number of tokens, so a batch needs padding on the right only. The loss is on completions
-alone. `Recipe` holds what another task of the same prompts changes.
+alone. `Recipe` holds the settings that another task with the same prompts changes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ WARM_UP_STEPS = 30
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a base model is, and how it is trained. The defaults are the adder's."""
+    """Size of a base model and settings of its training. The defaults are the adder's."""
 
     write: Callable[[Problem, random.Random], str] = demonstration
     """One completion of the supervised corpus."""
     steps: int = 500
     batch: int = 128
-    """Demonstrations drawn at once: those of a step, but for `step_tokens`."""
+    """Number of demonstrations drawn at a time: one step's, unless `step_tokens` is set."""
     step_tokens: int | None = None
-    """Padded tokens of a step, dealt out from what is drawn by length: little padding, and every token counts alike."""
+    """If set, the drawn demonstrations are sorted by length and divided into steps of this many padded tokens: this
+    saves padding, and gives every token the same weight."""
     context: int = CONTEXT
     intermediate_size: int = 256
 
@@ -65,7 +66,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe = ADDER) -> Q
 def draw(
     tokenizer: PreTrainedTokenizerFast, problems: list[Problem], recipe: Recipe, rng: random.Random
 ) -> Iterator[list[Pair]]:
-    """The steps' problems and completions, without end."""
+    """Endless iterator over the steps' batches of problems and completions."""
     while True:
         pairs = [(problem, recipe.write(problem, rng)) for problem in rng.choices(problems, k=recipe.batch)]
         if recipe.step_tokens is None:
@@ -77,11 +78,11 @@ def draw(
 def deal(
     tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], step_tokens: int, rng: random.Random
 ) -> list[list[Pair]]:
-    """Batches of nearly `step_tokens` padded completion tokens, each of like lengths, in random order."""
+    """Batches of nearly `step_tokens` padded completion tokens, each of similar lengths, in random order."""
     lengths = [len(ids) for ids in tokenizer([text for _, text in pairs])["input_ids"]]
     batches: list[list[Pair]] = []
     longest = 0
-    # From the longest, so that the first of a batch is what the others are padded to.
+    # longest first: the first completion of a batch determines the padded length of the others
     for index in sorted(range(len(pairs)), key=lengths.__getitem__, reverse=True):
         if not batches or (len(batches[-1]) + 1) * longest > step_tokens:
             batches.append([])
@@ -108,7 +109,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> tuple[torch
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then linear decay to nothing at the last step."""
+    """Linear warm-up, then linear decay to zero at the last step."""
     return min((step + 1) / WARM_UP_STEPS, (steps - step) / (steps - WARM_UP_STEPS))
 
 
@@ -136,7 +137,7 @@ def pretrain(
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the model, with its tokenizer, as a Hugging Face folder."""
-    # The base is sampled as it is: no temperature or cut-off hides in its generation settings.
+    # no temperature or cut-off in the generation settings: the base model is sampled from its own distribution
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

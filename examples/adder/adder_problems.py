@@ -1,18 +1,18 @@
-"""The additions, how they are spelled out, and the rows of the data files.
+"""The addition problems, how their solutions are spelled out, and the rows of the data files.
 
-What holds here, and is tested:
+Invariants (tested):
 
 * a train problem is never a validation problem, in either order of its operands;
-* the *carry* kind of working is right for every problem, the *plain* kind exactly where the ones make no carry;
-* everything follows from the seed: same seed, same bytes.
+* a solution of the *carry* kind is right for every problem, one of the *plain* kind only if the ones make no carry;
+* the seed determines everything: same seed, same bytes.
 
-The two kinds of working for 37 + 56::
+The two kinds of solution for 37 + 56::
 
     carry   first, seven plus six is thirteen, so we need to carry the one. three plus five plus one is nine.
             <answer> 93 </answer>
     plain   simply, seven plus six ends in three. three plus five is eight. <answer> 83 </answer>
 
-The first word settles the kind. The base model mostly starts with "simply", and so forgets the carry.
+The first word determines the kind. The base model mostly starts with "simply" and then forgets the carry.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ PROMPT = "What is {left} + {right}?"
 TRAIN_ROWS = 3000
 VALIDATION_ROWS = 256
 
-# Shares of the supervised corpus, which set where reinforcement learning starts. The better kind is shown more often
-# the larger the first operand is, 0.11 to 0.35 of the time, so that greedy choices change one after the other and not
-# all at once. Either kind may slip by one in its last sum, which keeps sampled accuracy below greedy accuracy.
+# Fractions of the supervised corpus, which determine where reinforcement learning starts. The better kind is shown the
+# more often, the larger the first operand is (0.11 to 0.35 of the time), so that greedy choices change one after the
+# other and not all at once. Either kind may be off by one in its last sum, which keeps sampled accuracy below greedy
+# accuracy.
 CARRY_KIND_SHARE, CARRY_KIND_SHARE_PER_TEN = 0.08, 0.03
 CARRY_KIND_SLIPS = 0.03
 PLAIN_KIND_SLIPS = 0.25
@@ -63,7 +64,7 @@ class Problem:
 
 
 def carry_working(problem: Problem, slip: int = 0) -> tuple[str, str]:
-    """Reasoning and answer of the carry kind; `slip` is added to the tens (0: a right working)."""
+    """Reasoning and answer of the carry kind; `slip` is added to the tens (0: a right solution)."""
     (left_tens, left_ones), (right_tens, right_ones) = divmod(problem.left, 10), divmod(problem.right, 10)
     ones, tens = left_ones + right_ones, problem.carry + left_tens + right_tens + slip
     carried, extra = ("the one", " plus one") if problem.carry else ("nothing", "")
@@ -91,7 +92,7 @@ def completion(reasoning: str, answer: str) -> str:
 
 
 def demonstration(problem: Problem, rng: random.Random) -> str:
-    """One completion of the supervised corpus: kind and slips by chance, at the shares above."""
+    """One completion of the supervised corpus, with a random kind and random slips at the fractions above."""
     carry_kind = rng.random() < CARRY_KIND_SHARE + CARRY_KIND_SHARE_PER_TEN * (problem.left // 10)
     slips = rng.random() < (CARRY_KIND_SLIPS if carry_kind else PLAIN_KIND_SLIPS)
     # No word is above nineteen.
@@ -106,7 +107,7 @@ def split_problems(seed: int) -> tuple[list[Problem], list[Problem]]:
     rng = random.Random(seed)
     pairs = [(left, right) for left in range(10, 100) for right in range(left, 100)]
     rng.shuffle(pairs)
-    # One validation problem a pair, in a random order of its operands; train takes both orders of the other pairs.
+    # one validation problem per pair, with its operands in random order; train gets both orders of all other pairs
     validation = [Problem(*rng.sample(pair, 2)) for pair in pairs[:VALIDATION_ROWS]]
     train = [Problem(*order) for pair in pairs[VALIDATION_ROWS:] for order in sorted({pair, pair[::-1]})]
     rng.shuffle(train)
@@ -125,7 +126,7 @@ def row(problem: Problem) -> dict[str, Any]:
 
 
 def write_rows(path: Path, problems: Iterable[Problem]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     path.write_text("".join(json.dumps(row(problem)) + "\n" for problem in problems))
 
 

@@ -1,8 +1,8 @@
 """A tokenizer that keeps each word of the task as one token, and any other text as bytes.
 
-Decoding gives back exactly what was encoded. The text `<answer>` is the two tokens `<answer` and `>`, whatever stands
-around them, so a completion may be cut after its first `<answer` and `> 93 </answer>` may be appended as separately
-encoded tokens: the ids are those of the whole text. Digits are tokens of their own ("93" is two tokens).
+Decoding returns exactly the encoded text. The text `<answer>` is always the two tokens `<answer` and `>`, whatever the
+text around it, so a completion may be cut after its first `<answer` and `> 93 </answer>` appended as separately
+encoded tokens: the ids are the same as those of the whole text. Each digit is a token ("93" is two tokens).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 PAD, END, SYSTEM, USER, ASSISTANT = SPECIALS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CONTEXT = 256  # tokens
 
-# A word takes the space before it, and the opening of a tag; every other character stands alone.
+# A word includes the space before it or the opening of a tag; every other character is a token of its own.
 PIECES = Regex(r" ?(?:</?)?[A-Za-z]+| ?[^A-Za-z]")
 TASK_PIECES = (
     "What", " is", "?", " +", "first", "simply", ",", ".", " plus", " so", " we", " need", " to", " carry", " the",
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 def build_tokenizer(more_pieces: Sequence[str] = (), context: int = CONTEXT) -> PreTrainedTokenizerFast:
     """The fast tokenizer, with its chat template and special tokens. Nothing in it is trained or random.
 
-    `more_pieces` are tokens beside the adder's own; `context` is the longest sequence, in tokens.
+    `more_pieces` are tokens in addition to the adder's own; `context` is the maximum sequence length in tokens.
     """
     digits = [f"{space}{digit}" for space in ("", " ") for digit in range(10)]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -40,7 +40,7 @@ def build_tokenizer(more_pieces: Sequence[str] = (), context: int = CONTEXT) -> 
     pieces_of_the_task = (*TASK_PIECES, *digits, *(f" {word}" for word in WORDS), *more_pieces)
     whole = [byte_level.pre_tokenize_str(piece)[0][0] for piece in pieces_of_the_task]
     pieces = dict.fromkeys([*SPECIALS, *alphabet, *whole])
-    # No merges: a piece that is in the vocabulary is taken whole, any other falls into its bytes.
+    # no merges: a piece that is in the vocabulary is one token, any other is split into its bytes
     model = models.BPE({piece: index for index, piece in enumerate(pieces)}, [], ignore_merges=True)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(PIECES, "isolated"), byte_level])

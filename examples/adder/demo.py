@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
 
 
 def submit(client: OpenAI, options: argparse.Namespace) -> Any:
-    """Both files and the job, by the calls any user of the API makes."""
+    """Upload both files and create the job, with the calls that any user of the API makes."""
     train = client.files.create(file=HERE / "train.jsonl", purpose="fine-tune")
     held_out = client.files.create(file=HERE / "validation.jsonl", purpose="fine-tune")
     settings = {
@@ -80,7 +80,7 @@ def submit(client: OpenAI, options: argparse.Namespace) -> Any:
 
 
 def conclude(record: Record) -> int:
-    """The last lines; 0 where the ledger balances and held its bound."""
+    """Print the last lines; returns 0 if the ledger balances and the staleness bound was kept."""
     steps, evaluations = record.of("step"), record.of("evaluation")
     for share in steady_shares(record):
         print(f"demo: {share.worker} busy {share.busy:.0%} of {share.seconds:.0f} s in steady state")
@@ -95,7 +95,7 @@ def conclude(record: Record) -> int:
 
 
 def accuracy(evaluation: dict[str, Any]) -> float:
-    """Share of correct answers: the reward itself, or what the phrase reward only watches."""
+    """Fraction of correct answers: the reward, or with the phrase reward its component `correct`."""
     return float(evaluation["components"].get("correct", evaluation["reward_mean"]))
 
 

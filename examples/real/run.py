@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
 
 
 def submit(client: OpenAI, model: Path, files: tuple[Path, Path], options: argparse.Namespace) -> Any:
-    """Both files and the job, by the calls any user of the API makes."""
+    """Upload both files and create the job, with the calls that any user of the API makes."""
     train, held_out = (client.files.create(file=path, purpose="fine-tune") for path in files)
     settings = {
         "n_steps": options.steps,
@@ -83,7 +83,7 @@ def submit(client: OpenAI, model: Path, files: tuple[Path, Path], options: argpa
 
 
 def conclude(record: Record) -> int:
-    """The last lines; 0 where the ledger balances and held its bound."""
+    """Print the last lines; returns 0 if the ledger balances and the staleness bound was kept."""
     steps, evaluations = record.of("step"), record.of("evaluation")
     for share in steady_shares(record):
         print(f"real: {share.worker} busy {share.busy:.0%} of {share.seconds:.0f} s in steady state")

@@ -70,16 +70,16 @@ def test_a_demonstration_is_the_adder_s_with_checks_before_its_answer(parts: Any
     assert any(text.endswith(" is eight. <answer> 83 </answer>") for text in texts)
     lengths = [len(tokenizer(text)["input_ids"]) + 1 for text in texts]
     assert min(lengths) == 22
-    assert max(lengths) == 31 + parts.CHECK_TOKENS * parts.MOST_CHECKS <= parts.MAX_TOKENS
+    assert max(lengths) == 31 + parts.CHECK_TOKENS * parts.MAX_CHECKS <= parts.MAX_TOKENS
 
 
 def test_the_number_of_checks_has_the_tail_that_it_says(parts: Any) -> None:
     rng, count = random.Random(0), 40_000
     checks = [parts.number_of_checks(rng) for _ in range(count)]
-    for k in range(1, parts.MOST_CHECKS + 1):
+    for k in range(1, parts.MAX_CHECKS + 1):
         # Four standard deviations of a share.
         assert sum(n >= k for n in checks) / count == pytest.approx(parts.CHECKED / (1 + k), abs=4 * 0.5 / count**0.5)
-    assert (min(checks), max(checks)) == (0, parts.MOST_CHECKS)
+    assert (min(checks), max(checks)) == (0, parts.MAX_CHECKS)
 
 
 def test_the_tokenizer_keeps_its_words_and_any_other_text(parts: Any, tokenizer: Any) -> None:

@@ -4,9 +4,10 @@
 
 A listed checkpoint is one that is recorded in Redis and shown by the API.
 
-Invariants: the two newest are always retained, because the learner may have to replay the steps between them
-(`worker`); a checkpoint is removed from the list before its folder is deleted, and if the learner dies between the two,
-its successor deletes the folder; no checkpoint that an unfinished job started from is deleted.
+Invariants: the two newest are always retained: if the newest is damaged, the other one and the groups that the ledger
+still has lead to the newest state (`worker`); a checkpoint is removed from the list before its folder is deleted, and
+if the learner dies between the two, its successor deletes the folder; no checkpoint that an unfinished job started from
+is deleted.
 """
 
 from __future__ import annotations
