@@ -19,7 +19,7 @@ a controller has nothing but its record, so that any gateway may start its contr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self
 
 from pydantic import ValidationError
@@ -84,9 +84,19 @@ class ControllerManager(Protocol):
 class RayControllerManager:
     """`ControllerManager` over the actors of a cluster."""
 
-    def __init__(self, settings: Settings, redis: Redis, actors: ControllerActors, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        actors: ControllerActors,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        jobs: JobStore | None = None,
+        window: Callable[[Mapping[str, float]], QueueWindow] = QueueWindow,
+    ) -> None:
+        """`jobs`: the jobs in `redis`. `window`: the queue window of one poll, given the free resources."""
         self._settings, self._redis, self._actors, self._clock = settings, redis, actors, clock
-        self._jobs = JobStore(redis)
+        self._jobs, self._window = jobs or JobStore(redis), window
         self._beats = ControllerHeartbeats(redis, settings)
         self._missed: dict[str, int] = {}
         """By job: polls in a row in which its controller had no heartbeat."""
@@ -217,7 +227,7 @@ class RayControllerManager:
     async def _next_to_place(self) -> list[str]:
         """The queued jobs that get a controller now (`queue_window`), oldest first."""
         nodes, free = await self._actors.resources()
-        window, selected = QueueWindow(free), list[str]()
+        window, selected = self._window(free), list[str]()
         # The queue is read after Ray's answer, which may have taken half a minute.
         for job_id in (await self._queued())[:MAX_QUEUED_READ]:
             try:

@@ -126,7 +126,7 @@ async def _reconcile_forever(gateway: GatewayContext, exports: ExportProcesses) 
     me, cleaned = uuid.uuid4().hex, -math.inf
     while True:
         try:
-            if await _is_leader(gateway.redis, me):
+            if await is_leader(gateway.redis, me):
                 await gateway.controllers.reconcile()
                 await exports.reconcile()
                 if time.monotonic() - cleaned > CLEAN_SECONDS:
@@ -156,7 +156,7 @@ async def _remove_leftovers(gateway: GatewayContext) -> None:
         log.info("deleted what was half written", files=names)
 
 
-async def _is_leader(redis: Redis, me: str) -> bool:
+async def is_leader(redis: Redis, me: str) -> bool:
     """Whether this gateway reconciles. The first to ask does, for as long as it asks again before its key expires."""
     seconds = int(RECONCILE_SECONDS * 3)
     if await run(redis.set(keys.GATEWAY, me, ex=seconds, nx=True)):

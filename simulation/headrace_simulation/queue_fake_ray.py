@@ -16,12 +16,13 @@ from headrace_controller.job_controller import JobController
 from headrace_controller.manager import RayControllerManager
 from headrace_controller.placement import Plan
 from headrace_controller.ports import ControllerPorts, StoredFiles
+from headrace_controller.queue_window import QueueWindow
 from headrace_controller.workers.group import WorkerGroup
 from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.jobs.job_store import Job, JobStatus
+from headrace_core.jobs.job_store import Job, JobStore, Status
 from headrace_core.storage.job_folder import JobFolder
 from headrace_core.storage.weight_store import default_root
 from headrace_simulation.queue_world import QueueWorld
@@ -288,21 +289,38 @@ class SimulatedActors:
         return found
 
 
-class SimulatedControllers(RayControllerManager):
-    """The real controller manager with the world's actors, and with the planted bug, if there is one."""
+def controller_manager(settings: Settings, process: Process) -> RayControllerManager:
+    """The real controller manager of the gateway in `process`, with the world's actors and the planted bug, if any."""
+    plant = process.world.plant
+    return RayControllerManager(
+        settings,
+        process.port,
+        SimulatedActors(process),
+        ProcessClock(process),
+        jobs=CancelForgotten(process.port) if plant == "queued_cancel_forgotten" else JobStore(process.port),
+        window=_PLANTED_WINDOWS.get(plant, QueueWindow),
+    )
 
-    def __init__(self, settings: Settings, process: Process) -> None:
-        super().__init__(settings, process.port, SimulatedActors(process), ProcessClock(process))
-        self._plant = process.world.plant
 
-    async def _next_to_place(self) -> list[str]:
-        near, plant = await super()._next_to_place(), self._plant
-        if plant not in ("queue_unbounded", "next_one_beside_those_that_fit"):
-            return near
-        queued = await self._queued()
-        return queued if plant == "queue_unbounded" else queued[: len(near) + 1]
+class CancelForgotten(JobStore):
+    """Planted bug: a job that was cancelled before it began is never marked as at rest."""
 
-    async def _end_or_start(self, standing: JobStatus, has_controller: bool) -> None:
-        forgotten = self._plant == "queued_cancel_forgotten" and standing.status == "cancelled"
-        if not (forgotten and not has_controller):
-            await super()._end_or_start(standing, has_controller)
+    async def mark_at_rest(self, job_id: str, status: Status) -> bool:
+        return status == "cancelled" or await super().mark_at_rest(job_id, status)
+
+
+class UnboundedWindow(QueueWindow):
+    """Planted bug: every queued job gets a controller."""
+
+    def takes(self, plan: Plan | None) -> bool:
+        return True
+
+
+class OneMoreWindow(QueueWindow):
+    """Planted bug: the first job that does not fit gets a controller beside those that fit."""
+
+    def takes(self, plan: Plan | None) -> bool:
+        return super().takes(plan) or self.full
+
+
+_PLANTED_WINDOWS = {"queue_unbounded": UnboundedWindow, "next_one_beside_those_that_fit": OneMoreWindow}

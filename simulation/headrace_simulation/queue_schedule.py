@@ -19,9 +19,9 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError, InvalidState, NotFound
 from headrace_core.jobs.job_store import ENDED, Job, JobStore
 from headrace_core.redis_access import keys
-from headrace_gateway.app import _is_leader
+from headrace_gateway.app import is_leader
 from headrace_simulation.fault_plan import FAULT_SECONDS, ROWS, Fault
-from headrace_simulation.queue_fake_ray import SimulatedControllers, SimulatedRay
+from headrace_simulation.queue_fake_ray import SimulatedRay, controller_manager
 from headrace_simulation.queue_fault_plan import NODES_COME_AT, QueuePlan
 from headrace_simulation.queue_world import QueueWorld
 from headrace_simulation.redis_port import Command, Packed, Server
@@ -43,14 +43,14 @@ class Gateway:
         self.process = process = Process(name)
         process.port, process.world = world.port(process), world
         self.jobs = JobStore(process.port)
-        self.controllers = SimulatedControllers(settings_of(folder, LEASE_SECONDS), process)
+        self.controllers = controller_manager(settings_of(folder, LEASE_SECONDS), process)
         world.spawn(process, self._reconciles)
 
     async def _reconciles(self) -> None:
         me = f"{self.process.name} since {self.world.loop.now}"
         while True:
             try:
-                if await _is_leader(self.process.port, me):
+                if await is_leader(self.process.port, me):
                     await self.controllers.reconcile()
             except (HeadraceError, RedisError) as error:
                 self.world.note(self.process.name, f"could not reconcile: {error}")

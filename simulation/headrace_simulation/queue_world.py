@@ -37,7 +37,7 @@ class QueueWorld(World):
         self.ray: SimulatedRay
         self.observer = QueueObserver(self)
         of_jobs = self.observer.keys()
-        self._dump_ledger = pack(("EVALSHA", server.load(STATUS_DUMP), len(of_jobs), *of_jobs))
+        self.dump = pack(("EVALSHA", server.load(STATUS_DUMP), len(of_jobs), *of_jobs))
         self._expires = dict[str, float]()
         """Virtual time of expiry, by key."""
         self._dropped = 0

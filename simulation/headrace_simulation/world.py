@@ -159,7 +159,8 @@ class World:
         self.on_death: list[Callable[[Process], None]] = []
         self._server, self._names = server, dict[str, str]()
         keys = self.keys.ledger_scripts
-        self._dump_ledger = pack(("EVALSHA", server.load(LEDGER_DUMP), len(keys), *keys))
+        self.dump = pack(("EVALSHA", server.load(LEDGER_DUMP), len(keys), *keys))
+        """Asked of Redis after each call that may have changed something: what the observer sees."""
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -257,7 +258,7 @@ class World:
         assert call is not None
         now = repr(EPOCH + self.loop.now + self.clock_offset)
         asked: list[Command | Packed] = [_at(c, now) if call.name in _TIMED else c for c in call.commands]
-        return asked if call.name in READS else [*asked, self._dump_ledger]
+        return asked if call.name in READS else [*asked, self.dump]
 
     def answered(self, raw: list[Any]) -> None:
         """Continue with Redis' answers to `commands`."""
