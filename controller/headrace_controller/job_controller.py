@@ -48,6 +48,7 @@ from .heartbeat import ControllerHeartbeats
 from .pause_reasons import OUT_OF_SPACE, JobCannotContinue, cannot_go_on
 from .placement import PlacementLost
 from .ports import ControllerPorts, IdleWatch
+from .status_changes import Cancelled, Paused, StatusChanges, check_wanted
 from .watchdog import Watchdog
 from .workers.supervisor import STOP_SECONDS
 
@@ -56,14 +57,6 @@ LOST = (RayError, Unavailable, TimeoutError)
 """What a controller can meet of its surroundings. It is no fault of the job's, and may be another's no more."""
 REPLACED = "learner_replaced"
 """Code of a learner's error: another one has enlisted, so another controller has the job."""
-
-
-class Cancelled(Exception):
-    """The user cancelled the job."""
-
-
-class Paused(Exception):
-    """The user paused the job."""
 
 
 class Replaced(Exception):
@@ -78,6 +71,7 @@ class JobController:
         self._job_id, self._jobs, self._ledger = ports.job.id, ports.job.store, ports.job.ledger
         self._drains, self._recoveries = ports.job.drains, ports.job.recoveries
         self._group = ports.workers
+        self._status = StatusChanges(self._jobs, self._job_id, ports.watch_seconds)
         self._life: asyncio.Task[None] | None = None
 
     @classmethod
@@ -143,7 +137,7 @@ class JobController:
         if job.status in ("succeeded", "failed"):  # the controller before did not come to cleaning up
             return job.status
         try:
-            _check_wanted(job)
+            check_wanted(job)
             idle = await self._ports.idle_steps(job)
             await until([self._work(job)], [self._watch(job, idle), self._ports.keep_memory_share()])
             await idle.end()
@@ -168,7 +162,7 @@ class JobController:
         while True:
             await self._group.place(job, again=placed)
             if not running:
-                await self._move("running")
+                await self._status.move("running")
             running = placed = True
             try:
                 await until([self._ports.train(job, self._group.workers)], [self._group.watch_placement()])
@@ -192,9 +186,9 @@ class JobController:
         while True:
             await asyncio.sleep(self._ports.watch_seconds)
             now = await self._jobs.get(self._job_id)
-            _check_wanted(now)
-            if now.status == "queued" and self._group.workers:  # see `_move`
-                await self._move("running")
+            check_wanted(now)
+            if now.status == "queued" and self._group.workers:  # see `StatusChanges.move`
+                await self._status.move("running")
             account = await self._ledger.counts()
             await check_rewards(self._jobs, self._job_id, account, settings)
             await check_generation(self._jobs, self._job_id, account, settings)
@@ -217,7 +211,7 @@ class JobController:
 
     async def _pause(self, message: str, level: Level = "info", data: JobPaused | None = None) -> Status:
         """The learner saves the step under way; what the others hold, they give back at once."""
-        await until([self._stop()], [self._cancellation()])
+        await until([self._stop()], [self._status.until_cancelled()])
         if (await self._jobs.get(self._job_id)).status == "paused":  # else it was resumed meanwhile
             await self._jobs.emit_event(self._job_id, f"{message}; resume goes on from here", level=level, data=data)
         return "paused"
@@ -227,38 +221,18 @@ class JobController:
         for worker in self._group.workers:
             await self._ledger.expire_leases_of(worker.name)  # what one held that did not stop in good order
 
-    async def _cancellation(self) -> None:
-        """Raises `Cancelled` once the job is."""
-        while True:
-            if (await self._jobs.get(self._job_id)).status == "cancelled":
-                raise Cancelled
-            await asyncio.sleep(self._ports.watch_seconds)
-
     async def _pause_by_itself(self, error: JobCannotContinue) -> Status:
         """The status comes first: by it the learner knows that its last step is to be kept."""
         with suppress(Paused):  # the user was faster
-            await self._move("paused", PausedBy(error.code, error.message, self._ports.clock.time()))
+            await self._status.move("paused", PausedBy(error.code, error.message, self._ports.clock.time()))
         return await self._pause(f"paused: {error.message}", "error", JobPaused(error.code, error.who))
 
     async def _end(
         self, status: Status, message: str, outcome: JobError | str, data: RewardsFailed | RowsRefused | None = None
     ) -> Status:
-        await self._move(status, outcome)
+        await self._status.move(status, outcome)
         await self._jobs.emit_event(self._job_id, message, level="error" if status == "failed" else "info", data=data)
         return status
-
-    async def _move(self, status: Status, outcome: PausedBy | JobError | str | None = None) -> None:
-        """Raises `Cancelled` or `Paused` where the user was faster."""
-        try:
-            await self._jobs.move(self._job_id, status, outcome)
-        except InvalidState:
-            now = await self._jobs.get(self._job_id)
-            _check_wanted(now)
-            if now.status == "queued":  # paused and resumed between two looks: it never stopped
-                await self._move("running")
-                await self._move(status, outcome)
-            elif now.status != status:
-                raise
 
     async def _fail(self, error: Exception) -> Status:
         code = error.code if isinstance(error, HeadraceError) else "internal_error"
@@ -295,11 +269,3 @@ class JobController:
             if over is not None:
                 self._ports.files.remove_resumable_state()
                 await self._ledger.close(over)
-
-
-def _check_wanted(job: Job) -> None:
-    """Raises `Cancelled` or `Paused`."""
-    if job.status == "cancelled":
-        raise Cancelled
-    if job.status == "paused":
-        raise Paused

@@ -1,6 +1,6 @@
 """The learner worker: claims batches of groups, trains, publishes the weights, settles the step.
 
-worker          a learner's lifecycle, and the loop of its steps; rank_worker for the other ranks
+worker          a learner's lifecycle; step_loop, its steps; rank_worker for the other ranks
 ports           the components that a learner is made of
 batch_claims    claims, filters and waits for the groups of a step
 algorithms      which tokens contribute, advantages, importance weights, losses

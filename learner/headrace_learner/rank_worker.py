@@ -123,7 +123,7 @@ class RankWorker:
         return "finished"
 
     async def _work(self, command: Command, trainer: Trainer) -> Callable[[], object]:
-        """This rank's part of a command, to be run in torch's thread. `worker.LearnerWorker` has rank 0's part."""
+        """This rank's part of a command, to be run in torch's thread. `step_loop.StepLoop` has rank 0's part."""
         match command:
             case Load(path):
                 return lambda: checkpoint.load(trainer, Path(path))

@@ -23,26 +23,24 @@ unless the process dies, and then it expires; a group has the size that is on re
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import Any, Self
 
 from headrace_core.activity_timer import ActivityTimer
 from headrace_core.concurrency import first_to_end
 from headrace_core.errors import InvalidState, TimedOut
-from headrace_core.ledger.ledger import Lease, Refusal, TransitionOutcome
+from headrace_core.ledger.ledger import Lease, Refusal
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.types.metrics import EvaluationMetrics, WorkerMetrics, WorkerState
 from headrace_rewards.registry import validate
 
 from .completion_sampler import CompletionSampler
-from .engines.engine import RequestRefused
 from .evaluation import Evaluator
 from .group_builder import GroupBuilder
 from .lease_pool import SIGNAL_SECONDS, LeasePool
+from .leased_groups import LeasedGroups
 from .monitored_reward import MonitoredReward
 from .ports import RolloutPorts
 from .prompts import Prompt
-from .reward_scoring import RewardFailed
 from .weight_sync import SyncResult, WeightSync
 from .worker_reporter import WorkerReporter
 
@@ -69,8 +67,6 @@ class RolloutWorker:
         )
         self._leases = LeasePool(config, ports.job, self._live, self._engine, self._make, self._clock)
         self._watched = MonitoredReward(self._reward, self._grader, config.worker, self._settings, self._clock)
-        self._errors: Counter[str] = Counter()
-        self._tokens = self._groups = 0
         self._reported_state: WorkerState = "starting"
         self._split = ActivityTimer("start", self._clock.monotonic)
         self._news, self._stopping, self._idle = (asyncio.Event() for _ in range(3))
@@ -107,10 +103,11 @@ class RolloutWorker:
         if self._config.validation_file is not None:
             held_out = await self._ports.prompts.read(self._config.validation_file, longest)
             self._held_out = held_out[: self._settings.eval_samples]
-        self._maker = GroupBuilder(
+        builder = GroupBuilder(
             *(self._engine, tokenizer, self._watched, train, self._settings, self._leases.wake.set, self._grader),
             clock=self._clock,
         )
+        self._groups = LeasedGroups(self._ports.job, self._live, builder, self._leases, self._reporter, self._watched)
         measurer = CompletionSampler(
             self._engine, tokenizer, self._grader, self._settings, self._held_out, evaluating=True
         )
@@ -121,7 +118,7 @@ class RolloutWorker:
             clock=self._clock,
         )
         await asyncio.gather(self._engine.start(), self._reward.start())  # last: the rows may be refused
-        await self._reporter.tightest_row(self._maker.tightest, self._settings.max_tokens)
+        await self._reporter.tightest_row(builder.tightest, self._settings.max_tokens)
         await self._live.refresh()
         while not await self._catch_up():
             pass  # a few times in a row, then it raises
@@ -243,34 +240,8 @@ class RolloutWorker:
     async def _broken_loop(self) -> str:
         raise await self._leases.broken.get()
 
-    # ── one group ────────────────────────────────────────────────────────────────────────────────────────────────────
-
     async def _make(self, lease: Lease) -> None:
-        """Commit or fail the group of one lease. Raises what no group can mend: the engine or Redis is gone."""
-        try:
-            await self._live.refresh()
-            group = await self._maker.make(lease, self._live.at(lease.version).group_size)
-            await self._note_boundaries()
-            if await self._ledger.commit(lease, group) is TransitionOutcome.QUEUED:
-                self._leases.served()
-                self._groups += 1
-                self._tokens += group.sampled_tokens
-            await self._reporter.failures(self._watched)
-        except RewardFailed as error:
-            await self._reporter.failures(self._watched)
-            await self._ledger.fail(lease, TransitionOutcome.REWARD_FAILED, str(error))
-        except RequestRefused as error:
-            self._leases.refused()
-            await self._reporter.refused_row(lease.group_id, self._maker.prompt(lease), error, self._errors[error.code])
-            self._errors[error.code] += 1
-            await self._ledger.fail(lease, TransitionOutcome.GENERATION_FAILED, str(error))
-
-    async def _note_boundaries(self) -> None:
-        """Count the reference answers that stand where the tokenizer would not cut; tell of the first."""
-        first = not self._errors["unstable_boundary"]
-        self._errors["unstable_boundary"] = self._maker.unstable_boundaries
-        if first and self._errors["unstable_boundary"]:
-            await self._reporter.unstable_boundary()
+        await self._groups.make(lease)
 
     # ── weights and heartbeat ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,10 +277,10 @@ class RolloutWorker:
             uptime=self._split.uptime,
             busy=self._engine.busy_seconds,
             waiting=waiting,
-            tokens=self._tokens,
-            groups=self._groups,
+            tokens=self._groups.tokens,
+            groups=self._groups.groups,
             running=self._engine.running,
             evaluation=self._evaluator.progress,
-            errors=self._errors | {f"reward_{kind}": count for kind, count in self._watched.failures.items()},
+            errors=self._groups.errors | {f"reward_{kind}": count for kind, count in self._watched.failures.items()},
         )
         await self._jobs.record_heartbeat(self._config.job_id, metrics)

@@ -11,6 +11,7 @@ import torch
 
 from headrace_core.ledger.ledger import Ledger
 from headrace_learner.distributed.rank_coordinator import RankCoordinator
+from headrace_learner.step_loop import StepLoop
 from headrace_learner.worker import LearnerWorker
 
 from .bench import BATCH, STEPS, Bench, train_whole
@@ -26,7 +27,7 @@ class Door:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._stage: str | None = None
         self._reached, self._opened = asyncio.Event(), asyncio.Event()
-        run_on_all, settle, pausing = RankCoordinator.run_on_all, Ledger.settle, LearnerWorker._pausing
+        run_on_all, settle, pausing = RankCoordinator.run_on_all, Ledger.settle, StepLoop._pausing
 
         async def held_run(coordinator: RankCoordinator, order: Any, work: Any) -> Any:
             await self._pass(type(order).__name__)
@@ -36,12 +37,12 @@ class Door:
             await self._pass("settle")
             return await settle(ledger, *given)
 
-        async def held_pausing(worker: LearnerWorker) -> bool:
-            found = await pausing(worker)
+        async def held_pausing(steps: StepLoop) -> bool:
+            found = await pausing(steps)
             await self._pass("pausing")
             return found
 
-        monkeypatch.setattr(LearnerWorker, "_pausing", held_pausing)
+        monkeypatch.setattr(StepLoop, "_pausing", held_pausing)
         monkeypatch.setattr(RankCoordinator, "run_on_all", held_run)
         monkeypatch.setattr(Ledger, "settle", held_settle)
 

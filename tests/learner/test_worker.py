@@ -58,16 +58,18 @@ async def test_a_step_is_measured_though_its_learner_died_before_it_told(
     job = bench("untold")
     await job.open()
     first, settled = LearnerWorker.from_config(job.config), asyncio.Event()
-    tell = first._report_step
+    await first.start()
+    steps = first._steps
+    assert steps is not None
+    report = steps._report
 
-    async def die_at_the_third(*told: Any) -> None:
-        if first._version < 3:
-            return await tell(*told)
+    async def die_at_the_third(*reported: Any) -> None:
+        if steps.version < 3:
+            return await report(*reported)
         settled.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(first, "_report_step", die_at_the_third)
-    await first.start()
+    monkeypatch.setattr(steps, "_report", die_at_the_third)
     running = asyncio.create_task(first.run())
     await job.feed(3)
     await asyncio.wait_for(settled.wait(), 60)

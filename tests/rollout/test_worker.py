@@ -233,7 +233,7 @@ async def test_rows_that_the_engine_refuses_are_named_and_do_not_follow_as_fast_
             raise RequestRefused("no engine can serve it")
         return await generate(prompt, *rest)
 
-    only: npt.NDArray[np.int32] | None = worker._maker._prompts[refused].token_ids
+    only: npt.NDArray[np.int32] | None = worker._groups._builder._prompts[refused].token_ids
     monkeypatch.setattr(worker._engine, "generate", refuses)
     run = asyncio.create_task(worker.run())
     await until(lambda: equals(queued(ledger), WINDOW), "another group takes the place of the one that failed")
@@ -270,8 +270,8 @@ async def test_a_reference_answer_that_shortens_completions_is_told_with_its_row
     worker = await start(grader=grader, training_file=str(file))
     await start("rollout-1", grader=grader, training_file=str(file))
     (told,) = [event for _, event in await jobs.events(JOB) if "reference answer" in event.message]
-    assert worker._maker.tightest is not None
-    room = worker._maker.tightest[0]
+    assert worker._groups._builder.tightest is not None
+    room = worker._groups._builder.tightest[0]
     assert 1 <= room < SETTINGS.max_tokens
     assert told.message.startswith(f"the reference answer of line 2 leaves {room} tokens for a completion, less than ")
     assert told.data == {"row": 1, "line": 2, "tokens": room}
