@@ -395,7 +395,8 @@ def test_what_the_guards_of_the_workshop_look_for_is_found() -> None:
 def test_nothing_changes_where_python_looks_for_modules() -> None:
     """The packages are installed, and the rest is run as modules from the repository's root."""
     product = [path for _, path in MODULES if path.name not in LOADS_USER_CODE]
-    assert [f"{name_of(p)}:{line}" for p in [*product, *TOOLS] for line in path_changes(parsed(p))] == []
+    everywhere = [*product, *TOOLS, *(ROOT / "examples").rglob("*.py")]
+    assert [f"{name_of(p)}:{line}" for p in everywhere for line in path_changes(parsed(p))] == []
 
 
 def test_imports_stand_at_the_top() -> None:

@@ -14,12 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from headrace_lab.paths import ADDER, load_module
-
-problems = load_module(ADDER / "adder_problems.py")
-pretrain = load_module(
-    ADDER / "adder_pretrain.py", *(ADDER / f"{name}.py" for name in ("adder_problems", "adder_tokenizer"))
-)
+from examples.adder import adder_pretrain as pretrain
+from examples.adder import adder_problems as problems
+from headrace_lab.paths import ADDER
 
 GUESSES = 0.5
 """Fraction of the answers that are random numbers."""

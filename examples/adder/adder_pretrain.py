@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from adder_problems import Problem, demonstration
-from adder_tokenizer import CONTEXT
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from .adder_problems import Problem, demonstration
+from .adder_tokenizer import CONTEXT
 
 PEAK_LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 30

@@ -1,6 +1,6 @@
 """Makes everything in this folder that is not code: train.jsonl, validation.jsonl and the base model, from a seed.
 
-    python examples/adder/make.py --seed 0 --out examples/adder
+    python -m examples.adder.make --seed 0
 
 It takes about three minutes on one thread. The data files are the same bytes on every machine; the weights are the
 same on the same torch build and processor. Nothing is downloaded.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from adder_problems import write_data
+from .adder_problems import write_data
 
 HERE = Path(__file__).resolve().parent
 
@@ -22,8 +22,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the data files; the model goes to its model/")
     arguments = parser.parse_args()
     # Only here: the data files can be made without torch and transformers.
-    from adder_pretrain import pretrain, save
-    from adder_tokenizer import build_tokenizer
+    from .adder_pretrain import pretrain, save
+    from .adder_tokenizer import build_tokenizer
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     train = write_data(arguments.out, arguments.seed)

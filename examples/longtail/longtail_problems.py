@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 
-from adder_problems import WORDS, Problem, completion, demonstration
+from ..adder.adder_problems import WORDS, Problem, completion, demonstration
 
 PIECES = (" check", " tens", " fine")
 """Tokens that the adder does not have."""

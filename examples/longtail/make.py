@@ -1,6 +1,6 @@
 """Makes everything in this folder that is not code: train.jsonl, validation.jsonl and the base model, from a seed.
 
-    python examples/longtail/make.py --seed 0 --out examples/longtail
+    python -m examples.longtail.make --seed 0
 
 It takes about three minutes on one thread. The data files are the adder's, the same bytes on every machine; the
 weights are the same on the same torch build and processor. Nothing is downloaded.
@@ -9,15 +9,12 @@ weights are the same on the same torch build and processor. Nothing is downloade
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "adder"))
-
-from adder_pretrain import Recipe, pretrain, save
-from adder_problems import write_data
-from adder_tokenizer import build_tokenizer
-from longtail_problems import CONTEXT, PIECES, long_demonstration
+from ..adder.adder_pretrain import Recipe, pretrain, save
+from ..adder.adder_problems import write_data
+from ..adder.adder_tokenizer import build_tokenizer
+from .longtail_problems import CONTEXT, PIECES, long_demonstration
 
 HERE = Path(__file__).resolve().parent
 RECIPE = Recipe(

@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.adder.adder_problems import write_data
+from examples.adder.adder_tokenizer import build_tokenizer
 from headrace_lab.paths import ADDER, load_module
 
 MODEL = ADDER / "model"
@@ -86,11 +88,10 @@ def test_validation_problems_are_held_out_in_either_order() -> None:
 
 
 def test_the_script_makes_the_shipped_data_and_tokenizer_again(tmp_path: Path, tokenizer: Any) -> None:
-    problems = ADDER / "adder_problems.py"
-    load_module(ADDER / "make.py", problems).write_data(tmp_path, seed=0)
+    write_data(tmp_path, seed=0)
     for name in ("train.jsonl", "validation.jsonl"):
         assert (tmp_path / name).read_bytes() == (ADDER / name).read_bytes()
-    made = load_module(ADDER / "adder_tokenizer.py", problems).build_tokenizer()
+    made = build_tokenizer()
     assert made.get_vocab() == tokenizer.get_vocab()
     assert made.chat_template == tokenizer.chat_template
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.longtail import longtail_problems as parts
 from headrace_lab.paths import ADDER, LONGTAIL, load_module
 
 MODEL = LONGTAIL / "model"
@@ -20,11 +21,6 @@ Row = dict[str, Any]
 
 def read_rows(name: str) -> list[Row]:
     return [json.loads(line) for line in (LONGTAIL / name).read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def parts() -> Any:
-    return load_module(LONGTAIL / "longtail_problems.py", ADDER / "adder_problems.py")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +55,7 @@ def test_the_problems_are_the_adder_s(name: str) -> None:
     assert (LONGTAIL / name).read_bytes() == (ADDER / name).read_bytes()
 
 
-def test_a_demonstration_is_the_adder_s_with_checks_before_its_answer(parts: Any, tokenizer: Any) -> None:
+def test_a_demonstration_is_the_adder_s_with_checks_before_its_answer(tokenizer: Any) -> None:
     problem, rng = parts.Problem(37, 56), random.Random(0)
     texts = [parts.long_demonstration(problem, rng) for _ in range(4000)]
     assert any(
@@ -73,7 +69,7 @@ def test_a_demonstration_is_the_adder_s_with_checks_before_its_answer(parts: Any
     assert max(lengths) == 31 + parts.CHECK_TOKENS * parts.MAX_CHECKS <= parts.MAX_TOKENS
 
 
-def test_the_number_of_checks_has_the_tail_that_it_says(parts: Any) -> None:
+def test_the_number_of_checks_has_the_tail_that_it_says() -> None:
     rng, count = random.Random(0), 40_000
     checks = [parts.number_of_checks(rng) for _ in range(count)]
     for k in range(1, parts.MAX_CHECKS + 1):
@@ -82,7 +78,7 @@ def test_the_number_of_checks_has_the_tail_that_it_says(parts: Any) -> None:
     assert (min(checks), max(checks)) == (0, parts.MAX_CHECKS)
 
 
-def test_the_tokenizer_keeps_its_words_and_any_other_text(parts: Any, tokenizer: Any) -> None:
+def test_the_tokenizer_keeps_its_words_and_any_other_text(tokenizer: Any) -> None:
     assert len(tokenizer(parts.check(parts.Problem(37, 56), "93", 14))["input_ids"]) == parts.CHECK_TOKENS
     for text in ("What is 37 + 56?", " check one, nine tens, fine.", "any  other TEXT: é, 漢字\n\t{}"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
