@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import Result
 
 from headrace_core.errors import InvalidRequest, NotFound, WeightsDamaged
-from headrace_core.jobs.job_store import Checkpoint, JobError, model_name
+from headrace_core.jobs.job_store import Checkpoint, JobError, PausedBy, model_name
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.staleness import Limits
@@ -78,7 +78,17 @@ async def test_a_page_of_a_job_that_has_not_begun(served: Served) -> None:
     await served.jobs.create(stored_job("ftjob-new", error=JobError("invalid_data", "row 3 is wrong")))
     page = (await headrace(served, "jobs", "show", "ftjob-new")).output
     assert "0/10 steps" in page
-    assert "row 3 is wrong" in page
+    assert "error      invalid_data: row 3 is wrong" in page
+
+
+async def test_a_page_shows_why_a_job_is_paused(served: Served, job: str) -> None:
+    assert "paused     " not in (await headrace(served, "jobs", "show", job)).output
+    await served.jobs.move(job, "paused", PausedBy("disk_full", "no space on [the] disk", 5.0))
+    page = (await headrace(served, "jobs", "show", job)).output
+    assert "paused     disk_full: no space on [the] disk, at " in page
+    await served.jobs.move(job, "queued")
+    await served.jobs.move(job, "paused")
+    assert "paused     by its user" in (await headrace(served, "jobs", "show", job)).output
 
 
 @pytest.mark.parametrize(("status", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 3)])

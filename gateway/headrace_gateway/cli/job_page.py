@@ -39,7 +39,11 @@ def _head(job: dict[str, Any]) -> Iterable[str]:
     if job["fine_tuned_model"]:
         yield f"trained    [bold]{escape(job['fine_tuned_model'])}[/]"
     if job["error"]:
-        yield f"[red]error      {escape(job['error']['message'])}[/]"
+        yield f"[red]error      {_coded(job['error'])}[/]"
+    if job["paused_by"]:
+        yield f"[yellow]paused     {_coded(job['paused_by'])}, at {_time(job['paused_by']['time'])}[/]"
+    elif job["status"] == "paused":
+        yield "[yellow]paused     by its user[/]"
 
 
 def _tail(checkpoints: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> Iterable[str]:
@@ -52,6 +56,10 @@ def _tail(checkpoints: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]
         yield "[dim]said last[/]"
     for event in reversed(events):
         yield f"  [dim]{_time(event['created_at'])} {event['level']:5}[/] {escape(event['message'])}"
+
+
+def _coded(reason: dict[str, Any]) -> str:
+    return f"{reason['code']}: {escape(reason['message'])}"
 
 
 def _time(seconds: float) -> str:
