@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
@@ -16,6 +16,7 @@ from headrace_core.errors import InvalidRequest
 from headrace_core.jobs.job_store import ENDED, Checkpoint, ForkedFrom, Job
 
 from ..context import GatewayContext
+from ..schemas.base import RequestModel
 from ..schemas.jobs import CreateJob, Integration, MetadataKey, MetadataValue, Method, Reference, Reinforcement
 from ..web.errors import explain
 from .idempotency import JobClaim
@@ -27,10 +28,8 @@ _NEAR = 5
 """Most checkpoints that an error lists."""
 
 
-class ForkJob(BaseModel):
+class ForkJob(RequestModel):
     """The body of POST …/fork: what is to be otherwise than in the job it comes from."""
-
-    model_config = ConfigDict(extra="forbid")
 
     checkpoint: str | None = Field(None, max_length=200, description="Its id; null: the newest.")
     hyperparameters: dict[str, Any] = Field({}, description="Those that change: docs/settings.md.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidRequest, InvalidState
@@ -13,16 +13,17 @@ from headrace_core.jobs.job_store import Job
 from headrace_core.jobs.settings_log import CHANGEABLE, SettingChange, SettingsLog
 
 from ..context import GatewayContext
+from ..schemas.base import RequestModel
 from ..schemas.control import SettingsObject
 from ..web.errors import explain
 
 _TRIES = 20
 
 
-class ChangeSettings(BaseModel):
+class ChangeSettings(RequestModel):
     """The settings to change, and their new values; the others stay."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(strict=True, json_schema_extra={"minProperties": 1})
 
     max_staleness: int | None = Field(None, ge=0, le=10**9)
     group_size: int | None = Field(None, ge=1, le=256)

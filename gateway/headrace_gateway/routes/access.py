@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..auth.api_keys import ApiKey
 from ..auth.audit_log import AuditEntry, Log
 from ..context import Context
 from ..principal import admin, note_created_id, unchanged
 from ..schemas.access import Audited, AuditLog, CreatedKey, KeyObject, Keys, RevokedKey
+from ..schemas.base import RequestModel
 from ..scopes import NAME, Scope
 from ..web.durable_route import DurableRoute
 from ..web.pagination import page
@@ -24,10 +25,8 @@ KeyId = Annotated[str, Path(pattern=r"^key_[0-9a-f]{24}$", description="As the l
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-class CreateKey(BaseModel):
+class CreateKey(RequestModel):
     """The body of POST /v1/headrace/keys."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=NAME, description="Whose key it is: jobs and files belong to names.", examples=["alice"])
     scope: Scope = Field("user", description="`user` sees what is its own, `admin` everything.")

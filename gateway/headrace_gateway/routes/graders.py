@@ -6,13 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from headrace_core.protocols.grader_check import CheckReport, Failure, Score
 from headrace_core.storage.dataset import Row
 
 from ..context import Context
 from ..grading.plausible_completions import sample
+from ..schemas.base import RequestModel
 from ..schemas.graders import GraderErrors, GraderFailure, GraderRun, ValidatedGrader
 from ..web.json_response import json_response
 
@@ -38,22 +39,18 @@ _PYTHON = ("python", "function")
 _MODELS = ("score_model", "label_model")
 
 
-class Validate(BaseModel):
+class Validate(RequestModel):
     """The body of POST …/validate."""
-
-    model_config = ConfigDict(extra="forbid")
 
     grader: dict[str, Any]
 
 
-class Run(BaseModel):
+class Run(RequestModel):
     """The body of POST …/run."""
-
-    model_config = ConfigDict(extra="forbid")
 
     grader: dict[str, Any]
     model_sample: str
-    item: dict[str, Any] = {}
+    item: dict[str, Any] = Field({})
 
 
 @router.post("/validate", response_model=ValidatedGrader)

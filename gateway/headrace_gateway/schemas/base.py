@@ -1,11 +1,17 @@
-"""What answers have in common."""
+"""What requests have in common, and answers."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, with_config
+from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
+
+
+class RequestModel(BaseModel):
+    """A request has no other fields than those of its shape: one that was passed over would look as if it had acted."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 @with_config(extra="forbid")

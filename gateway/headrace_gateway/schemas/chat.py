@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Discriminator,
     Field,
@@ -22,7 +21,7 @@ from headrace_core.config.hyperparameters import LEAST_TEMPERATURE
 from headrace_core.protocols.chat import ChatRequest, FinishReason
 
 from ..chat.response_format import ResponseFormat
-from .base import ResponseModel
+from .base import RequestModel, ResponseModel
 
 MOST_COMPLETIONS = 16
 """Of one request (`n`)."""
@@ -34,10 +33,8 @@ def _form(value: Any) -> str:
     return "list" if isinstance(value, list) else "text"
 
 
-class TextPart(BaseModel):
+class TextPart(RequestModel):
     """A part of a message; other types than text are not known."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
     text: str
@@ -53,10 +50,8 @@ _Stops = Annotated[
 ]
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(RequestModel):
     """One message of the conversation."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="`developer` is the same as `system`."
@@ -70,27 +65,22 @@ class ChatMessage(BaseModel):
         return {"role": role, "content": text}
 
 
-class TextFormat(BaseModel):
+class TextFormat(RequestModel):
     """`response_format` of a job's completions: text is the only form."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(RequestModel):
     """`stream_options`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
 
 
-class CreateChatCompletion(BaseModel):
+class CreateChatCompletion(RequestModel):
     """The body of POST /v1/chat/completions."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {

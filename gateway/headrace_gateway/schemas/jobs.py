@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
 from headrace_core.config.hyperparameters import Hyperparameters
 
+from .base import RequestModel
 from .chat import TextFormat
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
@@ -16,10 +17,8 @@ Reference = Annotated[str, StringConstraints(max_length=4096)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
-class Reinforcement(BaseModel):
+class Reinforcement(RequestModel):
     """`method.reinforcement`: what is rewarded, and how it is trained."""
-
-    model_config = ConfigDict(extra="forbid")
 
     grader: dict[str, Any]
     hyperparameters: Hyperparameters = Field(default_factory=lambda: Hyperparameters.model_validate({}))
@@ -33,19 +32,15 @@ class Reinforcement(BaseModel):
         return asked
 
 
-class Method(BaseModel):
+class Method(RequestModel):
     """`method`: reinforcement is the only type."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["reinforcement"]
     reinforcement: Reinforcement
 
 
-class Wandb(BaseModel):
+class Wandb(RequestModel):
     """A run at Weights & Biases; the job's id is its name where none is given."""
-
-    model_config = ConfigDict(extra="forbid")
 
     project: _Name
     entity: _Name | None = None
@@ -53,19 +48,15 @@ class Wandb(BaseModel):
     tags: list[_Name] = Field(default_factory=list, max_length=50)
 
 
-class Integration(BaseModel):
+class Integration(RequestModel):
     """Where a job's measurements are sent as well."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["wandb"]
     wandb: Wandb
 
 
-class CreateJob(BaseModel):
+class CreateJob(RequestModel):
     """The body of POST /v1/fine_tuning/jobs."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: Reference
     training_file: Reference
