@@ -106,17 +106,17 @@ async def test_a_template_that_does_not_end_is_refused(tmp_path: Path, monkeypat
 
 async def test_so_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_process, "AT_ONCE", 1)
+    monkeypatch.setattr(prompt_process, "SECONDS", 0.5)  # of the wait for a place
     checks, file = PromptChecks(), data(tmp_path, "1")
+    monkeypatch.setattr(prompt_process, "SECONDS", 60.0)  # of a check
     endless = model_with(tmp_path, LOOPS.format(""))
     first = asyncio.create_task(checks.measured(endless, file, "a", None, 100, None))
     await asyncio.sleep(0)
-    monkeypatch.setattr(prompt_process, "SECONDS", 0.5)
     with pytest.raises(Unavailable, match="1 other files"):
         await checks.measured(MODEL, file, "b", None, 100, None)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    monkeypatch.setattr(prompt_process, "SECONDS", 60.0)
     assert (await checks.measured(MODEL, file, "b", None, 100, None)).rows == 1
 
 

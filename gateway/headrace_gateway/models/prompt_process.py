@@ -10,7 +10,6 @@ that needs huge memory), the gateway holds a few hundred bytes of it, and waits 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import sys
@@ -23,6 +22,7 @@ from headrace_core.errors import InvalidRequest, TimedOut, Unavailable, shortene
 from headrace_core.storage.dataset import each_row
 
 from ..limited_processes.json_process import EndedWithoutAnswer, RunProcess, ask, started
+from ..limited_processes.process_slots import Places
 from .prompt_tokens import Prompts, check_prompts
 
 MEMORY_BYTES = 2 * 1024**3
@@ -79,24 +79,17 @@ class PromptChecks:
     def __init__(self, run: RunProcess = _started_within_limits) -> None:
         """`run` must start processes with `ENVIRONMENT`."""
         self._run = run
-        self._places = asyncio.Semaphore(AT_ONCE)
+        busy = f"the prompts of {AT_ONCE} other files are being checked"
+        self._places = Places(AT_ONCE, SECONDS, busy, Unavailable)
 
     async def measured(
         self, model: Path, path: Path, name: str, sha256: str | None, room: int, vocabulary: int | None
     ) -> Prompts:
         """`prompt_tokens.check_prompts` of the file `path`. Raises `InvalidRequest`, also beyond the limits, and
         `Unavailable` if no slot becomes free in time."""
-        try:
-            async with asyncio.timeout(SECONDS):
-                await self._places.acquire()
-        except TimeoutError as error:
-            busy = f"the prompts of {AT_ONCE} other files are being checked: ask again"
-            raise Unavailable(busy, retry_after=10) from error
-        try:
-            question = _Question(str(model), str(path), name, sha256, room, vocabulary, MEMORY_BYTES)
+        question = _Question(str(model), str(path), name, sha256, room, vocabulary, MEMORY_BYTES)
+        async with self._places.one():
             return await _asked(question, self._run)
-        finally:
-            self._places.release()
 
 
 async def _asked(question: _Question, run: RunProcess) -> Prompts:
