@@ -410,6 +410,45 @@ def test_events_are_read_by_their_data() -> None:
     assert [f"{name_of(path)}:{line}" for path in TOOLS for line in patterns_over_messages(parsed(path))] == []
 
 
+def private_names(node: ast.ClassDef) -> set[str]:
+    """Methods and attributes of a class that only itself may know."""
+    functions = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inner = [n for function in functions for n in ast.walk(function)]
+    stored = {
+        n.attr
+        for n in inner
+        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and ast.unparse(n.value) == "self"
+    }
+    names = {function.name for function in functions} | stored
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def classes_in(tree: ast.AST) -> Iterator[tuple[ast.ClassDef, list[str]]]:
+    """(class, names of its bases)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield node, [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
+
+
+def private_overrides(tree: ast.AST, known: dict[str, tuple[set[str], list[str]]]) -> Iterator[str]:
+    """Private names of the classes in `known` (name → its private names, its bases) that a subclass has, too."""
+    for node, bases in classes_in(tree):
+        open_names = list(bases)
+        while open_names:
+            names, more = known.get(open_names.pop(), (set[str](), list[str]()))
+            yield from (f"{node.name}.{name}" for name in sorted(names & private_names(node)))
+            open_names += more
+
+
+def test_no_simulated_part_changes_what_is_private_to_a_real_one() -> None:
+    """Parts are handed in from outside, by ports."""
+    known = {node.name: (private_names(node), bases) for _, path in MODULES for node, bases in classes_in(parsed(path))}
+    planted = ast.parse("class Fake(RayControllerManager):\n    async def _start(self, job_id): ...")
+    assert list(private_overrides(planted, known)) == ["Fake._start"]
+    dev = [path for folder in WORKSHOP if folder != "tests" for path in (ROOT / folder).rglob("*.py")]
+    assert [f"{name_of(p)}: {found}" for p in dev for found in private_overrides(parsed(p), known)] == []
+
+
 def test_no_service_needs_the_workshop() -> None:
     workshop = {"headrace_lab", "headrace_simulation", "headrace_chaos", "benchmarks", "evidence", "tests"}
     needing = [name_of(p) for _, p in MODULES if {module.split(".")[0] for module, _ in imports(parsed(p))} & workshop]
