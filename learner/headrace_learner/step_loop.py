@@ -97,18 +97,18 @@ class StepLoop:
     async def replay(self, recovery: Recovery, found: Found) -> int:
         """Train the settled steps newer than the restored state again, from their stored groups. Returns their number.
 
-        Raises `Damaged` where the groups are gone, or the steps do not lead to the ledger's version.
+        Raises `Damaged` if the groups are gone, or the steps do not lead to the ledger's version.
         """
         await self._live.refresh()
         self._trained_tokens = await self._ledger.trained_tokens()
         again = await self._ledger.steps(self.version)
-        told = await self._jobs.history.last_step(self._config.job_id)
+        reported = await self._jobs.history.last_step(self._config.job_id)
         for step in again:
             groups = await recovery.groups(step, found, self.version)
             result = await self._train(groups)
             self.version = step.version + 1
             await self._recorder.record(groups, result, self.version)
-            if self.version > told:  # the previous learner died after settling, before reporting
+            if self.version > reported:  # the previous learner died after settling, before reporting
                 await self._report(groups, result)
         await self._recorder.flush()
         if self.version != self._term.version:
@@ -147,8 +147,8 @@ class StepLoop:
             await self._write_model()
         except RunEnded as ended:
             await self._recorder.flush()
-            kept = self._saved[-1] == self.version or self._ahead
-            if str(ended) == "stopped" and not kept and await self._pausing():
+            nothing_to_save = self._saved[-1] == self.version or self._ahead
+            if str(ended) == "stopped" and not nothing_to_save and await self._pausing():
                 await self._save({})
             return str(ended)
         return "finished"
@@ -162,9 +162,8 @@ class StepLoop:
         self._ahead = True
         result = await self._train(groups)
         await self._mismatch.look(result.measured.extra, self.version, str(self._trainer.policy.device))
-        if (
-            self._stopping.is_set() and not await self._pausing()
-        ):  # on a pause, which sets the status first, the step is settled
+        # if the job pauses (the status is set before the learner is stopped), this step is still settled
+        if self._stopping.is_set() and not await self._pausing():
             raise RunEnded("stopped")
         self.timer.switch("publish")
         weights = await self._publish(self.version + 1, self._term.number)
@@ -188,16 +187,16 @@ class StepLoop:
     async def _train(self, groups: tuple[Group, ...] | list[Group]) -> StepResult:
         """Train one step under the settings recorded for its version, which are fixed from its first claim on."""
         version, now = self.version, self._live.at(self.version)
-        order = Train(version, tuple(g.group_id for g in groups), now.max_staleness, now.peak_learning_rate)
-        self._trainer.apply_settings(order.max_staleness, order.learning_rate)
-        return await self._coordinator.run_on_all(order, lambda: self._trainer.step(groups, version))
+        command = Train(version, tuple(g.group_id for g in groups), now.max_staleness, now.peak_learning_rate)
+        self._trainer.apply_settings(command.max_staleness, command.learning_rate)
+        return await self._coordinator.run_on_all(command, lambda: self._trainer.step(groups, version))
 
     async def _publish(self, version: int, term: int) -> str:
         """Publish the weights. Returns the name under which rollout workers find them."""
         write = self._trainer.policy.write_weights
-        done = await self._durable.write(Publish(), lambda: self._weights.publish(version, term, write))
-        await self._publications.add(done)
-        return done.name
+        published = await self._durable.write(Publish(), lambda: self._weights.publish(version, term, write))
+        await self._publications.add(published)
+        return published.name
 
     async def _settle(self, groups: tuple[Group, ...], result: StepResult, weights: str) -> None:
         step = Step(
@@ -236,19 +235,19 @@ class StepLoop:
         if any(c.step == version for c in await self._jobs.checkpoints(self._config.job_id)):
             return
         name = model_name(await self._jobs.get(self._config.job_id), version)
-        offered = Checkpoint(new_id("ftckpt_"), self._ports.clock.time(), version, name, str(path), metrics)
-        await self._jobs.add_checkpoint(self._config.job_id, offered)
+        checkpoint = Checkpoint(new_id("ftckpt_"), self._ports.clock.time(), version, name, str(path), metrics)
+        await self._jobs.add_checkpoint(self._config.job_id, checkpoint)
         await self._jobs.emit_event(self._config.job_id, f"Checkpoint created at step {version} with name {name}")
 
     async def _snapshot(self) -> None:
         """Take a snapshot of a settled step. Without memory for it, the job continues with checkpoints only."""
         if (snapshots := self._snapshots) is None:
             return
-        order = Snapshot(self.version)
-        lacking = await self._coordinator.run_on_all(order, lambda: snapshots.begin(order.version))
-        if lacking is not None:
+        command = Snapshot(self.version)
+        reason = await self._coordinator.run_on_all(command, lambda: snapshots.begin(command.version))
+        if reason is not None:
             self._snapshots = None
-            message = f"no snapshots are taken, only checkpoints: {lacking}"
+            message = f"no snapshots are taken, only checkpoints: {reason}"
             await self._jobs.emit_event(self._config.job_id, message, level="warn")
 
     async def _write_model(self) -> None:

@@ -1,17 +1,18 @@
-"""The learner: claims groups, trains on them, publishes the policy they make, settles the step.
+"""The learner: claims groups, trains on them, publishes the updated policy, settles the step.
 
-    start   enlist (the learner before is fenced out) ─► newest snapshot or checkpoint ─► replay what was settled since
-    run     ┌─► claim ─► train ─► publish ─► settle ─► snapshot, checkpoint, when due ─► tell ─┐    beat, every
-            │     ▲        one thread, for all of torch     └ copied beside what follows       │    two seconds
-            │     └ waits on the ledger's signals                                              │
-            └──────────────────────────────────────────────────────────────────────────────────┘
-    stop    ends `run` between two of these stages; of a job that pauses, after a checkpoint
+    start   enlist (fences out the previous learner) ─► load the newest snapshot or checkpoint ─► replay later steps
+    run     ┌─► claim ─► train ─► publish ─► settle ─► report ─► snapshot, checkpoint when due ─┐    heartbeat every
+            │     ▲        all of torch in one thread            └ copied during the next step  │    two seconds
+            │     └ waits for the ledger's signals                                              │
+            └───────────────────────────────────────────────────────────────────────────────────┘
+    stop    ends `run` between two of these stages; if the job pauses, after a checkpoint
 
-Invariants: a step is settled with the name of weights that are already published, so the name in the ledger can always
-be loaded; from the same snapshot or checkpoint and the same settled steps, a new learner arrives at the same weights,
-bit for bit; the groups of a step are forgotten only when two checkpoints hold it, so that one damaged checkpoint loses
-nothing; what is kept of a step for reading is kept once it is settled, and before a checkpoint holds it; settings that
-change while the job runs are, of each step, those on record for its version, first time and in a replay.
+Invariants: a step is settled with the name of weights that are already published, so the weights that the ledger names
+can always be loaded; from the same snapshot or checkpoint and the same settled steps, a new learner arrives at the same
+weights, bit for bit; the ledger forgets the groups of a step only when two checkpoints hold the step, so that nothing
+is lost if one checkpoint is damaged; the completions of a step are recorded for reading after it is settled and before
+a checkpoint holds it; a step is trained with the settings recorded for its version, both the first time and in a
+replay, even if settings change while the job runs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class LearnerWorker:
     """See `headrace_core.protocols.worker.Worker`."""
 
     def __init__(self, config: WorkerConfig, ports: LearnerPorts) -> None:
-        """`ports`, of which nothing is loaded yet: `start` does that, and `stop` closes them."""
+        """`ports` must have nothing loaded: `start` does that, and `stop` closes them."""
         self._config, self._ports = config, ports
         self._ledger, self._jobs = ports.job.ledger, ports.job.store
         self._coordinator, self._clock = ports.coordinator, ports.clock
@@ -45,18 +46,21 @@ class LearnerWorker:
 
     @classmethod
     def from_config(cls, config: WorkerConfig) -> Self:
-        """A learner of real parts."""
+        """A learner with the real trainer and Redis."""
         return cls(config, LearnerPorts.from_config(config))
 
     @property
     def term(self) -> Term:
-        """What it claims and settles under, once it has started."""
+        """The term under which the learner claims and settles. Set by `start`."""
         return self._term
 
-    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── lifecycle ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self) -> dict[str, Any]:
-        """Enlist, load, replay. Afterwards the policy is that of the ledger's newest version, and published."""
+        """Enlist, load, replay. Returns the data of the worker's start event.
+
+        Afterwards the policy is at the ledger's newest version, and its weights are published.
+        """
         began = self._clock.monotonic()
         await self._jobs.record_worker_start(self._config.job_id, self._config.worker, "learner")
         self._term = await self._ledger.enlist()
@@ -74,9 +78,9 @@ class LearnerWorker:
         recovery = Recovery(self._coordinator, self._ports.job, self._ports.checkpoints, newest)
         await recovery.report("checkpoint passed over", found.passed_over)
         source = await steps.recover(recovery, found)
-        gone_back = self._clock.monotonic()
-        replayed = await steps.replay(recovery, found)
-        caught_up = self._clock.monotonic()
+        restored = self._clock.monotonic()
+        replayed_steps = await steps.replay(recovery, found)
+        replayed = self._clock.monotonic()
         await steps.publish_again()
         steps.begin()
         return {
@@ -86,22 +90,25 @@ class LearnerWorker:
             "version": steps.version,
             "checkpoint": found.version,
             "from": source,
-            "replayed_steps": replayed,
+            "replayed_steps": replayed_steps,
             "model_seconds": round(loaded - began, 2),
-            "state_seconds": round(gone_back - loaded, 2),
-            "replay_seconds": round(caught_up - gone_back, 2),
+            "state_seconds": round(restored - loaded, 2),
+            "replay_seconds": round(replayed - restored, 2),
             "seconds": round(self._clock.monotonic() - began, 2),
         }
 
     async def run(self) -> str:
         """Train until all steps are done (`finished`), the ledger is closed (`closed`) or `stop` is called (`stopped`).
 
-        Raises `TimedOut` when no batch comes together, `InvalidState` when another learner has taken over.
+        Raises `TimedOut` if no batch is complete in time, and `InvalidState` if another learner has taken over.
         """
         assert self._steps is not None
         steps = self._steps
         self._idle.clear()
-        tasks = [asyncio.create_task(steps.run(), name="work"), asyncio.create_task(self._beat(steps), name="beat")]
+        tasks = [
+            asyncio.create_task(steps.run(), name="work"),
+            asyncio.create_task(self._heartbeat_loop(steps), name="beat"),
+        ]
         try:
             ended = await first_to_end(tasks)
             await steps.end_snapshots()
@@ -111,7 +118,7 @@ class LearnerWorker:
             self._idle.set()
 
     async def stop(self) -> None:
-        """End `run` at the next stage, then let go of thread and connection. Idempotent."""
+        """End `run` at the next stage, then close the thread of torch and the connections. Idempotent."""
         self._stopping.set()
         try:
             await asyncio.wait_for(self._idle.wait(), self._config.stall_timeout)
@@ -122,7 +129,7 @@ class LearnerWorker:
         await self._coordinator.close()
         await self._ports.job.close()
 
-    async def _beat(self, steps: StepLoop) -> str:
+    async def _heartbeat_loop(self, steps: StepLoop) -> str:
         while True:
             waiting = steps.timer.seconds()
             busy = waiting.pop("busy", 0.0)

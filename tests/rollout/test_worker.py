@@ -390,7 +390,7 @@ async def test_a_lease_is_free_at_once_whose_grant_had_not_arrived_when_it_stopp
 
 async def all_cancelled(run: asyncio.Task[str]) -> bool:
     """Whether each of `run`'s loops was told to end, but for those that have."""
-    return not run.done() and not any(t.get_name() == "_beat_loop" for t in asyncio.all_tasks())
+    return not run.done() and not any(t.get_name() == "_heartbeat_loop" for t in asyncio.all_tasks())
 
 
 async def test_what_an_engine_that_fails_held_is_free_at_once(
