@@ -98,5 +98,6 @@ def load_trainer(config: WorkerConfig, ranks: ProcessGroup) -> tuple[Trainer, Sn
     """One rank's trainer with the job's model loaded, and its snapshots; None for a job without them."""
     settings = config.settings
     torch.manual_seed(settings.seed)
-    trainer = Trainer(Policy(Path(config.model_path), settings), algorithm(settings.algorithm), settings, ranks)
+    policy = Policy(Path(config.model_path), settings, ranks)
+    trainer = Trainer(policy, algorithm(settings.algorithm), settings)
     return trainer, taken_by(trainer, config)

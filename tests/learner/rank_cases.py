@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -19,7 +21,7 @@ from headrace_core.types.trajectory import Group
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.checkpoints.memory_snapshot import Restored, Snapshots
-from headrace_learner.distributed.fsdp import connect_store, join_group
+from headrace_learner.distributed.fsdp import FsdpGroup, connect_store, host_store, join_group
 from headrace_learner.distributed.process_group import ProcessGroup
 from headrace_learner.models.policy import Policy
 from headrace_learner.rank_worker import RankWorker
@@ -42,7 +44,7 @@ def make(model: Path, name: str, ranks: ProcessGroup | None = None) -> Trainer:
     """A fresh trainer of a case."""
     torch.manual_seed(0)
     settings = hyperparameters(**(_SMALL | CASES[name]))
-    return Trainer(Policy(model, settings), algorithm(settings.algorithm), settings, ranks)
+    return Trainer(Policy(model, settings, ranks), algorithm(settings.algorithm), settings)
 
 
 def train(trainer: Trainer) -> list[StepResult]:
@@ -75,12 +77,35 @@ def local(tensors: Sequence[Tensor]) -> int:
     return sum(t.to_local().numel() if isinstance(t, DTensor) else t.numel() for t in tensors)
 
 
-def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder: Path) -> None:
-    """Train every case, leaving figures, weights and checkpoints in `folder`/<case>; see `test_sharding`."""
+def in_ranks(size: int, target: Callable[..., None], *given: object) -> None:
+    """`target(index, size, address, *given)` in processes of their own, which must end well."""
+    store = host_store("127.0.0.1", size, 60)
+    spawn = multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=target, args=(i, size, (store.host, store.port), *given)) for i in range(size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(240)
+        if rank.is_alive():
+            rank.kill()
+    assert [rank.exitcode for rank in ranks] == [0] * size
+
+
+@contextmanager
+def joined(index: int, size: int, address: tuple[str, int]) -> Iterator[FsdpGroup]:
+    """In the process of a rank: one thread, warnings are errors, and the group is left at the end."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     ranks = join_group(connect_store(*address, size, 60), "127.0.0.1", index, size, 60, 60)
     try:
+        yield ranks
+    finally:
+        ranks.close()
+
+
+def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder: Path) -> None:
+    """Train every case, leaving figures, weights and checkpoints in `folder`/<case>; see `test_sharding`."""
+    with joined(index, size, address) as ranks:
         for name in CASES:
             own, first = folder / name, index == 0
             trainer = make(model, name, ranks)
@@ -98,8 +123,6 @@ def be_rank(index: int, size: int, address: tuple[str, int], model: Path, folder
             checkpoint.save(trainer, own / "rebuilt", STEPS)
         listening = [c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == "LISTEN"]
         (folder / f"listens-{index}.json").write_text(json.dumps(listening))
-    finally:
-        ranks.close()
 
 
 def take_snapshot(trainer: Trainer, memory: Path) -> None:

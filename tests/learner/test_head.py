@@ -70,17 +70,24 @@ def test_no_token_is_no_gradient() -> None:
     assert not hidden.grad.any()
 
 
-def test_autocast_computes_products_in_its_precision_and_logits_in_float32() -> None:
-    layer, hidden, targets = cases(bias=False, dtype=torch.float32)
+def test_bfloat16_factors_give_float32_log_probabilities_and_sums_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's gradient is summed over chunks in float32, and rounded once."""
+    monkeypatch.setattr(chunked_logprobs, "_LOGITS_AT_ONCE", 21)
+    layer, hidden, targets = cases(bias=True, dtype=torch.float32)
     exact = chosen_logprobs(layer, hidden, targets, 1.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = chosen_logprobs(layer, hidden, targets, 1.0)
-        rounded.sum().backward()
+    exact.sum().backward()
+    rounded_layer = nn.Linear(8, 21, dtype=torch.bfloat16)
+    rounded_layer.load_state_dict(layer.state_dict())
+    rounded = chosen_logprobs(rounded_layer, hidden.bfloat16(), targets, 1.0)
+    rounded.sum().backward()
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02)
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.dtype == torch.float32
+    for found, wanted in zip(rounded_layer.parameters(), layer.parameters(), strict=True):
+        assert found.grad is not None
+        assert wanted.grad is not None
+        assert found.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(found.grad.float(), wanted.grad, rtol=0.02, atol=0.05)
 
 
 def test_logits_of_rounded_factors_are_not_rounded_again() -> None:
@@ -91,8 +98,7 @@ def test_logits_of_rounded_factors_are_not_rounded_again() -> None:
         factors = hidden.bfloat16(), layer.weight.bfloat16()
         exact = torch.log_softmax(factors[0].double() @ factors[1].double().T, -1)
         rounded = torch.log_softmax((factors[0] @ factors[1].T).double(), -1)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = chosen_logprobs(layer, hidden, targets, 1.0).double()
+        found = chosen_logprobs(layer.bfloat16(), hidden.bfloat16(), targets, 1.0).double()
     exact, rounded = (every.gather(1, targets[:, None])[:, 0] for every in (exact, rounded))
     assert (rounded - exact).abs().max() > 0.01
     assert (found - exact).abs().max() < 1e-4

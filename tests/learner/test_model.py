@@ -10,22 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    MixtralConfig,
-    MixtralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from headrace_learner.algorithms.batch import MicroBatch, build_step_batch
 from headrace_learner.models.policy import Policy
 
 from .cases import VOCAB, hyperparameters, random_group
+from .pretrained_cases import RENAMED, save_model
 
 
 def a_batch() -> MicroBatch:
@@ -130,36 +121,9 @@ def test_a_trained_model_has_the_bases_precision_and_all_its_chat_templates(mode
     assert [f.name for f in (tmp_path / "out" / "additional_chat_templates").iterdir()] == ["rag.jinja"]
 
 
-SMALL = {
-    **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16},
-    **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64},
-}
-SEEN = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-RENAMED = {
-    "qwen3_moe": (
-        Qwen3MoeForCausalLM,
-        Qwen3MoeConfig(**SMALL, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2),
-    ),
-    "mixtral": (MixtralForCausalLM, MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)),
-    "gemma3": (
-        Gemma3ForConditionalGeneration,
-        Gemma3Config(
-            text_config={**SMALL, "model_type": "gemma3_text"},
-            vision_config={**SEEN, "image_size": 28, "patch_size": 14},
-            mm_tokens_per_image=4,
-        ),
-    ),
-}
-"""Models of which the library keeps tensors by other names than their checkpoints, or several as one."""
-
-
 @pytest.mark.parametrize("name", RENAMED)
 def test_tensors_are_written_by_the_names_of_the_checkpoint(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    kind, config = RENAMED[name]
-    kind(config).save_pretrained(tmp_path / "base")
+    save_model(name, tmp_path / "base")
     base = load_file(tmp_path / "base" / "model.safetensors")
     policy = Policy(tmp_path / "base", hyperparameters(engine="vllm"))
     assert base.keys() != policy.model.state_dict().keys(), "else this shows nothing"
@@ -173,9 +137,7 @@ def test_tensors_are_written_by_the_names_of_the_checkpoint(name: str, tmp_path:
 
 
 def test_the_transformers_engine_gets_the_names_within_the_model(tmp_path: Path) -> None:
-    kind, config = RENAMED["mixtral"]
-    kind(config).save_pretrained(tmp_path)
-    policy = Policy(tmp_path, hyperparameters(engine="transformers"))
+    policy = Policy(save_model("mixtral", tmp_path), hyperparameters(engine="transformers"))
     (tmp_path / "published").mkdir()
     policy.write_weights(tmp_path / "published")
     assert load_file(tmp_path / "published" / "model.safetensors").keys() == policy.model.state_dict().keys()

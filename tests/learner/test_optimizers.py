@@ -13,7 +13,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from headrace_core.errors import InvalidRequest
@@ -368,19 +369,20 @@ def test_a_trainer_resumes_from_its_checkpoint(name: str, make_trainer: Callable
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    """A process group of one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def one_of_two() -> Iterator[None]:
+    """A process group of two, the other of which is not there: collectives do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     yield
     dist.destroy_process_group()
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("one_of_two")
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_a_sharded_model_is_refused(name: str) -> None:
     model = nn.Linear(8, 8)
-    model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), init_device_mesh("cpu", (1,))))
+    model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), init_device_mesh("cpu", (2,)), [Shard(0)]))
     assert isinstance(model.weight, DTensor)
+    assert len(model.weight.to_local()) == 4
     with pytest.raises(InvalidRequest, match=f"optimizer {name} .* learner_ranks to 1") as refused:
         optimizer_of(name, model)
     assert refused.value.param == "optimizer"

@@ -12,7 +12,6 @@ One fixture runs all cases of `rank_cases` alone, then in two processes over glo
 from __future__ import annotations
 
 import json
-import multiprocessing
 import socket
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from headrace_learner.checkpoints import checkpoint
 from headrace_learner.distributed.fsdp import connect_store, host_store, join_group, own_address
 from headrace_learner.training.trainer import Trainer
 
-from .rank_cases import CASES, STEPS, be_rank, figures, make, train
+from .rank_cases import CASES, STEPS, be_rank, figures, in_ranks, make, train
 
 pytestmark = pytest.mark.slow
 
@@ -49,17 +48,7 @@ class Runs:
             checkpoint.save(trainer, folder / "alone" / name, STEPS)
 
     def in_two_ranks(self) -> None:
-        store = host_store("127.0.0.1", 2, 60)
-        spawn = multiprocessing.get_context("spawn")
-        address = (store.host, store.port)
-        ranks = [spawn.Process(target=be_rank, args=(i, 2, address, self.model, self.folder)) for i in range(2)]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(240)
-            if rank.is_alive():
-                rank.kill()
-        assert [rank.exitcode for rank in ranks] == [0, 0]
+        in_ranks(2, be_rank, self.model, self.folder)
 
     def loaded(self, name: str, path: Path) -> Trainer:
         """A new trainer, alone, from a checkpoint."""

@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from headrace_core.errors import TimedOut, WeightsDamaged
-from headrace_learner.models.policy import load_model
+from headrace_core.errors import InvalidRequest, TimedOut, WeightsDamaged
+from headrace_learner.models.pretrained import build
 from headrace_rollout.engines.engine import EngineConfig, EngineFailure, RequestRefused, SamplingConfig
 from headrace_rollout.engines.transformers.decode_thread import WeightUpdate
 from headrace_rollout.engines.transformers.decoder import Decoder
@@ -202,7 +202,7 @@ async def test_the_attention_that_a_config_names_is_not_loaded(tmp_path: Path, a
     change_config(folder, _attn_implementation=attention)
     plain = PolicyModel(EngineConfig(folder, max_model_len=64, max_running=2)).model.config._attn_implementation
     assert plain == GROUPED_ATTENTION
-    assert load_model(AutoModelForCausalLM, folder, False).config._attn_implementation == "sdpa"
+    assert build(AutoModelForCausalLM, folder, False).config._attn_implementation == "sdpa"
 
 
 async def test_weights_that_are_a_pickle_are_not_loaded(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ async def test_weights_that_are_a_pickle_are_not_loaded(tmp_path: Path) -> None:
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         PolicyModel(EngineConfig(folder, max_model_len=64, max_running=2))
-    with pytest.raises(OSError, match="safetensors"):
-        load_model(AutoModelForCausalLM, folder, False)
+    with pytest.raises(InvalidRequest, match="safetensors"):
+        build(AutoModelForCausalLM, folder, False)
 
 
 def change_config(folder: Path, **settings: object) -> None:

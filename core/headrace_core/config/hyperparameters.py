@@ -154,6 +154,11 @@ class Hyperparameters(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="Keep activations at layer borders only and compute the rest again: less memory, more time."
     )
+    learner_precision: Literal["bfloat16", "float32"] | None = Field(
+        None,
+        description="Precision in which the learner computes: bfloat16 on a GPU, float32 on a CPU by default. Weights "
+        "that are trained, their gradients, the optimizer's state and log-probabilities are float32 in both.",
+    )
     learner_ranks: int = Field(1, ge=1, le=1024, description="Processes the learner is sharded over, one device each.")
 
     # staleness

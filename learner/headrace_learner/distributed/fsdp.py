@@ -28,9 +28,9 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import TCPStore
+from torch.distributed import HashStore, Store, TCPStore
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headrace_core.errors import TimedOut, Unavailable
@@ -38,6 +38,8 @@ from headrace_core.errors import TimedOut, Unavailable
 from ..device import training_device
 
 _LOOPBACK = "127.0.0.1"
+_ALONE_TIMEOUT = 60.0
+"""Seconds; of a group of one, nothing takes long."""
 
 
 class RanksLost(Unavailable):
@@ -100,14 +102,23 @@ def join_group(
     except dist.DistError as error:
         lacking = ", ".join(place for place in places if not store.check([place]))
         raise TimedOut(f"{lacking} of the learner's {size} ranks did not connect within {timeout:.0f} s") from error
+    return _start(store, address, index, size, collective_timeout)
+
+
+def one_rank() -> FsdpGroup:
+    """This process alone, which nobody can join: what listens does so on loopback, and collectives are copies."""
+    return _start(HashStore(), _LOOPBACK, 0, 1, _ALONE_TIMEOUT)
+
+
+def _start(store: Store, address: str, index: int, size: int, timeout: float) -> FsdpGroup:
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, _interface(address))
     device = training_device()
     if device.type == "cuda":
         torch.cuda.set_device(0)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    limit = timedelta(seconds=collective_timeout)
-    dist.init_process_group(backend, store=store, rank=index, world_size=size, timeout=limit)
+    if not dist.is_initialized():  # one a process
+        dist.init_process_group(backend, store=store, rank=index, world_size=size, timeout=timedelta(seconds=timeout))
     return FsdpGroup(index, size, device)
 
 
@@ -140,16 +151,19 @@ class FsdpGroup:
         dist.all_to_all_single(received, given, list(sizes), [len(part) for part in sent], group=self._beside)
         return list(received.split(list(sizes)))
 
-    def shard(self, net: nn.Module) -> None:
+    def shard(self, net: nn.Module, compute: torch.dtype) -> None:
         """Keep one shard of `net`'s parameters here: each transformer layer's, and the rest's together.
 
         Only a call of `net` itself gathers the rest. A frozen net lets it go after each forward pass; one that is
-        trained keeps it for the backward pass, which needs it first of all.
+        trained keeps it for the backward pass, which needs it first of all. What is gathered has the precision
+        `compute`; gradients are summed in float32. Parameters on the meta device are sharded there.
         """
+        precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         trained = any(parameter.requires_grad for parameter in net.parameters())
         for module in [m for m in net.modules() if isinstance(m, GradientCheckpointingLayer)]:
-            fully_shard(module, mesh=self._mesh)
-        fully_shard(net, mesh=self._mesh, reshard_after_forward=None if trained else True)
+            fully_shard(module, mesh=self._mesh, mp_policy=precision)
+        kept = None if trained else True
+        fully_shard(net, mesh=self._mesh, reshard_after_forward=kept, mp_policy=precision)
         for module in net.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)

@@ -54,13 +54,16 @@ class ProcessGroup(Protocol):
         """Leave the group, whatever the other ranks are doing. Idempotent."""
         ...
 
-    def shard(self, net: nn.Module) -> None:
-        """Shard a model's parameters over the ranks, in place; call it before anything else refers to them."""
+    def shard(self, net: nn.Module, compute: torch.dtype) -> None:
+        """Shard a model's parameters over the ranks, in place; call it before anything else refers to them.
+
+        Parameters keep their precision, which gradients and the optimizer share; passes compute in `compute`.
+        """
         ...
 
 
 class SingleProcess:
-    """The group of a learner with one process."""
+    """The group of a learner with one process, without torch.distributed."""
 
     index, size = 0, 1
 
@@ -80,8 +83,20 @@ class SingleProcess:
     def close(self) -> None:
         """There is no group to leave."""
 
-    def shard(self, net: nn.Module) -> None:
-        """The model stays unsharded."""
+    def shard(self, net: nn.Module, compute: torch.dtype) -> None:
+        """The model stays unsharded. Raises `ValueError` for a precision other than its own: see `one_process`."""
+        if any(parameter.dtype != compute for parameter in net.parameters()):
+            raise ValueError(f"without FSDP a model computes in its own precision, not in {compute}")
+
+
+def one_process(compute: torch.dtype) -> ProcessGroup:
+    """The group of a learner with one process: FSDP over one rank where passes compute in another precision than
+    float32, that of parameters."""
+    if compute == torch.float32:
+        return SingleProcess()
+    from . import fsdp
+
+    return fsdp.one_rank()
 
 
 def share(micro_batches: Sequence[MicroBatch], ranks: ProcessGroup) -> list[MicroBatch]:

@@ -3,7 +3,7 @@
     LearnerWorker ──► run_on_all(command, work) ─┬─► command stream ─► the other ranks do their part (`rank_worker`)
                                                  └─► work, in torch's thread of this process
 
-Invariant: a learner of one process sends no commands, and does not import torch.distributed's process groups.
+Invariant: a learner of one process sends no commands, and in float32 joins no process group of torch.distributed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 
 from headrace_core.protocols.worker import WorkerConfig
 
-from .process_group import ProcessGroup, SingleProcess
+from ..device import compute_dtype
+from .process_group import ProcessGroup, SingleProcess, one_process
 from .rank_commands import Command, CommandStream, Finish, Heartbeat, JoinGroup
 from .torch_thread import torch_thread
 
@@ -72,6 +73,7 @@ class RankCoordinator:
     async def connect(self) -> None:
         """See `Coordinator`."""
         if self._commands is None:
+            self.ranks = await self.run_local(lambda: one_process(compute_dtype(self._config.settings)))
             return
         from . import fsdp  # imported here because it takes 0.7 s, and a single process does not need it
 

@@ -33,7 +33,8 @@ def chosen_logprobs(
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """N tokens in chunks of n, D hidden, V words; factors in autocast's precision, logits float32, never rounded."""
+    """N tokens in chunks of n, D hidden, V words; factors in the precision of the hidden states, logits float32, never
+    rounded."""
 
     @staticmethod
     def forward(
@@ -46,7 +47,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         soft_cap: float | None,
         kept: int,
     ) -> Tensor:
-        ctx.dtype = _product_dtype(hidden_ND)
+        ctx.dtype = hidden_ND.dtype
         ctx.temperature, ctx.soft_cap = temperature, soft_cap
         logprobs_N = torch.empty(len(hidden_ND), dtype=_logit_dtype(ctx.dtype), device=hidden_ND.device)
         highest_N, sums_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
@@ -70,8 +71,8 @@ class _ChosenLogprobs(torch.autograd.Function):
         hidden_ND, weight_VD, bias_V, targets_N, highest_N, sums_N = ctx.saved_tensors
         wanted_hidden, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
         to_hidden_ND = torch.empty_like(hidden_ND) if wanted_hidden else None
-        to_weight_VD = torch.zeros_like(weight_VD) if wanted_weight else None
-        to_bias_V = torch.zeros_like(bias_V) if wanted_bias else None
+        to_weight_VD = _sum_like(weight_VD) if wanted_weight else None
+        to_bias_V = _sum_like(bias_V) if wanted_bias and bias_V is not None else None
         cast_VD = weight_VD.to(ctx.dtype)
         kept, ctx.kept = ctx.kept[::-1], []  # each is changed in place and let go: a second pass would make them again
         for chunk in _chunks(hidden_ND, weight_VD):
@@ -87,12 +88,22 @@ class _ChosenLogprobs(torch.autograd.Function):
             to_logits_nV = to_logits_nV.scatter_add_(1, targets_N[chunk, None], scale_n1)
             to_logits_nV = (to_logits_nV if slope_nV is None else to_logits_nV.mul_(slope_nV)).to(ctx.dtype)
             if to_hidden_ND is not None:
-                to_hidden_ND[chunk] = (to_logits_nV @ cast_VD).to(hidden_ND.dtype)
+                to_hidden_ND[chunk] = to_logits_nV @ cast_VD
             if to_weight_VD is not None:
-                _add_product(to_weight_VD, to_logits_nV.T, hidden_ND[chunk].to(ctx.dtype))
+                _add_product(to_weight_VD, to_logits_nV.T, hidden_ND[chunk])
             if to_bias_V is not None:
                 to_bias_V += to_logits_nV.sum(0)
-        return to_hidden_ND, to_weight_VD, to_bias_V, None, None, None, None
+        return to_hidden_ND, _as(weight_VD, to_weight_VD), _as(bias_V, to_bias_V), None, None, None, None
+
+
+def _sum_like(parameter: Tensor) -> Tensor:
+    """Zeros to sum the chunks' gradients in: float32 at least."""
+    return torch.zeros_like(parameter, dtype=_logit_dtype(parameter.dtype))
+
+
+def _as(parameter: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    """In the parameter's precision, in which autograd takes it."""
+    return None if parameter is None or gradient is None else gradient.to(parameter.dtype)
 
 
 def _exponentials(logits_nV: Tensor, highest_n: Tensor) -> Tensor:
@@ -101,7 +112,7 @@ def _exponentials(logits_nV: Tensor, highest_n: Tensor) -> Tensor:
 
 
 def _logits(ctx: Any, hidden_nD: Tensor, cast_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits_nV = _product(hidden_nD.to(ctx.dtype), cast_VD.T)
+    logits_nV = _product(hidden_nD, cast_VD.T)
     if bias_V is not None:
         logits_nV += bias_V
     if ctx.soft_cap is not None:
@@ -125,8 +136,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     wide = _logit_dtype(left.dtype)
     if left.dtype == wide:
         return left @ right
-    with torch.autocast(left.device.type, enabled=False):
-        return torch.mm(left, right, out_dtype=wide) if left.is_cuda else left.to(wide) @ right.to(wide)
+    return torch.mm(left, right, out_dtype=wide) if left.is_cuda else left.to(wide) @ right.to(wide)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -140,11 +150,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
     size = max(1, _LOGITS_AT_ONCE // len(weight_VD))
     return [slice(start, start + size) for start in range(0, len(hidden_ND), size)]
-
-
-def _product_dtype(hidden_ND: Tensor) -> torch.dtype:
-    kind = hidden_ND.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
 
 
 def _logit_dtype(product: torch.dtype) -> torch.dtype:

@@ -22,6 +22,8 @@ _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 """Named in the error, where they are the cause."""
 _TOLERANCE = 1e-3
 """Nats, of log-probabilities in float32: rounding stays far below, every other formula is far above."""
+_ROUNDINGS = 2
+"""Two formulas may differ by this many roundings of the largest logit: in bfloat16 that exceeds the tolerance."""
 _TOKENS = 8
 _FIRST = 4
 """Below it many vocabularies have padding and ends of text, whose embeddings may be zero."""
@@ -47,7 +49,8 @@ def check(model: Any, name: str) -> None:
     if own.shape != made.shape:
         raise InvalidRequest(f"cannot train {name}: it has {own.shape[1]} logits, and its head {made.shape[1]} rows")
     apart = float((torch.log_softmax(own, -1) - torch.log_softmax(made, -1)).abs().max())
-    if not apart <= _TOLERANCE:
+    rounding = _ROUNDINGS * torch.finfo(head.weight.dtype).eps * float(made.abs().max())
+    if not apart <= max(_TOLERANCE, rounding):
         raise InvalidRequest(
             f"cannot train {name}: its logits are more than one matrix product of its last hidden states, so that "
             f"log-probabilities would be off by up to {apart:.2g} nats. {_cause(model)}"
@@ -57,8 +60,8 @@ def check(model: Any, name: str) -> None:
 def _made(model: Any, ids: Tensor) -> Tensor:
     """[T, V] as `chunked_logprobs.chosen_logprobs` makes them."""
     head, cap = model.get_output_embeddings(), soft_cap(model.config)
-    logits: Tensor = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]).float()
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    logits: Tensor = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    return (logits if cap is None else cap * torch.tanh(logits / cap)).float()
 
 
 def _cause(model: Any) -> str:

@@ -4,6 +4,7 @@
 
     attach ──► the model, in place ──┬─ write_adapter   what is published: A and B, in PEFT's format
                                      ├─ merged          W + (alpha / rank) · B A under the base model's own names
+                                     ├─ detached        the base model's own layers, to load weights into them
                                      └─ disabled        the base model itself: the reference policy, without a copy
 
 Invariants: an attached model keeps its class, its head and its embeddings, and computes what it did until a B changes;
@@ -25,6 +26,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from headrace_core.errors import InvalidRequest
 
+from ..device import training_device
+
 ADAPTER = "adapter_model.safetensors"
 """Beside PEFT's `adapter_config.json`."""
 _NAME = "default"
@@ -37,8 +40,9 @@ _BASE = ".base_layer."
 def attach(model: Any, rank: int, alpha: float, seed: int) -> None:
     """Give every linear layer of `model` but its head an adapter, in place, and freeze all else.
 
-    Experts that a model keeps as one tensor for all are no linear layers: they stay frozen. Raises `InvalidRequest` for
-    a model without linear layers of torch.
+    Of a model on the meta device, too: the adapters are real, on the training device. Experts that a model keeps as one
+    tensor for all are no linear layers: they stay frozen. Raises `InvalidRequest` for a model without linear layers of
+    torch.
     """
     from peft import LoraConfig, inject_adapter_in_model  # 3 s: not for those who train all weights
 
@@ -48,9 +52,17 @@ def attach(model: Any, rank: int, alpha: float, seed: int) -> None:
         raise InvalidRequest(f"{type(model).__name__} has no linear layers to adapt: leave lora_rank out")
     # By name: of a mixture of experts, PEFT takes "all-linear" for its experts, too, with ranks of their own.
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)  # on the meta device
+    device = training_device() if head.weight.is_meta else head.weight.device
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        inject_adapter_in_model(config, model, _NAME)
+        for layer in _layers(model).values():
+            factors = layer.lora_A[_NAME], layer.lora_B[_NAME]
+            for factor in factors:
+                factor.to_empty(device="cpu")
+            layer.reset_lora_parameters(_NAME, True)
+            for factor in factors:
+                factor.to(device)
 
 
 @contextmanager
@@ -64,6 +76,19 @@ def disabled(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+@contextmanager
+def detached(model: Any) -> Iterator[None]:
+    """Inside, an attached `model` has its own layers by their own names, as if it had never been attached."""
+    layers = _layers(model)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer.base_layer)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
 
 
 def write_adapter(

@@ -1,41 +1,39 @@
 """The policy being trained: a Hugging Face causal language model, its log-probabilities, and its files.
 
-Invariants: parameters are float32, the optimizer's master copy (on a GPU the forward pass runs in bfloat16, by
-autocast); there is no dropout, so that the policy trained is the policy sampled; full logits never exist
-(`chunked_logprobs`).
+Invariants: parameters that are trained are float32, also where forward and backward passes compute in bfloat16, for
+which FSDP casts them a layer at a time; frozen ones have the precision of the passes; there is no dropout, so that the
+policy trained is the policy sampled; full logits never exist (`chunked_logprobs`).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from headrace_core.config.hyperparameters import Hyperparameters
 
 from ..algorithms.batch import MicroBatch
-from ..device import precision, training_device
-from ..distributed.process_group import ProcessGroup
+from ..device import compute_dtype, training_device
+from ..distributed.process_group import ProcessGroup, one_process
 from . import logits, lora
 from .chunked_logprobs import chosen_logprobs
+from .pretrained import build, read_weights
+from .weight_files import DTYPES, WEIGHTS, Tensors, gathered_once, write
 
-WEIGHTS = "model.safetensors"
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What a model folder holds beside weights: configuration, tokenizer, chat template, generation settings."""
 MORE_TEMPLATES = "additional_chat_templates"
 """Subfolder with a model's chat templates beside the default one."""
-_PRECISIONS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-"""By the names of safetensors; of others (integers, eight bits) a trained tensor is written whole."""
 
 
 class PolicyNet(nn.Module):
@@ -52,26 +50,56 @@ class PolicyNet(nn.Module):
         head = self.model.get_output_embeddings()
         return chosen_logprobs(head, hidden_ND, batch.targets_N, temperature, self._soft_cap)
 
+    def check_logits(self, name: str) -> None:
+        """See `logits.check`."""
+        logits.check(self.model, name)
+
 
 class Policy:
-    """A model folder, loaded; with `lora_rank`, frozen but for its adapters.
+    """A model folder, loaded, in shards where there are several ranks; with `lora_rank`, frozen but for its adapters.
 
-    Raises `InvalidRequest` for a model whose logits are more than one matrix product and a soft cap, or whose adapters
-    the engine could not be told.
+    Raises `InvalidRequest` for a model whose files lack weights, whose logits are more than one matrix product and a
+    soft cap, or whose adapters the engine could not be told.
     """
 
-    def __init__(self, folder: Path, settings: Hyperparameters | None = None) -> None:
-        """`settings` None: the base model as it is, for a reference."""
+    def __init__(
+        self,
+        folder: Path,
+        settings: Hyperparameters | None = None,
+        ranks: ProcessGroup | None = None,
+        trained: bool = True,
+    ) -> None:
+        """`settings` None: all by default. All ranks call it alike; `trained` False: the base model, for a reference.
+
+        Without `ranks`, this process alone.
+        """
         self.folder = folder
         self.device = training_device()
-        self.model = load_model(AutoModelForCausalLM, folder, settings is not None and settings.gradient_checkpointing)
-        logits.check(self.model, folder.name)
-        self.adapted = settings is not None and settings.lora_rank is not None
+        self.ranks = ranks or one_process(compute_dtype(settings))
+        self._settings = settings
         self._for_vllm = settings is not None and settings.engine == "vllm"
-        if settings is not None and settings.lora_rank is not None:
+        recomputes = trained and settings is not None and settings.gradient_checkpointing
+        self.model = build(AutoModelForCausalLM, folder, recomputes)
+        self.adapted = trained and settings is not None and settings.lora_rank is not None
+        if self.adapted and settings is not None and settings.lora_rank is not None:
             lora.attach(self.model, settings.lora_rank, settings.lora_alpha, settings.seed)
-        self._adapter_names = lora.names_in_checkpoint(self.model) if self.adapted and self._for_vllm else None
+        elif not trained:
+            self.model.requires_grad_(False)
         self.net = PolicyNet(self.model)
+        self._load(compute_dtype(settings))
+        self._adapter_names = lora.names_in_checkpoint(self.model) if self.adapted and self._for_vllm else None
+
+    def _load(self, compute: torch.dtype) -> None:
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(compute)
+        self.ranks.shard(self.net, compute)
+        with lora.detached(self.model):
+            read_weights(self.model, self.folder, self.device)
+        register_fsdp_forward_method(self.net, "check_logits")
+        self.net.check_logits(self.folder.name)
+        if isinstance(self.net, FSDPModule):
+            self.net.reshard()  # a forward pass leaves what is outside of layers gathered, for a backward pass
 
     @property
     def parameters(self) -> int:
@@ -80,17 +108,13 @@ class Policy:
 
     def logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
         """[N] natural logs of the contributing tokens, float32, of the distribution at `temperature`."""
-        with precision(self.device):
-            found: Tensor = self.net(batch, temperature)
-            return found
+        found: Tensor = self.net(batch, temperature)
+        return found
 
-    def reference(self, ranks: ProcessGroup) -> Callable[[MicroBatch, float], Tensor]:
+    def reference(self) -> Callable[[MicroBatch, float], Tensor]:
         """`logprobs` of the base model: this one without its adapters, else a second one, frozen."""
         if not self.adapted:
-            base = Policy(self.folder)
-            base.model.requires_grad_(False)
-            ranks.shard(base.net)
-            return base.logprobs
+            return Policy(self.folder, self._settings, self.ranks, trained=False).logprobs
 
         def without_adapters(batch: MicroBatch, temperature: float) -> Tensor:
             with lora.disabled(self.model):
@@ -107,24 +131,32 @@ class Policy:
         """
         if self.adapted:
             trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-            state = whole(trained, torch.float32, folder is not None)
+            state = gathered_once(trained, torch.float32, folder is not None)
             if folder is not None:
                 lora.write_adapter(self.model, folder, state, self._adapter_names)
             return
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        tensors = whole(self.model.state_dict(keep_vars=True).items(), dtype, folder is not None)
-        if folder is not None:
-            named = _as_named(self.model, tensors) if self._for_vllm else tensors
-            save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+        tensors = self.model.state_dict(keep_vars=True).items()
+        path = None if folder is None else folder / WEIGHTS
+        write(path, tensors, dtype, self._as_named if self._for_vllm else lambda layer: layer)
 
     def write_model(self, folder: Path | None) -> None:
         """A whole model folder, with the base's names, precision and other files, adapters merged: loads where it does.
 
         `folder` None as in `write_weights`.
         """
-        state = whole(self.model.state_dict(keep_vars=True).items(), torch.float32, folder is not None)
-        if folder is None:
-            return
+        if folder is not None:
+            self._copy_files(folder)
+        precision_of = _precisions(self.folder)
+
+        def as_saved(layer: Tensors) -> Tensors:
+            named = self._as_named(lora.merged(self.model, layer))
+            return {n: t.to(precision_of(n)) if t.is_floating_point() else t for n, t in named.items()}
+
+        tensors = self.model.state_dict(keep_vars=True).items()
+        write(None if folder is None else folder / WEIGHTS, tensors, torch.float32, as_saved)
+
+    def _copy_files(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self.folder.iterdir()):
             if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json"):
@@ -133,76 +165,28 @@ class Policy:
             (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
             for file in sorted(templates.glob("*.jinja")):
                 shutil.copyfile(file, folder / MORE_TEMPLATES / file.name)
-        merged = _as_saved(_as_named(self.model, lora.merged(self.model, state)), self.folder)
-        save_file(merged, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _as_named(self, layer: Tensors) -> Tensors:
+        """By the names that they have in the model's checkpoint. The library keeps some by others: the experts of a
+        layer as one tensor, the text model of several beneath its own."""
+        found: Tensors = revert_weight_conversion(self.model, layer)
+        return found
 
 
-def _as_named(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By the names that they have in the model's checkpoint. The library keeps some by others: the experts of a layer
-    as one tensor, the text model of several beneath its own."""
-    found: dict[str, Tensor] = revert_weight_conversion(model, tensors)
-    return {
-        name: tensor
-        if name in tensors
-        else tensor.clone(memory_format=torch.contiguous_format)  # a part of another one
-        for name, tensor in found.items()
-    }
-
-
-def _as_saved(tensors: dict[str, Tensor], base: Path) -> dict[str, Tensor]:
-    """Each in the precision in which the base holds it; one that it does not name, in that of most."""
+def _precisions(base: Path) -> Callable[[str], torch.dtype]:
+    """In which the base holds the tensor of a name; of one that it does not name, that of most."""
     precisions: dict[str, torch.dtype] = {}
     for file in sorted(base.glob("*.safetensors")):
         with safe_open(file, framework="pt") as saved:
             for name in saved.keys():  # noqa: SIM118 (it is no dict)
-                precisions[name] = _PRECISIONS.get(saved.get_slice(name).get_dtype(), torch.float32)
+                found = DTYPES.get(saved.get_slice(name).get_dtype(), torch.float32)
+                precisions[name] = found if found.is_floating_point else torch.float32
     most = Counter(precisions.values()).most_common(1)
     usual = most[0][0] if most else torch.float32
-    return {
-        name: tensor.to(precisions.get(name, usual)) if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
+    return lambda name: precisions.get(name, usual)
 
 
 # ── shared with the critic ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def load_model(kind: Any, folder: Path, gradient_checkpointing: bool) -> Any:
-    """A model of the library's class `kind`, float32, without dropout; typed loosely, the library has no types.
-
-    From safetensors alone, and with the library's own attention: a config.json may name one that is code of a hub.
-    """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    for part in (config, config.get_text_config()):  # the latter in configurations of several models
-        part.update({name: 0.0 for name, value in vars(part).items() if "drop" in name and isinstance(value, float)})
-        part._attn_implementation = None
-    given = {"config": config, "dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-    model = kind.from_pretrained(folder, **given)
-    model.to(training_device()).eval()
-    if gradient_checkpointing:
-        # The library recomputes in training mode alone; without dropout the mode changes nothing else.
-        model.train()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-@torch.no_grad()
-def whole(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, kept: bool) -> dict[str, Tensor]:
-    """Each tensor once (of tied ones, the first name), gathered where it is in shards, in main memory.
-
-    All ranks call it alike, one tensor after the other; a rank that does not keep them gets none.
-    """
-    seen: set[int] = set()
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        full = cast.full_tensor() if isinstance(cast, DTensor) else cast
-        if kept:
-            found[name] = full.detach().cpu().contiguous()
-    return found
 
 
 def chosen_hidden(base: Any, batch: MicroBatch) -> Tensor:

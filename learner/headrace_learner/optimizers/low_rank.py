@@ -54,7 +54,7 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
     chosen; and the subspace, as the subclass stores it. A subspace cannot be chosen from a gradient of zeros (a step
     whose advantages are all zero has one), so the choice waits for the next nonzero gradient.
 
-    Raises `InvalidRequest` for a model that is sharded over ranks.
+    Raises `InvalidRequest` for a model that is sharded over several ranks.
     """
 
     def __init__(self, model: nn.Module, settings: Hyperparameters) -> None:
@@ -68,7 +68,8 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
         super().__init__(_groups(model, settings), defaults)
         for group in self.param_groups:
             for p in group["params"]:
-                self.state[p] = moments(p, p) if group["rank"] is None else self._low_rank_state(p, group)
+                own = _local(p)
+                self.state[p] = moments(own, own) if group["rank"] is None else self._low_rank_state(own, group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -78,7 +79,7 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            updates = [(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
+            updates = [(_local(p), _local(p.grad), self.state[p]) for p in group["params"] if p.grad is not None]
             if group["rank"] is None:
                 _adam(updates, group["lr"], group["weight_decay"])
             else:
@@ -127,7 +128,7 @@ class LowRankAdamW(torch.optim.Optimizer, ABC):
 def _groups(model: nn.Module, settings: Hyperparameters) -> list[dict[str, Any]]:
     """Low-rank matrices, other matrices, vectors."""
     matrices, vectors = trained(model)
-    if any(isinstance(p, DTensor) for p in (*matrices, *vectors)):
+    if any(isinstance(p, DTensor) and p.device_mesh.size() > 1 for p in (*matrices, *vectors)):
         raise InvalidRequest(
             f"optimizer {settings.optimizer} needs whole matrices: set learner_ranks to 1, or optimizer to adamw",
             param="optimizer",
@@ -141,6 +142,11 @@ def _groups(model: nn.Module, settings: Hyperparameters) -> list[dict[str, Any]]
         {"params": others, "weight_decay": settings.weight_decay},
         {"params": vectors},
     ]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """A plain tensor in the same memory: a DTensor is whole here, because there is no other rank."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def _tables(model: nn.Module) -> set[int]:

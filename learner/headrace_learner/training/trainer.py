@@ -34,7 +34,7 @@ from ..algorithms.kl import kl_estimate
 from ..algorithms.losses import Clip, LossTokens, LossValues, clipped_value
 from ..algorithms.presets import Algorithm
 from ..algorithms.token_selection import AgeCount, TrainableCompletion
-from ..distributed.process_group import ProcessGroup, SingleProcess, share
+from ..distributed.process_group import share
 from ..models.critic import Critic
 from ..models.policy import Policy
 from ..optimizers import learning_rate
@@ -82,19 +82,15 @@ class _Step:
 class Trainer:
     """The policy, its critic and its reference (if needed), their optimizers, and the training step."""
 
-    def __init__(
-        self, policy: Policy, algorithm: Algorithm, settings: Hyperparameters, ranks: ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, policy: Policy, algorithm: Algorithm, settings: Hyperparameters) -> None:
         self.policy = policy
-        self.critic = Critic(policy.folder, settings.gradient_checkpointing) if algorithm.critic else None
+        self.ranks = policy.ranks
+        self.critic = Critic(policy.folder, settings, self.ranks) if algorithm.critic else None
         self._algorithm = algorithm
         self._settings = settings
-        self.ranks = ranks or SingleProcess()
-        self.ranks.shard(policy.net)
         self.optimizers = {"policy": ModelOptimizer(policy.model, settings)}
         """By the names that checkpoints store them under."""
         if self.critic is not None:
-            self.ranks.shard(self.critic.net)
             self.optimizers["critic"] = ModelOptimizer(self.critic.net, settings)
         self._clip = Clip(settings.clip_low, settings.clip_high)
         self._estimate = Estimator(policy, self._reference(), self.critic, settings, self.ranks)
@@ -103,7 +99,7 @@ class Trainer:
         """Log-probabilities by the base model; None if there is no divergence term."""
         if not self._settings.kl_coefficient:
             return None
-        base = self.policy.reference(self.ranks)
+        base = self.policy.reference()
         return lambda micro: base(micro, self._settings.temperature)
 
     def apply_settings(self, max_staleness: int, peak_learning_rate: float) -> None:
