@@ -26,6 +26,7 @@ from headrace_core.ledger.ledger import Ledger
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.ray_connection import RayConnection
 from headrace_lab.services.jobs import stored_job
+from headrace_lab.waiting import wait_until_async
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 QUEUED = 1000
@@ -57,9 +58,9 @@ def with_controller() -> list[str]:
 
 
 async def until_they_are(wanted: Sequence[str]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while with_controller() != list(wanted):  # noqa: ASYNC110 (Ray says nothing of it)
-            await asyncio.sleep(0.05)
+    await wait_until_async(
+        lambda: with_controller() == list(wanted), lambda: f"controllers of {wanted}, not {with_controller()}"
+    )
 
 
 async def queue(jobs: JobStore, count: int) -> list[str]:
@@ -71,9 +72,10 @@ async def queue(jobs: JobStore, count: int) -> list[str]:
 
 
 async def at_rest(jobs: JobStore, job_ids: Sequence[str]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not {s.id for s in await jobs.statuses() if s.at_rest}.issuperset(job_ids):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    async def rest() -> bool:
+        return {s.id for s in await jobs.statuses() if s.at_rest}.issuperset(job_ids)
+
+    await wait_until_async(rest, f"{job_ids} are at rest")
 
 
 async def test_a_thousand_queued_jobs_have_one_controller_that_waits(redis: Redis, gateway: Gateway) -> None:
@@ -165,9 +167,12 @@ async def test_a_job_is_told_that_it_cannot_start_yet_while_ray_is_away(
     (job_id,) = await queue(jobs, 1)
     controllers = RayControllerManager.from_config(Settings(data_dir=tmp_path), redis_server.url, redis)
     await controllers.ensure(await jobs.get(job_id))
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not (told := await jobs.events(job_id)):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+
+    async def is_told() -> bool:
+        return bool(await jobs.events(job_id))
+
+    await wait_until_async(is_told, "the job is told something")
+    told = await jobs.events(job_id)
     await controllers.close()
     assert told[0][1].level == "warn"
     assert told[0][1].message.startswith("Cannot start yet: Ray does not answer")

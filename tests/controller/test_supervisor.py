@@ -24,6 +24,7 @@ from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.restart_budget import RestartBudget
 from headrace_gateway.service.ray_connection import RayConnection
+from headrace_lab.waiting import wait_until_async
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -43,13 +44,6 @@ def begun() -> asyncio.Event:
     event = asyncio.Event()
     event.set()
     return event
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Within a minute."""
-    async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110 (another process makes it so)
-            await asyncio.sleep(0.1)
 
 
 def mortal_class() -> type:
@@ -185,7 +179,7 @@ async def test_a_worker_that_dies_while_it_waits_for_others_is_started_again(red
         await worker.until_ready()
         assert not worker.working
         os.kill(int(pids.read_text()), signal.SIGKILL)
-        await until(lambda: not worker.ready)
+        await wait_until_async(lambda: not worker.ready, "the death is noticed", pause=0.1)
         await worker.until_ready()
         assert len(pids.read_text().split()) == 2
         assert not running.done()
@@ -244,13 +238,13 @@ async def test_a_stopped_process_is_silent_and_once_ended_is_killed_and_started_
         silent, pids = ray.remote(silent_class()).options(num_cpus=1), tmp_path / "pids"
         worker = supervisor_of(redis, lambda _: ActorProcess(silent.remote(str(pids))), max_restarts=1)
         running = asyncio.create_task(worker.run(begun()))
-        await until(lambda: worker.ready and worker.silent() == 0.0)
+        await wait_until_async(lambda: worker.ready and worker.silent() == 0.0, "it works", pause=0.1)
         pid = int(pids.read_text())
         os.kill(pid, signal.SIGSTOP)
-        await until(lambda: worker.silent() >= 1.0)
+        await wait_until_async(lambda: worker.silent() >= 1.0, "it is silent for a second", pause=0.1)
         worker.end("it did not answer for 1 s")
         assert await asyncio.wait_for(running, 60) == "done"
-        await until(lambda: not psutil.pid_exists(pid))
+        await wait_until_async(lambda: not psutil.pid_exists(pid), "its process is gone", pause=0.1)
         assert worker.silent() == 0.0
         await worker.stop()
     told = [event.data for _, event in await JobStore(redis).events(CONFIG.job_id) if event.level == "warn"]

@@ -6,7 +6,6 @@ import asyncio
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from redis.asyncio import Redis
 from headrace_core.redis_access.client import connect, run
 from headrace_core.redis_access.durability import wait_until_durable
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.waiting import wait_until
 
 
 @contextmanager
@@ -27,10 +27,7 @@ def traced(server: RedisServer, calls: Path) -> Iterator[None]:
     )
     try:
         status = Path(f"/proc/{server.pid}/status")
-        deadline = time.monotonic() + 10
-        while "TracerPid:\t0" in status.read_text():
-            assert time.monotonic() < deadline, "strace could not attach"
-            time.sleep(0.01)
+        wait_until(lambda: "TracerPid:\t0" not in status.read_text(), "strace is attached", pause=0.01)
         yield
     finally:
         tracer.terminate()

@@ -19,8 +19,9 @@ import httpx
 import pytest
 
 from headrace_lab.services.service import Service
+from headrace_lab.waiting import wait_until
 
-from .traces import Traces, eventually
+from .traces import Traces
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -106,7 +107,7 @@ def test_whoever_asks_for_what_while_a_job_waits_it_comes_to_rest_and_leaves_not
     traces.rests(brief, alone=False)
 
     queued = service.submit(n_steps=1)
-    eventually(lambda: any("waits for" in m for m in service.messages(queued)), "the job waits for cores")
+    wait_until(lambda: any("waits for" in m for m in service.messages(queued)), "the job waits for cores")
     assert act(service, queued, "pause") == act(service, queued, "pause") == [200]
     traces.rests(queued, alone=False)
     assert act(service, queued, "resume") == act(service, queued, "resume") == [200]
@@ -132,7 +133,7 @@ def test_a_pause_gives_leases_back_and_is_crossed_by_a_resume_and_a_cancel(
     job = service.submit(reward.grader, n_steps=400, checkpoint_interval=400, eval_interval=400)
     service.wait_for_step(job, 2)
     reward.hold("call")
-    eventually(lambda: waits_for_rewards(service, job), "every group of the window waits for its reward")
+    wait_until(lambda: waits_for_rewards(service, job), "every group of the window waits for its reward")
     held = ledger(service, job)["states"]["leased"]
     assert act(service, job, "pause") == [200]
     traces.rests(job)
@@ -143,7 +144,7 @@ def test_a_pause_gives_leases_back_and_is_crossed_by_a_resume_and_a_cancel(
 
     reward.hold("import")
     assert act(service, job, "resume") == [200]
-    eventually(lambda: any(m.startswith("learner is ready") for m in service.messages(job)[-2:]), "the learner loads")
+    wait_until(lambda: any(m.startswith("learner is ready") for m in service.messages(job)[-2:]), "the learner loads")
     assert act(service, job, "pause") == [200]  # the rollout worker still starts
     traces.rests(job)
     reward.release()
@@ -154,7 +155,7 @@ def test_a_pause_gives_leases_back_and_is_crossed_by_a_resume_and_a_cancel(
     learner = service.pid_of(job, "learner")
     os.kill(learner, signal.SIGSTOP)
     assert act(service, job, "pause") == [200]
-    eventually(lambda: not traces.rewards(), "the rollout worker has stopped")
+    wait_until(lambda: not traces.rewards(), "the rollout worker has stopped")
     assert act(service, job, "resume") == [200]  # the pause waits for a learner that stands still
     os.kill(learner, signal.SIGCONT)
     service.wait_for_step(job, ledger(service, job)["version"] + 2)
@@ -162,7 +163,7 @@ def test_a_pause_gives_leases_back_and_is_crossed_by_a_resume_and_a_cancel(
 
     os.kill(service.pid_of(job, "learner"), signal.SIGSTOP)
     assert act(service, job, "pause") == [200]
-    eventually(lambda: not traces.rewards(), "the rollout worker has stopped")
+    wait_until(lambda: not traces.rewards(), "the rollout worker has stopped")
     assert not traces.at_rest(job)
     assert act(service, job, "cancel") == [200]
     traces.rests(job)
@@ -178,7 +179,7 @@ def test_while_the_first_evaluation_waits_while_drained_and_while_a_worker_is_st
     reward = Held(tmp_path)
     job = service.submit(reward.grader, n_steps=400, checkpoint_interval=1)
     reward.hold("call")
-    eventually(lambda: any(m.startswith("rollout-0 is ready") for m in service.messages(job)), "the worker is ready")
+    wait_until(lambda: any(m.startswith("rollout-0 is ready") for m in service.messages(job)), "the worker is ready")
     assert act(service, job, "pause") == [200]
     traces.rests(job)
     assert service.metrics(job, "evaluation") == []
@@ -188,9 +189,9 @@ def test_while_the_first_evaluation_waits_while_drained_and_while_a_worker_is_st
     service.wait_for_step(job, 1)
     assert [e["step"] for e in service.metrics(job, "evaluation")] == [0]
     httpx.post(f"{service.address}/v1/fine_tuning/jobs/{job}/workers/rollout-0/drain").raise_for_status()
-    eventually(lambda: ledger(service, job)["states"]["leased"] == 0, "the worker is drained")
+    wait_until(lambda: ledger(service, job)["states"]["leased"] == 0, "the worker is drained")
     os.kill(service.pid_of(job, "rollout-0"), signal.SIGKILL)
-    eventually(lambda: any("is started again" in m for m in service.messages(job)), "its death is noticed")
+    wait_until(lambda: any("is started again" in m for m in service.messages(job)), "its death is noticed")
     assert act(service, job, "cancel", "cancel") == [200, 200]
     traces.rests(job)
     assert status(service, job) == "cancelled"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from headrace_core.storage.dataset import read_rows
 from headrace_lab.paths import ADDER
 from headrace_lab.services.service import Service
+from headrace_lab.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -69,13 +69,6 @@ def actors(service: Service) -> list[psutil.Process]:
     return found
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 def said(service: Service, model: str, messages: list[Any] = QUESTION, **options: Any) -> str:
     answer = service.openai.chat.completions.create(model=model, messages=messages, temperature=0, **options)
     return answer.choices[0].message.content or ""
@@ -122,7 +115,7 @@ def test_one_model_gives_way_to_another_and_an_idle_one_ends(service: Service) -
     said(service, "headrace/tiny-longtail", [{"role": "user", "content": "1 2 3"}], max_tokens=4)
     (second,) = actors(service)
     assert first.pid != second.pid, "the idle one ended for the other"
-    until(lambda: not actors(service), "a model that nobody chats with is unloaded")
+    wait_until(lambda: not actors(service), "a model that nobody chats with is unloaded")
     assert said(service, MODEL), "and loaded again when it is asked for"
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from headrace_lab.services.service import SMALL, Service
+from headrace_lab.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 STALL_SECONDS = 16
@@ -16,25 +17,28 @@ STALL_SECONDS = 16
 
 
 def worker_status(service: Service, job: str, wanted: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    """What is said of rollout-0 once it has the status."""
+    found: dict[str, Any] = {}
+
+    def has_it() -> bool:
         (worker,) = [w for w in service.get(f"{job}/workers")["data"] if w["id"] == "rollout-0"]
-        if worker["status"] == wanted:
-            found: dict[str, Any] = worker
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"rollout-0 is {worker['status']}, not {wanted}")
+        found.update(worker)
+        return bool(worker["status"] == wanted)
+
+    wait_until(has_it, lambda: f"rollout-0 is {wanted}, and not {found['status']}")
+    return found
 
 
 def version_at_rest(service: Service, job: str) -> int:
     """Once the learner has trained what was queued."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        ledger = service.get(f"{job}/ledger")
-        if ledger["states"]["claimed"] == 0 and ledger["states"]["queued"] < SMALL["batch_size"]:
-            return int(ledger["version"])
-        time.sleep(0.2)
-    raise AssertionError(f"the learner does not come to rest: {ledger}")
+    ledger: dict[str, Any] = {}
+
+    def rests() -> bool:
+        ledger.update(service.get(f"{job}/ledger"))
+        return bool(ledger["states"]["claimed"] == 0 and ledger["states"]["queued"] < SMALL["batch_size"])
+
+    wait_until(rests, lambda: f"the learner comes to rest: {ledger}")
+    return int(ledger["version"])
 
 
 def test_a_running_job_is_changed_drained_and_goes_on(tmp_path_factory: pytest.TempPathFactory) -> None:

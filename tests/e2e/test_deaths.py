@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from headrace_lab.services.service import Service
+from headrace_lab.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -29,13 +30,6 @@ def test_a_killed_worker_is_replaced_and_no_group_is_lost(service: Service, work
     assert ledger["states"]["trained"] == 12 * 4
     assert ledger["largest_age"] <= 4
     assert sorted(s["step"] for s in service.metrics(job_id, "step")) == list(range(1, 13))
-
-
-def until(holds: Callable[[], bool], what: str, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s until {what}"
-        time.sleep(0.2)
 
 
 def says(service: Service, job_id: str, words: str) -> Callable[[], bool]:
@@ -68,7 +62,7 @@ def test_a_worker_killed_during_an_evaluation_leaves_no_row_and_no_evaluation_un
     grader = {"type": "function", "name": "slow", "function": f"{tmp_path / 'slow.py'}:slowly"}
     steps, rows = 12, 256
     job_id = service.submit(grader, n_steps=steps, checkpoint_interval=4, eval_interval=1, eval_samples=rows)
-    until(lambda: len(service.metrics(job_id, "evaluation")) >= 1, "the base model is evaluated")
+    wait_until(lambda: len(service.metrics(job_id, "evaluation")) >= 1, "the base model is evaluated")
     first = service.metrics(job_id, "evaluation")[-1]
     service.wait_for_step(job_id, first["step"] + 1)
     until_due = time.time()
@@ -99,13 +93,13 @@ def test_a_stopped_worker_and_a_stopped_controller_are_replaced(tmp_path: Path) 
     service.wait_for_step(job_id, 2)
     stopped = [service.pid_of(job_id, "rollout-0")]
     os.kill(stopped[0], signal.SIGSTOP)
-    until(says(service, job_id, "rollout-0 is ended: its process did not answer"), "the worker's silence is told")
+    wait_until(says(service, job_id, "rollout-0 is ended: its process did not answer"), "the worker's silence is told")
     service.wait_for_step(job_id, service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")["version"] + 2)
     stopped.append(controller_pid(service))
     os.kill(stopped[1], signal.SIGSTOP)
-    until(says(service, job_id, "the job's controller did not beat"), "the controller's silence is told")
+    wait_until(says(service, job_id, "the job's controller did not beat"), "the controller's silence is told")
     service.wait(job_id, "succeeded")
-    until(lambda: not any(psutil.pid_exists(pid) for pid in stopped), "the stopped processes are gone", 30)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in stopped), "the stopped processes are gone", 30)
     ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
     assert ledger["balanced"]
     assert ledger["states"]["trained"] == 60 * 4
@@ -124,7 +118,7 @@ def test_a_job_whose_worker_may_not_be_restarted_pauses_and_goes_on_when_resumed
     why = service.get(f"/v1/fine_tuning/jobs/{job_id}")["paused_by"]
     assert why["code"] == "worker_failed"
     assert "learner failed and has used up its restarts" in why["message"]
-    until(says(service, job_id, "resume goes on from here"), "it has paused")
+    wait_until(says(service, job_id, "resume goes on from here"), "it has paused")
     httpx.post(f"{service.address}/v1/fine_tuning/jobs/{job_id}/resume", timeout=30).raise_for_status()
     service.wait(job_id, "succeeded")
     assert service.get(f"/v1/fine_tuning/jobs/{job_id}")["paused_by"] is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from headrace_lab.services.service import Service
+from headrace_lab.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -19,14 +18,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 def shared_memory() -> set[Path]:
     """Segments that Python processes of this machine hold, or have left behind."""
     return set(Path("/dev/shm").glob("psm_*"))
-
-
-def assert_soon(holds: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
-    """The workers of a job end just after it is told to have ended."""
-    deadline = time.monotonic() + timeout
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert holds(), what
 
 
 @pytest.mark.vllm
@@ -53,7 +44,7 @@ def test_a_job_on_the_real_vllm_trains_in_flight_and_leaves_a_model(service: Ser
     assert job.fine_tuned_model in {m.id for m in service.openai.models.list()}
     steps = [c.step_number for c in service.openai.fine_tuning.jobs.checkpoints.list(job_id)]
     assert steps == [6, 5, 4, 3, 2, 1]
-    assert_soon(lambda: shared_memory() <= before, "the engine's shared memory is given back")
+    wait_until(lambda: shared_memory() <= before, "the engine's shared memory is given back")
 
 
 @pytest.mark.parametrize("max_staleness", [0, pytest.param(1, marks=pytest.mark.fast)])
@@ -109,7 +100,7 @@ def test_a_paused_job_leaves_a_model_and_goes_on_where_it_was(service: Service) 
     job_id = service.submit(n_steps=400, checkpoint_interval=400)
     service.wait_for_step(job_id, 2)
     assert service.openai.fine_tuning.jobs.pause(job_id).status == "paused"
-    assert_soon(lambda: any("paused" in message for message in service.messages(job_id)), "it says that it is paused")
+    wait_until(lambda: any("paused" in message for message in service.messages(job_id)), "it says that it is paused")
     ledger = service.get(f"/v1/fine_tuning/jobs/{job_id}/ledger")
     assert ledger["balanced"]
     (saved,) = service.openai.fine_tuning.jobs.checkpoints.list(job_id).data

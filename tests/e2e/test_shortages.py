@@ -19,8 +19,7 @@ import redis
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.faults.small_disks import own_disk
 from headrace_lab.services.service import Service
-
-from .traces import eventually
+from headrace_lab.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -55,7 +54,7 @@ def paused_by(service: Service, job_id: str) -> dict[str, Any] | None:
 
 
 def resume(service: Service, job_id: str) -> None:
-    eventually(lambda: any("resume goes on from here" in m for m in service.messages(job_id)), "it has paused")
+    wait_until(lambda: any("resume goes on from here" in m for m in service.messages(job_id)), "it has paused")
     httpx.post(f"{service.address}/v1/fine_tuning/jobs/{job_id}/resume", timeout=30).raise_for_status()
 
 
@@ -81,7 +80,7 @@ def test_a_job_outlives_a_minute_without_redis(own_redis: RedisServer, tmp_path:
     assert all(psutil.pid_exists(pid) for pid in workers.values())
     own_redis.launch()
     own_redis.wait_until_ready()
-    eventually(lambda: not not_ready(service), "the service is ready again")
+    wait_until(lambda: not not_ready(service), "the service is ready again")
     check_ended_whole(service, job_id)
     assert {worker: service.pid_of(job_id, worker) for worker in WORKERS} == workers
     assert service.stop() == 0
@@ -135,10 +134,10 @@ def test_a_data_folder_that_is_full_stops_all_and_all_goes_on_when_there_is_room
     job_id = service.submit(n_steps=STEPS, checkpoint_interval=3)
     service.wait_for_step(job_id, 4)
     in_the_way = fill(disk, 0)
-    eventually(lambda: "No space left on device" in not_ready(service), "the service says what is wrong")
+    wait_until(lambda: "No space left on device" in not_ready(service), "the service says what is wrong")
     time.sleep(2 * WAIT_SECONDS)  # longer than anybody waits for Redis
     assert "No space left on device" in not_ready(service)
     in_the_way.unlink()
-    eventually(lambda: not not_ready(service), "the service is ready again")
+    wait_until(lambda: not not_ready(service), "the service is ready again")
     check_ended_whole(service, job_id)
     assert service.stop() == 0

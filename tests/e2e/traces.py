@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,9 +11,8 @@ from headrace_core.redis_access.keys import JobKeys
 from headrace_core.storage.weight_store import default_root
 from headrace_gateway.service.embedded_redis import running
 from headrace_lab.services.service import Service
+from headrace_lab.waiting import wait_until
 
-BUSY_SECONDS = 180.0
-"""For what takes seconds on an idle machine."""
 WORKS = ("WorkerActor", "headrace_rewards.sandbox", "JobControllerActor", "EngineCore")
 """In the command line of every process that a job has."""
 SAID = ("job", "history:", "thinned", "summary", "marks", "checkpoints", "workers", "rewards", "changes", "published")
@@ -72,19 +69,10 @@ class Traces:
 
     def rests(self, job_id: str, alone: bool = True) -> None:
         """Waits until the job is at rest; then nothing of it is left that should not be. `alone`: nor of any other."""
-        eventually(lambda: self.at_rest(job_id), f"{job_id} comes to rest")
+        wait_until(lambda: self.at_rest(job_id), f"{job_id} comes to rest")
         assert not (weights := self.weights(job_id)), weights
         if alone:
-            eventually(lambda: not self.processes(), lambda: f"no process is left: {self.processes()}")
+            wait_until(lambda: not self.processes(), lambda: f"no process is left: {self.processes()}")
         if self.redis.hexists(JobKeys(job_id).job, "finished_at"):
             assert not (files := self.kept_for_more(job_id)), files
             assert not (keys := self.needless_keys(job_id)), keys
-
-
-def eventually(holds: Callable[[], bool], what: str | Callable[[], str], within: float = BUSY_SECONDS) -> None:
-    """Fails, with what was waited for, where it does not come true."""
-    until = time.monotonic() + within
-    while not holds():
-        if time.monotonic() > until:
-            raise AssertionError(f"not within {within:g} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.1)

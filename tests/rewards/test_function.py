@@ -22,6 +22,7 @@ import uvloop
 from headrace_core.config.reward_permissions import SandboxLevel
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_lab.waiting import wait_until_async
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox.kernel.resource_limits import ResourceLimits
@@ -74,13 +75,6 @@ def hosts_of_this_process() -> set[psutil.Process]:
             if "headrace_rewards.sandbox.guard" in child.cmdline():
                 found.add(child)
     return found
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline, "waited 20 s"
-        time.sleep(0.01)
 
 
 async def test_zero_none_and_failure_are_three_things(start: Start) -> None:
@@ -451,7 +445,7 @@ async def test_a_cancelled_call_leaves_no_answers_for_the_next(start: Start, tmp
     )
     mark = tmp_path / "begun"
     task = asyncio.create_task(reward.score([Sample("slow", {"mark": str(mark)})]))
-    await asyncio.to_thread(wait_until, mark.exists)
+    await wait_until_async(mark.exists, "the function has begun")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -475,7 +469,9 @@ async def test_close_ends_calls_in_flight_and_every_process(start: Start, tmp_pa
     assert len(hosts) == 2
     task = asyncio.create_task(reward.score([Sample(name, {"folder": str(tmp_path)}) for name in "abcd"]))
     marks = [tmp_path / "a", tmp_path / "c"]
-    await asyncio.to_thread(wait_until, lambda: all(mark.exists() and mark.read_text() for mark in marks))
+    await wait_until_async(
+        lambda: all(mark.exists() and bool(mark.read_text()) for mark in marks), "every function has begun"
+    )
     scratch = [Path(host.cwd()) for host in hosts]
     sleepers = [psutil.Process(int(mark.read_text())) for mark in marks]
     await reward.close()

@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 from headrace_core.config.reward_permissions import SANDBOX_LEVELS, RewardPermissions, SandboxLevel
 from headrace_core.errors import Unavailable
 from headrace_core.protocols.grader_check import Failure, Score
+from headrace_lab.waiting import wait_until
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample
 from headrace_rewards.sandbox.kernel import control_groups, readable_paths
@@ -249,13 +248,6 @@ asyncio.run(main())
 """
 
 
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline, f"waited 20 s until {what}"
-        time.sleep(0.01)
-
-
 def gone(processes: list[psutil.Process]) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=10)
     return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
@@ -290,7 +282,7 @@ def test_everything_dies_with_the_service(level: SandboxLevel, tmp_path: Path) -
         below = psutil.Process(service.pid).children(recursive=True)
         assert len(below) >= 3  # guard, host, daemon, and process 1 of a namespace
         before = sum(process.cpu_times().user for process in below)
-        wait_until(lambda: sum(process.cpu_times().user for process in below) > before + 0.1, "the loop was under way")
+        wait_until(lambda: sum(p.cpu_times().user for p in below) > before + 0.1, "the loop is under way", pause=0.01)
         service.kill()
         service.wait(timeout=10)
         assert gone(below)

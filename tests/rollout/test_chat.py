@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 from headrace_core.errors import InvalidRequest, NotFound, Unavailable
 from headrace_core.protocols.chat import ChatBegun, ChatConfig, ChatProgress, ChatPrompt, ChatRequest
 from headrace_lab.paths import ADDER
+from headrace_lab.waiting import wait_until_async
 from headrace_rollout.chat import server as chat_module
 from headrace_rollout.chat.server import ChatServer
 from headrace_rollout.engines import create
@@ -80,12 +81,6 @@ def reasons(read: list[ChatProgress]) -> dict[int, str]:
     return {p.choice: p.finish_reason for progress in read for p in progress.parts if p.finish_reason is not None}
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(LIMIT):
-        while not await condition():  # noqa: ASYNC110 (the engine tells nobody)
-            await asyncio.sleep(0.01)
-
-
 async def test_a_greedy_chat_says_what_evaluation_makes_of_the_same_prompt(server: ChatServer) -> None:
     engine, tokenizer = create("transformers", EngineConfig(MODEL, max_model_len=CONTEXT)), Tokenizer(MODEL)
     await engine.start()
@@ -118,7 +113,7 @@ async def test_a_completion_ends_before_the_first_stop_string(server: ChatServer
     assert reasons(read) == {0: "stop"}
     assert not any(stop[0] == part.text[-1:] for p in read for part in p.parts), "a part of a stop string was given out"
     assert read[-1].completion_tokens < (await read_all(server, asked()))[-1].completion_tokens
-    await until(lambda: idle(server))
+    await wait_until_async(lambda: idle(server), "the engine is idle", pause=0.01)
 
 
 async def test_completions_of_one_request_differ_and_a_seed_repeats_them(server: ChatServer) -> None:
@@ -150,7 +145,7 @@ async def test_an_aborted_chat_frees_the_engine(server: ChatServer) -> None:
     assert begun is not None
     await server.read(begun.id)
     await server.abort(begun.id)
-    await until(lambda: idle(server))
+    await wait_until_async(lambda: idle(server), "the engine is idle", pause=0.01)
     with pytest.raises(NotFound, match="not read for too long"):
         await server.read(begun.id)
     await server.abort(begun.id)
@@ -159,7 +154,7 @@ async def test_an_aborted_chat_frees_the_engine(server: ChatServer) -> None:
 async def test_a_chat_that_nobody_reads_is_ended(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_module, "ABANDONED_SECONDS", 0.01)
     assert await begin(server, asked(temperature=1.9, n=8)) is not None
-    await until(lambda: idle(server))
+    await wait_until_async(lambda: idle(server), "the engine is idle", pause=0.01)
 
 
 async def test_an_idle_model_ends_and_answers_none_from_then_on() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from headrace_core.errors import InvalidRequest, TimedOut, WeightsDamaged
+from headrace_lab.waiting import wait_until_async
 from headrace_learner.models.pretrained import build
 from headrace_rollout.engines.engine import EngineConfig, EngineFailure, RequestRefused, SamplingConfig
 from headrace_rollout.engines.transformers.decode_thread import WeightUpdate
@@ -46,15 +47,9 @@ async def engine(folder: Path) -> AsyncIterator[TransformersEngine]:
     await made.close()
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT):
-        while not holds():  # noqa: ASYNC110  # the state watched changes in another thread, which signals nobody
-            await asyncio.sleep(0.001)
-
-
 async def in_flight(engine: TransformersEngine, count: int) -> list[asyncio.Task[Any]]:
     tasks = [asyncio.create_task(engine.generate(PROMPT, LONG)) for _ in range(count)]
-    await until(lambda: engine.running == count)
+    await wait_until_async(lambda: engine.running == count, f"{count} requests run", pause=0.001)
     return tasks
 
 
@@ -125,10 +120,10 @@ async def test_a_cancelled_request_is_no_longer_computed(engine: TransformersEng
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    await until(lambda: engine.running == 1)
+    await wait_until_async(lambda: engine.running == 1, "one request runs", pause=0.001)
     busy = engine.busy_seconds
     second.cancel()
-    await until(lambda: engine.running == 0)
+    await wait_until_async(lambda: engine.running == 0, "no request runs", pause=0.001)
     assert engine.busy_seconds > busy
     assert engine._started().running == engine._started().waiting == 0
 
@@ -174,7 +169,7 @@ async def test_an_update_that_is_cancelled_while_it_drains_is_not_applied(
 ) -> None:
     (task,) = await in_flight(engine, 1)
     drain = asyncio.create_task(engine.update(1, folder, "drain"))
-    await until(lambda: engine._thread._update is not None)
+    await wait_until_async(lambda: engine._thread._update is not None, "the update waits", pause=0.001)
     drain.cancel()
     report = await engine.update(2, folder)
     assert report.version == engine.version == 2

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from headrace_lab.waiting import wait_until
 from headrace_rollout.engines.vllm.orphan_guard import _WATCH_SECONDS, OrphanGuard
 
 PARENT = """
@@ -27,13 +27,6 @@ time.sleep(600)
 """
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
@@ -45,7 +38,7 @@ def test_a_killed_parent_s_engine_is_ended_with_all_it_started_a_stopped_one_too
         os.kill(engine, signal.SIGSTOP)
         assert alive(engine)
         parent.kill()
-        until(lambda: not alive(engine) and not alive(below))
+        wait_until(lambda: not alive(engine) and not alive(below), "the engine and what it started are gone")
         assert alive(other)
         os.kill(other, signal.SIGKILL)
 

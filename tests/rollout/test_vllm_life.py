@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from headrace_core.errors import FAILED_BY_ITSELF
+from headrace_lab.waiting import wait_until_async
 from headrace_rollout.engines.engine import EngineFailure, SamplingConfig
 from headrace_rollout.engines.vllm.engine import VllmEngine
 
@@ -102,9 +103,7 @@ async def test_a_start_past_its_limit_fails_and_leaves_no_process(weights: dict[
 async def test_a_start_that_is_cancelled_leaves_no_process(weights: dict[str, Weights]) -> None:
     before = descendants()
     starting = asyncio.create_task(VllmEngine(engine_config(weights)).start())
-    async with asyncio.timeout(LIMIT):
-        while not descendants() - before:  # noqa: ASYNC110 (a process of another library appears)
-            await asyncio.sleep(0.05)
+    await wait_until_async(lambda: bool(descendants() - before), "a process of vLLM's appears", pause=0.05)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(starting, LIMIT)

@@ -35,6 +35,7 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.faults.held_answers import held_answers
 from headrace_lab.paths import ADDER
 from headrace_lab.training.trained_steps import step_of
+from headrace_lab.waiting import wait_until_async
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused
 from headrace_rollout.engines.transformers.policy_model import PolicyModel, StagedWeights
 from headrace_rollout.ports import engine_config
@@ -123,13 +124,6 @@ async def start(redis_server: RedisServer, jobs: JobStore, tmp_path: Path) -> As
         await worker.stop()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    async with asyncio.timeout(60):
-        while not await condition():  # noqa: ASYNC110 (what is waited for happens in Redis)
-            await asyncio.sleep(0.02)
-    assert await condition(), what
-
-
 async def queued(ledger: Ledger) -> int:
     return (await ledger.counts()).states["queued"]
 
@@ -155,7 +149,7 @@ async def test_workers_that_ask_at_once_share_the_window(start: Start, ledger: L
     """Each has room for all of it: one that takes as much as it can leaves the others without work."""
     workers = [await start("rollout-0"), await start("rollout-1")]
     runs = [asyncio.create_task(worker.run()) for worker in workers]
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     notes = [(await ledger.history(group))[0].note for group in range(WINDOW)]
     assert sorted(note.split()[0] for note in notes) == ["rollout-0", "rollout-0", "rollout-1", "rollout-1"]
     await asyncio.gather(*(worker.stop() for worker in workers))
@@ -172,7 +166,7 @@ async def test_workers_sample_by_seeds_of_their_own(start: Start) -> None:
 async def test_it_fills_the_window_and_waits_for_the_learner(start: Start, ledger: Ledger, tmp_path: Path) -> None:
     worker = await start()
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     store = WeightStore(tmp_path / "weights", JOB)
     groups = await train_one_step(ledger, store)
 
@@ -187,7 +181,7 @@ async def test_it_fills_the_window_and_waits_for_the_learner(start: Start, ledge
             assert completion.reward in (0.0, 1.0)
     assert rows[groups[0].row].item["answer"]
 
-    await until(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
     newer = (await train_one_step(ledger, store)) + (await train_one_step(ledger, store))
     assert [g.group_id for g in newer] == [2, 3, 4, 5]
     assert {int(v) for g in newer[2:] for c in g.completions for v in c.versions} == {1}, "admitted after version 1"
@@ -209,7 +203,7 @@ async def test_a_failing_reward_is_told_and_is_not_a_reward_of_zero(
     async def failed() -> bool:
         return (await ledger.counts()).states["reward_failed"] >= 8
 
-    await until(failed, "groups end as reward_failed")
+    await wait_until_async(failed, "groups end as reward_failed")
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)
     account = await ledger.counts()
@@ -236,7 +230,9 @@ async def test_rows_that_the_engine_refuses_are_named_and_do_not_follow_as_fast_
     only: npt.NDArray[np.int32] | None = worker._groups._builder._prompts[refused].token_ids
     monkeypatch.setattr(worker._engine, "generate", refuses)
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "another group takes the place of the one that failed")
+    await wait_until_async(
+        lambda: equals(queued(ledger), WINDOW), "another group takes the place of the one that failed"
+    )
     assert (await ledger.counts()).states["generation_failed"] == 1
     (told,) = [event for _, event in await jobs.events(JOB)]
     assert (
@@ -310,12 +306,12 @@ async def test_failed_completions_are_left_out_and_the_reward_is_reported(
     )
     worker = await start(function=f"{tmp_path / 'one.py'}:first", reward_failure="leave_out", reward_recheck=1.0)
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "groups go on without the completion that failed")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "groups go on without the completion that failed")
 
     async def reported() -> bool:
         return any(r.again.equal.groups for r in await jobs.rewards(JOB))
 
-    await until(reported, "groups are scored again, and that is reported")
+    await wait_until_async(reported, "groups are scored again, and that is reported")
     claim = await ledger.claim(await ledger.enlist(), SETTINGS.limits(3000), "mask")
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)
@@ -359,7 +355,7 @@ async def test_what_it_held_is_free_at_once_when_it_stops(start: Start, ledger: 
     async def holds() -> bool:
         return (await ledger.counts()).states["leased"] > 0
 
-    await until(holds, "it leases")
+    await wait_until_async(holds, "it leases")
     await worker.stop()
     assert await asyncio.wait_for(run, 30) == "stopped"
     other = await ledger.admit("rollout-1", 0, 100, 60.0)
@@ -379,7 +375,7 @@ async def test_a_lease_is_free_at_once_whose_grant_had_not_arrived_when_it_stopp
         await redis.answered()
         assert await leased(ledger) == 1, "Redis has granted it"
         stopping = asyncio.create_task(worker.stop())
-        await until(lambda: all_cancelled(run), "its tasks are being ended")
+        await wait_until_async(lambda: all_cancelled(run), "its tasks are being ended")
         redis.let_go()
         await asyncio.wait_for(stopping, 30)
         assert await run == "stopped"
@@ -418,12 +414,12 @@ async def test_what_a_drain_was_giving_back_when_it_stopped_is_free_at_once(
         worker = await start(function=f"{code}:slow", redis_url=held.url)
         run = asyncio.create_task(worker.run())
         # Not by the ledger's count: there the last lease counts before the worker has heard of it.
-        await until(lambda: groups_under_way(WINDOW), "it makes the whole window")
+        await wait_until_async(lambda: groups_under_way(WINDOW), "it makes the whole window")
         # Else it would take the groups again as soon as Redis has them back.
         await WorkerDrains(redis, JOB).request("rollout-0", seconds=60)
         returned = asyncio.create_task(worker._leases.give_back(), name="drained")
         held.hold(script("release"))
-        await until(lambda: groups_under_way(0), "its groups were cancelled")
+        await wait_until_async(lambda: groups_under_way(0), "its groups were cancelled")
         await cancel([returned])
         held.let_go()
         await asyncio.wait_for(worker.stop(), 30)
@@ -449,7 +445,7 @@ async def test_it_takes_over_the_groups_of_a_worker_that_died(
     lost = await ledger.admit("rollout-9", 0, WINDOW, lease_seconds=min(lease_seconds, 2.0))
     worker = await start(lease_seconds=lease_seconds)
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "every lost group is queued")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "every lost group is queued")
     assert [t.state for t in await ledger.history(lost.leases[0].group_id)][-1] == "queued"
     assert (await ledger.counts()).admitted == WINDOW
     await ledger.close("finished")
@@ -491,9 +487,9 @@ async def test_an_evaluation_measures_one_version_whatever_is_published_meanwhil
     alone = await worker.evaluate(0)
     assert alone.completion_length < 0.6 * SETTINGS.max_tokens
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     evaluations = [asyncio.create_task(worker.evaluate(0)) for _ in range(2)]
-    await until(lambda: evaluated(worker, 6), "evaluations are under way")
+    await wait_until_async(lambda: evaluated(worker, 6), "evaluations are under way")
     for _ in range(2):
         await train_one_step(ledger, store, write=other_model)
     assert not any(evaluation.done() for evaluation in evaluations), "both versions came in the middle"
@@ -502,8 +498,8 @@ async def test_an_evaluation_measures_one_version_whatever_is_published_meanwhil
         assert (found.reward_mean, found.completion_length) == pytest.approx(
             (alone.reward_mean, alone.completion_length), rel=0.02
         )
-    await until(lambda: equals(version_of(jobs), 2), "then the newest version is applied")
-    await until(lambda: equals(queued(ledger), WINDOW), "and training goes on")
+    await wait_until_async(lambda: equals(version_of(jobs), 2), "then the newest version is applied")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "and training goes on")
     after = await worker.evaluate(1)
     assert after.step == 2, "the version that was measured, not the one that was asked for"
     assert (after.reward_mean, after.completion_length) != (alone.reward_mean, alone.completion_length)
@@ -516,16 +512,16 @@ async def test_a_worker_whose_version_is_held_ends_its_groups_and_takes_no_more(
 ) -> None:
     worker, store = await start(**LONG), WeightStore(tmp_path / "weights", JOB)
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     evaluation = asyncio.create_task(worker.evaluate(0))
-    await until(lambda: evaluated(worker, 1), "it is under way")
+    await wait_until_async(lambda: evaluated(worker, 1), "it is under way")
     await train_one_step(ledger, store)
     while not evaluation.done():
         account = await ledger.counts()
         held = worker._engine.version == 0  # until its last completion is sampled; its rewards hold nothing
         assert not held or account.admitted == WINDOW, "none by an old version, as the window counts on"
         await asyncio.sleep(0.01)
-    await until(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)
 
@@ -535,12 +531,12 @@ async def test_an_evaluation_that_is_given_up_lets_the_version_go(
 ) -> None:
     worker, store = await start(**LONG), WeightStore(tmp_path / "weights", JOB)
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     evaluation = asyncio.create_task(worker.evaluate(0))
-    await until(lambda: evaluated(worker, 1), "it is under way")
+    await wait_until_async(lambda: evaluated(worker, 1), "it is under way")
     await train_one_step(ledger, store)
     evaluation.cancel()
-    await until(lambda: equals(version_of(jobs), 1), "the new version is applied")
+    await wait_until_async(lambda: equals(version_of(jobs), 1), "the new version is applied")
     assert (await jobs.workers(JOB))[0].evaluation == worker._evaluator.progress
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)
@@ -560,7 +556,7 @@ async def test_an_evaluation_waits_for_the_update_that_is_being_applied(
     monkeypatch.setattr(PolicyModel, "stage", stage)
     worker, store = await start(), WeightStore(tmp_path / "weights", JOB)
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     await train_one_step(ledger, store)
     await asyncio.to_thread(reading.wait, 30)
     evaluation = asyncio.create_task(worker.evaluate(0))
@@ -600,7 +596,7 @@ async def test_a_reference_answer_where_the_tokenizer_would_not_cut_is_told_once
 ) -> None:
     worker = await start(grader={"type": "verifree", "name": "likelihood", "opening": "<answe"})
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)
     told = [event for _, event in await jobs.events(JOB) if "would not cut" in event.message]
@@ -658,18 +654,18 @@ async def test_an_update_that_cannot_be_had_is_given_up_and_a_later_one_is_appli
 
     worker = await start(update_timeout=1.0)
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     if fault == "hangs":
         monkeypatch.setattr(PolicyModel, "stage", stage)
         await train_one_step(ledger, store)
     else:
         await train_one_step(ledger, store, write=lambda folder: (folder / "model.safetensors").write_bytes(b"cut"))
-    await until(lambda: gave_up(jobs), "the update is given up")
+    await wait_until_async(lambda: gave_up(jobs), "the update is given up")
     assert (await jobs.workers(JOB))[0].version == 0
     assert (await ledger.counts()).admitted == WINDOW
     await train_one_step(ledger, store)
-    await until(lambda: equals(version_of(jobs), 2), "the next version is applied")
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full again")
+    await wait_until_async(lambda: equals(version_of(jobs), 2), "the next version is applied")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full again")
     release.set()
     assert (await RecoveryCounters(redis, JOB).counts())[0]["abort_update"] >= 1
     (event, *_) = [e for _, e in await jobs.events(JOB) if "gave up the update" in e.message]
@@ -695,16 +691,16 @@ async def test_a_drained_worker_finishes_and_takes_no_more_until_it_is_released(
 ) -> None:
     worker = await start()
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     drains, store = WorkerDrains(redis, JOB), WeightStore(tmp_path / "weights", JOB)
     await drains.request("rollout-0", seconds=60)
-    await until(lambda: state(jobs, "drained"), "it says so")
+    await wait_until_async(lambda: state(jobs, "drained"), "it says so")
     await train_one_step(ledger, store)
     assert (await worker.evaluate(1)).step == 1, "it stays up, follows the weights, and evaluates"
     assert (await ledger.counts()).admitted == WINDOW
     await drains.release("rollout-0")
-    await until(lambda: equals(queued(ledger), WINDOW), "it goes on")
-    await until(lambda: state(jobs, "running"), "it says so")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "it goes on")
+    await wait_until_async(lambda: state(jobs, "running"), "it says so")
     await ledger.close("finished")
     assert await asyncio.wait_for(run, 30) == "closed"
 
@@ -717,12 +713,12 @@ async def test_a_drained_worker_whose_time_is_up_gives_back_what_it_holds(
     await WorkerDrains(redis, JOB).request("rollout-0", seconds=60)
     worker = await start(function=f"{code}:slow")  # a drain outlives the worker's process
     run = asyncio.create_task(worker.run())
-    await until(lambda: state(jobs, "drained"), "it takes nothing")
+    await wait_until_async(lambda: state(jobs, "drained"), "it takes nothing")
     assert (await ledger.counts()).admitted == 0
     await WorkerDrains(redis, JOB).release("rollout-0")
-    await until(lambda: equals(leased(ledger), WINDOW), "it holds the window")
+    await wait_until_async(lambda: equals(leased(ledger), WINDOW), "it holds the window")
     await WorkerDrains(redis, JOB).request("rollout-0", seconds=0)
-    await until(lambda: state(jobs, "drained"), "it holds nothing any more")
+    await wait_until_async(lambda: state(jobs, "drained"), "it holds nothing any more")
     other = await ledger.admit("rollout-1", 0, 100, 60.0)
     assert len(other.leases) == WINDOW
     await ledger.close("enough")
@@ -738,7 +734,7 @@ async def test_a_changed_group_size_holds_for_groups_leased_from_its_version(
 ) -> None:
     worker = await start()
     run = asyncio.create_task(worker.run())
-    await until(lambda: equals(queued(ledger), WINDOW), "the window is full")
+    await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the window is full")
     live = SettingsLog(redis, JOB, SETTINGS)
     assert await live.change({"group_size": 5}, "alice")
     await ledger.enlist()
@@ -747,7 +743,7 @@ async def test_a_changed_group_size_holds_for_groups_leased_from_its_version(
     for _ in range(3):
         groups = await train_one_step(ledger, store, changes=1)
         sizes += [len(g.completions) for g in groups]
-        await until(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
+        await wait_until_async(lambda: equals(queued(ledger), WINDOW), "the freed places are taken again")
     assert sizes == [3] * WINDOW + [5, 5]
     await ledger.close("enough")
     await asyncio.wait_for(run, 30)
@@ -765,7 +761,7 @@ async def test_a_worker_that_is_stopped_while_it_starts_gives_up_and_leaves_no_p
     async def importing() -> bool:
         return len(set(psutil.Process().children(recursive=True)) - before) > 0
 
-    await until(importing, "the reward's process is up")
+    await wait_until_async(importing, "the reward's process is up")
     await asyncio.wait_for(worker.stop(), 10)
     with pytest.raises(InvalidState, match="rollout-0 was stopped while it started"):
         await starting
