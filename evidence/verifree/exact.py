@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, Role
 from headrace_lab.training.gradient_statistics import Matrix, gram, interval, mean_z, variance
+from headrace_lab.training.tiny_models import qwen3_config
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer
@@ -93,18 +94,8 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
 def tiny_model(seed: int) -> Qwen3ForCausalLM:
     """A random model with weights so large that its answers depend on the reasoning."""
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=16,
-        tie_word_embeddings=False,
-        initializer_range=0.35,
-    )
+    shape = {"num_attention_heads": 1, "head_dim": 16, "tie_word_embeddings": False}
+    config = qwen3_config(VOCAB, 16, context=16, initializer_range=0.35, **shape)
     return Qwen3ForCausalLM(config).eval()
 
 

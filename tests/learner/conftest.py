@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from redis.asyncio import Redis
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.training.tiny_models import qwen3_config
 from headrace_learner.algorithms.presets import algorithm
 from headrace_learner.models.policy import Policy
 from headrace_learner.training.trainer import Trainer
@@ -27,17 +28,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(7)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
+    config = qwen3_config(VOCAB, 32)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     (folder / "tokenizer_config.json").write_text("{}")
     return folder

@@ -15,10 +15,11 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
 from headrace_core.errors import InvalidRequest
 from headrace_lab.paths import ROOT
+from headrace_lab.training.tiny_models import qwen3_config, smollm2_config
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.optimizers import OPTIMIZERS
 from headrace_learner.optimizers.dct import cosine_basis
@@ -248,17 +249,8 @@ def test_state_has_the_size_of_the_formula() -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_figures_of_the_page_are_those_of_the_model(name: str) -> None:
     """SmolLM2-135M's shapes, rank 64, on torch's meta device: sizes without memory."""
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(smollm2_config())
     optimizer = optimizer_of(name, model, optimizer_rank=64)
     held = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
     page = (ROOT / "docs" / "optimizers.md").read_text()
@@ -269,16 +261,7 @@ def test_the_figures_of_the_page_are_those_of_the_model(name: str) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_embeddings_head_and_narrow_matrices_keep_full_moments(name: str, tied: bool) -> None:
-    config = Qwen3Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        tie_word_embeddings=tied,
-    )
+    config = qwen3_config(64, 32, intermediate_size=48, num_hidden_layers=1, head_dim=8, tie_word_embeddings=tied)
     model = Qwen3ForCausalLM(config)
     optimizer = optimizer_of(name, model, optimizer_rank=16)
     low = {n for n, p in model.named_parameters() if "subspace_age" in optimizer.state[p]}

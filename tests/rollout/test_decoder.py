@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
 
 from headrace_core.errors import WeightsDamaged
+from headrace_lab.training.tiny_models import qwen3_config
 from headrace_rollout.engines.engine import EngineConfig, EngineFailure, Sampled, SamplingConfig
 from headrace_rollout.engines.transformers import policy_model
 from headrace_rollout.engines.transformers.batch_slots import Generation
@@ -142,11 +143,8 @@ def test_a_context_beyond_the_models_positions_is_refused_at_the_start(tmp_path:
 
 def test_sliding_windows_shorter_than_the_context_are_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Qwen3Config(
-        vocab_size=VOCABULARY, num_key_value_heads=1, head_dim=32, use_sliding_window=True, sliding_window=16,
-        max_window_layers=1, **shape,
-    )  # fmt: skip
+    window = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    config = qwen3_config(VOCABULARY, 64, context=256, **window)
     with torch.inference_mode(False):
         save(Qwen3ForCausalLM(config), tmp_path)
     with pytest.raises(EngineFailure, match="not that of full attention"):

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
+
+from headrace_lab.training.tiny_models import qwen3_config
 
 VOCABULARY = 64
 EOS = 1
@@ -17,20 +19,8 @@ CONTEXT = 320
 def tiny_model(seed: int, context: int = CONTEXT) -> Qwen3ForCausalLM:
     """2 layers, width 64, heads of 32 (vLLM's CPU attention takes that), tied embeddings; weights of `seed`."""
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=context + 1,
-        tie_word_embeddings=True,
-        eos_token_id=EOS,
-        bos_token_id=0,
-        initializer_range=0.25,
-    )
+    special = {"eos_token_id": EOS, "bos_token_id": 0}
+    config = qwen3_config(VOCABULARY, 64, context=context + 1, initializer_range=0.25, **special)
     return Qwen3ForCausalLM(config).float().eval()
 
 

@@ -1,4 +1,4 @@
-"""Models for benchmarks: real architectures with random weights, because speed does not depend on the weights."""
+"""Small models with random weights, for tests, and for benchmarks: speed does not depend on what a model knows."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import Any
 
 
-def tiny_config() -> Any:
-    """A Qwen3 configuration with under a million parameters, and no end-of-text token."""
+def qwen3_config(vocabulary: int, hidden: int, context: int = 64, **changes: Any) -> Any:
+    """A `Qwen3Config` of 2 layers, with 2 heads of width 32 over one key-value head, and tied embeddings.
+
+    `changes`: its other fields, by transformers' names.
+    """
     from transformers import Qwen3Config
 
-    return Qwen3Config(
-        vocab_size=128,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    sizes = {"vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": 2 * hidden}
+    return Qwen3Config(**{**shape, **sizes, "max_position_embeddings": context, "tie_word_embeddings": True, **changes})
+
+
+def tiny_config() -> Any:
+    """Of benchmarks: 4 layers, width 128."""
+    shape = {"intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return qwen3_config(128, 128, context=2048, eos_token_id=None, bos_token_id=None, **shape)
 
 
 def smollm2_config() -> Any:
@@ -46,7 +45,7 @@ def smollm2_config() -> Any:
 
 
 def make_model(config: Any, seed: int, folder: Path) -> Path:
-    """Write a float32 model with random weights to `folder`, and return that."""
+    """Save a model with weights of `seed` in `folder`, which is returned."""
     import torch
     from transformers import AutoModelForCausalLM
 
