@@ -27,8 +27,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +35,7 @@ from math_verify import parse, verify
 
 from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.rewards import started
 from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 
@@ -149,16 +149,6 @@ def maths_groups(workload: Workload, rng: random.Random) -> Groups:
     return groups
 
 
-@asynccontextmanager
-async def started(grader: dict[str, Any]) -> AsyncIterator[Reward]:
-    reward = build(grader)
-    await reward.start()
-    try:
-        yield reward
-    finally:
-        await reward.close()
-
-
 def values(outcomes: Sequence[Outcome]) -> list[float]:
     """The scores' values. Raises if an outcome is not a score: a failure is faster than grading and must not count."""
     scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
@@ -195,7 +185,7 @@ async def timed(work: Awaitable[list[float]]) -> tuple[float, list[float]]:
 async def measure_python(rounds: int) -> list[float]:
     """Gradings per second of each round, after one warm-up round."""
     groups = [[Sample(f"the sum is {n + i}", {"answer": str(n)}) for i in range(GROUP)] for n in range(PYTHON_GROUPS)]
-    async with started(PYTHON) as reward:
+    async with started(build(PYTHON)) as reward:
         return [(await timed(in_batches(reward, groups)))[0] for _ in range(rounds + 1)][1:]
 
 
@@ -203,7 +193,7 @@ async def measure_maths(workload: Workload, rounds: int, seed: int) -> dict[str,
     """Medians over rounds and completions per second of each round, after one warm-up round."""
     rng = random.Random(seed)
     rates: dict[str, list[float]] = {"library": [], "single": [], "batch": []}
-    async with started(MATHS) as single, started(MATHS) as batch:
+    async with started(build(MATHS)) as single, started(build(MATHS)) as batch:
         ways = {
             "library": by_the_library,
             "single": lambda groups: one_by_one(single, groups),

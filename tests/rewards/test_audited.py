@@ -9,6 +9,7 @@ import pytest
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards.graders.spec import Truth
 from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build, validate
@@ -76,19 +77,13 @@ def functions(tmp_path: Path) -> dict[str, dict[str, Any]]:
 async def test_an_audit_that_fails_is_counted_and_changes_nothing(functions: dict[str, Any]) -> None:
     for audit, failed in (("fails", 1.0), ("silent", 0.0)):
         reward = build(audited(functions["one"], functions[audit], share=1))
-        await reward.start()
-        try:
-            outcomes = await reward.score(group(0, "x", "y"))
-        finally:
-            await reward.close()
+        outcomes = await score_once(reward, group(0, "x", "y"))
         assert outcomes == [Score(1.0, {"score": 1.0, "part": 0.5, "audit_failed": failed})] * 2, audit
 
 
 async def test_what_has_no_score_stays_as_it_is(functions: dict[str, Any]) -> None:
     reward = build(audited(functions["fails"], share=1))
-    await reward.start()
-    (outcome,) = await reward.score(group(0, "b"))
-    await reward.close()
+    (outcome,) = await score_once(reward, group(0, "b"))
     assert isinstance(outcome, Failure)
     assert outcome.kind == "exception"
     silent = build(audited(functions["silent"], share=1))

@@ -8,6 +8,7 @@ import pytest
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build, validate
 
@@ -67,11 +68,7 @@ async def test_a_value_beyond_a_float_is_a_failure(tmp_path: Any) -> None:
     (tmp_path / "huge.py").write_text("def grade(sample, item):\n    return 1e307\n")
     function = {"type": "function", "name": "huge", "function": f"{tmp_path}/huge.py:grade"}
     reward = build(debias(0.49, function))
-    await reward.start()
-    try:
-        (outcome,) = await reward.score([Sample("", draw=SampleKey(0, 0))])
-    finally:
-        await reward.close()
+    (outcome,) = await score_once(reward, [Sample("", draw=SampleKey(0, 0))])
     assert isinstance(outcome, Failure)
     assert (outcome.kind, "inf" in outcome.message) == ("invalid_value", True)
 

@@ -12,6 +12,7 @@ import pytest
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_lab.rewards import started
 from headrace_rewards.protocol import PolicyMeasurements, Reward, Sample, SampleKey
 from headrace_rewards.registry import build, validate
 
@@ -27,11 +28,8 @@ async def asking(answer: Answerer, **fields: Any) -> AsyncIterator[tuple[Reward,
     """A started endpoint, and its server."""
     async with serving(answer) as server:
         reward = build(described(f"{server.url}/grade", **fields), RewardPermissions(hosts=(server.host,)))
-        await reward.start()
-        try:
+        async with started(reward):
             yield reward, server
-        finally:
-            await reward.close()
 
 
 def lengths(asked: Asked) -> Reply:

@@ -10,6 +10,7 @@ import pytest
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Outcome, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build, validate
 
@@ -58,11 +59,7 @@ def described(reward: str, **fields: Any) -> dict[str, Any]:
 
 async def scored(grader: dict[str, Any], *samples: Sample) -> list[Outcome]:
     reward = build(grader)
-    await reward.start()
-    try:
-        return await reward.score(samples)
-    finally:
-        await reward.close()
+    return await score_once(reward, samples)
 
 
 async def test_a_function_of_a_package_that_imports_its_neighbours() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from headrace_core.protocols.grader_check import NotApplicable, Outcome, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build
 
@@ -22,11 +23,7 @@ ZERO_ONE: list[Outcome] = [Score(1.0), Score(0.0)]
 
 async def scored(function: str, *samples: Sample, form: str = "text") -> list[Outcome]:
     reward = build({"type": "function", "name": "theirs", "function": f"{FILE}:{function}", "form": form})
-    await reward.start()
-    try:
-        return await reward.score(samples)
-    finally:
-        await reward.close()
+    return await score_once(reward, samples)
 
 
 @pytest.mark.parametrize(

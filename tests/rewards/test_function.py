@@ -22,6 +22,7 @@ import uvloop
 from headrace_core.config.reward_permissions import SandboxLevel
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_lab.rewards import score_once
 from headrace_lab.waiting import wait_until_async
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample
@@ -499,11 +500,7 @@ def test_works_in_the_event_loop_of_another_thread(run: Callable[..., Any], tmp_
 
     async def session() -> list[Outcome]:
         reward = FunctionReward(FunctionSpec(type="function", name="t", function=f"{tmp_path}/user.py:grade"))
-        await reward.start()
-        try:
-            return await reward.score(samples("a", "", "bb"))
-        finally:
-            await reward.close()
+        return await score_once(reward, samples("a", "", "bb"))
 
     seen: list[list[Outcome]] = []
 

@@ -15,6 +15,7 @@ import pytest
 
 from headrace_core.errors import InvalidRequest, InvalidState
 from headrace_core.protocols.grader_check import Failure
+from headrace_lab.rewards import started
 from headrace_rewards import http_client
 from headrace_rewards.http_client import MAX_ANSWER_BYTES, Breaker, JsonAnswer, JsonClient, is_allowed, parsed_url
 
@@ -34,11 +35,8 @@ async def asking(answer: Answerer, **options: Any) -> AsyncIterator[tuple[JsonCl
     async with serving(answer) as server:
         fields: dict[str, Any] = {"timeout": 5.0, "attempts": 3, "concurrency": 4, **options}
         client = JsonClient(f"{server.url}/score", **fields)
-        await client.start()
-        try:
+        async with started(client):
             yield client, server
-        finally:
-            await client.close()
 
 
 def in_turn(*replies: Reply) -> Callable[[Asked], Reply]:

@@ -16,6 +16,7 @@ import pytest
 from headrace_core.config.reward_permissions import SANDBOX_LEVELS, RewardPermissions, SandboxLevel
 from headrace_core.errors import Unavailable
 from headrace_core.protocols.grader_check import Failure, Score
+from headrace_lab.rewards import score_once
 from headrace_lab.waiting import wait_until
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.protocol import Sample
@@ -115,11 +116,7 @@ async def test_processor_time_is_counted_from_unit_to_unit_whatever_limits_the_c
             return 1
         """
     reward = FunctionReward(write(tmp_path, source), limits=limits, level="isolated")
-    await reward.start()
-    try:
-        outcomes = await reward.score([Sample("0.5"), Sample("0.5"), Sample("20")])
-    finally:
-        await reward.close()
+    outcomes = await score_once(reward, [Sample("0.5"), Sample("0.5"), Sample("20")])
     assert outcomes[:2] == [Score(1.0), Score(1.0)]
     assert isinstance(outcomes[2], Failure)
     assert "used more than 0.8 s of processor time" in outcomes[2].traceback
@@ -135,11 +132,7 @@ async def test_the_guard_counts_where_the_kernel_does_not(tmp_path: Path) -> Non
             time.sleep(60)
         """
     reward = FunctionReward(write(tmp_path, source), limits=ResourceLimits(processes=16), level="limits")
-    await reward.start()
-    try:
-        [outcome] = await reward.score([Sample("")])
-    finally:
-        await reward.close()
+    [outcome] = await score_once(reward, [Sample("")])
     assert isinstance(outcome, Failure)
     told = "processes and threads ran at once; 16 are allowed" in outcome.traceback
     assert told if os.getuid() == 0 else outcome.kind in ("crashed", "exception")

@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, Outcome, Score
+from headrace_lab.rewards import started
 from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 
@@ -20,9 +21,8 @@ BOMB = "The answer is $9^{9^{9^{9}}} - 9^{9^{9}}$"
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def maths() -> AsyncIterator[Reward]:
     reward = build(GRADER)
-    await reward.start()
-    yield reward
-    await reward.close()
+    async with started(reward):
+        yield reward
 
 
 def values(outcomes: list[Outcome]) -> list[float | str]:

@@ -16,6 +16,7 @@ from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_lab.paths import ROOT
+from headrace_lab.rewards import started
 from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build, validate
 
@@ -64,11 +65,8 @@ async def asking(
 ) -> AsyncIterator[tuple[Reward, Server]]:
     async with serving(answer) as server:
         reward = build(grader, RewardPermissions(judge_url=f"{server.url}/v1/", judge_key=key))
-        await reward.start()
-        try:
+        async with started(reward):
             yield reward, server
-        finally:
-            await reward.close()
 
 
 def group(*texts: str) -> list[Sample]:

@@ -10,6 +10,7 @@ import pytest
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards.graders.multi import MAX_GRADERS, Multi, MultiSpec
 from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build, validate
@@ -136,11 +137,7 @@ async def test_graders_of_several_tasks_each_apply_to_their_own_rows(tmp_path: P
     }
     reward = build(multi(graders, "maths + code"))
     rows = [("yes", "maths"), ("no", "maths"), ("yes", "code"), ("no", "code"), ("yes", "poetry")]
-    await reward.start()
-    try:
-        outcomes = await reward.score([Sample(text, {"task_name": task}) for text, task in rows])
-    finally:
-        await reward.close()
+    outcomes = await score_once(reward, [Sample(text, {"task_name": task}) for text, task in rows])
     assert outcomes == [
         Score(1.0, {"maths": 1.0}),
         Score(-1.0, {"maths": -1.0}),
@@ -184,11 +181,7 @@ async def test_a_users_function_inside(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text("def length(completion): return len(completion)")
     function = {"type": "function", "name": "n", "function": f"{tmp_path}/user.py:length", "timeout": 10}
     reward = build(multi({"n": function, "inner": multi([check("mark", "!")], "1 - mark")}, "log(n) * inner"))
-    await reward.start()
-    try:
-        scored, failed = await reward.score([Sample("x"), Sample("")])
-    finally:
-        await reward.close()
+    scored, failed = await score_once(reward, [Sample("x"), Sample("")])
     assert scored == Score(0.0, {"n": 1.0, "inner": 1.0, "inner.mark": 0.0})
     assert failed == Failure("invalid_value", "'log(n)', of 0: math domain error")
 

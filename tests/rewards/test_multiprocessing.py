@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from headrace_core.config.reward_permissions import SANDBOX_LEVELS, SandboxLevel
-from headrace_core.protocols.grader_check import Failure, Outcome, Score
+from headrace_core.protocols.grader_check import Failure, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards.graders.function import FunctionReward, FunctionSpec
 from headrace_rewards.graders.python_source import PythonReward, PythonSpec
 from headrace_rewards.protocol import Sample
-from headrace_rewards.sandbox.hosted_reward import HostedReward
 
 CHECKER = Path(__file__).parent / "code_checker.py"
 RIGHT = "a, b = map(int, input().split())\nprint(a + b)"
@@ -25,19 +25,11 @@ TESTS = [["1 2\n", "3"], ["40 2\n", "42"]]
 CONTAINED = pytest.mark.parametrize("level", SANDBOX_LEVELS[1:])
 
 
-async def scored(reward: HostedReward, samples: list[Sample]) -> list[Outcome]:
-    await reward.start()
-    try:
-        return await reward.score(samples)
-    finally:
-        await reward.close()
-
-
 @pytest.mark.parametrize("level", SANDBOX_LEVELS)
 async def test_a_checker_of_programs_tells_right_from_wrong(level: SandboxLevel) -> None:
     spec = FunctionSpec(type="function", name="t", function=f"{CHECKER}:grade", timeout=20)
     samples = [Sample(program, {"tests": TESTS}) for program in (RIGHT, WRONG, ENDLESS)]
-    outcomes = await scored(FunctionReward(spec, level=level), samples)
+    outcomes = await score_once(FunctionReward(spec, level=level), samples)
     assert outcomes == [Score(1.0), Score(0.0), Score(0.0)]
 
 
@@ -47,7 +39,7 @@ async def test_a_checker_that_starts_its_processes_anew(level: SandboxLevel, sta
     """The function that they run is one of the user's file, which they find by its name."""
     spec = FunctionSpec(type="function", name="t", function=f"{CHECKER}:grade", timeout=30)
     samples = [Sample(program, {"tests": TESTS, "start": start}) for program in (RIGHT, WRONG)]
-    assert await scored(FunctionReward(spec, level=level), samples) == [Score(1.0), Score(0.0)]
+    assert await score_once(FunctionReward(spec, level=level), samples) == [Score(1.0), Score(0.0)]
 
 
 @CONTAINED
@@ -57,7 +49,7 @@ async def test_a_checker_that_comes_as_text_starts_its_processes_anew(level: San
     source = CHECKER.read_text().replace(head, taken)
     spec = PythonSpec(type="python", name="t", source=source, timeout=30)
     samples = [Sample(program, {"tests": TESTS, "start": "spawn"}) for program in (RIGHT, WRONG)]
-    assert await scored(PythonReward(spec, level=level), samples) == [Score(1.0), Score(0.0)]
+    assert await score_once(PythonReward(spec, level=level), samples) == [Score(1.0), Score(0.0)]
 
 
 _USES = """
@@ -157,7 +149,7 @@ def grade(item):
 async def used(level: SandboxLevel, tmp_path: Path, *uses: str) -> Any:
     (tmp_path / "user.py").write_text(_USES)
     spec = FunctionSpec(type="function", name="t", function=f"{tmp_path}/user.py:grade", timeout=30)
-    [outcome] = await scored(FunctionReward(spec, level=level), [Sample("", {"uses": uses})])
+    [outcome] = await score_once(FunctionReward(spec, level=level), [Sample("", {"uses": uses})])
     assert isinstance(outcome, Failure), outcome
     assert outcome.message.startswith("Exception: {"), outcome
     return json.loads(outcome.message.removeprefix("Exception: "))
@@ -197,7 +189,7 @@ async def test_a_socket_in_the_functions_own_folder_is_not_its_own(level: Sandbo
         (tmp_path / "s").chmod(0o777)
         listener.listen()
         spec = FunctionSpec(type="function", name="t", function=f"{tmp_path}/user.py:grade", timeout=30)
-        assert await scored(FunctionReward(spec, level=level), [Sample("")]) == [Score(0.0)]
+        assert await score_once(FunctionReward(spec, level=level), [Sample("")]) == [Score(0.0)]
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()

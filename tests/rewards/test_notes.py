@@ -9,6 +9,7 @@ import pytest
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.protocols.grader_check import NotApplicable, Outcome, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build
 from headrace_rewards.user_code.notes import MOST_BYTES, MOST_BYTES_A_CALL, bounded, notes_of
@@ -66,13 +67,9 @@ def grade(completions, log_extra, **kwargs):
     noisy = {"type": "noisy", "name": "n", "grader": function, "flip": 0.0}
     multi = {"type": "multi", "name": "m", "graders": {"part": noisy}, "calculate_output": "part"}
     reward = build(multi, RewardPermissions())
-    await reward.start()
-    try:
-        outcomes = await reward.score(
-            [Sample(text, draw=SampleKey(0, n)) for n, text in enumerate(("six by seven", ""))]
-        )
-    finally:
-        await reward.close()
+    outcomes = await score_once(
+        reward, [Sample(text, draw=SampleKey(0, n)) for n, text in enumerate(("six by seven", ""))]
+    )
     found, none = outcomes
     assert isinstance(found, Score)
     assert found.notes == {"part.said": "six by seven", "part.pieces": "['six', 'by', 'seven']"}

@@ -8,6 +8,7 @@ import pytest
 
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, Outcome, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards.graders.python_source import PythonReward, PythonSpec
 from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build, validate
@@ -25,11 +26,7 @@ def grade(sample, item) -> float:
 
 async def scored(grader: dict[str, Any], *samples: Sample) -> list[Outcome]:
     reward = build(grader)
-    await reward.start()
-    try:
-        return await reward.score(samples)
-    finally:
-        await reward.close()
+    return await score_once(reward, samples)
 
 
 async def test_openais_graders_run_unchanged() -> None:
@@ -86,10 +83,6 @@ def test_openais_limits(fields: dict[str, Any], param: str) -> None:
 async def test_a_group_is_spread_over_the_workers() -> None:
     spec = PythonSpec(type="python", name="x", workers=2, source="import os\ndef grade(item): return os.getpid()")
     reward = PythonReward(spec, level="limits")  # below `isolated` process numbers tell them apart
-    await reward.start()
-    try:
-        outcomes = await reward.score([Sample("")] * 2)
-    finally:
-        await reward.close()
+    outcomes = await score_once(reward, [Sample("")] * 2)
     values = {outcome.value for outcome in outcomes if isinstance(outcome, Score)}
     assert len(values) == 2

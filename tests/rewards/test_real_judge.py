@@ -21,6 +21,7 @@ import pytest
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_lab.paths import ROOT
+from headrace_lab.rewards import score_once
 from headrace_rewards.protocol import Sample
 from headrace_rewards.registry import build
 
@@ -94,11 +95,7 @@ async def graded(url: str, key: str, **grader: Any) -> list[Outcome]:
     question = {"role": "user", "content": "Is {{ sample.output_text }} {{ item.answer }}?"}
     described = {"name": "judged", "model": "judge", "input": [question], "timeout": 60, "steps": False, **grader}
     reward = build(described, RewardPermissions(judge_url=url, judge_key=key))
-    await reward.start()
-    try:
-        return await reward.score([Sample(text, {"answer": 42}) for text in ("42", "41", "40")])
-    finally:
-        await reward.close()
+    return await score_once(reward, [Sample(text, {"answer": 42}) for text in ("42", "41", "40")])
 
 
 async def test_a_real_server_keeps_to_the_schemas(judge: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Outcome, Score
+from headrace_lab.rewards import score_once
 from headrace_rewards import grader_check as checking
 from headrace_rewards import reward_code
 from headrace_rewards.protocol import Sample
@@ -74,11 +75,7 @@ async def submitted(described: Any, code: Path) -> dict[str, Any]:
 
 async def scored(described: Any, code: Path, text: str = "a") -> list[Outcome]:
     reward = build(described, RewardPermissions(code=str(code)))
-    await reward.start()
-    try:
-        return await reward.score([Sample(text)])
-    finally:
-        await reward.close()
+    return await score_once(reward, [Sample(text)])
 
 
 async def test_what_was_submitted_runs_though_the_files_change_and_go(source: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest_asyncio
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, Outcome, Score
 from headrace_core.storage.dataset import read_rows
+from headrace_lab.rewards import started
 from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build
 from headrace_rewards.tasks import dataset_file, gym_dataset
@@ -210,9 +211,8 @@ def test_where_the_answer_stands(text: str, tag: str | None, last_line: str | No
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def verifier() -> AsyncIterator[Reward]:
     reward = build({"type": "reasoning_gym", "name": "verifier"})
-    await reward.start()
-    yield reward
-    await reward.close()
+    async with started(reward):
+        yield reward
 
 
 def values(outcomes: list[Outcome]) -> list[float | str]:

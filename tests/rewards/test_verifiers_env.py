@@ -16,6 +16,7 @@ import pytest_asyncio
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, Score
 from headrace_core.storage.dataset import read_rows
+from headrace_lab.rewards import score_once, started
 from headrace_rewards.protocol import Reward, Sample
 from headrace_rewards.registry import build, validate
 
@@ -90,9 +91,8 @@ def described(**fields: Any) -> dict[str, Any]:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def reward(installed: Path) -> AsyncIterator[Reward]:
     reward = build(described())
-    await reward.start()
-    yield reward
-    await reward.close()
+    async with started(reward):
+        yield reward
 
 
 def sample(text: str, **item: Any) -> Sample:
@@ -118,17 +118,13 @@ async def test_a_function_that_raises_failed_and_is_not_worth_nothing(reward: Re
 
 async def test_an_environment_sets_its_state_up() -> None:
     reward = build(described(arguments={"prepared": True}))
-    await reward.start()
-    outcomes = await reward.score([sample("apple fig pear"), sample("no")])
-    await reward.close()
+    outcomes = await score_once(reward, [sample("apple fig pear"), sample("no")])
     assert [o.components["as_prepared"] for o in outcomes if isinstance(o, Score)] == [1.0, 0.0]
 
 
 async def test_a_function_of_the_group_among_those_of_one_completion() -> None:
     reward = build(described(arguments={"whole_group": True}))
-    await reward.start()
-    outcomes = await reward.score([sample("apple fig pear"), sample("no"), sample("no"), sample("no")])
-    await reward.close()
+    outcomes = await score_once(reward, [sample("apple fig pear"), sample("no"), sample("no"), sample("no")])
     assert [o.components["shares"] for o in outcomes if isinstance(o, Score)] == [0.25, 0.75, 0.75, 0.75]
     assert isinstance(outcomes[0], Score)
     assert outcomes[0].value == 1.5 + 0.25 * 0.25

@@ -4,15 +4,15 @@ not is asked for those that failed alone."""
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
-from headrace_rewards.protocol import PolicyMeasurements, Reward, Sample, SampleKey
+from headrace_lab.rewards import started
+from headrace_rewards.protocol import PolicyMeasurements, Sample, SampleKey
 from headrace_rewards.registry import build
 from headrace_rollout.reward_scoring import score
 
@@ -48,16 +48,6 @@ def function(tmp_path: Path) -> Callable[[str, str], dict[str, Any]]:
     return described
 
 
-@asynccontextmanager
-async def started(grader: dict[str, Any]) -> AsyncIterator[Reward]:
-    reward = build(grader)
-    await reward.start()
-    try:
-        yield reward
-    finally:
-        await reward.close()
-
-
 def values(outcomes: list[Outcome]) -> list[float]:
     return [outcome.value for outcome in outcomes if isinstance(outcome, Score)]
 
@@ -65,7 +55,7 @@ def values(outcomes: list[Outcome]) -> list[float]:
 async def test_a_vote_beside_a_function_that_fails_is_of_the_whole_group(function: Any) -> None:
     graders = {"vote": {"type": "majority_vote", "name": "vote"}, "tries": function(LATE, "tries")}
     multi = {"type": "multi", "name": "both", "graders": graders, "calculate_output": "10 * vote + tries"}
-    async with started(multi) as reward:
+    async with started(build(multi)) as reward:
         texts = ("<answer>8</answer>", "so <answer>8</answer>", "<answer>8</answer>!", *self_styled("7", 2))
         outcomes = await score(reward, group(*texts), attempts=2)
     assert values(outcomes) == [11.0, 11.0, 11.0, 2.0, 2.0], "of the two that failed alone, 7 would be the majority"
@@ -78,20 +68,20 @@ def self_styled(answer: str, count: int) -> list[str]:
 
 
 async def test_a_function_of_one_completion_is_asked_for_those_that_failed_alone(function: Any) -> None:
-    async with started(function(LATE, "tries")) as reward:
+    async with started(build(function(LATE, "tries"))) as reward:
         assert values(await score(reward, group("a", "late b", "c", "late d"), attempts=3)) == [1.0, 2.0, 1.0, 2.0]
         assert values(await score(reward, group("a", "late b"), attempts=3)) == [2.0, 3.0], "each was asked for once"
 
 
 async def test_a_function_of_the_group_is_given_all_of_it_again(function: Any) -> None:
-    async with started(function(OF_GROUP, "size")) as reward:
+    async with started(build(function(OF_GROUP, "size"))) as reward:
         outcomes = await score(reward, group("a", "late b", "c"), attempts=2)
     assert values(outcomes) == [103.0, 203.0, 103.0], "the call it was scored by, and the completions of that call"
 
 
 async def test_what_fails_each_time_has_failed_and_the_others_keep_their_score(function: Any) -> None:
     never = LATE.replace("calls[completion] == 1", "True")
-    async with started(function(never, "tries")) as reward:
+    async with started(build(function(never, "tries"))) as reward:
         ok, failed = await score(reward, group("a", "late b"), attempts=4)
         assert ok == Score(1.0)
         assert isinstance(failed, Failure)
@@ -132,7 +122,7 @@ async def test_rlpr_beside_a_function_that_fails_says_of_a_group_what_it_said(fu
             for text, sample in zip(words, samples, strict=True)
         ]
 
-    async with started(multi) as reward:
+    async with started(build(multi)) as reward:
         first = await score(reward, texts(measured(0, 0.2, 0.6, 0.6, 0.2), 1, 2), attempts=2)
         assert values(first) == pytest.approx([10.2, 20.6, 20.6, 10.2])
         second = await score(reward, texts(measured(1, 0.5, 0.5, 0.59, 0.59), 0, 3), attempts=2)
