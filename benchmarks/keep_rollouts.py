@@ -23,12 +23,12 @@ import numpy as np
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.ledger.ledger import Ledger
-from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import connect
 from headrace_core.types.trajectory import Group, sampled_completion
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ADDER
 from headrace_lab.reports.benchmark_report import arguments, report
+from headrace_lab.services.jobs import worker_config
 from headrace_learner.rollout_recorder import RolloutRecorder
 from headrace_learner.worker import LearnerWorker
 
@@ -103,18 +103,15 @@ async def train(url: str, folder: Path, seed: int) -> list[float]:
     jobs, ledger = JobStore(redis), Ledger(redis, JOB)
     await jobs.create(Job(id=JOB, created_at=0.0, model="adder", model_path=str(MODEL), training_file="file-x"))
     await ledger.open(settings.limits(rows))
-    config = WorkerConfig(
-        job_id=JOB,
-        worker="learner",
+    config = worker_config(
+        JOB,
+        "learner",
         redis_url=url,
         weights_root=str(folder / "weights"),
         model_path=str(MODEL),
-        training_file="unused",
-        validation_file=None,
         output_dir=str(folder / "output"),
         rows=rows,
         total_steps=STEPS,
-        grader={},
         hyperparameters=settings.model_dump(),
     )
     worker = LearnerWorker.from_config(config)

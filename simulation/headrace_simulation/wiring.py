@@ -14,44 +14,28 @@ The real workers are given simulated components: `RolloutPorts` here, `LearnerPo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_core.protocols.worker import WorkerConfig
-from headrace_core.storage.dataset import Row
 from headrace_core.storage.weight_store import WeightStore
+from headrace_lab.virtual.rollout_parts import InstantReward, NumberedPrompts, no_sandbox
 from headrace_lab.virtual.simulated_engine import DecodeSpeed, SimulatedEngine
 from headrace_rewards.protocol import Sample
 from headrace_rollout.engines.engine import RequestRefused
 from headrace_rollout.ports import RolloutPorts
-from headrace_rollout.prompts import Prompt, Tokenizer
 from headrace_simulation.fault_plan import ROWS
 from headrace_simulation.virtual_loop import Process
 from headrace_simulation.world import HEARTBEAT_SECONDS, ProcessClock, World
 
-PROMPTS = [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(ROWS)]
-
-
-class InstantReward:
-    """A reward that differs between completions, except in every fourth group. In an evaluation, it is the version that
-    sampled the completion."""
-
-    async def start(self) -> None: ...
-
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return [Score(_value(sample)) for sample in samples]
-
-    async def close(self) -> None: ...
-
 
 def _value(sample: Sample) -> float:
+    """A reward that differs between completions, except in every fourth group. In an evaluation, it is the version that
+    sampled the completion."""
     if sample.draw is None:
         return float(np.mean(sample.token_ids or ()))
     if sample.draw.group % 4 == 3:
@@ -82,30 +66,16 @@ class Engine(SimulatedEngine):
         return replace(sampled, token_ids=sampled.versions.copy())
 
 
-class NumberedPrompts:
-    """Prompts of one token, the row's number."""
-
-    tokenizer = cast(Tokenizer, SimpleNamespace(text=lambda token_ids: ""))
-
-    async def read(self, file: str, longest: int) -> list[Prompt]:
-        """The same rows, whatever the file."""
-        return PROMPTS
-
-
 def rollout_ports(world: World, process: Process, config: WorkerConfig) -> RolloutPorts:
     """The components of the rollout worker in `process`."""
     clock = ProcessClock(process)
     return RolloutPorts(
         job=JobRecord.on(process.port, config.job_id, clock),
         engine=cast(Any, Engine(world, config.worker)),
-        reward=InstantReward(),
+        reward=InstantReward(_value),
         weights=WeightStore(Path(config.weights_root), config.job_id),
-        prompts=NumberedPrompts(),
-        sandbox=_no_sandbox,
+        prompts=NumberedPrompts(lambda file: ROWS),
+        sandbox=no_sandbox,
         clock=clock,
         heartbeat_seconds=HEARTBEAT_SECONDS,
     )
-
-
-async def _no_sandbox() -> str:
-    return "none"

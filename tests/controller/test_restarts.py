@@ -15,6 +15,7 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.restart_budget import Restart, RestartBudget
+from headrace_lab.services.jobs import worker_config
 
 
 def test_the_delay_doubles_up_to_its_longest_until_all_are_used_up() -> None:
@@ -58,10 +59,7 @@ class ShortLived:
 @pytest.mark.parametrize(("progresses", "deaths"), [(False, 2), (True, 4)])
 async def test_restarts_come_back_only_where_the_job_got_on(redis: Redis, progresses: bool, deaths: int) -> None:
     """A worker that works for as long as it takes, and of no use to anybody, was started again for ever."""
-    config = WorkerConfig(
-        job_id="ftjob-restarts", worker="rollout-0", redis_url="", weights_root="", model_path="", training_file="",
-        validation_file=None, output_dir="", rows=1, total_steps=1, grader={}, hyperparameters={},
-    )  # fmt: skip
+    config = worker_config("ftjob-restarts")
     started = 0
 
     def launch(_: WorkerConfig) -> Any:

@@ -24,14 +24,12 @@ from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.restart_budget import RestartBudget
 from headrace_gateway.service.ray_connection import RayConnection
+from headrace_lab.services.jobs import worker_config
 from headrace_lab.waiting import wait_until_async
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-CONFIG = WorkerConfig(
-    job_id="ftjob-supervised", worker="rollout-0", redis_url="", weights_root="", model_path="", training_file="",
-    validation_file=None, output_dir="", rows=1, total_steps=1, grader={}, hyperparameters={},
-)  # fmt: skip
+CONFIG = worker_config("ftjob-supervised")
 
 
 def supervisor_of(redis: Redis, launch: Callable[[WorkerConfig], WorkerProcess], max_restarts: int) -> WorkerSupervisor:

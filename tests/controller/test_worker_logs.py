@@ -13,6 +13,7 @@ from headrace_controller.placement import WorkerActor
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_gateway.service.ray_connection import RayConnection
+from headrace_lab.services.jobs import worker_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -87,20 +88,11 @@ class Worker:
 
 
 def config(worker: str) -> WorkerConfig:
-    return WorkerConfig(
-        job_id=SECRETS["api_key"],
-        worker=worker,
+    return worker_config(
+        SECRETS["api_key"],
+        worker,
         redis_url=f"redis://:{SECRETS['redis']}@127.0.0.1:1/0",
-        weights_root="",
-        model_path="",
-        training_file="",
-        validation_file=None,
-        output_dir="",
-        rows=1,
-        total_steps=1,
-        grader={},
         reward_rules=RewardPermissions(hosts=(SECRETS["endpoint"], SECRETS["bearer"]), judge_key=SECRETS["judge"]),
-        hyperparameters={},
     )
 
 

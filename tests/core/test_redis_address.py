@@ -17,11 +17,11 @@ from redis.exceptions import AuthenticationError, ConnectionError
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest, Unavailable
-from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import connect, ping
 from headrace_core.redis_address import masked, redis_address
 from headrace_gateway.cli.common import service_settings
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.services.jobs import worker_config
 
 SECRET = "o:pen/ses@me?#&="
 
@@ -71,10 +71,7 @@ def test_settings_take_it_from_a_file_and_show_it_nowhere(tmp_path: Path) -> Non
     with pytest.raises(ValidationError, match="a password in it percent-encoded") as error:
         Settings(redis_url=f"redis://:{SECRET}@host")
     assert "pen" not in str(error.value).replace("percent", "")
-    config = WorkerConfig(
-        job_id="j", worker="w", redis_url=settings.redis_address, weights_root="", model_path="", training_file="",
-        validation_file=None, output_dir="", rows=1, total_steps=1, grader={}, hyperparameters={},
-    )  # fmt: skip
+    config = worker_config(redis_url=settings.redis_address)
     assert quote(SECRET, safe="") not in repr(config)
     with pytest.raises(InvalidRequest, match="cannot be read"):
         _ = Settings(redis_url="redis://host", redis_password_file=tmp_path / "none").redis_address

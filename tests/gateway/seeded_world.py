@@ -19,6 +19,7 @@ from headrace_core.types.staleness import Limits
 from headrace_gateway.auth.api_keys import KeyStore
 from headrace_gateway.files.file_store import FileStore, StoredFile
 from headrace_lab.paths import ADDER
+from headrace_lab.services.jobs import PATHS
 
 from .conftest import GRADER, MODEL
 from .kept_groups import completion, group
@@ -28,15 +29,6 @@ STEPS = 4
 TRAINING_FILE = "file-8f2c1d9ab34e4f6f9a7c5e21"
 """What the document's example of a submission trains on."""
 METRICS = {"train_mean_reward": 0.4, "full_valid_mean_reward": 0.75}
-PATHS: dict[Status, tuple[Status, ...]] = {
-    "validating_files": (),
-    "queued": ("queued",),
-    "running": ("queued", "running"),
-    "paused": ("queued", "running", "paused"),
-    "succeeded": ("queued", "running", "succeeded"),
-    "failed": ("queued", "running", "failed"),
-    "cancelled": ("queued", "running", "cancelled"),
-}
 
 
 @dataclass

@@ -16,6 +16,7 @@ from headrace_core.ledger.ledger import Ledger, TransitionOutcome
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.staleness import Limits
+from headrace_lab.services.jobs import worker_config
 from headrace_learner.worker import LearnerWorker
 
 from .cases import hyperparameters, random_group
@@ -33,19 +34,16 @@ class Bench:
         self.output = folder / name
         self.settings = hyperparameters(**settings)
         self.weights = WeightStore(folder / "weights", self.job_id)
-        self.config = WorkerConfig(
-            job_id=self.job_id,
-            worker="learner",
+        self.config = worker_config(
+            self.job_id,
+            "learner",
             redis_url=url,
             weights_root=str(folder / "weights"),
             snapshots_root=str(folder),
             model_path=str(model),
-            training_file="unused",
-            validation_file=None,
             output_dir=str(self.output),
             rows=ROWS,
             total_steps=STEPS,
-            grader={},
             hyperparameters=self.settings.model_dump(),
             stall_timeout=60.0,
         )

@@ -15,6 +15,7 @@ from headrace_core.jobs.history import EVENTS
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.job_store import Job, JobStore, event_of
 from headrace_core.protocols.worker import WorkerConfig
+from headrace_lab.services.jobs import worker_config
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.distributed.rank_commands import Save
 from headrace_learner.distributed.rank_coordinator import RankCoordinator
@@ -27,10 +28,7 @@ JOB = "ftjob-room"
 
 
 def config(redis: Redis, wait: float, folder: Path) -> WorkerConfig:
-    return WorkerConfig(
-        job_id=JOB, worker="learner", redis_url="", redis_wait=wait, weights_root="", model_path="", training_file="",
-        validation_file=None, output_dir=str(folder), rows=1, total_steps=9, grader={}, hyperparameters={},
-    )  # fmt: skip
+    return worker_config(JOB, "learner", redis_wait=wait, output_dir=str(folder), total_steps=9)
 
 
 async def told(jobs: JobStore) -> list[str]:

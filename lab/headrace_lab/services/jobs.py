@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import ENDED, Job, JobError, JobStore, Status
 from headrace_core.ledger.counts import STATES
+from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import (
@@ -62,6 +63,25 @@ def stored_job(job_id: str = "ftjob-1", **changes: Any) -> Job:
         total_steps=10,
     )
     return msgspec.structs.replace(job, **changes)
+
+
+def worker_config(job_id: str = "ftjob-1", worker: str = "rollout-0", **changes: Any) -> WorkerConfig:
+    """Of a worker that reaches nothing (no Redis, no folder, no model), with the fields of `changes`."""
+    config = WorkerConfig(
+        job_id=job_id,
+        worker=worker,
+        redis_url="",
+        weights_root="",
+        model_path="",
+        training_file="",
+        validation_file=None,
+        output_dir="",
+        rows=1,
+        total_steps=1,
+        grader={},
+        hyperparameters={},
+    )
+    return msgspec.structs.replace(config, **changes)
 
 
 @dataclass(frozen=True)

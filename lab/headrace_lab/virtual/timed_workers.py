@@ -19,9 +19,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_core.protocols.worker import WorkerConfig
-from headrace_core.storage.dataset import Row
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.staleness import ages, contributes
 from headrace_core.types.trajectory import Group
@@ -32,11 +30,10 @@ from headrace_learner.distributed.rank_commands import Command, Publish, Save, T
 from headrace_learner.ports import LearnerPorts
 from headrace_learner.training.trainer import StepResult
 from headrace_learner.worker import LearnerWorker
-from headrace_rewards.protocol import Sample
 from headrace_rollout.ports import RolloutPorts
-from headrace_rollout.prompts import Prompt, Tokenizer
 from headrace_rollout.worker import RolloutWorker
 
+from .rollout_parts import InstantReward, NumberedPrompts, no_sandbox
 from .simulated_engine import SimulatedEngine
 from .simulated_training import step_result
 from .virtual_time import LoopClock
@@ -52,47 +49,19 @@ MAX_RUN_SECONDS = 1e5
 T = TypeVar("T")
 
 
-class InstantReward:
-    """A reward of 1 for every sample, which takes no time."""
-
-    async def start(self) -> None: ...
-
-    async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return [Score(1.0) for _ in samples]
-
-    async def close(self) -> None: ...
-
-
-class NumberedPrompts:
-    """Prompts of one token, the row's number; there is no text."""
-
-    tokenizer = cast(Tokenizer, SimpleNamespace(text=lambda token_ids: ""))
-
-    def __init__(self, rows: dict[str, int]) -> None:
-        """`rows`: number of rows by file."""
-        self._rows = rows
-
-    async def read(self, file: str, longest: int) -> list[Prompt]:
-        return [Prompt(row, np.array([row], np.int32), Row([], {})) for row in range(self._rows[file])]
-
-
 def rollout_worker(config: WorkerConfig, job: JobRecord, engine: SimulatedEngine, evaluated: int) -> RolloutWorker:
     """A real rollout worker with a simulated engine. `evaluated`: number of validation rows."""
     ports = RolloutPorts(
         job=job,
         engine=cast(Any, engine),
-        reward=InstantReward(),
+        reward=InstantReward(lambda sample: 1.0),
         weights=WeightStore(Path(config.weights_root), config.job_id),
-        prompts=NumberedPrompts({TRAINING: ROWS, VALIDATION: evaluated}),
-        sandbox=_no_sandbox,
+        prompts=NumberedPrompts({TRAINING: ROWS, VALIDATION: evaluated}.__getitem__),
+        sandbox=no_sandbox,
         clock=LoopClock(),
         heartbeat_seconds=MAX_RUN_SECONDS,  # there is no watchdog
     )
     return RolloutWorker(config, ports)
-
-
-async def _no_sandbox() -> str:
-    return "none"
 
 
 @dataclass(frozen=True, slots=True)
