@@ -256,6 +256,11 @@ async def test_of_many_requests_with_one_key_one_creates(redis: Redis) -> None:
     assert len({r.job_id for r in made}) == 1
 
 
+async def test_an_empty_key_names_no_request(redis: Redis) -> None:
+    for body in (b"one", b"one", b"two"):
+        assert not (await idempotency.reserve(redis, "me", {"idempotency-key": ""}, body)).repeated
+
+
 async def test_another_body_is_another_request(redis: Redis) -> None:
     first = await idempotency.reserve(redis, "me", {}, b"one")
     other = await idempotency.reserve(redis, "me", RETRY, b"two")

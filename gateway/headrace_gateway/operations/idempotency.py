@@ -146,7 +146,7 @@ async def reserve(redis: Redis, caller: str, headers: Mapping[str, str], body: b
     """Reserve a job id for a request, or find the reservation of the request that it repeats. Raises `InvalidRequest`
     for an Idempotency-Key that was used with another body."""
     digest = hashlib.sha256(body).hexdigest()
-    named = headers.get("idempotency-key")
+    named = headers.get("idempotency-key") or None  # an empty one, of a variable that is not set, say, names nothing
     retried = headers.get("x-stainless-retry-count", "0") not in ("", "0")
     name = ("body", digest) if named is None else ("key", named)
     key = keys.request(hashlib.sha256(json.dumps([caller, *name]).encode()).hexdigest())
