@@ -25,7 +25,7 @@ def password_of(given: str | None, file: Path | None) -> str | None:
     if given is not None or file is None:
         return given
     try:
-        return file.read_text().partition("\n")[0]
+        return file.read_text(encoding="utf-8").partition("\n")[0]
     except OSError as error:
         message = f"the file of Redis' password cannot be read: {error}"
         raise InvalidRequest(message, param="redis_password_file") from error

@@ -41,7 +41,7 @@ def _generation(model: Path) -> dict[str, Any]:
     file = model / "generation_config.json"
     if not file.is_file():
         return {}
-    settings: dict[str, Any] = json.loads(file.read_text())
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return settings
 
 

@@ -116,3 +116,26 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
     assert (told.returncode, told.stdout) == (1, "")
     assert len(told.stderr.strip().splitlines()) == 1
     assert told.stderr.startswith("error: ")
+
+
+async def test_a_terminal_without_the_characters_shows_others_in_their_place(served: Served) -> None:
+    await served.jobs.create(stored_job("ftjob-1", status="running", suffix="carry"))
+    command = [sys.executable, "-m", "headrace_gateway", "jobs", "show", "ftjob-1", "--url", served.url]
+    ascii_alone = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
+    told = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, env=ascii_alone, timeout=60, check=False
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "headrace/tiny-adder ? carry" in told.stdout
+
+
+def test_a_job_file_is_utf_8_whatever_the_locale_and_may_begin_with_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "jób.toml"
+    path.write_bytes('\ufeffmodel = "é"\ntraining_file = "reasoning_gym:chain_sum"\n[grader]\ntype = "g"\n'.encode())
+    program = "import sys; from pathlib import Path; from headrace_gateway.cli import job_file; "
+    program += "print(ascii(job_file.read(Path(sys.argv[1])).body['model']))"
+    locale = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_CTYPE")}
+    locale |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-X", "utf8=0", "-c", program, str(path)]
+    told = subprocess.run(command, capture_output=True, text=True, env=locale, timeout=60, check=False)
+    assert told.stdout.strip() == "'\\xe9'", told.stderr

@@ -103,7 +103,7 @@ async def page_of_entries(
 @cache
 def append_script() -> str:
     """The text of lua/append.lua."""
-    return (resources.files(redis_access) / "lua" / "append.lua").read_text()
+    return (resources.files(redis_access) / "lua" / "append.lua").read_text(encoding="utf-8")
 
 
 class History:

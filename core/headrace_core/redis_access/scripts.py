@@ -33,7 +33,7 @@ def script_source(name: str) -> str:
     """The text of the script `name`; its KEYS are `JobKeys.ledger_scripts`."""
     folder = resources.files(__package__) / "lua"
     parts = ["prelude", *([] if name in _OF_ANY_STATE else ["sound"]), name]
-    return "".join((folder / f"{part}.lua").read_text() for part in parts)
+    return "".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
 
 
 class Script:

@@ -39,7 +39,7 @@ class JobFile:
 def read(path: Path) -> JobFile:
     """Raises `InvalidData`, naming what to change."""
     try:
-        told = tomllib.loads(path.read_text())
+        told = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as TOML is, whatever the locale
     except OSError as error:
         raise InvalidData(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -6,6 +6,7 @@ A command's module is imported when the command is asked for: together they take
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -61,6 +62,8 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Entry point: errors that the user can correct are one line, without a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks would be a traceback
     try:
         app(standalone_mode=True)
     except HeadraceError as error:

@@ -32,7 +32,7 @@ def text_of(file: Path) -> str:
     try:
         if file.stat().st_size > _MOST_TEXT:
             raise Damaged(f"{file} is larger than {_MOST_TEXT} bytes: {RESTORE}", param="model")
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Damaged(f"{file} cannot be read: {error}: {RESTORE}", param="model") from error
 

@@ -130,7 +130,7 @@ def causal_models() -> Mapping[str, tuple[str, ...]]:
     spec = find_spec("transformers")
     folders = (spec.submodule_search_locations or []) if spec is not None else []
     for folder in folders:
-        tree = ast.parse((Path(folder) / _AUTO_CLASSES).read_text())
+        tree = ast.parse((Path(folder) / _AUTO_CLASSES).read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
                 assert isinstance(node.value, ast.Call)

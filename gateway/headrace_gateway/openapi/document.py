@@ -89,7 +89,7 @@ def install(app: FastAPI) -> None:
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
-    examples = json.loads((resources.files(__package__) / "examples.json").read_text())
+    examples = json.loads((resources.files(__package__) / "examples.json").read_text(encoding="utf-8"))
     components = document["components"]
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)

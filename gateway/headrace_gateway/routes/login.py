@@ -91,9 +91,9 @@ async def logout(here: Context, request: Request) -> Response:
 
 
 def _page(file: str, status: int, **shown: str) -> HTMLResponse:
-    text = Template((_FOLDER / f"{file}.html").read_text())
+    text = Template((_FOLDER / f"{file}.html").read_text(encoding="utf-8"))
     values = {key: html.escape(value) for key, value in shown.items()}
-    style = (_FOLDER / "style.css").read_text()
+    style = (_FOLDER / "style.css").read_text(encoding="utf-8")
     return HTMLResponse(text.substitute(values, style=style), status, _HEADERS)
 
 

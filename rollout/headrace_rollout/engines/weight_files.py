@@ -84,7 +84,7 @@ class Adapter:
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
         with _readable(folder / CONFIG):
-            config = json.loads((folder / CONFIG).read_text())
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             self._scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
             if not math.isfinite(self._scale):
                 raise ValueError(f"its scale is {self._scale}")
