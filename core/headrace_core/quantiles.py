@@ -25,11 +25,13 @@ def beta_quantile(p: float, a: float, b: float) -> float:
         low, high = (low, x) if error > 0 else (x, high)
         density = math.exp((a - 1) * math.log(x) + (b - 1) * math.log1p(-x) - _log_beta(a, b))
         candidate = x - error / density if density else low
+        if abs(candidate - x) <= _TOLERANCE * x:  # also where rounding leads it out of the bracket
+            return candidate
         if not low < candidate < high:
             candidate = (low + high) / 2
         if candidate < _SMALLEST_QUANTILE:
             return 0.0
-        if abs(candidate - x) <= _TOLERANCE * x or candidate == 1.0:
+        if candidate == 1.0:
             return candidate
         x = candidate
     return x
