@@ -46,7 +46,8 @@ class PaperLedger:
         self._clock = clock
         self._entries: dict[int, Entry] = {}
         self._live: dict[int, Entry] = {}
-        self._tokens = self._term = self._version = self._masked = self._largest = 0
+        """By group, in their order: groups are numbered as they are admitted."""
+        self._tokens = self._term = self._version = self._masked = self._largest = self._trained = 0
 
     async def open(self, limits: Limits) -> None:
         self._limits = limits
@@ -65,7 +66,7 @@ class PaperLedger:
         if version < self._version:
             return Admission((), Refusal.BEHIND, self._version)
         given: list[Lease] = []
-        expired = [g for g, e in sorted(self._live.items()) if e.state == "leased" and e.expires <= self._clock()]
+        expired = [g for g, e in self._live.items() if e.state == "leased" and e.expires <= self._clock()]
         for group_id in expired:
             if len(given) >= want:
                 break
@@ -75,8 +76,7 @@ class PaperLedger:
                 self._end(group_id, "generation_failed")
             else:
                 given.append(self._lease(worker, group_id, lease_seconds))
-        trained = sum(e.state == "trained" for e in self._entries.values())
-        for _ in range(min(want - len(given), capacity(self._limits, len(self._live), trained))):
+        for _ in range(min(want - len(given), capacity(self._limits, len(self._live), self._trained))):
             group_id = len(self._entries)
             self._entries[group_id] = self._live[group_id] = Entry()
             given.append(self._lease(worker, group_id, lease_seconds))
@@ -136,7 +136,7 @@ class PaperLedger:
 
     async def claim(self, term: Term, limits: Limits, late: Late) -> Claim:
         def in_state(state: str) -> tuple[Pending, ...]:
-            return tuple(Pending(g, e.version) for g, e in sorted(self._live.items()) if e.state == state)
+            return tuple([Pending(g, e.version) for g, e in self._live.items() if e.state == state])
 
         if term.number != self._term:
             return Claim(self._version, outcome=TransitionOutcome.FENCED)
@@ -157,6 +157,7 @@ class PaperLedger:
             return TransitionOutcome.FENCED
         for group_id in step.groups:
             self._end(group_id, "trained")
+        self._trained += len(step.groups)
         self._masked += step.masked_tokens
         self._largest = max(self._largest, max(step.ages, default=0))
         self._version += 1
