@@ -50,12 +50,14 @@ sys.dont_write_bytecode = False
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is imported stays: to look for garbage in it, now and in every later search, would take seconds."""
+    """What is imported stays: to look for garbage in it, now and in every later search, would take seconds. And what
+    tests leave is looked through less often than each 700 objects."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
         gc.enable()
 
 
