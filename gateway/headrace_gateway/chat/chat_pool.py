@@ -153,11 +153,11 @@ class RayChatPool:
 
     def _config(self, model: Model, gpus: float) -> ChatConfig:
         s = self._settings
-        await_actor = s.chat_engine
+        engine = s.chat_engine
         return ChatConfig(
             model=model.name,
             model_path=str(model.path),
-            engine=await_actor if await_actor != "auto" else "vllm" if gpus else "transformers",
+            engine=engine if engine != "auto" else "vllm" if gpus else "transformers",
             context=min(s.chat_context, model.context or s.chat_context),
             kv_cache_gib=s.chat_kv_cache_gib,
             threads=s.chat_threads,

@@ -262,13 +262,13 @@ def main() -> None:
     schemas: JsonSchemaCheck | None = None
     while question := _read():
         _add_cpu_time(start.cpu_seconds)
-        ask = msgspec.json.decode(question, type=_Question)
+        request = msgspec.json.decode(question, type=_Question)
         try:
-            if ask.messages is not None:
-                _write(_Answer(_ids(counter, ask.messages, start)))
-            if ask.json_schema is not None:
+            if request.messages is not None:
+                _write(_Answer(_ids(counter, request.messages, start)))
+            if request.json_schema is not None:
                 schemas = schemas or JsonSchemaCheck(counter.tokenizer_json())
-                schemas.check(ask.json_schema, ask.completions)
+                schemas.check(request.json_schema, request.completions)
                 _write(_Answer())
         except InvalidRequest as error:
             _write(_Answer(problem=Problem.of(error)))

@@ -1,4 +1,4 @@
-"""What every group of commands shares: where lines go, how the gateway is named, how a command fails."""
+"""Code that all commands share: output, options such as the gateway's address, error handling."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ err = Console(stderr=True)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
-    """One line on the error stream, and the process ends with `status`."""
+    """Print one line to stderr, and exit with `status`."""
     err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(status)
 

@@ -1,6 +1,6 @@
-"""How a job goes, as a few lines of text: progress, reward, ages against the bound, ledger, workers.
+"""Summarizes a job in a few lines of text: progress, reward, token ages against the bound, ledger, workers.
 
-Made of entries of a job's stream (`take`), or of what the routes answer; drawn by rich at any moment.
+It is updated with entries of the job's stream (`take`) or with responses of routes, and can be rendered at any moment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ENDS = ("dropped_stale", "filtered", "reward_failed", "generation_failed", "can
 
 
 class JobSummary:
-    """What is known so far."""
+    """The state of a job, as far as it is known."""
 
     def __init__(self) -> None:
         self.job: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""A job in the terminal, live: what it says line by line, and below that a picture of how it goes.
+"""Shows a job live: its events line by line, and below them a summary.
 
-On a terminal the picture is drawn anew as things come; elsewhere each step is a line of its own, at most one a second,
-so that a log of a job of any length stays readable.
+On a terminal the summary is redrawn as entries arrive. Elsewhere each step is a line, at most one per second, so that
+the log of a long job stays readable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a machine has, what it can do, and what is wrong with it. Nothing is changed, and nothing is left running.
+"""The checks of `headrace doctor`: hardware, packages and services. They change nothing, and leave nothing running.
 
-Each check answers `Finding`s: `ok`, `warn` (it works, with less), or `fail` (jobs will not run), the last two with what
-to do. `CHECKS` take less than ten seconds together; `DEEP` start the parts themselves.
+Each check yields `Finding`s: `ok`, `warn` (it works with limitations) or `fail` (jobs will not run); the last two say
+what to do. `CHECKS` take less than ten seconds together; `DEEP` checks start the services themselves.
 """
 
 from __future__ import annotations

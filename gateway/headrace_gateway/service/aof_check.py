@@ -1,4 +1,4 @@
-"""Redis' append-only files, read as far as they are whole: to say where damage begins, and what would mend it.
+"""Parses Redis' append-only files, to report where damage begins and what repairs it.
 
     appendonlydir/appendonly.aof.manifest     names the others, in the order in which they are read
                   ….1.base.rdb                all there was when the file was last rewritten: a snapshot

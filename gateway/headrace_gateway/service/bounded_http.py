@@ -1,4 +1,4 @@
-"""HTTP as uvicorn reads it, with bounds that uvicorn has for h11 alone, and httptools for nothing.
+"""Uvicorn's HTTP protocol on httptools, with limits on the request's size and time, which uvicorn lacks there.
 
     connection ─► head: MAX_HEAD_BYTES, MAX_HEADERS, HEAD_SECONDS ─► body: comes at BODY_BYTES_PER_SECOND or faster
                    │ 431 · 408                                         │ 408; between two bytes of it MAX_HEAD_BYTES
@@ -29,7 +29,7 @@ _HEAD_PIECE, _BODY_PIECE = 4096, 64 * 1024
 
 
 class BoundedRequests(HttpToolsProtocol):
-    """One connection."""
+    """The protocol of one connection."""
 
     _reading: Literal["head", "body"] | None = None
     """Of the request that has begun and not ended; None between two."""

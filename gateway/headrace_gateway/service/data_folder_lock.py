@@ -1,6 +1,6 @@
-"""One server a data folder: a lock that the system gives back when its holder dies, however it dies.
+"""Locks the data folder for one server. The system releases the lock when its holder dies, however it dies.
 
-Invariant: of what the service keeps there, no other user of the machine can read or change anything.
+Invariant: no other user of the machine can read or change anything in the data folder.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _OURS = ("files", "jobs", "redis")
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make the folder, and hold it. Raises `InvalidState`, naming the process that has it, and `Unavailable` where it
-    cannot be made or written to."""
+    """Create and lock the folder. Raises an `InvalidState` that names the process with the lock, and `Unavailable` if
+    the folder cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in _OURS:

@@ -1,8 +1,9 @@
-"""Keeps a part of the service alive, its Redis or its Ray: one that is lost is started again, and jobs are told.
+"""Supervises a component of the service, its Redis or its Ray: restarts one that has failed, and emits an event to
+jobs.
 
-works ──► lost ──► wait 1 s, 2 s, 4 s … 30 s ──► start
-  ▲                                                │ no restart left (`RestartBudget`): `Unavailable`; what no other try
-  └── jobs are told; clients waited meanwhile ◄────┘ would mend, at once: the service ends
+works ──► failed ──► wait 1 s, 2 s, 4 s … 30 s ──► start
+  ▲                                                  │ no restart left (`RestartBudget`): `Unavailable`, and the service
+  └── events to jobs; clients waited meanwhile ◄─────┘ ends; so does any error that a retry cannot resolve, at once
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ class ServicePart(Protocol):
         ...
 
     async def lost(self) -> str | None:
-        """Why it is of no use any more, as `ended with status 1`; None while it works. Returns within seconds."""
+        """Why the component has failed, such as `ended with status 1`; None while it works. Returns within seconds."""
         ...
 
     async def restart(self) -> None:
-        """Returns once it works. Raises `Unavailable` where it does not, any other error where no try would mend it."""
+        """Restart the component; returns once it works. Raises `Unavailable` if it does not start, and any other error
+        if a retry cannot help."""
         ...
 
     def notice(self) -> Notice | None:
-        """Of its last start, if there is something to tell."""
+        """A notice about the last start for the jobs, if there is one."""
         ...
 
 
@@ -58,7 +60,8 @@ class PartSupervisor:
         self._unreported: list[Notice] = []
 
     async def run(self) -> None:
-        """For as long as the service runs. Raises `Unavailable` after the last restart, and what `restart` raises."""
+        """Supervise the component; never returns. Raises `Unavailable` after the last restart, and errors of
+        `restart`."""
         self._take_notice()
         while True:
             await asyncio.sleep(LOOK_SECONDS)

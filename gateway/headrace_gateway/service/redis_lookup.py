@@ -1,5 +1,5 @@
-"""The Redis of this machine's service, for commands that work on it directly: the operator's own, the one that a
-running server started, or, where none runs, one that is started for as long as the command takes."""
+"""Finds this machine's Redis for commands that use it directly: the operator's own, the one that a running server
+started, or else one that is started for the duration of the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .embedded_redis import RedisServer, running
 
 @contextmanager
 def reached(settings: Settings) -> Iterator[str]:
-    """Its address. Raises `Unavailable` where it does not start, or a server has not started it yet."""
+    """The address of Redis. Raises `Unavailable` if it does not start, or a server has not started it yet."""
     if (own := settings.redis_address) is not None:
         yield own
         return

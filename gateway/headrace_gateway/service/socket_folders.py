@@ -1,9 +1,10 @@
 """Folders for sockets: in /tmp, as the path of a unix socket is limited to 107 bytes, and that of a data folder is not.
 
-    HeldFolder ──► /tmp/headrace-<kind>-…/held, locked for as long as this process lives
-    the next one of a kind ──► removes those that nobody holds: their processes were killed
+    LockedFolder ──► /tmp/headrace-<kind>-…/held, locked for as long as this process lives
+    the next one of a kind ──► removes folders without a lock: their processes were killed
 
-Invariant: a file named `held` is locked before it has that name, so one that can be locked belongs to none that lives.
+Invariant: a file named `held` is locked before it gets that name, so that one without a lock belongs to no live
+process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _HELD = "held"
 
 
 class LockedFolder:
-    """One of this process, at `path`, until `remove` or its end. `kind` is a short word, of which its name tells."""
+    """A folder at `path` that exists until `remove`, or this process's end. `kind`: a short word for its name."""
 
     def __init__(self, kind: str) -> None:
         prefix = f"headrace-{kind}-"
@@ -33,7 +34,7 @@ class LockedFolder:
         print(os.getpid(), file=held, flush=True)
         unnamed.rename(self.path / _HELD)
         self.remove = weakref.finalize(self, _remove, self.path, held)
-        """With all that is in it; twice is the same as once. Done at the end of the process, too."""
+        """Remove the folder with its content. Idempotent; also called at the end of the process."""
 
 
 def _remove(folder: Path, held: IO[str]) -> None:

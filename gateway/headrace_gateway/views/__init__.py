@@ -1,1 +1,1 @@
-"""From stored records to what users see; reads only."""
+"""Builds the response objects from stored records; reads only."""

@@ -1,4 +1,4 @@
-"""What is under way between rollout and learner: groups one way, weights the other."""
+"""The traffic between rollout and learner: queued groups in one direction, weights in the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from headrace_core.types.metrics import UpdateMetrics
 from ..schemas.control import QueuesObject, UpdateObject, WeightsObject
 
 _LATELY = 400
-"""Updates looked back on, of all workers together."""
+"""Most recent weight updates that are read, of all workers together."""
 _UPDATES = 20
 
 
@@ -59,7 +59,7 @@ async def queues(redis: Redis, jobs: JobStore, job: Job) -> QueuesObject:
 
 
 async def weights(redis: Redis, jobs: JobStore, job: Job) -> WeightsObject:
-    """What was published, and how each rollout worker took it."""
+    """The published versions, and the weight updates of each rollout worker."""
     version, _ = await Ledger(redis, job.id).newest()
     entries = await jobs.history.newest(job.id, "update", None, _LATELY)
     updates = decode_records(((JobKeys(job.id).history("update"), entry.data) for entry in entries), UpdateMetrics)

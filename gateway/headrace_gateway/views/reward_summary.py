@@ -1,4 +1,5 @@
-"""What the reward does in a job: the counts of all its workers and their starts added up, as figures with intervals."""
+"""Summarizes a job's reward: the counts of all workers, over all of their starts, as figures with confidence
+intervals."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def summary(counted: Sequence[RewardMetrics]) -> RewardSummary:
 
 
 def in_words(found: Mapping[str, Any]) -> dict[str, str]:
-    """What a summary says, by what it says it of; only what was measured."""
+    """The measured figures of a summary as text, by subject."""
     failures = ", ".join(f"{kind} {count}" for kind, count in found["failures"].items())
     words = {"Reward failures": f"{failures or 'none'}, of {found['completions']} completions"}
     if lacking := found["sample_parse_errors"]:

@@ -1,4 +1,4 @@
-"""Kept groups as the REST surface shows them: token ids become text, arrays lists, and what is unknown null."""
+"""Recorded groups as response objects: token ids become text, arrays become lists, unknown values null."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DECIMALS = 5
 
 
 def tokens_in(rollout: Rollout) -> int:
-    """How many tokens its completions have."""
+    """Number of tokens of all completions."""
     return sum(len(c.roles) for c in rollout.completions)
 
 

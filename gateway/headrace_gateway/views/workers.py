@@ -1,4 +1,4 @@
-"""A job's workers as users see them: heartbeats, read with what is asked of the worker and how long it was silent."""
+"""A job's workers as response objects, derived from their heartbeats, drains, and the time since the last heartbeat."""
 
 from __future__ import annotations
 
