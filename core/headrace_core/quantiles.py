@@ -26,7 +26,7 @@ def beta_quantile(p: float, a: float, b: float) -> float:
         density = math.exp((a - 1) * math.log(x) + (b - 1) * math.log1p(-x) - _log_beta(a, b))
         candidate = x - error / density if density else low
         if abs(candidate - x) <= _TOLERANCE * x:  # also where rounding leads it out of the bracket
-            return candidate
+            return min(max(candidate, low), high)
         if not low < candidate < high:
             candidate = (low + high) / 2
         if candidate < _SMALLEST_QUANTILE:
