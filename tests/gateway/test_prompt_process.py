@@ -122,7 +122,7 @@ async def test_so_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 async def test_a_submission_names_field_and_line(http: httpx.AsyncClient, served: Served) -> None:
     row = json.dumps({"messages": [{"role": "user", "content": "1" * (MAX_UPLOAD_BYTES - 1000)}]}).encode()
-    uploaded = (await http.post("/v1/files", **upload(row))).json()["id"]
+    uploaded = (await http.post("/v1/files", **upload(row, "train.jsonl"))).json()["id"]
     error = error_of(await http.post("/v1/fine_tuning/jobs", json=body(uploaded)), 400)
     assert (error["param"], error["code"]) == ("training_file", "prompt_too_long")
     assert "train.jsonl, line 1: the prompt has 199000 bytes" in error["message"]
