@@ -130,6 +130,17 @@ def merged(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, T
     return found
 
 
+def adapted_layer(name: str) -> str | None:
+    """The layer to which the tensor `name` of an attached model belongs, as its base or as an adapter; None of others.
+
+    `merged` needs all tensors of such a layer at once.
+    """
+    layer, found, _ = name.partition(_BASE)
+    if not found:
+        layer, found, _ = name.partition(".lora_")
+    return layer if found else None
+
+
 def names_in_checkpoint(model: Any) -> dict[str, str]:
     """By the name of each adapted layer in an attached `model`, the name that it has in the model's checkpoint.
 

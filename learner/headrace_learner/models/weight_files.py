@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .lora import adapted_layer
+
 WEIGHTS = "model.safetensors"
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -78,12 +80,12 @@ def _once(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]
 
 
 def _layers(tensors: Iterable[tuple[str, Tensor]]) -> list[Tensors]:
-    """Grouped by the first number in their names; tensors outside of layers are groups of one. No conversion joins
-    tensors of different layers."""
+    """Grouped by the first number in their names; a tensor outside of layers stands with its adapters, if it has some,
+    else alone. No conversion joins tensors of different layers."""
     found: dict[str, Tensors] = {}
     for name, tensor in _once(tensors):
         layer = _LAYER.match(name)
-        found.setdefault(layer[0] if layer else name, {})[name] = tensor
+        found.setdefault(layer[0] if layer else adapted_layer(name) or name, {})[name] = tensor
     return list(found.values())
 
 
