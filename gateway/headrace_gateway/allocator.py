@@ -1,7 +1,9 @@
 """Configures glibc's allocator to return memory to the system after a request. By default it keeps nearly all memory
 that was ever in use.
 
-    arenas         by default up to eight per core, each with its own free memory; here two
+    arenas         by default up to eight per core, each with its own free memory; here one. `malloc_trim` does not give
+                   back the end of any arena but the first, so a second could keep up to 64 MB; and threads seldom
+                   allocate side by side under Python's lock
     large blocks   mapped singly, and unmapped when freed. By default the threshold for this grows to the size of each
                    block that is freed; here it is fixed
     the rest       `trim` returns free pages to the system
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import ctypes
 
-ARENAS = 2
+ARENAS = 1
 MAPPED_BYTES = 256 * 1024
 """Blocks of this size or more are mapped singly."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8

@@ -46,7 +46,9 @@ def segmentation_fault(item: Any) -> bytes:
 
 
 def another_program(item: Any) -> NoReturn:
-    os.execv(sys.executable, [sys.executable, "-c", "print('somebody else')"])
+    # Printed first: the guard ends a process that closed its socket, perhaps before the other program has begun.
+    print("soon somebody else", flush=True)
+    os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])
 
 
 def ignore_signals(item: Any) -> float:
