@@ -9,8 +9,9 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from typing import Any, TypedDict
 
 import pytest
 import uvicorn.server
+from fastapi import FastAPI
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
@@ -31,6 +33,7 @@ from headrace_gateway.limited_processes.forked_process import ForkServer
 from headrace_gateway.models.prompt_process import ENVIRONMENT
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.serve import HttpServer
+from headrace_lab.waiting import wait_until_async
 
 MODEL = "headrace/tiny-adder"
 GRADER = {
@@ -131,6 +134,20 @@ class Served:
     hub: JobStreams
 
 
+@asynccontextmanager
+async def serving(app: FastAPI, trusted_proxies: Sequence[str] = ()) -> AsyncIterator[tuple[str, HttpServer]]:
+    """(Address, server) of the app, served by uvicorn on a loopback port, as `headrace serve` does."""
+    server = HttpServer(app, trusted_proxies)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        await wait_until_async(lambda: server.started, "the gateway has started", pause=0.005)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
+        finally:
+            server.should_exit = True
+            await asyncio.wait_for(running, timeout=10)
+
+
 @pytest.fixture
 async def served(
     redis: Redis, redis_server: RedisServer, shared_forks: ForkServer, tmp_path: Path
@@ -138,17 +155,8 @@ async def served(
     settings = Settings(data_dir=tmp_path, max_upload_bytes=MAX_UPLOAD_BYTES)
     controllers = Controllers()
     app = create_app(settings, redis_server.url, controllers, fork_server=shared_forks)
-    server = HttpServer(app)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        running = asyncio.create_task(server.serve(sockets=[listener]))
-        port = listener.getsockname()[1]
-        async with asyncio.timeout(30):
-            while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
-                await asyncio.sleep(0.005)
-        hub: JobStreams = app.state.gateway.hub
-        yield Served(f"http://127.0.0.1:{port}", JobStore(redis), redis, controllers, tmp_path, server, hub)
-        server.should_exit = True
-        await asyncio.wait_for(running, timeout=10)
+    async with serving(app) as (url, server):
+        yield Served(url, JobStore(redis), redis, controllers, tmp_path, server, app.state.gateway.hub)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,9 +19,8 @@ from headrace_gateway.app import create_app
 from headrace_gateway.auth.api_keys import KeyStore
 from headrace_gateway.limited_processes.forked_process import ForkServer
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_gateway.service.serve import HttpServer
 
-from .conftest import MAX_UPLOAD_BYTES, Controllers
+from .conftest import MAX_UPLOAD_BYTES, Controllers, serving
 
 
 @dataclass
@@ -56,19 +53,10 @@ async def gateway(
 ) -> AsyncIterator[Keyed]:
     """Served by uvicorn, as `headrace serve` does."""
     app = create_app(settings, redis_url, Controllers(), fork_server=fork_server)
-    server = HttpServer(app, settings.trusted_proxies)
     keys = KeyStore(redis)
     made = [(await keys.create(name, scope))[1] for name, scope in MEMBERS]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        running = asyncio.create_task(server.serve(sockets=[listener]))
-        async with asyncio.timeout(30):
-            while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
-                await asyncio.sleep(0.005)
-        try:
-            yield Keyed(f"http://127.0.0.1:{listener.getsockname()[1]}", app, redis, keys, *made)
-        finally:
-            server.should_exit = True
-            await asyncio.wait_for(running, timeout=10)
+    async with serving(app, settings.trusted_proxies) as (url, _):
+        yield Keyed(url, app, redis, keys, *made)
 
 
 MEMBERS: list[Any] = [("alice", "user"), ("bob", "user"), ("root", "admin")]

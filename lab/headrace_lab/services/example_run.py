@@ -10,9 +10,6 @@ however that ends.
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +20,8 @@ import httpx
 from openai import OpenAI
 
 from ..reports.job_report import Record
-from .child_processes import ending_with_parent
+from .service import Service
 
-STOP_SECONDS = 120
 PAGE = 10_000
 """Measurements per request."""
 ENDED = ("succeeded", "failed", "cancelled")
@@ -40,30 +36,14 @@ def connect(address: str) -> OpenAI:
 def server(folder: Path) -> Iterator[str]:
     """Runs `headrace serve` on a free port; yields its address, and ends it by SIGINT."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(folder / "data")]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            ending_with_parent(command),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            yield _address(process, folder / "server.log")
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=STOP_SECONDS)
-
-
-def _address(process: subprocess.Popen[str], log: Path) -> str:
-    """The server's address, which it prints on stdout once all its components are ready."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        words = [word for word in line.split() if word.startswith("http://")]
-        if words:
-            return words[0].rstrip("/")
-    raise SystemExit(f"the server ended before it was up:\n{log.read_text()[-2000:]}")
+    try:
+        service = Service(folder / "data", log=folder / "server.log")
+    except AssertionError as error:
+        raise SystemExit(str(error)) from error
+    try:
+        yield service.address
+    finally:
+        service.stop()
 
 
 def follow(client: OpenAI, job_id: str, name: str, seconds: float) -> None:

@@ -37,10 +37,12 @@ SMALL = {
 
 
 class Service:
-    """One server process with the data folder `data_dir`; `environment` is added to this process' environment."""
+    """One server process with the data folder `data_dir`, which ends when this process does."""
 
-    def __init__(self, data_dir: Path, environment: dict[str, str] | None = None) -> None:
-        self._log = (data_dir.parent / f"{data_dir.name}.log").open("a")
+    def __init__(self, data_dir: Path, environment: dict[str, str] | None = None, log: Path | None = None) -> None:
+        """`environment` is added to that of this process; the server's log is appended to `log`, by default
+        `<data_dir>.log`. Raises `AssertionError` with the end of the log if the server does not start."""
+        self._log = (log or data_dir.parent / f"{data_dir.name}.log").open("a")
         command = [sys.executable, "-m", "headrace_gateway", "serve", "--port", "0", "--data-dir", str(data_dir)]
         self._process = subprocess.Popen(
             ending_with_parent(command),

@@ -1,4 +1,4 @@
-"""Small models with random weights, for tests, and for benchmarks: speed does not depend on what a model knows."""
+"""Models with random weights, for tests, and for benchmarks: speed does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def qwen3_config(vocabulary: int, hidden: int, context: int = 64, **changes: Any
 
 
 def tiny_config() -> Any:
-    """Of benchmarks: 4 layers, width 128."""
+    """A Qwen3 configuration with under a million parameters, and no end-of-text token."""
     shape = {"intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
     return qwen3_config(128, 128, context=2048, eos_token_id=None, bos_token_id=None, **shape)
 
@@ -45,7 +45,7 @@ def smollm2_config() -> Any:
 
 
 def make_model(config: Any, seed: int, folder: Path) -> Path:
-    """Save a model with weights of `seed` in `folder`, which is returned."""
+    """Write a float32 model with random weights to `folder`, and return that."""
     import torch
     from transformers import AutoModelForCausalLM
 
