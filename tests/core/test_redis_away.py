@@ -15,11 +15,12 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from headrace_core.errors import RedisFull
 from headrace_core.jobs.history import EVENTS
 from headrace_core.jobs.job_store import Job, JobStore
-from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.ledger.ledger import Lease, Ledger, TransitionOutcome
 from headrace_core.redis_access.client import connect, is_transient, run
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.training.trained_steps import step_of
+from headrace_lab.waiting import wait_until_async
 
 from .pipeline import a_group
 
@@ -116,10 +117,13 @@ async def test_a_lease_still_ends_when_its_holder_alone_is_silent(redis: Redis) 
     ledger = Ledger(redis, JOB)
     await ledger.open(Limits(1, 0, 20))
     lease = (await ledger.admit("rollout-0", 0, 1, 0.3)).leases[0]
-    deadline = time.monotonic() + 5
-    while not (found := (await ledger.admit("rollout-1", 0, 1, 0.3)).leases):
-        assert time.monotonic() < deadline, "its group was never issued again"
-        await asyncio.sleep(0.02)
+    found: list[Lease] = []
+
+    async def issued_again() -> bool:
+        found[:] = (await ledger.admit("rollout-1", 0, 1, 0.3)).leases
+        return bool(found)
+
+    await wait_until_async(issued_again, "its group is issued again", seconds=5)
     assert found[0].group_id == lease.group_id
 
 

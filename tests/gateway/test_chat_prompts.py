@@ -18,6 +18,7 @@ from headrace_core.protocols.chat import ChatConfig, ChatRequest
 from headrace_gateway.chat import chat_prompts, json_schema_check
 from headrace_gateway.chat.chat_prompts import ChatPrompts
 from headrace_gateway.chat.json_schema_check import JsonSchemaCheck
+from headrace_lab.waiting import wait_until_async
 from headrace_rollout.prompts import Tokenizer
 
 from .test_prompt_process import LOOPS, MODEL, model_with
@@ -142,8 +143,7 @@ async def test_a_process_that_died_idle_is_replaced(prompts: ChatPrompts) -> Non
     before = await prompts.render(asked())
     (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
     process.kill()
-    while prompts._idle[0].alive:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await wait_until_async(lambda: not prompts._idle[0].alive, "the idle process is dead")
     assert await prompts.render(asked()) == before
 
 

@@ -18,6 +18,7 @@ from headrace_gateway.events import job_streams
 from headrace_lab.paths import ADDER
 from headrace_lab.services import command_line
 from headrace_lab.services.jobs import stored_job
+from headrace_lab.waiting import wait_until_async
 
 from .conftest import Served, rows
 
@@ -110,9 +111,7 @@ async def test_train_submits_and_jobs_show(served: Served, job: Path) -> None:
 @pytest.mark.parametrize(("status", "exit_code"), [("succeeded", 0), ("failed", 1)])
 async def test_train_follows_to_the_end(served: Served, job: Path, status: Any, exit_code: int) -> None:
     following = asyncio.create_task(headrace("train", str(job), "--url", served.url))
-    async with asyncio.timeout(30):
-        while not served.controllers.ensured:
-            await asyncio.wait([following], timeout=0.05)
+    await wait_until_async(lambda: bool(served.controllers.ensured), "the job has a controller")
     [job_id] = served.controllers.ensured
     await served.jobs.move(job_id, "running")
     await served.jobs.emit_event(job_id, "rollout-0 is ready")
@@ -125,9 +124,7 @@ async def test_train_follows_to_the_end(served: Served, job: Path, status: Any, 
 
 async def test_who_follows_a_job_that_pauses_is_let_go_with_a_code_of_its_own(served: Served, job: Path) -> None:
     following = asyncio.create_task(headrace("train", str(job), "--url", served.url))
-    async with asyncio.timeout(60):
-        while not served.controllers.ensured:
-            await asyncio.wait([following], timeout=0.05)
+    await wait_until_async(lambda: bool(served.controllers.ensured), "the job has a controller")
     [job_id] = served.controllers.ensured
     await served.jobs.move(job_id, "running")
     await served.jobs.move(job_id, "paused", PausedBy("worker_failed", "the learner died of it", 1.0))

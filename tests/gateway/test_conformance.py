@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from headrace_core.redis_access.client import connect
 from headrace_gateway.app import create_app
 from headrace_gateway.openapi.document import operations
 from headrace_gateway.service.embedded_redis import RedisServer
+from headrace_lab.waiting import wait_until
 
 from .conftest import Controllers
 from .seeded_world import World, seeded
@@ -115,10 +115,7 @@ class _Serving(threading.Thread):
         await self._chats.stop()
 
     def address(self) -> str:
-        deadline = time.monotonic() + 30
-        while not self.server.started:
-            assert time.monotonic() < deadline, "the gateway did not start within 30 s"
-            time.sleep(0.01)
+        wait_until(lambda: self.server.started, "the gateway has started", pause=0.01)
         return "http://{}:{}".format(*self.server.servers[0].sockets[0].getsockname())
 
 

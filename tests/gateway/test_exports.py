@@ -24,6 +24,7 @@ from headrace_gateway.exporters.targets import Target
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.services.command_line import headrace
 from headrace_lab.services.jobs import stored_job
+from headrace_lab.waiting import wait_until_async
 
 from .conftest import Served
 from .test_observe import EVALUATION, UPDATE, WORKER, counted, step
@@ -145,9 +146,8 @@ async def test_tensorboard_reads_all_series(jobs: JobStore, tmp_path: Path) -> N
 
 async def test_one_export_at_a_time_writes_a_folder(jobs: JobStore, tmp_path: Path) -> None:
     first = asyncio.create_task(carried(jobs, "jsonl", tmp_path, follow=True))
+    await wait_until_async(lambda: read_cursor(tmp_path).number > 0, "the first export has written")
     async with asyncio.timeout(SECONDS):
-        while read_cursor(tmp_path).number == 0:
-            await asyncio.wait([first], timeout=0.02)
         with pytest.raises(InvalidState, match="another export"):
             await carried(jobs, "jsonl", tmp_path)
         await jobs.move("ftjob-1", "succeeded")
@@ -159,10 +159,15 @@ async def test_one_export_at_a_time_writes_a_folder(jobs: JobStore, tmp_path: Pa
 
 async def until(exports: ExportProcesses, folder: Path, complete: bool, number: int = 1) -> None:
     """Reconcile until the folder has that much."""
-    async with asyncio.timeout(SECONDS):
-        while (cursor := read_cursor(folder)).number < number or cursor.complete < complete:
-            await exports.reconcile()
-            await asyncio.sleep(0.05)
+
+    async def is_there() -> bool:
+        cursor = read_cursor(folder)
+        if cursor.number >= number and cursor.complete >= complete:
+            return True
+        await exports.reconcile()
+        return False
+
+    await wait_until_async(is_there, lambda: f"{folder} has entry {number}: {read_cursor(folder)}", pause=0.05)
 
 
 async def test_a_job_is_exported_while_it_runs_and_across_gateways(
@@ -244,10 +249,15 @@ async def test_an_export_that_fails_says_so_and_disturbs_nothing(
     exports = ExportProcesses(
         Settings(data_dir=tmp_path, exports=("jsonl",)), redis_server.url, jobs, backoff_seconds=0.0
     )
-    async with asyncio.timeout(2 * SECONDS):
-        while len(told := [e.message for _, e in await jobs.events("ftjob-w") if e.level == "warn"]) < ATTEMPTS:
+    told: list[str] = []
+
+    async def gave_up() -> bool:
+        told[:] = [event.message for _, event in await jobs.events("ftjob-w") if event.level == "warn"]
+        if len(told) < ATTEMPTS:
             await exports.reconcile()
-            await asyncio.sleep(0.05)
+        return len(told) >= ATTEMPTS
+
+    await wait_until_async(gave_up, lambda: f"the job is told of {ATTEMPTS} attempts: {told}", pause=0.05)
     assert "the export to wandb failed, it is tried again" in told[0]
     assert "API key" in told[0] or "api_key" in told[0], told[0]
     assert "given up; `headrace jobs export ftjob-w wandb` does it later" in told[-1]

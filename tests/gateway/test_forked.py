@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from headrace_gateway.models.prompt_process import ENVIRONMENT, PromptChecks
 from headrace_gateway.models.prompt_tokens import check_prompts
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ADDER
+from headrace_lab.waiting import wait_until
 
 from .conftest import GRADER, Controllers, Served, body
 from .test_prompt_process import LOOPS, data, model_with
@@ -76,10 +76,7 @@ async def probed(server: ForkServer, seconds: float = 30.0, **question: Any) -> 
 
 def number_in(file: Path) -> int:
     """The one that a probe writes."""
-    until = time.monotonic() + 30.0
-    while not file.exists() or not file.read_text():
-        assert time.monotonic() < until, "the probe did not begin"
-        time.sleep(0.01)
+    wait_until(lambda: file.exists() and bool(file.read_text()), "the probe has begun", pause=0.01)
     return int(file.read_text())
 
 
@@ -88,14 +85,9 @@ async def written(file: Path) -> int:
     return await asyncio.to_thread(number_in, file)
 
 
-def gone(*pids: int) -> bool:
-    """Whether they end in time."""
-    until = time.monotonic() + GONE_SECONDS
-    while any(map(_runs, pids)):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.01)
-    return True
+def await_end(*pids: int) -> None:
+    """Wait until these processes have ended."""
+    wait_until(lambda: not any(map(_runs, pids)), f"the processes {pids} have ended", GONE_SECONDS, pause=0.01)
 
 
 def _runs(pid: int) -> bool:
@@ -230,14 +222,14 @@ async def test_what_was_lost_with_the_server_runs_again_from_another(probes: For
     child = await written(tmp_path / "pid")
     (tmp_path / "pid").unlink()
     os.kill(first, signal.SIGKILL)
-    assert gone(child)
+    await_end(child)
     again = await written(tmp_path / "pid")
     second = psutil.Process(again).ppid()
     assert probes.pid == second != first
     os.kill(second, signal.SIGKILL)
     with pytest.raises(Unavailable, match="was ended while it was asked, twice"):
         await asked
-    assert gone(again)
+    await_end(again)
     assert (await probed(probes))["server"] not in (first, second)
 
 
@@ -254,7 +246,7 @@ def test_all_end_with_the_gateway(tmp_path: Path) -> None:
         child = number_in(tmp_path / "pid")
         server = psutil.Process(child).ppid()
         gateway.kill()
-    assert gone(child, server)
+    await_end(child, server)
 
 
 async def test_it_ends_when_it_is_closed(probes: ForkServer) -> None:

@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from typing import Any
 
 import httpx
 import pytest
@@ -26,6 +25,7 @@ from headrace_gateway.events import subscriber as listener_module
 from headrace_gateway.events.job_streams import JobStreams
 from headrace_gateway.events.stream_formats import EVERYTHING, OPENAI, downsample
 from headrace_lab.services.jobs import stored_job
+from headrace_lab.waiting import wait_until_async
 
 from .conftest import Served
 from .test_observe import step
@@ -95,15 +95,6 @@ async def open_stream(http: httpx.AsyncClient, path: str) -> AsyncIterator[Async
         yield lines
 
 
-async def until(true: Any, what: str) -> None:
-    try:
-        async with asyncio.timeout(15):
-            while not true():  # noqa: ASYNC110 (whatever is waited for)
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"never: {what}") from None
-
-
 async def test_listeners_that_come_at_any_moment_get_every_entry_once(http: httpx.AsyncClient, jobs: JobStore) -> None:
     chance = random.Random(5)
     writers, each = 4, 60
@@ -142,7 +133,9 @@ async def test_one_reader_serves_all_listeners_and_leaves_with_the_last(hub: Job
     assert hub.followed == {JOB: 1}
     await streams[0].aclose()
     assert hub.followed == {}
-    await until(lambda: not [t for t in asyncio.all_tasks() if t.get_name() == f"follow {JOB}"], "the follower ends")
+    await wait_until_async(
+        lambda: not [t for t in asyncio.all_tasks() if t.get_name() == f"follow {JOB}"], "the follower ends"
+    )
 
 
 async def test_a_slow_listener_misses_nothing(hub: JobStreams, jobs: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,14 +259,14 @@ async def test_a_client_that_takes_nothing_is_cut_off(
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as stuck:
         stuck.sendall(f"GET {EVENT_STREAM} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
-        await until(lambda: served.hub.followed == {JOB: 1}, "the stream begins")
-        await until(lambda: served.hub.followed == {}, "the stuck client is cut off")
+        await wait_until_async(lambda: served.hub.followed == {JOB: 1}, "the stream begins")
+        await wait_until_async(lambda: served.hub.followed == {}, "the stuck client is cut off")
 
 
 async def test_a_client_that_goes_is_forgotten(http: httpx.AsyncClient, served: Served) -> None:
     async with open_stream(http, STREAM), open_stream(http, STREAM):
         assert served.hub.followed == {JOB: 2}
-    await until(lambda: served.hub.followed == {}, "clients that went are forgotten")
+    await wait_until_async(lambda: served.hub.followed == {}, "clients that went are forgotten")
 
 
 async def test_the_server_stops_with_open_streams(served: Served, http: httpx.AsyncClient, jobs: JobStore) -> None:

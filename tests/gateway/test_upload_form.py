@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from redis.asyncio import Redis
 from headrace_core.config.service_settings import Settings
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.faults.small_disks import own_disk
+from headrace_lab.waiting import wait_until_async
 
 from .conftest import rows
 from .keyed import gateway
@@ -52,10 +52,8 @@ async def test_an_upload_lies_in_the_data_folder_from_the_first_byte_on(
         yield FILE
         for start in range(0, len(CONTENT), 100_000):
             yield CONTENT[start : start + 100_000]
-        async with asyncio.timeout(10):
-            while not (found := unnamed(folder)) or max(found) < 2_000_000:  # noqa: ASYNC110 (what the kernel has)
-                await asyncio.sleep(0.01)
-        seen.extend(found)
+        await wait_until_async(lambda: max(unnamed(folder), default=0) >= 2_000_000, "the kernel has the content")
+        seen.extend(unnamed(folder))
         yield b"\r\n--b--\r\n"
 
     with own_disk(tmp_path / "temporary", 1) as small:  # as the system's own may be
