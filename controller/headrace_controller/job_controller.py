@@ -182,7 +182,9 @@ class JobController:
     async def _watch(self, job: Job, idle: IdleWatch) -> None:
         """Raises what must end the work: the user's wish, too many failed groups, nothing learned, no progress."""
         settings, held = Hyperparameters.model_validate(job.hyperparameters), False
-        watchdog = Watchdog(self._settings, job, self._jobs, self._ledger, self._recoveries)
+        watchdog = Watchdog(
+            self._settings, job, self._jobs, self._ledger, self._recoveries, self._ports.clock.monotonic
+        )
         while True:
             await asyncio.sleep(self._ports.watch_seconds)
             now = await self._jobs.get(self._job_id)

@@ -17,7 +17,6 @@ back only if there was progress since its last one.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from msgspec import UNSET
@@ -37,7 +36,7 @@ from .workers.supervisor import WorkerSupervisor
 
 
 class Watchdog:
-    """The watchdog of one job; the controller calls `check` about once a second."""
+    """The watchdog of one job; the controller calls `check` about once a second. `clock`: monotonic seconds."""
 
     def __init__(
         self,
@@ -46,7 +45,7 @@ class Watchdog:
         jobs: JobStore,
         ledger: Ledger,
         recoveries: RecoveryCounters,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self._report_after, self._act_after = settings.watchdog_seconds, settings.stall_timeout / 2
         self._job, self._jobs, self._ledger, self._recoveries = job, jobs, ledger, recoveries

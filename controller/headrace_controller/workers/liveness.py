@@ -7,7 +7,6 @@ the time between two observations counts as two seconds at most.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -20,7 +19,7 @@ MAX_COUNTED_SECONDS = 2.0
 class StallTimer:
     """Counts the seconds for which an observed value has not changed."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._observed_at = clock()
         self._last_value: object = None
@@ -42,7 +41,7 @@ class StallTimer:
 class PingMonitor:
     """Pings a process, one ping at a time, and measures how long the pending one has not been answered."""
 
-    def __init__(self, ping: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ping: Callable[[], Awaitable[None]], clock: Callable[[], float]) -> None:
         self._ping = ping
         self._pending: asyncio.Task[None] | None = None
         self._answers = 0
