@@ -116,9 +116,9 @@ class SimulatedLearner:
     """Claims, trains for some ticks, settles; crashes now and then."""
 
     def __init__(self, ledger: PaperLedger | Ledger, limits: Limits, late: Late, rng: random.Random) -> None:
-        self._ledger, self._limits, self._late, self._rng = ledger, limits, late, rng
+        self.ledger, self.limits, self._late, self._rng = ledger, limits, late, rng
         self._term: Term | None = None
-        self._batch: tuple[Group, ...] = ()
+        self.batch: tuple[Group, ...] = ()
         self._busy = 0
         self._version = 0
         self.trained: list[Trained] = []
@@ -126,28 +126,28 @@ class SimulatedLearner:
 
     async def tick(self) -> None:
         if self._rng.random() < 0.01:
-            self._term, self._batch, self._busy = None, (), self._rng.randint(0, 10)
+            self._term, self.batch, self._busy = None, (), self._rng.randint(0, 10)
         elif self._busy > 0:
             self._busy -= 1
         elif self._term is None:
-            self._term = await self._ledger.enlist()
-        elif self._batch:
+            self._term = await self.ledger.enlist()
+        elif self.batch:
             await self._settle(self._term)
         else:
-            claim = await self._ledger.claim(self._term, self._limits, self._late)
-            self._batch, self._version = claim.groups, claim.version
+            claim = await self.ledger.claim(self._term, self.limits, self._late)
+            self.batch, self._version = claim.groups, claim.version
             self._busy = self._rng.randint(0, 6) if claim.groups else 0
             self.dropped += len(claim.selection.drop)
 
     async def _settle(self, term: Term) -> None:
-        every = np.concatenate([c.versions for g in self._batch for c in g.completions])
-        kept = contributes(every, self._version, self._limits.max_staleness)
+        every = np.concatenate([c.versions for g in self.batch for c in g.completions])
+        kept = contributes(every, self._version, self.limits.max_staleness)
         counts = Counter(ages(every, self._version)[kept].tolist())
-        step = Step(self._version, tuple(g.group_id for g in self._batch), dict(counts), int((~kept).sum()))
-        assert await self._ledger.settle(term, step, f"v{self._version + 1}") is TransitionOutcome.SETTLED
-        versions = [[int(v) for c in g.completions for v in c.versions] for g in self._batch]
+        step = Step(self._version, tuple(g.group_id for g in self.batch), dict(counts), int((~kept).sum()))
+        assert await self.ledger.settle(term, step, f"v{self._version + 1}") is TransitionOutcome.SETTLED
+        versions = [[int(v) for c in g.completions for v in c.versions] for g in self.batch]
         self.trained.append(Trained(step, versions))
-        self._batch = ()
+        self.batch = ()
 
 
 async def simulate(

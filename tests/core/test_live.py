@@ -179,10 +179,10 @@ class LiveLearner(SimulatedLearner):
     """Claims by the record, as the real one does."""
 
     async def tick(self) -> None:
-        assert isinstance(self._ledger, LiveLedger)
-        await self._ledger.live.refresh()
-        if not self._batch:
-            self._limits = self._ledger.live.at((await self._ledger.newest())[0]).limits(100)
+        assert isinstance(self.ledger, LiveLedger)
+        await self.ledger.live.refresh()
+        if not self.batch:
+            self.limits = self.ledger.live.at((await self.ledger.newest())[0]).limits(100)
         await super().tick()
 
 
