@@ -51,7 +51,7 @@ def prompts_of(model: Path = MODEL, **changes: Any) -> ChatPrompts:
 @pytest.fixture(autouse=True)
 async def no_process_is_left() -> AsyncIterator[None]:
     yield
-    left = [p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline()]
+    left = [p for p in psutil.Process().children() if "headrace_gateway.chat.prompt_renderer" in p.cmdline()]
     _, left = await asyncio.to_thread(psutil.wait_procs, left, timeout=10)
     assert left == []
 
@@ -141,7 +141,7 @@ async def test_where_none_is_free_in_time_it_is_said(tmp_path: Path, monkeypatch
 
 async def test_a_process_that_died_idle_is_replaced(prompts: ChatPrompts) -> None:
     before = await prompts.render(asked())
-    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
+    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.prompt_renderer" in p.cmdline())
     process.kill()
     await wait_until_async(lambda: not prompts._idle[0].alive, "the idle process is dead")
     assert await prompts.render(asked()) == before
@@ -162,7 +162,7 @@ async def test_it_ends_where_the_pipe_of_its_questions_does() -> None:
     """Whoever asked may have been killed."""
     prompts = prompts_of()
     await prompts.render(asked())
-    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.chat_prompts" in p.cmdline())
+    (process,) = (p for p in psutil.Process().children() if "headrace_gateway.chat.prompt_renderer" in p.cmdline())
     pipe = prompts._idle[0]._process.stdin
     assert pipe is not None
     pipe.close()

@@ -55,7 +55,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True):
     """The tokenised prompt of a request, made by a process with resource limits
-    (`headrace_gateway.chat.chat_prompts`)."""
+    (`headrace_gateway.chat.prompt_renderer`)."""
 
     token_ids: tuple[int, ...]
     """With the chat template applied; ends where the model's turn begins."""

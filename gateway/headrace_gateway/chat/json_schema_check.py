@@ -1,4 +1,4 @@
-"""Checks whether completions can be constrained to a JSON schema. It runs in a process with limits (`chat_prompts`),
+"""Checks whether completions can be constrained to a JSON schema. It runs in a process with limits (`prompt_renderer`),
 because a schema of a few bytes can take any amount of time and memory to compile.
 
 Invariant: the cost for an engine is bounded. vLLM compiles the schema for each completion of a request: once beside its

@@ -9,7 +9,7 @@ distribution renormalised over the others. The end-of-text token is allowed wher
 only one.
 
 A schema of a few bytes can take unlimited time and memory to compile. So the gateway first compiles it in a process
-with limits (`chat_prompts`), and here it is compiled once for all completions that use it.
+with limits (`prompt_renderer`), and here it is compiled once for all completions that use it.
 """
 
 from __future__ import annotations
