@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from headrace_core.errors import Damaged, InvalidRequest
-from headrace_gateway.models.prompt_tokens import PromptCounter, compiled, render
+from headrace_gateway.models.chat_templates import compiled, render
+from headrace_gateway.models.prompt_tokens import PromptCounter
 from headrace_lab.paths import ADDER
 
 SHAPES = {file.stem: file.read_text() for file in Path(__file__).parent.glob("chat_templates/*.jinja")}
