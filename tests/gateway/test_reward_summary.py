@@ -8,7 +8,8 @@ import pytest
 
 from headrace_core.types.metrics import Flips, Pairs, RewardMetrics
 from headrace_core.types.reward_statistics import clopper_pearson
-from headrace_gateway.views.reward_summary import in_words, summary
+from headrace_gateway.views.reward_summary import summary
+from headrace_lab.reports.job_report import reward_facts
 
 
 def counted(worker: str = "rollout-0", started: float = 1.0, **fields: object) -> RewardMetrics:
@@ -20,7 +21,7 @@ def test_of_nothing_nothing_is_said() -> None:
         assert found["scored_again"]["equal"] is None
         assert found["drift"] == {"mean_shift": None, "standard_error": None, "rounds": 0, "moves": None}
         assert found["truth"] == found["failures"] == {}
-        assert in_words(found) == {"Reward failures": "none, of 0 completions"}
+        assert reward_facts(found) == {"Reward failures": "none, of 0 completions"}
         json.dumps(found)
 
 
@@ -60,7 +61,7 @@ def test_of_a_few_groups_a_drift_is_not_told_and_a_difference_has_no_interval() 
     found = summary([counted(drift=few, drift_rounds=1, again=few)])
     assert found["drift"] == {"mean_shift": None, "standard_error": None, "rounds": 1, "moves": None}
     assert found["scored_again"]["mean_difference"] == 0.25
-    assert "Drift of the reward" not in in_words(found)
+    assert "Drift of the reward" not in reward_facts(found)
 
 
 def test_the_groups_of_all_workers_make_one_estimate() -> None:
@@ -71,10 +72,12 @@ def test_the_groups_of_all_workers_make_one_estimate() -> None:
     assert (shift["value"], shift["count"], shift["groups"]) == (0.3125, 8, 4)
 
 
-def test_in_words() -> None:
+def test_the_facts_of_a_report() -> None:
     again = Pairs().with_group([1.0] * 8, [1.0] * 8).with_group([0.0] * 8, [0.0] * 8)
     flips = Flips().with_group([True] + [False] * 9, [False] * 10)
-    words = in_words(summary([counted(completions=16, failures={"timeout": 2}, again=again, truth={"audit": flips})]))
+    words = reward_facts(
+        summary([counted(completions=16, failures={"timeout": 2}, again=again, truth={"audit": flips})])
+    )
     low, few = clopper_pearson(1.0, 2)[0], clopper_pearson(0.1, 1)
     assert words == {
         "Reward failures": "timeout 2, of 16 completions",

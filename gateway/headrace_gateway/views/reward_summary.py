@@ -45,31 +45,6 @@ def summary(counted: Sequence[RewardMetrics]) -> RewardSummary:
     }
 
 
-def in_words(found: Mapping[str, Any]) -> dict[str, str]:
-    """The measured figures of a summary as text, by subject."""
-    failures = ", ".join(f"{kind} {count}" for kind, count in found["failures"].items())
-    words = {"Reward failures": f"{failures or 'none'}, of {found['completions']} completions"}
-    if lacking := found["sample_parse_errors"]:
-        words["Scored 0 for what they lack"] = (
-            f"{lacking} completions without the JSON, or its key, that the grader reads"
-        )
-    if (equal := found["scored_again"]["equal"]) is not None:
-        words["Scored again"] = f"{_percent(equal)} the same, {equal['count']} completions"
-    for truth, flips in found["truth"].items():
-        rates = {"p01": "low made high", "p10": "high made low"}
-        said = [f"{_percent(flips[rate])} {what}" for rate, what in rates.items() if flips[rate] is not None]
-        if said:
-            words[f"Against {truth}"] = ", ".join(said)
-    if (shift := found["drift"]["mean_shift"]) is not None:
-        moves = "it moves" if found["drift"]["moves"] else "within its error"
-        words["Drift of the reward"] = f"{shift['value']:+.3g} ({shift['low']:+.3g} to {shift['high']:+.3g}): {moves}"
-    return words
-
-
-def _percent(figure: Mapping[str, float]) -> str:
-    return f"{figure['value']:.1%} ({figure['low']:.1%} to {figure['high']:.1%})"
-
-
 def _flips(counted: Sequence[Flips]) -> dict[str, Any]:
     """The confusion of high and low with its rates."""
     total = reduce(add, counted)

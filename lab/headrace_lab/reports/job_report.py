@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headrace_core.ledger.counts import LIVE
 from headrace_gateway.cli.job_summary import of_its_bound
-from headrace_gateway.views.reward_summary import in_words
 
 from .plot_style import INK, MUTED, set_style
 
@@ -197,7 +197,7 @@ def _page(record: Record) -> str:
     ]
     if evaluations:
         facts.insert(2, ("Validation", " → ".join(_mean(evaluations[i]["reward_mean"]) for i in (0, -1))))
-    facts += in_words(record.reward).items()
+    facts += reward_facts(record.reward).items()
     facts += [(f"{s.worker} busy", f"{s.busy:.0%} of {s.seconds:.0f} s") for s in steady_shares(record)]
     updates = record.of("update")
     if updates:
@@ -217,3 +217,28 @@ def _page(record: Record) -> str:
 
 def _mean(reward: float | None) -> str:
     return "none" if reward is None else f"{reward:.3f}"
+
+
+def reward_facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The measured figures of a reward's summary (`GET …/reward`) as text, by subject."""
+    failures = ", ".join(f"{kind} {count}" for kind, count in summary["failures"].items())
+    words = {"Reward failures": f"{failures or 'none'}, of {summary['completions']} completions"}
+    if lacking := summary["sample_parse_errors"]:
+        words["Scored 0 for what they lack"] = (
+            f"{lacking} completions without the JSON, or its key, that the grader reads"
+        )
+    if (equal := summary["scored_again"]["equal"]) is not None:
+        words["Scored again"] = f"{_percent(equal)} the same, {equal['count']} completions"
+    for truth, flips in summary["truth"].items():
+        rates = {"p01": "low made high", "p10": "high made low"}
+        said = [f"{_percent(flips[rate])} {what}" for rate, what in rates.items() if flips[rate] is not None]
+        if said:
+            words[f"Against {truth}"] = ", ".join(said)
+    if (shift := summary["drift"]["mean_shift"]) is not None:
+        moves = "it moves" if summary["drift"]["moves"] else "within its error"
+        words["Drift of the reward"] = f"{shift['value']:+.3g} ({shift['low']:+.3g} to {shift['high']:+.3g}): {moves}"
+    return words
+
+
+def _percent(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.1%} ({figure['low']:.1%} to {figure['high']:.1%})"
