@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,13 @@ from headrace_lab.waiting import wait_until_async
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 CONFIG = worker_config("ftjob-supervised")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """One for all tests: each has actors of its own."""
+    with RayConnection(None):
+        yield
 
 
 def supervisor_of(redis: Redis, launch: Callable[[WorkerConfig], WorkerProcess], max_restarts: int) -> WorkerSupervisor:
@@ -73,32 +80,30 @@ def mortal_class() -> type:
 
 
 async def test_a_worker_that_dies_before_it_works_is_started_again_up_to_a_limit(redis: Redis, tmp_path: Path) -> None:
-    with RayConnection(None):
+    def supervisor(deaths: int) -> WorkerSupervisor:
+        mortal = ray.remote(mortal_class()).options(num_cpus=0)
+        file = str(tmp_path / str(deaths))
+        return supervisor_of(redis, lambda _: ActorProcess(mortal.remote(deaths, file)), max_restarts=2)
 
-        def supervisor(deaths: int) -> WorkerSupervisor:
-            mortal = ray.remote(mortal_class()).options(num_cpus=0)
-            file = str(tmp_path / str(deaths))
-            return supervisor_of(redis, lambda _: ActorProcess(mortal.remote(deaths, file)), max_restarts=2)
+    mended = supervisor(deaths=2)
+    running = asyncio.create_task(mended.run(asyncio.Event()))
+    assert await mended.call("evaluate", 7) == 7
+    await cancel([running])
+    await mended.stop()
 
-        mended = supervisor(deaths=2)
-        running = asyncio.create_task(mended.run(asyncio.Event()))
-        assert await mended.call("evaluate", 7) == 7
-        await cancel([running])
-        await mended.stop()
-
-        lost = supervisor(deaths=3)
-        running, asked = asyncio.create_task(lost.run(asyncio.Event())), asyncio.create_task(lost.call("evaluate", 7))
-        with pytest.raises(RestartsExhausted, match="used up its restarts"):
-            await running
-        await cancel([asked])
-        told = [event for _, event in await JobStore(redis).events(CONFIG.job_id)]
-        assert sum("failed and is started again" in event.message for event in told) == 4
-        said = [event.data for event in told if event.level == "warn" and event.data is not None]
-        assert [(s["worker"], s["restart"], s["of"], s["delay"]) for s in said] == [
-            ("rollout-0", 1, 2, 1.0), ("rollout-0", 2, 2, 2.0)
-        ] * 2  # fmt: skip
-        assert all("died" in s["cause"] for s in said)
-        assert await RecoveryCounters(redis, CONFIG.job_id).counts() == ({}, {"rollout-0": 4})
+    lost = supervisor(deaths=3)
+    running, asked = asyncio.create_task(lost.run(asyncio.Event())), asyncio.create_task(lost.call("evaluate", 7))
+    with pytest.raises(RestartsExhausted, match="used up its restarts"):
+        await running
+    await cancel([asked])
+    told = [event for _, event in await JobStore(redis).events(CONFIG.job_id)]
+    assert sum("failed and is started again" in event.message for event in told) == 4
+    said = [event.data for event in told if event.level == "warn" and event.data is not None]
+    assert [(s["worker"], s["restart"], s["of"], s["delay"]) for s in said] == [
+        ("rollout-0", 1, 2, 1.0), ("rollout-0", 2, 2, 2.0)
+    ] * 2  # fmt: skip
+    assert all("died" in s["cause"] for s in said)
+    assert await RecoveryCounters(redis, CONFIG.job_id).counts() == ({}, {"rollout-0": 4})
 
 
 def stubborn_class() -> type:
@@ -124,21 +129,20 @@ def stubborn_class() -> type:
 async def test_a_start_that_fails_twice_in_the_same_way_is_not_tried_again(redis: Redis, tmp_path: Path) -> None:
     too_much = "vLLM did not start on /m: torch.OutOfMemoryError: 200 GiB are too many"
     same = HeadraceError(too_much, code=FAILED_BY_ITSELF)
-    with RayConnection(None):
 
-        async def starts(name: str, *errors: Exception) -> int:
-            stubborn = ray.remote(stubborn_class()).options(num_cpus=0)
-            file = str(tmp_path / name)
-            worker = supervisor_of(redis, lambda _: ActorProcess(stubborn.remote(list(errors), file)), max_restarts=2)
-            with pytest.raises(RestartsExhausted) as gave_up:
-                await worker.run(asyncio.Event())
-            assert str(errors[-1]) in gave_up.value.message
-            return (tmp_path / name).stat().st_size
+    async def starts(name: str, *errors: Exception) -> int:
+        stubborn = ray.remote(stubborn_class()).options(num_cpus=0)
+        file = str(tmp_path / name)
+        worker = supervisor_of(redis, lambda _: ActorProcess(stubborn.remote(list(errors), file)), max_restarts=2)
+        with pytest.raises(RestartsExhausted) as gave_up:
+            await worker.run(asyncio.Event())
+        assert str(errors[-1]) in gave_up.value.message
+        return (tmp_path / name).stat().st_size
 
-        other_figures = HeadraceError(too_much.replace("200", "201"), code=FAILED_BY_ITSELF)
-        assert await starts("same", same, other_figures) == 2
-        assert await starts("others", HeadraceError("no room yet", code=FAILED_BY_ITSELF), same) == 3
-        assert await starts("away", Unavailable("Redis does not answer")) == 3, "that part may be back"
+    other_figures = HeadraceError(too_much.replace("200", "201"), code=FAILED_BY_ITSELF)
+    assert await starts("same", same, other_figures) == 2
+    assert await starts("others", HeadraceError("no room yet", code=FAILED_BY_ITSELF), same) == 3
+    assert await starts("away", Unavailable("Redis does not answer")) == 3, "that part may be back"
     told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
     assert any(too_much in message for message in told)
 
@@ -170,31 +174,29 @@ def rank_class() -> type:
 
 async def test_a_worker_that_dies_while_it_waits_for_others_is_started_again(redis: Redis, tmp_path: Path) -> None:
     """Those may wait for it: a rollout worker that starts, for weights that were lost with a learner."""
-    with RayConnection(None):
-        silent, pids, begin = ray.remote(silent_class()).options(num_cpus=0), tmp_path / "pids", asyncio.Event()
-        worker = supervisor_of(redis, lambda _: ActorProcess(silent.remote(str(pids))), max_restarts=1)
-        running = asyncio.create_task(worker.run(begin))
-        await worker.until_ready()
-        assert not worker.working
-        os.kill(int(pids.read_text()), signal.SIGKILL)
-        await wait_until_async(lambda: not worker.ready, "the death is noticed", pause=0.1)
-        await worker.until_ready()
-        assert len(pids.read_text().split()) == 2
-        assert not running.done()
-        begin.set()
-        assert await running == "done"
-        await worker.stop()
+    silent, pids, begin = ray.remote(silent_class()).options(num_cpus=0), tmp_path / "pids", asyncio.Event()
+    worker = supervisor_of(redis, lambda _: ActorProcess(silent.remote(str(pids))), max_restarts=1)
+    running = asyncio.create_task(worker.run(begin))
+    await worker.until_ready()
+    assert not worker.working
+    os.kill(int(pids.read_text()), signal.SIGKILL)
+    await wait_until_async(lambda: not worker.ready, "the death is noticed", pause=0.1)
+    await worker.until_ready()
+    assert len(pids.read_text().split()) == 2
+    assert not running.done()
+    begin.set()
+    assert await running == "done"
+    await worker.stop()
 
 
 async def test_when_one_rank_of_a_learner_dies_all_are_started_again(redis: Redis, tmp_path: Path) -> None:
-    with RayConnection(None):
-        rank = ray.remote(rank_class()).options(num_cpus=0)
-        launch = lambda _: RankedProcess(  # noqa: E731
-            [ActorProcess(rank.remote(number, str(tmp_path), number == 1)) for number in range(2)]
-        )
-        learner = supervisor_of(redis, launch, max_restarts=1)
-        assert await learner.run(begun()) == "rank 0 ended"
-        await learner.stop()
+    rank = ray.remote(rank_class()).options(num_cpus=0)
+    launch = lambda _: RankedProcess(  # noqa: E731
+        [ActorProcess(rank.remote(number, str(tmp_path), number == 1)) for number in range(2)]
+    )
+    learner = supervisor_of(redis, launch, max_restarts=1)
+    assert await learner.run(begun()) == "rank 0 ended"
+    await learner.stop()
     assert [(tmp_path / f"rank-{number}").read_text() for number in range(2)] == ["xx", "xx"]
     told = [event.message for _, event in await JobStore(redis).events(CONFIG.job_id)]
     assert sum("failed and is started again" in message for message in told) == 1
@@ -232,19 +234,18 @@ def silent_class() -> type:
 async def test_a_stopped_process_is_silent_and_once_ended_is_killed_and_started_again(
     redis: Redis, tmp_path: Path
 ) -> None:
-    with RayConnection(None):
-        silent, pids = ray.remote(silent_class()).options(num_cpus=1), tmp_path / "pids"
-        worker = supervisor_of(redis, lambda _: ActorProcess(silent.remote(str(pids))), max_restarts=1)
-        running = asyncio.create_task(worker.run(begun()))
-        await wait_until_async(lambda: worker.ready and worker.silent() == 0.0, "it works", pause=0.1)
-        pid = int(pids.read_text())
-        os.kill(pid, signal.SIGSTOP)
-        await wait_until_async(lambda: worker.silent() >= 1.0, "it is silent for a second", pause=0.1)
-        worker.end("it did not answer for 1 s")
-        assert await asyncio.wait_for(running, 60) == "done"
-        await wait_until_async(lambda: not psutil.pid_exists(pid), "its process is gone", pause=0.1)
-        assert worker.silent() == 0.0
-        await worker.stop()
+    silent, pids = ray.remote(silent_class()).options(num_cpus=1), tmp_path / "pids"
+    worker = supervisor_of(redis, lambda _: ActorProcess(silent.remote(str(pids))), max_restarts=1)
+    running = asyncio.create_task(worker.run(begun()))
+    await wait_until_async(lambda: worker.ready and worker.silent() == 0.0, "it works", pause=0.1)
+    pid = int(pids.read_text())
+    os.kill(pid, signal.SIGSTOP)
+    await wait_until_async(lambda: worker.silent() >= 1.0, "it is silent for a second", pause=0.1)
+    worker.end("it did not answer for 1 s")
+    assert await asyncio.wait_for(running, 60) == "done"
+    await wait_until_async(lambda: not psutil.pid_exists(pid), "its process is gone", pause=0.1)
+    assert worker.silent() == 0.0
+    await worker.stop()
     told = [event.data for _, event in await JobStore(redis).events(CONFIG.job_id) if event.level == "warn"]
     assert told == [
         {"worker": "rollout-0", "cause": "it did not answer for 1 s", "restart": 1, "of": 1, "delay": 1.0},
