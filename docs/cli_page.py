@@ -15,9 +15,9 @@ INTRO = """\
 
 <!-- Written by docs/generate.py. Change the commands' docstrings and options, then run it. -->
 
-Commands that use a gateway find it by `--url` or `HEADRACE_URL`, and send the key in `HEADRACE_API_KEY` where keys are
-required. An error that the user can correct is one line on the error stream, with exit code 1. `--json` is for
-programs.
+This page lists every command of `headrace`. Commands that use a gateway take its address from `--url` or
+`HEADRACE_URL`, and the API key, if keys are required, from `HEADRACE_API_KEY`. An error that the user can correct is
+one line on the error stream, with exit code 1. `--json` prints JSON for programs.
 """
 
 

@@ -36,26 +36,28 @@ SETTINGS_INTRO = """\
 
 <!-- Written by docs/generate.py. Change the models' descriptions, then run it. -->
 
-There are two kinds of settings: those of a job, which its user sets, and those of the service, which its operator sets.
-This page lists all of them; an unknown name is refused.
+This page lists all settings: those of a job, which its user sets, and those of the service, which its operator sets.
+An unknown name is refused.
 
 ## Of a job
 
-They stand under `method.reinforcement.hyperparameters` of a request, or `[hyperparameters]` of a job file. `"auto"`
-means the default. A dash is a default that depends on the model or the data; submission fills in the value, and
-`GET /v1/fine_tuning/jobs/{job_id}` shows it:
+A job's settings are in `method.reinforcement.hyperparameters` of a request, or in `[hyperparameters]` of a job file.
+`"auto"` means the default. A dash is a default that depends on the model or the data; submission fills in the value,
+and `GET /v1/fine_tuning/jobs/{job_id}` shows it:
 
 - steps: `n_steps`, or as many as `n_epochs` passes over the training file need, rounded up; one pass by default;
 - learning rate: `learning_rate`, or a base of BASE_RATE times `learning_rate_multiplier`;
-- `max_context` is at most what the model takes, and `max_tokens` is reduced for long prompts, if you set neither; an
-  event reports it, with the row; below 64 tokens (of a short context, a quarter of it) the row is refused instead;
-- training samples from the whole distribution at `temperature`: `top_p`, `top_k` and `min_p` are accepted with the
-  values that change nothing (1; 0 or -1; 0) and refused with any other
-  ([decision 0028](decisions/0028-training-samples-the-whole-distribution.md));
-- evaluations every tenth of the job, checkpoints every fifth.
+- `max_context`: reduced to the model's own maximum, if you do not set it;
+- `max_tokens`: reduced for long prompts, if you do not set it; an event reports that, with the row. A row that would
+  leave fewer than 64 tokens (with a short context, fewer than a quarter of it) is refused instead;
+- `eval_interval`: a tenth of the job; `checkpoint_interval`: a fifth.
 
-How `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, the clip and the staleness weight
-work together is explained on [staleness.md](staleness.md).
+Training samples from the whole distribution at `temperature`: `top_p`, `top_k` and `min_p` are accepted with the
+values that change nothing (1; 0 or -1; 0) and refused with any other
+([decision 0028](decisions/0028-training-samples-the-whole-distribution.md)).
+
+[staleness.md](staleness.md) explains how `max_staleness`, `late`, `update_mode`, `batch_size`, `minibatches`, the clip
+and the staleness weight work together.
 """
 
 ALGORITHMS_INTRO = """
@@ -67,8 +69,9 @@ An algorithm is an advantage function and a policy loss. Its defaults apply to t
 SERVICE_INTRO = """
 ## Of the service
 
-They are environment variables, some of them also options of `headrace serve`. With none set, everything runs on this
-machine. `RAY_ADDRESS` applies if no address is given here. The variables of the command line are on [cli.md](cli.md).
+The service's settings are environment variables; some are also options of `headrace serve`. With none set, everything
+runs on this machine. `RAY_ADDRESS` applies if `HEADRACE_RAY_ADDRESS` is not set. [cli.md](cli.md) lists the variables
+of the command line.
 """
 
 METRICS_INTRO = """\
@@ -76,91 +79,97 @@ METRICS_INTRO = """\
 
 <!-- Written by docs/generate.py. Change the structs' docstrings, then run it. -->
 
+This page defines every measurement that a job records; [prometheus.md](prometheus.md) lists what Prometheus scrapes.
 A job's measurements are one append-only stream. `GET /v1/fine_tuning/jobs/{job_id}/metrics` returns it as a list of
 `{id, kind, data}`, `GET /v1/fine_tuning/jobs/{job_id}/stream` as server-sent events named by `kind`; the dashboard's
-charts use nothing else. `data` has the fields below. What Prometheus scrapes is on [prometheus.md](prometheus.md).
+charts use nothing else. `data` has the fields below.
 
 | kind | written by | when |
 | --- | --- | --- |
 | `step` | learner | each optimizer step, after it is settled |
 | `evaluation` | controller | each evaluation on the validation file |
-| `update` | each rollout worker | each weight update it applied |
+| `update` | each rollout worker | each weight update that it applied |
 | `worker` | every worker | every two seconds |
 | `reward` | each rollout worker | every few seconds in which it scored something |
 
-Times are Unix seconds, durations are seconds, shares lie between 0 and 1. Ages count policy versions; as JSON keys they
-are text. A step is recorded once, after it is settled; the record of a step whose learner died in between is missing.
+Times are Unix seconds, durations are seconds, shares are between 0 and 1. Ages count policy versions; as JSON keys they
+are text. A step is recorded once, after it is settled; if the learner dies between settling a step and recording it,
+the step has no record.
 
-Nothing recorded is removed. Entries of steps are all retained. `worker` and `reward` are written by the clock, each
-with its counts since the worker's start: all of a worker's are retained while there are 2,000 or fewer; later, an
-entry is retained only if the previous one is older than 1/2,000 of the time since the first. After a day of one every
-two seconds that is one in 43 s, and some 8,100 entries, not 43,200. The newest is always available: Prometheus and the
-job's other routes show it.
+`step`, `evaluation` and `update` are always recorded. `worker` and `reward` are written at intervals, each entry with
+the counts since the worker's start, and are thinned out: the first 2,000 entries of a worker are all recorded; later,
+an entry is recorded only if the previous one is older than 1/2,000 of the time since the first. After a day with an
+entry every two seconds, that is one entry in 43 s, and about 8,100 entries instead of 43,200. The newest values are
+always available from Prometheus and the job's other routes.
+
+Each kind may take 16 MiB of Redis' memory, enough for some ten thousand steps. When a kind has used them up, every
+second entry of its older three quarters is removed, never the first; `GET /v1/fine_tuning/jobs/{job_id}/queues` counts
+the removed entries.
 """
 
 EVENT_TEXT = """
 ## `data` of a metrics event
 
 Events of type `metrics` carry the figures of a step or an evaluation for clients of OpenAI's surface. After an
-evaluation, `data` is the evaluation above with `full_valid_mean_reward` beside it; after a step, it is:
+evaluation, `data` has the fields of `evaluation` above and `full_valid_mean_reward`; after a step, it has:
 
 | field | meaning |
 | --- | --- |
-| `step`, `total_steps` | where the job is |
-| `train_mean_reward`, `train_reward_std` | over the step's completions |
+| `step`, `total_steps` | number of the step, and of all steps of the job |
+| `train_mean_reward`, `train_reward_std` | mean and standard deviation of the reward over the step's completions |
 | `train_loss`, `entropy`, `grad_norm` | as in `step` above |
-| `completion_length` | mean, in tokens |
-| `trained_tokens`, `masked_tokens` | tokens that contributed to the gradient; tokens left out for their age |
+| `completion_length` | mean length of the completions, in tokens |
+| `trained_tokens`, `masked_tokens` | tokens that contributed to the gradient; tokens that were too old for it |
 | `staleness` | `age_mean` and `age_max` of the tokens that contributed, and the `bound` |
 """
 
 PLAIN = {
     "AgeMetrics": {},
     "StepMetrics": {
-        "total_steps": "Of the whole job.",
+        "total_steps": "Number of steps of the whole job.",
         "time": "When the step was recorded.",
-        "reward_std": "Over the same.",
-        "groups": "Trained in the step.",
-        "completions": "Of those groups.",
-        "masked_tokens": "Left out of the gradient, because they are beyond max_staleness.",
-        "ages": "By age: the struct `AgeMetrics`, below.",
-        "completion_length": "Mean, in sampled tokens.",
-        "loss": "Mean over the contributing tokens.",
-        "grad_norm": "Before clipping; the largest of the minibatches.",
-        "learning_rate": "Of this step.",
+        "reward_std": "Standard deviation of the same rewards.",
+        "groups": "Groups trained in the step.",
+        "completions": "Completions of those groups.",
+        "masked_tokens": "Tokens left out of the gradient, because they are older than max_staleness.",
+        "ages": "Age → figures of its tokens: the struct `AgeMetrics`, below.",
+        "completion_length": "Mean length of a completion, in sampled tokens.",
+        "loss": "Mean loss of the contributing tokens.",
+        "grad_norm": "Norm of the gradient before clipping; the largest of the minibatches.",
+        "learning_rate": "Learning rate of the step.",
         "effective_sample_size": "As in `AgeMetrics`, over all contributing tokens.",
         "clip_share": "As in `AgeMetrics`, over all contributing tokens.",
         "behaviour_kl": "As in `AgeMetrics`, over all contributing tokens.",
     },
     "EvaluationMetrics": {
-        "time": "When it ended.",
-        "seconds": "How long it took; training went on meanwhile.",
-        "samples": "Rows evaluated.",
+        "time": "When the evaluation ended.",
+        "seconds": "Duration of the evaluation; training continued meanwhile.",
+        "samples": "Number of rows evaluated.",
         "components": "Mean of each reward component.",
         "reward_failed": "Samples whose reward failed.",
-        "completion_length": "Mean, in sampled tokens.",
+        "completion_length": "Mean length of a completion, in sampled tokens.",
     },
     "UpdateMetrics": {
-        "worker": "Its name within the job.",
-        "time": "When it was applied.",
-        "version": "The policy version that samples from here on.",
-        "staged_seconds": "Reading and preparing the weights, while generation went on.",
-        "paused_seconds": "No token could be sampled.",
-        "requests_in_flight": "At the pause.",
+        "worker": "Name of the worker within the job.",
+        "time": "When the update was applied.",
+        "version": "The policy version that samples from then on.",
+        "staged_seconds": "Time to read and prepare the weights, during which generation continued.",
+        "paused_seconds": "Time in which no token could be sampled.",
+        "requests_in_flight": "Number of requests in flight at the pause.",
     },
     "WorkerMetrics": {
-        "worker": "Its name within the job.",
-        "state": "A rollout worker may be drained: it then takes no more groups.",
-        "time": "Of the heartbeat.",
-        "version": "The policy version it samples with, or has trained to.",
-        "uptime": "Since the worker was ready.",
-        "groups": "Committed, or trained, since its start.",
+        "worker": "Name of the worker within the job.",
+        "state": "State of the worker; a rollout worker that is draining or drained takes no more groups.",
+        "time": "Time of the heartbeat.",
+        "version": "The policy version that a rollout worker samples with, or that the learner has trained.",
+        "uptime": "Seconds since the worker was ready.",
+        "groups": "Groups committed, or trained, since its start.",
     },
     "RewardMetrics": {
-        "worker": "Its name within the job.",
-        "time": "When it was recorded.",
-        "groups": "Scored.",
-        "drift_rounds": "How often the panel was scored again.",
+        "worker": "Name of the worker within the job.",
+        "time": "When the entry was recorded.",
+        "groups": "Groups scored.",
+        "drift_rounds": "Number of times that the panel was scored again.",
     },
 }
 """By struct and field: what the code leaves to the name."""

@@ -64,13 +64,13 @@ class Hyperparameters(BaseModel):
     batch_size: int = Field(16, ge=1, le=4096, description="Groups a step.")
     group_size: int = Field(8, ge=1, le=256, description="Completions sampled for each prompt.")
     compute_multiplier: float | None = Field(
-        None, gt=0, le=10, description="Scales group_size: more completions of each prompt explore more."
+        None, gt=0, le=10, description="Factor on group_size: more completions of each prompt explore more."
     )
-    n_steps: WholeNumber | None = Field(None, ge=1, description="Steps to train; instead of n_epochs.")
-    n_epochs: int | None = Field(None, ge=1, le=50, description="Passes over the training file.")
+    n_steps: WholeNumber | None = Field(None, ge=1, description="Steps to train; or set n_epochs.")
+    n_epochs: int | None = Field(None, ge=1, le=50, description="Passes over the training file; or set n_steps.")
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of the policy.")
     learning_rate_multiplier: float | None = Field(
-        None, gt=0, le=1e5, description="Scales the default learning rate; instead of learning_rate."
+        None, gt=0, le=1e5, description="Factor on the default learning rate; or set learning_rate."
     )
     warmup_steps: WholeNumber = Field(0, ge=0, description="Steps of linear learning-rate warm-up.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay, of matrices only.")
@@ -78,9 +78,9 @@ class Hyperparameters(BaseModel):
         1.0, gt=0, le=MAX_FLOAT, description="Gradient norm above which gradients are scaled down."
     )
     minibatches: int = Field(
-        1, ge=1, le=64, description="Optimizer updates a step; the clip around the proximal policy acts above 1."
+        1, ge=1, le=64, description="Optimizer updates a step; the clip around the proximal policy acts only above 1."
     )
-    token_budget: WholeNumber = Field(8192, ge=64, description="Padded tokens of one forward and backward pass.")
+    token_budget: WholeNumber = Field(8192, ge=64, description="Maximum padded tokens of a forward and backward pass.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seeds prompt order, sampling and training.")
 
     # the policy loss
@@ -98,33 +98,32 @@ class Hyperparameters(BaseModel):
         0.04,
         gt=0,
         le=MAX_FLOAT,
-        description="importance second_moment: bound of the mean squared log π_prox/π_behaviour, over the tokens on "
-        "which a trust region acts.",
+        description="With importance second_moment: bound of the mean squared log π_prox/π_behaviour over the tokens "
+        "on which a trust region acts.",
     )
     filter_groups: bool = Field(
         False, description="Groups whose rewards are all equal are filtered, and others take their place in the step."
     )
     filter_limit: WholeNumber = Field(
-        8, ge=1, description="Batches filtered for one step before groups of equal rewards fill it after all."
+        8, ge=1, description="Batches filtered for one step before groups of equal rewards are used after all."
     )
 
     # reference policy and critic
     kl_coefficient: float = Field(0.0, ge=0, le=MAX_FLOAT, description="Weight of the divergence from the base model.")
     kl_estimator: KlEstimator = Field(
         "k1",
-        description="Estimator of that divergence, of one token: k1 in the reward; in the loss k2, k1+ or k3+ (k1's or "
+        description="Estimator of the divergence of one token: k1 in the reward; in the loss k2, k1+ or k3+ (k1's or "
         "k3's value, k2's gradient: KL(policy ‖ base)), or k3, whose gradient is that of KL(base ‖ policy).",
     )
     kl_in: Literal["reward", "loss"] = Field(
         "reward",
-        description="Where the divergence counts: in the reward, subtracted after advantages are normalised, or in the "
-        "loss.",
+        description="Where the divergence is applied: in the reward, after advantages are normalised, or in the loss.",
     )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of a later token's reward.")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="λ of generalised advantage estimation, with a critic.")
     truncation: Literal["bootstrap", "end"] = Field(
         "end",
-        description="With a critic, where max_tokens cut a completion off: its return ends with its reward, like any "
+        description="With a critic, if max_tokens cut a completion off: its return ends with its reward, like any "
         "other's (end), or the critic's value of what would come next is added (bootstrap).",
     )
     value_clip: float = Field(
@@ -133,7 +132,7 @@ class Hyperparameters(BaseModel):
     critic_learning_rate: float | None = Field(
         None, gt=0, le=1, description="Peak learning rate of the critic; that of the policy by default."
     )
-    critic_warmup_steps: WholeNumber = Field(0, ge=0, description="First steps, in which the critic alone is trained.")
+    critic_warmup_steps: WholeNumber = Field(0, ge=0, description="First steps, in which only the critic is trained.")
 
     # memory
     optimizer: OptimizerName = Field("adamw", description="Optimizer of the policy and the critic.")
@@ -141,18 +140,18 @@ class Hyperparameters(BaseModel):
     optimizer_interval: WholeNumber | None = Field(
         None,
         ge=1,
-        description="Updates between two subspaces of the low-rank optimizers: 200 by default, 1 for dct_adamw.",
+        description="Updates after which a low-rank optimizer changes its subspace: 200 by default, 1 for dct_adamw.",
     )
     optimizer_scale: float | None = Field(
         None,
         gt=0,
         le=MAX_FLOAT,
-        description="Scale of a low-rank update beside a full one: 0.25 by default, 1 for dct_adamw.",
+        description="Factor on a low-rank update, compared with a full one: 0.25 by default, 1 for dct_adamw.",
     )
     lora_rank: int | None = Field(None, ge=1, le=512, description="Train adapters of this rank instead of all weights.")
     lora_alpha: float = Field(16.0, gt=0, le=MAX_FLOAT, description="Adapters are scaled by lora_alpha / lora_rank.")
     gradient_checkpointing: bool = Field(
-        False, description="Keep activations at layer borders only and compute the rest again: less memory, more time."
+        False, description="Store activations only between layers and recompute the rest: less memory, more time."
     )
     learner_precision: Literal["bfloat16", "float32"] | None = Field(
         None,
@@ -163,14 +162,14 @@ class Hyperparameters(BaseModel):
 
     # staleness
     max_staleness: WholeNumber = Field(
-        4, ge=0, description="Largest age of a token, in policy versions, that contributes to a gradient."
+        4, ge=0, description="Maximum age, in policy versions, of a token that contributes to a gradient."
     )
     late: Late = Field(
         "mask", description="What happens to tokens beyond max_staleness: mask, drop the group, or wait for stragglers."
     )
     proximal: Proximal = Field(
         "recompute",
-        description="The policy the clip is around: computed before the update, interpolated between behaviour and "
+        description="Policy at the centre of the clip: computed before the update, interpolated between behaviour and "
         "current policy, or the behaviour policy itself (plain PPO).",
     )
     importance: Importance = Field(
@@ -179,14 +178,14 @@ class Hyperparameters(BaseModel):
         "moment is below a bound, or left out.",
     )
     importance_level: ImportanceLevel = Field(
-        "token", description="The weight is of a token, of the completion, or of the completion's geometric mean."
+        "token", description="Ratio in the weight: of a token, of the completion, or the completion's geometric mean."
     )
     importance_cap: float = Field(
         5.0, ge=1, le=MAX_FLOAT, description="Cap of the staleness weight π_prox/π_behaviour."
     )
     update_mode: Literal["keep_kv", "recompute", "drain"] = Field(
         "keep_kv",
-        description="Requests in flight at a weight update keep their cache, have it recomputed, or finish first.",
+        description="At a weight update, requests in flight keep their KV cache, recompute it, or finish first.",
     )
 
     max_mismatch: float = Field(
@@ -201,14 +200,14 @@ class Hyperparameters(BaseModel):
     engine: Literal["vllm", "transformers"] = Field("vllm", description="Engine that generates completions.")
     rollout_workers: int = Field(1, ge=1, le=256, description="Rollout workers, each with an engine of its own.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
-    max_tokens: WholeNumber = Field(256, ge=1, description="Tokens of the longest completion.")
-    max_context: WholeNumber = Field(2048, ge=8, description="Tokens of the longest prompt and completion together.")
-    max_running: int = Field(128, ge=1, le=4096, description="Completions decoded at once by one worker.")
+    max_tokens: WholeNumber = Field(256, ge=1, description="Maximum tokens of a completion.")
+    max_context: WholeNumber = Field(2048, ge=8, description="Maximum tokens of prompt and completion together.")
+    max_running: int = Field(128, ge=1, le=4096, description="Maximum completions that one worker decodes at a time.")
     kv_cache_gib: float = Field(1.0, gt=0, le=MAX_FLOAT, description="Memory of one engine's KV cache, in GiB.")
-    reward_attempts: int = Field(2, ge=1, le=10, description="Attempts to score a completion whose reward fails.")
+    reward_attempts: int = Field(2, ge=1, le=10, description="Maximum attempts to score a completion.")
     reward_failure: Literal["fail_group", "leave_out"] = Field(
         "fail_group",
-        description="A completion whose reward failed ends its group as reward_failed, or is left out of it.",
+        description="A completion whose reward failed ends its group as reward_failed, or is left out of the group.",
     )
     max_reward_failures: float = Field(
         0.2,
@@ -231,7 +230,7 @@ class Hyperparameters(BaseModel):
         "after which it pauses, because the policy does not change. 0: it never pauses for that.",
     )
     reward_recheck: float = Field(
-        0.02, ge=0, le=1, description="Share of the groups scored again, to see whether the scores repeat."
+        0.02, ge=0, le=1, description="Share of the groups that are scored again, to measure whether scores repeat."
     )
 
     # evaluation, checkpoints, and recorded completions
@@ -258,10 +257,10 @@ class Hyperparameters(BaseModel):
         1, ge=0, description="Steps between snapshots of the learner's state in memory; 0 takes none."
     )
     keep_rollouts: int = Field(
-        4, ge=0, le=64, description="Groups of each step whose completions are recorded, chosen by their ids."
+        4, ge=0, le=64, description="Number of groups of each step whose completions are recorded, chosen by id."
     )
     keep_rollouts_mib: int = Field(
-        32, ge=1, le=4096, description="MiB that they may take in Redis, over all steps; the oldest are removed first."
+        32, ge=1, le=4096, description="MiB of recorded completions in Redis, of all steps; the oldest are removed."
     )
 
     @model_validator(mode="before")

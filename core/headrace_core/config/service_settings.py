@@ -24,11 +24,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on; 0 takes a free one.")
     require_keys: Literal["auto", "on", "off"] = Field(
-        "auto", description="Whether requests need an API key; auto: unless the gateway listens on loopback."
+        "auto", description="Whether requests need an API key; auto: they do, unless the gateway listens on loopback."
     )
     host_names: tuple[str, ...] = Field(
         (),
-        description="Host names (a JSON list) under which a gateway without keys answers browsers, in addition to "
+        description="Host names (a JSON list) that a gateway without keys accepts in requests, in addition to "
         "addresses, localhost and the machine's own name.",
     )
     trusted_proxies: tuple[str, ...] = Field(
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         description="Proxies (a JSON list of addresses or networks) whose X-Forwarded-For and X-Forwarded-Proto are "
         "trusted; so are those of every other process at such an address.",
     )
-    open_metrics: bool = Field(False, description="Whether /metrics answers without a key where keys are required.")
+    open_metrics: bool = Field(False, description="Whether /metrics needs no key even if keys are required.")
     requests_per_minute: int = Field(
         3000,
         ge=0,
@@ -46,13 +46,13 @@ class Settings(BaseSettings):
     audit_entries: int = Field(
         100_000,
         ge=100,
-        description="About how many entries each of the audit logs retains: changes, refusals, unauthenticated.",
+        description="Approximate number of entries that each audit log retains (changes, refusals, unauthenticated).",
     )
     redis_url: str | None = Field(
         None, repr=False, description="A Redis of your own (redis://, rediss:// or unix://); unset: an embedded one."
     )
-    redis_password: SecretStr | None = Field(None, description="Password of that Redis.")
-    redis_password_file: Path | None = Field(None, description="A file that holds it, as its first line.")
+    redis_password: SecretStr | None = Field(None, description="Password of your own Redis.")
+    redis_password_file: Path | None = Field(None, description="File whose first line is the password of your Redis.")
     redis_ca_file: Path | None = Field(
         None, description="Certificates (PEM) that verify a rediss:// server; unset: those of the machine."
     )
@@ -75,37 +75,37 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(None, description="A Ray cluster of your own; unset: a local one.")
     weights_dir: Path | None = Field(
         None,
-        description="Folder, shared by all workers, that passes policy versions on. Unset: shared memory.",
+        description="Folder, shared by all workers, for published policy versions; unset: shared memory.",
     )
     snapshots_dir: Path | None = Field(
-        None, description="Folder in each node's memory for the learner's snapshots. Unset: shared memory."
+        None, description="Folder in each node's memory for the learner's snapshots; unset: shared memory."
     )
     models_dir: Path | None = Field(None, description="Folder whose subfolders are offered as models by name.")
     chat_engine: Literal["auto", "vllm", "transformers"] = Field(
-        "auto", description="Engine for chats; auto: vllm where chat_gpus gives it a GPU, else transformers."
+        "auto", description="Engine for chats; auto: vllm if chat_gpus gives it a GPU, else transformers."
     )
     chat_models: int = Field(
-        2, ge=1, le=64, description="Models loaded for chats at a time; the one idle longest is unloaded for another."
+        2, ge=1, le=64, description="Models loaded for chats at a time; the longest idle one is unloaded for another."
     )
     chat_idle_seconds: float = Field(300.0, gt=0, description="Seconds without a chat after which a model is unloaded.")
     chat_context: int = Field(
-        4096, ge=16, description="Prompt and completion of a chat, in tokens; less where the model takes less."
+        4096, ge=16, description="Maximum tokens of prompt and completion of a chat, or the model's own maximum."
     )
-    chat_kv_cache_gib: float = Field(1.0, gt=0, description="Memory of the KV cache of each such model, in GiB.")
-    chat_threads: int = Field(1, ge=1, description="Threads of each such model on a CPU; it reserves no core.")
+    chat_kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of each model loaded for chats, in GiB.")
+    chat_threads: int = Field(1, ge=1, description="CPU threads of each model loaded for chats; reserves no core.")
     chat_gpus: float = Field(
-        0.0, ge=0, description="GPUs (or a part of one) each such model reserves; jobs wait for it, and it for them."
+        0.0, ge=0, description="GPUs, or a fraction of one, that each model for chats reserves, as jobs do."
     )
     lease_seconds: float = Field(
         60.0,
         gt=0,
-        description="Seconds after which a lease that is not renewed expires, and its group is issued again.",
+        description="Seconds after which a lease that is not renewed expires, and its group is leased again.",
     )
     start_timeout: float = Field(300.0, gt=0, description="Seconds a worker may take to load its model.")
     update_timeout: float = Field(
         240.0,
         gt=0,
-        description="Seconds that a weight update may take in a rollout worker before it is abandoned for a later one.",
+        description="Seconds that a weight update may take in a rollout worker; then it is abandoned for a later one.",
     )
     stall_timeout: float = Field(
         600.0,
@@ -127,9 +127,9 @@ class Settings(BaseSettings):
     restart_window: float = Field(
         600.0,
         gt=0,
-        description="Seconds of work that make all restarts available again; of a worker only if its job progressed.",
+        description="Seconds of work after which all restarts are available again (a worker's: if the job progressed).",
     )
-    max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Largest file that may be uploaded.")
+    max_upload_bytes: int = Field(512 * 1024 * 1024, gt=0, description="Maximum size of an uploaded file.")
     exports: tuple[Literal["jsonl", "tensorboard"], ...] = Field(
         (),
         description="Files of every job's measurements, written next to its checkpoints: a JSON list of "
@@ -137,22 +137,22 @@ class Settings(BaseSettings):
     )
     reward_sandbox: SandboxLevel = Field(
         "limits",
-        description="Weakest containment of users' reward code: a job is refused where the machine cannot hold it.",
+        description="Weakest allowed containment of users' reward code; jobs with such code are refused below it.",
     )
     reward_folders: tuple[str, ...] | None = Field(
         None,
-        description="Folders (a JSON list) in which files of reward functions must lie; unset: anywhere where no API "
+        description="Folders (a JSON list) in which files of reward functions must be; unset: anywhere if no API "
         "keys are asked for, nowhere else.",
     )
     reward_processes: int = Field(
         64,
         gt=0,
-        description="Processes for reward code that one grader may use on a machine, all its components together.",
+        description="Processes for reward code that one grader, with all graders inside it, may use on a machine.",
     )
     fork_server: bool = Field(
         True,
-        description="Keep a process that has imported what the checks of a submission need, and fork each check from "
-        "it; false: each starts an interpreter of its own, and takes a second longer.",
+        description="Run a process that has imported the libraries for checks of a submission, and fork each check "
+        "from it; false: each starts an interpreter of its own, and takes a second longer.",
     )
     reward_hosts: tuple[str, ...] = Field(
         (), description="Hosts (host or host:port, a JSON list) that HTTP rewards may call."

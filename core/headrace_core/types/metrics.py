@@ -25,9 +25,9 @@ class AgeMetrics(msgspec.Struct, frozen=True):
     tokens: int
     """Tokens of completions and reference answers of that age, masked ones included."""
     masked: int
-    """Left out of the gradient, because they are beyond max_staleness."""
+    """Tokens of them left out of the gradient, because they are older than max_staleness."""
     effective_sample_size: float
-    """(Σw)² / (n Σw²) of the staleness weights w = π_prox/π_behaviour: 1 is on-policy."""
+    """(Σw)² / (n Σw²) of the staleness weights w = π_prox/π_behaviour; 1 if all weights are equal, as on-policy."""
     clip_share: float
     """Share of the tokens where the clip around the proximal policy was active."""
     behaviour_kl: float
@@ -40,14 +40,14 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     kind: ClassVar[str] = "step"
 
     step: int
-    """1 for the first; the step makes policy version `step` out of `step` − 1."""
+    """Number of the step, from 1; it turns policy version `step` − 1 into version `step`."""
     total_steps: int
     time: float
     seconds: dict[str, float]
-    """Duration of each stage since the step before was recorded: `wait` (for groups), `batch`, `train`, `publish`,
-    `settle`, and of the step before `snapshot` (as far as it was waited for) and `checkpoint`."""
+    """Duration of each stage since the previous step was recorded: `wait` (for groups), `batch`, `train`, `publish`,
+    `settle`, and the previous step's `snapshot` (the time that the learner waited for it) and `checkpoint`."""
     reward_mean: float | None
-    """Over the step's completions that have a reward, masked ones included; none if no completion has one."""
+    """Mean reward of the step's completions, masked ones included; none if no completion has a reward."""
     reward_std: float | None
     components: dict[str, float]
     """Mean of each reward component."""
@@ -80,12 +80,12 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     kind: ClassVar[str] = "evaluation"
 
     step: int
-    """The policy version that was measured: its weights sampled every token."""
+    """The policy version that was evaluated: its weights sampled every token."""
     time: float
     seconds: float
     samples: int
     reward_mean: float | None
-    """Over the samples that were scored; none if no sample was scored, which is not a reward of zero."""
+    """Mean reward of the samples that were scored; none if no sample was scored, which is not a reward of zero."""
     components: dict[str, float]
     reward_failed: int
     failures: dict[str, int] = {}
@@ -95,7 +95,7 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, kw_only=True):
     sample_parse_errors: int = 0
     """Samples scored 0, in whole or in part, because they lack what the grader reads in them: JSON, or a key of it."""
     generation_failed: int = 0
-    """Samples whose row the engine cannot serve: they have no completion, and do not count in the other figures."""
+    """Samples whose row the engine cannot serve. They have no completion, and the other figures exclude them."""
     left_out: tuple[int, ...] = ()
     """Earlier steps whose evaluation was due but skipped, because the job was past them: an evaluation took longer than
     `eval_interval` steps, or a worker or controller died during it and came back later."""
@@ -131,30 +131,30 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     uptime: float
     busy: float
-    """Seconds of generating, or of training."""
+    """Seconds spent generating, or training."""
     waiting: dict[str, float]
-    """Seconds by what it waited for: `window` (the learner is behind), `groups` (rollout is behind), `drained`, …"""
+    """Seconds spent waiting, by reason: `window` (the learner is behind), `groups` (rollout is behind), `drained`, …"""
     tokens: int = 0
     """Tokens sampled, or trained, since its start."""
     groups: int = 0
     running: int = 0
     """Requests in flight."""
     evaluation: tuple[int, int] | None = None
-    """The last evaluation begun: its policy version, and how many of its completions are sampled."""
+    """The evaluation that began last: its policy version, and the number of its completions sampled so far."""
     errors: dict[str, int] = {}
     """Number of errors by kind, since its start."""
 
 
 def furthest_evaluation(heartbeats: Iterable[WorkerMetrics]) -> tuple[int, int]:
     """(policy version, completions sampled) of the most advanced evaluation; (-1, 0) if none was begun."""
-    return max((beat.evaluation for beat in heartbeats if beat.evaluation is not None), default=(-1, 0))
+    return max((each.evaluation for each in heartbeats if each.evaluation is not None), default=(-1, 0))
 
 
 class Tally(msgspec.Struct, frozen=True):
     """Sums over groups of a figure of their completions: a group has n completions, and x is the sum of their figures.
 
-    Tallies add up. The completions of a group are correlated, because they share its prompt, so that the sums of
-    squares are over groups: `reward_statistics` makes confidence intervals from them.
+    Two tallies can be added. The completions of a group are correlated, because they share its prompt, so that the sums
+    of squares are over groups: `reward_statistics` makes confidence intervals from them.
     """
 
     groups: int = 0
@@ -218,9 +218,9 @@ class Flips(msgspec.Struct, frozen=True):
         """These flips with those of one more group: whether the reward, and the truth, is high for each completion."""
         pairs = list(zip(high, truly_high, strict=True))
         return Flips(
-            self.up.with_group(said for said, true in pairs if not true),
-            self.down.with_group(not said for said, true in pairs if true),
-            self.disagree.with_group(said != true for said, true in pairs),
+            self.up.with_group(reward for reward, truth in pairs if not truth),
+            self.down.with_group(not reward for reward, truth in pairs if truth),
+            self.disagree.with_group(reward != truth for reward, truth in pairs),
         )
 
     def __add__(self, other: Flips) -> Flips:
@@ -228,18 +228,18 @@ class Flips(msgspec.Struct, frozen=True):
 
 
 class RewardMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """The reward's figures over one worker's completions since its start. Those of several workers and starts add
-    up."""
+    """The reward's figures over one worker's completions since its start. The figures of several workers, and of
+    several starts of a worker, can be added."""
 
     kind: ClassVar[str] = "reward"
 
     worker: str
     started: float
-    """When the worker started. After a restart, it counts from zero."""
+    """When the worker started. After a restart, it counts from zero again."""
     time: float
     groups: int = 0
     completions: int = 0
-    """Completions of those groups, unscored ones included. A group's greedy completion counts only among failures."""
+    """Completions of the groups, unscored ones included. A group's greedy completion counts only among failures."""
     not_applicable: int = 0
     """Completions that the reward does not apply to."""
     sample_parse_errors: int = 0
@@ -249,11 +249,11 @@ class RewardMetrics(msgspec.Struct, frozen=True, kw_only=True):
     left_out: int = 0
     """Failed completions that were left out, so that their group could be trained on."""
     again: Pairs = Pairs()
-    """A share of the groups, scored a second time a moment later."""
+    """Pairs of scores of the groups that were scored again a moment later (`reward_recheck`)."""
     again_failures: dict[str, int] = {}
-    """Completions whose second scoring failed, by kind; they count nowhere else."""
+    """Completions whose second scoring failed, by kind; no other figure includes them."""
     again_skipped: int = 0
-    """Groups of that share that were not scored again, because the reward was too slow for it."""
+    """Groups chosen to be scored again that were not, because the reward was too slow."""
     truth: dict[str, Flips] = {}
     """Comparisons with the component that counts as the truth, by its name: `audit`, or `clean` of a noisy reward."""
     audit_failed: int = 0
@@ -261,7 +261,7 @@ class RewardMetrics(msgspec.Struct, frozen=True, kw_only=True):
     between: dict[str, Tally] = {}
     """Disagreement of two graders of a `multi` grader, by `one / other`: completions that are high for one only."""
     drift: Pairs = Pairs()
-    """First and present scores of a panel of early completions, which are scored again in rounds: the newest round."""
+    """First and newest scores of a panel of early completions, which is scored again from time to time."""
     drift_rounds: int = 0
 
 

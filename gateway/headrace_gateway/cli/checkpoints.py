@@ -46,8 +46,8 @@ def export(
 ) -> None:
     """Export a checkpoint as a plain Hugging Face folder: weights with adapters merged, tokenizer, chat template.
 
-    The gateway tells where the checkpoint lies; this command copies it, so it runs on the gateway's machine, or on one
-    that mounts its data folder at the same path. The folder appears whole, or not at all.
+    The gateway reports the checkpoint's path and this command copies it, so run the command on the gateway's machine
+    or on one that mounts the data folder at the same path. FOLDER is created only when the copy is complete.
     """
     with Client(url) as client:
         saved = _chosen(client, job_id, step)

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 PREFIX = "HEADRACE_"
 _OF_CLIENTS = {"HEADRACE_URL", "HEADRACE_API_KEY"}
-"""What commands read that speak to a gateway."""
+"""Environment variables of the commands that use a gateway."""
 LOCAL = "http://127.0.0.1:8000"
 
 Url = Annotated[str, typer.Option(envvar="HEADRACE_URL", help="Address of the gateway.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, ftjob-…", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 out = Console()
 err = Console(stderr=True)
@@ -37,12 +37,12 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 
 def print_json(value: Any) -> None:
-    """For programs: indented on a terminal and elsewhere, never wrapped."""
+    """Print JSON for programs: always indented, never wrapped."""
     out.print_json(data=value)
 
 
 def service_settings(**given: Any) -> Settings:
-    """The service's, of the environment where they are not given. Raises `InvalidRequest`."""
+    """The service's settings: `given`, and the rest from the environment. Raises `InvalidRequest`."""
     if (url := given.get("redis_url")) is not None and masked(url) != url:
         raise InvalidRequest(
             "a password in an option is shown to every user of this machine by `ps`: put it into a file, and name that "

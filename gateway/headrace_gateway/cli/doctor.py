@@ -30,7 +30,7 @@ def doctor(
 ) -> None:
     """Check what is installed and what this machine can do. Exit code 1 if a check fails.
 
-    The service's settings are taken from the environment, as `headrace serve` would.
+    The service's settings are read from the environment, as `headrace serve` reads them.
     """
     found: list[Finding] = []
     for finding in _findings(deep, url):
@@ -44,7 +44,7 @@ def doctor(
 
 
 def _findings(deep: bool, url: str) -> Iterator[Finding]:
-    """Where the settings cannot be read, that is one, and the machine is looked at with the defaults."""
+    """The findings. If the settings cannot be read, that is a finding, and the machine is checked with the defaults."""
     from headrace_core.config.service_settings import Settings
 
     from .machine_checks import CHECKS, DEEP, Finding, examined

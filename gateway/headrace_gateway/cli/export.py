@@ -26,7 +26,7 @@ def export_job(
 ) -> None:
     """Export a job's measurements: JSON lines, a TensorBoard event file, or a run at Weights & Biases.
 
-    Run again with the same folder, it adds what is new. Ctrl-C stops following.
+    Another run with the same folder adds the new measurements. Ctrl-C stops following.
     """
     from ..exporters.export_loop import FromGateway, export
 

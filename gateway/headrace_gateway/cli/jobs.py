@@ -22,11 +22,11 @@ from .live_view import follow
 jobs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, follow, change and end jobs.")
 
 STATUS_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "paused": 4}
-"""Exit codes of commands that stay until a job has ended, or pauses."""
+"""Exit codes of the commands that follow a job until it ends or pauses."""
 
 _STEPS_SHOWN = 40
 _WIDE = 140
-"""Columns of a terminal from which on a list has room for trends."""
+"""Width of a terminal, in columns, from which on the list of jobs shows trends."""
 
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Hyperparameters, such as max_staleness=2.")
@@ -156,9 +156,9 @@ def logs(
     job_id: JobId,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of the newest events.")] = 50,
     follow_it: Annotated[
-        bool, typer.Option("--follow", "-f", help="All events, and new ones until the job ends.")
+        bool, typer.Option("--follow", "-f", help="Print all events, then new ones until the job ends.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")] = False,
     url: Url = LOCAL,
 ) -> None:
     """Print a job's events, oldest first."""
@@ -198,7 +198,7 @@ def _reason(job: dict[str, Any]) -> str:
 
 
 def _parsed(changes: list[str] | None) -> dict[str, Any]:
-    """`name=value` each; a value is JSON where it can be, else text."""
+    """Parse arguments of the form `name=value`; a value is JSON if it can be parsed as such, else text."""
     found: dict[str, Any] = {}
     for change in changes or ():
         name, equals, value = change.partition("=")

@@ -43,7 +43,7 @@ def create(
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Create a key and print it. It is shown only this once."""
+    """Create a key and print it. The key is never shown again."""
     if not re.fullmatch(NAME, name):
         raise InvalidRequest(f"--name: {name!r} is not a name of letters, digits and . _ @ -, 64 at most")
     seconds = None if expires_in is None else _seconds(expires_in)
@@ -74,7 +74,7 @@ def revoke(
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Revoke a key. It and its sessions are refused from the next request on."""
+    """Revoke a key. The key and its sessions are refused from the next request on."""
     revoked, _ = _with_keys(data_dir, redis_url, lambda store: store.revoke(key))
     out.print(f"{revoked.id} of {escape(revoked.name)} is revoked")
 

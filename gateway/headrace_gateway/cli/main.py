@@ -99,8 +99,8 @@ def serve(
 ) -> None:
     """Start everything on this machine: Redis, Ray, gateway and dashboard.
 
-    Ctrl-C stops it; unfinished jobs continue at the next start. Every setting can also be given as an environment
-    variable HEADRACE_…; see docs/settings.md.
+    Ctrl-C stops everything; unfinished jobs continue at the next start. Every setting can also be given as an
+    environment variable HEADRACE_…; see docs/settings.md.
     """
     given = {name: value for name, value in locals().items() if value is not None}
     settings = service_settings(**given)
@@ -138,9 +138,9 @@ def train(
     url: Url = LOCAL,
     follow_it: Annotated[bool, typer.Option("--follow/--no-follow", help="Follow the job until it ends.")] = True,
 ) -> None:
-    """Upload the files of a job, submit it, follow it.
+    """Upload the files of a job, submit the job and follow it.
 
-    Exit code 0 if it succeeds, 1 if it fails, 3 if it is cancelled, 4 if it pauses: by itself, because it cannot
+    Exit code 0 if the job succeeds, 1 if it fails, 3 if it is cancelled, 4 if it pauses: by itself, because it cannot
     continue, or because somebody paused it.
     """
     from ..client import Client

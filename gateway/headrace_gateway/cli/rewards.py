@@ -38,26 +38,27 @@ def _group() -> None:
 
 @rewards.command()
 def check(
-    data: Annotated[Path, typer.Option(help="Rows to score, in the form of a training file.")],
+    data: Annotated[Path, typer.Option(help="File of rows to score, in the format of a training file.")],
     function: Annotated[str | None, typer.Argument(help="path/file.py:function")] = None,
     grader: Annotated[Path | None, typer.Option(help="A grader as JSON, instead of a function.")] = None,
     completions: Annotated[
         str | None, typer.Option(help="Key of the rows, or a file: line n is the JSON of row n's text or texts.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows to try.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 100,
     form: Annotated[
         Literal["text", "messages"] | None,
-        typer.Option(help="Form of prompts and completions; found by trying if not given."),
+        typer.Option(help="Type of prompts and completions; found by trying if not given."),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Folder of a model that gives the tokens for functions with completion_ids.")
+        Path | None,
+        typer.Option(help="Folder of a model whose tokenizer makes the completion_ids that a function asks for."),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, max=600, help="Seconds for a call of the function.")] = 30.0,
 ) -> None:
     """Score rows with a reward, and show scores, times and errors. Exit code 1 if anything failed.
 
-    The completions are the rows' `completion`, `response` or `answer`, if --completions names no other. An empty one is
-    tried too. The operator's rules for rewards hold, as HEADRACE_… variables: see docs/settings.md.
+    The completions are the rows' `completion`, `response` or `answer`, unless --completions names another key. An empty
+    completion is tried too. The operator's rules for rewards (HEADRACE_… variables, docs/settings.md) apply.
     """
     description = _grader(function, grader, form, timeout)
     if model is not None and not (model / TOKENIZER).is_file():

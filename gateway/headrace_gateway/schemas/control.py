@@ -87,9 +87,7 @@ class MemoryObject(ResponseModel):
     held_back: Annotated[
         int, Field(description="Admissions that gave no group, although the window had room, for want of it.")
     ]
-    left_out: Annotated[
-        dict[str, int], Field(description="Entries of the job's history that are no longer kept, by kind.")
-    ]
+    left_out: Annotated[dict[str, int], Field(description="Number of entries removed from the job's history, by kind.")]
 
 
 class QueuesObject(ResponseModel):
