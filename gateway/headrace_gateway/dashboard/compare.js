@@ -1,5 +1,5 @@
-// Two jobs or more beside each other: what they learn, how old their tokens are, how fast they go, and in what settings they
-// differ. Each job's history is read once, thinned; of those that go on, new steps are asked for.
+// Compares two jobs or more: reward, age of tokens, speed, and the settings in which they differ. Each job's history is read
+// once, downsampled; for jobs that have not ended, new steps are polled.
 
 import { get, jobPath } from "./api.js";
 import { byStep, byTime, fromZero, Lines, share } from "./charts/line.js";
@@ -11,12 +11,12 @@ import { table } from "./table.js";
 import { color, onTheme, series } from "./theme.js";
 
 const EVERY_MS = 5000;
-const MOST = 8;
+const MAX_JOBS = 8;
 const CHARTS = [
   ["reward", "Reward in training", "Better: higher, sooner. By time it shows the gain of a faster pipeline; by step, the gain of younger data.", { format: two }],
-  ["evaluation", "Reward on validation", "Better: higher. These are greedy answers to held-out prompts: the figure to trust.", { format: two, points: true }],
+  ["evaluation", "Reward on validation", "Better: higher. Greedy completions of held-out prompts: the figure to rely on.", { format: two, points: true }],
   ["age", "Largest age in a step", "Better: no higher than the speed requires.", { format: whole, range: fromZero }],
-  ["ess", "Effective sample size", "Better: near 100 %, where old tokens still count in full.", { format: percent, range: share, incrs: [0.25, 0.5] }],
+  ["ess", "Effective sample size", "Better: near 100 %, which means that old tokens still count in full.", { format: percent, range: share, incrs: [0.25, 0.5] }],
   ["rate", "Tokens trained a second", "Better: higher, at the same reward by step.", { format: (v) => count(Math.round(v)), range: fromZero }],
 ];
 
@@ -24,7 +24,7 @@ export async function showCompare(page) {
   const ids = [...new Set((new URLSearchParams(location.search).get("jobs") ?? "").split(",").filter(Boolean))];
   document.title = "Compare · Headrace";
   if (ids.length < 2) return say(page, "Choose two jobs or more in the list of jobs, then compare them.");
-  if (ids.length > MOST) return say(page, `These are ${ids.length} jobs; ${MOST} are the most that can be told apart.`);
+  if (ids.length > MAX_JOBS) return say(page, `At most ${MAX_JOBS} jobs can be compared; this link names ${ids.length}.`);
   say(page, `Reading ${ids.length} jobs …`);
   try {
     new Comparison(page, await Promise.all(ids.map(history))).follow();
@@ -46,8 +46,8 @@ class Comparison {
     this.grid = h("div", { class: "grid" });
     page.replaceChildren(h("h1", { class: "plain" }, `${jobs.length} jobs compared`), this.legend,
       h("fieldset", { class: "against" }, h("legend", { class: "sr" }, "Against"), choose("by step", false), choose("by time", true)), this.grid);
-    this.charts = CHARTS.map(([what, title, goodIs, options]) => [what, options, new Lines(card(this.grid, title, goodIs), { series: [], x: byStep, nothing: "Appears once one of the jobs has it.", ...options })]);
-    this.settings = card(this.grid, "Settings that differ", "Best: a single one, which is then the cause of the differences above.");
+    this.charts = CHARTS.map(([what, title, goodIs, options]) => [what, options, new Lines(card(this.grid, title, goodIs), { series: [], x: byStep, nothing: "Appears when one of the jobs has this figure.", ...options })]);
+    this.settings = card(this.grid, "Settings that differ", "Best: a single setting, which then explains the differences above.");
     onTheme(() => this.#head());
     this.#draw();
     this.#differing();
@@ -91,7 +91,7 @@ class Comparison {
 
   #differing() {
     const rows = differing(this.jobs);
-    this.settings.append(rows.length ? table(["setting", ...this.jobs.map(({ job }) => short(job))], rows) : h("p", { class: "later" }, "None: all of these jobs have the same settings."));
+    this.settings.append(rows.length ? table(["setting", ...this.jobs.map(({ job }) => short(job))], rows) : h("p", { class: "later" }, "None: all these jobs have the same settings."));
   }
 }
 

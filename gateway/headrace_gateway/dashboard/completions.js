@@ -58,7 +58,7 @@ class CompletionsPage {
     this.where = h("span", { class: "meta" });
     place.append(
       h("div", { class: "head" }, h("div", { class: "title" }, h("h1", {}, "Completions")),
-        h("p", { class: "meta" }, "The completions that steps trained on: a few groups of each step, chosen by a hash of their number. ", this.name)),
+        h("p", { class: "meta" }, "The completions that steps trained on: a few groups of each step, chosen by a hash of the group's number. ", this.name)),
       h("section", { class: "card tools", "aria-label": "What is shown" },
         h("fieldset", { class: "ways" }, h("legend", {}, "Colour of a token"), ways),
         h("div", { class: "fields" }, h("label", {}, "Step", this.step), h("label", {}, "Group", this.ofGroup), h("label", { class: "search" }, "Search", this.wanted)),

@@ -1,4 +1,4 @@
-// What stands above every page.
+// The header of every page.
 
 import { h } from "./dom.js";
 import { isDark, onTheme, toggle } from "./theme.js";
@@ -16,7 +16,7 @@ export function wireHeader() {
   addEventListener("load", () => offerLogout(button), { once: true });
 }
 
-// Where keys are required, /login is a page, which says who is logged in; else it leads on.
+// If keys are required, /login is a page that shows who is logged in; otherwise it redirects.
 async function offerLogout(button) {
   const answer = await fetch("/login", { redirect: "manual" }).catch(() => null);
   if (answer?.ok) button.before(h("a", { class: "meta link", href: "/login" }, "Log out"));

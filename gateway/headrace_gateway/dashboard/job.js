@@ -1,4 +1,4 @@
-// One job, live: everything comes over one event stream, from the job's beginning and on as it happens.
+// The page of one job, live: one event stream sends everything, first the job's past, then each change.
 
 import { card, connection, h } from "./dom.js";
 import { named } from "./format.js";
@@ -25,7 +25,7 @@ export function showJob(page, id) {
 class JobPage {
   #due = null;
   #built = false;
-  #past = true; // is being told: half of it is not drawn
+  #past = true; // while the past is being received, nothing is drawn
 
   constructor(page) {
     this.page = page;
@@ -35,7 +35,7 @@ class JobPage {
   }
 
   begin() {
-    const { depths } = this.measured; // nobody tells those again
+    const { depths } = this.measured; // the stream does not send these again
     this.measured = new Measurements();
     this.measured.depths = depths;
     this.#past = true;

@@ -1,4 +1,4 @@
-// All jobs, newest first: what they are at, how they learn, how old their tokens are. Some of them can be compared.
+// The list of jobs, newest first: progress, reward and age of tokens of each. Chosen jobs can be compared.
 
 import { get, Refused } from "./api.js";
 import { connection, h, setText } from "./dom.js";
@@ -34,7 +34,7 @@ class JobList {
     document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
   }
 
-  // The newest page again, and those that hold jobs that still change.
+  // Reads the newest page again, and the pages with jobs that have not ended.
   async refresh() {
     clearTimeout(this.timer);
     try {
@@ -116,7 +116,7 @@ class JobList {
   #chose() {
     const ids = [...this.#rows.values()].filter((row) => row.chosen).map((row) => row.job.id);
     this.choice.hidden = ids.length === 0;
-    setText(this.chosen, ids.length === 1 ? "One job chosen; choose another to compare" : `${ids.length} jobs chosen`);
+    setText(this.chosen, ids.length === 1 ? "One job chosen; choose another one to compare it with" : `${ids.length} jobs chosen`);
     this.compare.hidden = ids.length < 2;
     this.compare.href = `/compare?jobs=${ids.map(encodeURIComponent).join(",")}`;
   }
@@ -131,5 +131,5 @@ function empty() {
   return h("div", { class: "card empty" },
     h("p", {}, "No job yet. Submit one with the OpenAI client, with curl, or from a terminal:"),
     h("code", {}, "headrace train examples/adder/job.toml"),
-    h("p", {}, "It appears here with its progress, its reward, and the age of its tokens against the bound."));
+    h("p", {}, "It then appears here with its progress, its reward, and the age of its tokens against the bound."));
 }

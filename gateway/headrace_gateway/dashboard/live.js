@@ -1,9 +1,9 @@
-// A job's event stream, kept: when the gateway goes away it is asked again until it answers, and the page says so. A page
-// that nobody sees lets its stream go, because a browser opens six connections to a host at most.
+// A job's event stream, which reconnects: if the gateway does not answer, it tries again until it does, and the page shows
+// that. A hidden page closes its stream, because a browser opens at most six connections to a host.
 //
 //     open ──pieces──► on(kind, data) …  ──► "done": the job has ended
 //       ▲                    │ it breaks or ends before, or hidden for HIDDEN_MS
-//       └── AGAIN_MS later, or seen again: `begin()` is called, and everything is told anew
+//       └── AGAIN_MS later, or visible again: `begin()` is called, and everything is sent anew
 
 import { Refused } from "./api.js";
 import { connection } from "./dom.js";
@@ -18,7 +18,7 @@ export class Live {
   #over = false;
   #leaving = null;
 
-  // `begin()` before the first message of each connection, `on(kind, data)` for each (`live`: the past is told), `refused(error)` when there is no such job
+  // `begin()` before the first message of each connection, `on(kind, data)` for each (`live`: the past is complete), `refused(error)` when there is no such job
   constructor(id, { begin, on, refused }) {
     Object.assign(this, { id, begin, on, refused });
     document.addEventListener("visibilitychange", () => this.#seen());
@@ -28,19 +28,19 @@ export class Live {
   async #follow() {
     const stream = this.#stream = streamed(this.id);
     try {
-      if (await this.#told(stream.pieces)) return this.#done();
+      if (await this.#received(stream.pieces)) return this.#done();
     } catch (error) {
       if (error instanceof Refused && error.status < 500 && error.status !== TOO_MANY) return this.refused(error);
       if (!(error instanceof Refused || error instanceof Away)) throw error;
     }
-    if (this.#stream !== stream) return; // let go while nobody sees the page
+    if (this.#stream !== stream) return; // closed while the page was hidden
     this.#stream = null;
     connection("lost", "the gateway does not answer; trying again …");
     setTimeout(() => this.#stream ?? this.#follow(), AGAIN_MS);
   }
 
-  // Whether it was told to its end.
-  async #told(pieces) {
+  // Whether the stream reached its end.
+  async #received(pieces) {
     let begun = false;
     for await (const messages of pieces) {
       if (!begun) this.begin();

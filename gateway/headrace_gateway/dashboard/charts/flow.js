@@ -53,7 +53,7 @@ export class LedgerFlow {
     const there = ENDS.filter(([state]) => ledger.states[state] > 0), none = ENDS.filter(([state]) => !ledger.states[state]);
     this.balance.className = `balance${ledger.balanced ? "" : " broken"}`;
     const sum = there.map(([state]) => `${count(ledger.states[state])} ${words(state)}`).join(" + ") || "0";
-    this.balance.replaceChildren(ledger.balanced ? `✓ ${count(ledger.admitted)} admitted = ${sum}` : `✗ the books do not balance: ${count(ledger.admitted)} admitted, but ${sum}`,
+    this.balance.replaceChildren(ledger.balanced ? `✓ ${count(ledger.admitted)} admitted = ${sum}` : `✗ the counts do not add up: ${count(ledger.admitted)} admitted, but ${sum}`,
       none.length ? h("span", {}, `none ${none.map(([state]) => words(state)).join(", ")}`) : null);
     this.box.replaceChildren(ledger.admitted ? picture(ledger, there, width) : h("p", { class: "later" }, "Once a worker has the first prompt: where its group is."));
   }

@@ -1,4 +1,4 @@
-// What a job has measured, as it was told. Pure: no page, no clock.
+// A job's measurements, as the stream sent them. Pure: no page, no clock.
 
 const MOST_STATES = 2000;
 

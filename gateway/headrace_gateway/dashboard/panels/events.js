@@ -1,4 +1,4 @@
-// What the job says, newest first; troubles can be looked at alone.
+// The job's events, newest first; warnings and errors can be shown alone.
 
 import { h } from "../dom.js";
 import { clock } from "../format.js";
@@ -16,7 +16,7 @@ export class Events {
     this.alone = h("input", { type: "checkbox", onchange: () => this.log.classList.toggle("troubles", this.alone.checked) });
     this.log = h("ol", { class: "log", tabindex: "0", "aria-label": "Events" });
     this.nothing = h("p", { class: "later" }, "The job's events appear here, newest first.");
-    place.append(h("label", { class: "choice" }, this.alone, " warnings and errors alone"), this.nothing, this.log);
+    place.append(h("label", { class: "choice" }, this.alone, " warnings and errors only"), this.nothing, this.log);
   }
 
   set(events) {

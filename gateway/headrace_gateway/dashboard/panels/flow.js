@@ -1,4 +1,4 @@
-// How work goes through: who waits for whom, how fast, what waits between the two, and where every group ended.
+// The pipeline: who waits for whom, throughput, the queue between rollout and learner, and where every group ended.
 
 import { LedgerFlow } from "../charts/flow.js";
 import { byTime, byVersion, fromZero, Lines, share } from "../charts/line.js";
@@ -14,7 +14,7 @@ const milliseconds = (v) => (v < 10 ? v.toFixed(1) : `${Math.round(v)}`);
 export class Flow {
   constructor(grid, id) {
     const waits = card(grid, "Who waits for whom", "Healthy: one side is busy nearly all the time, and the other waits for it. If both wait, time is lost.");
-    this.shares = new Shares(waits, "Once workers run: how each of them spends its time.");
+    this.shares = new Shares(waits, "Once workers run: how each spends its time.");
     this.still = new Still(waits);
     this.busy = new Lines(card(grid, "Busy over time", "Healthy: one of the two lines stays near 100 %; that side limits the speed."), {
       series: [{ label: "rollout", color: "water" }, { label: "learner", color: "clay", dash: true }],
@@ -25,7 +25,7 @@ export class Flow {
       x: byTime, format: (v) => count(Math.round(v)), range: fromZero, nothing: "Once workers run: tokens sampled and trained.",
     });
     this.pause = new Lines(card(grid, "Weight updates, milliseconds", "Healthy: generation pauses for a few milliseconds only; it continues during staging."), {
-      series: [{ label: "generation paused", color: "clay", fill: true }, { label: "staged beside it", color: "slate", width: 1.5, dash: true }],
+      series: [{ label: "generation paused", color: "clay", fill: true }, { label: "staged during generation", color: "slate", width: 1.5, dash: true }],
       x: byVersion, format: milliseconds, range: fromZero, nothing: "After the first step: what its weights cost to apply.",
     });
     this.queues = new Queues(card(grid, "Queue", "Healthy: some groups are ready at any time, well below the window, and none waits for long.", { wide: true }), id);

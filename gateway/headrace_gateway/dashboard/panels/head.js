@@ -1,4 +1,4 @@
-// The top of a job's page: which job, how far it is, what can be done with it.
+// The top of a job's page: name, status, progress and actions.
 
 import { jobPath, post } from "../api.js";
 import { confirmed, tell } from "../dialog.js";
@@ -7,7 +7,7 @@ import { clock, duration, ended, inWords, named } from "../format.js";
 
 const ACTIONS = [
   ["pause", "Pause", ["queued", "running"], "Pause this job? It stops after a checkpoint of its last step, and can be resumed.", "Pause it"],
-  ["resume", "Resume", ["paused"], "Resume this job where it was?", "Resume it"],
+  ["resume", "Resume", ["paused"], "Resume this job from where it stopped?", "Resume it"],
   ["cancel", "Cancel", ["validating_files", "queued", "running", "paused"], "Cancel this job for good? Its checkpoints stay.", "Cancel it"],
 ];
 

@@ -1,4 +1,4 @@
-// What waits between rollout and learner: how many groups over time, and how old the oldest of each stage is.
+// The queue between rollout and learner: number of groups over time, and the age of the oldest in each stage.
 
 import { byTime, fromZero, Lines } from "../charts/line.js";
 import { h } from "../dom.js";
@@ -26,6 +26,6 @@ export class Queues {
 
   #found({ stages, bytes: held }) {
     const rows = stages.map((s) => [s.stage, count(s.depth), s.oldest_seconds === null ? "–" : duration(s.oldest_seconds), s.oldest_versions === null ? "–" : `${s.oldest_versions} versions`]);
-    this.stages.replaceChildren(table(["stage", "groups", "oldest", "its age"], rows), h("p", { class: "later" }, `${bytes(held)} of trajectories held in Redis`));
+    this.stages.replaceChildren(table(["stage", "groups", "oldest", "age of oldest"], rows), h("p", { class: "later" }, `${bytes(held)} of trajectories held in Redis`));
   }
 }

@@ -1,4 +1,4 @@
-// What the reward does, as the gateway sums it up: shares with their 95 % intervals, its drift, what failed.
+// Reliability of the reward, as the gateway summarises it: shares with 95 % intervals, drift, failures.
 
 import { count, h } from "../dom.js";
 
@@ -41,14 +41,14 @@ function again({ equal, mean_difference: difference, failures: failed, skipped_g
 
 function truth([name, { p01, p10, disagreement }]) {
   const row = (of, f) => ({
-    of, figure: f ?? undefined, says: f ? percent(f.value) : `none of them seen yet`, more: f ? range(f) : "",
+    of, figure: f ?? undefined, says: f ? percent(f.value) : `no such completion yet`, more: f ? range(f) : "",
     bad: f !== null && f.low > SURELY_BAD.flips, unknown: f === null,
   });
   return [row(`Low made high (p01), by “${name}”`, p01), row(`High made low (p10), by “${name}”`, p10), row(`Disagrees with “${name}”`, disagreement)];
 }
 
 function between([pair, figure]) {
-  return { of: `Disagree: ${pair}`, figure: figure ?? undefined, says: figure ? percent(figure.value) : "neither kind seen yet", more: figure ? range(figure) : "", unknown: figure === null };
+  return { of: `Disagree: ${pair}`, figure: figure ?? undefined, says: figure ? percent(figure.value) : "no such completion yet", more: figure ? range(figure) : "", unknown: figure === null };
 }
 
 function audit({ audit_failed: failed }) {
@@ -59,7 +59,7 @@ function drift({ mean_shift: shift, rounds, moves }) {
   const of = "Drift against the first scores";
   if (!shift) return { of, says: rounds ? "too few groups have two scores" : "panel not scored again yet", unknown: true };
   const signed = (v) => `${v > 0 ? "+" : ""}${Number(v.toPrecision(2))}`;
-  return { of, says: moves ? "the reward moves" : "within its error", more: `mean shift ${signed(shift.value)} (${signed(shift.low)} to ${signed(shift.high)}), ${behind(shift)}, round ${rounds}`, bad: moves };
+  return { of, says: moves ? "the reward has changed" : "no change beyond its error", more: `mean shift ${signed(shift.value)} (${signed(shift.low)} to ${signed(shift.high)}), ${behind(shift)}, round ${rounds}`, bad: moves };
 }
 
 function alike(steps) {
@@ -67,14 +67,14 @@ function alike(steps) {
   const of = "Groups of equal rewards";
   if (!shares.length) return { of, says: "no group compared yet", unknown: true };
   const value = shares.reduce((a, b) => a + b, 0) / shares.length;
-  return { of, figure: { value, low: value, high: value }, says: percent(value), more: `of the last ${shares.length} steps' groups, which have nothing to compare`, bad: value > SURELY_BAD.equal };
+  return { of, figure: { value, low: value, high: value }, says: percent(value), more: `of the last ${shares.length} steps' groups, which have no gradient`, bad: value > SURELY_BAD.equal };
 }
 
 function failures({ failures: failed, left_out: leftOut, not_applicable: none, sample_parse_errors: lacking, completions }) {
   const some = Object.keys(failed).length > 0;
   const notes = [`of ${count(completions)} completions`];
   if (leftOut) notes.push(`${count(leftOut)} left out of their groups`);
-  if (lacking) notes.push(`${count(lacking)} scored 0 for lacking the JSON that the grader reads`);
+  if (lacking) notes.push(`${count(lacking)} scored 0, because they lack the JSON that the grader reads`);
   if (none) notes.push(`${count(none)} not applicable`);
   return { of: "Failed rewards", says: some ? kinds(failed) : "none", more: notes.join(" · "), bad: some };
 }

@@ -1,4 +1,4 @@
-// The settings now in force, who changed which from what version on, and changing those that may change while the job runs.
+// The current settings, every change with its author and version, and a form for those that may change while the job runs.
 
 import { jobPath, patch } from "../api.js";
 import { asked, tell } from "../dialog.js";

@@ -1,4 +1,4 @@
-// How old the tokens are that are trained on, what their age costs, and how far each worker's weights are behind.
+// Age of the trained tokens, what their age costs, and how far each worker's weights are behind.
 
 import { AgeBars } from "../charts/bars.js";
 import { AgeHeat } from "../charts/heat.js";

@@ -1,4 +1,4 @@
-// When the job last stood still: who waited for whom, as its watchdog saw it, and what was done about it.
+// The job's last stall: who waited for whom, as the watchdog reported it, and what the watchdog did.
 
 import { h } from "../dom.js";
 import { clock, duration } from "../format.js";

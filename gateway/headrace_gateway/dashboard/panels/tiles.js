@@ -1,4 +1,4 @@
-// The six figures of a job that one looks at first.
+// The six most important figures of a job.
 
 import { h } from "../dom.js";
 import { count, two } from "../format.js";
@@ -27,7 +27,7 @@ export class Tiles {
   }
 }
 
-// The bound may have changed since: an age is held against the bound of its own step.
+// The bound may have changed since: an age is compared with the bound of its own step.
 function lowered({ largest_age_bound: then }, bound) {
   return (then ?? bound) === bound ? null : `the bound of its step; ${bound} now`;
 }

@@ -1,4 +1,4 @@
-// The job's workers, and taking one of them out of work and back.
+// The job's workers, with buttons to drain and undrain them.
 
 import { jobPath, post } from "../api.js";
 import { confirmed, tell } from "../dialog.js";
@@ -43,7 +43,7 @@ export class Workers {
   }
 
   async #drain(worker) {
-    if (await confirmed(`Drain ${worker.id}? It finishes its groups, and takes no more.`, "Drain it")) await this.#ask(worker, "drain");
+    if (await confirmed(`Drain ${worker.id}? It finishes its groups, and takes no new ones.`, "Drain it")) await this.#ask(worker, "drain");
   }
 
   async #ask(worker, what) {
