@@ -11,7 +11,7 @@ from functools import lru_cache
 
 _TINY = 1e-300
 _TOLERANCE = 1e-12
-_SMALLEST_QUANTILE = 1e-90
+_MIN_QUANTILE = 1e-90
 _MAX_ITERATIONS = 400
 """The continued fraction needs about √max(a, b) iterations: 400 suffice for counts up to some hundred thousand."""
 
@@ -29,7 +29,7 @@ def beta_quantile(p: float, a: float, b: float) -> float:
             return min(max(candidate, low), high)
         if not low < candidate < high:
             candidate = (low + high) / 2
-        if candidate < _SMALLEST_QUANTILE:
+        if candidate < _MIN_QUANTILE:
             return 0.0
         if candidate == 1.0:
             return candidate

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from headrace_core.errors import InvalidData, InvalidRequest
 from headrace_core.storage.dataset import Row, read_rows
-from headrace_gateway.models.prompt_tokens import MOST_CHECKED, PromptCounter, check_prompts
+from headrace_gateway.models.prompt_tokens import MAX_CHECKED, PromptCounter, check_prompts
 from headrace_lab.paths import ADDER
 
 TALK = [
@@ -101,7 +101,7 @@ def test_the_longest_prompt_is_told_with_its_line(tmp_path: Path) -> None:
 
 def test_of_many_rows_the_longest_are_counted_wherever_they_are(tmp_path: Path) -> None:
     shutil.copy(ADDER / "model" / "tokenizer.json", tmp_path)
-    rows = [Row([{"role": "user", "content": "1"}], {}, line) for line in range(1, MOST_CHECKED + 2000)]
+    rows = [Row([{"role": "user", "content": "1"}], {}, line) for line in range(1, MAX_CHECKED + 2000)]
     rows[-500] = Row([{"role": "user", "content": "1 2 3"}], {}, 77_777)
     assert check_prompts(tmp_path, rows, "data.jsonl", 100).longest.where == "data.jsonl, line 77777"
     with pytest.raises(InvalidData, match="line 77777"):

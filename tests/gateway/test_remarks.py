@@ -10,7 +10,7 @@ from openai import AsyncOpenAI
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_gateway.models.prompt_tokens import LongestPrompt
-from headrace_gateway.operations.remarks import least_completion, remarks
+from headrace_gateway.operations.remarks import min_completion_tokens, remarks
 
 from .conftest import Served, body, rows
 from .test_envelope import error_of, http
@@ -73,4 +73,4 @@ def test_what_is_as_asked_for_is_not_remarked_on(changes: dict[str, Any], steps:
 
 @pytest.mark.parametrize(("context", "least"), [(2, 1), (8, 2), (256, 64), (4096, 64)])
 def test_the_least_completion(context: int, least: int) -> None:
-    assert least_completion(context) == least
+    assert min_completion_tokens(context) == least

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
 from headrace_core.jobs.rollout_records import Rollout, RolloutStore
-from headrace_gateway.routes.rollouts import MOST_TOKENS
+from headrace_gateway.routes.rollouts import MAX_PAGE_TOKENS
 from headrace_gateway.schemas.rollouts import RolloutList
 from headrace_gateway.views import rollouts as rollout_objects
 from headrace_lab.services.jobs import stored_job
@@ -91,7 +91,7 @@ async def test_pages_filters_and_order(served: Served) -> None:
 
 
 async def test_a_page_of_long_completions_ends_early(served: Served) -> None:
-    long = completion("9" * (MOST_TOKENS // 2 + 1), 1)
+    long = completion("9" * (MAX_PAGE_TOKENS // 2 + 1), 1)
     await keep(served, *(group(1, g, [long]) for g in range(3)))
     assert await ids(served, "?limit=3") == (["1-2", "1-1"], True)
     assert await ids(served, "?limit=3&after=1-1") == (["1-0"], False)

@@ -12,7 +12,7 @@ from headrace_core.protocols.grader_check import NotApplicable, Outcome, Score
 from headrace_lab.rewards import score_once
 from headrace_rewards.protocol import Sample, SampleKey
 from headrace_rewards.registry import build
-from headrace_rewards.user_code.notes import MOST_BYTES, MOST_BYTES_A_CALL, bounded, notes_of
+from headrace_rewards.user_code.notes import MAX_BYTES, MAX_CALL_BYTES, bounded, notes_of
 from headrace_rewards.user_code.return_values import to_outcome, to_outcomes
 
 
@@ -26,21 +26,21 @@ def size(notes: dict[str, str]) -> int:
         ({"a": "x", "b": 1.0, "c": None, "d": ["x"], 5: "five"}, {"a": "x", "5": "five"}),
         ({"a": "", "b": "y"}, {"a": "", "b": "y"}),
         ({"a": "half \ud800 a pair"}, {"a": "half ? a pair"}),
-        ({"a": "x" * 3000, "b": "y"}, {"a": "x" * (MOST_BYTES - 4) + "…"}),
+        ({"a": "x" * 3000, "b": "y"}, {"a": "x" * (MAX_BYTES - 4) + "…"}),
         ({"a": "日" * 3000}, {"a": "日" * 665 + "…"}),
         ({"n" * 3000: "y"}, {"n" * 100: "y"}),
     ],
 )
 def test_texts_are_kept_within_a_bound(values: dict[Any, Any], kept: dict[str, str]) -> None:
     assert notes_of(values) == kept
-    assert size(kept) <= MOST_BYTES
+    assert size(kept) <= MAX_BYTES
 
 
 def test_a_call_is_bounded_too() -> None:
     outcomes: list[Outcome] = [Score(1.0, notes=notes_of({"a": "x" * 3000})) for _ in range(500)]
     found = bounded([*outcomes, NotApplicable(), Score(0.0)])
     notes = [outcome.notes for outcome in found if isinstance(outcome, Score)]
-    assert 0.9 * MOST_BYTES_A_CALL < sum(map(size, notes)) <= MOST_BYTES_A_CALL
+    assert 0.9 * MAX_CALL_BYTES < sum(map(size, notes)) <= MAX_CALL_BYTES
     assert len({note["a"] for note in notes[:-1]}) == 1
     assert (found[-2], notes[-1]) == (NotApplicable(), {})
     assert bounded(outcomes[:3]) == outcomes[:3]

@@ -34,9 +34,9 @@ MAX_FLOAT = 1e9
 """Upper limit of settings that have no effect where they are large. Larger values would take what is computed from them
 out of the range of float32."""
 
-LEAST_TEMPERATURE = 0.01
+MIN_TEMPERATURE = 0.01
 """Logits divided by less are no numbers any more, or leave the range of float32."""
-LEAST_CACHE_GIB = 1 / 1024
+MIN_CACHE_GIB = 1 / 1024
 """Less holds no completion. vLLM sizes its cache by itself where it is told a size of 0 bytes."""
 
 
@@ -297,7 +297,7 @@ class Hyperparameters(BaseModel):
     @field_validator("temperature", "kv_cache_gib")
     @classmethod
     def _not_nearly_nothing(cls, value: float, info: ValidationInfo) -> float:
-        least = LEAST_TEMPERATURE if info.field_name == "temperature" else LEAST_CACHE_GIB
+        least = MIN_TEMPERATURE if info.field_name == "temperature" else MIN_CACHE_GIB
         if value < least:
             raise ValueError(f"{value:g} is too near to 0: give at least {least:g}")
         return value

@@ -48,8 +48,8 @@ GATEWAY_WAIT_SECONDS = 2.0
 GATEWAY_ANSWER_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 5
 _ANSWER_SECONDS = 30.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
-_MOST_CONNECTIONS = 4096
+_FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
+_MAX_CONNECTIONS = 4096
 """Per process. redis-py's default of 100 is soon used up by blocking calls, and the next call fails instead of
 waiting."""
 _TRANSIENT = re.compile(r"(?:^|: -)(LOADING|READONLY|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|OOM)\b")
@@ -76,7 +76,7 @@ def connect(url: str, wait: float = WAIT_SECONDS, answer_within: float = _ANSWER
         socket_timeout=answer_within,
         health_check_interval=15,
         retry=_RetryUntil(wait),
-        max_connections=_MOST_CONNECTIONS,
+        max_connections=_MAX_CONNECTIONS,
     )
 
 
@@ -159,7 +159,7 @@ async def _pause(error: Exception, failures: int, deadline: float, wait: float) 
         raise _final_error(error, wait) from error
     if failures == 2:
         log.warning("Redis is waited for", seconds=round(left, 1), error=masked(str(error)))
-    await asyncio.sleep(min(left, jittered_delay_after(failures, _FIRST_PAUSE, _LONGEST_PAUSE)))
+    await asyncio.sleep(min(left, jittered_delay_after(failures, _FIRST_DELAY, _MAX_DELAY)))
 
 
 def is_transient(error: Exception) -> bool:

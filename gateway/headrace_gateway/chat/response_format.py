@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MOST_SCHEMA_BYTES = 256 * 1024
-MOST_SCHEMA_DEPTH = 48
+MAX_SCHEMA_BYTES = 256 * 1024
+MAX_SCHEMA_DEPTH = 48
 """vLLM takes 64."""
 OPTIONS = "x-guidance"
 """Where llguidance, which reads the schemas, has its options."""
@@ -30,19 +30,19 @@ class JsonSchema(BaseModel):
     @field_validator("json_schema")
     @classmethod
     def _plain(cls, schema: dict[str, Any]) -> dict[str, Any]:
-        if _depth(schema) > MOST_SCHEMA_DEPTH:
-            raise ValueError(f"it is nested more than {MOST_SCHEMA_DEPTH} deep: use $defs")
+        if _depth(schema) > MAX_SCHEMA_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_SCHEMA_DEPTH} deep: use $defs")
         if OPTIONS in schema:
             raise ValueError(f"{OPTIONS} is set by the service: leave it out")
-        if (size := len(json.dumps(schema))) > MOST_SCHEMA_BYTES:
-            raise ValueError(f"it has {size} bytes, and {MOST_SCHEMA_BYTES} are taken: shorten it")
+        if (size := len(json.dumps(schema))) > MAX_SCHEMA_BYTES:
+            raise ValueError(f"it has {size} bytes, and {MAX_SCHEMA_BYTES} are taken: shorten it")
         return schema
 
 
 def _depth(schema: Any) -> int:
     """How deep objects and arrays are nested, as far as one more than is allowed."""
     level, depth = [schema], 0
-    while level and depth <= MOST_SCHEMA_DEPTH:
+    while level and depth <= MAX_SCHEMA_DEPTH:
         inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
         level, depth = [value for values in inner for value in values], depth + bool(inner)
     return depth

@@ -18,14 +18,14 @@ from ..models.model_folder import copy
 from .common import LOCAL, AsJson, JobId, Url, out, print_json
 
 checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List and export the checkpoints of jobs.")
-_MOST = 100
+_MAX_LISTED = 100
 
 
 @checkpoints.command("list")
 def list_checkpoints(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
     """List a job's checkpoints, newest first."""
     with Client(url) as client:
-        found = client.job(job_id, "/checkpoints", limit=_MOST)["data"]
+        found = client.job(job_id, "/checkpoints", limit=_MAX_LISTED)["data"]
     if as_json:
         return print_json(found)
     table = Table(box=None)
@@ -61,7 +61,7 @@ def export(
 
 
 def _chosen(client: Client, job_id: str, step: int | None) -> dict[str, Any]:
-    found: list[dict[str, Any]] = client.job(job_id, "/checkpoints", limit=_MOST)["data"]
+    found: list[dict[str, Any]] = client.job(job_id, "/checkpoints", limit=_MAX_LISTED)["data"]
     if not found:
         raise NotFound(f"job {job_id} has saved no checkpoint yet")
     if step is None:

@@ -28,7 +28,7 @@ keys = typer.Typer(
 )
 
 _UNITS = {"m": 60, "h": 3600, "d": 86_400}
-_LONGEST_DAYS = 3660
+_MAX_DAYS = 3660
 _T = TypeVar("_T")
 
 DataDir = Annotated[Path | None, typer.Option(help="The service's data folder. [default: headrace-data]")]
@@ -102,7 +102,7 @@ def _with_keys(data_dir: Path | None, redis_url: str | None, act: Callable[[KeyS
 
 def _seconds(text: str) -> int:
     found = re.fullmatch(r"([1-9]\d{0,5})([mhd])", text)
-    if found is None or (seconds := int(found[1]) * _UNITS[found[2]]) > _LONGEST_DAYS * _UNITS["d"]:
+    if found is None or (seconds := int(found[1]) * _UNITS[found[2]]) > _MAX_DAYS * _UNITS["d"]:
         raise InvalidRequest(f"--expires-in: {text!r} is no time like 30m, 12h or 90d, of ten years at most")
     return seconds
 

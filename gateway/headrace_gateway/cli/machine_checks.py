@@ -45,7 +45,7 @@ _EXTRAS = {
     "reasoning-gym": "its tasks",
 }
 _GB = 1e9
-_MEMORY_GB, _SHARED_GB, _DISK_GB, _LEAST_DISK_GB = 6.0, 1.0, 10.0, 1.0
+_MEMORY_GB, _SHARED_GB, _DISK_GB, _MIN_DISK_GB = 6.0, 1.0, 10.0, 1.0
 _ANSWER_SECONDS = 5.0
 _IMPORT_SECONDS = 180.0
 
@@ -89,7 +89,7 @@ def machine(settings: Settings, url: str) -> Iterator[Finding]:
     yield _enough("weights", f"{free / _GB:.1f} GB free in {store}", free >= _SHARED_GB * _GB, remedy)
     folder = settings.data_dir.absolute()
     free = shutil.disk_usage(_existing(folder)).free
-    level: Level = "ok" if free >= _DISK_GB * _GB else "warn" if free >= _LEAST_DISK_GB * _GB else "fail"
+    level: Level = "ok" if free >= _DISK_GB * _GB else "warn" if free >= _MIN_DISK_GB * _GB else "fail"
     remedy = "" if level == "ok" else "make room, or set HEADRACE_DATA_DIR: checkpoints are kept there"
     yield Finding(level, "disk", f"{free / _GB:.1f} GB free in {folder}", remedy)
     usable = os.access(_existing(folder), os.W_OK) and (folder.is_dir() or not folder.exists())

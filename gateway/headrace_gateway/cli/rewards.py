@@ -22,7 +22,7 @@ from .reward_trial import Summary, Trial
 
 rewards = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try rewards before a job runs.")
 
-_LONGEST_SECONDS = 3600.0
+_MAX_SECONDS = 3600.0
 _ROWS_SHOWN = 20
 _NOTE_SHOWN = 60
 _ALL_ZERO = (
@@ -69,7 +69,7 @@ def check(
         service_settings().reward_rules,
         samples=trial.samples,
         groups=trial.groups,
-        seconds=_LONGEST_SECONDS,
+        seconds=_MAX_SECONDS,
         model=model,
     )
     with out.status(f"scoring {len(trial.rows)} rows …"):

@@ -20,7 +20,7 @@ REFERENCE_KEYS = (
 )
 """Keys under which rows hold the right answer, most common first; verl's `reward_model.ground_truth` precedes them."""
 _WITHOUT_REFERENCE = "42"
-_LONGEST = 20_000
+_MAX_CHARACTERS = 20_000
 """Most characters of a reference answer that are used."""
 
 
@@ -45,4 +45,4 @@ def _reference(item: Mapping[str, Any]) -> str:
     keys = ("ground_truth", *REFERENCE_KEYS) if known is not item else REFERENCE_KEYS
     value = next((known[key] for key in keys if known.get(key) not in (None, "", [], {})), _WITHOUT_REFERENCE)
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return text[:_LONGEST]
+    return text[:_MAX_CHARACTERS]

@@ -19,7 +19,7 @@ _EXAMPLES = Path(__file__).parents[3] / "examples"
 _SHIPPED = {f"headrace/tiny-{name}": _EXAMPLES / name / "model" for name in ("adder", "longtail")}
 _TRAINED = re.compile(r"ft:.+:headrace:[^:]*:(?P<job>[^:]+?)(:ckpt-step-\d+)?", re.DOTALL)
 """The names of trained models, as `headrace_core.jobs.job_store.model_name` forms them."""
-_NEAR, _LONGEST = 3, 200
+_MAX_SUGGESTIONS, _MAX_NAME = 3, 200
 """Most similar names that an error lists, and most characters of the requested name that it repeats."""
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -136,14 +136,14 @@ class Models:
     async def _unknown(self, name: str, base: Iterable[str]) -> str:
         """The error message for an unknown model, with similar base models, or checkpoints of the same job."""
         job = await self._job_of(name)
-        others = [] if job is None else list(_offered(job, await self._jobs.checkpoints(job.id)))[:_NEAR]
+        others = [] if job is None else list(_offered(job, await self._jobs.checkpoints(job.id)))[:_MAX_SUGGESTIONS]
         known = list(base)
-        near = others or difflib.get_close_matches(name[:_LONGEST], known, n=_NEAR)
+        near = others or difflib.get_close_matches(name[:_MAX_NAME], known, n=_MAX_SUGGESTIONS)
         if near:
             meant = f"did you mean {' or '.join(near)}? "
         else:
-            meant = f"a base model is {' or '.join(known[:_NEAR])}; " if known else ""
-        return f"no model {name[:_LONGEST]!r}: {meant}GET /v1/models lists all there are"
+            meant = f"a base model is {' or '.join(known[:_MAX_SUGGESTIONS])}; " if known else ""
+        return f"no model {name[:_MAX_NAME]!r}: {meant}GET /v1/models lists all there are"
 
 
 def _offered(job: Job, checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:

@@ -17,7 +17,7 @@ RESTORE = "restore the model's folder, or name another model"
 _ANOTHER = "export another step"
 _WEIGHTS = "model.safetensors"
 _LENGTH_BYTES = 8
-_MOST_TEXT = 64 * 1024 * 1024
+_MAX_TEXT_BYTES = 64 * 1024 * 1024
 """Limit of a configuration's or header's size in bytes; valid ones are far smaller."""
 
 
@@ -30,8 +30,8 @@ class _Tensor(msgspec.Struct):
 def text_of(file: Path) -> str:
     """Read a text file of a model's folder. Raises `Damaged`."""
     try:
-        if file.stat().st_size > _MOST_TEXT:
-            raise Damaged(f"{file} is larger than {_MOST_TEXT} bytes: {RESTORE}", param="model")
+        if file.stat().st_size > _MAX_TEXT_BYTES:
+            raise Damaged(f"{file} is larger than {_MAX_TEXT_BYTES} bytes: {RESTORE}", param="model")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Damaged(f"{file} cannot be read: {error}: {RESTORE}", param="model") from error
@@ -90,7 +90,7 @@ def _expected(weights: Path, size: int) -> int:
     """Size of a safetensors file according to its header. Raises `ValueError` or `RecursionError` if it is invalid."""
     with weights.open("rb") as content:
         length = int.from_bytes(content.read(_LENGTH_BYTES), "little")
-        if length > min(size, _MOST_TEXT):
+        if length > min(size, _MAX_TEXT_BYTES):
             raise ValueError(f"a header of {length} bytes")
         tensors = msgspec.json.decode(content.read(length), type=dict[str, _Tensor])
     return _LENGTH_BYTES + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)

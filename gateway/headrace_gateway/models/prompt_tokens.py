@@ -28,11 +28,11 @@ from headrace_core.storage.dataset import Row, check_prompt, check_prompt_bytes
 from .chat_templates import load_template, render, special_tokens
 from .model_folder import RESTORE, json_of
 
-MOST_CHECKED = 10_000
-"""First rows that are counted at submission, beside `LONGEST_CHECKED` others. The rollout worker counts all rows when
-it starts."""
-LONGEST_CHECKED = 1_000
-"""Rows beyond the first `MOST_CHECKED` that are counted too: those with the most bytes of text."""
+MAX_CHECKED = 10_000
+"""First rows that are counted at submission, beside `MAX_LONG_ROWS_CHECKED` others. The rollout worker counts all rows
+when it starts."""
+MAX_LONG_ROWS_CHECKED = 1_000
+"""Rows beyond the first `MAX_CHECKED` that are counted too: those with the most bytes of text."""
 ENCODED_AT_ONCE = 256
 """Most conversations that are rendered and encoded together, which limits the memory."""
 ENCODED_BYTES = 1024 * 1024
@@ -162,8 +162,8 @@ def _sized(rows: Iterable[Row], name: str, room: int, count: Iterator[int]) -> I
 
 
 def _to_be_counted(rows: Iterator[_Sized]) -> Iterator[_Sized]:
-    yield from itertools.islice(rows, MOST_CHECKED)
-    yield from heapq.nlargest(LONGEST_CHECKED, rows, key=lambda sized: sized[0])
+    yield from itertools.islice(rows, MAX_CHECKED)
+    yield from heapq.nlargest(MAX_LONG_ROWS_CHECKED, rows, key=lambda sized: sized[0])
 
 
 def _batches(rows: Iterable[_Sized]) -> Iterator[list[Row]]:

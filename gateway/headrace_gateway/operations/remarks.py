@@ -9,13 +9,13 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from ..models.prompt_tokens import LongestPrompt
 
 Remark = tuple[Literal["info", "warn"], str]
-LEAST_COMPLETION = 64
+MIN_COMPLETION_TOKENS = 64
 """Smallest default of `max_tokens`; a quarter of the context if that is smaller."""
 
 
-def least_completion(context: int) -> int:
+def min_completion_tokens(context: int) -> int:
     """Tokens that prompts must leave in the context for a completion if the user has not set `max_tokens`."""
-    return max(1, min(LEAST_COMPLETION, context // 4))
+    return max(1, min(MIN_COMPLETION_TOKENS, context // 4))
 
 
 def remarks(asked: Hyperparameters, used: Hyperparameters, longest: LongestPrompt, steps: int) -> list[Remark]:

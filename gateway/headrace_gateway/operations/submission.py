@@ -31,7 +31,7 @@ from ..models.prompt_tokens import Prompts
 from ..schemas.jobs import CreateJob
 from .cache_memory import check_caches
 from .idempotency import JobClaim
-from .remarks import Remark, least_completion, remarks
+from .remarks import Remark, min_completion_tokens, remarks
 
 log = get_logger(__name__)
 
@@ -174,7 +174,7 @@ async def _measured(
     path, stored, param = file
     name = stored.filename
     # A default completion length is shortened for long prompts, down to a minimum.
-    completion = settings.max_tokens if "max_tokens" in settings.model_fields_set else least_completion(context)
+    completion = settings.max_tokens if "max_tokens" in settings.model_fields_set else min_completion_tokens(context)
     if completion >= context:
         message = f"max_tokens is {completion}, and the context {context}: no room for a prompt"
         raise InvalidRequest(message, param=f"{_SETTINGS}.max_tokens")

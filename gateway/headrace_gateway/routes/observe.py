@@ -34,13 +34,15 @@ from .job_events import After, LastEventId
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
 
-_MOST = 2**53 - 1
+_MAX_NUMBER = 2**53 - 1
 """Largest group or step: JSON's readers count exactly up to here."""
-FromStep = Annotated[int | None, Query(ge=0, le=_MOST)]
+FromStep = Annotated[int | None, Query(ge=0, le=_MAX_NUMBER)]
 
 
 @router.get("/ledger", response_model=LedgerObject | GroupObject)
-async def ledger(here: Context, job_id: str, group: Annotated[int | None, Query(ge=0, le=_MOST)] = None) -> Response:
+async def ledger(
+    here: Context, job_id: str, group: Annotated[int | None, Query(ge=0, le=_MAX_NUMBER)] = None
+) -> Response:
     """Counts by state, which always add up to `admitted`; with `group`, everything that happened to that group."""
     if group is not None:
         return await group_history(here, job_id, group)
@@ -49,7 +51,7 @@ async def ledger(here: Context, job_id: str, group: Annotated[int | None, Query(
 
 
 @router.get("/ledger/{group}", response_model=GroupObject)
-async def group_history(here: Context, job_id: str, group: Annotated[int, Path(ge=0, le=_MOST)]) -> Response:
+async def group_history(here: Context, job_id: str, group: Annotated[int, Path(ge=0, le=_MAX_NUMBER)]) -> Response:
     """Every state that one group was in, and when."""
     await here.jobs.get(job_id)
     found: GroupObject = {

@@ -21,7 +21,7 @@ from ..web.json_response import json_response
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["observe"])
 
-MOST_TOKENS = 100_000
+MAX_PAGE_TOKENS = 100_000
 """Of one page, which is about 10 MB: it ends after the group that reaches it."""
 
 Number = Annotated[int | None, Query(ge=0, le=10**12)]
@@ -57,10 +57,10 @@ async def rollouts(
 async def _page(
     store: RolloutStore, after: tuple[int, int] | None, step: int | None, newest_first: bool, limit: int
 ) -> tuple[list[Rollout], bool]:
-    """(at most `limit` groups of about `MOST_TOKENS` tokens, whether more follow)."""
+    """(at most `limit` groups of about `MAX_PAGE_TOKENS` tokens, whether more follow)."""
     page, tokens = list[Rollout](), 0
     async for rollout in store.walk(after=after, step=step, newest_first=newest_first):
-        if len(page) == limit or tokens >= MOST_TOKENS:
+        if len(page) == limit or tokens >= MAX_PAGE_TOKENS:
             return page, True
         page.append(rollout)
         tokens += tokens_in(rollout)

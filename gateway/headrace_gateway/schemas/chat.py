@@ -17,13 +17,13 @@ from pydantic import (
     model_validator,
 )
 
-from headrace_core.config.hyperparameters import LEAST_TEMPERATURE
+from headrace_core.config.hyperparameters import MIN_TEMPERATURE
 from headrace_core.protocols.chat import ChatRequest, FinishReason
 
 from ..chat.response_format import ResponseFormat
 from .base import RequestModel, ResponseModel
 
-MOST_COMPLETIONS = 16
+MAX_COMPLETIONS = 16
 """Of one request (`n`)."""
 
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -98,7 +98,7 @@ class CreateChatCompletion(RequestModel):
     max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="The older name of the same.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy decoding; the default is 1.")
     top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1, le=MOST_COMPLETIONS)
+    n: int | None = Field(None, ge=1, le=MAX_COMPLETIONS)
     stop: _Stops | None = Field(None, description="A completion ends before the first of them; up to 4.")
     seed: int | None = Field(None, ge=0, lt=2**63)
     logprobs: bool | None = Field(None, description="Each token's, of the distribution that it was sampled from.")
@@ -137,8 +137,8 @@ class CreateChatCompletion(RequestModel):
     @field_validator("temperature")
     @classmethod
     def _not_nearly_greedy(cls, value: float | None) -> float | None:
-        if value is not None and 0 < value < LEAST_TEMPERATURE:
-            raise ValueError(f"{value:g} is too near to 0: give 0 itself, or at least {LEAST_TEMPERATURE}")
+        if value is not None and 0 < value < MIN_TEMPERATURE:
+            raise ValueError(f"{value:g} is too near to 0: give 0 itself, or at least {MIN_TEMPERATURE}")
         return value
 
     @model_validator(mode="after")

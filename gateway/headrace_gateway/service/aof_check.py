@@ -21,9 +21,9 @@ from headrace_core.errors import Damaged
 FOLDER, AOF = "appendonlydir", "appendonly.aof"
 MANIFEST = f"{AOF}.manifest"
 _SNAPSHOTS = (b"REDIS", b"VALKEY")
-_LONGEST_COUNT = 32
+_MAX_COUNT_BYTES = 32
 """Bytes of a line that says how many parts or bytes follow."""
-_MOST_DIGITS = 12
+_MAX_DIGITS = 12
 """Of such a number: no file system goes to a place as far as a larger one, which is damaged."""
 _NAMED = re.compile(
     r"(?:Bad file format|Unrecoverable error|Unexpected end of file) reading the append only file (\S+?):"
@@ -107,7 +107,7 @@ def _command(lines: BinaryIO) -> bool:
 
 
 def _count(lines: BinaryIO, mark: bytes) -> int | None:
-    line = lines.readline(_LONGEST_COUNT)
+    line = lines.readline(_MAX_COUNT_BYTES)
     digits = line[1:-2]
-    sound = line[:1] == mark and line[-2:] == b"\r\n" and digits.isdigit() and len(digits) <= _MOST_DIGITS
+    sound = line[:1] == mark and line[-2:] == b"\r\n" and digits.isdigit() and len(digits) <= _MAX_DIGITS
     return int(digits) if sound else None

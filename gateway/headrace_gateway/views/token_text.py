@@ -17,8 +17,8 @@ from headrace_core.errors import InvalidState
 
 _CACHED = 4
 """Tokenizers: one of 150,000 tokens takes about half a second to load, and some 50 MB."""
-_LONGEST_CHARACTER = 4
-"""Tokens: UTF-8 has at most four bytes a character. What is longer in becoming one never will."""
+_MAX_CHARACTER_TOKENS = 4
+"""UTF-8 has at most four bytes a character, so that more tokens without a whole character never become one."""
 
 
 def tokenizer_of(model: Path) -> Tokenizer:
@@ -45,7 +45,7 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     for token in ids:
         text = stream.step(tokenizer, token)
         begun = [] if text else [*begun, token]
-        if len(begun) > _LONGEST_CHARACTER:
+        if len(begun) > _MAX_CHARACTER_TOKENS:
             text, stream, begun = _of(tokenizer, begun), DecodeStream(skip_special_tokens=False), []
         found.append(text or "")
     if begun:

@@ -13,15 +13,15 @@ import msgspec
 
 from headrace_core.protocols.grader_check import Outcome, Score
 
-MOST_BYTES = 2000
+MAX_BYTES = 2000
 """Most UTF-8 bytes of one completion's notes and their names."""
-MOST_BYTES_A_CALL = 128 * 1024
+MAX_CALL_BYTES = 128 * 1024
 """Most bytes of the notes of all completions of one call: the answer of a host process is limited, too."""
 _NAME_CHARACTERS = 100
 _CUT = "…"
 
 
-def notes_of(values: Mapping[Any, Any], most: int = MOST_BYTES) -> dict[str, str]:
+def notes_of(values: Mapping[Any, Any], most: int = MAX_BYTES) -> dict[str, str]:
     """The values that are texts, as valid Unicode, within `most` bytes."""
     kept, left = dict[str, str](), most
     for key, value in values.items():
@@ -37,10 +37,10 @@ def notes_of(values: Mapping[Any, Any], most: int = MOST_BYTES) -> dict[str, str
 
 
 def bounded(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes of one call, with notes shortened so that together they take at most `MOST_BYTES_A_CALL`."""
+    """The outcomes of one call, with notes shortened so that together they take at most `MAX_CALL_BYTES`."""
     with_notes = sum(bool(_notes_in(outcome)) for outcome in outcomes)
-    most = MOST_BYTES_A_CALL // max(with_notes, 1)
-    if most >= MOST_BYTES:
+    most = MAX_CALL_BYTES // max(with_notes, 1)
+    if most >= MAX_BYTES:
         return list(outcomes)
     return [
         msgspec.structs.replace(outcome, notes=notes_of(notes, most)) if (notes := _notes_in(outcome)) else outcome

@@ -36,11 +36,11 @@ _NOTICE = struct.Struct("=QIIiIQ6Q")
 """`struct seccomp_notif`: id, thread, flags; number, architecture, instruction; arguments."""
 _REPLY = struct.Struct("=QqiI")
 _TIME = struct.Struct("@ll")
-_SHORTEST_WAIT = _TIME.pack(0, 1)
-_LONGEST_ADDRESS = 110
-_MOST_LEVELS = 256
+_MIN_WAIT = _TIME.pack(0, 1)
+_MAX_ADDRESS_BYTES = 110
+_MAX_LEVELS = 256
 """Folders between a socket and the folder in which it is allowed."""
-_MOST_WAITING = 64
+_MAX_WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class SocketConnector:
             done, number = True, fault.errno or errno.EPERM
         if done:
             _reply(self._questions, question, number)
-        elif len(self._waiting) < _MOST_WAITING:
+        elif len(self._waiting) < _MAX_WAITING:
             self._waiting.append(question)
         else:
             _reply(self._questions, question, errno.EAGAIN)
@@ -161,7 +161,7 @@ class SocketConnector:
     def _connect(self, questions: int, question: _Question) -> bool:
         """Whether it is done; `False` where the listener's queue is full."""
         thread, proc = question.thread, self._proc
-        path = _path(syscalls.read_memory(thread, question.address, min(question.length, _LONGEST_ADDRESS)))
+        path = _path(syscalls.read_memory(thread, question.address, min(question.length, _MAX_ADDRESS_BYTES)))
         folder, _, name = path.rpartition(b"/")
         if not path.startswith(b"/"):
             folder = b"%d/cwd/" % thread + folder
@@ -191,7 +191,7 @@ class SocketConnector:
     def _is_allowed(self, place: int) -> bool:
         """Whether the folder is one of those allowed, or below one."""
         with contextlib.ExitStack() as stack:
-            for _ in range(_MOST_LEVELS):
+            for _ in range(_MAX_LEVELS):
                 here = _identity(os.fstat(place))
                 if here in self._allowed:
                     return True
@@ -249,7 +249,7 @@ def _same_socket(process: int, descriptor: int) -> Iterator[socket.socket]:
 def _connected(caller: socket.socket, address: str) -> bool:
     """`False` where it would have to wait, and its owner is ready to."""
     before = caller.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.size)
-    caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SHORTEST_WAIT)
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _MIN_WAIT)
     try:
         caller.connect(address)
     except BlockingIOError:

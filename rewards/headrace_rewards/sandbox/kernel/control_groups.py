@@ -28,7 +28,7 @@ from .resource_limits import ResourceLimits
 _SERVICE: Final = "headrace-service"
 _HOST: Final = "headrace-reward"
 _CONTROLLERS: Final = {"memory", "pids"}
-_MOST_MOVES = 100
+_MAX_MOVES = 100
 """Times that processes are moved: meanwhile they may start others."""
 _END_SECONDS, _LOOK_SECONDS = 5.0, 0.005
 
@@ -129,7 +129,7 @@ def _open(place: Path, root: Path) -> None:
     if not _is_real_root(place, root):
         service = place / _SERVICE
         service.mkdir(exist_ok=True)
-        for _ in range(_MOST_MOVES):
+        for _ in range(_MAX_MOVES):
             left = (place / "cgroup.procs").read_text().split()
             if not left:
                 break

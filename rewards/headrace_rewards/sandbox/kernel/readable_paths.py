@@ -19,7 +19,7 @@ _OF_ETC = (
     *("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types"),
     *("nsswitch.conf", "passwd", "ssl/certs", "ssl/openssl.cnf", "timezone"),
 )
-_MOST_ENTRIES = 1_000
+_MAX_ENTRIES = 1_000
 """Of a folder that is opened entry by entry."""
 
 
@@ -110,7 +110,7 @@ def _open(folder: Path, hidden: set[Path], view: View) -> None:
         entries = sorted(folder.iterdir())
     except OSError as fault:
         raise ContainmentFailed(f"{folder} cannot be read: {fault.strerror}") from None
-    if len(entries) > _MOST_ENTRIES:
+    if len(entries) > _MAX_ENTRIES:
         raise ContainmentFailed(
             f"{folder} has {len(entries)} entries beside those hidden; give the function a folder of its own"
         )

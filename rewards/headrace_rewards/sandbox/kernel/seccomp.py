@@ -98,7 +98,7 @@ UNKNOWN: dict[str, tuple[int, int]] = {
     "sendfile": (40, 71),
 }
 """Calls that fail as those do that a kernel lacks: callers have another way."""
-MOST_SHARED_BYTES = 16 << 20
+MAX_SHARED_BYTES = 16 << 20
 """Of a mapping that is shared and of no file: what of it is not mapped any more, nobody can see."""
 
 _CLONE, _MMAP, _FCNTL = (56, 220), (9, 222), (72, 25)
@@ -173,7 +173,7 @@ def _large_shared_mapping() -> list[bytes]:
     """`mmap(address, length, protection, flags, …)`; pages of the pool of large ones are in nobody's memory either."""
     huge = [_argument(3), _op(_ANY_BIT, _MAP_HUGETLB, 0, 1), _op(_RETURN, _NO_MEMORY)]
     upper = [_op(_LOAD, _ARGUMENTS_AT + 8 + 4), _op(_EQUAL, 0, 1, 0), _op(_RETURN, _NO_MEMORY)]
-    lower = [_argument(1), _op(_ATLEAST, MOST_SHARED_BYTES + 1, 0, 1), _op(_RETURN, _NO_MEMORY)]
+    lower = [_argument(1), _op(_ATLEAST, MAX_SHARED_BYTES + 1, 0, 1), _op(_RETURN, _NO_MEMORY)]
     size = upper + lower
     of_no_file = _op(_ANY_BIT, _MAP_ANONYMOUS, 0, len(size))
     return [*huge, _op(_ANY_BIT, _MAP_SHARED, 0, len(size) + 1), of_no_file, *size]

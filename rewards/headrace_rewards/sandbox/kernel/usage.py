@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import connections, containment, namespaces
 from .buffers import PIPE_BYTES, bytes_of_socket, open_files, open_in, shown, waiting_connections
-from .seccomp import MOST_SHARED_BYTES
+from .seccomp import MAX_SHARED_BYTES
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -173,4 +173,4 @@ def _shared_of_no_file(pids: Sequence[int]) -> int:
             found |= {line.split(maxsplit=5)[4] for line in lines if line.endswith(_OF_NO_FILE)}
             if lines:
                 break
-    return len(found) * MOST_SHARED_BYTES
+    return len(found) * MAX_SHARED_BYTES
