@@ -1,7 +1,8 @@
-"""What waits in pipes and sockets belongs to no process: the most that it can be, by what processes have open.
+"""Memory of pipes and sockets, which belongs to no process: an upper bound, from the files that processes have open.
 
-A pipe or socket counts as if it were full. A connection that nobody has accepted yet is open in no process, also after
-the one that made it has written and left: it is found among all sockets of the network namespace.
+A pipe or socket counts as if it were full. A connection that nobody has accepted yet may be
+open in no process, because the process that made it has written and closed it: such connections are counted from the
+list of all sockets of the network namespace.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from typing import NamedTuple
 
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
 PIPE_BYTES = 16 * os.sysconf("SC_PAGE_SIZE")
-"""Of every pipe: the filter of system calls leaves its size as it is made."""
+"""Size of every pipe; the filter of system calls refuses to change it."""
 
 
 class Open(NamedTuple):
-    """Pipes and sockets of several processes, each once, by the numbers of their files."""
+    """Pipes (device and inode number) and sockets (inode number) that processes have open, each once."""
 
     pipes: set[tuple[int, int]]
     sockets: set[int]
 
 
 def bytes_of_socket() -> int:
-    """The most that can wait in one: its buffer, which the filter of system calls leaves as it was, and one piece."""
+    """Maximum bytes in a socket: its buffer, whose size the filter of system calls keeps as it was, and one piece."""
     try:
         buffer = int(Path("/proc/sys/net/core/wmem_default").read_text())
     except OSError:  # older kernels do not show it in a network namespace
@@ -34,7 +35,7 @@ def bytes_of_socket() -> int:
 
 
 def shown(pid: int) -> Iterator[Path]:
-    """Where the kernel shows a process: itself, and each of its threads."""
+    """The folders in `/proc` of a process: its own, and that of each of its threads."""
     yield Path(f"/proc/{pid}")
     try:
         yield from Path(f"/proc/{pid}/task").iterdir()
@@ -43,7 +44,7 @@ def shown(pid: int) -> Iterator[Path]:
 
 
 def open_files(pid: int) -> int:
-    """Number of its open files."""
+    """Number of files that the process has open."""
     for folder in shown(pid):
         try:
             found = len(os.listdir(folder / "fd"))
@@ -55,7 +56,7 @@ def open_files(pid: int) -> int:
 
 
 def open_in(pids: Sequence[int]) -> Open:
-    """What the processes have open; a named pipe is one, too."""
+    """Pipes and sockets that the processes have open, named pipes included."""
     found = Open(set(), set())
     for pid in pids:
         for status in _files(pid):
@@ -67,10 +68,10 @@ def open_in(pids: Sequence[int]) -> Open:
 
 
 def waiting_connections(table: bytes, addresses: set[bytes]) -> int:
-    """How many nobody has accepted, of a network namespace's sockets (`/proc/net/unix`).
+    """Number of connections that nobody has accepted, in a table of a network namespace's sockets (`/proc/net/unix`).
 
-    Such a socket has no file, and shows the address of its listener: one of `addresses`, to which connections were
-    made. Those that nothing is bound to any more are taken out of it.
+    Such a socket has no inode number, and shows the address of its listener. `addresses` are those to which connections
+    were made; addresses to which nothing is bound any more are removed from the set.
     """
     found = [row for row in (line.split(maxsplit=7) for line in table.split(b"\n")) if len(row) == 8]
     addresses &= {row[7].strip() for row in found}
@@ -78,9 +79,9 @@ def waiting_connections(table: bytes, addresses: set[bytes]) -> int:
 
 
 def as_listed(address: str | bytes) -> bytes | None:
-    """An address as it is found in that list; `None` of one that breaks its lines."""
-    shown_as = os.fsencode(address)
-    return None if b"\n" in shown_as else shown_as.strip() or None
+    """An address in the form of that table; `None` if it contains a line break, and cannot be found there."""
+    listed = os.fsencode(address)
+    return None if b"\n" in listed else listed.strip() or None
 
 
 def _files(pid: int) -> Iterator[os.stat_result]:

@@ -1,16 +1,16 @@
-"""Connections to unix sockets, which a host may make to its own processes alone: `multiprocessing` lives on them.
+"""Connections to unix sockets, which a host may make only to its own processes: `multiprocessing` needs them.
 
-    a process below ── connect(2) ──► held by the filter ──► the guard
+    a process below ── connect(2) ──► stopped by the filter ─► the guard
                                                              reads the address from its memory
                     ◄─── 0, or an error ───────────────────  connects that very socket, or refuses
 
-A filter of system calls sees numbers, not the address that a pointer leads to, and Landlock asks nobody about pathname
-sockets. So the filter hands each `connect` to the guard (seccomp_unotify(2)). Allowed are sockets in the folders that
-the host may write to: whatever listens there is its own. Abstract names are refused. The guard connects by an open
-handle on the socket's file, so that an address or a link that changes meanwhile leads nowhere else.
+A filter of system calls sees numbers, not the address that a pointer leads to, and Landlock does not check pathname
+sockets. So the filter passes each `connect` to the guard (seccomp_unotify(2)). Sockets in the folders that the host may
+write to are allowed, because only the host can listen there. Abstract names are refused. The guard connects by an open
+handle on the socket's file, so that an address or a link that changes meanwhile has no effect.
 
-The guard never waits for a connection, since it has to watch: where the listener's queue is full, it tries again later.
-Where the kernel or the container does not let it do all this, `connect` fails.
+The guard never waits for a connection, because it has to watch resources: if the listener's queue is full, it tries
+again later. If the kernel or the container does not allow all this, `connect` fails.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ _TIME = struct.Struct("@ll")
 _MIN_WAIT = _TIME.pack(0, 1)
 _MAX_ADDRESS_BYTES = 110
 _MAX_LEVELS = 256
-"""Folders between a socket and the folder in which it is allowed."""
+"""Maximum depth of a socket below the folder in which it is allowed."""
 _MAX_WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What the guard needs to connect for its host; made before the host is forked."""
+    """The channel by which the host passes its filter's file to the guard; made before the host is forked."""
 
     ours: socket.socket
-    """Over this pair the host sends the file on which the filter's questions arrive."""
+    """The guard's end of the pair over which the host sends the file on which the filter's requests arrive."""
     theirs: socket.socket
     traces: bool
-    """Whether the guard may look into processes of any user."""
+    """Whether the guard may trace processes of any user."""
 
     @classmethod
     def make(cls) -> Door:
-        """Before the guard enters namespaces."""
+        """Call it before the guard enters namespaces."""
         ours, theirs = socket.socketpair()
         return cls(ours, theirs, syscalls.has_capability(syscalls.CAP_SYS_PTRACE))
 
-    def hand_over(self, questions: int | None) -> None:
-        """The host's part; nothing of the door stays with it."""
-        if questions is not None:
-            socket.send_fds(self.theirs, [b"f"], [questions])
-            os.close(questions)
+    def hand_over(self, requests: int | None) -> None:
+        """Called by the host: send the file, and close both ends."""
+        if requests is not None:
+            socket.send_fds(self.theirs, [b"f"], [requests])
+            os.close(requests)
         self.theirs.close()
         self.ours.close()
 
 
-class _Question(NamedTuple):
+class _Request(NamedTuple):
     id: int
     thread: int
     descriptor: int
@@ -77,7 +77,7 @@ class _Question(NamedTuple):
 
 
 class _Refused(Exception):
-    """The error number is what the caller is told."""
+    """The connection is refused; `number` is the error number for the caller."""
 
     def __init__(self, number: int) -> None:
         super().__init__(os.strerror(number))
@@ -85,40 +85,41 @@ class _Refused(Exception):
 
 
 class SocketConnector:
-    """Answers the questions of one host, whenever it is called; never waits."""
+    """Handles the `connect` requests of one host when it is called; never waits."""
 
     def __init__(self, door: Door, proc: int, folders: Sequence[Path], user: int | None) -> None:
-        """`proc`: the folder in which threads have the numbers by which the kernel names them to the guard;
-        `folders`: where the host writes; `user`: whom it became, if it did."""
+        """`proc`: open `/proc` with the thread numbers that the kernel reports to the guard; `folders`: the host may
+        write to them; `user`: the user id that the host changed to, or `None`."""
         self._door = door
         self._proc = proc
         self._door.theirs.close()
         self._allowed = {_identity(os.stat(folder)) for folder in folders}
         self._user = user
-        self._waiting: list[_Question] = []
+        self._waiting: list[_Request] = []
         self.addresses: set[bytes] = set()
-        """Of listeners that it has connected to, see `buffers.waiting_connections`."""
+        """Addresses of the listeners that were connected to, see `buffers.waiting_connections`."""
         self.file: int = door.ours.fileno()
-        """To be polled for input."""
-        self._questions: int | None = None
+        """The file to poll for input."""
+        self._requests: int | None = None
         os.fchdir(proc)  # an address is short; see `_connect`
 
     @property
     def waiting(self) -> bool:
-        """Whether some `connect` has to be tried again soon."""
+        """Whether a `connect` must be tried again soon."""
         return bool(self._waiting)
 
     def answer(self, event: int) -> bool:
-        """Whatever can be answered now; `event` is what `poll` said of `file`. `False` when nobody can ask any more."""
+        """Handle all requests that can be handled now; `event` is the result of `poll` for `file`. `False` if no more
+        can arrive."""
         again, self._waiting = self._waiting, []
         for waiting in again:
             self._settle(waiting)
-        if self._questions is None:
+        if self._requests is None:
             return self._open() if event else True
         if event & select.POLLIN:
-            question = _received(self._questions)
-            if question is not None:
-                self._settle(question)
+            request = _received(self._requests)
+            if request is not None:
+                self._settle(request)
         return not event & ~select.POLLIN
 
     def _open(self) -> bool:
@@ -126,56 +127,56 @@ class SocketConnector:
         self._door.ours.close()
         if not found:  # the host ended before it was confined
             return False
-        self._questions = self.file = found[0]
+        self._requests = self.file = found[0]
         return True
 
-    def _settle(self, question: _Question) -> None:
-        assert self._questions is not None
+    def _settle(self, request: _Request) -> None:
+        assert self._requests is not None
         try:
-            with self._eyes_of_the_host():
-                done = self._connect(self._questions, question)
+            with self._as_the_host():
+                done = self._connect(self._requests, request)
             number = 0
         except _Refused as refusal:
             done, number = True, refusal.number
         except OSError as fault:
             done, number = True, fault.errno or errno.EPERM
         if done:
-            _reply(self._questions, question, number)
+            _reply(self._requests, request, number)
         elif len(self._waiting) < _MAX_WAITING:
-            self._waiting.append(question)
+            self._waiting.append(request)
         else:
-            _reply(self._questions, question, errno.EAGAIN)
+            _reply(self._requests, request, errno.EAGAIN)
 
     @contextlib.contextmanager
-    def _eyes_of_the_host(self) -> Iterator[None]:
-        """Files are looked for as its user would."""
+    def _as_the_host(self) -> Iterator[None]:
+        """Within the context, paths are resolved with the rights of the host's user."""
         if self._user is None:
             yield
         elif self._door.traces:
             with syscalls.finding_files_as(self._user):
                 yield
-        else:  # only that user may look into its processes
+        else:  # only that user may trace the host's processes
             with syscalls.real_user(self._user):
                 yield
 
-    def _connect(self, questions: int, question: _Question) -> bool:
-        """Whether it is done; `False` where the listener's queue is full."""
-        thread, proc = question.thread, self._proc
-        path = _path(syscalls.read_memory(thread, question.address, min(question.length, _MAX_ADDRESS_BYTES)))
+    def _connect(self, requests: int, request: _Request) -> bool:
+        """Whether the request is complete; `False` if the listener's queue is full."""
+        thread, proc = request.thread, self._proc
+        path = _path(syscalls.read_memory(thread, request.address, min(request.length, _MAX_ADDRESS_BYTES)))
         folder, _, name = path.rpartition(b"/")
         if not path.startswith(b"/"):
             folder = b"%d/cwd/" % thread + folder
         process = _process_of(thread, proc)
         with _opened(folder or b"/", os.O_PATH | os.O_DIRECTORY, proc) as place:
             # what was read and opened by the number of a thread is that thread's only while it waits for us
-            fcntl.ioctl(questions, _STILL_VALID, struct.pack("=Q", question.id))
+            fcntl.ioctl(requests, _STILL_VALID, struct.pack("=Q", request.id))
             if not self._is_allowed(place):
                 raise _Refused(errno.EPERM)
             with _opened(name, os.O_PATH | os.O_NOFOLLOW, place) as target:
                 if not stat.S_ISSOCK(os.fstat(target).st_mode):
                     raise _Refused(errno.ECONNREFUSED)
-                with _same_socket(process, question.descriptor) as caller:
-                    fcntl.ioctl(questions, _STILL_VALID, struct.pack("=Q", question.id))
+                with _same_socket(process, request.descriptor) as caller:
+                    fcntl.ioctl(requests, _STILL_VALID, struct.pack("=Q", request.id))
                     if not _connected(caller, f"self/fd/{target}"):  # below our working folder, which is `proc`
                         return False
                     self._note(caller)
@@ -189,14 +190,14 @@ class SocketConnector:
         self.addresses.add(address)
 
     def _is_allowed(self, place: int) -> bool:
-        """Whether the folder is one of those allowed, or below one."""
+        """Whether the folder is an allowed one, or below one."""
         with contextlib.ExitStack() as stack:
             for _ in range(_MAX_LEVELS):
-                here = _identity(os.fstat(place))
-                if here in self._allowed:
+                identity = _identity(os.fstat(place))
+                if identity in self._allowed:
                     return True
                 place = stack.enter_context(_opened(b"..", os.O_PATH | os.O_DIRECTORY, place))
-                if _identity(os.fstat(place)) == here:
+                if _identity(os.fstat(place)) == identity:
                     return False
         return False
 
@@ -231,7 +232,7 @@ def _opened(path: bytes, flags: int, folder: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _same_socket(process: int, descriptor: int) -> Iterator[socket.socket]:
-    """What the process knows by that number."""
+    """The socket that the process has open as `descriptor`."""
     handle = os.pidfd_open(process)
     try:
         taken = syscalls.take_descriptor(handle, descriptor)
@@ -247,7 +248,7 @@ def _same_socket(process: int, descriptor: int) -> Iterator[socket.socket]:
 
 
 def _connected(caller: socket.socket, address: str) -> bool:
-    """`False` where it would have to wait, and its owner is ready to."""
+    """`False` if the connection would have to wait, and the socket is blocking."""
     before = caller.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.size)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _MIN_WAIT)
     try:
@@ -261,19 +262,19 @@ def _connected(caller: socket.socket, address: str) -> bool:
     return True
 
 
-def _received(questions: int) -> _Question | None:
+def _received(requests: int) -> _Request | None:
     """The next; `None` where the one that asked has ended."""
     buffer = bytearray(_NOTICE.size)
     try:
-        fcntl.ioctl(questions, _RECEIVE, buffer, True)
+        fcntl.ioctl(requests, _RECEIVE, buffer, True)
     except OSError as fault:
         if fault.errno in (errno.ENOENT, errno.EINTR):
             return None
         raise
     number, thread, _, _, _, _, descriptor, address, length, *_ = _NOTICE.unpack(buffer)
-    return _Question(number, thread, ctypes.c_int(descriptor & 0xFFFFFFFF).value, address, length & 0xFFFFFFFF)
+    return _Request(number, thread, ctypes.c_int(descriptor & 0xFFFFFFFF).value, address, length & 0xFFFFFFFF)
 
 
-def _reply(questions: int, question: _Question, number: int) -> None:
+def _reply(requests: int, request: _Request, number: int) -> None:
     with contextlib.suppress(FileNotFoundError):  # who asked has ended
-        fcntl.ioctl(questions, _ANSWER, bytearray(_REPLY.pack(question.id, 0, -number, 0)), True)
+        fcntl.ioctl(requests, _ANSWER, bytearray(_REPLY.pack(request.id, 0, -number, 0)), True)

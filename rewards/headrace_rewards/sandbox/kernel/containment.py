@@ -1,15 +1,15 @@
-"""What holds a host, level by level; each adds to the one before.
+"""The containment of a host, level by level; each level adds to the previous one.
 
     limits     limits.confine                      memory, files, processor time, processes
     filtered   another user (as root) · Landlock · seccomp · no gain of rights
     isolated   namespaces                          its own processes, network (none), files
 
-`enclose` is the guard's part, before the host is forked; `confine` is the host's, before a line of the user's is read.
+The guard calls `enclose` before it forks the host; the host calls `confine` before it reads any of the user's code.
 
-As root the host becomes a user that nobody else is: then the kernel counts its processes (it counts none of root's),
-and it can neither signal nor trace the service's. It keeps one capability, to read what the view shows it whatever the
-files' modes are, because interpreters lie under /root and reward files belong to root; Landlock, the mount namespace
-and seccomp (`open_by_handle_at`) are what confines that.
+If the service is root, the host changes to a user id that nothing else has: then the kernel counts its processes (it
+counts none of root's), and the host can neither signal nor trace the service's. It keeps one capability, to read the
+files of its view whatever their modes are, because interpreters are under /root and reward files belong to root;
+Landlock, the mount namespace and seccomp (`open_by_handle_at`) confine it to that view.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ class Cell:
     scratch: Path
     files: readable_paths.View
     user: int | None
-    """Whom the host becomes; `None`: it stays who it is."""
+    """The user id that the host changes to; `None`: it does not change."""
     processes: int
     """`RLIMIT_NPROC`."""
     init: namespaces.Init | None
     door: connections.Door | None
-    """For connections between its processes; `None` where nothing is filtered."""
+    """For connections between the host's processes; `None` if no system calls are filtered."""
     proc: int
-    """`/proc` as the guard found it: in a namespace it shows other numbers."""
+    """`/proc` opened by the guard: within a namespace `/proc` shows other process numbers."""
     guard: int
-    """Its process number; below `isolated` the host sees by it whether its guard still lives."""
+    """Process number of the guard; below `isolated` the host checks by it that the guard still lives."""
     group: control_groups.ControlGroup | None
-    """Holds what all its processes use together; `None`: the guard counts."""
+    """Limits what all processes of the host use together; `None`: the guard counts."""
 
 
 def enclose(setup: frames.Setup, scratch: Path) -> Cell:
-    """For a host that is forked next; raises `ContainmentFailed` where the machine does not offer the level."""
+    """Prepare the containment of a host that is forked next. Raises `ContainmentFailed` if the level is unavailable."""
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     group = control_groups.make(setup.limits)
     if setup.level == "limits":
@@ -78,9 +78,9 @@ def enclose(setup: frames.Setup, scratch: Path) -> Cell:
 
 
 def connector(cell: Cell) -> connections.SocketConnector | None:
-    """Who makes the host's connections for it; the guard's part, after the host was forked.
+    """The connector that makes the host's connections; the guard calls this after it forked the host.
 
-    `None` where nothing is filtered, and where looking into the host would let it send signals to the guard.
+    `None` if no system calls are filtered, or if access to the host's memory would let the host signal the guard.
     """
     if cell.door is None:
         return None
@@ -95,7 +95,7 @@ def _writable(cell: Cell) -> list[Path]:
 
 
 def confine(cell: Cell) -> None:
-    """Hold this process, for good; raises `ContainmentFailed`."""
+    """Contain this process irrevocably. Raises `ContainmentFailed`."""
     if cell.group is not None:
         cell.group.join()
     os.close(cell.proc)
@@ -125,14 +125,14 @@ def confine(cell: Cell) -> None:
 
 
 def _die_with(cell: Cell) -> None:
-    """With the guard; after the change of users, which takes the signal back."""
+    """End this process when the guard ends; called after the change of users, which resets the signal."""
     syscalls.signal_at_death_of_parent(signal.SIGKILL)
     if cell.init is None and os.getppid() != cell.guard:  # too late for the signal
         os._exit(1)
 
 
 def _lock_files(cell: Cell) -> None:
-    """The mount namespace already shows nothing else; Landlock is then the second layer, where there is one."""
+    """Restrict files by Landlock. In a mount namespace, which shows no other files, it is a second, optional layer."""
     null = Path("/dev/null")
     if cell.init is not None:
         try:
@@ -145,13 +145,13 @@ def _lock_files(cell: Cell) -> None:
         raise ContainmentFailed(
             f"Landlock {landlock.version()} does not hold truncation; that takes Linux 6.2, or root"
         )
-    of_itself = [Path("/proc/self").resolve(), *map(Path, ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat"))]
+    own_entries = [Path("/proc/self").resolve(), *map(Path, ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat"))]
     devices = [Path("/dev", name) for name in ("zero", "full", "random", "urandom")]
-    landlock.apply([*cell.files.readable, *of_itself, *devices], cell.files.listed, [cell.scratch, null])
+    landlock.apply([*cell.files.readable, *own_entries, *devices], cell.files.listed, [cell.scratch, null])
 
 
 def _unused_user() -> int:
-    """From the upper half of the ids that this (user) namespace has."""
+    """A random user id from the upper half of those of this user namespace."""
     ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     start, _, count = max(ranges, key=lambda entry: entry[2])
     if count < 4:

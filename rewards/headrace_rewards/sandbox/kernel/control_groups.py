@@ -1,15 +1,15 @@
-"""Control groups of Linux (version 2): where part of their tree is the service's, the kernel itself holds what a host
-and all that it started use together. See cgroups(7).
+"""Control groups of Linux (version 2): if part of their tree is the service's, the kernel itself limits what a host
+and all processes that it started use together. See cgroups(7).
 
     the service's group ─┬─ headrace-service    the service: a group whose children have controllers has no processes
                          └─ headrace-reward-…   one for each host: memory.max, pids.max; cgroup.kill at its end
 
-`claim` makes the upper part, once, as `headrace serve` starts. `make` is the guard's, before it forks its host. A group
-counts what `usage` has to guess: buffers of pipes and sockets, shared memory that nobody maps, what the kernel keeps
-for a process.
+`headrace serve` calls `claim` once, at its start, to make the upper part. The guard calls `make` before it forks its
+host. A group counts what `usage` has to estimate: buffers of pipes and sockets, shared memory that nobody maps, the
+kernel's own data about a process.
 
-A group is the service's where systemd says so (`Delegate=yes`), where it is the root of a container's own tree, where
-an administrator gave it to the service's user, and where it is the machine's root and the service is root.
+A group is the service's if systemd says so (`Delegate=yes`), if it is the root of a container's own tree, if an
+administrator gave it to the service's user, or if it is the machine's root group and the service is root.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ _SERVICE: Final = "headrace-service"
 _HOST: Final = "headrace-reward"
 _CONTROLLERS: Final = {"memory", "pids"}
 _MAX_MOVES = 100
-"""Times that processes are moved: meanwhile they may start others."""
-_END_SECONDS, _LOOK_SECONDS = 5.0, 0.005
+"""Rounds of moving processes: during a round they may start others."""
+_END_SECONDS, _POLL_SECONDS = 5.0, 0.005
 
 
 class _NoGroups(Exception):
-    """The message says why."""
+    """The service has no control groups; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControlGroup:
-    """Of one host. Its guard holds it by open files: in a mount namespace there are no groups to be seen."""
+    """The control group of one host. Its guard accesses it by open files: a mount namespace shows no groups."""
 
     place: int
-    """The folder of the group above."""
+    """Open folder of the parent group."""
     name: str
     entry: int
-    """Who writes `0` to this file joins."""
+    """Open file `cgroup.procs`: a process that writes `0` to it joins the group."""
     limits: ResourceLimits
 
     def join(self) -> None:
-        """This process and those that it starts, for good. Nothing of the group stays open."""
+        """Move this process, and those that it will start, into the group irrevocably, and close the group's files."""
         os.write(self.entry, b"0")
         os.close(self.entry)
         os.close(self.place)
 
     def out_of_memory(self) -> str | None:
-        """What was beyond the limit, where the kernel ended its processes for that."""
+        """An error message if the kernel ended processes of the group for their memory, else `None`."""
         with open(os.open(f"{self.name}/memory.events", os.O_RDONLY, dir_fd=self.place)) as events:
             if all(line.split() != ["oom_kill", "0"] for line in events):
                 return f"its processes used more than {self.limits.memory_bytes} bytes of memory together"
@@ -69,7 +69,7 @@ class ControlGroup:
 
 
 def make(limits: ResourceLimits) -> ControlGroup | None:
-    """For a host that is forked next; `None` where the service has no groups: then the guard counts."""
+    """A group for a host that is forked next; `None` if the service has no groups: then the guard counts."""
     try:
         return _make(_place(), limits)
     except _NoGroups:
@@ -77,7 +77,7 @@ def make(limits: ResourceLimits) -> ControlGroup | None:
 
 
 def sweep() -> None:
-    """End what is left of hosts whose guard has ended without doing so: by SIGKILL, say."""
+    """End the groups of hosts whose guard has ended without ending them, for example by SIGKILL."""
     try:
         place = _place()
     except _NoGroups:
@@ -94,7 +94,7 @@ def sweep() -> None:
 
 
 def held() -> str:
-    """What holds memory on this machine, in words; by making a group."""
+    """A description, for people, of what limits memory on this machine; makes a group to find out."""
     try:
         place = _place()
         _make(place, ResourceLimits()).end()
@@ -104,9 +104,9 @@ def held() -> str:
 
 
 def claim() -> None:
-    """Make groups of hosts possible below the group of this process, where that is the service's.
+    """Prepare the group of this process for groups of hosts below it, if it is the service's.
 
-    Every process of that group moves one group down, into `headrace-service`.
+    Moves every process of that group into a child group, `headrace-service`.
     """
     with contextlib.suppress(_NoGroups, OSError):  # `held` says what is missing
         own, root = _own()
@@ -117,13 +117,13 @@ def claim() -> None:
 
 
 def main() -> None:
-    """`python -m headrace_rewards control-groups`: claims them; what holds memory then on stdout (JSON), for people."""
+    """`python -m headrace_rewards control-groups`: claim groups, and write to stdout what limits memory then (JSON)."""
     claim()
     sys.stdout.write(json.dumps(held()) + "\n")
 
 
 def _open(place: Path, root: Path) -> None:
-    """Give the groups below it the controllers; raises `OSError`."""
+    """Enable the controllers in the groups below `place`. Raises `OSError`."""
     if not set((place / "cgroup.controllers").read_text().split()) >= _CONTROLLERS:
         return
     if not _is_real_root(place, root):
@@ -140,7 +140,7 @@ def _open(place: Path, root: Path) -> None:
 
 
 def _make(place: Path, limits: ResourceLimits) -> ControlGroup:
-    """Raises `_NoGroups`."""
+    """Make the group of a host in `place`. Raises `_NoGroups`."""
     name = f"{_HOST}-{_namespace()}-{os.getpid()}-{_started(os.getpid())}"
     path = place / name
     try:
@@ -169,7 +169,7 @@ def _set(path: Path, limits: ResourceLimits) -> None:
 
 
 def _place() -> Path:
-    """The group in which those of hosts are made; raises `_NoGroups`."""
+    """The group in which the groups of hosts are made. Raises `_NoGroups`."""
     own, root = _own()
     missing = _CONTROLLERS - set((own / "cgroup.controllers").read_text().split())
     if missing:
@@ -183,7 +183,7 @@ def _place() -> Path:
 
 
 def _own() -> tuple[Path, Path]:
-    """The group of this process, and the root of the tree that shows; raises `_NoGroups`."""
+    """The group of this process, and the root of the visible tree. Raises `_NoGroups`."""
     groups = Path("/proc/self/cgroup").read_text().splitlines()
     name = next((line[3:] for line in groups if line.startswith("0::")), None)
     for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):  # a later mount covers an earlier one
@@ -196,7 +196,7 @@ def _own() -> tuple[Path, Path]:
 
 
 def _is_ours(place: Path, own: Path, root: Path) -> bool:
-    """Whether the service may make groups in it."""
+    """Whether the service may make groups in `place`."""
     if not place.is_relative_to(root) or not os.access(place, os.W_OK):
         return False
     if _is_real_root(place, root):
@@ -212,7 +212,7 @@ def _is_ours(place: Path, own: Path, root: Path) -> bool:
 
 
 def _is_real_root(place: Path, root: Path) -> bool:
-    """That of the machine, not of a container: it alone may have processes and groups with controllers."""
+    """Whether it is the machine's root group, not a container's; only that may have both processes and controllers."""
     return place == root and not (place / "cgroup.type").exists()
 
 
@@ -221,7 +221,7 @@ def _has_controllers(place: Path) -> bool:
 
 
 def _end(folder: int, name: str) -> None:
-    """Kill what is in the group of that name, and remove it, unless another does. The kernel needs a moment."""
+    """Kill all processes of the group, and remove it, unless another process does. The kernel needs a moment."""
     deadline = time.monotonic() + _END_SECONDS
     with contextlib.suppress(FileNotFoundError):
         kill = os.open(f"{name}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
@@ -235,18 +235,18 @@ def _end(folder: int, name: str) -> None:
             except FileNotFoundError:
                 return
             except OSError:
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
             else:
                 return
 
 
 def _namespace() -> int:
-    """Whose numbers of processes are in the names of groups."""
+    """Id of the process namespace, whose process numbers the names of groups contain."""
     return os.stat("/proc/self/ns/pid").st_ino
 
 
 def _started(pid: int) -> str:
-    """When, in ticks, since a number alone may have gone to another process; empty where none has it."""
+    """Start time of the process, in ticks, which tells it from a later one with the same number; empty if none runs."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,6 +1,6 @@
-"""Landlock: which files a process and its children may open, whoever they are. See landlock(7).
+"""Landlock: restricts the files that a process and its children may open, whatever their user is. See landlock(7).
 
-It also keeps them from tracing processes outside, and, where the kernel knows how, from signals to them and from TCP.
+It also prevents them from tracing outside processes and, if the kernel supports it, from signalling them and from TCP.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _READING = _EXECUTE | _READ_FILE | _READ_DIR
 _TCP = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 TRUNCATION_SINCE = 3
-"""The first version that holds truncation."""
+"""The first version that can refuse truncation."""
 _SCOPES_SINCE = 6
 
 
@@ -39,19 +39,19 @@ class _PathBeneath(ctypes.Structure):
 
 
 def version() -> int:
-    """Of the kernel's Landlock; raises `OSError` where it has none."""
+    """Version of the kernel's Landlock. Raises `OSError` if it has none."""
     return syscalls.syscall("landlock_create_ruleset", _CREATE_RULESET, None, 0, _VERSION_FLAG)
 
 
 def holds_signals() -> bool:
-    """Whether none reaches a process outside."""
+    """Whether Landlock can refuse signals to outside processes."""
     return version() >= _SCOPES_SINCE
 
 
 def apply(readable: Iterable[Path], listed: Iterable[Path], writable: Iterable[Path]) -> None:
-    """From now on only these, and what lies below them; `syscalls.gain_nothing_by_exec` came before.
+    """Restrict this process to these paths and everything below them; call `syscalls.gain_nothing_by_exec` first.
 
-    Of folders in `listed`, and those below, the names show.
+    Folders in `listed`, and those below, can only be listed.
     """
     known = version()
     files = _ALL_BY_VERSION[min(known, max(_ALL_BY_VERSION))]

@@ -1,10 +1,10 @@
-"""A world of its own for the host: its processes, its network (none), its files. See namespaces(7).
+"""Namespaces of the host: its own processes, its own network (empty), its own files. See namespaces(7).
 
     guard   unshare ─► fork init ─────────────────► fork host
-                          │ mounts the files, tells the guard, then only waits for the guard's end
+                          │ mounts the files, reports to the guard, then only waits for the guard's end
                           └ process 1: when it ends, the kernel kills every process that is left in there
 
-Without root, a user namespace comes with it, in which the service's user stands for itself.
+Without root, a user namespace is added, in which the service's user is mapped to itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .syscalls import ContainmentFailed
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
-_KERNELS_OWN = (
+_KERNEL_MEMORY_FILES = (
     "kallsyms",
     "kcore",
     "keys",
@@ -31,32 +31,32 @@ _KERNELS_OWN = (
     "timer_list",
     "vmallocinfo",
 )
-"""In /proc: what tells of the kernel's memory, and CAP_DAC_READ_SEARCH would open."""
+"""Files of /proc that reveal the kernel's memory, and that CAP_DAC_READ_SEARCH could read."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What the world holds: `readable` at their own paths, and two writable places of at most `room` bytes each."""
+    """Files of the mount namespace: `readable` at their own paths, and two writable folders of `room` bytes each."""
 
     readable: Sequence[Path]
     scratch: Path
     room: int
     owner: tuple[int, int]
-    """User and group of what is writable."""
+    """User and group of the writable folders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """Process 1 of the world, by its number outside; it ends when `lifeline` is closed, so at the latest with us."""
+    """Process 1 of the namespace, by its outside number. It ends when `lifeline` is closed, at the latest with us."""
 
     pid: int
     lifeline: int
 
 
 def enter(files: Files) -> Init:
-    """This process and its later children have the files; its later children have the rest too. Raises
-    `ContainmentFailed`."""
+    """Enter new namespaces: the files apply to this process and its later children, the others to its later children.
+    Raises `ContainmentFailed`."""
     flags = (
         syscalls.CLONE_NEWNS
         | syscalls.CLONE_NEWUTS
@@ -79,15 +79,15 @@ def enter(files: Files) -> Init:
 
 def _start_init(files: Files) -> Init:
     lifeline, ours = os.pipe()
-    heard, told = os.pipe()
+    report_reader, report_writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(ours)
-        os.close(heard)
-        _run_init(files, lifeline, told)
+        os.close(report_reader)
+        _run_init(files, lifeline, report_writer)
     os.close(lifeline)
-    os.close(told)
-    with os.fdopen(heard, "rb") as message:
+    os.close(report_writer)
+    with os.fdopen(report_reader, "rb") as message:
         fault = message.read().decode("utf-8", "replace")
     if fault:
         os.waitpid(pid, 0)
@@ -95,7 +95,7 @@ def _start_init(files: Files) -> Init:
     return Init(pid, ours)
 
 
-def _run_init(files: Files, lifeline: int, told: int) -> None:
+def _run_init(files: Files, lifeline: int, report_writer: int) -> None:
     """Never returns. Signals from inside do not reach process 1; ended orphans are reaped by the kernel."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -104,8 +104,8 @@ def _run_init(files: Files, lifeline: int, told: int) -> None:
         for low, high in ((0, lifeline), (lifeline + 1, os.sysconf("SC_OPEN_MAX"))):
             os.closerange(low, high)  # the socket to the service among them: it closes with the host
         os.read(lifeline, 1)
-    except BaseException as fault:  # told to the guard, who raises it
-        os.write(told, f"its files could not be mounted: {fault}".encode())
+    except BaseException as fault:  # reported to the guard, which raises it
+        os.write(report_writer, f"its files could not be mounted: {fault}".encode())
     finally:
         os._exit(0)
 
@@ -127,20 +127,20 @@ def _build(files: Files) -> None:
     syscalls.make_read_only(root)
     for device in _DEVICES:
         syscalls.mount(f"/dev/{device}", f"{root}/dev/{device}", None, syscalls.MS_BIND)
-    careful = syscalls.MS_NOSUID | syscalls.MS_NODEV
-    syscalls.mount("proc", empty[Path("/proc")], "proc", careful | syscalls.MS_NOEXEC)
-    for name in _KERNELS_OWN:
+    restricted = syscalls.MS_NOSUID | syscalls.MS_NODEV
+    syscalls.mount("proc", empty[Path("/proc")], "proc", restricted | syscalls.MS_NOEXEC)
+    for name in _KERNEL_MEMORY_FILES:
         if os.path.exists(f"{root}/proc/{name}"):
             syscalls.mount("/dev/null", f"{root}/proc/{name}", None, syscalls.MS_BIND)
     user, group = files.owner
     room = f"mode=700,size={files.room},nr_inodes={files.room >> 14},uid={user},gid={group}"
     for folder in (SHARED_MEMORY, files.scratch):
-        syscalls.mount("headrace", empty[folder], "tmpfs", careful, room)
+        syscalls.mount("headrace", empty[folder], "tmpfs", restricted, room)
     syscalls.enter_root(root)
 
 
 def _place(root: str, path: Path) -> str:
-    """An empty file or folder at which `path` can be mounted."""
+    """Create an empty file or folder on which `path` can be mounted."""
     target = f"{root}{path}"
     if path.is_dir():
         os.makedirs(target, exist_ok=True)

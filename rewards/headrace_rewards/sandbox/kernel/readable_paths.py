@@ -1,7 +1,7 @@
 """Which files a contained function may read: the interpreter, the system's programs and libraries, and its own folder.
 
-A list of what is open. What it does not name (the home folder, the service's data folder, other users' files, /var,
-most of /etc) does not exist for the function in a mount namespace, and is refused by Landlock.
+This is a list of readable paths. What it does not name (the home folder, the service's data folder, other users' files,
+/var, most of /etc) does not exist for the function in a mount namespace, and is refused by Landlock.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ _OF_ETC = (
     *("nsswitch.conf", "passwd", "ssl/certs", "ssl/openssl.cnf", "timezone"),
 )
 _MAX_ENTRIES = 1_000
-"""Of a folder that is opened entry by entry."""
+"""Maximum entries of a folder that is opened entry by entry."""
 
 
 class View(NamedTuple):
     """The paths that a contained process sees; all exist."""
 
     readable: list[Path]
-    """None of them below another."""
+    """Readable files and folders, none of them below another."""
     listed: list[Path]
-    """Folders of which only parts are readable: imports list them."""
+    """Folders of which only parts are readable; they can be listed, because imports list them."""
 
 
 def told(own: Path | None, hidden: Iterable[Path], home: Path) -> View:
-    """`of`, found by a process of its own: nothing of what is hidden stays in the memory of this one."""
-    heard, tell = os.pipe()
+    """The result of `of`, computed in a child process, so that no hidden name stays in this one's memory."""
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(heard)
-        _send_paths(tell, own, hidden, home)
-    os.close(tell)
-    with os.fdopen(heard, "rb") as message:
+        os.close(reader)
+        _send_paths(writer, own, hidden, home)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as message:
         kind, *lists = message.read().split(b"\0\0")
     os.waitpid(pid, 0)
     if kind != b"view":
@@ -61,11 +61,11 @@ def _send_paths(channel: int, own: Path | None, hidden: Iterable[Path], home: Pa
 
 
 def of(own: Path | None, hidden: Iterable[Path], home: Path | None = None) -> View:
-    """For a function in the file `own`, or in no file.
+    """The view of a function in the file `own`, or in no file.
 
-    `hidden` stays out of its folder, and out of those on the import path: a project that is installed where it is
-    written may have the service's data in it. So do the entries of `home` that begin with a dot; none where it is
-    not absolute, because the service's user has no home then. Raises `ContainmentFailed` for a folder that would have
+    `hidden` paths are excluded from its folder and from those on the import path: a project that is installed in place
+    may have the service's data in it. So are the entries of `home` that begin with a dot, but not if `home` is no
+    absolute path, because the service's user has no home then. Raises `ContainmentFailed` for a folder that would have
     to be opened in too many pieces.
     """
     dotted = [] if home is None or not home.is_absolute() else home.glob(".*")
@@ -100,7 +100,7 @@ def _open_own(file: Path, hidden: set[Path], view: View) -> None:
 
 
 def _open(folder: Path, hidden: set[Path], view: View) -> None:
-    """Add it to the view: whole, or entry by entry where something hidden lies below it."""
+    """Add the folder to the view: whole, or entry by entry if something hidden is below it."""
     real = folder.resolve()
     if not any(secret.is_relative_to(real) for secret in hidden):
         view.readable.append(folder)

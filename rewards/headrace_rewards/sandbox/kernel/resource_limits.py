@@ -1,4 +1,4 @@
-"""How much one host may use. What of it binds each process is set here; `guard` watches over what all use together."""
+"""How much one host may use. Limits of a single process are set here; `guard` watches the total of all processes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     """What one host, with everything it starts, may use."""
 
     start_seconds: float = 60.0
-    """Until the user's code is loaded; importing torch takes ten on a slow machine."""
+    """Time until the user's code is loaded; importing torch takes ten seconds on a slow machine."""
     memory_bytes: int = 4 << 30
     """Address space of each process, and resident memory of all together."""
     processes: int = 64
-    """Processes and threads at a time, its own among them."""
+    """Processes and threads at a time, the host's own included."""
     open_files: int = 256
     file_bytes: int = 64 << 20
     """Size of any one file."""
     scratch_bytes: int = 256 << 20
-    """All files in its folder together; held at level `isolated`, where the folder is a file system of its own."""
+    """Total size of files in its scratch folder; enforced at level `isolated`, where the folder is a file system."""
     output_bytes: int = 1 << 20
-    """What it may print while it scores one unit."""
+    """Maximum output while it scores one unit."""
     cpu_per_second: float = 4.0
     """Processor seconds of one process for each second of a unit's time limit (threads add up); the guard counts."""
     cpu_seconds: float = 10.0
-    """Of processor time of one process, beside that."""
+    """Processor seconds of one process in addition to that."""
 
 
 def confine(limits: ResourceLimits, processes: int) -> None:
     """Limit this process and those it starts. A limit that is already lower stays."""
-    Path("/proc/self/oom_score_adj").write_text("1000")  # where the machine's memory ends, it goes first
+    Path("/proc/self/oom_score_adj").write_text("1000")  # if the machine runs out of memory, it is killed first
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, limits.memory_bytes)
     _limit(resource.RLIMIT_NOFILE, limits.open_files)
@@ -42,7 +42,7 @@ def confine(limits: ResourceLimits, processes: int) -> None:
 
 
 def tasks_of(user: int) -> int:
-    """Processes and threads that run now as `user`: the kernel counts a user's, not a process's."""
+    """Number of processes and threads of `user` now: `RLIMIT_NPROC` counts those of the user, not of a process."""
     count = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,6 +1,6 @@
-"""The filter over system calls: what user code has no business with fails with EPERM, for its children too.
+"""The filter of system calls: calls that user code does not need fail with EPERM, in its children too.
 
-A list of what is refused, not of what is allowed: numpy and torch use whatever their versions use. It closes what the
+It lists refused calls, not allowed ones: numpy and torch use whatever their versions use. It closes what the
 other layers leave open: every kind of socket but unix streams (whose every `connect` is left to `connections`), other
 processes' memory, new namespaces and mounts (which would lead out of a mount namespace), files by handle (which
 CAP_DAC_READ_SEARCH opens), kernel interfaces with a history of holes, and memory that no limit counts: memfd and System
@@ -97,9 +97,9 @@ UNKNOWN: dict[str, tuple[int, int]] = {
     "tee": (276, 77),
     "sendfile": (40, 71),
 }
-"""Calls that fail as those do that a kernel lacks: callers have another way."""
+"""Calls that fail as if the kernel lacked them, so that callers use another way."""
 MAX_SHARED_BYTES = 16 << 20
-"""Of a mapping that is shared and of no file: what of it is not mapped any more, nobody can see."""
+"""Maximum size of a shared anonymous mapping: its pages that are no longer mapped are visible nowhere."""
 
 _CLONE, _MMAP, _FCNTL = (56, 220), (9, 222), (72, 25)
 _SET_PIPE_SIZE = 1031
@@ -133,7 +133,7 @@ _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 
 
 def program(architecture: str) -> bytes:
-    """BPF over `struct seccomp_data`; of arguments the low 32 bits count, all that most of these calls read."""
+    """A BPF program over `struct seccomp_data`. It checks the low 32 bits of arguments, all that most calls read."""
     column = _COLUMN[architecture]
     code = [_op(_LOAD, _ARCHITECTURE_AT), _op(_EQUAL, _AUDIT[architecture], 1, 0), _op(_RETURN, _KILL)]
     code += [_op(_LOAD, _NUMBER_AT)]
@@ -164,13 +164,13 @@ def program(architecture: str) -> bytes:
 
 
 def apply() -> int | None:
-    """Install it; `syscalls.gain_nothing_by_exec` came before. Returns the file on which every `connect` arrives,
-    or `None` where all fail."""
+    """Install the filter; call `syscalls.gain_nothing_by_exec` first. Returns the file on which every `connect`
+    arrives, or `None` if every `connect` fails."""
     return syscalls.filter_calls(program(syscalls.ARCHITECTURE))
 
 
 def _large_shared_mapping() -> list[bytes]:
-    """`mmap(address, length, protection, flags, …)`; pages of the pool of large ones are in nobody's memory either."""
+    """`mmap(address, length, protection, flags, …)`; huge pages are in no process's memory either."""
     huge = [_argument(3), _op(_ANY_BIT, _MAP_HUGETLB, 0, 1), _op(_RETURN, _NO_MEMORY)]
     upper = [_op(_LOAD, _ARGUMENTS_AT + 8 + 4), _op(_EQUAL, 0, 1, 0), _op(_RETURN, _NO_MEMORY)]
     lower = [_argument(1), _op(_ATLEAST, MAX_SHARED_BYTES + 1, 0, 1), _op(_RETURN, _NO_MEMORY)]

@@ -22,7 +22,7 @@ import time
 from typing import Any, Self
 
 _BYTES = 64
-"""At least those of `sem_t`."""
+"""At least the size of `sem_t`."""
 _RECURSIVE = 0
 _NANOSECONDS = 1_000_000_000
 
@@ -34,13 +34,13 @@ class _Time(ctypes.Structure):
 
 
 class FileSemaphore:
-    """What `multiprocessing.synchronize` asks of `_multiprocessing.SemLock`."""
+    """A replacement of `_multiprocessing.SemLock`, with the interface that `multiprocessing.synchronize` uses."""
 
     SEM_VALUE_MAX = 0x7FFFFFFF
 
     def __init__(self, kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
-        """A new one; `unlink` where only forked processes share it. Raises `FileExistsError`."""
-        import tempfile  # not where it is not needed: it imports much
+        """Create a semaphore; `unlink` if only forked processes share it. Raises `FileExistsError`."""
+        import tempfile  # imported late: it imports many modules
 
         if not 0 <= value <= maxvalue:
             raise ValueError("invalid value")
@@ -57,7 +57,7 @@ class FileSemaphore:
 
     @classmethod
     def _rebuild(cls, handle: int, kind: int, maxvalue: int, name: str) -> Self:
-        """In a process that was started anew."""
+        """Open an existing semaphore in a process that was spawned."""
         semaphore = cls.__new__(cls)
         file = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -74,7 +74,7 @@ class FileSemaphore:
         self._held, self._owner = 0, 0
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Whether it was acquired; `timeout` in seconds, `None` for ever."""
+        """Whether the semaphore was acquired; `timeout` in seconds, `None` waits without limit."""
         if self.kind == _RECURSIVE and self._is_mine():
             self._held += 1
             return True
@@ -93,7 +93,7 @@ class FileSemaphore:
         return _came(lambda: _libc.sem_timedwait(self._address, until), errno.ETIMEDOUT)
 
     def release(self) -> None:
-        """Raises `AssertionError` of a recursive lock that another holds, `ValueError` beyond `maxvalue`."""
+        """Raises `AssertionError` if another thread holds a recursive lock, `ValueError` beyond `maxvalue`."""
         if self.kind == _RECURSIVE:
             if not self._is_mine():
                 raise AssertionError("attempt to release recursive lock not owned by thread")
@@ -130,7 +130,7 @@ class FileSemaphore:
 
 
 def provide() -> None:
-    """To this process, where the C library's cannot be made: there `/dev/shm` is closed."""
+    """Use `FileSemaphore` in this process if the C library's semaphores cannot be made because `/dev/shm` is closed."""
     module: Any = _multiprocessing
     name = f"/headrace-{os.getpid()}"
     try:
@@ -148,7 +148,7 @@ def _unlink(path: str) -> None:
 
 
 def _came(wait: Any, none: int) -> bool:
-    """Whether `wait` got it; `False` where it fails with `none`. A signal does not end it."""
+    """Whether `wait` succeeded; `False` if it failed with the error number `none`. A signal does not end the wait."""
     while wait() != 0:
         number = ctypes.get_errno()
         if number == none:

@@ -1,4 +1,4 @@
-"""System calls that Python's library lacks, and what the process may do. Linux, x86_64 and aarch64.
+"""System calls that Python's library lacks, and the capabilities of this process. Linux, x86_64 and aarch64.
 
 Every function raises `OSError` that names the call.
 """
@@ -42,14 +42,14 @@ _libc.syscall.restype = ctypes.c_long
 
 
 class ContainmentFailed(Exception):
-    """This machine does not hold user code as it should; the message says what is missing."""
+    """This machine cannot contain user code at the required level; the message says what is missing."""
 
 
 class _MountAttributes(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
-class _Piece(ctypes.Structure):
+class _MemoryRange(ctypes.Structure):
     _fields_ = (("start", ctypes.c_void_p), ("size", ctypes.c_size_t))
 
 
@@ -58,7 +58,7 @@ class _FilterProgram(ctypes.Structure):
 
 
 def checked(result: int, call: str) -> int:
-    """`result`, where it is no failure."""
+    """Return `result`; raises `OSError` if it is an error."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{call}: {os.strerror(number)}")
@@ -66,7 +66,7 @@ def checked(result: int, call: str) -> int:
 
 
 def syscall(call: str, number: int, *arguments: object) -> int:
-    """A call that the C library has no function for; integers go as 64 bits."""
+    """Make a call for which the C library has no function; integers are passed as 64 bits."""
     wide = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     return checked(_libc.syscall(ctypes.c_long(number), *wide), call)
 
@@ -78,29 +78,29 @@ def _prctl(call: str, option: int, *arguments: object) -> None:
 
 
 def signal_at_death_of_parent(number: signal.Signals) -> None:
-    """Linux sends it when the *thread* that started this process ends; a change of user ids takes it back."""
+    """Signal for this process when the *thread* that started it ends; a change of user ids resets it."""
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, int(number))
 
 
 def adopt_orphans() -> None:
-    """Processes below this one whose parent ended become its children."""
+    """Make descendants of this process whose parent ended its children."""
     _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
 
 
 def gain_nothing_by_exec() -> None:
-    """No program that this process starts has more rights than it; cannot be taken back."""
+    """No program that this process starts gains rights; irrevocable."""
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
 
 
 def filter_calls(program: bytes) -> int | None:
     """Install a BPF program over all further system calls; needs `gain_nothing_by_exec`.
 
-    Returns the file on which the calls arrive that the program leaves to somebody else: see seccomp_unotify(2). `None`
-    where somebody above listens already, and the kernel allows no second: those calls fail then.
+    Returns the file on which the calls arrive that the program passes to a supervisor: see seccomp_unotify(2). `None`
+    if an outer filter already has a listener, and the kernel allows no second: those calls then fail.
     """
     filter_program = _FilterProgram(len(program) // 8, program)
     install = (_SYS_SECCOMP[ARCHITECTURE], _SECCOMP_SET_MODE_FILTER)
-    # a signal does not break off a call that was taken over; since Linux 5.19
+    # a signal does not interrupt a call that the listener has received; since Linux 5.19
     for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):
         try:
             return syscall("seccomp", *install, flags, ctypes.byref(filter_program))
@@ -112,26 +112,26 @@ def filter_calls(program: bytes) -> int | None:
 
 
 def be_traceable() -> None:
-    """By processes of the same user; the kernel ends that with a change of users."""
+    """Allow processes of the same user to trace this one; a change of users resets that."""
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 1)
 
 
 def read_memory(thread: int, address: int, size: int) -> bytes:
-    """So many bytes of another process, or fewer where they end before."""
+    """Up to `size` bytes of another process' memory; fewer if the mapping ends before."""
     buffer = ctypes.create_string_buffer(size)
-    local = _Piece(ctypes.addressof(buffer), size)
-    remote = _Piece(address, size)
+    local = _MemoryRange(ctypes.addressof(buffer), size)
+    remote = _MemoryRange(address, size)
     read = _libc.process_vm_readv(thread, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
     return buffer.raw[: checked(read, "process_vm_readv")]
 
 
 def take_descriptor(process: int, number: int) -> int:
-    """The file that a process (by its pidfd) has open under that number, opened here too."""
+    """A descriptor in this process of the file that another process (by its pidfd) has open as `number`."""
     return syscall("pidfd_getfd", _SYS_PIDFD_GETFD, process, number, 0)
 
 
 def unshare(flags: int) -> None:
-    """New namespaces for this process (that of pids: for its children)."""
+    """Create new namespaces for this process (that of process ids: for its children)."""
     checked(_libc.unshare(flags), "unshare")
 
 
@@ -143,7 +143,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str = ""
 
 
 def make_read_only(path: str) -> None:
-    """Every mount at `path` and below: read-only, without devices or setuid."""
+    """Make every mount at `path` and below read-only, without devices or setuid."""
     attributes = _MountAttributes(_MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, 0, 0, 0)
     size = ctypes.sizeof(attributes)
     place = ctypes.c_char_p(path.encode())
@@ -151,7 +151,7 @@ def make_read_only(path: str) -> None:
 
 
 def enter_root(path: str) -> None:
-    """`path`, a mount, becomes the root of every process of this mount namespace; nothing of the old one remains."""
+    """Make the mount `path` the root of every process of this mount namespace; nothing of the old root remains."""
     os.chdir(path)
     here = ctypes.c_char_p(b".")
     syscall("pivot_root", _SYS_PIVOT_ROOT[ARCHITECTURE], here, here)
@@ -160,7 +160,7 @@ def enter_root(path: str) -> None:
 
 
 def has_capability(number: int) -> bool:
-    """Whether this process may use it now."""
+    """Whether this process has the capability in effect."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("CapEff:"))
     return bool(int(line.split()[1], 16) >> number & 1)
@@ -179,9 +179,10 @@ def drop_capabilities() -> None:
 
 
 def become(user: int, *, reading_all: bool) -> None:
-    """From root to `user`, for good, with no group and no capability but, where `reading_all`, CAP_DAC_READ_SEARCH.
+    """Change irrevocably from root to `user`, without groups and, but for CAP_DAC_READ_SEARCH if `reading_all`, without
+    capabilities.
 
-    That one is passed on to programs it starts.
+    Programs that it starts inherit that capability.
     """
     if reading_all:
         _prctl("PR_SET_KEEPCAPS", _PR_SET_KEEPCAPS, 1)
@@ -195,7 +196,7 @@ def become(user: int, *, reading_all: bool) -> None:
 
 @contextlib.contextmanager
 def finding_files_as(user: int) -> Iterator[None]:
-    """For a moment, with no rights over files but those of `user`; for all else root stays root."""
+    """Within the context, root has only the file permissions of `user`, and stays root for everything else."""
     _libc.setfsgid(user)
     _libc.setfsuid(user)
     try:
@@ -207,7 +208,7 @@ def finding_files_as(user: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def real_user(user: int) -> Iterator[None]:
-    """For a moment, from root to `user`, who may look into processes of their own; needs CAP_SETUID."""
+    """Within the context, root becomes `user`, who may trace their own processes; needs CAP_SETUID."""
     os.setresgid(user, user, 0)
     os.setresuid(user, user, 0)
     try:
@@ -227,7 +228,7 @@ def file_of_signals(signals: Iterable[int]) -> int:
 
 
 def require_known_architecture() -> None:
-    """Raises `ContainmentFailed` where the numbers of system calls are not known."""
+    """Raises `ContainmentFailed` if the numbers of this architecture's system calls are not known."""
     if ARCHITECTURE not in _SYS_PIVOT_ROOT:
         raise ContainmentFailed(
             f"the system calls of {ARCHITECTURE} are not known, only those of {', '.join(_SYS_PIVOT_ROOT)}"

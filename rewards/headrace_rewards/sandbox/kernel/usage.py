@@ -1,13 +1,13 @@
-"""How much a host and all that it started use together: by what the kernel shows of them in `/proc`.
+"""What a host and all processes that it started use together, measured in `/proc`.
 
     memory      pages of every process (what several have counts once) + files in its writable file systems, the
                 unlinked too + shared memory that is no file + pipes and sockets, each as if it were full;
-                not where the kernel holds it, see `control_groups`
+                not counted if the kernel limits it, see `control_groups`
     processes   with their threads
     processor   of each process since the unit began
 
-A process whose first thread has ended shows nothing of itself under its own number, but everything under that of a
-thread that is left.
+If the first thread of a process has ended, `/proc` shows nothing under the process' own number, but everything under
+that of a thread that still runs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
 _OF_NO_FILE = b"/dev/zero (deleted)"
-"""Under this name the kernel lists them."""
+"""Name under which the kernel lists anonymous shared mappings."""
 
 
 class ResourceUsage:
-    """Of one host; `too_much` compares it with the limits."""
+    """Resource usage of one host; `too_much` compares it with the limits."""
 
     def __init__(self, cell: containment.Cell, connector: connections.SocketConnector | None) -> None:
         """`connector` makes the connections of the host."""
@@ -40,18 +40,18 @@ class ResourceUsage:
         self._of_socket = max(bytes_of_socket(), PIPE_BYTES)
 
     def processes(self) -> list[int]:
-        """The host and what it started, by their numbers in `/proc`."""
+        """Process numbers, as in `/proc`, of the host and all processes that it started."""
         if self._cell.init is None:
             return descendants(os.getpid())
         return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
 
     def grant(self) -> None:
-        """A unit begins: processor time is counted from here on."""
+        """Start a unit: processor time is counted from now on."""
         self._spent = {pid: _processor_seconds(pid) for pid in self.processes()}
         self._allowed = self._share_of_processor(self._cell.setup.timeout)
 
     def too_much(self, below: Sequence[int]) -> str | None:
-        """What is beyond its limit, in words, or `None`."""
+        """An error message if a limit is exceeded, else `None`."""
         tasks = sum(_tasks(pid) for pid in below) if len(below) > 1 else 0
         if tasks > self._limits.processes:
             return f"{tasks} processes and threads ran at once; {self._limits.processes} are allowed"
@@ -64,28 +64,28 @@ class ResourceUsage:
         return None
 
     def _memory(self, below: Sequence[int]) -> int:
-        """Bytes; no more is asked than it takes to see that they are within the limit."""
-        most = self._limits.memory_bytes
+        """Bytes used. Stops at the first, cheap upper bound that is within the limit."""
+        limit = self._limits.memory_bytes
         own = self._files() + self._waiting() + _shared_of_no_file(below)
         pages = sum(map(_resident, below))
         buffers = sum(map(open_files, below)) * self._of_socket
-        if own + buffers + pages <= most:
+        if own + buffers + pages <= limit:
             return own + buffers + pages
         opened = open_in(below)
         buffers = len(opened.sockets) * self._of_socket + len(opened.pipes) * PIPE_BYTES
-        if own + buffers + pages <= most:
+        if own + buffers + pages <= limit:
             return own + buffers + pages
         return own + buffers + sum(map(_share_of_memory, below))
 
     def _waiting(self) -> int:
-        """In connections that were made and not accepted."""
+        """Bytes in connections that were made and not accepted."""
         if self._connector is None or not self._connector.addresses:
             return 0
         with open(os.open("self/net/unix", os.O_RDONLY, dir_fd=self._cell.proc), "rb") as sockets:
             return waiting_connections(sockets.read(), self._connector.addresses) * self._of_socket
 
     def _files(self) -> int:
-        """In the two file systems that are its own; elsewhere its folder lies on the machine's disk."""
+        """Bytes in the host's two file systems; below `isolated` its folder is on the machine's disk: 0."""
         if self._cell.init is None:
             return 0
         systems = [os.statvfs(folder) for folder in (self._cell.scratch, namespaces.SHARED_MEMORY)]
@@ -96,7 +96,7 @@ class ResourceUsage:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below this one, however far."""
+    """All descendants of a process."""
     found = []
     open_pids = [pid]
     while open_pids:
@@ -107,7 +107,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def _children(pid: int) -> Iterator[int]:
-    """Of every thread of a process."""
+    """The children of all threads of a process."""
     folder = f"/proc/{pid}/task"
     try:
         tasks = os.listdir(folder)
@@ -151,7 +151,7 @@ def _share_of_memory(pid: int) -> int:
     for folder in shown(pid):
         try:
             lines = (folder / "smaps_rollup").read_bytes().splitlines()
-        except _GONE:  # of a thread that has ended
+        except _GONE:  # the thread has ended
             continue
         except PermissionError:
             return _resident(pid)
@@ -162,7 +162,7 @@ def _share_of_memory(pid: int) -> int:
 
 
 def _shared_of_no_file(pids: Sequence[int]) -> int:
-    """In mappings that are shared and of no file, mapped or not: each counts as if it were as large as may be."""
+    """Bytes of shared anonymous memory, mapped or not: each piece counts with its maximum size."""
     found = set()
     for pid in pids:
         for folder in shown(pid):
