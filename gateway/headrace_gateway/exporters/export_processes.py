@@ -32,7 +32,7 @@ from .targets import Target
 ATTEMPTS = 3
 BACKOFF_SECONDS = 10.0
 _STOP_SECONDS = 10.0
-_SAID_BYTES = 4096
+_STDERR_BYTES = 4096
 
 _Key = tuple[str, Target]
 
@@ -91,8 +91,8 @@ class ExportProcesses:
 
     async def _export(self, key: _Key, options: dict[str, Any]) -> None:
         job_id, target = key
-        errand = ExportRequest(self._redis_url, job_id, target, str(self.folder(job_id, target)), options)
-        status, said = await _process(errand)
+        request = ExportRequest(self._redis_url, job_id, target, str(self.folder(job_id, target)), options)
+        status, stderr_tail = await _process(request)
         if status == 0:
             self._failures.pop(key, None)
             return
@@ -100,10 +100,10 @@ class ExportProcesses:
         self._not_before[key] = time.monotonic() + self._backoff
         last = self._failures[key] >= ATTEMPTS
         then = f"given up; `headrace jobs export {job_id} {target}` does it later" if last else "it is tried again"
-        await self._jobs.emit_event(job_id, f"the export to {target} failed, {then}: {said}", level="warn")
+        await self._jobs.emit_event(job_id, f"the export to {target} failed, {then}: {stderr_tail}", level="warn")
 
 
-async def _process(errand: ExportRequest) -> tuple[int, str]:
+async def _process(request: ExportRequest) -> tuple[int, str]:
     """Run an export process; returns (exit status, last line of stderr). If cancelled, lets the process end in good
     order."""
     process = await asyncio.create_subprocess_exec(
@@ -117,10 +117,11 @@ async def _process(errand: ExportRequest) -> tuple[int, str]:
     assert process.stdin is not None
     assert process.stderr is not None
     try:
-        process.stdin.write(msgspec.json.encode(errand) + b"\n")  # stdin stays open: the process ends when it is closed
-        said = b""
-        while read := await process.stderr.read(_SAID_BYTES):
-            said = (said + read)[-_SAID_BYTES:]
+        # stdin stays open: the process ends when it is closed
+        process.stdin.write(msgspec.json.encode(request) + b"\n")
+        stderr_tail = b""
+        while read := await process.stderr.read(_STDERR_BYTES):
+            stderr_tail = (stderr_tail + read)[-_STDERR_BYTES:]
         status = await process.wait()
     except asyncio.CancelledError:
         process.stdin.close()
@@ -130,5 +131,5 @@ async def _process(errand: ExportRequest) -> tuple[int, str]:
             process.kill()
             await process.wait()
         raise
-    lines = said.decode(errors="replace").strip().splitlines()
+    lines = stderr_tail.decode(errors="replace").strip().splitlines()
     return status, lines[-1] if lines else "it ended without a word"

@@ -95,4 +95,4 @@ class GraderTrials:
         if verdict.cannot is not None and not tolerant:
             raise InvalidRequest(verdict.cannot, param=PARAM)
         tried = [f"The reward was tried on the first row: {remark}" for remark in verdict.remarks]
-        return verdict.grader, tried + [f"Without effect: {told}" for told in verdict.ignored]
+        return verdict.grader, tried + [f"Without effect: {field}" for field in verdict.ignored]

@@ -80,7 +80,7 @@ class ForkServer:
                 file.close()
             data, errors, life = ours
             try:
-                out, said, status, _ = await asyncio.gather(
+                out, stderr, status, _ = await asyncio.gather(
                     _read(data), _read(errors), _read(life), _send(data, question)
                 )
             except BaseException:
@@ -89,7 +89,7 @@ class ForkServer:
                     async with asyncio.timeout(END_SECONDS):
                         await _read(life)
                 raise
-        return ProcessResult(int(status), out, said) if status else None
+        return ProcessResult(int(status), out, stderr) if status else None
 
     async def close(self) -> None:
         async with self._starting:

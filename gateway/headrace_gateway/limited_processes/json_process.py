@@ -30,8 +30,8 @@ class ProcessResult:
     status: int
     """Exit status; negative for a signal."""
     out: bytes
-    said: bytes
-    """What it wrote to standard output and to the error stream."""
+    """What the process wrote to stdout."""
+    stderr: bytes
 
 
 class RunProcess(Protocol):
@@ -46,10 +46,10 @@ class RunProcess(Protocol):
 class EndedWithoutAnswer(Unavailable):
     """The process ended without a valid answer on stdout."""
 
-    def __init__(self, message: str, said: str) -> None:
-        """`said`: the end of the process's stderr."""
+    def __init__(self, message: str, stderr: str) -> None:
+        """`stderr`: the end of the process's stderr."""
         super().__init__(message)
-        self.said = said
+        self.stderr = stderr
 
 
 async def started(command: str, question: bytes, env: Mapping[str, str] | None = None) -> ProcessResult:
@@ -62,13 +62,13 @@ async def started(command: str, question: bytes, env: Mapping[str, str] | None =
         env=None if env is None else {**os.environ, **env},
     )
     try:
-        out, said = await process.communicate(question)
+        out, stderr = await process.communicate(question)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     assert process.returncode is not None  # it has closed its output, and was waited for
-    return ProcessResult(process.returncode, out, said)
+    return ProcessResult(process.returncode, out, stderr)
 
 
 async def ask(
@@ -91,8 +91,8 @@ async def ask(
     try:
         return msgspec.json.decode(ended.out, type=answer)
     except ValueError as error:
-        said = ended.said.decode(errors="replace")[-500:]
-        raise EndedWithoutAnswer(f"{what} ended with {ended.status}: {said}", said) from error
+        stderr = ended.stderr.decode(errors="replace")[-500:]
+        raise EndedWithoutAnswer(f"{what} ended with {ended.status}: {stderr}", stderr) from error
 
 
 async def ask_rewards(

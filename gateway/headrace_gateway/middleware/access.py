@@ -67,17 +67,17 @@ class AccessMiddleware:
         state = scope["state"]
         state["principal"] = ANONYMOUS
         try:
-            await self._admit(info, gateway, state)
+            await self._identify(info, gateway, state)
         except RedisError as error:
             await error_response_for(as_unavailable(error))(scope, receive, send)
             return
         except HeadraceError as error:
-            await _refusal(info, error)(scope, receive, _Answer(info, gateway, scope, send))
+            await _refusal(info, error)(scope, receive, _AuditedSend(info, gateway, scope, send))
             return
         if info.reads and state["principal"] is LOCAL and not info.response_headers:
             await self._app(scope, receive, send)
             return
-        answer = _Answer(info, gateway, scope, send)
+        answer = _AuditedSend(info, gateway, scope, send)
         try:
             await answer.begin()
         except (RedisError, HeadraceError) as error:  # a change that cannot be recorded is not made
@@ -90,19 +90,19 @@ class AccessMiddleware:
             await answer.failed()
             raise
 
-    async def _admit(self, info: RequestInfo, gateway: GatewayContext, state: dict[str, Any]) -> None:
+    async def _identify(self, info: RequestInfo, gateway: GatewayContext, state: dict[str, Any]) -> None:
         """Identify the caller. Raises `Forbidden`, `RateLimited`, `NotAuthenticated`, `NotFound`."""
         if not self._required:
-            self._by_a_name_of_ours(info)
+            self._check_host(info)
         if not info.reads:
-            _by_a_page_of_ours(info)
-        free = not self._required or (info.path == "/metrics" and self._open_metrics)
-        if free:
+            _check_origin(info)
+        without_key = not self._required or (info.path == "/metrics" and self._open_metrics)
+        if without_key:
             state["principal"] = LOCAL
-        if (info.is_public and info.reads) or (free and not self._per_minute):
+        if (info.is_public and info.reads) or (without_key and not self._per_minute):
             return
         session = "" if b"authorization" in info.headers else info.session
-        admitted = await authenticate(
+        auth = await authenticate(
             gateway.redis,
             key=info.key if self._required else "",
             session=session if self._required else "",
@@ -110,14 +110,14 @@ class AccessMiddleware:
             per_minute=self._per_minute,
             resource=info.resource if self._required else None,
         )
-        if not free and (key := admitted.key) is not None and key.rejection(time.time()) is None:
+        if not without_key and (key := auth.key) is not None and key.rejection(time.time()) is None:
             state["principal"] = key.principal
             state["opened_by"] = OpenedBy(info.key, session)
-        self._within_limit(info, admitted)
-        if not (free or info.is_public):
-            _let_in(info, admitted, by_cookie=bool(session))
+        self._check_rate(info, auth)
+        if not (without_key or info.is_public):
+            _check_key(info, auth, by_cookie=bool(session))
 
-    def _by_a_name_of_ours(self, info: RequestInfo) -> None:
+    def _check_host(self, info: RequestInfo) -> None:
         """Check the Host header if no key is required, against DNS rebinding: a page of another site can make its own
         name resolve to this machine, and would then count as the same origin. That is impossible for a bare address."""
         if b"host" not in info.headers:  # not from a browser
@@ -135,25 +135,23 @@ class AccessMiddleware:
                 code="unknown_host",
             ) from None
 
-    def _within_limit(self, info: RequestInfo, admitted: AuthResult) -> None:
+    def _check_rate(self, info: RequestInfo, auth: AuthResult) -> None:
         if not self._per_minute:
             return
-        told = {
+        rate_headers = {
             "x-ratelimit-limit-requests": str(self._per_minute),
-            "x-ratelimit-remaining-requests": str(admitted.remaining),
-            "x-ratelimit-reset-requests": f"{admitted.reset:.3f}s",
+            "x-ratelimit-remaining-requests": str(auth.remaining),
+            "x-ratelimit-reset-requests": f"{auth.reset:.3f}s",
         }
-        if not admitted.allowed:
-            told["retry-after"] = str(math.ceil(admitted.retry_after))
-            told["retry-after-ms"] = str(math.ceil(admitted.retry_after * 1000))
-        info.response_headers += [(name.encode(), value.encode()) for name, value in told.items()]
-        if not admitted.allowed:
-            raise RateLimited(
-                f"more than {self._per_minute} requests a minute; come again in {admitted.retry_after:.1f} s"
-            )
+        if not auth.allowed:
+            rate_headers["retry-after"] = str(math.ceil(auth.retry_after))
+            rate_headers["retry-after-ms"] = str(math.ceil(auth.retry_after * 1000))
+        info.response_headers += [(name.encode(), value.encode()) for name, value in rate_headers.items()]
+        if not auth.allowed:
+            raise RateLimited(f"more than {self._per_minute} requests a minute; come again in {auth.retry_after:.1f} s")
 
 
-def _by_a_page_of_ours(info: RequestInfo) -> None:
+def _check_origin(info: RequestInfo) -> None:
     """Raises `Forbidden` for a request of another site's page (CSRF), sent with the session of a user, or from a
     browser that can reach this machine."""
     if (page := info.foreign_page) is not None:
@@ -164,14 +162,14 @@ def _by_a_page_of_ours(info: RequestInfo) -> None:
         )
 
 
-def _let_in(info: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> None:
+def _check_key(info: RequestInfo, auth: AuthResult, *, by_cookie: bool) -> None:
     """Check that the key is valid, and allows the request. Raises `NotAuthenticated`, `Forbidden`, `NotFound`."""
-    key = admitted.key
+    key = auth.key
     if key is None:
-        shown = b"authorization" in info.headers or by_cookie
+        sent_credentials = b"authorization" in info.headers or by_cookie
         raise NotAuthenticated(
             "this is no API key of this gateway"
-            if shown
+            if sent_credentials
             else "an API key is needed: send `Authorization: Bearer hr-…`; `headrace keys create` makes one"
         )
     if (why := key.rejection(time.time())) is not None:
@@ -180,9 +178,9 @@ def _let_in(info: RequestInfo, admitted: AuthResult, *, by_cookie: bool) -> None
         raise Forbidden("a change by cookie needs an Origin header, as browsers send it", code="foreign_origin")
     if info.path == "/metrics" and key.scope != "admin":
         raise Forbidden("/metrics shows everybody's jobs: it needs a key of scope 'admin'")
-    if info.resource is not None and not key.principal.sees(admitted.owner or ""):
+    if info.resource is not None and not key.principal.sees(auth.owner or ""):
         kind, name = info.resource
-        if kind == "job" or admitted.owner is not None:  # an unknown file passes: the route may create it
+        if kind == "job" or auth.owner is not None:  # an unknown file passes: the route may create it
             raise NotFound(f"no {kind} {name!r}", param=_PARAMS[kind])
 
 
@@ -195,7 +193,7 @@ def _refusal(info: RequestInfo, error: HeadraceError) -> Response:
     return error_response_for(error)
 
 
-class _Answer:
+class _AuditedSend:
     """Wraps `send` of one request: adds the access headers, and writes the audit log before the response is sent."""
 
     def __init__(self, info: RequestInfo, gateway: GatewayContext, scope: Scope, send: Send) -> None:

@@ -40,12 +40,12 @@ def text_of(file: Path) -> str:
 def json_of(file: Path) -> dict[str, Any]:
     """Read a JSON file of a model's folder, which must hold an object. Raises `Damaged`."""
     try:
-        told = json.loads(text_of(file))
+        content = json.loads(text_of(file))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{file} is not JSON: {error}: {RESTORE}", param="model") from error
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise Damaged(f"{file} is no JSON object: {RESTORE}", param="model")
-    return told
+    return content
 
 
 def copy(source: Path, target: Path) -> int:

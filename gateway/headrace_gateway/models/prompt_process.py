@@ -102,7 +102,7 @@ async def _asked(question: _Question, run: RunProcess) -> Prompts:
     except TimedOut as error:
         raise InvalidRequest(f"{error.message}: {remedy}", code="prompts_too_slow") from error
     except EndedWithoutAnswer as error:
-        if not any(sign in error.said for sign in OUT_OF_MEMORY):
+        if not any(sign in error.stderr for sign in OUT_OF_MEMORY):
             raise
         message = f"{what} needs more than {question.memory / 1024**3:.3g} GiB of memory: {remedy}"
         raise InvalidRequest(message, code="prompts_too_large") from error

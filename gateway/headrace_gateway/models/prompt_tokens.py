@@ -116,8 +116,8 @@ class PromptCounter:
         except MemoryError:  # not the fault of these messages
             raise
         except Exception as error:  # a template is a program: it may fail in any way
-            told = str(error) or type(error).__name__
-            raise PromptRefused(f"the model's chat template refuses the messages: {told}", index) from error
+            reason = str(error) or type(error).__name__
+            raise PromptRefused(f"the model's chat template refuses the messages: {reason}", index) from error
 
 
 @dataclass(frozen=True, slots=True)

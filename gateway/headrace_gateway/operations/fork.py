@@ -90,9 +90,9 @@ def _changed(parent: Job, changes: dict[str, Any]) -> Hyperparameters:
     settings = parent.hyperparameters
     replaced = {name for names in _INSTEAD if names & changes.keys() for name in names}
     replaced |= _defaults_that_go(settings, changes) | _intervals_that_go(parent)
-    kept = {name: value for name, value in settings.items() if name not in replaced}
+    unchanged = {name: value for name, value in settings.items() if name not in replaced}
     try:
-        return Hyperparameters.model_validate(kept | changes)
+        return Hyperparameters.model_validate(unchanged | changes)
     except ValidationError as error:
         problem = error.errors()[0]
         message, param, code = explain({**problem, "loc": ("hyperparameters", *problem["loc"])})

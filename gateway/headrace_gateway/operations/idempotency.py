@@ -111,16 +111,18 @@ class JobClaim:
 
 
 async def create_once(
-    here: GatewayContext, request: Request, make: Callable[[JobClaim], Coroutine[Any, Any, Job]]
+    gateway: GatewayContext, request: Request, make: Callable[[JobClaim], Coroutine[Any, Any, Job]]
 ) -> Job:
     """The job that `make` creates; for a repeated request, the job that the first request created."""
     content = request.url.path.encode() + b"\n" + await request.body()
-    reservation = await reserve(here.redis, here.principal.name, request.headers, content)
+    reservation = await reserve(gateway.redis, gateway.principal.name, request.headers, content)
     while True:
-        if reservation.repeated and (job := await result(here.redis, here.jobs, reservation)) is not None:
+        if reservation.repeated and (job := await result(gateway.redis, gateway.jobs, reservation)) is not None:
             unchanged(request)
             return job
-        if (job := await _carried_out(here.redis, reservation, make(_claim(here.redis, reservation)))) is not None:
+        if (
+            job := await _carried_out(gateway.redis, reservation, make(_claim(gateway.redis, reservation)))
+        ) is not None:
             note_created_id(request, job.id)
             return job
         reservation = replace(reservation, repeated=True)

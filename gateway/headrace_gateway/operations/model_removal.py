@@ -18,24 +18,24 @@ from headrace_core.storage.job_folder import JobFolder
 from ..context import GatewayContext
 
 
-async def remove(here: GatewayContext, name: str) -> None:
+async def remove(gateway: GatewayContext, name: str) -> None:
     """Delete the trained model with that name. Raises `NotFound`, `InvalidRequest` for a base model, `InvalidState` if
     it is needed."""
-    model = await here.models.get(name)
-    trained = await here.models.trained(name)
+    model = await gateway.models.get(name)
+    trained = await gateway.models.trained(name)
     if trained is None:
         message = f"{name} is a base model: only trained models can be deleted"
         raise InvalidRequest(message, param="model", code="base_model")
     job, checkpoint = trained
-    own = JobFolder(_real(JobFolder.of(here.settings.data_dir, job.id).path))
+    own = JobFolder(_real(JobFolder.of(gateway.settings.data_dir, job.id).path))
     folder = _real(checkpoint.path)
     if not folder.is_relative_to(own.checkpoints):
         raise InvalidState(f"{name} is not in the folder of its job, and is not touched", param="model")
-    everyone = JobStore(here.redis)
+    everyone = JobStore(gateway.redis)
     await _check_unneeded(everyone, name, job, folder)
     newest = (await everyone.checkpoints(job.id))[0].step == checkpoint.step
     await everyone.remove_checkpoint(job.id, checkpoint.step)
-    await here.chats.end(model)
+    await gateway.chats.end(model)
     await asyncio.to_thread(_delete, [folder, own.model] if newest else [folder])
 
 

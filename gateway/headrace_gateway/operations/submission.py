@@ -93,8 +93,8 @@ async def _rehearsed(
     """(the grader with all defaults, remarks for the job's user)."""
     tolerant = job.hyperparameters["max_reward_failures"] >= 1.0
     model = Path(job.model_path)
-    grader, told = await gateway.trials.rehearsed(job.grader, rules, first, model, tolerant=tolerant)
-    return grader, [("warn", remark) for remark in told]
+    grader, notes = await gateway.trials.rehearsed(job.grader, rules, first, model, tolerant=tolerant)
+    return grader, [("warn", remark) for remark in notes]
 
 
 async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tuple[Job, Row, list[Remark]]:
@@ -147,13 +147,13 @@ def _seeded(body: CreateJob) -> Hyperparameters:
 
 def _context(settings: Hyperparameters, model: Model) -> int:
     """Most tokens of prompt and completion together: as set by the user, or as many as the model supports."""
-    most = model.context
-    if most is None or settings.max_context <= most:
+    model_context = model.context
+    if model_context is None or settings.max_context <= model_context:
         return settings.max_context
     if "max_context" in settings.model_fields_set:
-        message = f"max_context is {settings.max_context}, and the model takes {most} tokens"
+        message = f"max_context is {settings.max_context}, and the model takes {model_context} tokens"
         raise InvalidRequest(message, param=f"{_SETTINGS}.max_context")
-    return most
+    return model_context
 
 
 async def _file(gateway: GatewayContext, file_id: str, param: str) -> tuple[Path, StoredFile, str]:

@@ -10,7 +10,7 @@ const PAD = { left: 38, right: 10, top: 10, bottom: 26 };
 const NARROWEST = 3; // pixels of a column
 const HATCH = 5; // pixels between two lines
 const shade = (share, least) => least + (1 - least) * Math.sqrt(share);
-const LEAST = { trained: 0.08, late: 0.4 }; // so that a single token beyond the bound is seen
+const MIN_SHADE = { trained: 0.08, late: 0.4 }; // so that a single token beyond the bound is seen
 
 export class AgeHeat extends Plane {
   #found = { columns: [], width: 1, top: 0 };
@@ -58,7 +58,7 @@ export class AgeHeat extends Plane {
     const x = this.x(from), wide = this.x(Math.min(to + 1, this.last)) - x, gap = wide > 6 ? 1 : 0;
     const y = this.y(age + 1) + 0.5, high = this.y(age) - this.y(age + 1) - 1;
     const late = masked > tokens / 2;
-    ctx.fillStyle = late ? color("clay", shade(share, LEAST.late)) : color("water", shade(share, LEAST.trained));
+    ctx.fillStyle = late ? color("clay", shade(share, MIN_SHADE.late)) : color("water", shade(share, MIN_SHADE.trained));
     ctx.fillRect(x, y, wide - gap, high);
     if (late) hatch(ctx, x, y, wide - gap, high);
   }

@@ -1,6 +1,6 @@
 // A job's measurements, as the stream sent them. Pure: no page, no clock.
 
-const MOST_STATES = 2000;
+const MAX_STATES = 2000;
 
 export class Measurements {
   #steps = new Map(); // by step: a replaced learner repeats steps, and the last record holds
@@ -38,7 +38,7 @@ export class Measurements {
 
   addDepths(time, states) {
     this.depths.push({ time, leased: states.leased, queued: states.queued, claimed: states.claimed });
-    if (this.depths.length > MOST_STATES) this.depths = this.depths.filter((_, i) => i % 2);
+    if (this.depths.length > MAX_STATES) this.depths = this.depths.filter((_, i) => i % 2);
   }
 
   get steps() {

@@ -1,7 +1,7 @@
 // Where workers' time went, what they made in it, and what an update of their weights cost. Pure.
 
-const MOST_BUCKETS = 250; // fewer than the entries of a thinned history: none stays empty
-const SHORTEST_BUCKET = 4; // seconds: workers report every two
+const MAX_BUCKETS = 250; // fewer than the entries of a thinned history: none stays empty
+const MIN_BUCKET = 4; // seconds: workers report every two
 const NOW_SECONDS = 30;
 const ROLES = ["rollout", "learner"];
 
@@ -10,7 +10,7 @@ export function work(measured, start) {
   const all = [...measured.workers.values()].flat();
   if (!all.length) return { busy: [[], [], []], rate: [[], [], []] };
   const end = Math.max(...all.map((s) => s.time));
-  const width = Math.max(SHORTEST_BUCKET, (end - start) / MOST_BUCKETS);
+  const width = Math.max(MIN_BUCKET, (end - start) / MAX_BUCKETS);
   const size = Math.floor((end - start) / width) + 1;
   const roles = ROLES.map((role) => buckets(measured, role, start, width, size));
   const x = Array.from({ length: size }, (_, i) => (i + 0.5) * width);

@@ -3,7 +3,7 @@
 import { h } from "../dom.js";
 import { clock } from "../format.js";
 
-const MOST = 300;
+const MAX_EVENTS = 300;
 const KINDS = { warn: "warn", error: "error-line" };
 
 const line = (event) => h("li", { class: KINDS[event.level] ?? "" }, h("time", {}, clock(event.created_at)), h("span", {}, event.message));
@@ -25,9 +25,9 @@ export class Events {
       this.#logged = 0;
     }
     this.#told = events;
-    this.log.prepend(...events.slice(Math.max(this.#logged, events.length - MOST)).reverse().map(line));
+    this.log.prepend(...events.slice(Math.max(this.#logged, events.length - MAX_EVENTS)).reverse().map(line));
     this.#logged = events.length;
     this.nothing.hidden = events.length > 0;
-    while (this.log.children.length > MOST) this.log.lastChild.remove();
+    while (this.log.children.length > MAX_EVENTS) this.log.lastChild.remove();
   }
 }
