@@ -6,7 +6,7 @@
 
 If a grader fails, the sample fails, and the failure names the grader. A grader that does not apply is left out of the
 formula's sums, minima and maxima (so that graders for several tasks can each apply to their own rows); the sample is
-not applicable only if no grader applies.
+not applicable only if nothing of the formula is left (see `formula`).
 
 Each grader's value is a component under the grader's name; its own components are `name.component`, its notes
 `name.note`. If one of the graders rewards a reference answer's likelihood, the outcome holds the derivative of the

@@ -67,7 +67,7 @@ function alike(steps) {
   const of = "Groups of equal rewards";
   if (!shares.length) return { of, says: "no group compared yet", unknown: true };
   const value = shares.reduce((a, b) => a + b, 0) / shares.length;
-  return { of, figure: { value, low: value, high: value }, says: percent(value), more: `of the last ${shares.length} steps' groups, which have no gradient`, bad: value > SURELY_BAD.equal };
+  return { of, figure: { value, low: value, high: value }, says: percent(value), more: `of the groups in the last ${shares.length} steps`, bad: value > SURELY_BAD.equal };
 }
 
 function failures({ failures: failed, left_out: leftOut, not_applicable: none, sample_parse_errors: lacking, completions }) {
