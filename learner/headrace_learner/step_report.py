@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.settings_log import SettingsLog
+from headrace_core.number_text import decimal
 from headrace_core.types.events import StepSummary
 from headrace_core.types.metrics import StepMetrics
 from headrace_core.types.trajectory import Group
@@ -49,8 +50,7 @@ def step_metrics(
 
 def event_message(metrics: StepMetrics) -> str:
     """The message of a step's event."""
-    reward = "none" if metrics.reward_mean is None else f"{metrics.reward_mean:.2f}"
-    return f"Step {metrics.step}/{metrics.total_steps}, train mean reward={reward}"
+    return f"Step {metrics.step}/{metrics.total_steps}, train mean reward={decimal(metrics.reward_mean, 2)}"
 
 
 class StepReporter:

@@ -5,7 +5,8 @@
 A grader *cannot work* if it fails on every completion that it is tried on, each time with the same failure: then the
 failure does not depend on what the model writes, and no completion will be scored. To conclude this, the completions
 have to be of different kinds, an empty one and the right answer among them. A grader that fails on some of them may
-work well on others.
+work well on others. Failures of the kind `invalid_value` are the same whatever the value was: one that is never a
+score, such as a formula that always divides by zero.
 
 A rehearsal sends no request to a server, since an answer may cost money. It opens a connection, and fills the
 templates.
@@ -114,7 +115,7 @@ class RecordedReward:
         if isinstance(self.spec, LikelihoodSpec) and (lacking := self.spec.lacks(item)):
             return Failure("bad_input", lacking)
         failures = self.failures
-        alike = {(failure.kind, _ADDRESS.sub("0x…", failure.message)) for failure in failures}
+        alike = {(f.kind, "" if f.kind == "invalid_value" else _ADDRESS.sub("0x…", f.message)) for f in failures}
         if len(failures) < max(len(self.tried), 2) or len(alike) != 1 or UNMEASURED in failures:
             return None
         return failures[0]

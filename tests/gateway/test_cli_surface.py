@@ -57,7 +57,7 @@ def test_a_command_imports_what_it_needs_alone() -> None:
 async def test_a_list_of_jobs_fits_into_80_columns(served: Served) -> None:
     job_id = "ftjob-" + "0123456789abcdef" + "01234567"
     await served.jobs.create(stored_job(job_id, status="running", total_steps=1000))
-    told = (await asyncio.to_thread(headrace, "jobs", "list", "--url", served.url)).output
+    told = (await asyncio.to_thread(headrace, "jobs", "list", "--url", served.url, FORCE_COLOR="1")).output
     header, line = told.splitlines()[:2]
     assert max(map(len, told.splitlines())) <= 80
     assert line.split()[:2] == [job_id, "running"]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
-from headrace_core.types.metrics import AgeMetrics
+from headrace_core.protocols.grader_check import MAX_SCORE
+from headrace_core.types.metrics import AgeMetrics, Tally
+from headrace_core.types.reward_statistics import mean
+from headrace_learner.algorithms.advantages import AdvantageInputs, Trajectory
 from headrace_learner.algorithms.batch import Table
+from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.algorithms.token_selection import AgeCount, rewards_differ
 from headrace_learner.distributed.process_group import SingleProcess
 from headrace_learner.training.step_metrics import MISMATCH, StepLog, summarise
@@ -129,3 +134,21 @@ def test_the_mismatch_is_of_fresh_completions_before_the_first_update() -> None:
     found = log.measure(AgeCount(Counter({0: 4}))).extra
     expected = [math.exp(-0.5) - 1 + 0.5, math.exp(0.1) - 1 - 0.1]
     assert found == {MISMATCH: pytest.approx(sum(expected) / 2, rel=1e-5)}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "reinforce_pp"])
+def test_figures_and_advantages_of_the_largest_scores_are_finite(algorithm: str) -> None:
+    rewards = [MAX_SCORE, -MAX_SCORE, MAX_SCORE, 0.0]
+    found = summarise([random_group(0, rewards=rewards)])
+    assert found.reward_mean == MAX_SCORE / 4
+    assert found.reward_std == pytest.approx(MAX_SCORE * math.sqrt(11) / 4)
+    trajectories = [Trajectory(reward, slice(n, n + 1)) for n, reward in enumerate(rewards)]
+    inputs = AdvantageInputs([trajectories], np.zeros(4))
+    advantages = IMPLEMENTATIONS[algorithm].advantages(inputs).advantages_N.astype(np.float32)
+    assert np.isfinite(advantages**2).all()
+    tally = Tally()
+    for _ in range(8):
+        tally = tally.with_group(rewards)
+    shown = mean(tally)
+    assert shown is not None
+    assert math.isfinite(shown.low)

@@ -64,13 +64,14 @@ async def test_an_evaluation_is_left_alone() -> None:
     assert await build(debias(0.4)).score([Sample("yes"), Sample("no")]) == [Score(1.0), Score(0.0)]
 
 
-async def test_a_value_beyond_a_float_is_a_failure(tmp_path: Any) -> None:
-    (tmp_path / "huge.py").write_text("def grade(sample, item):\n    return 1e307\n")
+async def test_a_value_beyond_every_score_is_a_failure(tmp_path: Any) -> None:
+    (tmp_path / "huge.py").write_text("def grade(sample, item):\n    return 1e14\n")
     function = {"type": "function", "name": "huge", "function": f"{tmp_path}/huge.py:grade"}
     reward = build(debias(0.49, function))
     (outcome,) = await score_once(reward, [Sample("", draw=SampleKey(0, 0))])
     assert isinstance(outcome, Failure)
-    assert (outcome.kind, "inf" in outcome.message) == ("invalid_value", True)
+    assert (outcome.kind, "beyond" in outcome.message) == ("invalid_value", True)
+    assert outcome.message.startswith("the changed score is 4999")
 
 
 @pytest.mark.parametrize("flip", [0.5, 0.9, {"up": 0.5, "down": 0.5}, {"up": 1.0}])

@@ -55,6 +55,13 @@ async def test_what_the_formula_cannot_compute_fails() -> None:
     assert outcome == Failure("invalid_value", "'word / mark', of 1, 0: float division by zero")
 
 
+async def test_a_result_beyond_every_score_fails() -> None:
+    (outcome,) = await build(multi(BOTH, "word * 1e200")).score([Sample("yes", {"word": "yes"})])
+    assert outcome == Failure(
+        "invalid_value", "the result of the formula is 1e+200, which is beyond ±1e+15: scale the reward"
+    )
+
+
 class Fixed:
     """A reward with one answer, which comes when all have met at `meeting`; it remembers its life."""
 

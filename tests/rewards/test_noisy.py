@@ -221,3 +221,13 @@ def test_refused(changes: dict[str, Any], message: str) -> None:
 def test_the_description_survives_a_round_trip() -> None:
     spec = validate(noisy(flip={"up": 0.1, "down": 0.2}, delay={"mean": 1}))
     assert validate(json.loads(spec.model_dump_json())) == spec
+
+
+async def test_noise_that_leads_beyond_every_score_is_a_failure() -> None:
+    """Added to the largest score there may be, noise that raises it leaves the range."""
+    large = {"type": "multi", "name": "m", "graders": {"a": EXACT}, "calculate_output": "a * 1e15"}
+    outcomes = [o for group in await scored(noisy(grader=large, gaussian=1e6)) for o in group]
+    beyond = [o for o in outcomes if isinstance(o, Failure)]
+    assert {o.kind for o in beyond} == {"invalid_value"}
+    assert all("the changed score is" in o.message and "beyond ±1e+15" in o.message for o in beyond)
+    assert within(len(beyond) / len(outcomes), 0.25, len(outcomes))

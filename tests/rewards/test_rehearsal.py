@@ -51,6 +51,8 @@ def function(folder: Path, source: str, **fields: Any) -> dict[str, Any]:
         ("def grade(completion): return object()", "invalid_value: the function returned <object object at"),
         ("def grade(completions, answer): return [1.0]", "a list of 1 for 2 completions"),
         ("def grade(completion): return float('nan')", "nan, which is not a finite number"),
+        ("def grade(completion): return completion", "invalid_value: the function returned '' (str)"),
+        ("def grade(completion): return -1e300 - len(completion)", "which is beyond ±1e+15: scale the reward"),
         ("def grade(completion, item): return completion.index(item['answer'], 'a')", "TypeError"),
         ("import os\ndef grade(completion): os._exit(3)", "crashed"),
     ],
@@ -79,6 +81,15 @@ async def test_what_fails_on_some_completions_may_work_on_others(tmp_path: Path,
     assert sum(outcome["type"] == "failure" for outcome in report["outcomes"]) == failed
     assert len(report["remarks"]) == bool(failed)
     assert not failed or f"failed on {failed} of 6 completions" in report["remarks"][0]
+
+
+@pytest.mark.parametrize("formula", ["good / (good - good)", "log(good - 2)", "exp(1000 + good)", "1e300 + good"])
+async def test_a_formula_that_never_has_a_value_cannot_work(formula: str) -> None:
+    exact = {"type": "string_check", "operation": "eq", "input": "{{ sample.output_text }}"}
+    graders = {"good": exact | {"reference": "{{ item.answer }}"}}
+    report = await rehearsed({"type": "multi", "name": "all", "graders": graders, "calculate_output": formula})
+    assert "grader 'all' cannot work" in report["cannot"]
+    assert "invalid_value: " in report["cannot"]
 
 
 async def test_the_part_at_fault_is_named(tmp_path: Path) -> None:

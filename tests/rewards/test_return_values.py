@@ -72,6 +72,10 @@ def test_dicts() -> None:
         {"score": 1.0, "other": math.nan},
         {"a": "text"},
         {"a": 1e308, "b": 1e308},
+        1e308,
+        -1.01e15,
+        {"score": 1.0, "other": 1e16},
+        {"a": 1e15, "b": 1e15},
     ],
     ids=described,
 )

@@ -13,6 +13,7 @@ import msgspec
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.ledger.ledger import Ledger
+from headrace_core.number_text import decimal
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.events import EvaluationSummary
@@ -73,7 +74,7 @@ class Evaluations:
         result: EvaluationMetrics = await worker.call("evaluate", version)
         result = msgspec.structs.replace(result, left_out=tuple(self._due_versions(last, result.step)[:-1]))
         await self._jobs.record(self._job.id, result)
-        mean = "none" if result.reward_mean is None else f"{result.reward_mean:.3f}"
+        mean = decimal(result.reward_mean, 3)
         failed = f", {result.reward_failed} without a reward because it failed" if result.reward_failed else ""
         missed = f"; not made at {', '.join(map(str, result.left_out))}: the job was past" if result.left_out else ""
         message = f"validation at step {result.step}: mean reward={mean} on {result.samples} samples{failed}{missed}"

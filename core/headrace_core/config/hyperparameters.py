@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import InvalidRequest
 from ..types.staleness import Late, Limits
 from .algorithm_presets import ALGORITHMS, algorithm_preset
+from .exact_model import ExactModel
 
 BASE_LEARNING_RATE = 1e-5
 """The learning rate that learning_rate_multiplier scales."""
@@ -51,7 +52,7 @@ def _with_auto(schema: dict[str, Any]) -> None:
         schema["properties"][name] = {"enum": list(values), "description": "Training samples the whole distribution."}
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(ExactModel):
     """A job's hyperparameters, checked one by one and together.
 
     An unknown name is an error, so that a typo is not silently ignored.
@@ -285,14 +286,6 @@ class Hyperparameters(BaseModel):
             # The user did not set it: the default must not refuse a batch_size below it.
             merged["minibatches"] = min(groups, merged.get("minibatches", cls.model_fields["minibatches"].default))
         return merged
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """`true` would count as 1: a learning rate of 1, or a job of one step."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} is no value of it: write a number or a name")
-        return value
 
     @field_validator("temperature", "kv_cache_gib")
     @classmethod

@@ -18,15 +18,29 @@ from ..types.likelihood import Likelihood
 
 FailureKind = Literal["exception", "timeout", "crashed", "invalid_value", "bad_input", "bad_output", "unavailable"]
 """exception: the code raised an error · timeout: it took too long · crashed: its process ended · invalid_value: it
-returned no finite number · bad_input: the row lacks a field that the grader reads · bad_output: it flooded its output,
-or broke the protocol · unavailable: the grader could not be run (it is closed, or its process no longer starts)."""
+returned no number, or one that cannot be a score (`score_fault`) · bad_input: the row lacks a field that the grader
+reads · bad_output: it flooded its output, or broke the protocol · unavailable: the grader could not be run (it is
+closed, or its process no longer starts)."""
 
+MAX_SCORE = 1e15
+"""Largest magnitude of a score and of its components. Of larger ones, what statistics and the learner compute (sums,
+squares, gradients in float32) would not be finite."""
 
 # ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def score_fault(number: float) -> str | None:
+    """Why a number cannot be a score or a component of one, as the rest of a sentence: "… is nan, which …"; `None` if
+    it can."""
+    if not math.isfinite(number):
+        return "which is not a finite number"
+    if abs(number) > MAX_SCORE:
+        return f"which is beyond ±{MAX_SCORE:g}: scale the reward"
+    return None
+
+
 class Score(msgspec.Struct, frozen=True, tag="score"):
-    """The reward of one sample. Raises `ValueError` unless value and components are finite."""
+    """The reward of one sample. Raises `ValueError` for a value or a component that has a `score_fault`."""
 
     value: float
     components: dict[str, float] = {}
@@ -42,8 +56,8 @@ class Score(msgspec.Struct, frozen=True, tag="score"):
 
     def __post_init__(self) -> None:
         for number in (self.value, *self.components.values()):
-            if not math.isfinite(number):
-                raise ValueError(f"a score must be finite, not {number}")
+            if (fault := score_fault(number)) is not None:
+                raise ValueError(f"a score or a component is {number}, {fault}")
 
 
 class NotApplicable(msgspec.Struct, frozen=True, tag="not_applicable"):

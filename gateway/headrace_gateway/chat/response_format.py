@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from headrace_core.config.exact_model import ExactModel
 
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_SCHEMA_DEPTH = 48
@@ -17,7 +19,7 @@ WHITESPACE = " ?"
 allowed, small models write them for ever."""
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(ExactModel):
     """What a completion is to be."""
 
     model_config = ConfigDict(extra="forbid")
@@ -48,7 +50,7 @@ def _depth(schema: Any) -> int:
     return depth
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(ExactModel):
     """What form completions have."""
 
     model_config = ConfigDict(extra="forbid")

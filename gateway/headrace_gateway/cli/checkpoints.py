@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headrace_core.errors import InvalidRequest, NotFound
 
 from ..client import Client
 from ..models.model_folder import copy
 from .common import LOCAL, AsJson, JobId, Url, out, print_json
+from .tables import Column, print_list
 
 checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List and export the checkpoints of jobs.")
 _MAX_LISTED = 100
@@ -28,13 +28,8 @@ def list_checkpoints(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -
         found = client.job(job_id, "/checkpoints", limit=_MAX_LISTED)["data"]
     if as_json:
         return print_json(found)
-    table = Table(box=None)
-    for name in ("step", "checkpoint", "created", "model"):
-        table.add_column(name, overflow="fold", no_wrap=name == "checkpoint")
-    for saved in found:
-        created = datetime.fromtimestamp(saved["created_at"]).strftime("%m-%d %H:%M:%S")
-        table.add_row(str(saved["step_number"]), saved["id"], created, escape(saved["fine_tuned_model_checkpoint"]))
-    out.print(table)
+    columns = [Column("step"), Column("checkpoint"), Column("created"), Column("model", folds=True)]
+    print_list(out, columns, [_row(saved) for saved in found])
 
 
 @checkpoints.command()
@@ -56,8 +51,12 @@ def export(
     size = copy(path, folder)
     out.print(
         f"step {saved['step_number']} of {job_id} is at [bold]{escape(str(folder))}[/], {size / 1e6:.1f} MB",
-        soft_wrap=True,
     )
+
+
+def _row(saved: dict[str, Any]) -> list[str]:
+    created = datetime.fromtimestamp(saved["created_at"]).strftime("%m-%d %H:%M:%S")
+    return [str(saved["step_number"]), saved["id"], created, escape(saved["fine_tuned_model_checkpoint"])]
 
 
 def _chosen(client: Client, job_id: str, step: int | None) -> dict[str, Any]:

@@ -26,13 +26,13 @@ Url = Annotated[str, typer.Option(envvar="HEADRACE_URL", help="Address of the ga
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, ftjob-…", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-out = Console()
-err = Console(stderr=True)
+out = Console(soft_wrap=True)  # a line stays a line: the terminal breaks it, and a program that reads it finds it whole
+err = Console(stderr=True, soft_wrap=True)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print one line to stderr, and exit with `status`."""
-    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(message)}")
     raise typer.Exit(status)
 
 

@@ -59,6 +59,6 @@ def _findings(deep: bool, url: str) -> Iterator[Finding]:
 
 def _show(finding: Finding) -> None:
     level = f"[{_STYLE[finding.level]}]{finding.level:4}[/]"
-    out.print(f"{level} {finding.what:14} {escape(finding.found)}", soft_wrap=True, highlight=False)
+    out.print(f"{level} {finding.what:14} {escape(finding.found)}", highlight=False)
     if finding.remedy:
-        out.print(f"{'':20}[dim]→ {escape(finding.remedy)}[/]", soft_wrap=True, highlight=False)
+        out.print(f"{'':20}[dim]→ {escape(finding.remedy)}[/]", highlight=False)

@@ -47,4 +47,4 @@ def export_job(
         except KeyboardInterrupt:
             fail(f"stopped; the same command goes on from where {folder} is", 130)
     state = "complete" if cursor.complete else "so far"
-    out.print(f"{escape(str(folder))} holds {job_id} up to step {cursor.step}, {state}", soft_wrap=True)
+    out.print(f"{escape(str(folder))} holds {job_id} up to step {cursor.step}, {state}")

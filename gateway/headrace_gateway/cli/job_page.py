@@ -10,7 +10,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from .job_summary import JobSummary, number
+from headrace_core.number_text import decimal
+
+from .job_summary import JobSummary
 
 
 def page(
@@ -51,7 +53,7 @@ def _tail(checkpoints: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]
         yield "[dim]checkpoints[/]"
     for saved in checkpoints:
         reward = saved["metrics"].get("full_valid_mean_reward", saved["metrics"].get("train_mean_reward"))
-        yield f"  step {saved['step_number']:<6} {saved['id']}  reward {number(reward)}"
+        yield f"  step {saved['step_number']:<6} {saved['id']}  reward {decimal(reward, 3)}"
     if events:
         yield "[dim]said last[/]"
     for event in reversed(events):

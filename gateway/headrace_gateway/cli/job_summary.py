@@ -17,6 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from headrace_core.number_text import decimal
+
 _SPARK = "▁▂▃▄▅▆▇█"
 _SPARK_LENGTH = 40
 _ENDS = ("dropped_stale", "filtered", "reward_failed", "generation_failed", "cancelled")
@@ -54,9 +56,13 @@ class JobSummary:
     def _progress(self) -> RenderableType:
         done, total = self.step.get("step", 0), self.job["total_steps"]
         row = Table.grid(padding=(0, 1))
+        row.add_column(no_wrap=True)
+        row.add_column(min_width=4, max_width=40)  # the bar, which gives way first on a narrow terminal
+        row.add_column(no_wrap=True)
+        row.add_column()
         row.add_row(
             f"[bold]{self.job['status']}[/]",
-            ProgressBar(total=total or 1, completed=done, width=40),
+            ProgressBar(total=total or 1, completed=done),
             f"{done}/{total} steps",
             _eta(self.job["estimated_finish"]),
         )
@@ -64,8 +70,8 @@ class JobSummary:
 
     def _lines(self) -> Iterable[RenderableType]:
         if self.step:
-            validation = f" · validation {number(self.evaluation['reward_mean'])}" if self.evaluation else ""
-            mean = number(self.step["reward_mean"])
+            validation = f" · validation {decimal(self.evaluation['reward_mean'], 3)}" if self.evaluation else ""
+            mean = decimal(self.step["reward_mean"], 3)
             yield _named("reward", f"{mean} {spark(self.rewards)}{validation}")
             bound = self.job["method"]["reinforcement"]["hyperparameters"]["max_staleness"]
             oldest = of_its_bound(self.ledger, bound)
@@ -121,11 +127,6 @@ def spark(values: Sequence[float] | deque[float]) -> str:
     low, high = min(values), max(values)
     scale = (len(_SPARK) - 1) / (high - low) if high > low else 0.0
     return "".join(_SPARK[round((v - low) * scale)] for v in values)
-
-
-def number(value: float | None) -> str:
-    """Three decimals; a figure that there is not is no 0."""
-    return "none" if value is None else f"{value:.3f}"
 
 
 def _eta(finish: float | None) -> str:

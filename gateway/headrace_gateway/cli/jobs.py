@@ -8,16 +8,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headrace_core.errors import InvalidRequest
+from headrace_core.number_text import decimal
 
 from ..client import Client
 from .common import LOCAL, AsJson, JobId, Url, err, fail, out, print_json
 from .export import export_job
 from .job_page import page
-from .job_summary import number, of_its_bound, spark
+from .job_summary import of_its_bound, spark
 from .live_view import follow
+from .tables import Column, print_list
 
 jobs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, follow, change and end jobs.")
 
@@ -45,25 +46,8 @@ def list_jobs(
     if as_json:
         return print_json(found)
     wide = out.width >= _WIDE
-    table = Table(box=None)
-    table.add_column("job", no_wrap=True, min_width=len("ftjob-") + 24)  # an id that is cut is of no use
-    for name in ("status", "steps", "reward", "age"):
-        table.add_column(name, no_wrap=True)
-    for name in ("trend", "created") if wide else ():
-        table.add_column(name, no_wrap=True)
-    table.add_column("model", overflow="fold")  # the one that gives way on a narrow terminal
-    for job in found:
-        created = datetime.fromtimestamp(job["created_at"]).strftime("%m-%d %H:%M")
-        table.add_row(
-            job["id"],
-            job["status"],
-            f"{'?' if job['step'] is None else job['step']}/{job['total_steps']}",
-            number(job["reward_mean"]),
-            of_its_bound(job, job["max_staleness"]),
-            *((spark(job["spark"]["reward"]), created) if wide else ()),
-            escape(job["model"] + (f" {job['suffix']}" if job["suffix"] else "")),
-        )
-    out.print(table)
+    names = ("job", "status", "steps", "reward", "age", *(("trend", "created") if wide else ()))
+    print_list(out, [*map(Column, names), Column("model", folds=True)], [_row(job, wide) for job in found])
 
 
 @jobs.command()
@@ -78,7 +62,7 @@ def show(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
         entries += client.job(job_id, "/metrics", from_step=since, limit=10_000)["data"]
         checkpoints = client.job(job_id, "/checkpoints", limit=5)["data"]
         events = client.job(job_id, "/events", limit=8)["data"]
-    out.print(page(job, ledger, entries, checkpoints, events))
+    out.print(page(job, ledger, entries, checkpoints, events), soft_wrap=not out.is_terminal)
 
 
 @jobs.command()
@@ -130,7 +114,7 @@ def fork(
     with Client(url) as client:
         made = client.fork(job_id, body)
         origin = made["forked_from"]
-        out.print(f"job [bold]{made['id']}[/], from step {origin['step_number']} of {job_id}", soft_wrap=True)
+        out.print(f"job [bold]{made['id']}[/], from step {origin['step_number']} of {job_id}")
         if follow_it:
             watched(client, made["id"])
 
@@ -148,7 +132,7 @@ def set_(job_id: JobId, changes: Changes = None, as_json: AsJson = False, url: U
     for change in found["changes"]:
         at = datetime.fromtimestamp(change["time"]).strftime("%m-%d %H:%M:%S")
         what = f"{change['name']} {change['before']} → {change['after']} from version {change['from_version']}"
-        out.print(f"[dim]{at}[/] {escape(what)} [dim]by {escape(change['by'])}[/]", soft_wrap=True, highlight=False)
+        out.print(f"[dim]{at}[/] {escape(what)} [dim]by {escape(change['by'])}[/]", highlight=False)
 
 
 @jobs.command()
@@ -166,10 +150,10 @@ def logs(
         told = client.events(job_id) if follow_it else reversed(client.job(job_id, "/events", limit=limit)["data"])
         for event in told:
             if as_json:
-                out.print(json.dumps(event), soft_wrap=True, markup=False, highlight=False)
+                out.print(json.dumps(event), markup=False, highlight=False)
             else:
                 at = datetime.fromtimestamp(event["created_at"]).time()
-                out.print(f"[dim]{at} {event['level']:5}[/] {escape(event['message'])}", soft_wrap=True)
+                out.print(f"[dim]{at} {event['level']:5}[/] {escape(event['message'])}")
 
 
 jobs.command("export")(export_job)
@@ -180,13 +164,26 @@ def watched(client: Client, job_id: str) -> NoReturn:
     try:
         job = follow(out, client.stream(job_id))
     except KeyboardInterrupt:
-        err.print(f"[dim]the job goes on; `headrace jobs watch {job_id}` shows it again[/]", soft_wrap=True)
+        err.print(f"[dim]the job goes on; `headrace jobs watch {job_id}` shows it again[/]")
         raise typer.Exit(130) from None
     if job["status"] != "succeeded":
         verb = {"cancelled": "was ", "paused": "is "}.get(job["status"], "")
         fail(f"the job {verb}{job['status']}{_reason(job)}", STATUS_CODES[job["status"]])
-    out.print(f"[green]succeeded[/]: trained model [bold]{job['fine_tuned_model']}[/]", soft_wrap=True)
+    out.print(f"[green]succeeded[/]: trained model [bold]{job['fine_tuned_model']}[/]")
     raise typer.Exit(0)
+
+
+def _row(job: dict[str, Any], wide: bool) -> list[str]:
+    created = datetime.fromtimestamp(job["created_at"]).strftime("%m-%d %H:%M")
+    return [
+        job["id"],
+        job["status"],
+        f"{'?' if job['step'] is None else job['step']}/{job['total_steps']}",
+        decimal(job["reward_mean"], 3),
+        of_its_bound(job, job["max_staleness"]),
+        *((spark(job["spark"]["reward"]), created) if wide else ()),
+        escape(job["model"] + (f" {job['suffix']}" if job["suffix"] else "")),
+    ]
 
 
 def _reason(job: dict[str, Any]) -> str:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headrace_core.errors import InvalidRequest
 
 from ..scopes import NAME, Scope
 from .common import err, out, service_settings
+from .tables import Column, print_list
 
 if TYPE_CHECKING:
     from ..auth.api_keys import ApiKey, KeyStore
@@ -49,23 +49,20 @@ def create(
     seconds = None if expires_in is None else _seconds(expires_in)
     key, secret = _with_keys(data_dir, redis_url, lambda store: store.create(name, scope, seconds))
     until = "" if key.expires_at is None else f", until {_day(key.expires_at)}"
-    err.print(
-        f"[dim]key {key.id} of {escape(name)}, scope {scope}{until}; keep it, it is not shown again:[/]", soft_wrap=True
-    )
+    err.print(f"[dim]key {key.id} of {escape(name)}, scope {scope}{until}; keep it, it is not shown again:[/]")
     typer.echo(secret)  # alone on standard output, for KEY=$(headrace keys create …)
 
 
 @keys.command("list")
 def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     """List all keys, newest first."""
-    table = Table(box=None)
-    table.add_column("key", no_wrap=True, min_width=len("key_") + 24)
-    table.add_column("name", overflow="fold")
-    for name in ("scope", "expires", "last used", "state"):
-        table.add_column(name, no_wrap=True)
-    for key in _with_keys(data_dir, redis_url, lambda store: store.all()):
-        table.add_row(key.id, escape(key.name), key.scope, _day(key.expires_at), _day(key.last_used_at), _state(key))
-    out.print(table)
+    found = _with_keys(data_dir, redis_url, lambda store: store.all())
+    columns = [Column("key"), Column("name", folds=True), *map(Column, ("scope", "expires", "last used", "state"))]
+    rows = [
+        (key.id, escape(key.name), key.scope, _day(key.expires_at), _day(key.last_used_at), _state(key))
+        for key in found
+    ]
+    print_list(out, columns, rows)
 
 
 @keys.command()

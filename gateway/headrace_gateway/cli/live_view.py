@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from .job_summary import JobSummary, ages_line, number
+from headrace_core.number_text import decimal
+
+from .job_summary import JobSummary, ages_line
 
 _STYLE = {"info": "", "warn": "yellow", "error": "bold red"}
 _PLAIN_SECONDS = 1.0
@@ -58,7 +60,9 @@ def _plainly(console: Console, entries: Iterable[tuple[str, dict[str, Any]]], pi
 
 
 def _step_line(step: dict[str, Any]) -> str:
-    return f"step {step['step']}/{step['total_steps']} · reward {number(step['reward_mean'])} · ages {ages_line(step)}"
+    return (
+        f"step {step['step']}/{step['total_steps']} · reward {decimal(step['reward_mean'], 3)} · ages {ages_line(step)}"
+    )
 
 
 def _report(console: Console, event: dict[str, Any]) -> None:

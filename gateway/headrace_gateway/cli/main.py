@@ -67,7 +67,7 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except HeadraceError as error:
-        err.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(error.message)}")
     sys.exit(1)
 
 
@@ -128,7 +128,6 @@ def _announce(settings: Settings, url: str, enterable: bool) -> None:
         out.print(
             "[yellow]It answers nobody without an API key, and there is none yet.[/] Make one, on this machine:\n"
             f"  headrace keys create --name you --scope admin {escape(where)}",
-            soft_wrap=True,
         )
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headrace_core.errors import InvalidData, InvalidRequest
 from headrace_core.protocols.grader_check import CheckReport, Failure, Outcome, Score
@@ -19,12 +18,20 @@ from . import reward_trial
 from .common import out, service_settings
 from .job_file import with_absolute_paths
 from .reward_trial import Summary, Trial
+from .tables import Column, print_list
 
 rewards = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try rewards before a job runs.")
 
 _MAX_SECONDS = 3600.0
 _ROWS_SHOWN = 20
 _NOTE_SHOWN = 60
+_COLUMNS = (
+    Column("row", justify="right"),
+    Column("completion", folds=True),
+    Column("outcome"),
+    Column("ms", justify="right"),
+    Column("parts, or why not", folds=True),
+)
 _ALL_ZERO = (
     "              every score is 0: either all these completions are wrong, or the reward looks for what they do not "
     "have (a key of the rows, tags around the answer). A job whose completions all score 0 learns nothing."
@@ -75,7 +82,7 @@ def check(
     with out.status(f"scoring {len(trial.rows)} rows …"):
         verdict = asyncio.run(asking)
     for told in verdict.ignored:
-        out.print(f"[yellow]Without effect:[/] {escape(told)}", soft_wrap=True)
+        out.print(f"[yellow]Without effect:[/] {escape(told)}")
     found = reward_trial.summary(trial, verdict)
     _show_samples(trial, verdict)
     _show_summary(trial, found, verdict.outcomes[-1])
@@ -100,18 +107,15 @@ def _grader(function: str | None, file: Path | None, form: str | None, timeout: 
 
 def _show_samples(trial: Trial, verdict: CheckReport) -> None:
     """The first rows, and the empty completion."""
-    table = Table(box=None)
-    for name, width in (("row", 3), ("completion", None), ("outcome", 14), ("ms", 7), ("parts, or why not", None)):
-        table.add_column(name, min_width=width, no_wrap=True, justify="right" if name in ("row", "ms") else "left")
-    texts = iter(zip(trial.samples, verdict.outcomes, strict=True))
+    rows, texts = [], iter(zip(trial.samples, verdict.outcomes, strict=True))
     for number, (size, seconds) in enumerate(zip(trial.groups, verdict.seconds, strict=True), start=1):
         for place in range(size):
             sample, outcome = next(texts)
             if number <= _ROWS_SHOWN or number > len(trial.rows):
                 row = "" if place else str(number) if number <= len(trial.rows) else "1"
                 took = "" if place else f"{seconds * 1000:.1f}"
-                table.add_row(row, _short(sample["output_text"]), _named(outcome), took, _details(outcome))
-    out.print(table)
+                rows.append((row, _short(sample["output_text"]), _named(outcome), took, _details(outcome)))
+    print_list(out, _COLUMNS, rows)
     if len(trial.rows) > _ROWS_SHOWN:
         out.print(f"[dim]rows {_ROWS_SHOWN + 1} to {len(trial.rows)} are not shown, and counted below[/]")
 
@@ -129,15 +133,15 @@ def _show_summary(trial: Trial, found: Summary, empty: Outcome) -> None:
         spread = f"from {min(found.scores):.4g} to {max(found.scores):.4g}"
         out.print(f"score         mean {found.mean:.4g}, standard deviation {found.deviation:.4g}, {spread}")
         if not any(found.scores):
-            out.print(f"[yellow]{_ALL_ZERO}[/]", soft_wrap=True)
+            out.print(f"[yellow]{_ALL_ZERO}[/]")
     out.print(f"time          p50 {found.quantile(0.5) * 1000:.1f} ms, p95 {found.quantile(0.95) * 1000:.1f} ms a row")
 
 
 def _show_failures(found: Summary) -> None:
     for failure in found.failed:
-        out.print(f"\n[bold red]{failure.kind}[/] {escape(failure.message)}", soft_wrap=True)
+        out.print(f"\n[bold red]{failure.kind}[/] {escape(failure.message)}")
         if failure.traceback:
-            out.print(f"[dim]{escape(failure.traceback)}[/]", soft_wrap=True)
+            out.print(f"[dim]{escape(failure.traceback)}[/]")
 
 
 def _short(text: str) -> str:

@@ -38,7 +38,10 @@ export const percent = (share) => `${Math.round(100 * share)} %`;
 // Of something that may be little, yet is not nothing.
 export const finePercent = (share) => (share > 0 && share < 0.1 ? `${(100 * share).toFixed(1)} %` : percent(share));
 
-export const two = (v) => (v === null || v === undefined ? "–" : v.toFixed(Math.abs(v) < 10 ? 2 : 0));
+// With so many decimal places; with an exponent where those are a long row of digits, or only zeros.
+const decimal = (v, places) => (v && (Math.abs(v) >= 1e6 || Math.abs(v) < 0.5 / 10 ** places) ? v.toExponential(2) : v.toFixed(places));
+
+export const two = (v) => (v === null || v === undefined ? "–" : decimal(v, Math.abs(v) < 10 ? 2 : 0));
 
 export const whole = (v) => (Number.isInteger(v) ? `${v}` : v.toFixed(Math.abs(v) < 10 ? 2 : 1));
 

@@ -23,7 +23,7 @@ _TRIES = 20
 class ChangeSettings(RequestModel):
     """The settings to change, and their new values; the others stay."""
 
-    model_config = ConfigDict(strict=True, json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     max_staleness: int | None = Field(None, ge=0, le=10**9)
     group_size: int | None = Field(None, ge=1, le=256)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, with_config
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
+from headrace_core.config.exact_model import ExactModel
 
-class RequestModel(BaseModel):
+
+class RequestModel(ExactModel):
     """A request has no other fields than those of its shape: one that was passed over would look as if it had acted."""
 
     model_config = ConfigDict(extra="forbid")

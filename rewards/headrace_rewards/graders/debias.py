@@ -16,7 +16,7 @@ from headrace_core.protocols.grader_check import Outcome, Score
 
 from ..protocol import Reward, Sample, SampleKey
 from .noisy import FlipRates, Share, TwoValuedSpec, rates
-from .wrapper import WrappingReward, finite
+from .wrapper import WrappingReward, score_of
 
 
 class DebiasSpec(TwoValuedSpec):
@@ -47,7 +47,7 @@ class Debias(WrappingReward):
 
     def _changed(self, sample: Sample, draw: SampleKey, score: Score) -> Outcome:
         share = (score.value - self._low) / self._range
-        return finite(self._low + self._range * (share - self._up) / self._left, score.components)
+        return score_of(self._low + self._range * (share - self._up) / self._left, score.components)
 
     def _slope(self, draw: SampleKey, score: Score) -> tuple[float, bool]:
         return 1 / self._left, True

@@ -101,7 +101,9 @@ class Formula:
             raise FormulaError(f"{source!r} is not a formula: {reason}") from None
         names: set[str] = set()
         _Check(text, frozenset(known), names).check(tree, MAX_DEPTH)
-        return cls(frozenset(names), text, tree)
+        formula = cls(frozenset(names), text, tree)
+        formula._check_constants()
+        return formula
 
     def value(self, values: Mapping[str, float]) -> float | None:
         """The result, finite; raises `NotComputable`.
@@ -120,6 +122,22 @@ class Formula:
         """
         derivative, affine = self._slope(self._tree, values, name)
         return (derivative, affine) if math.isfinite(derivative) else (0.0, False)
+
+    def _check_constants(self) -> None:
+        """Raises `FormulaError` for a piece that is never computable: `log(0)`, or a division by a constant 0."""
+        for node in ast.walk(self._tree):
+            try:
+                if isinstance(node, ast.expr) and not self._names_in(node):
+                    self._evaluate(node, {})
+                match node:
+                    case ast.BinOp(op=ast.Div(), right=right) if not self._names_in(right):
+                        if self._evaluate(right, {}).result == 0:
+                            raise NotComputable(f"'{_shown(self._text, node)}': division by zero")
+            except NotComputable as fault:
+                raise FormulaError(f"{fault}, whatever the graders' values are") from None
+
+    def _names_in(self, node: ast.expr) -> set[str]:
+        return {piece.id for piece in ast.walk(node) if isinstance(piece, ast.Name)} & self.names
 
     def _slope(self, node: ast.expr, values: Mapping[str, float], name: str) -> tuple[float, bool]:
         if not _reads(node, name) or self._evaluate(node, values).result is None:

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from headrace_core.config.exact_model import ExactModel
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome
@@ -32,7 +33,7 @@ _CONCURRENCY = 32
 Result = TypeVar("Result", float, str)
 
 
-class _Part(BaseModel):
+class _Part(ExactModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

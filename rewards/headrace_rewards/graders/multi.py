@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score, score_fault
 from headrace_core.types.likelihood import Likelihood
 
 from ..protocol import Need, Reward, Sample
@@ -151,6 +151,8 @@ class Multi:
             return Failure("invalid_value", str(fault))
         if result is None:
             return NotApplicable()
+        if (unfit := score_fault(result)) is not None:
+            return Failure("invalid_value", f"the result of the formula is {result:g}, {unfit}")
         through = [held.within(*self._formula.slope(values, name)) for name, held in likelihoods.items()]
         lacks = "; ".join(sample_faults)
         return Score(result, values | components, lacks, notes_of(notes), next(iter(through), None))

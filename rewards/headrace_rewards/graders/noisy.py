@@ -19,13 +19,14 @@ from hashlib import blake2b
 from statistics import NormalDist
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from headrace_core.config.exact_model import ExactModel
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
 
 from ..protocol import Reward, Sample, SampleKey
 from .spec import Truth
-from .wrapper import WrappingReward, WrappingSpec
+from .wrapper import WrappingReward, WrappingSpec, score_of
 
 CLEAN = "clean"
 """The component with the value before the noise; for nested noise, before both."""
@@ -34,7 +35,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
-class FlipRates(BaseModel):
+class FlipRates(ExactModel):
     """Asymmetric flip rates: probability that a low reward becomes high (`up`), and a high one low (`down`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +44,7 @@ class FlipRates(BaseModel):
     down: Share = 0.0
 
 
-class MeanDelay(BaseModel):
+class MeanDelay(ExactModel):
     """Exponentially distributed delay: mostly short, sometimes long (at most 37 times the mean). `mean` in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,7 +116,7 @@ class Noisy(WrappingReward):
         value = self._flipped(score.value, draw)
         if spec.gaussian:
             value += spec.gaussian * NormalDist().inv_cdf(self._uniform("gaussian", draw.group, draw.completion))
-        return Score(value, {CLEAN: score.value, **score.components})
+        return score_of(value, {CLEAN: score.value, **score.components})
 
     def _flipped(self, value: float, draw: SampleKey) -> float:
         """The value, flipped or not. A value half-way between low and high equals its flip."""

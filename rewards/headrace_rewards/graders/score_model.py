@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
 from headrace_core.config.reward_permissions import RewardPermissions
-from headrace_core.protocols.grader_check import Failure, Outcome, Score
+from headrace_core.protocols.grader_check import MAX_SCORE, Failure, Outcome, Score
 
 from .model_judge import JudgeSpec, ModelGrader
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = bounds
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError("a range is two finite numbers, the lower one first")
+    if not -MAX_SCORE <= low < high <= MAX_SCORE:
+        raise ValueError(f"a range is two numbers from -{MAX_SCORE:g} to {MAX_SCORE:g}, the lower one first")
     return bounds
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -15,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from headrace_core.config.exact_model import ExactModel
 from headrace_core.errors import InvalidRequest
 
 from ..protocol import Need
@@ -47,7 +47,7 @@ def _is_none(value: Any) -> bool:
     return value is None
 
 
-class GraderSpec(BaseModel):
+class GraderSpec(ExactModel):
     """A grader's description in a request. Each type adds its fields, and narrows `type` to its own name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

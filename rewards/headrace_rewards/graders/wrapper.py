@@ -6,13 +6,12 @@ sample without a score (a failure, or `NotApplicable`).
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import msgspec
 
-from headrace_core.protocols.grader_check import Failure, Outcome, Score
+from headrace_core.protocols.grader_check import Failure, Outcome, Score, score_fault
 
 from ..protocol import Need, Reward, Sample, SampleKey
 from .spec import AnyGrader, GraderSpec, Truth
@@ -74,8 +73,8 @@ class WrappingReward(ABC):
         return msgspec.structs.replace(changed, **kept)
 
 
-def finite(value: float, components: dict[str, float]) -> Outcome:
-    """A score; a `Failure` if the value is not finite."""
-    if math.isfinite(value):
+def score_of(value: float, components: dict[str, float]) -> Outcome:
+    """A score; a `Failure` if the value cannot be one."""
+    if (fault := score_fault(value)) is None:
         return Score(value, components)
-    return Failure("invalid_value", f"the changed score is {value}, which is not a finite number")
+    return Failure("invalid_value", f"the changed score is {value}, {fault}")

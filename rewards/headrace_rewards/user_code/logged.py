@@ -5,12 +5,12 @@ notes.
     log_extra("length", [3, 7, …])       one number for each completion
     log_extra("said", ["4", "5", …])     one text for each completion; other values are converted to text
 
-A number that is not finite is left out. If the function also returned a component with the same name, that one is used.
+A number that no score may have (`score_fault`) is left out. If the function also returned a component with the same
+name, that one is used.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,9 +54,7 @@ class Logged:
         if not isinstance(outcome, Score) or not self._columns:
             return outcome
         logged = {name: column[index] for name, column in self._columns.items()}
-        components = {
-            name: value for name, value in logged.items() if isinstance(value, float) and math.isfinite(value)
-        }
+        components = {name: value for name, value in logged.items() if isinstance(value, float)}
         notes = notes_of(
             {**outcome.notes, **{name: value for name, value in logged.items() if name not in outcome.notes}}
         )

@@ -15,17 +15,16 @@ and in the group form
 Beside a score, a dict may hold values that are no numbers (as verl's functions return): texts become notes, which are
 shown with the completion, and others are dropped.
 
-Anything else, and NaN or infinity anywhere, is `Failure("invalid_value")`.
+Anything else, and NaN, infinity or a number beyond ±`MAX_SCORE` anywhere, is `Failure("invalid_value")`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
+from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score, score_fault
 
 from .notes import notes_of
 
@@ -34,7 +33,7 @@ COLUMN_KEY = "rewards"
 
 
 class InvalidValue(ValueError):
-    """The function returned something else than a finite number; the message says what and where."""
+    """The function returned something that is no score; the message says what and where."""
 
 
 def to_outcome(value: Any, who: str = "the function") -> Outcome:
@@ -107,8 +106,8 @@ def _from_components(value: Mapping[Any, Any], who: str) -> Score:
     if not components:
         raise InvalidValue(f"{who} returned an empty dict")
     total = sum(components.values()) if total_key is None else components[total_key]
-    if not math.isfinite(total):
-        raise InvalidValue(f"the sum of the components that {who} returned is not finite")
+    if (fault := score_fault(total)) is not None:
+        raise InvalidValue(f"the sum of the components that {who} returned is {total}, {fault}")
     return Score(total, components, notes={} if total_key is None else notes_of(value))
 
 
@@ -117,7 +116,7 @@ def is_number(value: Any) -> bool:
 
 
 def to_number(value: Any) -> float | None:
-    """The value as a float; `None` if it is no finite number."""
+    """The value as a float; `None` if it is no number that a score may have."""
     try:
         return _number(value, "") if is_number(value) else None
     except InvalidValue:
@@ -131,8 +130,8 @@ def _number(value: Any, verb: str) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as fault:  # arrays, NaT, integers beyond a float
         raise InvalidValue(f"{verb} a {type(value).__name__} that is no float: {fault}") from None
-    if not math.isfinite(number):
-        raise InvalidValue(f"{verb} {number}, which is not a finite number")
+    if (unfit := score_fault(number)) is not None:
+        raise InvalidValue(f"{verb} {number}, {unfit}")
     return number
 
 

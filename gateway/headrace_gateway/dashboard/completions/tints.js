@@ -52,7 +52,9 @@ export const chance = (logprob) => {
   return share < 0.1 ? "< 0.1 %" : `${share < 10 ? share.toFixed(1) : Math.round(share)} %`;
 };
 
-export const short = (v) => (v === null || v === undefined ? "–" : Number(v.toFixed(2)).toString().replace("-", "−"));
+const atMostTwo = (v) => (Math.abs(v) < 1e6 ? Number(v.toFixed(2)).toString() : v.toExponential(2));
+
+export const short = (v) => (v === null || v === undefined ? "–" : atMostTwo(v).replace("-", "−"));
 
 // At most six ages, from 0 to the oldest.
 function steps(oldest) {

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from headrace_core.protocols.grader_check import Outcome
+from headrace_core.protocols.grader_check import MAX_SCORE, Outcome
 from headrace_core.types.likelihood import Likelihood
 
 from ...protocol import PolicyMeasurements, Reward
@@ -24,7 +24,7 @@ class LogLikelihoodSpec(base.LikelihoodSpec):
     """`floor`: the lowest reward, in nats, which a completion that opens no answer gets."""
 
     kind = "log"
-    floor: float = Field(-20.0, lt=0, allow_inf_nan=False)
+    floor: float = Field(-20.0, ge=-MAX_SCORE, lt=0)
 
 
 class JepoSpec(LogLikelihoodSpec):
