@@ -1,4 +1,4 @@
-"""`headrace doctor` on this machine: what is there, what is named when something is not."""
+"""`headrace doctor` on this machine: what it finds, and what it says to do if something is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import Result
 
+from headrace_core.config.reward_permissions import SandboxLevel
 from headrace_core.config.service_settings import Settings
+from headrace_core.errors import Unavailable
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
@@ -28,11 +30,14 @@ from headrace_gateway.cli.machine_checks import (
     ray_starts,
     records,
     redis_starts,
+    sandbox,
     storage,
 )
+from headrace_gateway.limited_processes import json_process
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.services import command_line
 from headrace_lab.services.jobs import stored_job
+from headrace_rewards.sandbox.level_probe import MachineReport
 
 from .conftest import Served
 
@@ -72,7 +77,7 @@ async def test_a_setting_that_is_wrong_is_named() -> None:
         told = await doctor(NOWHERE, **{f"HEADRACE_{variable}": value})
         assert told.exit_code == 1
         assert f"fail settings       HEADRACE_{variable}: " in told.output
-        assert "cores" in told.output, "the rest is looked at all the same"
+        assert "cores" in told.output, "the other checks run all the same"
 
 
 async def test_what_a_check_meets_is_a_finding_and_no_crash(tmp_path: Path) -> None:
@@ -94,13 +99,27 @@ async def test_what_a_check_meets_is_a_finding_and_no_crash(tmp_path: Path) -> N
     assert len(found) > 3
 
 
-def test_a_redis_of_ones_own_is_asked() -> None:
+def test_an_external_redis_is_asked() -> None:
     told = found(storage, redis_url="redis://127.0.0.1:9/0")["redis"]
-    assert (told.level, told.remedy) == ("fail", "start it, or mend HEADRACE_REDIS_URL")
+    assert (told.level, told.remedy) == ("fail", "start it, or correct HEADRACE_REDIS_URL")
     assert found(storage)["redis"].level == "ok"
 
 
-def test_folders_that_are_not_there_yet_are_looked_at_above(tmp_path: Path) -> None:
+def test_a_sandbox_below_the_required_level_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unavailable) as refused:
+        MachineReport("filtered", {"isolated": "no namespaces"}).require("isolated")
+
+    async def answered(wanted: SandboxLevel) -> str:
+        return refused.value.message
+
+    assert found(sandbox)["sandbox"].level in ("ok", "warn")
+    monkeypatch.setattr(json_process, "sandbox", answered)
+    report = found(sandbox, reward_sandbox="isolated")["sandbox"]
+    assert report.level == "fail"
+    assert "lower HEADRACE_REWARD_SANDBOX" in report.remedy
+
+
+def test_a_missing_folder_is_checked_by_its_nearest_parent(tmp_path: Path) -> None:
     told = found(machine, data_dir=tmp_path / "a" / "b")
     assert told["disk"].found.endswith(f"{tmp_path}/a/b")
     assert told["data folder"].level == "ok"
@@ -124,7 +143,7 @@ def test_vllm_imports() -> None:
 
 async def test_every_damaged_record_is_named(redis: Redis, redis_server: RedisServer) -> None:
     told = await asyncio.to_thread(found, records, redis_url=redis_server.url)
-    assert told == {"records": Finding("ok", "records", "all can be read")}
+    assert told == {"records": Finding("ok", "records", "all are readable")}
     await JobStore(redis).create(stored_job("ftjob-1"))
     await JobStore(redis).create(stored_job("ftjob-2"))
     places = [

@@ -1,4 +1,4 @@
-"""Which of the records that Redis keeps cannot be read: for `headrace doctor`, which names them all. Reads only."""
+"""Finds the records in Redis that cannot be read, for `headrace doctor`, which lists them. Changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..files.file_store import StoredFile
 
 
 async def damaged(redis: Redis) -> list[Damaged]:
-    """Every job, uploaded file, key, checkpoint, and figure of a ledger that cannot be read."""
+    """An error for every job, uploaded file, key, checkpoint and ledger that cannot be read."""
     jobs, broken = await JobStore(redis).readable_and_damaged()
     found = list(broken.values())
     kinds = [(keys.FILES, StoredFile), (keys.API_KEYS, ApiKey)]

@@ -1,4 +1,4 @@
-"""`headrace doctor`: a report of the machine, a line a finding."""
+"""`headrace doctor`: prints a report of the machine, one line for each finding."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def doctor(
 
 
 def _findings(deep: bool, url: str) -> Iterator[Finding]:
-    """The findings. If the settings cannot be read, that is a finding, and the machine is checked with the defaults."""
+    """The findings. If the settings are invalid, that is a finding, and the machine is checked with the defaults."""
     from headrace_core.config.service_settings import Settings
 
     from .machine_checks import CHECKS, DEEP, Finding, examined
@@ -52,7 +52,7 @@ def _findings(deep: bool, url: str) -> Iterator[Finding]:
     try:
         settings = service_settings()
     except InvalidRequest as error:
-        yield Finding("fail", "settings", error.message, "mend the variable; until then the defaults are looked at")
+        yield Finding("fail", "settings", error.message, "correct the variable; the checks below use the defaults")
         settings = Settings.model_construct()
     yield from examined(CHECKS + (DEEP if deep else ()), settings, url)
 
