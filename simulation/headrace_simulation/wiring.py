@@ -4,8 +4,7 @@ real       LearnerWorker · RolloutWorker, GroupBuilder and Evaluator · JobCont
            Ledger, SettingsLog, WorkerDrains, JobStore on a real Redis server · staleness.select · WeightStore and the
            search for the newest checkpoint, on real folders in memory
 simulated  training (a hash chained over all that a step reads) · engine and reward · the writing of a checkpoint's
-state
-           · Ray, which starts, calls and kills simulated processes
+           state · Ray, which starts, calls and kills simulated processes
 
 The real workers are given simulated components: `RolloutPorts` here, `LearnerPorts` in `fake_learner`,
 `ControllerPorts` in `fake_ray` and `queue_fake_ray`.

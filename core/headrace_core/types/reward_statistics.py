@@ -10,8 +10,7 @@ G is the effective number of groups: their number if all have the same size, els
 one large group and seven small ones count little more than one. An interval has G − 1 degrees of freedom:
 
     mean    r ± t(G−1) · √Var r, for at least four groups. Two or three groups are too often equal by chance, which
-    would
-            give an interval of no width.
+            would give an interval of no width.
     share   The Clopper–Pearson interval (Biometrika 26, 1934) of the effective number of independent trials: the number
             that would have variance Var r, times (z/t(G−1))² (Korn and Graubard, Survey Methodology 24, 1998), but at
             least G (perfect correlation within groups) and at most Σn. The degrees of freedom are also limited by the

@@ -4,8 +4,7 @@ The most harmful noise flips a whole question: every completion of its group get
 Climb Carves Wisdom Deeper Than the Summit", arXiv 2505.22653). Invariants:
 
 * the noise of a completion follows from `seed` and its `SampleKey` alone: the same completion scored again gets the
-same
-  noise, in any process and in any order; those of different groups, completions and kinds are independent;
+  same noise, in any process and in any order; those of different groups, completions and kinds are independent;
 * the component `clean` holds the value before the noise;
 * only training is noisy: a sample without a `draw` (an evaluation, a grader check) is unchanged.
 """

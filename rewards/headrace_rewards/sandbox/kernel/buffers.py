@@ -1,8 +1,8 @@
 """Memory of pipes and sockets, which belongs to no process: an upper bound, from the files that processes have open.
 
-A pipe or socket counts as if it were full. A connection that nobody has accepted yet may be
-open in no process, because the process that made it has written and closed it: such connections are counted from the
-list of all sockets of the network namespace.
+A pipe or socket counts as if it were full. A connection that nobody has accepted yet may be open in no process, because
+the process that made it has written and closed it: such connections are counted from the list of all sockets of the
+network namespace.
 """
 
 from __future__ import annotations

@@ -11,11 +11,9 @@
 Beyond the protocol's invariants:
 
 * No step runs between the swap of the weights and the change of the version label that vLLM puts on every token, so
-that
-  labels are exact. vLLM acknowledges a pause only when no step is in flight, also under asynchronous scheduling.
+  that labels are exact. vLLM acknowledges a pause only when no step is in flight, also under asynchronous scheduling.
 * A pause always ends: `resume` is sent whatever happened in between, and a switch that has begun runs to its end even
-if
-  the caller of `update` is cancelled.
+  if the caller of `update` is cancelled.
 * A request's prefix cache is salted with the version at its submission, and none is submitted while the gate is closed.
   (A request that vLLM had queued but not scheduled before an update counts as in flight: under `keep_kv` it may use the
   older cache.)
