@@ -42,8 +42,8 @@ An unknown name is refused.
 ## Of a job
 
 A job's settings are in `method.reinforcement.hyperparameters` of a request, or in `[hyperparameters]` of a job file.
-`"auto"` means the default. A dash is a default that depends on the model or the data; submission fills in the value,
-and `GET /v1/fine_tuning/jobs/{job_id}` shows it:
+`"auto"` means the default. A dash is a default that depends on the model, the data or the engine's device. Submission
+fills in what depends on the first two, and `GET /v1/fine_tuning/jobs/{job_id}` shows it:
 
 - steps: `n_steps`, or as many as `n_epochs` passes over the training file need, rounded up; one pass by default;
 - learning rate: `learning_rate`, or a base of BASE_RATE times `learning_rate_multiplier`;
@@ -228,9 +228,10 @@ def _service() -> list[tuple[str, ...]]:
 
 
 def _sections(model: type[BaseModel]) -> list[tuple[str, list[str]]]:
-    """(title, fields): the comments between the fields, in the order of the source."""
+    """(title, fields): the comments between the fields, in the order of the source; those of its bases first."""
     found: list[tuple[str, list[str]]] = []
-    for line in inspect.getsource(model).splitlines():
+    bases = [base for base in reversed(model.__mro__) if base.__module__.startswith("headrace_")]
+    for line in (line for base in bases for line in inspect.getsource(base).splitlines()):
         if title := re.fullmatch(r"    # (.+)", line):
             found.append((title[1], []))
         elif (field := re.match(r"    (\w+): ", line)) and field[1] in model.model_fields:
@@ -262,12 +263,15 @@ def _allowed(model: type[BaseModel], name: str) -> str:
 def _one_allowed(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
     kind = {
         "boolean": "true or false",
         "integer": "integer",
         "number": "number",
         "string": "path" if schema.get("format") == "path" else "text",
         "array": "JSON list",
+        "object": "JSON object",
     }[schema["type"]]
     bounds = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
     return " ".join([kind, ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds if key in schema)]).strip()

@@ -101,6 +101,13 @@ def engine_config(config: WorkerConfig) -> EngineConfig:
         max_running=s.max_running,
         threads=config.threads,
         kv_cache_gib=s.kv_cache_gib,
+        gpus=config.gpus,
+        gpu_memory_utilization=s.gpu_memory_utilization,
+        tensor_parallel_size=s.tensor_parallel_size,
+        max_num_batched_tokens=s.max_num_batched_tokens,
+        enforce_eager=s.enforce_eager,
+        quantization=s.quantization,
+        engine_options=s.engine_options,
         seed=derived_seed(s.seed, config.worker),  # workers must not sample the same completions
         update_mode=s.update_mode,
         lora_rank=s.lora_rank,

@@ -14,7 +14,7 @@ from transformers import AutoConfig, GPT2Config, LlamaConfig, MistralConfig, Qwe
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from headrace_core.errors import InvalidRequest
-from headrace_gateway.models.model_support import causal_models, check_trainable
+from headrace_gateway.models.model_support import causal_models, check_splittable, check_trainable
 from headrace_lab.paths import ADDER
 
 from .conftest import Served, body
@@ -145,3 +145,31 @@ async def test_a_job_on_such_a_model_is_refused_and_nothing_is_stored(
     error = error_of(answer, 400)
     assert (error["code"], error["param"]) == ("model_not_supported", "model")
     assert await served.jobs.ids() == []
+
+
+@pytest.mark.parametrize(
+    ("heads", "devices", "says"),
+    [
+        (
+            {"num_attention_heads": 14, "num_key_value_heads": 2},
+            4,
+            "has 14 heads \\(num_attention_heads\\), which .* 4",
+        ),
+        ({"num_attention_heads": 24, "num_key_value_heads": 8}, 3, "has 8 heads \\(num_key_value_heads\\)"),
+        ({"num_attention_heads": 28, "num_key_value_heads": 4}, 4, None),
+        ({"num_attention_heads": 32, "num_key_value_heads": 4}, 8, None),  # two devices hold the same head
+        ({"num_attention_heads": 9, "num_key_value_heads": 3}, 1, None),
+        ({}, 8, None),  # an older family has other names
+    ],
+)
+def test_an_engine_is_split_where_the_heads_divide(
+    tmp_path: Path, heads: dict[str, int], devices: int, says: str | None
+) -> None:
+    for config in (LLAMA | heads, nested(**heads)):
+        folder = model(tmp_path, config)
+        if says is None:
+            check_splittable(folder, devices, "x")
+        else:
+            with pytest.raises(InvalidRequest, match=says) as refused:
+                check_splittable(folder, devices, "x")
+            assert refused.value.param == "x"

@@ -256,6 +256,28 @@ async def test_completions_are_sampled_as_text(
         assert "reward" in error.message
 
 
+@pytest.mark.parametrize(
+    ("settings", "param", "message"),
+    [
+        ({"quantization": "fp8"}, ".quantization", "computed by GPUs, and this machine has none"),
+        ({"tensor_parallel_size": 7}, ".tensor_parallel_size", "which tensor_parallel_size 7 does not divide"),
+        (
+            {"engine_options": {"seed": 3}},
+            ".engine_options",
+            "engine_options.seed: each rollout worker derives its own",
+        ),
+        ({"engine_options": {"blok_size": 3}}, ".engine_options", "engine_options.blok_size: it is none of those"),
+        ({"engine": "transformers", "enforce_eager": True}, "", "enforce_eager is a setting of the engine vllm"),
+    ],
+)
+async def test_settings_of_an_engine_that_cannot_be_are_refused(
+    client: AsyncOpenAI, served: Served, training_file: str, settings: dict[str, Any], param: str, message: str
+) -> None:
+    error = await refused(client, served, body(training_file, hyperparameters=settings))
+    assert error.param == SETTINGS + param
+    assert message in error.message
+
+
 async def test_a_cache_larger_than_the_machine_is_refused(
     client: AsyncOpenAI, served: Served, training_file: str
 ) -> None:

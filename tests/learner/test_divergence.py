@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace_core.config.hyperparameters import KlEstimator
+from headrace_core.config.learning_settings import KlEstimator
 from headrace_learner.algorithms.kl import kl_estimate
 
 REFERENCE = torch.log_softmax(torch.tensor([0.3, -1.0, 0.8, 0.0, -0.4], dtype=torch.float64), 0)

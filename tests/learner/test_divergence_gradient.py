@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from headrace_core.config.hyperparameters import KlEstimator
+from headrace_core.config.learning_settings import KlEstimator
 from headrace_core.types.trajectory import Completion, Group, Role
 from headrace_learner.algorithms.advantages import (
     AdvantageFunction,

@@ -2,12 +2,14 @@
 
 transformers, vllm   versions are whole weights, and one adapter, which is merged
 vllm-slot            every version is an adapter, in the slot of vLLM's LoRA layers
+vllm-tp2             vllm with its weights split over two processes
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +45,14 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
     return {name: adapted(root / name, seed, only) for seed, (name, only) in enumerate(layers.items())}
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "vllm-slot": {"lora_rank": ADAPTER_RANK, "adapters": "slot"},
+    "vllm-tp2": {"tensor_parallel_size": 2},
+}
 ENGINES = [
     pytest.param("transformers", id="transformers"),
     pytest.param("vllm", id="vllm", marks=pytest.mark.vllm),
-    pytest.param("vllm-slot", id="vllm-slot", marks=pytest.mark.vllm),
+    *(pytest.param(kind, id=kind, marks=pytest.mark.vllm) for kind in SETTINGS),
 ]
 
 
@@ -54,15 +60,13 @@ ENGINES = [
 async def subject(
     request: pytest.FixtureRequest, weights: dict[str, Weights], adapters: dict[str, Weights]
 ) -> AsyncIterator[Subject]:
-    kind, slot, _ = request.param.partition("-slot")
-    if kind == "vllm":
+    name = request.param.partition("-")[0]
+    if name == "vllm":
         import_vllm()
-    config = engine_config(weights)
-    if slot:
-        config = dataclasses.replace(config, lora_rank=ADAPTER_RANK, adapters="slot")
-    engine = create(kind, config)
+    config = dataclasses.replace(engine_config(weights), **SETTINGS.get(request.param, {}))
+    engine = create(name, config)
     await engine.start()
-    yield Subject(engine, adapters if slot else weights, {config.version: "first"})
+    yield Subject(engine, weights if config.lora_rank is None else adapters, {config.version: "first"})
     await engine.close()
 
 

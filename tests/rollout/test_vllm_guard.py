@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from headrace_lab.waiting import wait_until
-from headrace_rollout.engines.vllm.orphan_guard import _WATCH_SECONDS, OrphanGuard
+from headrace_rollout.engines.vllm.orphan_guard import _WATCH_SECONDS, OrphanGuard, is_shared_segment
 
 PARENT = """
 import os, subprocess, sys, time
@@ -74,3 +74,17 @@ def test_memory_shared_by_one_that_was_killed_before_is_not_left() -> None:
     assert segment.exists()
     guard.release()
     assert not segment.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "whether"),
+    [
+        ("/dev/shm/psm_0a1b2c3d", True),
+        ("/dev/shm/45321-tp:0-[0-1]-cpushm_0", True),
+        ("/dev/shm/headrace-weights/v000003/model.safetensors", False),
+        ("/srv/psm_models/-cpushm", False),
+        ("(deleted)", False),
+    ],
+)
+def test_shared_memory_of_vllm_is_known_by_its_name(name: str, whether: bool) -> None:
+    assert is_shared_segment(name) is whether

@@ -151,3 +151,9 @@ def test_what_is_damaged_or_of_another_model_is_refused(
         list(BaseModel(save(shallow, tmp_path / "shallow")).read(adapter))
     with pytest.raises(WeightsDamaged, match="no safetensors file"):
         list(base.read(tmp_path))
+
+
+def test_a_size_is_no_less_than_what_is_read(base: BaseModel, adapter: Path, weights: dict[str, Weights]) -> None:
+    for folder in (weights["second"].folder, adapter):
+        read = sum(tensor.numel() * tensor.element_size() for _, tensor in base.read(folder))
+        assert read <= base.size(folder) <= 2.1 * read

@@ -29,6 +29,8 @@ class ChatConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Maximum length of prompt and completion together, in tokens."""
     kv_cache_gib: float
     threads: int
+    gpus: float = 0.0
+    """GPUs, or the part of one, that the process was given."""
     idle_seconds: float
     """The process ends after this long without a chat."""
     start_timeout: float

@@ -58,6 +58,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     update_timeout: float = 240.0
     stall_timeout: float = 600.0
     threads: int = 1
+    gpus: float = 0.0
+    """GPUs, or the part of one, that the worker was given."""
     rank: int = 0
     """Rank of a learner with several processes: rank 0 talks to the ledger and sends commands to the others."""
     ranks_start: str = ""

@@ -54,6 +54,25 @@ def check_trainable(model: Path, engine: str, context: int) -> None:
         )
 
 
+def check_splittable(model: Path, devices: int, param: str) -> None:
+    """Raises `InvalidRequest` if the attention heads of the model cannot be divided among `devices`; `Damaged` if
+    config.json cannot be read."""
+    config = json_of(model / "config.json")
+    text = config.get("text_config")
+    merged = {**config, **text} if isinstance(text, dict) else config
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = merged.get(name)
+        if not isinstance(heads, int) or heads < 1:
+            continue
+        # Where devices outnumber the heads of keys and values, several hold the same one.
+        copied = name == "num_key_value_heads" and devices > heads and devices % heads == 0
+        if heads % devices and not copied:
+            raise InvalidRequest(
+                f"{model.name} has {heads} heads ({name}), which tensor_parallel_size {devices} does not divide",
+                param=param,
+            )
+
+
 def _reasons(config: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:
     """The reasons why the model cannot be trained, with any engine."""
     quantization = merged.get("quantization_config")

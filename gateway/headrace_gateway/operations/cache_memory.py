@@ -1,5 +1,5 @@
-"""Checks that the KV caches of a job fit into the machine's memory, so that a job that cannot fit is refused at
-submission, and not after the engine has been starting for a minute.
+"""Checks that the KV caches of a job fit into the machine's memory, and that a job that needs GPUs finds some, so that
+a job that cannot run is refused at submission, and not after the engine has been starting for a minute.
 
 It checks the main memory of the single machine of an embedded Ray. With GPUs or other nodes, the engine reports too
 large a cache when it starts.
@@ -21,11 +21,19 @@ _GIB = 2**30
 
 
 def check_caches(job: Hyperparameters, service: Settings, param: str) -> None:
-    """Raises `InvalidRequest` if the caches do not fit; its `param` is `param` and the setting's name."""
+    """Raises `InvalidRequest` if the caches do not fit, or need GPUs; its `param` is `param` and the setting's name."""
     on_a_cluster = (service.ray_address or os.environ.get("RAY_ADDRESS")) is not None
     if on_a_cluster or Path("/dev/nvidiactl").exists():
         return
-    asked, there = job.kv_cache_gib * job.rollout_workers, main_memory() / _GIB
+    if job.quantization is not None:
+        raise InvalidRequest(
+            f"quantization {job.quantization} is computed by GPUs, and this machine has none: leave it out",
+            param=f"{param}.quantization",
+        )
+    if job.kv_cache_gib is None:
+        return
+    asked = job.kv_cache_gib * job.tensor_parallel_size * job.rollout_workers
+    there = main_memory() / _GIB
     if asked >= there:
         workers = "" if job.rollout_workers == 1 else f" for each of {job.rollout_workers} rollout workers"
         raise InvalidRequest(

@@ -25,7 +25,7 @@ from ..context import GatewayContext
 from ..files.file_store import StoredFile
 from ..files.task_files import TaskFiles
 from ..models.catalog import Model
-from ..models.model_support import check_trainable
+from ..models.model_support import check_splittable, check_trainable
 from ..models.prompt_process import PromptChecks
 from ..models.prompt_tokens import Prompts
 from ..schemas.jobs import CreateJob
@@ -106,6 +106,8 @@ async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tup
     validation = None if body.validation_file is None else await _file(gateway, body.validation_file, "validation_file")
     context = _context(settings, model)
     await asyncio.to_thread(check_trainable, model.path, settings.engine, context)
+    devices = settings.tensor_parallel_size
+    await asyncio.to_thread(check_splittable, model.path, devices, f"{_SETTINGS}.tensor_parallel_size")
     found = await _measured(gateway.prompts, training, model, context, settings)
     longest = found.longest
     if validation is not None:

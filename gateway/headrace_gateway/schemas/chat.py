@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from headrace_core.config.hyperparameters import MIN_TEMPERATURE
+from headrace_core.config.generation_settings import MIN_TEMPERATURE
 from headrace_core.protocols.chat import ChatRequest, FinishReason
 
 from ..chat.response_format import ResponseFormat

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from headrace_core.config.hyperparameters import BASE_LEARNING_RATE
+from headrace_core.config.learning_settings import BASE_LEARNING_RATE
 from headrace_core.jobs.job_store import Checkpoint, Event, Job, PausedBy
 
 from ..files.file_store import StoredFile

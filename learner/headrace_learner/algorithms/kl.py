@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from headrace_core.config.hyperparameters import KlEstimator
+from headrace_core.config.learning_settings import KlEstimator
 
 
 def kl_estimate(logprobs_N: Tensor, reference_N: Tensor, estimator: KlEstimator) -> Tensor:

@@ -279,6 +279,7 @@ def _engine_config(config: ChatConfig) -> EngineConfig:
         max_running=MAX_RUNNING,
         threads=config.threads,
         kv_cache_gib=config.kv_cache_gib,
+        gpus=config.gpus,
         json_schemas=True,
         seed=int.from_bytes(os.urandom(4)),  # requests without a seed differ from one process to the next
         start_timeout=config.start_timeout,

@@ -18,10 +18,10 @@ Invariants, which one contract suite checks for every engine (tests/rollout/test
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ UpdateMode = Literal["keep_kv", "recompute", "drain"]
 """What happens to requests in flight at a weight update: they keep the KV cache of the older weights (`keep_kv`,
 PipelineRL), have it recomputed by the new weights (`recompute`, AReaL), or finish before the update (`drain`)."""
 
+
+DEFAULT_CACHE_GIB = 1.0
+"""GiB of a KV cache whose size neither the job nor the device determines."""
 
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
 """Called in the event loop with the token ids that a request has sampled since the last call, and their natural
@@ -62,8 +65,22 @@ class EngineConfig:
     max_running: int = 256
     """Requests decoded at once (slots)."""
     threads: int = 1
-    """OpenMP threads of the process that computes."""
-    kv_cache_gib: float = 1.0
+    """OpenMP threads of the processes that compute, together."""
+    kv_cache_gib: float | None = None
+    """GiB of KV cache of each device; None: on a GPU what the model leaves of `gpu_memory_utilization`, else 1."""
+    gpus: float = 1.0
+    """GPUs that the engine was given, where there are any: a part of one, or one for each of `tensor_parallel_size`."""
+    gpu_memory_utilization: float | None = None
+    """Share of each GPU's memory for weights, activations and KV cache; None: nine tenths of the engine's part."""
+    tensor_parallel_size: int = 1
+    """Processes, each with a device of its own where there are GPUs, over which the weights are split. vLLM only, like
+    the settings below."""
+    max_num_batched_tokens: int | None = None
+    """Tokens computed in one step; None: the device's default."""
+    enforce_eager: bool = False
+    quantization: str | None = None
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM's own options; `headrace_core.config.engine_options` says which a job may set."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: float32 on a CPU (bfloat16 has no hardware there), the model's own on a GPU."""
     seed: int = 0

@@ -64,6 +64,12 @@ class BaseModel:
         if missing:
             raise WeightsDamaged(f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} first")
 
+    def size(self, folder: Path) -> int:
+        """At most as many bytes as the tensors that `read` yields have; merged ones are float32, so up to twice their
+        size in the base model's files."""
+        files, times = (_files(self.folder), 2) if is_adapter(folder) else (_files(folder), 1)
+        return times * sum(file.stat().st_size for file in files)
+
     def read(self, folder: Path, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) of the version in `folder`. On a CPU, tensors without an adapter are memory-mapped."""
         return self._merged(Adapter(folder, device), device) if is_adapter(folder) else _tensors(folder, device)

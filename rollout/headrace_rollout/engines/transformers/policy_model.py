@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 from headrace_core.errors import WeightsDamaged
 
 from ...end_of_text import end_tokens
-from ..engine import EngineConfig, EngineFailure
+from ..engine import DEFAULT_CACHE_GIB, EngineConfig, EngineFailure
 from ..sampling import tempered
 from ..weight_files import BaseModel, own_config
 from .kv_cache import GROUPED_ATTENTION, Decode, LayerShape, Prefill, SlotCache, register_grouped_attention
@@ -195,10 +195,11 @@ class PolicyModel:
                 raise EngineFailure(f"{config.model}: the cache of {layer!r} is not that of full attention")
             shapes.append(LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
         dtype = probe.layers[0].keys.dtype
-        cache = SlotCache(shapes, dtype, self.device, int(config.kv_cache_gib * 2**30), config.max_running)
+        gib = DEFAULT_CACHE_GIB if config.kv_cache_gib is None else config.kv_cache_gib
+        cache = SlotCache(shapes, dtype, self.device, int(gib * 2**30), config.max_running)
         if not cache.fits(1, config.max_model_len):
             raise EngineFailure(
-                f"kv_cache_gib {config.kv_cache_gib} holds {cache.budget_tokens} tokens, less than one request of "
+                f"kv_cache_gib {gib} holds {cache.budget_tokens} tokens, less than one request of "
                 f"max_context {config.max_model_len}: raise kv_cache_gib, or lower max_context"
             )
         return cache

@@ -264,10 +264,10 @@ class VllmEngine:
         pause = 0.005
         while time.monotonic() < deadline:
             states = await process.on_workers("headrace_stage_state")
-            for state, _ in states:
-                if state.startswith("failed"):
-                    raise WeightsDamaged(f"the weights in {weights} cannot be loaded: {state}")
-            if all(state == "ready" for state, _ in states):
+            if all(state != "staging" for state, _ in states):  # a worker still at it would refuse the next version
+                for state, _ in states:
+                    if state != "ready":
+                        raise WeightsDamaged(f"the weights in {weights} cannot be loaded: {state}")
                 return max(float(seconds) for _, seconds in states)
             await asyncio.sleep(pause)
             pause = min(0.1, pause * 1.5)

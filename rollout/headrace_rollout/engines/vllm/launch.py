@@ -18,9 +18,9 @@ import psutil
 import torch
 from torch import nn
 
-from ..engine import EngineConfig
+from ..engine import DEFAULT_CACHE_GIB, EngineConfig
 from ..weight_files import own_config
-from .orphan_guard import OrphanGuard
+from .orphan_guard import OrphanGuard, is_shared_segment
 
 WORKER_EXTENSION = "headrace_rollout.engines.vllm.worker_extension.WeightExtension"
 """vLLM's processes import the class by this name."""
@@ -28,6 +28,13 @@ WORKER_EXTENSION = "headrace_rollout.engines.vllm.worker_extension.WeightExtensi
 CPU_BLOCK_TOKENS = 32
 """Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
 of a group would never share their prompt's cache; the CPU kernels want a multiple of 32."""
+
+GPU_SHARE = 0.9
+"""Share of an engine's part of a GPU that it plans with; the rest is for CUDA graphs and for staged weights."""
+
+GPU_BATCHED_TOKENS = 8192
+"""Tokens of one step on a GPU. vLLM's own default for an engine that no server or script of its own starts is 2048,
+which starves a GPU in the reading of prompts."""
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts as `max_lora_rank`."""
@@ -47,7 +54,6 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "max_model_len": context_length(config),
         "load_format": "safetensors",
         "max_num_seqs": config.max_running,
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
         "seed": config.seed,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
@@ -59,18 +65,27 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "enable_log_requests": False,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        # Named, because inside a Ray placement group vLLM would run its processes as Ray actors, without telling.
+        "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",
         **_adapter_arguments(config),
         **_device_arguments(config),
+        **config.engine_options,
     }
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM computes on CPUs."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
 
 
 def in_slot(config: EngineConfig) -> bool:
     """Whether adapters run in vLLM's LoRA layers, instead of being merged into the weights."""
-    from vllm.platforms import current_platform
-
     if config.lora_rank is None or config.adapters == "merged":
         return False
-    return config.adapters == "slot" or not current_platform.is_cpu()
+    return config.adapters == "slot" or not on_cpu()
 
 
 def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
@@ -101,12 +116,30 @@ def _linear_layers(folder: Path) -> list[str]:
 
 
 def _device_arguments(config: EngineConfig) -> dict[str, Any]:
-    from vllm.platforms import current_platform
+    return _cpu_arguments(config) if on_cpu() else _gpu_arguments(config)
 
-    if not current_platform.is_cpu():
-        return {"dtype": config.dtype}
+
+def _gpu_arguments(config: EngineConfig) -> dict[str, Any]:
+    part = min(1.0, config.gpus / config.tensor_parallel_size) if config.gpus else 1.0
+    return {
+        "dtype": config.dtype,
+        # Passed with a cache of a given size too: vLLM refuses to start where less of the GPU than this is free.
+        "gpu_memory_utilization": config.gpu_memory_utilization or GPU_SHARE * part,
+        "kv_cache_memory_bytes": None if config.kv_cache_gib is None else int(config.kv_cache_gib * 2**30),
+        "max_num_batched_tokens": config.max_num_batched_tokens or max(GPU_BATCHED_TOKENS, config.max_running),
+        "enforce_eager": config.enforce_eager,
+        "quantization": config.quantization,
+    }
+
+
+def _cpu_arguments(config: EngineConfig) -> dict[str, Any]:
+    if config.quantization is not None:
+        raise ValueError(f"quantization {config.quantization} is computed by GPUs, and this vLLM runs on CPUs")
+    gib = DEFAULT_CACHE_GIB if config.kv_cache_gib is None else config.kv_cache_gib
     return {
         "dtype": "float32" if config.dtype == "auto" else config.dtype,
+        "kv_cache_memory_bytes": int(gib * 2**30),
+        "max_num_batched_tokens": config.max_num_batched_tokens,
         # Compilation makes a start 26 s longer for 5 % of speed, and would fix the handlers that an update swaps.
         "enforce_eager": True,
         "block_size": CPU_BLOCK_TOKENS,
@@ -163,12 +196,12 @@ def end_processes(processes: set[psutil.Process], grace: float) -> None:
 
 
 def shared_segments(processes: set[psutil.Process]) -> set[Path]:
-    """Shared memory segments that `processes` have mapped under Python's names: vLLM's message queues, 160 MB each."""
+    """vLLM's shared memory segments that `processes` have mapped: its message queues are 160 MB each."""
     found: set[Path] = set()
     for process in processes:
         with contextlib.suppress(OSError):  # it has ended
-            names = (line.split()[-1] for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines())
-            found |= {Path(name) for name in names if name.startswith("/dev/shm/psm_")}
+            names = (line.split(" ")[-1] for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines())
+            found |= {Path(name) for name in names if is_shared_segment(name)}
     return found
 
 
@@ -177,7 +210,7 @@ def _environment(config: EngineConfig, guard: OrphanGuard) -> Iterator[None]:
     """Context in which the environment is that of vLLM's processes; it is restored afterwards."""
     variables = {
         **guard.environment,
-        "OMP_NUM_THREADS": str(config.threads),
+        "OMP_NUM_THREADS": str(max(1, config.threads // config.tensor_parallel_size)),
         # vLLM's own binding would give all engines of a machine the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # All processes of an engine are on one machine, so their sockets use loopback, whatever its name resolves to.

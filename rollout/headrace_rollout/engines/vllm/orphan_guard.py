@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 MARK = "HEADRACE_ENGINE_MARK"
-_PROC, _SHARED = Path("/proc"), "/dev/shm/psm_"
+_PROC = Path("/proc")
 _RELEASE_SECONDS = 60.0
 _WATCH_SECONDS = 2.0
 _LOOKS, _LOOK_SECONDS = 50, 0.1
@@ -64,13 +64,20 @@ def main(mark: str) -> None:
         Path(segment).unlink(missing_ok=True)
 
 
+def is_shared_segment(name: str) -> bool:
+    """Whether a mapped file is shared memory of vLLM's: a message queue, under Python's name for it, or the buffer by
+    which the CPU processes of one engine exchange activations."""
+    return name.startswith("/dev/shm/psm_") or (name.startswith("/dev/shm/") and "-cpushm" in name)
+
+
 def _marked(entry: bytes) -> list[Path]:
     return [process for process in _PROC.glob("[0-9]*") if entry in _read(process / "environ")]
 
 
 def _shared_by(processes: list[Path]) -> set[str]:
     maps = (_read(process / "maps").decode(errors="replace") for process in processes)
-    return {name for text in maps for line in text.splitlines() if (name := line.split(" ")[-1]).startswith(_SHARED)}
+    names = (line.split(" ")[-1] for text in maps for line in text.splitlines())
+    return {name for name in names if is_shared_segment(name)}
 
 
 def _read(file: Path) -> bytes:

@@ -7,19 +7,24 @@
   plain parameter, so that new weights can neither be loaded into a running model nor be packed quickly (a reload of
   540 MB takes 0.5 to 1.1 s, almost all of it packing). So the staging thread loads and packs a second instance of the
   model, and `commit` swaps storage pointers and handlers module by module and copies nothing.
-* `StagedWeights` (accelerators). The staging thread copies the checkpoint onto the device; `commit` runs vLLM's own
-  in-place reload from there, a copy within device memory that keeps all addresses that captured graphs refer to.
+* `StagedWeights` (accelerators). The staging thread copies the checkpoint onto the device if it fits beside the
+  model, and else into the page cache; `commit` runs vLLM's own in-place reload from there, which keeps all addresses
+  that captured graphs refer to.
 * `AdapterSlot` (accelerators, if versions are adapters). The staging thread reads the adapter; `commit` copies it into
   the one slot of vLLM's LoRA layers that every request runs through. The base model never changes.
 
 The first two accept adapters as well as full weights: they merge adapters while staging (`weight_files`).
+
+Under tensor parallelism each rank has a switch of its own. All read the same folder, and vLLM's loaders take the rank's
+part of each tensor: from mapped files, a rank copies no more than its shard. The engine commits once all have staged.
 
 Invariants: `commit` applies all of the last staged version; if nothing is staged, it raises and changes nothing. A
 version that lacks a tensor is refused at staging. Memory of replaced weights is freed after the commit, by another
 thread, because unmapping 540 MB takes as long as copying it.
 
 Peak memory. `ShadowWeights`: while staging, the live packed weights, the new plain ones and the new packed ones (about
-3 × the weights); between updates, 1 ×. `StagedWeights`: 2 ×. `AdapterSlot`: 1 ×, and three times the adapter.
+3 × the weights); between updates, 1 ×. `StagedWeights`: the rank's shard of the model and the whole version; or the
+shard alone, with a longer pause, in which it is copied from the host. `AdapterSlot`: 1 ×, and three times the adapter.
 """
 
 from __future__ import annotations
@@ -153,26 +158,57 @@ def _second_instance(vllm_config: Any) -> Any:
         return initialize_model(vllm_config=config, model_config=config.model_config).eval()
 
 
+FREE_BYTES = 2**30
+"""Device memory that staged weights leave free, for what the running model allocates beyond its plan."""
+_PAGE_BYTES = 4096
+
+
 class StagedWeights:
     """See the module. For accelerators; on a CPU it would be correct, but slow."""
 
-    def __init__(self, runner: Any, device: torch.device) -> None:
+    def __init__(self, runner: Any, vllm_config: Any, device: torch.device) -> None:
         self._runner = runner
+        self._vllm_config = vllm_config
         self._base = BaseModel(Path(runner.model_config.model))
         self._device = device
         self._staged: list[tuple[str, torch.Tensor]] = []
 
     def stage(self, folder: Path) -> None:
+        """Read `folder` onto the device, or into the page cache. Raises `WeightsDamaged` if it lacks a tensor."""
+        self._staged = []  # a version that was staged and not committed makes room
         self._base.require_whole(folder)
-        self._staged = list(self._base.read(folder, str(self._device)))
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        where = staging_device(self._base.size(folder), self._free(), self._device)
+        self._staged = list(self._base.read(folder, str(where)))
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        elif where != self._device:
+            for _, tensor in self._staged:
+                _read_pages(tensor)
+
+    def _free(self) -> int | None:
+        """Free bytes of the device; None: unknown."""
+        return torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
 
     def commit(self) -> None:
+        """Load the staged tensors into the running model in place; each rank takes its part of them."""
+        from vllm.config import set_current_vllm_config
+
         if not self._staged:
             raise RuntimeError("no weights are staged")
         staged, self._staged = self._staged, []
-        self._runner.reload_weights(weights_iterator=iter(staged))
+        with set_current_vllm_config(self._vllm_config):  # quantized layers look it up while they are packed again
+            self._runner.reload_weights(weights_iterator=iter(staged))
+
+
+def staging_device(needed: int, free: int | None, device: torch.device) -> torch.device:
+    """Where to stage `needed` bytes: on the device if they fit into its `free` bytes (None: unknown, taken to be
+    enough), and else on the host, from where a pause is longer, but needs no memory of the device."""
+    return device if free is None or needed + FREE_BYTES <= free else torch.device("cpu")
+
+
+def _read_pages(tensor: torch.Tensor) -> None:
+    """Read one byte of each page of a memory-mapped tensor, so that a commit waits for no disk."""
+    tensor.contiguous().view(-1).view(torch.uint8)[::_PAGE_BYTES].sum()
 
 
 SLOT = 1

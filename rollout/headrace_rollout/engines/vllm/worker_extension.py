@@ -96,7 +96,7 @@ class WeightExtension:
         elif self.device.type == "cpu":
             switch = ShadowWeights(self.model_runner.get_model(), self.vllm_config)
         else:
-            switch = StagedWeights(self.model_runner, self.device)
+            switch = StagedWeights(self.model_runner, self.vllm_config, self.device)
         self._headrace_switch = switch
         self._headrace_staging = StagingThread(switch)
 
