@@ -40,8 +40,8 @@ from headrace_core.types.events import Standstill, Wait
 
 from .actors import ControllerActors, RayControllerActors
 from .heartbeat import ControllerHeartbeats
-from .placement import Plan, plan
 from .queue_window import QueueWindow
+from .resource_plan import Plan, plan
 
 SUBMISSION_SECONDS = 60.0
 """A stored job is queued within this time, because everything that can be rejected is checked before it is stored. One

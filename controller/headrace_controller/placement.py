@@ -1,4 +1,4 @@
-"""Places a job's workers on the nodes of a Ray cluster, and starts their processes there.
+"""Reserves the resources of a job's plan in a Ray cluster, and starts the job's processes there.
 
 The worker classes are named here as text and imported only in the worker's own process, so that the gateway and the
 controller load neither torch nor vLLM.
@@ -10,8 +10,6 @@ import asyncio
 import importlib
 import os
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -19,25 +17,18 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.errors import InvalidRequest, Unavailable
+from headrace_core.errors import Unavailable
 from headrace_core.logs import redact_streams
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.types.metrics import EvaluationMetrics
 
+from .resource_plan import ROLES, Plan
 from .worker_process import ActorProcess, RankedProcess, WorkerProcess
 
 NAMESPACE = "headrace"
 LEARNER_ENTRY_POINT = "headrace_learner.worker:LearnerWorker"
 RANK_ENTRY_POINT = "headrace_learner.rank_worker:RankWorker"
 ROLLOUT_ENTRY_POINT = "headrace_rollout.worker:RolloutWorker"
-
-ROLES = ("headrace_learner", "headrace_rollout")
-"""Custom Ray resources: a node that declares one runs the image of that role. If no node of the cluster declares one,
-every worker may run on every node."""
-TAG = 0.001
-"""Amount of a role's resource that a worker asks for: so small that it only selects nodes. Cores and GPUs limit the
-number of workers."""
 
 RAY_SECONDS = 60.0
 """Time limit of a question to Ray, whose head may be busy."""
@@ -79,93 +70,9 @@ class WorkerActor:
         return result
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The resources of one job, a bundle per process: the learner's ranks first, then the rollout workers."""
-
-    bundles: tuple[dict[str, float], ...]
-    ranks: int = 1
-
-    def threads(self, bundle: int) -> int:
-        """Thread count of the process in `bundle`: one per core."""
-        return int(self.bundles[bundle]["CPU"])
-
-    @property
-    def total(self) -> dict[str, float]:
-        """The sum of all bundles, by resource."""
-        names = {name for bundle in self.bundles for name in bundle}
-        return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in names}
-
-    def __str__(self) -> str:
-        total = self.total
-        return ", ".join(f"{total[name]:g} {name}" for name in ("CPU", "GPU") if total.get(name))
-
-
 def alive_nodes() -> list[dict[str, float]]:
     """The resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def plan(settings: Hyperparameters, nodes: Sequence[dict[str, float]]) -> Plan:
-    """Divide the cores of `nodes`, and their GPUs if they have any, evenly among the learner and the rollout workers.
-
-    A node that declares one of the resources `ROLES` takes only workers of that role, and the workers of a role share
-    its nodes: the images differ, and the learner's image need not contain an engine. The thread counts of all processes
-    add up to no more than the cores, because two 2-thread processes on two cores run 10 to 40 times slower than two
-    1-thread processes. Raises `InvalidRequest` for more workers than cores.
-    """
-    ranks, workers = settings.learner_ranks, settings.rollout_workers
-    learner = "a learner" if ranks == 1 else f"{ranks} ranks of a learner"
-    rollout = f"{workers} rollout workers"
-    if not any(role in node for node in nodes for role in ROLES):
-        threads = _threads(nodes, ranks + workers, f"{rollout} and {learner}")
-        rank_gpus, worker_gpus = _gpus(nodes, ranks, workers)
-        return Plan((_bundle(threads, rank_gpus),) * ranks + (_bundle(threads, worker_gpus),) * workers, ranks)
-    learner_nodes, rollout_nodes = ([node for node in nodes if role in node] for role in ROLES)
-    rank = _bundle(_threads(learner_nodes, ranks, learner), _gpus(learner_nodes, ranks, 0)[0]) | {ROLES[0]: TAG}
-    worker = _bundle(_threads(rollout_nodes, workers, rollout), _gpus(rollout_nodes, 0, workers)[1]) | {ROLES[1]: TAG}
-    return Plan((rank,) * ranks + (worker,) * workers, ranks)
-
-
-def _bundle(threads: int, gpus: float) -> dict[str, float]:
-    return {"CPU": float(threads)} | ({"GPU": gpus} if gpus else {})
-
-
-def _threads(nodes: Sequence[dict[str, float]], processes: int, who: str) -> int:
-    """The most cores that each of `processes` equal processes can have when none may span two nodes."""
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    fitting = (t for t in range(max(cores, default=0), 0, -1) if sum(c // t for c in cores) >= processes)
-    threads = next(fitting, 0)
-    if not threads:
-        raise InvalidRequest(
-            f"no place for {who}: {processes} processes need a core each, and the nodes that may run them have "
-            f"{sum(cores)} cores: lower rollout_workers or learner_ranks, or start with more cores",
-            param="rollout_workers",
-        )
-    return threads
-
-
-def _gpus(nodes: Sequence[dict[str, float]], ranks: int, workers: int) -> tuple[float, float]:
-    """(GPUs of each rank of the learner, GPUs of each rollout worker); 0 where the nodes have none.
-
-    Several ranks need a GPU each, because NCCL does not let two ranks share one; all other processes may share.
-    """
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if not gpus or ranks <= 1:
-        return (_gpu_share(gpus, ranks + workers),) * 2
-    left = gpus - ranks
-    if left < (1 if workers else 0):
-        raise InvalidRequest(
-            f"{ranks} ranks of a learner need a GPU each, and rollout workers beside them one more, but there are "
-            f"{gpus:g}: lower learner_ranks",
-            param="learner_ranks",
-        )
-    return 1.0, _gpu_share(left, workers)
-
-
-def _gpu_share(gpus: float, processes: int) -> float:
-    """An equal share of the GPUs, at most one, rounded down so that all processes fit."""
-    return 1.0 if gpus >= processes else int(100 * gpus / processes) / 100
 
 
 class Reservation(Protocol):
@@ -279,7 +186,7 @@ class Placement:
                 resources={role: resources[role] for role in ROLES if role in resources},
                 max_concurrency=64,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, bundle),
-                runtime_env={"env_vars": environment(self._plan.threads(bundle))},
+                runtime_env={"env_vars": environment(self._plan.threads(bundle), self._plan.gpus(bundle))},
             )
             .remote(entry, config)
         )
@@ -294,10 +201,15 @@ async def _resolve(reference: Any) -> Any:
     return await reference
 
 
-def environment(threads: int) -> dict[str, str]:
+def environment(threads: int, gpus: float) -> dict[str, str]:
     """Environment variables of a worker process. Thread counts must be set before torch is imported; the others keep
-    workers from contacting a model hub or sending usage statistics."""
-    return {
+    workers from contacting a model hub or sending usage statistics.
+
+    A process without a GPU of its own sees none. Ray leaves all of a node's visible to it, and it would compute on one
+    that belongs to a job.
+    """
+    no_gpu = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return no_gpu | {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",

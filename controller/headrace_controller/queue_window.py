@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .placement import Plan
+from .resource_plan import Plan
 
 MAX_UNPLACEABLE = 4
 

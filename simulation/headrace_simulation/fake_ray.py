@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 
 from headrace_controller.idle_steps import IdleSteps
 from headrace_controller.job_controller import JobController
-from headrace_controller.placement import Plan
 from headrace_controller.ports import ControllerPorts
+from headrace_controller.resource_plan import Plan
 from headrace_controller.workers.group import WorkerGroup
 from headrace_controller.workers.training import train
 from headrace_core.config.service_settings import Settings

@@ -14,9 +14,9 @@ from headrace_controller.actors import PREFIX
 from headrace_controller.heartbeat import ControllerHeartbeats
 from headrace_controller.job_controller import JobController
 from headrace_controller.manager import RayControllerManager
-from headrace_controller.placement import Plan
 from headrace_controller.ports import ControllerPorts, StoredFiles
 from headrace_controller.queue_window import QueueWindow
+from headrace_controller.resource_plan import Plan
 from headrace_controller.workers.group import WorkerGroup
 from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.config.service_settings import Settings

@@ -25,7 +25,8 @@ from headrace_core.protocols.worker import LEARNER_NAME, WorkerConfig, rollout_n
 from headrace_core.restart_budget import RestartBudget
 from headrace_core.storage.job_folder import JobFolder
 
-from ..placement import ROLLOUT_ENTRY_POINT, Cluster, Plan, Reservation, plan
+from ..placement import ROLLOUT_ENTRY_POINT, Cluster, Reservation
+from ..resource_plan import Plan, plan
 from ..worker_process import WorkerProcess
 from .supervisor import STOP_SECONDS, WorkerSupervisor
 
@@ -65,9 +66,9 @@ class WorkerGroup:
             await self._jobs.emit_event(job.id, f"queued: waits for {resources}, which other jobs hold")
             while not await placement.ready(timeout=POLL_SECONDS):
                 pass
-        self._supervise(self._config(job, LEARNER_NAME, resources.threads(0)), placement.start_learner)
+        self._supervise(self._config(job, LEARNER_NAME, resources, 0), placement.start_learner)
         for number, bundle in enumerate(range(resources.ranks, len(resources.bundles))):
-            config = self._config(job, rollout_name(number), resources.threads(bundle))
+            config = self._config(job, rollout_name(number), resources, bundle)
             self._supervise(config, partial(placement.start, bundle, ROLLOUT_ENTRY_POINT))
 
     async def watch_placement(self) -> None:
@@ -117,7 +118,7 @@ class WorkerGroup:
                     await self._jobs.emit_event(job.id, f"waits for nodes: {error}", level="warn")
             await asyncio.sleep(POLL_SECONDS)
 
-    def _config(self, job: Job, worker: str, threads: int) -> WorkerConfig:
+    def _config(self, job: Job, worker: str, resources: Plan, bundle: int) -> WorkerConfig:
         data = self._settings.data_dir.absolute()
         return WorkerConfig(
             job_id=job.id,
@@ -140,5 +141,6 @@ class WorkerGroup:
             start_timeout=self._settings.start_timeout,
             update_timeout=self._settings.update_timeout,
             stall_timeout=self._settings.stall_timeout,
-            threads=threads,
+            threads=resources.threads(bundle),
+            gpus=resources.gpus(bundle),
         )

@@ -23,7 +23,8 @@ import ray
 from ray.exceptions import RayActorError
 from redis.asyncio import Redis
 
-from headrace_controller.placement import NAMESPACE, ROLES, TAG, alive_nodes, environment
+from headrace_controller.placement import NAMESPACE, alive_nodes, environment
+from headrace_controller.resource_plan import ROLES, TAG
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import TimedOut, Unavailable
 from headrace_core.protocols.chat import ChatBegun, ChatConfig, ChatProgress, ChatRequest
@@ -144,7 +145,7 @@ class RayChatPool:
                 num_gpus=gpus,
                 resources={role: TAG} if role else {},
                 max_concurrency=1000,
-                runtime_env={"env_vars": environment(self._settings.chat_threads)},
+                runtime_env={"env_vars": environment(self._settings.chat_threads, gpus)},
             )
             .remote(self._config(model, gpus))
         )
@@ -161,6 +162,7 @@ class RayChatPool:
             context=min(s.chat_context, model.context or s.chat_context),
             kv_cache_gib=s.chat_kv_cache_gib,
             threads=s.chat_threads,
+            gpus=gpus,
             idle_seconds=s.chat_idle_seconds,
             start_timeout=s.start_timeout,
         )
