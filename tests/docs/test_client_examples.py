@@ -34,7 +34,7 @@ README, API = ROOT / "README.md", DOCS / "api.md"
 JOB = "ftjob-1"
 LOCAL = re.compile(r"(?:http://)?(?:127\.0\.0\.1|localhost):8000")
 _LINE = re.compile(
-    r"^(?:    )?((?:curl|headrace jobs (?:list|show|logs|set)|headrace checkpoints list) .*)$", re.MULTILINE
+    r"^(?:    )?((?:curl|headrace jobs (?:list|show|logs|set|pause)|headrace checkpoints list) .*)$", re.MULTILINE
 )
 
 
