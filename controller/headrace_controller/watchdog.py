@@ -2,7 +2,8 @@
 
     a worker's process does not answer   for watchdog_seconds / 2 ─► its leases are issued again
                                          for watchdog_seconds ─────► it is killed and restarted
-    no group arrives, no step is settled for watchdog_seconds ─────► an event: which worker waits for what
+    no group arrives, no step is settled,
+    and no token is computed             for watchdog_seconds ─────► an event: which worker waits for what
                                          for stall_timeout / 2 ────► the workers that the others wait for are restarted
                                          for as long once more ────► `Stalled`: the job pauses
 
@@ -12,7 +13,8 @@ The rollout worker itself gives up a weight update that hangs. Each action is an
 Invariant: progress is a group that arrives, a new policy version, or a completion of an evaluation (an evaluation makes
 its worker wait, so it has to count; one that starts over makes progress only past the point that was reached before). A
 restart, a lease or a failed group is no progress, because there may be any number of them. A worker gets its restarts
-back only if there was progress since its last one.
+back only if there was progress since its last one. Tokens computed within a group or a step are no progress either, but
+while they are, time does not count against the job (`TokenActivity`, which bounds how many).
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from collections.abc import Callable, Sequence
 
 from msgspec import UNSET
 
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import Job, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.counts import QUEUED_ONCE, LedgerCounts
 from headrace_core.ledger.ledger import Ledger
+from headrace_core.token_activity import TokenActivity
 from headrace_core.types.events import RecoveryAction, Standstill, Wait
 from headrace_core.types.metrics import furthest_evaluation
 
@@ -50,10 +54,12 @@ class Watchdog:
         self._report_after, self._act_after = settings.watchdog_seconds, settings.stall_timeout / 2
         self._job, self._jobs, self._ledger, self._recoveries = job, jobs, ledger, recoveries
         self._waits = WaitGraph()
+        self._activity = TokenActivity(Hyperparameters.model_validate(job.hyperparameters))
         self._timer = StallTimer(clock)
         self._progress: tuple[int, ...] | None = None
         self._evaluated = (-1, 0)
         """The furthest point that an evaluation has reached: (policy version, completions)."""
+        self._computed_tokens = 0
         self._reported = self._acted = False
         """Whether the standstill was reported, and workers restarted, since the last progress."""
         self._reissued: set[str] = set()
@@ -65,6 +71,7 @@ class Watchdog:
         beats = await self._jobs.workers(self._job.id)
         self._waits.add_heartbeats(beats)
         self._evaluated = max(self._evaluated, furthest_evaluation(beats))
+        self._computed_tokens = self._activity.observe(beats)
         silent = {worker.name: worker.silent() for worker in workers}
         for worker in workers:
             await self._check_worker(worker, silent[worker.name], workers)
@@ -91,9 +98,10 @@ class Watchdog:
         before, self._progress = self._progress, (*progress(account), *self._evaluated)
         if self._progress != before:
             self._reported = self._acted = False
+            self._activity.progressed()
             for worker in workers if before is not None else ():  # the first check only learns where the job is
                 worker.progressed()
-        still = self._timer.observe(self._progress)
+        still = self._timer.observe((self._progress, self._computed_tokens))
         working = bool(workers) and all(worker.working for worker in workers)
         if held or not working or account.version >= self._job.total_steps:
             self._timer.begin()

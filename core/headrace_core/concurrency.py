@@ -50,6 +50,24 @@ async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await cancel(tasks)
 
 
+async def while_moving(work: Awaitable[T], limit: float, measure: Callable[[], Awaitable[object]], before: object) -> T:
+    """The result of `work`, which may take as long as it moves. Raises TimeoutError, and cancels it, after `limit`
+    seconds in which `measure` did not change; `before` is its value at the start.
+
+    For work whose duration nobody knows, but which shows how far it is: tokens that a step has computed, for example.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait([task], timeout=limit))[0]:
+            now = await measure()
+            if now == before:
+                raise TimeoutError(f"nothing moved for {limit:g} s")
+            before = now
+        return task.result()
+    finally:
+        await cancel([task])
+
+
 async def until(
     main: Iterable[Awaitable[Any]],
     background: Iterable[Awaitable[Any]] = (),

@@ -10,6 +10,7 @@ from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.ledger import Claim, Term, TransitionOutcome
 from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.token_activity import TokenActivity
 from headrace_core.types.metrics import furthest_evaluation
 from headrace_core.types.staleness import Selection
 from headrace_core.types.trajectory import Group
@@ -33,6 +34,7 @@ class BatchClaims:
         self._config, self._settings = config, config.settings
         self._job, self._ledger, self._live = job, job.ledger, live
         self._clock, self._stopping = clock, stopping
+        self._activity, self._evaluated = TokenActivity(config.settings), (-1, 0)
         self._last_signal = "0"
         """Position in the ledger's signals (see `Ledger.signal`)."""
 
@@ -58,10 +60,10 @@ class BatchClaims:
         """Claim the groups that complete a batch of which `held` are claimed already; waits for them.
 
         Raises `TimedOut` after `stall_timeout` seconds without progress: neither the selection nor an evaluation moves
-        on, and not all rollout workers are drained.
+        on, no token is sampled (see `TokenActivity`), and not all rollout workers are drained.
         """
         limit = self._config.stall_timeout
-        progress, seen, evaluated = self._clock.monotonic(), Selection(), await self._evaluated()
+        progress, seen, moved = self._clock.monotonic(), Selection(), await self._moved()
         while True:
             if self._stopping.is_set():
                 raise RunEnded("stopped")
@@ -77,17 +79,22 @@ class BatchClaims:
                 continue
             if claim.selection != seen:
                 progress, seen = self._clock.monotonic(), claim.selection
+                self._activity.progressed()
             elif await self._job.drains.covers_all(self._settings.rollout_workers):
                 progress = self._clock.monotonic()  # a fully drained job is meant to wait
             elif self._clock.monotonic() - progress > limit:
-                before, evaluated = evaluated, max(evaluated, await self._evaluated())
-                if evaluated == before:
+                before, moved = moved, await self._moved()
+                if moved == before:
                     raise self._stalled(claim)
-                progress = self._clock.monotonic()  # an evaluation advanced; its worker makes no groups meanwhile
+                # An evaluation advanced, whose worker makes no groups meanwhile; or long completions are sampled.
+                progress = self._clock.monotonic()
             self._last_signal = await self._ledger.signal(self._last_signal, min(SIGNAL_SECONDS, limit))
 
-    async def _evaluated(self) -> tuple[int, int]:
-        return furthest_evaluation(await self._job.store.workers(self._job.id))
+    async def _moved(self) -> tuple[tuple[int, int], int]:
+        """What grows while rollout workers move: the furthest point of an evaluation, and the tokens that count."""
+        beats = await self._job.store.workers(self._job.id)
+        self._evaluated = max(self._evaluated, furthest_evaluation(beats))
+        return self._evaluated, self._activity.observe(beats)
 
     def _stalled(self, claim: Claim) -> TimedOut:
         selection, size = claim.selection, self._settings.batch_size

@@ -84,6 +84,11 @@ class StepLoop:
         self._trained_tokens = 0
         """Tokens trained by the whole job."""
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that the trainer's micro-batches have computed, also within the step in progress."""
+        return self._trainer.computed_tokens
+
     # ── start: restore and replay ────────────────────────────────────────────────────────────────────────────────────
 
     async def recover(self, recovery: Recovery, found: Found) -> str:

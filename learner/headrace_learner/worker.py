@@ -20,12 +20,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Self
 
-from headrace_core.concurrency import first_to_end
+from headrace_core.concurrency import first_to_end, while_moving
 from headrace_core.errors import TimedOut
 from headrace_core.ledger.ledger import Term
 from headrace_core.protocols.worker import WorkerConfig
-from headrace_core.types.metrics import WorkerMetrics
+from headrace_core.types.metrics import WorkerMetrics, WorkerState
 
+from .checkpoints.checkpoint import Found
 from .ports import LearnerPorts
 from .recovery import Recovery
 from .step_loop import StepLoop
@@ -65,23 +66,20 @@ class LearnerWorker:
         await self._jobs.record_worker_start(self._config.job_id, self._config.worker, "learner")
         self._term = await self._ledger.enlist()
         await self._coordinator.connect()
-        newest = self._term.version
         (trainer, snapshots), found = await asyncio.gather(
             self._coordinator.run_local(lambda: self._ports.load(self._coordinator.ranks)),
-            asyncio.to_thread(self._ports.checkpoints.newest, newest),
+            asyncio.to_thread(self._ports.checkpoints.newest, self._term.version),
         )
         loaded = self._clock.monotonic()
         live = self._ports.job.live_settings(self._config.settings)
         self._steps = steps = StepLoop(
             self._config, self._ports, live, self._term, (trainer, snapshots), self._stopping
         )
-        recovery = Recovery(self._coordinator, self._ports.job, self._ports.checkpoints, newest)
-        await recovery.report("checkpoint passed over", found.passed_over)
-        source = await steps.recover(recovery, found)
-        restored = self._clock.monotonic()
-        replayed_steps = await steps.replay(recovery, found)
-        replayed = self._clock.monotonic()
-        await steps.publish_again()
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._restore(steps, found), name="restore"),
+            asyncio.create_task(self._heartbeat_loop(steps, "starting"), name="beat"),
+        ]
+        restored = await first_to_end(tasks)
         steps.begin()
         return {
             "device": str(trainer.policy.device),
@@ -89,12 +87,30 @@ class LearnerWorker:
             "threads": self._config.threads,
             "version": steps.version,
             "checkpoint": found.version,
+            **restored,
+            "model_seconds": round(loaded - began, 2),
+            "seconds": round(self._clock.monotonic() - began, 2),
+        }
+
+    async def _restore(self, steps: StepLoop, found: Found) -> dict[str, Any]:
+        """Bring the policy to the ledger's newest version, and publish it. Returns its part of the start event's data.
+
+        Heartbeats are sent meanwhile, because many steps may have to be replayed: who waits for this start sees in them
+        that it moves.
+        """
+        began = self._clock.monotonic()
+        recovery = Recovery(self._coordinator, self._ports.job, self._ports.checkpoints, self._term.version)
+        await recovery.report("checkpoint passed over", found.passed_over)
+        source = await steps.recover(recovery, found)
+        restored = self._clock.monotonic()
+        replayed_steps = await steps.replay(recovery, found)
+        replayed = self._clock.monotonic()
+        await steps.publish_again()
+        return {
             "from": source,
             "replayed_steps": replayed_steps,
-            "model_seconds": round(loaded - began, 2),
-            "state_seconds": round(restored - loaded, 2),
+            "state_seconds": round(restored - began, 2),
             "replay_seconds": round(replayed - restored, 2),
-            "seconds": round(self._clock.monotonic() - began, 2),
         }
 
     async def run(self) -> str:
@@ -107,7 +123,7 @@ class LearnerWorker:
         self._idle.clear()
         tasks = [
             asyncio.create_task(steps.run(), name="work"),
-            asyncio.create_task(self._heartbeat_loop(steps), name="beat"),
+            asyncio.create_task(self._heartbeat_loop(steps, "running"), name="beat"),
         ]
         try:
             ended = await first_to_end(tasks)
@@ -118,30 +134,44 @@ class LearnerWorker:
             self._idle.set()
 
     async def stop(self) -> None:
-        """End `run` at the next stage, then close the thread of torch and the connections. Idempotent."""
+        """End `run` at the next stage, then close the thread of torch and the connections. Idempotent.
+
+        Raises `TimedOut` if the stage in progress neither ends nor computes a token within the stall timeout.
+        """
         self._stopping.set()
-        try:
-            await asyncio.wait_for(self._idle.wait(), self._config.stall_timeout)
-        except TimeoutError as error:
-            raise TimedOut(f"a training step did not end within {self._config.stall_timeout:.0f} s") from error
+        await self._wait_until_idle()
         if self._steps is not None:
             await self._steps.close()
         await self._coordinator.close()
         await self._ports.job.close()
 
-    async def _heartbeat_loop(self, steps: StepLoop) -> str:
+    async def _wait_until_idle(self) -> None:
+        limit = self._config.stall_timeout
+        try:
+            await while_moving(self._idle.wait(), limit, self._computed_tokens, await self._computed_tokens())
+        except TimeoutError as error:
+            raise TimedOut(f"a training step neither ended nor computed a token within {limit:.0f} s") from error
+
+    async def _computed_tokens(self) -> int:
+        return 0 if self._steps is None else self._steps.computed_tokens
+
+    async def _heartbeat_loop(self, steps: StepLoop, state: WorkerState) -> str:
+        if state == "starting":  # most starts end sooner
+            await asyncio.sleep(self._ports.heartbeat_seconds)
         while True:
             waiting = steps.timer.seconds()
             busy = waiting.pop("busy", 0.0)
             metrics = WorkerMetrics(
                 worker=self._config.worker,
                 role="learner",
+                state=state,
                 time=self._clock.time(),
                 version=steps.version,
                 uptime=steps.timer.uptime,
                 busy=busy,
                 waiting=waiting,
                 tokens=steps.tokens,
+                computed_tokens=steps.computed_tokens,
                 groups=steps.groups,
             )
             await self._jobs.record_heartbeat(self._config.job_id, metrics)

@@ -19,8 +19,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from headrace_core.clock import SYSTEM_CLOCK, Clock
+from headrace_core.concurrency import while_moving
 from headrace_core.errors import TimedOut, WeightsDamaged
-from headrace_core.ledger.ledger import Ledger
+from headrace_core.jobs.job_record import JobRecord
+from headrace_core.protocols.worker import LEARNER_NAME
 from headrace_core.storage.weight_store import WeightStore
 
 from .engines.engine import Engine
@@ -39,19 +41,19 @@ class SyncResult(StrEnum):
 
 
 class WeightSync:
-    """The updates of one engine. `start_timeout`: seconds for which the weights of the newest version may be
-    missing."""
+    """The updates of one engine. `start_timeout`: seconds for which the weights of the newest version may be missing
+    while the learner computes nothing."""
 
     def __init__(
         self,
         engine: Engine,
-        ledger: Ledger,
+        job: JobRecord,
         weights: WeightStore,
         reporter: WorkerReporter,
         start_timeout: float,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._engine, self._ledger, self._weights = engine, ledger, weights
+        self._engine, self._job, self._weights = engine, job, weights
         self._reporter, self._clock = reporter, clock
         self._start_timeout = start_timeout
         self._given_up = 0
@@ -64,13 +66,12 @@ class WeightSync:
     async def held(self, version: int, limit: float) -> AsyncIterator[int]:
         """Hold the engine at its present version, which is at least `version`; yields that version.
 
-        Several callers may hold it; updates resume when the last one leaves. Raises `TimedOut` if the engine does not
-        reach `version`, or an update does not end, within `limit` seconds.
+        Several callers may hold it; updates resume when the last one leaves. Raises `TimedOut` after `limit` seconds in
+        which the engine has neither reached `version` nor ended an update nor, if its requests drain, sampled a token.
         """
         try:
-            async with asyncio.timeout(limit):
-                while self._applying or self._engine.version < version:
-                    await self._changed.wait()
+            while not self._holdable(version):  # again, because an update may begin when the wait has just ended
+                await while_moving(self._until(version), limit, self._sampled_tokens, self._engine.sampled_tokens)
         except TimeoutError as error:
             raise TimedOut(
                 f"policy version {version} was waited for {limit:.0f} s; the engine has {self._engine.version}"
@@ -81,6 +82,16 @@ class WeightSync:
         finally:
             self._holders -= 1
             self._wake()
+
+    def _holdable(self, version: int) -> bool:
+        return not self._applying and self._engine.version >= version
+
+    async def _until(self, version: int) -> None:
+        while not self._holdable(version):
+            await self._changed.wait()
+
+    async def _sampled_tokens(self) -> int:
+        return self._engine.sampled_tokens
 
     async def catch_up(self) -> SyncResult:
         """Apply the newest policy version, unless the engine has it. Raises the error of the last of `ATTEMPTS`."""
@@ -121,17 +132,24 @@ class WeightSync:
         """(newest version, its folder; None: the engine needs no new weights).
 
         The folder may be missing: a newer version replaced it, or the machine's memory was lost, when the learner,
-        which starts together with this worker, publishes it again. Raises `WeightsDamaged` if it is still missing after
-        `start_timeout`.
+        which starts together with this worker, publishes it again, perhaps after it has replayed many steps. Raises
+        `WeightsDamaged` if it is still missing `start_timeout` after the learner computed its last token.
         """
-        deadline = self._clock.monotonic() + self._start_timeout
+        deadline, computed = self._clock.monotonic() + self._start_timeout, 0
         while True:
-            version, name = await self._ledger.newest()
+            version, name = await self._job.ledger.newest()
             if name is None or version <= self._engine.version:
                 return version, None
             try:
                 return version, self._weights.open(name)
             except WeightsDamaged:
                 if self._clock.monotonic() > deadline:
-                    raise
+                    before, computed = computed, await self._learner_tokens()
+                    if computed == before:
+                        raise
+                    deadline = self._clock.monotonic() + self._start_timeout
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _learner_tokens(self) -> int:
+        beats = await self._job.store.workers(self._job.id)
+        return next((beat.computed_tokens for beat in beats if beat.worker == LEARNER_NAME), 0)

@@ -65,7 +65,7 @@ class RolloutWorker:
         self._live = ports.job.live_settings(self._settings)
         self._reporter = WorkerReporter(ports.job, config.worker, self._clock)
         self._weight_sync = WeightSync(
-            self._engine, self._ledger, ports.weights, self._reporter, config.start_timeout, self._clock
+            self._engine, ports.job, ports.weights, self._reporter, config.start_timeout, self._clock
         )
         self._leases = LeasePool(config, ports.job, self._live, self._engine, self._make, self._clock)
         self._monitored_reward = MonitoredReward(self._reward, self._grader, config.worker, self._settings, self._clock)
@@ -292,6 +292,7 @@ class RolloutWorker:
             busy=self._engine.busy_seconds,
             waiting=waiting,
             tokens=self._groups.tokens,
+            computed_tokens=self._engine.sampled_tokens,
             groups=self._groups.groups,
             running=self._engine.running,
             evaluation=self._evaluator.progress,

@@ -40,6 +40,7 @@ class Chain:
     def __init__(self) -> None:
         self.state = chain("", 0, [], 0)
         self.max_staleness = 0
+        self.computed_tokens = 0
         self.ranks = SingleProcess()
         self.policy = SimpleNamespace(
             device="none", parameters=0, write_weights=self.write, write_model=self.write, folder=Path()
@@ -51,6 +52,7 @@ class Chain:
 
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
         """Hash the groups into the state."""
+        self.computed_tokens += sum(group.sampled_tokens for group in groups)
         self.state = chain(self.state, version, groups, self.max_staleness)
         young, masked = age_counts(groups, version, self.max_staleness)
         return step_result(AgeCount(young, type(young)({self.max_staleness + 1: masked})))

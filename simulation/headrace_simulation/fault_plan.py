@@ -32,7 +32,7 @@ class JobPlan:
     lease_seconds: float
     token_seconds: float
     longest: int
-    """Maximum number of tokens of a completion."""
+    """Maximum number of tokens of a completion; at most 64."""
     train_seconds: float
     filter_groups: bool
     refused_row: int | None = None
@@ -40,6 +40,9 @@ class JobPlan:
     eval_samples: int | None = None
     """Rows of the validation file; None: the job has none."""
     eval_interval: int = 1
+    shortest: int = 1
+    """Minimum number of tokens of a completion."""
+    finished_within: float = FINISHED_WITHIN
 
 
 @dataclass(frozen=True, slots=True)

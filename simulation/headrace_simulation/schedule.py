@@ -74,7 +74,8 @@ class Schedule:
 
     def advance(self) -> list[Command | Packed] | None:
         """Run to the next commands for Redis, and return those; None once the schedule is over. Raises `Violation`."""
-        return advanced(self.world, lambda: f"{self.world.observer.status}, {self.world.observer.counts}")
+        observer, within = self.world.observer, self.plan.job.finished_within
+        return advanced(self.world, lambda: f"{observer.status}, {observer.counts}", within)
 
     def answered(self, raw: list[Any]) -> None:
         """Continue with Redis' answers. Raises `Violation`."""
@@ -353,11 +354,11 @@ class ToDrive(Protocol):
 Driven = TypeVar("Driven", bound=ToDrive)
 
 
-def advanced(world: World, state: Callable[[], str]) -> list[Command | Packed] | None:
+def advanced(world: World, state: Callable[[], str], within: float = FINISHED_WITHIN) -> list[Command | Packed] | None:
     """Run a world to its next commands for Redis, and return those; None once its schedule is over. Raises `Violation`,
-    which shows the `state`, if the schedule does not end in time."""
+    which shows the `state`, if the schedule does not end `within` so many seconds of its last fault."""
     try:
-        while world.loop.pump(FAULT_SECONDS + FINISHED_WITHIN):
+        while world.loop.pump(FAULT_SECONDS + within):
             if world.broken is not None:
                 raise world.broken
             if world.done:
@@ -367,7 +368,7 @@ def advanced(world: World, state: Callable[[], str]) -> list[Command | Packed] |
                 return world.commands()
     except Stalled as stalled:
         raise Violation(f"nothing can happen any more: {stalled}") from stalled
-    raise Violation(f"not finished {FINISHED_WITHIN:.0f} s after the last fault: {state()}")
+    raise Violation(f"not finished {within:.0f} s after the last fault: {state()}")
 
 
 def drive(server: Server, schedules: Iterator[Driven], at_once: int) -> Generator[tuple[Driven, BaseException | None]]:

@@ -49,7 +49,7 @@ class Engine(SimulatedEngine):
     def __init__(self, world: World, worker: str) -> None:
         job = world.plan.job
         rng = np.random.default_rng([world.plan.seed, *worker.encode()])
-        tails = np.minimum(job.longest, rng.pareto(1.2, (ROWS, job.group_size + 2)) + 1)
+        tails = np.minimum(job.longest, rng.pareto(1.2, (ROWS, job.group_size + 2)) + job.shortest)
         super().__init__(DecodeSpeed(job.token_seconds, 0.0, 0.05), tails.astype(np.int64))
         self._world = world
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from ray.exceptions import RayActorError
 from redis.asyncio import Redis
 
 from headrace_controller.pause_reasons import RestartsExhausted
+from headrace_controller.workers import supervisor as supervisor_module
 from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.restart_budget import Restart, RestartBudget
+from headrace_core.types.metrics import WorkerMetrics
 from headrace_lab.services.jobs import worker_config
 
 
@@ -76,3 +79,73 @@ async def test_restarts_come_back_only_where_the_job_got_on(redis: Redis, progre
     with pytest.raises(RestartsExhausted, match="used up its restarts"):
         await asyncio.wait_for(supervisor.run(begin), 20)
     assert started == deaths
+
+
+class Slow(ShortLived):
+    """A learner whose start and stop take a second. With `computes`, its heartbeats count tokens meanwhile."""
+
+    def __init__(self, config: WorkerConfig, jobs: JobStore, computes: bool) -> None:
+        self._config, self._jobs, self._computes = config, jobs, computes
+        self.stopped = False
+
+    async def start(self) -> dict[str, Any]:
+        await self._work()
+        return {}
+
+    async def run(self) -> str:
+        await asyncio.sleep(60)
+        return "finished"
+
+    async def stop(self) -> None:
+        await self._work()
+        self.stopped = True
+
+    async def _work(self) -> None:
+        for tokens in range(1, 21):
+            beat = WorkerMetrics(
+                worker=self._config.worker,
+                role="learner",
+                time=0.0,
+                version=0,
+                uptime=0.0,
+                busy=0.0,
+                waiting={},
+                computed_tokens=tokens if self._computes else 0,
+            )
+            await self._jobs.record_heartbeat(self._config.job_id, beat)
+            await asyncio.sleep(0.05)
+
+
+def slow_supervisor(redis: Redis, computes: bool, limit: float) -> tuple[WorkerSupervisor, list[Slow]]:
+    jobs = JobStore(redis)
+    config = msgspec.structs.replace(worker_config("ftjob-slow"), worker="learner", start_timeout=limit)
+    processes: list[Slow] = []
+
+    def launch(given: WorkerConfig) -> Any:
+        processes.append(Slow(given, jobs, computes))
+        return processes[-1]
+
+    restarts, recoveries = RestartBudget(0, window=60.0), RecoveryCounters(redis, config.job_id)
+    return WorkerSupervisor(config, launch, jobs, recoveries, restarts), processes
+
+
+async def test_a_start_may_take_as_long_as_it_computes_tokens(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner that replays many steps was killed over and over, until it had no restart left."""
+    monkeypatch.setattr(supervisor_module, "START_MARGIN_SECONDS", 0.0)
+    supervisor, _ = slow_supervisor(redis, computes=True, limit=0.3)
+    running = asyncio.create_task(supervisor.run(asyncio.Event()))
+    await asyncio.wait_for(supervisor.until_ready(), 20)
+    running.cancel()
+    idle, _ = slow_supervisor(redis, computes=False, limit=0.3)
+    with pytest.raises(RestartsExhausted, match="was not ready within 0 s"):
+        await asyncio.wait_for(idle.run(asyncio.Event()), 20)
+
+
+@pytest.mark.parametrize("computes", [True, False])
+async def test_a_stop_may_take_as_long_as_the_step_in_progress_computes_tokens(redis: Redis, computes: bool) -> None:
+    supervisor, processes = slow_supervisor(redis, computes, limit=20.0)
+    running = asyncio.create_task(supervisor.run(asyncio.Event()))
+    await asyncio.wait_for(supervisor.until_ready(), 20)
+    await supervisor.stop(0.3, while_computing=True)
+    running.cancel()
+    assert processes[0].stopped == computes

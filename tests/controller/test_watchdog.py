@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from headrace_controller.pause_reasons import Stalled
 from headrace_controller.watchdog import Watchdog, describe_waits
 from headrace_controller.workers.supervisor import WorkerSupervisor
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
@@ -60,6 +61,8 @@ class Job:
         self.now = 1000.0
         self.evaluation: tuple[int, int] | None = None
         """How far the rollout worker is with one."""
+        self.computed = {"learner": 0, "rollout-0": 0}
+        """Tokens that each worker has computed."""
         settings = Settings(watchdog_seconds=SOON, stall_timeout=2 * LATE)
         self.dog = Watchdog(settings, JOB, self.jobs, self.ledger, self.mending, lambda: self.now)
 
@@ -73,6 +76,7 @@ class Job:
                 beat = a_beat(name, self.now, what)
                 if name == "rollout-0":
                     beat = msgspec.structs.replace(beat, evaluation=self.evaluation)
+                beat = msgspec.structs.replace(beat, computed_tokens=self.computed[name])
                 await self.jobs.record_heartbeat(JOB.id, beat)
             workers = cast("list[WorkerSupervisor]", [self.learner, self.rollout])
             await self.dog.check(workers, await self.ledger.counts(), held)
@@ -127,6 +131,37 @@ async def test_an_evaluation_that_comes_on_is_progress_and_one_that_begins_anew_
         job.evaluation = (0, completions)
         await job.looks(1)
     assert await job.acts() == {"restart": 1}
+
+
+async def test_a_group_that_is_sampled_for_longer_than_a_job_may_stand_still_is_left_in_peace(job: Job) -> None:
+    """800 s is what 32,000 tokens take at 40 a second."""
+    await job.ledger.admit("rollout-0", 0, 3, 60.0)
+    for _ in range(800):
+        job.computed["rollout-0"] += 1
+        await job.looks(1)
+    assert (await job.told(), await job.acts()) == ([], {})
+
+
+async def test_tokens_beyond_what_a_group_can_have_count_no_longer(job: Job) -> None:
+    """Groups that are sampled and lost, again and again, are a standstill."""
+    await job.ledger.admit("rollout-0", 0, 3, 60.0)
+    settings = Hyperparameters.model_validate(JOB.hyperparameters)
+    job.computed["rollout-0"] = 1
+    await job.looks(1)
+    job.computed["rollout-0"] += 2 * settings.group_size * settings.max_tokens
+    for _ in range(int(LATE) + 2):
+        job.computed["rollout-0"] += 1000
+        await job.looks(1)
+    assert await job.acts() == {"restart": 1}
+
+
+async def test_a_step_that_computes_tokens_may_take_any_time_and_one_that_does_not_is_ended(job: Job) -> None:
+    for _ in range(int(4 * LATE)):
+        job.computed["learner"] += 4096
+        await job.looks(1, learner="busy", rollout_0="window")
+    assert await job.acts() == {}
+    await job.looks(int(LATE) + 1, learner="busy", rollout_0="window")
+    assert job.learner.ends == ["no progress for 20 s, which others wait for"]
 
 
 async def test_a_worker_that_answers_again_is_let_be(job: Job) -> None:

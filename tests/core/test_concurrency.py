@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from headrace_core.concurrency import acquire_or_undo, cancel, first_to_end, until
+from headrace_core.concurrency import acquire_or_undo, cancel, first_to_end, until, while_moving
 
 
 async def test_a_swallowed_cancellation_is_sent_again() -> None:
@@ -142,3 +142,23 @@ async def test_once_the_work_is_done_nobody_who_is_late_or_fails_undoes_it(late:
 
     await until([asyncio.sleep(0)], [beside()], finish, limit=0.05)
     assert ended == ["beside"]
+
+
+async def test_work_may_take_as_long_as_it_moves() -> None:
+    moved = 0
+
+    async def work(steps: int) -> str:
+        nonlocal moved
+        for _ in range(steps):
+            await asyncio.sleep(0.05)
+            moved += 1
+        return "done"
+
+    async def measure() -> int:
+        return moved
+
+    assert await while_moving(work(20), 0.2, measure, moved) == "done"
+    stuck = asyncio.get_running_loop().create_future()
+    with pytest.raises(TimeoutError, match=r"nothing moved for 0.2 s"):
+        await while_moving(stuck, 0.2, measure, moved)
+    assert stuck.cancelled()

@@ -360,6 +360,35 @@ async def test_a_learner_whose_rollout_workers_are_all_drained_waits_without_lim
             await asyncio.wait_for(running, 10)
 
 
+async def test_a_learner_waits_for_as_long_as_tokens_are_sampled(bench: Callable[..., Bench]) -> None:
+    """A group of long completions may take longer than the stall timeout."""
+    job = bench("long")
+    await job.open()
+
+    async def sample(tokens: int) -> None:
+        beat = WorkerMetrics(
+            worker="rollout-0",
+            role="rollout",
+            time=0.0,
+            version=0,
+            uptime=0.0,
+            busy=0.0,
+            waiting={},
+            computed_tokens=tokens,
+        )
+        await job.jobs.record_heartbeat(job.job_id, beat)
+
+    await sample(0)
+    async with learner(msgspec.structs.replace(job.config, stall_timeout=0.3)) as worker:
+        running = asyncio.create_task(worker.run())
+        for tokens in range(1, 16):
+            await sample(tokens)
+            done, _ = await asyncio.wait([running], timeout=0.1)
+            assert not done
+        with pytest.raises(TimedOut, match="for groups: 0 of 4 queued"):
+            await asyncio.wait_for(running, 10)
+
+
 async def test_a_learner_waits_for_as_long_as_an_evaluation_comes_on(bench: Callable[..., Bench]) -> None:
     """It holds the version of the worker that samples it, which takes no new groups meanwhile."""
     job = bench("evaluating")

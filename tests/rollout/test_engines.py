@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from headrace_core.errors import WeightsDamaged
+from headrace_lab.waiting import wait_until_async
 from headrace_rollout.engines import create
 from headrace_rollout.engines.engine import EngineFailure, RequestRefused, Sampled, SamplingConfig, UpdateMode
 
@@ -387,6 +388,23 @@ async def test_the_engine_counts_its_busy_time(subject: Subject, prompt: Tokens)
     began = time.monotonic()
     await engine.generate(prompt, SamplingConfig(max_tokens=100))
     assert 0 < engine.busy_seconds - before <= time.monotonic() - began
+
+
+async def test_the_engine_counts_tokens_while_requests_run(subject: Subject, prompt: Tokens) -> None:
+    """Otherwise a group of long completions could not be told from an engine that hangs."""
+    engine = subject.engine
+    before = engine.sampled_tokens
+    sampled = await engine.generate(prompt, SamplingConfig(max_tokens=10))
+    done = before + len(sampled.token_ids)
+    assert engine.sampled_tokens == done
+    long = asyncio.create_task(engine.generate(prompt, SamplingConfig(max_tokens=250)))
+    await wait_until_async(lambda: engine.sampled_tokens >= done + 5, "five tokens of a running request")
+    assert not long.done()
+    seen = engine.sampled_tokens
+    long.cancel()
+    await asyncio.gather(long, return_exceptions=True)
+    await wait_until_async(lambda: engine.running == 0, "no request runs")
+    assert engine.sampled_tokens >= seen
 
 
 @pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from headrace_core.errors import InvalidRequest, TimedOut, WeightsDamaged
 from headrace_lab.waiting import wait_until_async
 from headrace_learner.models.pretrained import build
 from headrace_rollout.engines.engine import EngineConfig, EngineFailure, RequestRefused, SamplingConfig
+from headrace_rollout.engines.transformers import engine as transformers_engine
 from headrace_rollout.engines.transformers.decode_thread import WeightUpdate
 from headrace_rollout.engines.transformers.decoder import Decoder
 from headrace_rollout.engines.transformers.engine import TransformersEngine
@@ -85,7 +85,7 @@ async def test_a_failing_step_fails_all_in_flight_and_all_after_with_its_cause(e
     tasks = await in_flight(engine, 3)
     decoder = engine._started()
     parameter = decoder.model.model.model.norm.weight
-    wrong = WeightUpdate(1, [(parameter, torch.ones(7))], "keep_kv", time.monotonic() + LIMIT)
+    wrong = WeightUpdate(1, [(parameter, torch.ones(7))], "keep_kv")
     engine._thread.submit(wrong)  # a shape that `stage` would have refused: the next forward pass raises
     results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LIMIT)
     for result in results:
@@ -137,17 +137,36 @@ async def test_damaged_weights_leave_the_engine_on_the_version_it_has(
     assert (await engine.generate(PROMPT, SamplingConfig(4))).versions.tolist() == [0] * 4
 
 
-async def test_a_drain_that_takes_too_long_is_given_up(folder: Path) -> None:
-    engine = TransformersEngine(EngineConfig(folder, max_model_len=65_000, max_running=8, update_timeout=2.0))
+async def test_a_drain_takes_as_long_as_requests_sample_and_is_given_up_when_they_do_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_engine, "TURN_SECONDS", 0.0)
+    engine = TransformersEngine(EngineConfig(folder, max_model_len=65_000, max_running=8, update_timeout=0.5))
     await engine.start()
     (task,) = await in_flight(engine, 1)
-    with pytest.raises(TimedOut, match="version 1 is not applied: 1 requests did not drain"):
-        await engine.update(1, folder, "drain")
+    drain = asyncio.create_task(engine.update(1, folder, "drain"))
+    done, _ = await asyncio.wait([drain], timeout=4 * 0.5)
+    assert not done
+    release, step = threading.Event(), Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda _: release.wait(LIMIT))
+    with pytest.raises(TimedOut, match="for the decode thread to take version 1"):
+        await asyncio.wait_for(drain, LIMIT)
+    monkeypatch.setattr(Decoder, "step", step)
+    release.set()
     assert engine.version == 0
     report = await engine.update(2, folder, "keep_kv")
     assert (report.version, report.requests_in_flight, engine.version) == (2, 1, 2)
     task.cancel()
     await engine.close()
+
+
+async def test_tokens_are_counted_while_a_request_runs(engine: TransformersEngine) -> None:
+    await engine.generate(PROMPT, SamplingConfig(4))
+    assert engine.sampled_tokens == 4
+    (task,) = await in_flight(engine, 1)
+    await wait_until_async(lambda: engine.sampled_tokens > 14, "ten tokens of a request in flight", pause=0.001)
+    assert not task.done()
+    task.cancel()
 
 
 async def test_a_decode_thread_that_hangs_is_found_by_a_probe(

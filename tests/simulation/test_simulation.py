@@ -9,9 +9,10 @@ import pytest
 
 from headrace_core.redis_access.scripts import script_source
 from headrace_simulation import simulate
-from headrace_simulation.fault_plan import plan
+from headrace_simulation.fault_plan import JobPlan, Network, Plan, plan
 from headrace_simulation.planted_bugs import PLANTS, planted
 from headrace_simulation.queue_fake_ray import QUEUE_PLANTS
+from headrace_simulation.schedule import Schedule
 
 pytestmark = pytest.mark.timeout(1200)
 """Seconds: on a machine that has other things to do, a schedule takes many times as long."""
@@ -97,3 +98,30 @@ def test_plans_differ_and_stay_the_same() -> None:
     kinds = Counter(fault.kind for seed in range(300) for fault in plan(seed).faults)
     assert len(kinds) == 15
     assert len({plan(seed).job for seed in range(300)}) > 200
+
+
+def test_groups_and_steps_that_outlast_every_limit_are_left_in_peace() -> None:
+    """A group takes 200 s, a job may stand still for 60: as 32,000 tokens take 800 s, and a job may for 600."""
+    job = JobPlan(
+        batch_size=2,
+        group_size=2,
+        max_staleness=1,
+        steps=3,
+        late="mask",
+        checkpoint_interval=1,
+        workers=2,
+        max_running=4,
+        lease_seconds=6.0,
+        token_seconds=5.0,
+        shortest=40,
+        longest=45,
+        train_seconds=0.3,
+        filter_groups=False,
+        finished_within=1000.0,
+    )
+    ((schedule, violation),) = simulate.run([Plan(1, job, Network(0.0, 0.0, 0.0, 0.0), ())])
+    assert isinstance(schedule, Schedule)
+    assert (violation, schedule.world.observer.status) == (None, "succeeded")
+    assert schedule.world.loop.now > 400
+    started = [who for _, who, what in schedule.world.steps if what == "is started"]
+    assert sorted(started) == ["controller", "learner", "rollout-0", "rollout-1"]

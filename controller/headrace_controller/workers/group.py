@@ -78,12 +78,13 @@ class WorkerGroup:
 
     async def stop(self) -> None:
         """Let the workers stop in good order: the learner saves the step under way."""
-        patience = self._settings.watchdog_seconds
-        await asyncio.gather(*(worker.stop(self._stop_limit(worker), patience) for worker in self.workers))
+        await asyncio.gather(*map(self._stop, self.workers))
 
-    def _stop_limit(self, worker: WorkerSupervisor) -> float:
-        """Seconds that a worker may take to stop: the learner finishes a step and writes a checkpoint."""
-        return self._settings.stall_timeout if worker.name == LEARNER_NAME else STOP_SECONDS
+    async def _stop(self, worker: WorkerSupervisor) -> None:
+        """Stop one worker. The learner finishes a step, however long, and writes a checkpoint."""
+        learns = worker.name == LEARNER_NAME
+        limit = self._settings.stall_timeout if learns else STOP_SECONDS
+        await worker.stop(limit, self._settings.watchdog_seconds, while_computing=learns)
 
     async def release(self) -> None:
         """End every process, and release the resources. Idempotent."""

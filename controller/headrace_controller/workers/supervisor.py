@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from ray.exceptions import RayError, RayTaskError
 
 from headrace_core.clock import SYSTEM_CLOCK, Clock
-from headrace_core.concurrency import cancel
+from headrace_core.concurrency import cancel, while_moving
 from headrace_core.errors import FAILED_BY_ITSELF, HeadraceError, InvalidRequest, InvalidState, TimedOut
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
@@ -38,6 +38,8 @@ from .liveness import PingMonitor
 
 STOP_SECONDS = 20.0
 START_STOP_SECONDS = 5.0
+START_MARGIN_SECONDS = 60.0
+"""Time for a start beyond the worker's own limit, whose error names the cause."""
 CLOSE_SECONDS = 10.0
 """Time for a worker that failed to end the processes that it started: an engine, reward processes."""
 POLL_SECONDS = 1.0
@@ -144,11 +146,14 @@ class WorkerSupervisor:
                     self.end(_reason(cause))
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def stop(self, limit: float = STOP_SECONDS, patience: float | None = None) -> None:
+    async def stop(
+        self, limit: float = STOP_SECONDS, patience: float | None = None, while_computing: bool = False
+    ) -> None:
         """Let the worker stop in good order, then kill its process. Idempotent; after a cancellation, the next call
         continues.
 
-        The worker has `limit` seconds, but only `patience` seconds (if given) from its last answer to a ping. A worker
+        The worker has `limit` seconds, but only `patience` seconds (if given) from its last answer to a ping. With
+        `while_computing`, the limit begins again as long as the worker computes tokens within each. A worker
         that still loads its model, or was told to stop before, has `START_STOP_SECONDS`, and no event reports that it
         was killed.
         """
@@ -158,7 +163,9 @@ class WorkerSupervisor:
             return
         stopping = asyncio.ensure_future(process.stop())
         try:
-            await self._wait_for_stop(stopping, limit if ready else START_STOP_SECONDS, patience or limit)
+            if not ready:
+                limit, while_computing = START_STOP_SECONDS, False
+            await self._wait_for_stop(stopping, limit, patience or limit, while_computing)
         except (RayError, TimeoutError) as error:
             if ready:
                 await self._report(f"{self.name} did not stop in good order and was ended: {_reason(error)}", "warn")
@@ -167,11 +174,17 @@ class WorkerSupervisor:
         self._process = None
         self._kill(process)
 
-    async def _wait_for_stop(self, stopping: asyncio.Future[None], limit: float, patience: float) -> None:
+    async def _wait_for_stop(
+        self, stopping: asyncio.Future[None], limit: float, patience: float, while_computing: bool
+    ) -> None:
         until = self._clock.monotonic() + limit
+        computed = await self._computed_tokens() if while_computing else 0
         while not stopping.done():
             if self._clock.monotonic() > until:
-                raise TimeoutError(f"it was not done within {limit:.0f} s")
+                before, computed = computed, await self._computed_tokens() if while_computing else 0
+                if computed == before:
+                    raise TimeoutError(f"it was not done within {limit:.0f} s")
+                until = self._clock.monotonic() + limit
             if self._pings is not None and self._pings.silent() > patience:
                 raise TimeoutError(f"it did not answer for {patience:.0f} s")
             await asyncio.wait([stopping], timeout=POLL_SECONDS)
@@ -192,16 +205,26 @@ class WorkerSupervisor:
     async def _start_once(self) -> None:
         process = self._process = self._launch(self._config)
         self._kill_requested = asyncio.get_running_loop().create_future()
-        limit = self._config.start_timeout + 60.0  # after the worker's own limit, whose error names the cause
-        try:
-            facts = await asyncio.wait_for(self._unless_killed(process.start()), limit)
-        except TimeoutError as error:
-            raise TimedOut(f"{self.name} was not ready within {limit:.0f} s") from error
+        facts = await self._unless_killed(self._ready_facts(process.start()))
         self._pings = PingMonitor(process.ping, self._clock.monotonic)
         self._ready_at, self._start_error = self._clock.monotonic(), ""
         self._ready.set()
         what = ", ".join(f"{k} {v}" for k, v in facts.items())
         await self._report(f"{self.name} is ready: {what}", data=WorkerReady(self.name, facts))
+
+    async def _ready_facts(self, start: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        """The result of a worker's `start`. Raises `TimedOut` if it takes longer than its limit without computing a
+        token: a learner that replays steps may need much longer."""
+        limit = self._config.start_timeout + START_MARGIN_SECONDS
+        try:
+            return await while_moving(start, limit, self._computed_tokens, 0)
+        except TimeoutError as error:
+            raise TimedOut(f"{self.name} was not ready within {limit:.0f} s") from error
+
+    async def _computed_tokens(self) -> int:
+        """Tokens that the worker has computed, by its newest heartbeat; 0 without one."""
+        beats = await self._jobs.workers(self._config.job_id)
+        return next((beat.computed_tokens for beat in beats if beat.worker == self.name), 0)
 
     async def _work(self, process: WorkerProcess, begin: asyncio.Event) -> str:
         """Wait for `begin`, then run the worker. Meanwhile pings notice its death: it has to be restarted even before

@@ -101,22 +101,29 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds after which a lease that is not renewed expires, and its group is leased again.",
     )
-    start_timeout: float = Field(300.0, gt=0, description="Seconds a worker may take to load its model.")
+    start_timeout: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds a worker may take to load its model. Steps that a learner replays do not count.",
+    )
     update_timeout: float = Field(
         240.0,
         gt=0,
-        description="Seconds that a weight update may take in a rollout worker; then it is abandoned for a later one.",
+        description="Seconds that a weight update may take in a rollout worker; then it is abandoned for a later one. "
+        "With update_mode `drain`, time in which the running requests sample tokens does not count.",
     )
     stall_timeout: float = Field(
         600.0,
         gt=0,
         description="Seconds without progress after which a wait is an error and a job pauses; after half of them, "
-        "the worker that the others wait for is restarted. Set it to more than twice the longest training step.",
+        "the worker that the others wait for is restarted. Time in which the tokens of a long group or training step "
+        "are computed does not count.",
     )
     watchdog_seconds: float = Field(
         60.0,
         gt=0,
-        description="Seconds without progress after which a job reports which worker waits for which; a worker or a "
+        description="Seconds without progress, and without a token that is computed, after which a job reports which "
+        "worker waits for which; a worker or a "
         "controller without a sign of life for as long is replaced.",
     )
     max_restarts: int = Field(

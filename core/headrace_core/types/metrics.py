@@ -136,6 +136,9 @@ class WorkerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds spent waiting, by reason: `window` (the learner is behind), `groups` (rollout is behind), `drained`, …"""
     tokens: int = 0
     """Tokens sampled, or trained, since its start."""
+    computed_tokens: int = 0
+    """Tokens that its engine sampled, or its micro-batches computed in all their passes, since its start; unlike
+    `tokens`, counted while a group or a step is in progress."""
     groups: int = 0
     running: int = 0
     """Requests in flight."""

@@ -94,7 +94,7 @@ class SimulatedEngine:
         """Progress at which each version began to sample, and the versions."""
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
-        self._busy = 0.0
+        self._busy = self._sampled_sum = 0.0
         self.request_seconds = 0.0
         """Number of requests in flight, integrated over time."""
 
@@ -113,6 +113,12 @@ class SimulatedEngine:
         """Seconds with a request in flight, pauses excluded."""
         self._advance()
         return self._busy
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens sampled so far, those of requests in flight included."""
+        self._advance()
+        return int(self._sampled_sum)
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -164,7 +170,9 @@ class SimulatedEngine:
         elapsed, self._since = self._loop.time() - self._since, self._loop.time()
         self.request_seconds += elapsed * len(self._heap)
         if self._heap and not self._paused:
-            self._progress += elapsed / self._step_seconds()
+            steps = elapsed / self._step_seconds()
+            self._progress += steps
+            self._sampled_sum += steps * len(self._heap)
             self._busy += elapsed
 
     def _set_timer(self) -> None:

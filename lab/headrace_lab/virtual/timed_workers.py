@@ -80,6 +80,7 @@ class TimedTrainer:
         self._trained_per_second = trained_per_second
         self.max_staleness = 0
         self.counts = AgeCount()
+        self.computed_tokens = 0
         self.train_seconds = 0.0
         """Duration of the last step, for real tokens."""
         self.policy = SimpleNamespace(device="none", parameters=0, write_weights=_write, write_model=_write)
@@ -91,6 +92,7 @@ class TimedTrainer:
     def step(self, groups: Sequence[Group], version: int) -> StepResult:
         """Count the tokens of `groups`, without training."""
         self.train_seconds = sum(g.sampled_tokens for g in groups) * BLOCK / self._trained_per_second
+        self.computed_tokens += sum(g.sampled_tokens for g in groups)
         self.counts = age_count(groups, version, self.max_staleness)
         return step_result(self.counts, self.train_seconds)
 

@@ -66,12 +66,15 @@ class Estimator:
         critic: Critic | None,
         settings: Hyperparameters,
         ranks: ProcessGroup,
+        computed: Callable[[MicroBatch], None],
     ) -> None:
+        """`computed` is called after each forward pass."""
         self._policy = policy
         self._reference = reference
         self._critic = critic
         self._settings = settings
         self._ranks = ranks
+        self._computed = computed
 
     @torch.no_grad()
     def __call__(self, batch: StepBatch, table: Table) -> Estimates:
@@ -133,4 +136,5 @@ class Estimator:
             for micro_batch in share(minibatch.micro_batches, self._ranks):
                 micro = micro_batch.to(column_N.device)
                 column_N[micro.table_N] = forward(micro)
+                self._computed(micro)
         return self._ranks.sum(column_N)

@@ -93,7 +93,10 @@ class Trainer:
         if self.critic is not None:
             self.optimizers["critic"] = ModelOptimizer(self.critic.net, settings)
         self._clip = Clip(settings.clip_low, settings.clip_high)
-        self._estimate = Estimator(policy, self._reference(), self.critic, settings, self.ranks)
+        self._estimate = Estimator(policy, self._reference(), self.critic, settings, self.ranks, self._count)
+        self.computed_tokens = 0
+        """Tokens of this rank's micro-batches, padding included, in all passes since the start. It grows within a step,
+        so that a long step can be told from one that hangs."""
 
     def _reference(self) -> Callable[[MicroBatch], Tensor] | None:
         """Log-probabilities by the base model; None if there is no divergence term."""
@@ -101,6 +104,9 @@ class Trainer:
             return None
         base = self.policy.reference()
         return lambda micro: base(micro, self._settings.temperature)
+
+    def _count(self, micro: MicroBatch) -> None:
+        self.computed_tokens += micro.inputs_BT.numel()
 
     def apply_settings(self, max_staleness: int, peak_learning_rate: float) -> None:
         """Set the two settings that may change while a job runs, for the next steps."""
@@ -199,6 +205,7 @@ class Trainer:
         """The micro-batch's part of the minibatch's loss. `initial`: it belongs to the step's first minibatch."""
         rows_N = micro.table_N
         current_N = self.policy.logprobs(micro, self._settings.temperature)
+        self._count(micro)
         if initial:
             step.log.record_initial(rows_N, current_N)
         behaviour_N = step.table.behaviour_N[rows_N]
@@ -259,6 +266,7 @@ class Trainer:
         assert step.estimates.values_N is not None
         rows_N = micro.table_N
         values_N = critic.values(micro)
+        self._count(micro)
         before_N, returns_N = step.estimates.values_N[rows_N], step.returns_N[rows_N]
         loss_N = clipped_value(values_N, before_N, returns_N, self._settings.value_clip)
         step.log.record(rows_N, value_loss=loss_N, value=values_N)

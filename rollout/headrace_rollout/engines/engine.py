@@ -193,6 +193,11 @@ class Engine(Protocol):
         """Seconds since `start` during which at least one request was in flight and generation was not paused."""
         ...
 
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens sampled since `start`, those of requests in flight included."""
+        ...
+
     async def start(self) -> None:
         """Load the model. Raises `EngineFailure`, which names the cause, within `start_timeout`."""
         ...

@@ -28,8 +28,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headrace_core.errors import TimedOut
-
 from ..busy_clock import BusyClock
 from ..engine import EngineFailure, Scored, UpdateMode
 from .batch_slots import Generation
@@ -56,8 +54,6 @@ class WeightUpdate:
     version: int
     staged: StagedWeights
     mode: UpdateMode
-    deadline: float
-    """`time.monotonic()` by which the requests in rows must have drained."""
     future: Future[tuple[float, int]] = field(default_factory=Future)
 
 
@@ -204,15 +200,10 @@ class DecodeThread:
             job.future.set_result(Scored(score, decoder.version))
 
     def _apply(self, decoder: Decoder, update: WeightUpdate) -> bool:
-        """Apply `update`, unless it has to wait for the rows to drain. True: it waits."""
+        """Apply `update`, unless it has to wait for the rows to drain, which they do: each step brings them nearer to
+        their limits. True: it waits."""
         if update.mode == "drain" and decoder.running:
-            if time.monotonic() < update.deadline:
-                return True
-            self._update = None
-            update.future.set_exception(
-                TimedOut(f"version {update.version} is not applied: {decoder.running} requests did not drain in time")
-            )
-            return False
+            return True
         in_flight, began = self.in_flight, time.perf_counter()
         with self.busy.paused():
             decoder.swap(update.version, update.staged, "recompute" if update.mode == "recompute" else "keep")

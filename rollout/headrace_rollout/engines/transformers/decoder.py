@@ -51,6 +51,8 @@ class Decoder:
         self._table = SlotTable(config.max_running, config.max_model_len, model.stop_ids, config.seed)
         self._waiting: deque[Generation] = deque()
         self._steps_waited = 0
+        self.sampled_tokens = 0
+        """Tokens sampled since the start, those of running requests included."""
 
     @property
     def running(self) -> int:
@@ -129,6 +131,7 @@ class Decoder:
         )
         tokens, logprobs, entropies, certainties = (column.cpu().numpy() for column in drawn)
         refused |= _constrained(requests, lambda constraint, index: constraint.accept(int(tokens[index])))
+        self.sampled_tokens += len(tokens)
         ended = set(table.append(rows, tokens, logprobs, entropies, certainties, self.version).tolist())
         failed = {rows.start + index: error for index, error in refused.items()}
         for row, error in failed.items():

@@ -22,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from headrace_core.concurrency import while_moving
 from headrace_core.errors import TimedOut
 
 from ..engine import (
@@ -75,6 +76,11 @@ class TransformersEngine:
         """Seconds with at least one request in flight, pauses excluded."""
         return self._thread.busy.seconds
 
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens sampled since `start`, those of requests in flight included."""
+        return 0 if self._decoder is None else self._decoder.sampled_tokens
+
     async def start(self) -> None:
         """Load the model; raises `EngineFailure`, naming the cause, within `start_timeout`."""
         self._thread.start()
@@ -110,8 +116,8 @@ class TransformersEngine:
     async def update(self, version: int, weights: Path, mode: UpdateMode | None = None) -> UpdateReport:
         """Apply the weights in folder `weights` as `version`. Concurrent updates are applied in the order of the calls.
 
-        Raises `WeightsDamaged` if they are incomplete or of another model, and `TimedOut` if requests did not drain;
-        then the engine continues with the weights it has.
+        Raises `WeightsDamaged` if they are incomplete or of another model, and `TimedOut` if neither the update was
+        applied nor a token sampled within `update_timeout`; then the engine continues with the weights it has.
         """
         async with self._updating:
             decoder = self._started()
@@ -119,12 +125,23 @@ class TransformersEngine:
             limit = self._config.update_timeout
             staged = await _within(limit, f"{weights} to be read", asyncio.to_thread(decoder.model.stage, weights))
             staged_seconds = time.perf_counter() - began
-            job = WeightUpdate(version, staged, mode or self._config.update_mode, time.monotonic() + limit)
-            what = f"the decode thread to take version {version}"
-            paused_seconds, in_flight = await _within(limit + TURN_SECONDS, what, self._ended(job, job.future))
+            job = WeightUpdate(version, staged, mode or self._config.update_mode)
+            paused_seconds, in_flight = await self._applied(job, limit + TURN_SECONDS)
             # `staged` now holds the replaced weights. Freeing 540 MB takes 80 ms, so it is done outside the pause.
             await asyncio.to_thread(staged.clear)
         return UpdateReport(version, staged_seconds, paused_seconds, in_flight)
+
+    async def _applied(self, job: WeightUpdate, limit: float) -> tuple[float, int]:
+        """The result of an update, which takes as long as running requests sample tokens, if they are to drain first.
+        Raises `TimedOut`."""
+
+        async def sampled() -> int:
+            return self.sampled_tokens
+
+        try:
+            return await while_moving(self._ended(job, job.future), limit, sampled, self.sampled_tokens)
+        except TimeoutError as error:
+            raise TimedOut(f"waited {limit:g} s for the decode thread to take version {job.version}") from error
 
     async def probe(self, limit: float) -> None:
         """Returns when the decode thread has taken its next turn; raises `EngineFailure` after `limit` seconds."""

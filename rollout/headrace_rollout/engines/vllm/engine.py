@@ -76,6 +76,9 @@ class VllmEngine:
         self._gate = asyncio.Event()
         self._updating = asyncio.Lock()
         self._request_ids = itertools.count()
+        self._in_flight: dict[str, int] = {}
+        """Tokens of each running request when they were last counted, by its id."""
+        self._ended_tokens = 0
         self._stop_tokens: tuple[int, ...] = ()
         self._vocabulary = self._longest_scored = 0
         self._slot: Any = None
@@ -91,6 +94,13 @@ class VllmEngine:
     @property
     def busy_seconds(self) -> float:
         return self._clock.seconds
+
+    @property
+    def sampled_tokens(self) -> int:
+        if self._process is not None:
+            counted = self._process.tokens_in_flight()
+            self._in_flight = {name: counted.get(name, before) for name, before in self._in_flight.items()}
+        return self._ended_tokens + sum(self._in_flight.values())
 
     async def start(self) -> None:
         try:
@@ -222,18 +232,22 @@ class VllmEngine:
 
     async def _submit(self, tokens: npt.NDArray[np.int32], params: Any, on_tokens: OnTokens | None = None) -> Any:
         """vLLM's final output for one request, which counts as running from here on."""
-        process = self._alive()
+        process, name = self._alive(), str(next(self._request_ids))
         self._running += 1
+        self._in_flight[name] = 0
         self._clock.enter()
         try:
-            collected = self._collect(process, tokens, params, on_tokens)
-            return await process.call(collected, "the end of a request", limit=None)
+            collected = self._collect(process, name, tokens, params, on_tokens)
+            final = await process.call(collected, "the end of a request", limit=None)
+            self._in_flight[name] = len(final.outputs[0].token_ids)
+            return final
         finally:
             self._clock.leave()
             self._running -= 1
+            self._ended_tokens += self._in_flight.pop(name)
 
     async def _collect(
-        self, process: VllmProcess, tokens: npt.NDArray[np.int32], params: Any, on_tokens: OnTokens | None
+        self, process: VllmProcess, name: str, tokens: npt.NDArray[np.int32], params: Any, on_tokens: OnTokens | None
     ) -> Any:
         from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
@@ -244,7 +258,7 @@ class VllmEngine:
         params.output_kind = RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE
         prompt = tokens_input(tokens.tolist(), cache_salt=f"version {self._version}")
         try:
-            stream = process.llm.generate(prompt, params, str(next(self._request_ids)), lora_request=self._slot)
+            stream = process.llm.generate(prompt, params, name, lora_request=self._slot)
             reported = 0
             async for output in stream:
                 final = output

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from headrace_core.concurrency import while_moving
 from headrace_core.errors import FAILED_BY_ITSELF, TimedOut
 
 from ..engine import EngineConfig, EngineFailure
@@ -107,6 +108,11 @@ class VllmProcess:
         """Label all tokens sampled from now on with `version`."""
         await self.call(self.llm.update_weight_version(str(version)), "the change of the version label")
 
+    def tokens_in_flight(self) -> dict[str, int]:
+        """Tokens that each running request has sampled so far, by the id under which it was submitted."""
+        states = self.llm.output_processor.request_states.values()
+        return {state.external_req_id: state.detokenizer.num_output_tokens() for state in states}
+
     @asynccontextmanager
     async def paused(self, drain: bool) -> AsyncIterator[None]:
         """Context in which no step is scheduled or in flight; with `drain`, the running requests have ended before.
@@ -115,9 +121,11 @@ class VllmProcess:
         small model. So its parts are called here.
         """
         core = self.llm.engine_core
-        mode, limit = ("wait", self._drain_limit) if drain else ("keep", CALL_LIMIT)
         try:
-            await self.call(core.pause_scheduler_async(mode=mode, clear_cache=False), f"a pause ({mode})", limit)
+            if drain:
+                await self._drained(core.pause_scheduler_async(mode="wait", clear_cache=False))
+            else:
+                await self.call(core.pause_scheduler_async(mode="keep", clear_cache=False), "a pause")
             yield
             await self.call(core.resume_scheduler_async(), "the end of a pause")
         except BaseException:
@@ -125,6 +133,18 @@ class VllmProcess:
             if not self._ended.done():
                 await self._resume_or_end()
             raise
+
+    async def _drained(self, pause: Coroutine[Any, Any, Any]) -> None:
+        """Wait for the running requests to end, as long as they sample tokens. Raises `TimedOut`."""
+
+        async def sampled() -> dict[str, int]:
+            return self.tokens_in_flight()
+
+        limit = self._drain_limit
+        try:
+            await while_moving(self.call(pause, "a drain", None), limit, sampled, self.tokens_in_flight())
+        except TimeoutError as error:
+            raise TimedOut(f"vLLM: running requests neither ended nor sampled a token within {limit:.0f} s") from error
 
     async def _resume_or_end(self) -> None:
         try:
