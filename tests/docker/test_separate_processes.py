@@ -3,7 +3,6 @@ apart from each other, joined by a password, a token, and two shared folders."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from redis.exceptions import AuthenticationError
 
 from headrace_lab.paths import ADDER
 from headrace_lab.services.worker_processes import ready_processes
+from headrace_lab.waiting import wait_until
 
 from .separate import Separate
 
@@ -50,11 +50,11 @@ def submit(client: OpenAI) -> str:
 
 
 def ended(client: OpenAI, job_id: str) -> Any:
-    deadline = time.monotonic() + JOB_SECONDS
-    while (job := client.fine_tuning.jobs.retrieve(job_id)).status not in ("succeeded", "failed", "cancelled"):
-        assert time.monotonic() < deadline, f"the job is {job.status} after {JOB_SECONDS} s: {told(client, job_id)}"
-        time.sleep(0.5)
-    return job
+    def at_rest() -> bool:
+        return client.fine_tuning.jobs.retrieve(job_id).status in ("succeeded", "failed", "cancelled")
+
+    wait_until(at_rest, lambda: f"the job ends: {told(client, job_id)}", JOB_SECONDS, pause=0.5)
+    return client.fine_tuning.jobs.retrieve(job_id)
 
 
 def told(client: OpenAI, job_id: str) -> list[str]:

@@ -30,6 +30,7 @@ from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.part_supervisor import PartSupervisor
 from headrace_gateway.service.ray_connection import RayConnection
 from headrace_lab.services.jobs import stored_job
+from headrace_lab.waiting import wait_until_async
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -141,9 +142,7 @@ async def test_an_end_comes_behind_a_restart_that_is_under_way(redis: Redis, bef
             PartSupervisor(connection, JobStore(redis), RestartBudget(1, 600.0, first=0.0)).run()
         )
         ours(before)["raylet"].kill()
-        async with asyncio.timeout(60):
-            while ray.is_initialized():  # noqa: ASYNC110 (Ray says nothing of it)
-                await asyncio.sleep(0.01)
+        await wait_until_async(lambda: not ray.is_initialized(), "the restart has begun", pause=0.01)
         await cancel([keeping])
     assert not ray.is_initialized()
     assert not ours(before)

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidState, Unavailable
 from headrace_gateway.service import data_folder_lock
 from headrace_gateway.service.serve import serve
+from headrace_lab.waiting import wait_until
 
 from .conftest import rows, upload
 
@@ -54,13 +54,16 @@ def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not (address := re.search(r"http://[\d.:]+", log.read_text())):
+        addresses: list[str] = []
+
+        def is_up() -> bool:
             assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, f"the server did not start: {log.read_text()}"
-            time.sleep(0.1)
+            addresses[:] = re.findall(r"http://[\d.:]+", log.read_text())
+            return bool(addresses)
+
+        wait_until(is_up, lambda: f"the server has started: {log.read_text()}", START_SECONDS)
         process = psutil.Process(server.pid)
-        yield address[0], process
+        yield addresses[0], process
         everyone = tree(process)
         server.send_signal(signal.SIGINT)
         assert server.wait(STOP_SECONDS) == 0, log.read_text()
@@ -76,12 +79,16 @@ def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 def kill_redis_and_await_another(server: psutil.Process, url: str) -> None:
     (redis,) = [p for p in server.children() if p.name() == "valkey-server"]
     redis.kill()
-    deadline = time.monotonic() + START_SECONDS
-    while (answer := httpx.get(f"{url}/v1/files", timeout=30)).status_code == 503:
-        assert "Redis" in answer.json()["error"]["message"]
-        assert time.monotonic() < deadline, "the server did not start Redis again"
-        time.sleep(0.1)
-    answer.raise_for_status()
+
+    def is_back() -> bool:
+        answer = httpx.get(f"{url}/v1/files", timeout=30)
+        if answer.status_code == 503:
+            assert "Redis" in answer.json()["error"]["message"]
+            return False
+        answer.raise_for_status()
+        return True
+
+    wait_until(is_back, "the server has started Redis again", START_SECONDS)
 
 
 @pytest.mark.e2e
