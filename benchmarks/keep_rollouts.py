@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access.client import connect
+from headrace_core.types.job import Job
 from headrace_core.types.trajectory import Group, sampled_completion
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ADDER

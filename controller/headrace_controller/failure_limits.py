@@ -10,9 +10,10 @@ from msgspec import UNSET
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError
-from headrace_core.jobs.job_store import Event, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.counts import QUEUED_ONCE, LedgerCounts
 from headrace_core.types.events import RewardFailure, RewardsFailed, RowRefused, RowsRefused, decoded
+from headrace_core.types.job import Event
 from headrace_core.types.metrics import RewardMetrics
 
 SHOWN_SAMPLES = 3

@@ -18,9 +18,10 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs.history import STEPS, HistoryEntry
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.types.events import IdleStep
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import StepMetrics
 
 from .pause_reasons import JobCannotContinue

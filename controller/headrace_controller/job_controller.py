@@ -33,10 +33,10 @@ from headrace_core.concurrency import cancel, until
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, HeadraceError, InvalidState, Unavailable
-from headrace_core.jobs.job_store import ENDED, Job, JobError, PausedBy, Status, model_name
 from headrace_core.logs import get_logger
 from headrace_core.redis_access.json_records import log_damaged_once
 from headrace_core.types.events import JobPaused, RewardsFailed, RowsRefused, Standstill, Wait
+from headrace_core.types.job import ENDED, Job, JobError, PausedBy, Status, model_name
 
 from .failure_limits import (
     TooManyGenerationFailures,

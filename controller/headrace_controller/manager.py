@@ -31,12 +31,13 @@ from headrace_core.concurrency import cancel
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, Unavailable
-from headrace_core.jobs.job_store import Job, JobStatus, JobStore
+from headrace_core.jobs.job_store import JobStatus, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.logs import get_logger
 from headrace_core.redis_access.json_records import log_damaged_once
 from headrace_core.types.events import Standstill, Wait
+from headrace_core.types.job import Job
 
 from .actors import ControllerActors, RayControllerActors
 from .heartbeat import ControllerHeartbeats

@@ -15,11 +15,11 @@ from typing import Protocol, Self
 from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.jobs.job_store import Job
 from headrace_core.redis_access.client import connect
 from headrace_core.storage import snapshot_folder
 from headrace_core.storage.job_folder import JobFolder, remove_partials
 from headrace_core.storage.weight_store import WeightStore, default_root
+from headrace_core.types.job import Job
 
 from .idle_steps import IdleSteps
 from .memory_share import MemoryShare

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 
 from headrace_core.errors import InvalidState
-from headrace_core.jobs.job_store import Job, JobError, JobStore, PausedBy, Status
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import Job, JobError, PausedBy, Status
 
 
 class Cancelled(Exception):

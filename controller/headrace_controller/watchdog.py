@@ -25,12 +25,13 @@ from msgspec import UNSET
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.counts import QUEUED_ONCE, LedgerCounts
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.token_activity import TokenActivity
 from headrace_core.types.events import RecoveryAction, Standstill, Wait
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import furthest_evaluation
 
 from .pause_reasons import Stalled

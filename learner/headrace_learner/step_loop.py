@@ -16,13 +16,13 @@ from pathlib import Path
 
 from headrace_core.activity_timer import ActivityTimer
 from headrace_core.errors import Damaged, WeightsDamaged
-from headrace_core.jobs.job_store import Checkpoint, model_name, new_id
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.jobs.weight_publications import Publications
 from headrace_core.ledger.ledger import Step, Term
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.atomic_write import written_whole
 from headrace_core.storage.job_folder import JobFolder
+from headrace_core.types.job import Checkpoint, model_name, new_id
 from headrace_core.types.trajectory import Group
 
 from .batch_claims import BatchClaims, RunEnded, end_if_void

@@ -25,8 +25,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace_core.jobs.job_store import ENDED
 from headrace_core.ledger.counts import LIVE, STATES
+from headrace_core.types.job import ENDED
 from headrace_core.types.trajectory import NO_VERSION, Group, decode
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.jobs.job_store import Job, JobStore, Status
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.storage.job_folder import JobFolder
 from headrace_core.storage.weight_store import default_root
+from headrace_core.types.job import Job, Status
 from headrace_simulation.queue_world import QueueWorld
 from headrace_simulation.virtual_loop import Process
 from headrace_simulation.world import WATCH_SECONDS, ProcessClock, forever

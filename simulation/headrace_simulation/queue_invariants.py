@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headrace_controller.queue_window import MAX_UNPLACEABLE
-from headrace_core.jobs.job_store import ENDED
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import ENDED
 from headrace_simulation.invariants import expect
 
 if TYPE_CHECKING:

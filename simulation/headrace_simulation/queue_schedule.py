@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import HeadraceError, InvalidState, NotFound
-from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
+from headrace_core.types.job import ENDED, Job
 from headrace_gateway.app import is_leader
 from headrace_simulation.fault_plan import FAULT_SECONDS, ROWS, Fault
 from headrace_simulation.queue_fake_ray import SimulatedRay, controller_manager

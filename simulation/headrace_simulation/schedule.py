@@ -20,11 +20,12 @@ from typing import Any, Protocol, TypeVar
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidState, NotFound
-from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.durability import wait_until_durable
+from headrace_core.types.job import ENDED, Job
 from headrace_simulation.fake_ray import Cluster
 from headrace_simulation.fault_plan import FAULT_SECONDS, FINISHED_WITHIN, ROWS, Fault, Network, Plan
 from headrace_simulation.invariants import Violation

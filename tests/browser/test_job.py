@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from headrace_core.jobs.job_store import PausedBy
 from headrace_core.types.events import Standstill, Wait
+from headrace_core.types.job import PausedBy
 from headrace_lab.browser import PHONE, Browser
 from headrace_lab.services.jobs import BATCH, Seeded
 

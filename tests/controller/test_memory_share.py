@@ -7,9 +7,10 @@ from redis.asyncio import Redis
 
 from headrace_controller.memory_share import MemoryShare
 from headrace_core.config.service_settings import Settings
-from headrace_core.jobs.history import EVENTS
-from headrace_core.jobs.job_store import Event, JobStore, event_of
+from headrace_core.jobs.history import EVENTS, event_of
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
+from headrace_core.types.job import Event
 from headrace_core.types.staleness import Limits
 from headrace_lab.services.jobs import stored_job
 

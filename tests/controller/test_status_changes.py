@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from headrace_controller.status_changes import Cancelled, Paused, StatusChanges, check_wanted
 from headrace_core.errors import InvalidState
-from headrace_core.jobs.job_store import JobError, JobStore, Status
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import JobError, Status
 from headrace_lab.services.jobs import stored_job
 
 JOB = "ftjob-1"

@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 
 from headrace_core.jobs import history as history_module
 from headrace_core.jobs.history import EVENTS, KINDS, History, HistoryEntry, Spark
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import AgeMetrics, StepMetrics, UpdateMetrics, WorkerMetrics
 
 JOB = "ftjob-a"

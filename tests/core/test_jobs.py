@@ -11,10 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidState, NotFound
-from headrace_core.jobs.job_store import ENDED, Checkpoint, Job, JobError, JobStore, PausedBy, Status, new_id
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.events import IdleStep
+from headrace_core.types.job import ENDED, Checkpoint, Job, JobError, PausedBy, Status, new_id
 from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics
 
 ALLOWED = {

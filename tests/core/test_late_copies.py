@@ -9,9 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import InvalidState, NotFound
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import EvaluationMetrics
 
 JOB = "ftjob-copies"

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import Damaged, InvalidRequest, NotFound
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import (
     MAX_LEASE_EXPIRIES,
     Lease,
@@ -22,6 +22,7 @@ from headrace_core.ledger.ledger import (
 )
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Job
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import Group, sampled_completion
 

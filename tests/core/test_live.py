@@ -14,9 +14,10 @@ from redis.asyncio import Redis
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidState
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.ledger import Claim, Ledger, Refusal, StalenessBoundViolated, Step, Term, TransitionOutcome
+from headrace_core.types.job import Job
 from headrace_core.types.staleness import Late, Limits
 
 from .pipeline import Clock, SimulatedLearner, SimulatedWorker, a_group

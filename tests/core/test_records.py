@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import Damaged, WireError
-from headrace_core.jobs.job_store import Checkpoint, Event, Job, JobStore, event_of
+from headrace_core.jobs.history import event_of
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.jobs.weight_publications import Publication, Publications
 from headrace_core.ledger.ledger import Ledger, Step
@@ -17,6 +18,7 @@ from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_record
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Checkpoint, Event, Job
 from headrace_core.types.metrics import RewardMetrics, WorkerMetrics
 from headrace_core.types.trajectory import F32, I32, U8, Completion, Group, decode, encode
 from headrace_lab.faults.byte_damage import WRONG_JSON, damages

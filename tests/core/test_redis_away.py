@@ -14,9 +14,10 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from headrace_core.errors import RedisFull
 from headrace_core.jobs.history import EVENTS
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Lease, Ledger, TransitionOutcome
 from headrace_core.redis_access.client import connect, is_transient, run
+from headrace_core.types.job import Job
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.training.trained_steps import step_of

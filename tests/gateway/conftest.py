@@ -25,7 +25,8 @@ from redis.asyncio import Redis
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import Job
 from headrace_gateway.app import create_app
 from headrace_gateway.context import PRELOADED
 from headrace_gateway.events.job_streams import JobStreams

@@ -10,8 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 import headrace_gateway.auth.audit_log
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
+from headrace_core.types.job import Job
 from headrace_gateway.auth.audit_log import Audit, AuditEntry
 
 from .conftest import Served, body, rows, upload

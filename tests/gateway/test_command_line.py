@@ -11,7 +11,7 @@ import pytest
 from typer.testing import Result
 
 from headrace_core.errors import InvalidData, InvalidRequest, NotFound, Unavailable
-from headrace_core.jobs.job_store import JobError, PausedBy
+from headrace_core.types.job import JobError, PausedBy
 from headrace_gateway.cli import job_file
 from headrace_gateway.client import Client
 from headrace_gateway.events import job_streams

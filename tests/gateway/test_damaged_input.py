@@ -12,10 +12,11 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from headrace_core.errors import Damaged, InvalidData, InvalidRequest, NotAuthenticated, Unavailable, WeightsDamaged
-from headrace_core.jobs.job_store import Checkpoint, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Checkpoint
 from headrace_gateway.auth.api_keys import decode_key
 from headrace_gateway.cli import job_file
 from headrace_gateway.exporters.export_loop import Cursor, read_cursor

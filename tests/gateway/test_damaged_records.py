@@ -20,7 +20,7 @@ from headrace_controller.memory_share import MemoryShare
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged
-from headrace_core.jobs.job_store import Checkpoint, JobStore, Status
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.jobs.rollout_records import RolloutStore
 from headrace_core.jobs.settings_log import SettingsLog
@@ -31,6 +31,7 @@ from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import API_KEYS_USED, JobKeys
 from headrace_core.storage.weight_store import Published
 from headrace_core.types.events import StepSummary
+from headrace_core.types.job import Checkpoint, Status
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import F32, I32, Group, sampled_completion
 from headrace_gateway.app import create_app

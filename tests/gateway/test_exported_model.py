@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.jobs.job_store import Checkpoint, model_name
+from headrace_core.types.job import Checkpoint, model_name
 from headrace_lab.paths import ADDER
 from headrace_lab.services import command_line
 from headrace_lab.services.jobs import stored_job

@@ -15,7 +15,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidState
 from headrace_core.jobs.history import KINDS
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import WorkerMetrics
 from headrace_gateway.exporters.export_loop import Cursor, FromRedis, export, read_cursor
 from headrace_gateway.exporters.export_processes import ATTEMPTS, ExportProcesses

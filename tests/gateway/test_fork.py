@@ -12,7 +12,7 @@ import pytest
 from openai import AsyncOpenAI
 from pydantic import TypeAdapter
 
-from headrace_core.jobs.job_store import Checkpoint, Job, model_name
+from headrace_core.types.job import Checkpoint, Job, model_name
 from headrace_gateway.schemas.job_answers import JobObject
 from headrace_lab.paths import ADDER
 

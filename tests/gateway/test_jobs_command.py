@@ -14,9 +14,9 @@ from rich.console import Console
 from typer.testing import Result
 
 from headrace_core.errors import InvalidRequest, NotFound, WeightsDamaged
-from headrace_core.jobs.job_store import Checkpoint, JobError, PausedBy, model_name
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Checkpoint, JobError, PausedBy, model_name
 from headrace_core.types.staleness import Limits
 from headrace_gateway.cli.live_view import follow
 from headrace_gateway.models.model_folder import copy

@@ -15,10 +15,11 @@ from redis.exceptions import ConnectionError as RedisGone
 from redis.exceptions import OutOfMemoryError
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.reward_code_folder import sweep
 from headrace_core.redis_access import keys
 from headrace_core.storage.atomic_write import ABANDONED_AFTER_SECONDS
+from headrace_core.types.job import Job
 from headrace_gateway.context import GatewayContext
 from headrace_gateway.operations import submission
 

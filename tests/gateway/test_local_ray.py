@@ -23,8 +23,8 @@ from headrace_controller.placement import NAMESPACE
 from headrace_core.concurrency import cancel
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
-from headrace_core.jobs.history import EVENTS
-from headrace_core.jobs.job_store import JobStore, event_of
+from headrace_core.jobs.history import EVENTS, event_of
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.restart_budget import RestartBudget
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.part_supervisor import PartSupervisor

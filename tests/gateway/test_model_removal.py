@@ -11,7 +11,8 @@ import pytest
 from openai import AsyncOpenAI
 
 from headrace_core.config.service_settings import Settings
-from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import Checkpoint, model_name
 from headrace_gateway.models.catalog import Models
 from headrace_lab.paths import ADDER
 from headrace_lab.services.jobs import stored_job

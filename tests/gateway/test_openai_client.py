@@ -17,8 +17,9 @@ from openai import AsyncOpenAI, AsyncStream
 from openai.types.fine_tuning import FineTuningJobEvent
 from redis.asyncio import Redis
 
-from headrace_core.jobs.job_store import CHECKPOINT_MODEL, Checkpoint, JobStore, model_name
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.types.events import StepSummary
+from headrace_core.types.job import CHECKPOINT_MODEL, Checkpoint, model_name
 from headrace_gateway.openapi.document import operations
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.paths import ADDER

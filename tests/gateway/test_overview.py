@@ -10,8 +10,9 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from headrace_core.jobs.job_store import JobError, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
+from headrace_core.types.job import JobError
 from headrace_core.types.metrics import EvaluationMetrics
 from headrace_core.types.staleness import Limits
 from headrace_gateway.schemas.observe import OverviewList

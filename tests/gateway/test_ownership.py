@@ -13,7 +13,8 @@ import pytest
 from fastapi.routing import APIRoute
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.jobs.job_store import Checkpoint, JobStore, model_name
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import Checkpoint, model_name
 from headrace_lab.paths import ADDER
 from headrace_lab.services.jobs import Seeded, stored_job
 

@@ -15,10 +15,11 @@ from redis.asyncio import Redis
 
 from headrace_core.concurrency import cancel
 from headrace_core.errors import Damaged, Unavailable
-from headrace_core.jobs.history import EVENTS
-from headrace_core.jobs.job_store import Event, Job, JobStore, event_of
+from headrace_core.jobs.history import EVENTS, event_of
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.client import connect, run
 from headrace_core.restart_budget import RestartBudget
+from headrace_core.types.job import Event, Job
 from headrace_gateway.service.aof_check import AOF, FOLDER, MANIFEST, whole_bytes
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.part_supervisor import PartSupervisor

@@ -14,9 +14,10 @@ from starlette.types import Message
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, InvalidRequest, Unavailable
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import connect, ping
+from headrace_core.types.job import Job
 from headrace_gateway.chat.chat_pool import RayChatPool
 from headrace_gateway.context import GatewayContext
 from headrace_gateway.operations import idempotency

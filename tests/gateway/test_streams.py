@@ -15,9 +15,10 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.jobs.history import EVENTS
-from headrace_core.jobs.job_store import JobStore, Status
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.events import StepSummary
+from headrace_core.types.job import Status
 from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics
 from headrace_gateway.events import job_streams as hub_module
 from headrace_gateway.events import sse_response

@@ -14,9 +14,10 @@ from redis.asyncio import Redis
 
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, TimedOut, Unavailable
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
 from headrace_core.storage.dataset import read_rows
+from headrace_core.types.job import Job
 from headrace_gateway.cli import job_file
 from headrace_gateway.files import task_files
 from headrace_gateway.files.file_store import FileStore

@@ -23,9 +23,9 @@ from pydantic import BaseModel
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
-from headrace_core.jobs.job_store import Event
 from headrace_core.redis_access import keys
 from headrace_core.types import metrics
+from headrace_core.types.job import Event
 from headrace_gateway.app import create_app
 from headrace_gateway.cli import main as cli
 from headrace_gateway.exporters import prometheus

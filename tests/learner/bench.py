@@ -11,10 +11,11 @@ import torch
 from redis.asyncio import Redis
 from safetensors.torch import load_file
 
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger, TransitionOutcome
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.weight_store import WeightStore
+from headrace_core.types.job import Job
 from headrace_core.types.staleness import Limits
 from headrace_lab.services.jobs import worker_config
 from headrace_learner.worker import LearnerWorker

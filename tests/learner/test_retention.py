@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.jobs.job_store import Checkpoint, Job, JobStore
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import Checkpoint, Job
 from headrace_core.types.metrics import EvaluationMetrics
 from headrace_learner.checkpoints.retention import Retention, best_of
 

@@ -11,10 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import DiskFull
-from headrace_core.jobs.history import EVENTS
+from headrace_core.jobs.history import EVENTS, event_of
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.jobs.job_store import Job, JobStore, event_of
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.types.job import Job
 from headrace_lab.services.jobs import worker_config
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.distributed.rank_commands import Save

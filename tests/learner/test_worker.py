@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from headrace_core.errors import InvalidState, TimedOut
-from headrace_core.jobs.job_store import model_name
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.ledger import TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
+from headrace_core.types.job import model_name
 from headrace_core.types.metrics import WorkerMetrics
 from headrace_learner.worker import LearnerWorker
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from headrace_core.concurrency import cancel
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidData, InvalidState, TimedOut
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.ledger import Ledger, Term, TransitionOutcome
@@ -31,6 +31,7 @@ from headrace_core.redis_access.client import run as answer
 from headrace_core.redis_access.scripts import script_source
 from headrace_core.storage.dataset import PromptOrder, read_rows
 from headrace_core.storage.weight_store import WeightStore
+from headrace_core.types.job import Job
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_lab.faults.held_answers import held_answers
 from headrace_lab.paths import ADDER

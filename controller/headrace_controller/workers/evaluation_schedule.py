@@ -11,12 +11,13 @@ from __future__ import annotations
 import msgspec
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.number_text import decimal
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.events import EvaluationSummary
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import EvaluationMetrics
 
 from .supervisor import WorkerSupervisor

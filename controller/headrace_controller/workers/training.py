@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from headrace_core.concurrency import until
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.jobs.job_store import Job
+from headrace_core.types.job import Job
 
 from .evaluation_schedule import Evaluations
 from .supervisor import WorkerSupervisor

@@ -28,8 +28,9 @@ from redis.asyncio import Redis
 
 from .. import redis_access
 from ..redis_access.client import run
-from ..redis_access.json_records import damaged, is_object, log_damaged_once, none_if_damaged, whole_number
+from ..redis_access.json_records import UNREADABLE, damaged, is_object, log_damaged_once, none_if_damaged, whole_number
 from ..redis_access.keys import JobKeys
+from ..types.job import Event, event_id
 from ..types.metrics import AgeMetrics, Metrics, StepMetrics
 
 Kind = Literal["event", "step", "evaluation", "update", "worker", "reward"]
@@ -71,6 +72,15 @@ class Spark(msgspec.Struct, frozen=True):
     def reward(self) -> list[float]:
         """Mean rewards of the points that have one."""
         return [mean for mean, count in zip(self.mean, self.count, strict=True) if count]
+
+
+def event_of(job_id: str, entry: HistoryEntry) -> Event:
+    """Decodes an entry of kind `event`. A damaged one is replaced by an error event that says so."""
+    id_ = event_id(job_id, entry.number)
+    try:
+        return msgspec.structs.replace(msgspec.json.decode(entry.data, type=Event), id=id_)
+    except UNREADABLE as error:
+        return Event(id_, 0.0, "error", f"this entry of the job's history is damaged: {error}")
 
 
 def readable_entries(job_id: str, entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:

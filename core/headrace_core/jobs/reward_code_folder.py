@@ -26,7 +26,8 @@ from ..config.service_settings import Settings
 from ..errors import Damaged, NotFound
 from ..storage.atomic_write import ABANDONED_AFTER_SECONDS
 from ..storage.job_folder import JobFolder
-from .job_store import ForkedFrom, Job, JobStore
+from ..types.job import ForkedFrom, Job
+from .job_store import JobStore
 
 _SUBMITTING = ".submitting"
 

@@ -23,7 +23,7 @@ from ..redis_access.client import run
 from ..redis_access.json_records import decode_record
 from ..redis_access.keys import JobKeys
 from ..redis_access.scripts import Script
-from .job_store import ENDED
+from ..types.job import ENDED
 
 CHANGEABLE = ("max_staleness", "group_size", "learning_rate")
 """Hyperparameters that may change while a job runs."""

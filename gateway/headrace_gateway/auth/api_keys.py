@@ -14,10 +14,10 @@ import msgspec
 from redis.asyncio import Redis
 
 from headrace_core.errors import Damaged, NotAuthenticated, NotFound
-from headrace_core.jobs.job_store import new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_record, log_damaged_once, none_if_damaged
+from headrace_core.types.job import new_id
 
 from ..principal import OpenedBy, Principal
 from ..scopes import Scope

@@ -8,12 +8,13 @@ from typing import Any
 from redis.asyncio import Redis
 
 from headrace_core.errors import Damaged
-from headrace_core.jobs.job_store import Checkpoint, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_record
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Checkpoint
 
 from ..auth.api_keys import ApiKey
 from ..files.file_store import StoredFile

@@ -31,10 +31,11 @@ from redis.exceptions import RedisError
 
 from headrace_core.errors import Damaged
 from headrace_core.jobs.history import HistoryEntry
-from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.logs import get_logger
 from headrace_core.redis_access.json_records import log_damaged_once
+from headrace_core.types.job import ENDED, Job
 
 from ..views.eta import estimated_finish
 from ..views.objects import job_object

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headrace_core.jobs.history import EVENTS, KINDS, HistoryEntry, Kind, readable_entries
-from headrace_core.jobs.job_store import event_of
+from headrace_core.jobs.history import EVENTS, KINDS, HistoryEntry, Kind, event_of, readable_entries
 from headrace_core.redis_access.json_records import UNREADABLE
 
 from ..views.objects import event_object

@@ -21,9 +21,10 @@ import msgspec
 
 from headrace_core.errors import InvalidState
 from headrace_core.jobs.history import MEASURED, page_of_entries
-from headrace_core.jobs.job_store import ENDED, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.json_records import UNREADABLE
 from headrace_core.storage.atomic_write import written_whole
+from headrace_core.types.job import ENDED
 
 from ..client import Client
 from .series import point

@@ -22,9 +22,10 @@ from typing import Any
 import msgspec
 
 from headrace_core.config.service_settings import Settings
-from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.logs import get_logger
 from headrace_core.storage.job_folder import JobFolder
+from headrace_core.types.job import ENDED, Job
 
 from .export_loop import ExportRequest, read_cursor
 from .targets import Target

@@ -19,11 +19,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
-from headrace_core.jobs.job_store import Job, JobStore, rewards_of
+from headrace_core.jobs.job_store import JobStore, rewards_of
 from headrace_core.jobs.recovery_counters import counts_of
 from headrace_core.ledger.counts import counts_of_ledger
 from headrace_core.redis_access.json_records import decode_records, none_if_damaged
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import EvaluationMetrics, Metrics, StepMetrics, UpdateMetrics, WorkerMetrics
 
 from ..views.reward_summary import summary

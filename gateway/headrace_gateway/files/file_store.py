@@ -23,12 +23,12 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from headrace_core.errors import Damaged, NotFound, RedisFull, TooLarge
-from headrace_core.jobs.job_store import new_id
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_record, decode_records
 from headrace_core.storage.atomic_write import ABANDONED_AFTER_SECONDS, written_whole
 from headrace_core.storage.disk_space import require_space
+from headrace_core.types.job import new_id
 
 from ..principal import LOCAL, Principal
 from ..schemas.files import Purpose

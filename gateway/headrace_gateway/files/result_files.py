@@ -17,9 +17,10 @@ import msgspec
 
 from headrace_core.errors import InvalidState
 from headrace_core.jobs.history import HistoryEntry, Kind
-from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import ENDED, Job
 from headrace_core.types.metrics import EvaluationMetrics, StepMetrics
 
 from .file_store import FileStore, StoredFile

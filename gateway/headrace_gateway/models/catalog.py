@@ -11,14 +11,15 @@ from typing import Any
 
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, InvalidRequest, NotFound
-from headrace_core.jobs.job_store import Checkpoint, Job, JobStore
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import Checkpoint, Job
 
 from .model_folder import RESTORE, json_of
 
 _EXAMPLES = Path(__file__).parents[3] / "examples"
 _SHIPPED = {f"headrace/tiny-{name}": _EXAMPLES / name / "model" for name in ("adder", "longtail")}
 _TRAINED = re.compile(r"ft:.+:headrace:[^:]*:(?P<job>[^:]+?)(:ckpt-step-\d+)?", re.DOTALL)
-"""The names of trained models, as `headrace_core.jobs.job_store.model_name` forms them."""
+"""The names of trained models, as `headrace_core.types.job.model_name` forms them."""
 _MAX_SUGGESTIONS, _MAX_NAME = 3, 200
 """Most similar names that an error lists, and most characters of the requested name that it repeats."""
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")

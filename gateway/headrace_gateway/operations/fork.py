@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidRequest
-from headrace_core.jobs.job_store import ENDED, Checkpoint, ForkedFrom, Job
+from headrace_core.types.job import ENDED, Checkpoint, ForkedFrom, Job
 
 from ..context import GatewayContext
 from ..schemas.base import RequestModel

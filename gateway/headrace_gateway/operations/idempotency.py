@@ -33,11 +33,12 @@ from redis.exceptions import RedisError
 
 from headrace_core.concurrency import acquire_or_undo, first_to_end
 from headrace_core.errors import Damaged, HeadraceError, InvalidRequest, NotFound, TimedOut, Unavailable
-from headrace_core.jobs.job_store import Job, JobStore, new_id
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import RETRY_AFTER_SECONDS, run
 from headrace_core.redis_access.json_records import damaged
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Job, new_id
 
 from ..context import GatewayContext
 from ..principal import note_created_id, unchanged

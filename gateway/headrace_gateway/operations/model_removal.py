@@ -12,8 +12,9 @@ import shutil
 from pathlib import Path
 
 from headrace_core.errors import InvalidRequest, InvalidState
-from headrace_core.jobs.job_store import ENDED, Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.storage.job_folder import JobFolder
+from headrace_core.types.job import ENDED, Job
 
 from ..context import GatewayContext
 

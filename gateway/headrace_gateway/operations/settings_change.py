@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidRequest, InvalidState
-from headrace_core.jobs.job_store import Job
 from headrace_core.jobs.settings_log import CHANGEABLE, SettingChange, SettingsLog
+from headrace_core.types.job import Job
 
 from ..context import GatewayContext
 from ..schemas.base import RequestModel

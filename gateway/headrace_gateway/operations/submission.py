@@ -16,10 +16,10 @@ from redis.exceptions import RedisError
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.reward_permissions import RewardPermissions
 from headrace_core.errors import InvalidRequest, InvalidState, NotFound, Unavailable
-from headrace_core.jobs.job_store import ForkedFrom, Job
 from headrace_core.jobs.reward_code_folder import RewardCode
 from headrace_core.logs import get_logger
 from headrace_core.storage.dataset import Row, each_row
+from headrace_core.types.job import ForkedFrom, Job
 
 from ..context import GatewayContext
 from ..files.file_store import StoredFile

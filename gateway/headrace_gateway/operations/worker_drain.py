@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from headrace_core.errors import InvalidRequest, InvalidState
-from headrace_core.jobs.job_store import Job
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.protocols.worker import LEARNER_NAME
+from headrace_core.types.job import Job
 
 from ..context import GatewayContext
 from ..views.workers import unknown_worker, worker_names

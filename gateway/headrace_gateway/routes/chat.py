@@ -14,8 +14,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from headrace_core.errors import HeadraceError
-from headrace_core.jobs.job_store import new_id
 from headrace_core.protocols.chat import ChatPart, ChatProgress, ChatToken, FinishReason
+from headrace_core.types.job import new_id
 
 from ..chat.chat_pool import ChatConnection
 from ..context import Context

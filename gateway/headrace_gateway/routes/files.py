@@ -10,7 +10,8 @@ from fastapi.responses import FileResponse, Response
 from starlette.requests import ClientDisconnect
 
 from headrace_core.errors import InvalidState
-from headrace_core.jobs.job_store import ENDED, JobStore
+from headrace_core.jobs.job_store import JobStore
+from headrace_core.types.job import ENDED
 
 from ..context import Context, GatewayContext
 from ..files import result_files

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
-from headrace_core.jobs.job_store import Job
+from headrace_core.types.job import Job
 
 from ..context import Context, GatewayContext
 from ..operations import settings_change, worker_drain

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 
-from headrace_core.jobs.job_store import event_of
+from headrace_core.jobs.history import event_of
 
 from ..context import Context
 from ..events.sse_response import EVENT_STREAM, SseResponse

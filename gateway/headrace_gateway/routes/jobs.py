@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from headrace_core.errors import Damaged, InvalidState
-from headrace_core.jobs.job_store import Job, Status
+from headrace_core.types.job import Job, Status
 
 from ..context import Context, GatewayContext
 from ..operations import idempotency

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from headrace_core.jobs.job_store import Status
+from headrace_core.types.job import Status
 
 from .base import Page, ResponseModel
 

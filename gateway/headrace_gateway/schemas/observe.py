@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from headrace_core.jobs.job_store import Status
+from headrace_core.types.job import Status
 
 Measured = Literal["step", "evaluation", "update", "worker", "reward"]
 """Kinds of measurements; a test holds them to `headrace_core.jobs.history.MEASURED`."""

@@ -16,10 +16,11 @@ from redis.exceptions import RedisError
 
 from headrace_core.concurrency import cancel
 from headrace_core.errors import HeadraceError, Unavailable
-from headrace_core.jobs.job_store import ENDED, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.logs import get_logger
 from headrace_core.restart_budget import RestartBudget
 from headrace_core.types.events import CommandLost, Restarted
+from headrace_core.types.job import ENDED
 
 LOOK_SECONDS = 0.2
 Notice: TypeAlias = tuple[str, Restarted | CommandLost]

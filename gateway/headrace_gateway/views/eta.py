@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from itertools import pairwise
 
-from headrace_core.jobs.job_store import Job
+from headrace_core.types.job import Job
 
 
 def estimated_finish(job: Job) -> float | None:

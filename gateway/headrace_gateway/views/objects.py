@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from headrace_core.config.learning_settings import BASE_LEARNING_RATE
-from headrace_core.jobs.job_store import Checkpoint, Event, Job, PausedBy
+from headrace_core.types.job import Checkpoint, Event, Job, PausedBy
 
 from ..files.file_store import StoredFile
 from ..files.result_files import result_files

@@ -12,9 +12,10 @@ import msgspec
 from redis.asyncio import Redis
 
 from headrace_core.jobs.history import Spark
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.json_records import decode_records, none_if_damaged, whole_number
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Job
 
 from ..schemas.observe import OverviewObject
 from ..web.pagination import page

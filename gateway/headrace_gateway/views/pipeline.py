@@ -7,12 +7,13 @@ import time
 import msgspec
 from redis.asyncio import Redis
 
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.weight_publications import Publications
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import UpdateMetrics
 
 from ..schemas.control import QueuesObject, UpdateObject, WeightsObject

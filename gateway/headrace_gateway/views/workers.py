@@ -8,10 +8,11 @@ from typing import Literal
 from redis.asyncio import Redis
 
 from headrace_core.errors import NotFound
-from headrace_core.jobs.job_store import Job, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.ledger.worker_drains import Drain, WorkerDrains
 from headrace_core.protocols.worker import LEARNER_NAME, rollout_name
+from headrace_core.types.job import Job
 from headrace_core.types.metrics import WorkerMetrics
 
 from ..schemas.control import WorkerObject, WorkerStatus

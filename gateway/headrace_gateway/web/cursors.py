@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from headrace_core.errors import InvalidRequest
-from headrace_core.jobs.job_store import event_id
+from headrace_core.types.job import event_id
 
 _DIGITS = 15
 

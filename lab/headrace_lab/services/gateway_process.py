@@ -20,7 +20,7 @@ import psutil
 import uvloop
 
 from headrace_core.config.service_settings import Settings
-from headrace_core.jobs.job_store import Job
+from headrace_core.types.job import Job
 from headrace_gateway import allocator
 from headrace_gateway.app import create_app
 from headrace_gateway.service.serve import HttpServer

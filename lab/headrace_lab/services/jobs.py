@@ -15,11 +15,12 @@ import msgspec
 from redis.asyncio import Redis
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.jobs.job_store import ENDED, Job, JobError, JobStore, Status
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.counts import STATES
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
+from headrace_core.types.job import ENDED, Job, JobError, Status
 from headrace_core.types.metrics import (
     AgeMetrics,
     EvaluationMetrics,

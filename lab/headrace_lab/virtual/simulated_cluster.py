@@ -19,8 +19,8 @@ import numpy as np
 
 from headrace_core.concurrency import cancel
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.jobs.job_store import Job
 from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.types.job import Job
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_rollout.worker import RolloutWorker
 

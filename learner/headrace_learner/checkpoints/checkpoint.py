@@ -42,12 +42,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from headrace_core.errors import DiskFull
-from headrace_core.jobs.job_store import CHECKPOINT_MODEL
 from headrace_core.redis_access.json_records import UNREADABLE
 from headrace_core.storage import private_files
 from headrace_core.storage.atomic_write import MANIFEST, PARTIAL, Manifest, remove, sync
 from headrace_core.storage.disk_space import require_space
 from headrace_core.storage.job_folder import AHEAD, JobFolder
+from headrace_core.types.job import CHECKPOINT_MODEL
 
 from ..training.trainer import Trainer
 

@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headrace_core.jobs.history import Kind
-from headrace_core.jobs.job_store import ENDED, Checkpoint, JobStore
+from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.json_records import decode_records
 from headrace_core.storage.atomic_write import PARTIAL
 from headrace_core.storage.job_folder import JobFolder
+from headrace_core.types.job import ENDED, Checkpoint
 from headrace_core.types.metrics import EvaluationMetrics
 
 _PAGE = 2000
