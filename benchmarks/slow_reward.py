@@ -102,7 +102,7 @@ class FakeLearner:
         self.steps, self.ages, self.waits = 0, Counter[int](), list[float]()
 
     async def run(self) -> None:
-        from headrace_core.ledger.ledger import Step
+        from headrace_core.ledger.records import Step
 
         term, signal = await self._ledger.enlist(), "0"
         while True:

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from redis.asyncio import Redis
 
-from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Step, TransitionOutcome
 from headrace_core.redis_access.client import connect, run
 from headrace_core.types.staleness import Limits, ages
 from headrace_core.types.trajectory import Group, encode, sampled_completion

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.ledger.ledger import Lease
+from headrace_core.ledger.records import Lease
 from headrace_core.types.trajectory import Group
 from headrace_lab.training.lagged_training import ADDER
 from headrace_lab.training.step_engine import TurnEngine

@@ -8,7 +8,7 @@ from headrace_core.clock import Clock
 from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.settings_log import SettingsLog
-from headrace_core.ledger.ledger import Claim, Term, TransitionOutcome
+from headrace_core.ledger.records import Claim, Term, TransitionOutcome
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.token_activity import TokenActivity
 from headrace_core.types.metrics import furthest_evaluation

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from headrace_core.errors import Damaged, NotFound
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.ledger.ledger import Step
+from headrace_core.ledger.records import Step
 from headrace_core.types.trajectory import Group
 
 from .checkpoints.checkpoint import Found
@@ -53,7 +53,7 @@ class Recovery:
         Raises `Damaged` if the ledger has deleted them.
         """
         try:
-            return await self._job.ledger.replay(step)
+            return await self._job.ledger.groups(step.groups)
         except NotFound as error:
             passed_over = "; ".join(found.passed_over) or "none"
             raise Damaged(

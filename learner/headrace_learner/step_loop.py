@@ -18,7 +18,7 @@ from headrace_core.activity_timer import ActivityTimer
 from headrace_core.errors import Damaged, WeightsDamaged
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.jobs.weight_publications import Publications
-from headrace_core.ledger.ledger import Step, Term
+from headrace_core.ledger.records import Step, Term
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.atomic_write import written_whole
 from headrace_core.storage.job_folder import JobFolder

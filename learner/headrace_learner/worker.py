@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from headrace_core.concurrency import first_to_end, while_moving
 from headrace_core.errors import TimedOut
-from headrace_core.ledger.ledger import Term
+from headrace_core.ledger.records import Term
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.types.metrics import WorkerMetrics, WorkerState
 

@@ -10,7 +10,7 @@ import numpy as np
 from headrace_core.clock import SYSTEM_CLOCK, Clock
 from headrace_core.config.algorithm_presets import ALGORITHMS
 from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.ledger.ledger import Lease
+from headrace_core.ledger.records import Lease
 from headrace_core.protocols.grader_check import Outcome, Score
 from headrace_core.storage.dataset import PromptOrder
 from headrace_core.types.likelihood import Likelihood

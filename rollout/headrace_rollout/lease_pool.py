@@ -17,7 +17,7 @@ from headrace_core.clock import Clock
 from headrace_core.concurrency import acquire_or_undo, cancel
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.settings_log import SettingsLog
-from headrace_core.ledger.ledger import Lease, Refusal
+from headrace_core.ledger.records import Lease, Refusal
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.types.metrics import WorkerState
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.settings_log import SettingsLog
-from headrace_core.ledger.ledger import Lease, TransitionOutcome
+from headrace_core.ledger.records import Lease, TransitionOutcome
 
 from .engines.engine import RequestRefused
 from .group_builder import GroupBuilder

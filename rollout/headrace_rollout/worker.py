@@ -29,7 +29,7 @@ from typing import Any, Self
 from headrace_core.activity_timer import ActivityTimer
 from headrace_core.concurrency import first_to_end
 from headrace_core.errors import InvalidState, TimedOut
-from headrace_core.ledger.ledger import Lease, Refusal
+from headrace_core.ledger.records import Lease, Refusal
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.types.metrics import EvaluationMetrics, WorkerMetrics, WorkerState
 from headrace_rewards.registry import validate

@@ -16,7 +16,8 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
-from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import TransitionOutcome
 from headrace_core.types.metrics import WorkerMetrics
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import Group, sampled_completion

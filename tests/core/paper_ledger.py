@@ -11,16 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from headrace_core.ledger.counts import LIVE, STATES, LedgerCounts
-from headrace_core.ledger.ledger import (
-    MAX_LEASE_EXPIRIES,
-    Admission,
-    Claim,
-    Lease,
-    Refusal,
-    Step,
-    Term,
-    TransitionOutcome,
-)
+from headrace_core.ledger.ledger import MAX_LEASE_EXPIRIES
+from headrace_core.ledger.records import Admission, Claim, Lease, Refusal, Step, Term, TransitionOutcome
 from headrace_core.types.staleness import Late, Limits, Pending, Window, capacity, select
 from headrace_core.types.trajectory import Group
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headrace_core.ledger.ledger import Lease, Ledger, Refusal, Step, Term, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Lease, Refusal, Step, Term, TransitionOutcome
 from headrace_core.types.staleness import Late, Limits, ages, contributes
 from headrace_core.types.trajectory import Group, sampled_completion
 

@@ -8,7 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import NotFound
-from headrace_core.ledger.ledger import Lease, Ledger, Step, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Lease, Step, TransitionOutcome
 from headrace_core.redis_access import scripts
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
@@ -69,7 +70,7 @@ async def test_of_groups_that_two_checkpoints_hold_the_newest_are_kept(ledger: L
     with pytest.raises(NotFound, match="was ever admitted"):
         await ledger.history(8 * BATCH)
     for step in await ledger.steps(6):  # whoever goes back to the older checkpoint has its groups
-        assert [g.group_id for g in await ledger.replay(step)] == list(step.groups)
+        assert [g.group_id for g in await ledger.groups(step.groups)] == list(step.groups)
     account = await ledger.counts()
     assert (account.balanced, account.admitted, account.states["trained"]) == (True, 8 * BATCH, 8 * BATCH)
 

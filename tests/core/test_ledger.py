@@ -11,15 +11,8 @@ from redis.asyncio import Redis
 
 from headrace_core.errors import Damaged, InvalidRequest, NotFound
 from headrace_core.jobs.job_store import JobStore
-from headrace_core.ledger.ledger import (
-    MAX_LEASE_EXPIRIES,
-    Lease,
-    Ledger,
-    Refusal,
-    StalenessBoundViolated,
-    Step,
-    TransitionOutcome,
-)
+from headrace_core.ledger.ledger import MAX_LEASE_EXPIRIES, Ledger
+from headrace_core.ledger.records import Lease, Refusal, StalenessBoundViolated, Step, TransitionOutcome
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.job import Job
@@ -63,7 +56,7 @@ async def test_a_group_goes_from_admission_to_trained(ledger: Ledger) -> None:
     assert (await ledger.admit("rollout-0", 0, 10, 60)).refusal is Refusal.BEHIND
     assert [t.state for t in await ledger.history(0)] == ["leased", "queued", "claimed", "trained"]
     assert [s.groups for s in await ledger.steps()] == [(0, 1)]
-    assert [g.group_id for g in await ledger.replay(step)] == [0, 1]
+    assert [g.group_id for g in await ledger.groups(step.groups)] == [0, 1]
 
 
 async def test_a_step_beyond_the_bound_is_refused(ledger: Ledger) -> None:
@@ -273,8 +266,8 @@ async def test_a_checkpoint_lets_covered_groups_go_and_keeps_the_rest(ledger: Le
     assert await ledger.forget_before(2) == 4
     assert await ledger.forget_before(2) == 0
     with pytest.raises(NotFound, match="group 2 is no longer stored"):
-        await ledger.replay(steps[1])
-    assert [g.group_id for g in await ledger.replay(steps[2])] == list(steps[2].groups)
+        await ledger.groups(steps[1].groups)
+    assert [g.group_id for g in await ledger.groups(steps[2].groups)] == list(steps[2].groups)
     assert await ledger.steps(2) == steps[2:]
     assert await ledger.forget_before(99) == 2  # of what is settled; later steps are not covered before they are there
     await committed(ledger, 2)
@@ -305,7 +298,7 @@ async def test_what_was_trained_is_kept_until_the_job_is_over(redis: Redis, ledg
     await ledger.settle(term, step, "v1")
     await jobs.move(job.id, "paused")
     assert await ledger.close("finished") == 1
-    assert [g.group_id for g in await ledger.replay(step)] == [0, 1]
+    assert [g.group_id for g in await ledger.groups(step.groups)] == [0, 1]
     await jobs.move(job.id, "cancelled")
     assert await ledger.close("cancelled") == 0
     assert not await run(redis.exists(stream))

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from headrace_core.ledger.counts import LIVE, TERMINAL
-from headrace_core.ledger.ledger import Claim, Lease, Ledger, Refusal, Step, Term, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Claim, Lease, Refusal, Step, Term, TransitionOutcome
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.redis_access.scripts import script_source

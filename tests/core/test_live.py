@@ -16,7 +16,8 @@ from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidState
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.settings_log import SettingsLog
-from headrace_core.ledger.ledger import Claim, Ledger, Refusal, StalenessBoundViolated, Step, Term, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Claim, Refusal, StalenessBoundViolated, Step, Term, TransitionOutcome
 from headrace_core.types.job import Job
 from headrace_core.types.staleness import Late, Limits
 

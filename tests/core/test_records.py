@@ -13,7 +13,8 @@ from headrace_core.jobs.history import event_of
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.jobs.weight_publications import Publication, Publications
-from headrace_core.ledger.ledger import Ledger, Step
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Step
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.json_records import decode_record

@@ -11,7 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.errors import Unavailable
-from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Step, TransitionOutcome
 from headrace_core.redis_access.client import acquired, connect, ping
 from headrace_core.types.staleness import Limits
 from headrace_gateway.service.embedded_redis import RedisServer

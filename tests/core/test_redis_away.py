@@ -15,7 +15,8 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from headrace_core.errors import RedisFull
 from headrace_core.jobs.history import EVENTS
 from headrace_core.jobs.job_store import JobStore
-from headrace_core.ledger.ledger import Lease, Ledger, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Lease, TransitionOutcome
 from headrace_core.redis_access.client import connect, is_transient, run
 from headrace_core.types.job import Job
 from headrace_core.types.staleness import Limits

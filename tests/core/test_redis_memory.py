@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from headrace_core.ledger.ledger import Ledger, Refusal, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Refusal, TransitionOutcome
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import Group, encode, sampled_completion
 from headrace_lab.training.trained_steps import step_of

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from headrace_core.ledger.ledger import Ledger, Step
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Step
 from headrace_core.types.staleness import Late, Limits, Pending, Window, ages, capacity, contributes, select
 from headrace_core.types.trajectory import NO_VERSION
 

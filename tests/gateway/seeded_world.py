@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.rollout_records import RolloutStore
-from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import TransitionOutcome
 from headrace_core.redis_access.client import run
 from headrace_core.types.events import StepSummary
 from headrace_core.types.job import CHECKPOINT_MODEL, Checkpoint, Job, JobError, Status, model_name

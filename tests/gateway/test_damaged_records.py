@@ -25,7 +25,8 @@ from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.jobs.rollout_records import RolloutStore
 from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.jobs.weight_publications import Publications
-from headrace_core.ledger.ledger import Ledger, Step, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Step, TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import API_KEYS_USED, JobKeys

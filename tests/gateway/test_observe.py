@@ -12,7 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace_core.jobs.recovery_counters import RecoveryCounters
-from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import TransitionOutcome
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.metrics import (

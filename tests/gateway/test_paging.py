@@ -11,7 +11,8 @@ from openai import AsyncOpenAI
 from pydantic import TypeAdapter
 
 from headrace_core.jobs.history import MEASURED
-from headrace_core.ledger.ledger import Admission, Ledger
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Admission
 from headrace_core.types.events import StepSummary
 from headrace_core.types.staleness import Limits
 from headrace_gateway.schemas.observe import (

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.weight_publications import Publications
-from headrace_core.ledger.ledger import Ledger, Refusal
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Refusal
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.storage.weight_store import Published
 from headrace_core.types.metrics import UpdateMetrics, WorkerMetrics, WorkerState

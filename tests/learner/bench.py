@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from safetensors.torch import load_file
 
 from headrace_core.jobs.job_store import JobStore
-from headrace_core.ledger.ledger import Ledger, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import TransitionOutcome
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.job import Job

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace_core.ledger.ledger import TransitionOutcome
+from headrace_core.ledger.records import TransitionOutcome
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_learner.checkpoints import checkpoint
 from headrace_learner.training.trainer import Trainer

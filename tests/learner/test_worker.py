@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from headrace_core.errors import InvalidState, TimedOut
 from headrace_core.jobs.settings_log import SettingsLog
-from headrace_core.ledger.ledger import TransitionOutcome
+from headrace_core.ledger.records import TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.types.job import model_name
 from headrace_core.types.metrics import WorkerMetrics

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidData, InvalidRequest
-from headrace_core.ledger.ledger import Lease
+from headrace_core.ledger.records import Lease
 from headrace_core.types.trajectory import Completion, Group, Role, decode, encode
 from headrace_lab.paths import ADDER
 from headrace_rewards.registry import build, validate

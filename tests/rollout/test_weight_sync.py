@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from headrace_core.errors import TimedOut, WeightsDamaged
 from headrace_core.jobs.job_record import JobRecord
-from headrace_core.ledger.ledger import Step, TransitionOutcome
+from headrace_core.ledger.records import Step, TransitionOutcome
 from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.metrics import WorkerMetrics
 from headrace_core.types.staleness import Limits

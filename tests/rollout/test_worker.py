@@ -24,7 +24,8 @@ from headrace_core.errors import InvalidData, InvalidState, TimedOut
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.jobs.settings_log import SettingsLog
-from headrace_core.ledger.ledger import Ledger, Term, TransitionOutcome
+from headrace_core.ledger.ledger import Ledger
+from headrace_core.ledger.records import Term, TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.redis_access.client import run as answer

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..redis_access.json_records import whole_number
 from ..redis_access.keys import JobKeys
@@ -15,6 +15,7 @@ STATES = LIVE + TERMINAL
 QUEUED_ONCE = ("queued", "claimed", "trained", "dropped_stale", "filtered")
 """States of groups that were generated and scored; some cancelled ones were, too."""
 LiveState = Literal["leased", "queued", "claimed"]
+_LIVE: dict[bytes, LiveState] = {state.encode(): state for state in get_args(LiveState)}
 _COUNTS = ("admitted", "version", "masked_tokens", "largest_age", "sampled_tokens", "fenced")
 
 
@@ -81,3 +82,13 @@ def counts_of_ledger(job_id: str, raw: Mapping[bytes, bytes]) -> LedgerCounts:
     bound = found["largest_age_bound"] if b"largest_age_bound" in raw else None
     counts = {name: found[name] for name in _COUNTS}
     return LedgerCounts(states={s: found[s] for s in STATES}, largest_age_bound=bound, **counts)
+
+
+def queues_of(reply: Sequence[Any]) -> Queues:
+    """Decodes what lua/queues.lua returns."""
+    version, bound, held, share, held_back, *stages = reply
+    decoded = [
+        Stage(_LIVE[name], int(depth), float(since) if since else None, int(oldest) if since else None, int(size))
+        for name, depth, since, oldest, size in stages
+    ]
+    return Queues(int(version), int(bound), int(held), int(share), int(held_back), tuple(decoded))

@@ -30,120 +30,26 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from typing import Any, get_args
+from dataclasses import asdict
+from typing import Any
 
 from redis.asyncio import Redis
 
-from ..errors import HeadraceError, InvalidRequest, NotFound, WireError
+from ..errors import InvalidRequest, NotFound, WireError
 from ..redis_access.client import run
 from ..redis_access.json_records import decode_record, entry_id, text, whole_number
 from ..redis_access.keys import JobKeys
 from ..redis_access.scripts import Script
-from ..types.staleness import Late, Limits, Pending, Selection, Window, select
+from ..types.staleness import Late, Limits, Pending, Window, select
 from ..types.trajectory import Group, decode, encode
-from .counts import LedgerCounts, LiveState, Queues, Stage, counts_of_ledger
+from .counts import LedgerCounts, Queues, counts_of_ledger, queues_of
+from .records import Admission, Claim, Lease, Refusal, StalenessBoundViolated, Step, Term, TransitionOutcome
 from .transitions import Transition, transitions_in
 
 MAX_LEASE_EXPIRIES = 5
 """A group whose leases expired this often ends as generation_failed: it seems to kill the workers that generate it."""
 MAX_BLOCK_SECONDS = 20.0
 """A blocking read must end before the socket's time limit (`client.connect`)."""
-
-
-class TransitionOutcome(StrEnum):
-    """How a transition ended. All of these are normal."""
-
-    QUEUED = "queued"
-    LEASED = "leased"
-    """The attempt failed; the group will be leased again."""
-    SETTLED = "settled"
-    FILTERED = "filtered"
-    REWARD_FAILED = "reward_failed"
-    GENERATION_FAILED = "generation_failed"
-    FENCED = "fenced"
-    """Another worker or learner has taken over: the caller's lease or term is void."""
-    CLOSED = "closed"
-    """The job has ended."""
-    GONE = "gone"
-    """A group was no longer queued, or a setting changed, since the window was read: read it again."""
-
-
-class Refusal(StrEnum):
-    """Why nothing was admitted."""
-
-    FULL = "full"
-    """The pacing window is full, or the job has all the groups it needs."""
-    BEHIND = "behind"
-    """The worker's weights are older than the newest policy version: catch up first."""
-    MEMORY = "memory"
-    """The job's groups use up its share of Redis' memory, and the next step has all its groups."""
-    DRAINED = "drained"
-    """The worker is being drained."""
-    CLOSED = "closed"
-
-
-class StalenessBoundViolated(HeadraceError):
-    """A commit or a settlement contradicts the staleness bound. That is a bug of the caller; nothing was changed."""
-
-    code = "staleness_bound_broken"
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to generate one group, until it expires."""
-
-    group_id: int
-    token: str
-    attempt: int
-    """1 for the group's first lease, 2 for its second, …"""
-    version: int
-    """The policy version when the lease was given; no token sampled under it is older."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """The answer to `admit`: leases, or the reason why there are none."""
-
-    leases: tuple[Lease, ...]
-    refusal: Refusal | None
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A learner's right to claim and settle. It becomes void when another learner enlists."""
-
-    number: int
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The record of one settled step. From these records a new learner replays the steps after a checkpoint."""
-
-    version: int
-    """The policy version that was updated; the step made version + 1."""
-    groups: tuple[int, ...]
-    ages: dict[int, int]
-    """Number of tokens that contributed to the gradient, by age."""
-    masked_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The answer to `claim`: a full batch, or why there is none (see `outcome`, else `selection`)."""
-
-    version: int
-    groups: tuple[Group, ...] = ()
-    selection: Selection = field(default_factory=Selection)
-    outcome: TransitionOutcome | None = None
-
-
-_LIVE: dict[bytes, LiveState] = {state.encode(): state for state in get_args(LiveState)}
-
-
 _SCRIPTS = (
     *("admit", "renew", "commit", "fail", "release", "lapse"),
     *("enlist", "window", "claim", "settle", "filter", "covered"),
@@ -193,12 +99,7 @@ class Ledger:
 
     async def queues(self) -> Queues:
         """The groups in each live state, with their oldest time and version, from one atomic read."""
-        version, bound, held, share, held_back, *stages = await self._run("queues")
-        found = [
-            Stage(_LIVE[name], int(depth), float(since) if since else None, int(oldest) if since else None, int(size))
-            for name, depth, since, oldest, size in stages
-        ]
-        return Queues(int(version), int(bound), int(held), int(share), int(held_back), tuple(found))
+        return queues_of(await self._run("queues"))
 
     async def allot(self, share: int) -> None:
         """Limit the job's encoded groups to `share` bytes of Redis' memory from now on; 0: no limit."""
@@ -357,7 +258,8 @@ class Ledger:
         """
         settled = range(start, (await self.newest())[0])
         found = await run(self._redis.hmget(self._keys.steps, [str(v) for v in settled])) if settled else []
-        return [_step(f"{self._keys.steps} {v}", record) for v, record in zip(settled, found, strict=True) if record]
+        records = [(f"{self._keys.steps} {v}", record) for v, record in zip(settled, found, strict=True) if record]
+        return [decode_record(record, Step, where) for where, record in records]
 
     async def trained_tokens(self) -> int:
         """How many tokens contributed to all settled steps, those whose records are deleted included."""
@@ -365,15 +267,11 @@ class Ledger:
         recorded = sum(sum(step.ages.values()) for step in await self.steps())
         return whole_number(forgotten, f"{self._keys.ledger} forgotten_tokens") + recorded
 
-    async def replay(self, step: Step) -> list[Group]:
-        """The groups of a settled step, in the order in which they were trained.
-
-        Raises `NotFound` after a checkpoint has covered them, or the job was closed.
-        """
-        return await self.groups(step.groups)
-
     async def groups(self, ids: Iterable[int]) -> list[Group]:
-        """The committed groups with these ids, in this order. Raises `NotFound` as `replay` does."""
+        """The committed groups with these ids, in this order.
+
+        Raises `NotFound` for one that a checkpoint has covered, and after the job was closed.
+        """
         messages = []
         for group_id in ids:
             entry = await run(self._redis.hget(self._keys.group(group_id), "entry"))
@@ -387,11 +285,6 @@ class Ledger:
     async def forget_before(self, version: int) -> int:
         """Delete the encoded groups of the steps before `version`, which a checkpoint covers. Returns how many."""
         return int(await self._run("covered", version))
-
-
-def _step(where: str, record: bytes) -> Step:
-    """Decodes a step's record. Raises `Damaged`."""
-    return decode_record(record, Step, where)
 
 
 def _group(group_id: int, message: bytes) -> Group:

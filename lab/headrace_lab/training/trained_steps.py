@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from headrace_core.ledger.ledger import Claim, Step
+from headrace_core.ledger.records import Claim, Step
 
 
 def step_of(claim: Claim, max_staleness: int) -> Step:
