@@ -29,7 +29,7 @@ from typing import Literal, Self, TypeAlias
 from ray.exceptions import RayError
 from redis.exceptions import RedisError
 
-from headrace_core.concurrency import cancel, until
+from headrace_core.concurrency import cancel, run_with_background
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, HeadraceError, InvalidState, Unavailable
@@ -139,7 +139,7 @@ class JobController:
         try:
             check_wanted(job)
             idle = await self._ports.idle_steps(job)
-            await until([self._work(job)], [self._watch(job, idle), self._ports.keep_memory_share()])
+            await run_with_background([self._work(job)], [self._watch(job, idle), self._ports.keep_memory_share()])
             await idle.end()
             name = model_name(job)
             return await self._end("succeeded", f"succeeded: the trained model is {name}", name)
@@ -165,7 +165,9 @@ class JobController:
                 await self._status.move("running")
             running = placed = True
             try:
-                await until([self._ports.train(job, self._group.workers)], [self._group.watch_placement()])
+                await run_with_background(
+                    [self._ports.train(job, self._group.workers)], [self._group.watch_placement()]
+                )
             except PlacementLost as error:
                 await self._report_placement_lost(error)
                 await self._group.release()
@@ -213,7 +215,7 @@ class JobController:
 
     async def _pause(self, message: str, level: Level = "info", data: JobPaused | None = None) -> Status:
         """The learner saves the step under way; what the others hold, they give back at once."""
-        await until([self._stop()], [self._status.until_cancelled()])
+        await run_with_background([self._stop()], [self._status.until_cancelled()])
         if (await self._jobs.get(self._job_id)).status == "paused":  # else it was resumed meanwhile
             await self._jobs.emit_event(self._job_id, f"{message}; resume goes on from here", level=level, data=data)
         return "paused"

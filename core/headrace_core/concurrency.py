@@ -68,7 +68,7 @@ async def while_moving(work: Awaitable[T], limit: float, measure: Callable[[], A
         await cancel([task])
 
 
-async def until(
+async def run_with_background(
     main: Iterable[Awaitable[Any]],
     background: Iterable[Awaitable[Any]] = (),
     finish: Callable[[], Awaitable[None]] | None = None,

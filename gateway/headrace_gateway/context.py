@@ -22,7 +22,7 @@ from .files.file_store import FileStore
 from .files.task_files import task_slots
 from .grading.grader_checks import GraderTrials
 from .limited_processes.forked_process import ForkServer
-from .limited_processes.process_slots import Places
+from .limited_processes.process_slots import ProcessSlots
 from .models.catalog import Models
 from .models.prompt_process import ENVIRONMENT, PromptChecks
 from .principal import LOCAL, Caller, Principal
@@ -45,7 +45,7 @@ class GatewayContext:
     chats: ChatPool
     trials: GraderTrials
     prompts: PromptChecks
-    task_slots: Places
+    task_slots: ProcessSlots
     hub: JobStreams
     keys: KeyStore
     audit: Audit

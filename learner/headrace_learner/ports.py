@@ -21,8 +21,8 @@ from headrace_core.storage.weight_store import WeightStore
 
 from .algorithms.presets import algorithm
 from .checkpoints import checkpoint
-from .checkpoints.checkpoint import Found
-from .checkpoints.memory_snapshot import Snapshots, taken_by
+from .checkpoints.checkpoint import NewestCheckpoint
+from .checkpoints.memory_snapshot import Snapshots, snapshots_of
 from .distributed.process_group import ProcessGroup
 from .distributed.rank_coordinator import Coordinator, RankCoordinator
 from .models.policy import Policy
@@ -34,7 +34,7 @@ HEARTBEAT_SECONDS = 2.0
 class CheckpointStore(Protocol):
     """Writes and finds a job's checkpoints."""
 
-    def newest(self, ledger: int) -> Found:
+    def newest(self, ledger: int) -> NewestCheckpoint:
         """The newest complete checkpoint that is not newer than `ledger`, the ledger's policy version."""
         ...
 
@@ -53,7 +53,7 @@ class CheckpointFolder:
     def __init__(self, output: Path) -> None:
         self._output = output
 
-    def newest(self, ledger: int) -> Found:
+    def newest(self, ledger: int) -> NewestCheckpoint:
         """See `CheckpointStore`."""
         return checkpoint.newest(self._output, ledger)
 
@@ -100,4 +100,4 @@ def load_trainer(config: WorkerConfig, ranks: ProcessGroup) -> tuple[Trainer, Sn
     torch.manual_seed(settings.seed)
     policy = Policy(Path(config.model_path), settings, ranks)
     trainer = Trainer(policy, algorithm(settings.algorithm), settings)
-    return trainer, taken_by(trainer, config)
+    return trainer, snapshots_of(trainer, config)

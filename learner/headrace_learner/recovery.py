@@ -15,7 +15,7 @@ from headrace_core.jobs.job_record import JobRecord
 from headrace_core.ledger.records import Step
 from headrace_core.types.trajectory import Group
 
-from .checkpoints.checkpoint import Found
+from .checkpoints.checkpoint import NewestCheckpoint
 from .checkpoints.memory_snapshot import Snapshots
 from .distributed.rank_commands import Load, Restore
 from .distributed.rank_coordinator import Coordinator
@@ -29,25 +29,27 @@ class Recovery:
     def __init__(self, coordinator: Coordinator, job: JobRecord, checkpoints: CheckpointStore, newest: int) -> None:
         self._coordinator, self._job, self._checkpoints, self._newest = coordinator, job, checkpoints, newest
 
-    async def go_back(self, trainer: Trainer, snapshots: Snapshots | None, found: Found) -> tuple[int, str]:
+    async def go_back(
+        self, trainer: Trainer, snapshots: Snapshots | None, checkpoint: NewestCheckpoint
+    ) -> tuple[int, str]:
         """Bring the trainer to the newest saved state. Returns its version, and what it was restored from, in words.
 
-        `found`: the newest checkpoint.
+        `checkpoint`: the newest checkpoint.
         """
         if snapshots is not None:
-            command = Restore(found.version, self._newest)
+            command = Restore(checkpoint.version, self._newest)
             restored = await self._coordinator.run_on_all(
                 command, lambda: snapshots.restore(command.least, command.most)
             )
             await self.report("snapshot passed over", restored.passed_over)
             if restored.version is not None:
                 return restored.version, f"snapshot at version {restored.version}"
-        if (path := found.path) is None:
+        if (path := checkpoint.path) is None:
             return 0, "the base model"
         await self._coordinator.run_on_all(Load(str(path)), lambda: self._checkpoints.load(trainer, path))
-        return found.version, f"checkpoint at version {found.version}"
+        return checkpoint.version, f"checkpoint at version {checkpoint.version}"
 
-    async def groups(self, step: Step, found: Found, version: int) -> list[Group]:
+    async def groups(self, step: Step, checkpoint: NewestCheckpoint, version: int) -> list[Group]:
         """The groups of a settled step that the restored state, of `version`, does not include.
 
         Raises `Damaged` if the ledger has deleted them.
@@ -55,7 +57,7 @@ class Recovery:
         try:
             return await self._job.ledger.groups(step.groups)
         except NotFound as error:
-            passed_over = "; ".join(found.passed_over) or "none"
+            passed_over = "; ".join(checkpoint.passed_over) or "none"
             raise Damaged(
                 f"the state at version {self._newest} cannot be made again: the newest that is whole is version "
                 f"{version}, and the ledger keeps the groups of step {step.version} no longer; checkpoints passed "

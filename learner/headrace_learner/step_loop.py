@@ -26,7 +26,7 @@ from headrace_core.types.job import Checkpoint, model_name, new_id
 from headrace_core.types.trajectory import Group
 
 from .batch_claims import BatchClaims, RunEnded, end_if_void
-from .checkpoints.checkpoint import Found
+from .checkpoints.checkpoint import NewestCheckpoint
 from .checkpoints.memory_snapshot import Snapshots
 from .checkpoints.retention import Retention
 from .distributed.rank_commands import Publish, Save, Snapshot, Train, WriteModel
@@ -91,15 +91,15 @@ class StepLoop:
 
     # ── start: restore and replay ────────────────────────────────────────────────────────────────────────────────────
 
-    async def recover(self, recovery: Recovery, found: Found) -> str:
+    async def recover(self, recovery: Recovery, checkpoint: NewestCheckpoint) -> str:
         """Restore the newest complete state. Returns its source, for the event of the worker's start."""
-        if found.path is not None:
-            self._saved.append(found.version)
-            await self._announce(found.path, found.version, {})
-        self.version, source = await recovery.go_back(self._trainer, self._snapshots, found)
+        if checkpoint.path is not None:
+            self._saved.append(checkpoint.version)
+            await self._announce(checkpoint.path, checkpoint.version, {})
+        self.version, source = await recovery.go_back(self._trainer, self._snapshots, checkpoint)
         return source
 
-    async def replay(self, recovery: Recovery, found: Found) -> int:
+    async def replay(self, recovery: Recovery, checkpoint: NewestCheckpoint) -> int:
         """Train the settled steps newer than the restored state again, from their stored groups. Returns their number.
 
         Raises `Damaged` if the groups are gone, or the steps do not lead to the ledger's version.
@@ -109,7 +109,7 @@ class StepLoop:
         again = await self._ledger.steps(self.version)
         reported = await self._jobs.history.last_step(self._config.job_id)
         for step in again:
-            groups = await recovery.groups(step, found, self.version)
+            groups = await recovery.groups(step, checkpoint, self.version)
             result = await self._train(groups)
             self.version = step.version + 1
             await self._recorder.record(groups, result, self.version)

@@ -26,7 +26,7 @@ from headrace_core.ledger.records import Term
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.types.metrics import WorkerMetrics, WorkerState
 
-from .checkpoints.checkpoint import Found
+from .checkpoints.checkpoint import NewestCheckpoint
 from .ports import LearnerPorts
 from .recovery import Recovery
 from .step_loop import StepLoop
@@ -66,7 +66,7 @@ class LearnerWorker:
         await self._jobs.record_worker_start(self._config.job_id, self._config.worker, "learner")
         self._term = await self._ledger.enlist()
         await self._coordinator.connect()
-        (trainer, snapshots), found = await asyncio.gather(
+        (trainer, snapshots), checkpoint = await asyncio.gather(
             self._coordinator.run_local(lambda: self._ports.load(self._coordinator.ranks)),
             asyncio.to_thread(self._ports.checkpoints.newest, self._term.version),
         )
@@ -76,7 +76,7 @@ class LearnerWorker:
             self._config, self._ports, live, self._term, (trainer, snapshots), self._stopping
         )
         tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._restore(steps, found), name="restore"),
+            asyncio.create_task(self._restore(steps, checkpoint), name="restore"),
             asyncio.create_task(self._heartbeat_loop(steps, "starting"), name="beat"),
         ]
         restored = await first_to_end(tasks)
@@ -86,13 +86,13 @@ class LearnerWorker:
             "parameters": trainer.policy.parameters,
             "threads": self._config.threads,
             "version": steps.version,
-            "checkpoint": found.version,
+            "checkpoint": checkpoint.version,
             **restored,
             "model_seconds": round(loaded - began, 2),
             "seconds": round(self._clock.monotonic() - began, 2),
         }
 
-    async def _restore(self, steps: StepLoop, found: Found) -> dict[str, Any]:
+    async def _restore(self, steps: StepLoop, checkpoint: NewestCheckpoint) -> dict[str, Any]:
         """Bring the policy to the ledger's newest version, and publish it. Returns its part of the start event's data.
 
         Heartbeats are sent meanwhile, because many steps may have to be replayed: who waits for this start sees in them
@@ -100,10 +100,10 @@ class LearnerWorker:
         """
         began = self._clock.monotonic()
         recovery = Recovery(self._coordinator, self._ports.job, self._ports.checkpoints, self._term.version)
-        await recovery.report("checkpoint passed over", found.passed_over)
-        source = await steps.recover(recovery, found)
+        await recovery.report("checkpoint passed over", checkpoint.passed_over)
+        source = await steps.recover(recovery, checkpoint)
         restored = self._clock.monotonic()
-        replayed_steps = await steps.replay(recovery, found)
+        replayed_steps = await steps.replay(recovery, checkpoint)
         replayed = self._clock.monotonic()
         await steps.publish_again()
         return {

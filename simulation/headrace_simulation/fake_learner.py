@@ -22,7 +22,7 @@ from headrace_core.types.trajectory import Group
 from headrace_lab.virtual.simulated_training import step_result
 from headrace_learner.algorithms.token_selection import AgeCount
 from headrace_learner.checkpoints import checkpoint
-from headrace_learner.checkpoints.checkpoint import Found
+from headrace_learner.checkpoints.checkpoint import NewestCheckpoint
 from headrace_learner.checkpoints.memory_snapshot import Restored
 from headrace_learner.distributed.process_group import ProcessGroup, SingleProcess
 from headrace_learner.distributed.rank_commands import Save
@@ -179,7 +179,7 @@ class WrittenInParts:
     def __init__(self, output: Path) -> None:
         self._output = output
 
-    def newest(self, ledger: int) -> Found:
+    def newest(self, ledger: int) -> NewestCheckpoint:
         return checkpoint.newest(self._output, ledger)
 
     def save(self, trainer: Any, version: int) -> Path:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from headrace_core.concurrency import acquire_or_undo, cancel, first_to_end, until, while_moving
+from headrace_core.concurrency import acquire_or_undo, cancel, first_to_end, run_with_background, while_moving
 
 
 async def test_a_swallowed_cancellation_is_sent_again() -> None:
@@ -123,7 +123,7 @@ async def fails() -> None:
 
 async def test_an_error_beside_the_work_ends_it() -> None:
     with pytest.raises(RuntimeError, match="broken"):
-        await until([asyncio.Event().wait()], [fails()])
+        await run_with_background([asyncio.Event().wait()], [fails()])
 
 
 @pytest.mark.parametrize("late", [True, False])
@@ -140,7 +140,7 @@ async def test_once_the_work_is_done_nobody_who_is_late_or_fails_undoes_it(late:
     async def finish() -> None:
         told.set()
 
-    await until([asyncio.sleep(0)], [beside()], finish, limit=0.05)
+    await run_with_background([asyncio.sleep(0)], [beside()], finish, limit=0.05)
     assert ended == ["beside"]
 
 

@@ -22,7 +22,7 @@ from headrace_gateway.cli import job_file
 from headrace_gateway.files import task_files
 from headrace_gateway.files.file_store import FileStore
 from headrace_gateway.files.task_files import TaskFiles
-from headrace_gateway.limited_processes.process_slots import Places
+from headrace_gateway.limited_processes.process_slots import ProcessSlots
 from headrace_gateway.operations import idempotency
 
 from .conftest import Served, body
@@ -139,9 +139,9 @@ async def test_a_submission_that_another_overtook_answers_the_others_job_and_lea
 
 async def test_so_many_are_made_at_once(redis: Redis, tmp_path: Path) -> None:
     """A submission without a limit of its own would be a process, and a file, for each of any number of requests."""
-    places = Places(1, 0.2, "the rows of 1 other task are being made")
-    tasks = TaskFiles(FileStore(redis, tmp_path / "files", 10**6), tmp_path, RewardPermissions(), places, "ftjob-1")
-    async with places.one():
+    slots = ProcessSlots(1, 0.2, "the rows of 1 other task are being made")
+    tasks = TaskFiles(FileStore(redis, tmp_path / "files", 10**6), tmp_path, RewardPermissions(), slots, "ftjob-1")
+    async with slots.slot():
         with pytest.raises(TimedOut, match=r"1 other task.*: ask again"):
             await tasks.file_id(SUMS, "training_file")
     assert not any(entry.startswith(".task-") for entry in os.listdir(tmp_path))

@@ -62,7 +62,7 @@ def test_saving_changes_nothing(make_trainer: Make, tmp_path: Path) -> None:
 
 
 def test_without_any_there_is_none(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path, 99) == checkpoint.Found(None, 0, ())
+    assert checkpoint.newest(tmp_path, 99) == checkpoint.NewestCheckpoint(None, 0, ())
 
 
 def test_the_newest_whole_one_is_found(make_trainer: Make, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(saved: Path, tmp_path
 def test_what_is_no_checkpoint_is_not_looked_at(saved: Path, tmp_path: Path) -> None:
     for name in ("step-00000009.partial", "step-00000008.ahead", "step-x", "step-9", "notes"):
         (saved.parent / name).mkdir()
-    assert checkpoint.newest(tmp_path, 99) == checkpoint.Found(saved, NEW, ())
+    assert checkpoint.newest(tmp_path, 99) == checkpoint.NewestCheckpoint(saved, NEW, ())
 
 
 def test_one_newer_than_the_ledger_is_put_aside_for_ever(saved: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_one_newer_than_the_ledger_is_put_aside_for_ever(saved: Path, tmp_path: 
         f"{saved.name}: the ledger has lost the steps to it, and is at version {OLD}; put aside as .ahead",
     )
     assert (saved.with_name(saved.name + ".ahead") / "model" / "model.safetensors").is_file()
-    assert checkpoint.newest(tmp_path, NEW) == checkpoint.Found(saved.with_name(f"step-{OLD:08d}"), OLD, ())
+    assert checkpoint.newest(tmp_path, NEW) == checkpoint.NewestCheckpoint(saved.with_name(f"step-{OLD:08d}"), OLD, ())
 
 
 def test_the_older_one_at_the_same_version_makes_way_only_for_a_whole_one(
@@ -110,7 +110,7 @@ def test_the_older_one_at_the_same_version_makes_way_only_for_a_whole_one(
     monkeypatch.setattr(trainer.policy, "write_model", full)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(trainer, tmp_path, NEW)
-    assert checkpoint.newest(tmp_path, NEW) == checkpoint.Found(saved, NEW, ())
+    assert checkpoint.newest(tmp_path, NEW) == checkpoint.NewestCheckpoint(saved, NEW, ())
 
 
 def test_all_of_it_is_on_the_disk_before_it_has_its_name(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from headrace_core.concurrency import until
+from headrace_core.concurrency import run_with_background
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.types.job import Job
 
@@ -30,7 +30,7 @@ async def train(record: JobRecord, job: Job, workers: Sequence[WorkerSupervisor]
         await record.ledger.close("finished")
 
     main = [learner.run(begin), _evaluate(record, job, workers, begin)]
-    await until(main, [rollout.run(begin) for rollout in rollouts], finish)
+    await run_with_background(main, [rollout.run(begin) for rollout in rollouts], finish)
 
 
 async def _evaluate(record: JobRecord, job: Job, workers: Sequence[WorkerSupervisor], begin: asyncio.Event) -> None:

@@ -21,7 +21,7 @@ from headrace_core.storage.atomic_write import ABANDONED_AFTER_SECONDS
 from headrace_core.storage.dataset import names_task
 
 from ..limited_processes.json_process import ask_rewards
-from ..limited_processes.process_slots import Places
+from ..limited_processes.process_slots import ProcessSlots
 from .file_store import FileStore
 
 TASK_SECONDS = 300.0
@@ -29,20 +29,22 @@ AT_ONCE = 2
 """Most files that a gateway makes at the same time: each needs a process that imports a library, in a sandbox."""
 
 
-def task_slots() -> Places:
+def task_slots() -> ProcessSlots:
     """The process slots of one gateway, shared by all its requests."""
-    return Places(AT_ONCE, TASK_SECONDS, f"the rows of {AT_ONCE} other tasks are being made")
+    return ProcessSlots(AT_ONCE, TASK_SECONDS, f"the rows of {AT_ONCE} other tasks are being made")
 
 
 class TaskFiles:
     """The files that the submission of one job needs made. `async with`: a request that is refused leaves none. What a
     gateway that died has left, or one that does not know whether the job was stored, `sweep` deletes."""
 
-    def __init__(self, files: FileStore, folder: Path, rules: RewardPermissions, places: Places, job_id: str) -> None:
+    def __init__(
+        self, files: FileStore, folder: Path, rules: RewardPermissions, slots: ProcessSlots, job_id: str
+    ) -> None:
         """`folder` takes what is not whole yet; `rules` hold the libraries as they hold reward code."""
         self._job_id = job_id
         self._files = files
-        self._slots = places
+        self._slots = slots
         self._rules = rules
         self._folder = folder
         self._made: list[str] = []
@@ -67,7 +69,7 @@ class TaskFiles:
         if not names_task(reference):
             return reference
         self._folder.mkdir(parents=True, exist_ok=True)
-        async with self._slots.one():
+        async with self._slots.slot():
             with tempfile.TemporaryDirectory(prefix=".task-", dir=self._folder) as folder:
                 path = Path(folder) / "rows.jsonl"
                 question = RowsRequest(reference, str(path.absolute()), self._files.max_bytes, self._rules)

@@ -17,7 +17,7 @@ from headrace_core.protocols.grader_check import CheckReport, CheckRequest
 from headrace_core.storage.dataset import Row
 
 from ..limited_processes.json_process import RunProcess, ask_rewards, started
-from ..limited_processes.process_slots import Places
+from ..limited_processes.process_slots import ProcessSlots
 from .plausible_completions import plausible_completions
 
 CHECK_SECONDS = 120.0
@@ -70,11 +70,11 @@ class GraderTrials:
     def __init__(self, rules: RewardPermissions, run: RunProcess = started) -> None:
         self._rules = rules
         self._run = run
-        self._places = Places(_TRIALS_AT_ONCE, _TRIAL_SECONDS, f"{_TRIALS_AT_ONCE} graders are being tried")
+        self._slots = ProcessSlots(_TRIALS_AT_ONCE, _TRIAL_SECONDS, f"{_TRIALS_AT_ONCE} graders are being tried")
 
     async def verdict(self, grader: Any, samples: Sequence[dict[str, Any]] = ()) -> CheckReport:
         """Check a grader. Raises `InvalidRequest` if it cannot work, `TimedOut` if no slot became free in time."""
-        async with self._places.one():
+        async with self._slots.slot():
             return await check_grader(grader, self._rules, samples=samples, seconds=_TRIAL_SECONDS, run=self._run)
 
     async def rehearsed(
@@ -87,7 +87,7 @@ class GraderTrials:
         """
         groups = plausible_completions(row)
         samples, sizes = [sample for group in groups for sample in group], [*map(len, groups)]
-        async with self._places.one():
+        async with self._slots.slot():
             verdict = await check_grader(
                 *(grader, rules), samples=samples, groups=sizes, param=PARAM, rehearsal=True, model=model, run=self._run
             )

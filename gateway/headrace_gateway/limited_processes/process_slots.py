@@ -9,25 +9,25 @@ from collections.abc import AsyncIterator
 from headrace_core.errors import TimedOut, Unavailable
 
 
-class Places:
+class ProcessSlots:
     """The slots of one kind of task."""
 
     def __init__(self, count: int, seconds: float, busy: str, error: type[Unavailable] = TimedOut) -> None:
         """`seconds`: longest wait for a slot; `busy`: what the others are doing, for the message of `error`."""
-        self._places = asyncio.Semaphore(count)
+        self._semaphore = asyncio.Semaphore(count)
         self._seconds = seconds
         self._busy, self._error = busy, error
 
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """Hold a slot. Raises `error` if none becomes free in time."""
         try:
             async with asyncio.timeout(self._seconds):
-                await self._places.acquire()
+                await self._semaphore.acquire()
         except TimeoutError as error:
             message = f"{self._busy}, and none ended within {self._seconds:g} s: ask again"
             raise self._error(message, retry_after=10) from error
         try:
             yield
         finally:
-            self._places.release()
+            self._semaphore.release()

@@ -22,7 +22,7 @@ from headrace_core.errors import InvalidRequest, TimedOut, Unavailable, shortene
 from headrace_core.storage.dataset import each_row
 
 from ..limited_processes.json_process import EndedWithoutAnswer, RunProcess, ask, started
-from ..limited_processes.process_slots import Places
+from ..limited_processes.process_slots import ProcessSlots
 from .prompt_tokens import Prompts, check_prompts
 
 MEMORY_BYTES = 2 * 1024**3
@@ -80,7 +80,7 @@ class PromptChecks:
         """`run` must start processes with `ENVIRONMENT`."""
         self._run = run
         busy = f"the prompts of {AT_ONCE} other files are being checked"
-        self._places = Places(AT_ONCE, SECONDS, busy, Unavailable)
+        self._slots = ProcessSlots(AT_ONCE, SECONDS, busy, Unavailable)
 
     async def measured(
         self, model: Path, path: Path, name: str, sha256: str | None, room: int, vocabulary: int | None
@@ -88,7 +88,7 @@ class PromptChecks:
         """`prompt_tokens.check_prompts` of the file `path`. Raises `InvalidRequest`, also beyond the limits, and
         `Unavailable` if no slot becomes free in time."""
         question = _Question(str(model), str(path), name, sha256, room, vocabulary, MEMORY_BYTES)
-        async with self._places.one():
+        async with self._slots.slot():
             return await _asked(question, self._run)
 
 

@@ -24,7 +24,7 @@ from headrace_core.storage.weight_store import WeightStore
 from headrace_core.types.staleness import ages, contributes
 from headrace_core.types.trajectory import Group
 from headrace_learner.algorithms.token_selection import AgeCount
-from headrace_learner.checkpoints.checkpoint import Found
+from headrace_learner.checkpoints.checkpoint import NewestCheckpoint
 from headrace_learner.distributed.process_group import ProcessGroup, SingleProcess
 from headrace_learner.distributed.rank_commands import Command, Publish, Save, Train
 from headrace_learner.ports import LearnerPorts
@@ -144,8 +144,8 @@ class TimedCoordinator:
 class NoCheckpoints:
     """A `CheckpointStore` (`headrace_learner.ports`) that saves nothing."""
 
-    def newest(self, ledger: int) -> Found:
-        return Found(None, 0, ())
+    def newest(self, ledger: int) -> NewestCheckpoint:
+        return NewestCheckpoint(None, 0, ())
 
     def save(self, trainer: Any, version: int) -> Path:
         return Path(f"step-{version:08d}")

@@ -55,7 +55,7 @@ _READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class NewestCheckpoint:
     """The newest checkpoint that can be loaded."""
 
     path: Path | None
@@ -137,7 +137,7 @@ def _one_process_is_fine() -> Iterator[None]:
         yield
 
 
-def newest(output_dir: Path, ledger: int) -> Found:
+def newest(output_dir: Path, ledger: int) -> NewestCheckpoint:
     """The newest checkpoint that is intact and not newer than policy version `ledger`, the ledger's.
 
     Checkpoints newer than the ledger are renamed to `.ahead`.
@@ -150,9 +150,9 @@ def newest(output_dir: Path, ledger: int) -> Found:
         else:
             wrong = _what_is_wrong(path, version)
         if wrong is None:
-            return Found(path, version, tuple(passed_over))
+            return NewestCheckpoint(path, version, tuple(passed_over))
         passed_over.append(f"{path.name}: {wrong}")
-    return Found(None, 0, tuple(passed_over))
+    return NewestCheckpoint(None, 0, tuple(passed_over))
 
 
 def _put_aside(path: Path) -> None:

@@ -248,7 +248,7 @@ def _choose(held: Tensor, min_version: int) -> tuple[int | None, int | None]:
     return None, None
 
 
-def taken_by(trainer: Trainer, config: WorkerConfig) -> Snapshots | None:
+def snapshots_of(trainer: Trainer, config: WorkerConfig) -> Snapshots | None:
     """Snapshots of the trainer; None if the job's settings turn them off or the node has no place for them."""
     if not config.settings.snapshot_every or not config.snapshots_root:
         return None
