@@ -85,19 +85,19 @@ class Audit:
         begun = await run(self._redis.hgetall(keys.audit("begun")))
         for request_id, raw in begun.items():
             where = f"{keys.audit('begun')} {request_id.decode(errors='replace')}"
-            found = decode_records([(where, raw)], AuditEntry)
-            if found and time.time() - found[0].time > ABANDONED_SECONDS:
-                await self.write(found[0])
+            entries = decode_records([(where, raw)], AuditEntry)
+            if entries and time.time() - entries[0].time > ABANDONED_SECONDS:
+                await self.write(entries[0])
 
     async def page(self, of: Log, after: str | None, limit: int) -> tuple[list[tuple[str, AuditEntry]], bool]:
         """([(id, entry), …] older than the entry `after`, newest first; whether there are more)."""
         newest = "+" if after is None else f"({after}"
-        found = await run(self._redis.xrevrange(keys.audit(of), max=newest, count=limit + 1))
+        records = await run(self._redis.xrevrange(keys.audit(of), max=newest, count=limit + 1))
         entries: list[tuple[str, AuditEntry]] = []
-        for place, fields in found[:limit]:
+        for place, fields in records[:limit]:
             where = place.decode()
             entries += (
                 (where, e)
                 for e in decode_records([(f"{keys.audit(of)} {where}", fields.get(b"entry", b""))], AuditEntry)
             )
-        return entries, len(found) > limit
+        return entries, len(records) > limit

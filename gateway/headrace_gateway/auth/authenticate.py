@@ -79,11 +79,11 @@ async def authenticate(
 ) -> AuthResult:
     """Authenticate and count a request. `key`, `session`: SHA-256 sums, or empty; `per_minute`: the rate limit."""
     try:
-        found, owner = await _run_script(redis, (key, session, address, per_minute), resource)
+        result, owner = await _run_script(redis, (key, session, address, per_minute), resource)
     except NoScriptError:  # Redis was restarted, or is new
         await run(redis.script_load(_SCRIPT))
-        found, owner = await _run_script(redis, (key, session, address, per_minute), resource)
-    record, allowed, remaining, reset, retry = found
+        result, owner = await _run_script(redis, (key, session, address, per_minute), resource)
+    record, allowed, remaining, reset, retry = result
     known = decode_key(record) if record else None
     return AuthResult(known, bool(allowed), remaining, reset / 1000, retry / 1000, owner)
 
@@ -101,7 +101,7 @@ async def _run_script(
             pipe.hget(JobKeys(name).job, "owner")
         else:
             pipe.hget(keys.FILES, name)
-        found, raw = await pipe.execute()
+        result, raw = await pipe.execute()
     if raw is None:
-        return found, None
-    return found, raw.decode(errors="replace") if kind == "job" else owner_of(name, raw)
+        return result, None
+    return result, raw.decode(errors="replace") if kind == "job" else owner_of(name, raw)

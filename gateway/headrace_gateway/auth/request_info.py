@@ -66,10 +66,10 @@ class RequestInfo:
     @property
     def resource(self) -> tuple[Kind, str] | None:
         """(kind, id) of the job or file that the path names."""
-        if found := _JOB_PATH.match(self.path):
-            return "job", found[1]
-        if found := _FILE_PATH.match(self.path):
-            return "file", found[1]
+        if match := _JOB_PATH.match(self.path):
+            return "job", match[1]
+        if match := _FILE_PATH.match(self.path):
+            return "file", match[1]
         return None
 
     @property
@@ -89,12 +89,12 @@ class RequestInfo:
         """The unit of the rate limit for requests without a key: an IPv4 address, or an IPv6 /64, which one subscriber
         has."""
         try:
-            found = ipaddress.ip_address(self.address)
+            address = ipaddress.ip_address(self.address)
         except ValueError:
             return self.address
-        if isinstance(found, ipaddress.IPv4Address):
+        if isinstance(address, ipaddress.IPv4Address):
             return self.address
-        return str(found.ipv4_mapped or ipaddress.IPv6Address(int(found) >> 64 << 64))
+        return str(address.ipv4_mapped or ipaddress.IPv6Address(int(address) >> 64 << 64))
 
     @property
     def host(self) -> str:

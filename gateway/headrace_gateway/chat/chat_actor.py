@@ -75,8 +75,8 @@ class ChatActor:
 
 async def actor_names() -> list[str]:
     """Names of all chat actors of the cluster, whichever gateway started them."""
-    found = await asyncio.to_thread(list_named_actors, all_namespaces=True)
-    return sorted(a["name"] for a in found if a["namespace"] == NAMESPACE and a["name"].startswith(PREFIX))
+    actors = await asyncio.to_thread(list_named_actors, all_namespaces=True)
+    return sorted(a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].startswith(PREFIX))
 
 
 async def await_actor(reference: Awaitable[T], seconds: float) -> T:

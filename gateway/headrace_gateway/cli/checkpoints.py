@@ -25,11 +25,11 @@ _MAX_LISTED = 100
 def list_checkpoints(job_id: JobId, as_json: AsJson = False, url: Url = LOCAL) -> None:
     """List a job's checkpoints, newest first."""
     with Client(url) as client:
-        found = client.job(job_id, "/checkpoints", limit=_MAX_LISTED)["data"]
+        saved_checkpoints = client.job(job_id, "/checkpoints", limit=_MAX_LISTED)["data"]
     if as_json:
-        return print_json(found)
+        return print_json(saved_checkpoints)
     columns = [Column("step"), Column("checkpoint"), Column("created"), Column("model", folds=True)]
-    print_list(out, columns, [_row(saved) for saved in found])
+    print_list(out, columns, [_row(saved) for saved in saved_checkpoints])
 
 
 @checkpoints.command()
@@ -60,12 +60,12 @@ def _row(saved: dict[str, Any]) -> list[str]:
 
 
 def _chosen(client: Client, job_id: str, step: int | None) -> dict[str, Any]:
-    found: list[dict[str, Any]] = client.job(job_id, "/checkpoints", limit=_MAX_LISTED)["data"]
-    if not found:
+    saved_checkpoints: list[dict[str, Any]] = client.job(job_id, "/checkpoints", limit=_MAX_LISTED)["data"]
+    if not saved_checkpoints:
         raise NotFound(f"job {job_id} has saved no checkpoint yet")
     if step is None:
-        return found[0]
-    steps = {saved["step_number"]: saved for saved in found}
+        return saved_checkpoints[0]
+    steps = {saved["step_number"]: saved for saved in saved_checkpoints}
     if step not in steps:
         raise InvalidRequest(f"job {job_id} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
     return steps[step]

@@ -23,16 +23,16 @@ from ..files.file_store import StoredFile
 async def damaged(redis: Redis) -> list[Damaged]:
     """An error for every job, uploaded file, key, checkpoint and ledger that cannot be read."""
     jobs, broken = await JobStore(redis).readable_and_damaged()
-    found = list(broken.values())
+    errors = list(broken.values())
     kinds = [(keys.FILES, StoredFile), (keys.API_KEYS, ApiKey)]
     for key, kind in [*kinds, *((JobKeys(job.id).checkpoints, Checkpoint) for job in jobs)]:
-        found += [error async for error in _of_hash(redis, key, kind)]
+        errors += [error async for error in _of_hash(redis, key, kind)]
     for job in jobs:
         try:
             await Ledger(redis, job.id).counts()
         except Damaged as error:
-            found.append(error)
-    return found
+            errors.append(error)
+    return errors
 
 
 async def _of_hash(redis: Redis, key: str, kind: type[Any]) -> AsyncIterator[Damaged]:

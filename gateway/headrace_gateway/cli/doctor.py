@@ -32,14 +32,14 @@ def doctor(
 
     The service's settings are read from the environment, as `headrace serve` reads them.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for finding in _findings(deep, url):
-        found.append(finding)
+        findings.append(finding)
         if not as_json:
             _show(finding)
     if as_json:
-        print_json([asdict(finding) for finding in found])
-    if any(finding.level == "fail" for finding in found):
+        print_json([asdict(finding) for finding in findings])
+    if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(1)
 
 

@@ -42,12 +42,12 @@ def list_jobs(
 ) -> None:
     """List jobs with their progress, newest first."""
     with Client(url) as client:
-        found = client.overview(limit)
+        overview = client.overview(limit)
     if as_json:
-        return print_json(found)
+        return print_json(overview)
     wide = out.width >= _WIDE
     names = ("job", "status", "steps", "reward", "age", *(("trend", "created") if wide else ()))
-    print_list(out, [*map(Column, names), Column("model", folds=True)], [_row(job, wide) for job in found])
+    print_list(out, [*map(Column, names), Column("model", folds=True)], [_row(job, wide) for job in overview])
 
 
 @jobs.command()
@@ -124,12 +124,12 @@ def set_(job_id: JobId, changes: Changes = None, as_json: AsJson = False, url: U
     """Change settings of a running job; without any, show the settings and every change so far."""
     given = _parsed(changes)
     with Client(url) as client:
-        found = client.set(job_id, given) if given else client.job(job_id, "/settings")
+        answer = client.set(job_id, given) if given else client.job(job_id, "/settings")
     if as_json:
-        return print_json(found)
-    for name in found["changeable"]:
-        out.print(f"{name:24} {found['settings'][name]}", highlight=False)
-    for change in found["changes"]:
+        return print_json(answer)
+    for name in answer["changeable"]:
+        out.print(f"{name:24} {answer['settings'][name]}", highlight=False)
+    for change in answer["changes"]:
         at = datetime.fromtimestamp(change["time"]).strftime("%m-%d %H:%M:%S")
         what = f"{change['name']} {change['before']} → {change['after']} from version {change['from_version']}"
         out.print(f"[dim]{at}[/] {escape(what)} [dim]by {escape(change['by'])}[/]", highlight=False)
@@ -196,13 +196,13 @@ def _reason(job: dict[str, Any]) -> str:
 
 def _parsed(changes: list[str] | None) -> dict[str, Any]:
     """Parse arguments of the form `name=value`; a value is JSON if it can be parsed as such, else text."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for change in changes or ():
         name, equals, value = change.partition("=")
         if not equals or not name:
             raise InvalidRequest(f"{change!r}: write a change as NAME=VALUE, such as max_staleness=2")
         try:
-            found[name] = json.loads(value)
+            values[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            values[name] = value
+    return values

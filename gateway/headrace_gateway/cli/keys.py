@@ -56,11 +56,11 @@ def create(
 @keys.command("list")
 def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     """List all keys, newest first."""
-    found = _with_keys(data_dir, redis_url, lambda store: store.all())
+    listed = _with_keys(data_dir, redis_url, lambda store: store.all())
     columns = [Column("key"), Column("name", folds=True), *map(Column, ("scope", "expires", "last used", "state"))]
     rows = [
         (key.id, escape(key.name), key.scope, _day(key.expires_at), _day(key.last_used_at), _state(key))
-        for key in found
+        for key in listed
     ]
     print_list(out, columns, rows)
 
@@ -98,8 +98,8 @@ def _with_keys(data_dir: Path | None, redis_url: str | None, act: Callable[[KeyS
 
 
 def _seconds(text: str) -> int:
-    found = re.fullmatch(r"([1-9]\d{0,5})([mhd])", text)
-    if found is None or (seconds := int(found[1]) * _UNITS[found[2]]) > _MAX_DAYS * _UNITS["d"]:
+    match = re.fullmatch(r"([1-9]\d{0,5})([mhd])", text)
+    if match is None or (seconds := int(match[1]) * _UNITS[match[2]]) > _MAX_DAYS * _UNITS["d"]:
         raise InvalidRequest(f"--expires-in: {text!r} is no time like 30m, 12h or 90d, of ten years at most")
     return seconds
 

@@ -109,14 +109,14 @@ def gpus(settings: Settings, url: str) -> Iterator[Finding]:
         return
     query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        asked = subprocess.run(query, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
+        result = subprocess.run(query, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         yield Finding("warn", "gpu", f"nvidia-smi did not answer in {_ANSWER_SECONDS:.0f} s", "check the driver")
         return
-    if asked.returncode != 0:
-        yield Finding("warn", "gpu", " ".join((asked.stderr or asked.stdout).split()), "check the driver")
+    if result.returncode != 0:
+        yield Finding("warn", "gpu", " ".join((result.stderr or result.stdout).split()), "check the driver")
         return
-    for number, line in enumerate(asked.stdout.splitlines()):
+    for number, line in enumerate(result.stdout.splitlines()):
         yield Finding("ok", f"gpu {number}", line.strip())
     if "+cpu" in (_version("torch") or ""):
         yield Finding("warn", "torch", "a CPU build: the GPU is not used", "install the GPU builds of torch and vLLM")
@@ -166,13 +166,13 @@ def records(settings: Settings, url: str) -> Iterator[Finding]:
     except Unavailable:
         return  # none runs; `headrace serve` reports damaged records itself
     try:
-        found = asyncio.run(_damaged(address))
+        errors = asyncio.run(_damaged(address))
     except (redis.RedisError, HeadraceError, OSError) as error:
         yield Finding("warn", "records", masked(str(error)), "start Redis, or `headrace serve`")
         return
-    if not found:
+    if not errors:
         yield Finding("ok", "records", "all are readable")
-    for named in found:
+    for named in errors:
         yield Finding("warn", "record", named, "the service skips this record until then")
 
 
@@ -286,8 +286,8 @@ def _package(name: str, version: str | None, missing: Level, remedy: str) -> Fin
     return Finding("ok", name, version) if version else Finding(missing, name, "not installed", remedy)
 
 
-def _enough(what: str, found: str, good: bool, remedy: str, bad: Level = "warn") -> Finding:
-    return Finding("ok", what, found) if good else Finding(bad, what, found, remedy)
+def _enough(what: str, value: str, good: bool, remedy: str, bad: Level = "warn") -> Finding:
+    return Finding("ok", what, value) if good else Finding(bad, what, value, remedy)
 
 
 def _existing(folder: Path) -> Path:

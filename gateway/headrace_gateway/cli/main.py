@@ -71,8 +71,8 @@ def main() -> NoReturn:
     sys.exit(1)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version
 
         typer.echo(f"headrace {version('headrace')}")

@@ -83,11 +83,11 @@ def check(
         verdict = asyncio.run(asking)
     for told in verdict.ignored:
         out.print(f"[yellow]Without effect:[/] {escape(told)}")
-    found = reward_trial.summary(trial, verdict)
+    summary = reward_trial.summary(trial, verdict)
     _show_samples(trial, verdict)
-    _show_summary(trial, found, verdict.outcomes[-1])
-    _show_failures(found)
-    if found.failed:
+    _show_summary(trial, summary, verdict.outcomes[-1])
+    _show_failures(summary)
+    if summary.failed:
         raise typer.Exit(1)
 
 
@@ -120,25 +120,27 @@ def _show_samples(trial: Trial, verdict: CheckReport) -> None:
         out.print(f"[dim]rows {_ROWS_SHOWN + 1} to {len(trial.rows)} are not shown, and counted below[/]")
 
 
-def _show_summary(trial: Trial, found: Summary, empty: Outcome) -> None:
-    kinds = ", ".join(f"{kind} {count}" for kind, count in found.kinds.items())
+def _show_summary(trial: Trial, summary: Summary, empty: Outcome) -> None:
+    kinds = ", ".join(f"{kind} {count}" for kind, count in summary.kinds.items())
     out.print()
-    out.print(f"completions   {found.completions}, of {escape(trial.source)}, and an empty one: {_named(empty)}")
+    out.print(f"completions   {summary.completions}, of {escape(trial.source)}, and an empty one: {_named(empty)}")
     out.print(
-        f"outcomes      scored {found.share(len(found.scores)):.1%}, "
-        f"not applicable {found.share(found.not_applicable):.1%}, "
-        f"failed {found.share(sum(found.kinds.values())):.1%}" + (f" ({kinds})" if kinds else "")
+        f"outcomes      scored {summary.share(len(summary.scores)):.1%}, "
+        f"not applicable {summary.share(summary.not_applicable):.1%}, "
+        f"failed {summary.share(sum(summary.kinds.values())):.1%}" + (f" ({kinds})" if kinds else "")
     )
-    if found.scores:
-        spread = f"from {min(found.scores):.4g} to {max(found.scores):.4g}"
-        out.print(f"score         mean {found.mean:.4g}, standard deviation {found.deviation:.4g}, {spread}")
-        if not any(found.scores):
+    if summary.scores:
+        spread = f"from {min(summary.scores):.4g} to {max(summary.scores):.4g}"
+        out.print(f"score         mean {summary.mean:.4g}, standard deviation {summary.deviation:.4g}, {spread}")
+        if not any(summary.scores):
             out.print(f"[yellow]{_ALL_ZERO}[/]")
-    out.print(f"time          p50 {found.quantile(0.5) * 1000:.1f} ms, p95 {found.quantile(0.95) * 1000:.1f} ms a row")
+    out.print(
+        f"time          p50 {summary.quantile(0.5) * 1000:.1f} ms, p95 {summary.quantile(0.95) * 1000:.1f} ms a row"
+    )
 
 
-def _show_failures(found: Summary) -> None:
-    for failure in found.failed:
+def _show_failures(summary: Summary) -> None:
+    for failure in summary.failed:
         out.print(f"\n[bold red]{failure.kind}[/] {escape(failure.message)}")
         if failure.traceback:
             out.print(f"[dim]{escape(failure.traceback)}[/]")

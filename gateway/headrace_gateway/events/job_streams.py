@@ -179,9 +179,9 @@ class JobStream:
         self._started.set()
         stated = pinged = time.monotonic()
         while True:
-            found = await self._history.after(self._job_id, self._position, _PAGE, block=_QUIET_SECONDS)
-            if found:
-                batch = Batch(self._job_id, self._position, found)
+            entries = await self._history.after(self._job_id, self._position, _PAGE, block=_QUIET_SECONDS)
+            if entries:
+                batch = Batch(self._job_id, self._position, entries)
                 self._position = batch.last
                 for subscriber in self._subscribers:
                     subscriber.add_batch(batch)
@@ -194,7 +194,7 @@ class JobStream:
                 pinged = now
                 for subscriber in self._subscribers:
                     subscriber.ping(_PING)
-            if 0 < len(found) < _PAGE:
+            if 0 < len(entries) < _PAGE:
                 await asyncio.sleep(_GATHER_SECONDS)
         await self._send_state()
         for subscriber in self._subscribers:
@@ -251,15 +251,15 @@ class JobStream:
     async def _past(self, subscriber: Subscriber, stream_format: StreamFormat, to: int) -> AsyncGenerator[bytes]:
         """The entries after the subscriber's number, at least up to `to`."""
         while subscriber.number < to:
-            found, subscriber.number = await self._page(stream_format, subscriber.number, to)
-            yield encode_entries(stream_format, self._job_id, found)
+            entries, subscriber.number = await self._page(stream_format, subscriber.number, to)
+            yield encode_entries(stream_format, self._job_id, entries)
 
     async def _page(self, stream_format: StreamFormat, number: int, to: int) -> tuple[list[HistoryEntry], int]:
         """(entries after `number`, the number up to which they are complete): at least `to` if there are no more."""
         async with self._readers:
-            found = await self._history.after(self._job_id, number, _PAGE, stream_format.kinds)
-        complete = [] if len(found) >= _PAGE else [to]
-        return found, max([*complete, *(e.number for e in found[-1:])])
+            entries = await self._history.after(self._job_id, number, _PAGE, stream_format.kinds)
+        complete = [] if len(entries) >= _PAGE else [to]
+        return entries, max([*complete, *(e.number for e in entries[-1:])])
 
     async def _downsampled(self, stream_format: StreamFormat, number: int, most: int) -> _DownsampledPast:
         """The downsampled past after `number`, shared by subscribers that come within `_PAGE` entries."""
@@ -269,7 +269,7 @@ class JobStream:
             if past is None or past.to < self._position - _PAGE:
                 to = self._position
                 async with self._readers:
-                    found = await self._history.sampled(self._job_id, number, to, most)
-                past = _DownsampledPast(to, encode_entries(stream_format, self._job_id, downsample(found, most)))
+                    entries = await self._history.sampled(self._job_id, number, to, most)
+                past = _DownsampledPast(to, encode_entries(stream_format, self._job_id, downsample(entries, most)))
                 self._downsampled_past = {wanted: past}
             return past

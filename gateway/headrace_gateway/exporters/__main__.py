@@ -22,28 +22,28 @@ from headrace_core.storage.disk_space import require_space
 from .export_loop import ExportRequest, FromRedis, export
 
 
-async def run(errand: ExportRequest) -> None:
+async def run(request: ExportRequest) -> None:
     """Export until the job ends, or stdin is closed."""
     stop = asyncio.Event()
     # after the request, only the end of stdin can follow
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
-    redis = connect(errand.redis_url)
+    redis = connect(request.redis_url)
     try:
         jobs = JobStore(redis)
-        found = await jobs.get(errand.job_id)
-        job = {name: getattr(found, name) for name in ("id", "created_at", "model", "hyperparameters")}
-        source = FromRedis(jobs, errand.job_id)
-        with require_space(Path(errand.folder)):
-            await export(source, errand.target, Path(errand.folder), job, errand.options, follow=True, stop=stop)
+        record = await jobs.get(request.job_id)
+        job = {name: getattr(record, name) for name in ("id", "created_at", "model", "hyperparameters")}
+        source = FromRedis(jobs, request.job_id)
+        with require_space(Path(request.folder)):
+            await export(source, request.target, Path(request.folder), job, request.options, follow=True, stop=stop)
     finally:
         await redis.aclose()
 
 
 def main() -> None:
     redact_streams()
-    errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=ExportRequest)
+    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=ExportRequest)
     try:
-        asyncio.run(run(errand))
+        asyncio.run(run(request))
     except Exception as error:  # the gateway reports the last line of stderr to the job's owner
         text = error.message if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
         print(" ".join(text.split()), file=sys.stderr)

@@ -82,8 +82,8 @@ class FromRedis:
         return (await self._jobs.get(self._id)).status
 
     async def after(self, number: int) -> list[SinkEntry]:
-        found, _ = await page_of_entries(self._jobs.history, self._id, number, BATCH, MEASURED)
-        return [SinkEntry(e.number, e.kind, msgspec.json.decode(e.data)) for e in found]
+        entries, _ = await page_of_entries(self._jobs.history, self._id, number, BATCH, MEASURED)
+        return [SinkEntry(e.number, e.kind, msgspec.json.decode(e.data)) for e in entries]
 
 
 class FromGateway:
@@ -96,8 +96,8 @@ class FromGateway:
         return str(self._client.job(self._id)["status"])
 
     async def after(self, number: int) -> list[SinkEntry]:
-        found = self._client.job(self._id, "/metrics", after=str(number), limit=BATCH)["data"]
-        return [SinkEntry(int(e["id"]), e["kind"], e["data"]) for e in found]
+        entries = self._client.job(self._id, "/metrics", after=str(number), limit=BATCH)["data"]
+        return [SinkEntry(int(e["id"]), e["kind"], e["data"]) for e in entries]
 
 
 async def export(
@@ -143,14 +143,14 @@ async def _carried(
 ) -> Cursor:
     while not stop.is_set():
         status = await source.status()  # read before the entries, so that none is missed when the job has ended
-        found = await source.after(cursor.number)
+        entries = await source.after(cursor.number)
         step = cursor.step
-        for entry in found:
+        for entry in entries:
             made = point(entry.kind, entry.data, step)
             step = max(step, made.step)
             sink.write(entry, made)
-        if found:
-            cursor = Cursor(found[-1].number, step, sink.flush())
+        if entries:
+            cursor = Cursor(entries[-1].number, step, sink.flush())
             save(cursor)
         elif status in ENDED:
             cursor = msgspec.structs.replace(cursor, complete=True)

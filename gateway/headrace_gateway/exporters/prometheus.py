@@ -94,8 +94,8 @@ async def exposition(redis: Redis) -> bytes:
             keys = JobKeys(job.id)
             for name in (keys.ledger, keys.summary, keys.rewards, keys.mending):
                 pipe.hgetall(name)
-        found = await pipe.execute()
-    for job, *of_job in zip(exposed, *(found[i::4] for i in range(4)), strict=True):
+        replies = await pipe.execute()
+    for job, *of_job in zip(exposed, *(replies[i::4] for i in range(4)), strict=True):
         counts, newest, rewards, recoveries = of_job
         if (account := none_if_damaged(counts_of_ledger, job.id, counts)) is not None:
             samples += _of_ledger(job, account.as_dict())
@@ -142,8 +142,8 @@ def _of_newest(job: Job, newest: Mapping[bytes, bytes]) -> Iterator[Sample]:
     for source, data in newest.items():
         kind, measured = _MEASURED.get(source.decode(errors="replace").partition(" ")[0], (None, None))
         if kind is not None and measured is not None:
-            for found in decode_records([(JobKeys(job.id).summary, data)], kind):
-                yield from measured(job.id, msgspec.to_builtins(found))
+            for record in decode_records([(JobKeys(job.id).summary, data)], kind):
+                yield from measured(job.id, msgspec.to_builtins(record))
 
 
 def _step(job: str, data: dict[str, Any]) -> Iterator[Sample]:
@@ -177,25 +177,25 @@ def _worker(job: str, data: dict[str, Any]) -> Iterator[Sample]:
         yield "headrace_worker_errors", (*labels, reason), count
 
 
-def _of_reward(job: str, found: Mapping[str, Any]) -> Iterator[Sample]:
+def _of_reward(job: str, figures: Mapping[str, Any]) -> Iterator[Sample]:
     for name in ("completions", "not_applicable", "sample_parse_errors", "left_out", "audit_failed"):
-        yield f"headrace_reward_{name}", (job,), found[name]
-    for kind, count in found["failures"].items():
+        yield f"headrace_reward_{name}", (job,), figures[name]
+    for kind, count in figures["failures"].items():
         yield "headrace_reward_failures", (job, kind), count
-    again, drift = found["scored_again"], found["drift"]
+    again, drift = figures["scored_again"], figures["drift"]
     yield "headrace_reward_again", (job,), again["equal"]["count"] if again["equal"] else 0
     yield "headrace_reward_again_skipped", (job,), again["skipped_groups"]
     for kind, count in again["failures"].items():
         yield "headrace_reward_again_failures", (job, kind), count
     yield from _interval("headrace_reward_again_equal_share", (job,), again["equal"])
     yield from _known("headrace_reward_again_difference", (job,), again["mean_difference"])
-    for truth, flips in found["truth"].items():
+    for truth, flips in figures["truth"].items():
         for confusion, count in flips["confusion"].items():
             yield "headrace_reward_truth", (job, truth, confusion), count
         for rate in ("p01", "p10"):
             yield from _interval("headrace_reward_flip_rate", (job, truth, rate), flips[rate])
         yield from _interval("headrace_reward_disagreement", (job, truth), flips["disagreement"])
-    for pair, figure in found["between"].items():
+    for pair, figure in figures["between"].items():
         yield from _interval("headrace_reward_between", (job, pair), figure)
     yield from _interval("headrace_reward_drift", (job,), drift["mean_shift"])
     yield from _known("headrace_reward_drift_error", (job,), drift["standard_error"])

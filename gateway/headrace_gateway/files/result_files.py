@@ -70,9 +70,9 @@ def check_removable(file: StoredFile) -> None:
 async def _make(files: FileStore, jobs: JobStore, job: Job, file_id: str) -> None:
     rows: dict[int, dict[str, Any]] = {}
     number = 0
-    while found := await jobs.history.after(job.id, number, _PAGE, _KINDS):
-        number = found[-1].number
-        for entry in found:
+    while entries := await jobs.history.after(job.id, number, _PAGE, _KINDS):
+        number = entries[-1].number
+        for entry in entries:
             for figures in _figures(job, entry):
                 rows.setdefault(figures["step"], {}).update(figures)
     text = await asyncio.to_thread(_to_csv, [rows[step] for step in sorted(rows)])

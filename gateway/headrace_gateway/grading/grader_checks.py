@@ -57,9 +57,9 @@ async def check_grader(
     what = "the check of the grader"
     verdict = await ask_rewards("check", question, CheckReport, seconds=seconds, what=what, param=param, run=run)
     if verdict.error is not None:
-        found = verdict.error
-        field = ".".join(p for p in (param, (found.param or "").removeprefix("grader").lstrip(".")) if p)
-        raise InvalidRequest(found.message, param=field, code=found.code)
+        error = verdict.error
+        field = ".".join(p for p in (param, (error.param or "").removeprefix("grader").lstrip(".")) if p)
+        raise InvalidRequest(error.message, param=field, code=error.code)
     return verdict
 
 

@@ -122,12 +122,12 @@ class AccessMiddleware:
         name resolve to this machine, and would then count as the same origin. That is impossible for a bare address."""
         if b"host" not in info.headers:  # not from a browser
             return
-        found = _HOST.fullmatch(info.host)
-        name = found["name"] if found else info.host
+        match = _HOST.fullmatch(info.host)
+        name = match["name"] if match else info.host
         if name in self._names:
             return
         try:
-            ipaddress.ip_address(found["address"] or name if found else name)
+            ipaddress.ip_address(match["address"] or name if match else name)
         except ValueError:
             raise Forbidden(
                 f"this gateway asks for no keys, and does not know itself by the name {name[:100]!r}: use its address, "

@@ -50,10 +50,10 @@ class Model:
         config = json_of(file)
         text = config.get("text_config")
         config |= text if isinstance(text, dict) else {}
-        found: Any = next((config[name] for name in names if config.get(name)), None)
-        if found is None or (type(found) is int and found > 0):
-            return found
-        raise Damaged(f"{file} gives a {what} of {found!r:.100}: {RESTORE}", param="model")
+        size: Any = next((config[name] for name in names if config.get(name)), None)
+        if size is None or (type(size) is int and size > 0):
+            return size
+        raise Damaged(f"{file} gives a {what} of {size!r:.100}: {RESTORE}", param="model")
 
 
 class Models:
@@ -112,10 +112,10 @@ class Models:
         return self._private is not None and folder.resolve().is_relative_to(self._private)
 
     def _base(self) -> list[Model]:
-        found = dict(_SHIPPED)
+        folders = dict(_SHIPPED)
         if self._folder is not None and self._folder.is_dir():
-            found |= {folder.name: folder.resolve() for folder in sorted(self._folder.iterdir())}
-        return [_model(name, path, "headrace") for name, path in found.items() if _is_model(path)]
+            folders |= {folder.name: folder.resolve() for folder in sorted(self._folder.iterdir())}
+        return [_model(name, path, "headrace") for name, path in folders.items() if _is_model(path)]
 
     async def _trained(self) -> list[Model]:
         jobs = await self._jobs.all()

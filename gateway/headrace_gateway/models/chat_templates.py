@@ -74,8 +74,8 @@ def special_tokens(model: Path, config: Mapping[str, Any]) -> dict[str, str]:
     legacy = model / "special_tokens_map.json"
     if "added_tokens_decoder" not in config and legacy.is_file():
         tokens |= {name: token for name, token in json_of(legacy).items() if name in _NAMED_TOKENS}
-    found = {name: token["content"] if _is_added(token) else token for name, token in tokens.items()}
-    return {name: token for name, token in found.items() if isinstance(token, str)}
+    texts = {name: token["content"] if _is_added(token) else token for name, token in tokens.items()}
+    return {name: token for name, token in texts.items() if isinstance(token, str)}
 
 
 def render(template: Template, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:

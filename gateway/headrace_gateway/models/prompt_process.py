@@ -69,7 +69,7 @@ class Problem(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    found: Prompts | None = None
+    prompts: Prompts | None = None
     problem: Problem | None = None
 
 
@@ -108,19 +108,19 @@ async def _asked(question: _Question, run: RunProcess) -> Prompts:
         raise InvalidRequest(message, code="prompts_too_large") from error
     if answer.problem is not None:
         raise answer.problem.error()
-    assert answer.found is not None  # one of the two
-    return answer.found
+    assert answer.prompts is not None  # one of the two
+    return answer.prompts
 
 
 def main() -> None:
     """Answer the question on stdin; the answer goes to stdout."""
-    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=_Question)
-    resource.setrlimit(resource.RLIMIT_AS, (asked.memory, asked.memory))
+    question = msgspec.json.decode(sys.stdin.buffer.read(), type=_Question)
+    resource.setrlimit(resource.RLIMIT_AS, (question.memory, question.memory))
     resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS) * THREADS, int(SECONDS) * THREADS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        rows = each_row(Path(asked.path), asked.name, asked.sha256)
-        answer = _Answer(check_prompts(Path(asked.model), rows, asked.name, asked.room, asked.vocabulary))
+        rows = each_row(Path(question.path), question.name, question.sha256)
+        answer = _Answer(check_prompts(Path(question.model), rows, question.name, question.room, question.vocabulary))
     except InvalidRequest as error:
         answer = _Answer(problem=Problem.of(error))
     sys.stdout.buffer.write(msgspec.json.encode(answer))

@@ -133,7 +133,7 @@ def _add_errors(path: str, method: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     body = "requestBody" in operation
-    found = {
+    errors = {
         "400": body or bool(operation.get("parameters")),
         "401": path.startswith("/v1/"),
         "403": path.startswith("/v1/headrace/"),
@@ -143,7 +143,7 @@ def _add_errors(path: str, method: str, operation: dict[str, Any]) -> None:
         "503": path != "/healthz",
     }
     content = {"application/json": {"schema": {"$ref": SCHEMAS + ErrorAnswer.__name__}}}
-    for status, occurs in found.items():
+    for status, occurs in errors.items():
         if occurs:
             responses.setdefault(status, {"description": _ERRORS[status], "content": content})
 

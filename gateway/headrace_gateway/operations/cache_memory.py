@@ -32,9 +32,9 @@ def check_caches(job: Hyperparameters, service: Settings, param: str) -> None:
         )
     if job.kv_cache_gib is None:
         return
-    asked = job.kv_cache_gib * job.tensor_parallel_size * job.rollout_workers
+    needed = job.kv_cache_gib * job.tensor_parallel_size * job.rollout_workers
     there = main_memory() / _GIB
-    if asked >= there:
+    if needed >= there:
         workers = "" if job.rollout_workers == 1 else f" for each of {job.rollout_workers} rollout workers"
         raise InvalidRequest(
             f"kv_cache_gib is {job.kv_cache_gib:g}{workers}, and the machine has {there:.1f} GiB in all, which models "

@@ -45,9 +45,9 @@ async def fork(gateway: GatewayContext, parent_id: str, claim: JobClaim, body: F
     parent = await gateway.jobs.get(parent_id)
     checkpoint = _chosen(parent, await gateway.jobs.checkpoints(parent_id), body.checkpoint)
     origin = ForkedFrom(parent_id, checkpoint.id, checkpoint.step)
-    asked = _submission(parent, checkpoint, body)
+    submission = _submission(parent, checkpoint, body)
     try:
-        return await submit(gateway, claim, asked, origin)
+        return await submit(gateway, claim, submission, origin)
     except InvalidRequest as error:
         raise _of_the_fork(error) from error
 
@@ -58,12 +58,12 @@ def _chosen(parent: Job, checkpoints: Sequence[Checkpoint], wanted: str | None) 
         hint = "submit a new job instead" if parent.status in ENDED else "wait for its first one, or pause the job"
         message = f"job {parent.id} has no checkpoint to start from: {hint}"
         raise InvalidRequest(message, param="checkpoint", code="no_checkpoint")
-    found = checkpoints[0] if wanted is None else next((c for c in checkpoints if c.id == wanted), None)
-    if found is None:
+    checkpoint = checkpoints[0] if wanted is None else next((c for c in checkpoints if c.id == wanted), None)
+    if checkpoint is None:
         newest = ", ".join(f"{c.id} (step {c.step})" for c in checkpoints[:_NEAR])
         message = f"job {parent.id} has no checkpoint {wanted!r}; its newest are {newest}"
         raise InvalidRequest(message, param="checkpoint", code="checkpoint_not_found")
-    return found
+    return checkpoint
 
 
 def _submission(parent: Job, checkpoint: Checkpoint, body: ForkJob) -> CreateJob:

@@ -18,28 +18,28 @@ def min_completion_tokens(context: int) -> int:
     return max(1, min(MIN_COMPLETION_TOKENS, context // 4))
 
 
-def remarks(asked: Hyperparameters, used: Hyperparameters, longest: LongestPrompt, steps: int) -> list[Remark]:
-    """The remarks. `used`: the settings `asked` with all defaults filled in; `longest`: the longest prompt of all
+def remarks(requested: Hyperparameters, used: Hyperparameters, longest: LongestPrompt, steps: int) -> list[Remark]:
+    """The remarks. `used`: the settings `requested` with all defaults filled in; `longest`: the longest prompt of all
     files."""
-    found: list[Remark] = []
-    if used.max_tokens < asked.max_tokens:
-        much = 2 * used.max_tokens < asked.max_tokens
+    notes: list[Remark] = []
+    if used.max_tokens < requested.max_tokens:
+        much = 2 * used.max_tokens < requested.max_tokens
         message = (
-            f"max_tokens is {used.max_tokens} instead of {asked.max_tokens}: {longest.where}, has a prompt of "
+            f"max_tokens is {used.max_tokens} instead of {requested.max_tokens}: {longest.where}, has a prompt of "
             f"{longest.tokens} of the {used.max_context} tokens of the context; leave long rows out or set max_tokens "
             "to change that"
         )
-        found.append(("warn" if much else "info", message))
+        notes.append(("warn" if much else "info", message))
     if used.warmup_steps > steps:
         message = (
             f"warmup_steps is {used.warmup_steps}, and the job has {steps} steps: the learning rate ends at "
             f"{steps / used.warmup_steps:.0%} of what is set"
         )
-        found.append(("warn", message))
+        notes.append(("warn", message))
     if used.critic_warmup_steps >= steps:
         message = (
             f"critic_warmup_steps is {used.critic_warmup_steps}, and the job has {steps} steps: the critic alone is "
             "trained, and the policy stays what it is"
         )
-        found.append(("warn", message))
-    return found
+        notes.append(("warn", message))
+    return notes

@@ -42,13 +42,13 @@ class ChangeSettings(RequestModel):
         return given
 
 
-async def change(gateway: GatewayContext, job_id: str, asked: ChangeSettings) -> bool:
+async def change(gateway: GatewayContext, job_id: str, body: ChangeSettings) -> bool:
     """Record the changes, which take effect at the next policy version without claimed groups, and emit an event. False
     if all settings had the requested values already.
 
     Raises `InvalidRequest` for settings that are invalid together, `InvalidState` for a job that has ended.
     """
-    values = asked.model_dump(exclude_none=True)
+    values = body.model_dump(exclude_none=True)
     for _ in range(_TRIES):
         job = await gateway.jobs.get(job_id)
         live = await record(gateway, job)

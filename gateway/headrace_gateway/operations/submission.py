@@ -82,8 +82,8 @@ async def _hand_over(gateway: GatewayContext, job: Job, remarked: Sequence[Remar
 async def _with_files(tasks: TaskFiles, body: CreateJob) -> CreateJob:
     """The body with every task reference replaced by the id of a file with the task's rows."""
     training = await tasks.file_id(body.training_file, "training_file")
-    asked = body.validation_file
-    validation = None if asked is None else await tasks.file_id(asked, "validation_file")
+    reference = body.validation_file
+    validation = None if reference is None else await tasks.file_id(reference, "validation_file")
     return body.model_copy(update={"training_file": training, "validation_file": validation})
 
 
@@ -99,7 +99,7 @@ async def _rehearsed(
 
 async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tuple[Job, Row, list[Remark]]:
     """(the job, with its grader as given, its first row, remarks for its user)."""
-    asked = settings = _seeded(body)
+    requested = settings = _seeded(body)
     check_caches(settings, gateway.settings, _SETTINGS)
     model = await gateway.models.resolve(body.model)
     training = await _file(gateway, body.training_file, "training_file")
@@ -108,13 +108,13 @@ async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tup
     await asyncio.to_thread(check_trainable, model.path, settings.engine, context)
     devices = settings.tensor_parallel_size
     await asyncio.to_thread(check_splittable, model.path, devices, f"{_SETTINGS}.tensor_parallel_size")
-    found = await _measured(gateway.prompts, training, model, context, settings)
-    longest = found.longest
+    prompts = await _measured(gateway.prompts, training, model, context, settings)
+    longest = prompts.longest
     if validation is not None:
         held_out = await _measured(gateway.prompts, validation, model, context, settings)
         longest = max(longest, held_out.longest, key=lambda prompt: prompt.tokens)
-    settings = _completed(settings, context, longest.tokens, found.rows)
-    steps = settings.steps(found.rows)
+    settings = _completed(settings, context, longest.tokens, prompts.rows)
+    steps = settings.steps(prompts.rows)
     job = Job(
         id=job_id,
         owner=gateway.principal.name,
@@ -130,12 +130,12 @@ async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tup
         integrations=[integration.model_dump() for integration in body.integrations or ()],
         grader=body.method.reinforcement.grader,
         hyperparameters=settings.model_dump(),
-        rows=found.rows,
+        rows=prompts.rows,
         total_steps=steps,
     )
     path, stored, _ = training
     first = await asyncio.to_thread(lambda: next(each_row(path, stored.filename)))
-    return job, first, remarks(asked, settings, longest, steps)
+    return job, first, remarks(requested, settings, longest, steps)
 
 
 def _seeded(body: CreateJob) -> Hyperparameters:
@@ -189,7 +189,7 @@ async def _measured(
 def _completed(settings: Hyperparameters, context: int, longest: int, rows: int) -> Hyperparameters:
     """The settings with every default filled in that depends on the model or the data."""
     steps = settings.steps(rows)
-    asked = "max_tokens" in settings.model_fields_set
+    given = "max_tokens" in settings.model_fields_set
     filled = {
         "n_epochs": settings.n_epochs if settings.n_steps is not None else settings.n_epochs or 1,
         "group_size": settings.explored_group_size,
@@ -197,7 +197,7 @@ def _completed(settings: Hyperparameters, context: int, longest: int, rows: int)
         "learning_rate": settings.peak_learning_rate,
         "learning_rate_multiplier": None,
         "max_context": context,
-        "max_tokens": settings.max_tokens if asked else min(settings.max_tokens, context - longest),
+        "max_tokens": settings.max_tokens if given else min(settings.max_tokens, context - longest),
         "eval_interval": settings.evaluation_interval(steps),
         "checkpoint_interval": settings.checkpoint_every(steps),
     }

@@ -46,8 +46,8 @@ async def list_keys(
     here: Context, after: Annotated[str | None, Query(max_length=64)] = None, limit: Limit = 100
 ) -> Keys:
     """What is known of every key, newest first, also of those that were revoked or have expired."""
-    found, has_more = page(await here.keys.all(), after, limit)
-    return {"object": "list", "data": [_shown(key) for key in found], "has_more": has_more}
+    keys, has_more = page(await here.keys.all(), after, limit)
+    return {"object": "list", "data": [_shown(key) for key in keys], "has_more": has_more}
 
 
 @router.delete("/keys/{key_id}", response_model=RevokedKey)
@@ -68,8 +68,8 @@ async def audit(
 ) -> AuditLog:
     """Who did what, newest first: `changes`; `refusals` of holders of keys; what was refused without one,
     `unauthenticated`."""
-    found, has_more = await here.audit.page(log, after, limit)
-    return {"object": "list", "data": [_written(i, entry) for i, entry in found], "has_more": has_more}
+    entries, has_more = await here.audit.page(log, after, limit)
+    return {"object": "list", "data": [_written(i, entry) for i, entry in entries], "has_more": has_more}
 
 
 def _shown(key: ApiKey) -> KeyObject:

@@ -147,12 +147,12 @@ class _Answer:
 
     def choices_of(self, part: ChatPart) -> list[ChunkChoice]:
         """A part as it is streamed: its text, if it has any, and apart from it how the choice ended."""
-        found = []
+        choices = []
         if part.text or part.tokens:
-            found.append(_chunk_choice(part.choice, {"content": part.text}, self._logprobs(part.tokens)))
+            choices.append(_chunk_choice(part.choice, {"content": part.text}, self._logprobs(part.tokens)))
         if part.finish_reason is not None:
-            found.append(_chunk_choice(part.choice, {}, finish_reason=part.finish_reason))
-        return found
+            choices.append(_chunk_choice(part.choice, {}, finish_reason=part.finish_reason))
+        return choices
 
     def _choice(self, index: int, parts: Sequence[ChatPart]) -> Choice:
         return {

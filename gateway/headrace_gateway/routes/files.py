@@ -75,8 +75,8 @@ async def list_files(
 ) -> Response:
     """Files: those that were uploaded, and the results of jobs that have ended."""
     files = [f for f in await result_files.every(here.files, here.jobs) if purpose in (None, f.purpose)]
-    found, has_more = page(files if order == "desc" else files[::-1], after, limit)
-    answer: FileList = listing([file_object(f) for f in found], has_more)
+    listed, has_more = page(files if order == "desc" else files[::-1], after, limit)
+    answer: FileList = listing([file_object(f) for f in listed], has_more)
     return json_response(answer)
 
 

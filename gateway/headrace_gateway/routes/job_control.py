@@ -44,8 +44,8 @@ async def change_settings(here: Context, request: Request, job_id: str, body: Ch
 async def workers(here: Context, job_id: str) -> Response:
     """Every worker of the job, by its last heartbeat."""
     job = await here.jobs.get(job_id)
-    found = await worker_states.workers(here.redis, here.jobs, job, here.settings.start_timeout)
-    answer: WorkerList = listing(found, has_more=False)
+    states = await worker_states.workers(here.redis, here.jobs, job, here.settings.start_timeout)
+    answer: WorkerList = listing(states, has_more=False)
     return json_response(answer)
 
 

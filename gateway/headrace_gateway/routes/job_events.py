@@ -38,8 +38,8 @@ async def events(
     if stream:
         return SseResponse(here.hub.stream_events(job_id, resume_after(job_id, last_event_id), OPENAI))
     before = None if after is None else event_number(job_id, after, "after")
-    found = await here.jobs.history.newest(job_id, "event", before, limit + 1)
-    answer: EventList = listing([event_object(event_of(job_id, e)) for e in found[:limit]], len(found) > limit)
+    entries = await here.jobs.history.newest(job_id, "event", before, limit + 1)
+    answer: EventList = listing([event_object(event_of(job_id, e)) for e in entries[:limit]], len(entries) > limit)
     return json_response(answer)
 
 
@@ -49,6 +49,6 @@ async def checkpoints(
 ) -> Response:
     """What a job saved, newest first."""
     await here.jobs.get(job_id)
-    found, has_more = page(await here.jobs.checkpoints(job_id), after, limit)
-    answer: CheckpointList = listing([checkpoint_object(job_id, c) for c in found], has_more)
+    listed, has_more = page(await here.jobs.checkpoints(job_id), after, limit)
+    answer: CheckpointList = listing([checkpoint_object(job_id, c) for c in listed], has_more)
     return json_response(answer)

@@ -49,8 +49,8 @@ async def list_jobs(here: Context, request: Request, after: After = None, limit:
     """Jobs, newest first; `metadata[k]=v` keeps those that have it."""
     wanted = {m[1]: v for k, v in request.query_params.items() if (m := _METADATA.fullmatch(k))}
     jobs = [j for j in await here.jobs.all() if wanted.items() <= j.metadata.items()]
-    found, has_more = page(jobs, after, limit)
-    answer: JobList = listing([_object(job) for job in found], has_more)
+    listed, has_more = page(jobs, after, limit)
+    answer: JobList = listing([_object(job) for job in listed], has_more)
     return json_response(answer)
 
 

@@ -54,13 +54,13 @@ async def ledger(
 async def group_history(here: Context, job_id: str, group: Annotated[int, Path(ge=0, le=_MAX_NUMBER)]) -> Response:
     """Every state that one group was in, and when."""
     await here.jobs.get(job_id)
-    found: GroupObject = {
+    answer: GroupObject = {
         "object": "fine_tuning.job.group",
         "fine_tuning_job_id": job_id,
         "group": group,
         "history": [{"state": t.state, "at": t.at, "note": t.note} for t in await here.ledger(job_id).history(group)],
     }
-    return json_response(found)
+    return json_response(answer)
 
 
 class _StepAges(msgspec.Struct, frozen=True):
@@ -77,9 +77,9 @@ async def staleness(
     job = await here.jobs.get(job_id)
     account = await here.ledger(job_id).counts()
     start = 0 if from_step is None else await here.jobs.history.before_step(job_id, from_step)
-    found, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, STEPS)
+    entries, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, STEPS)
     where = JobKeys(job_id).history("step")
-    read = decode_records(((f"{where} {e.number}-0", e.data) for e in found), _StepAges)
+    read = decode_records(((f"{where} {e.number}-0", e.data) for e in entries), _StepAges)
     live = await record(here, job)
     answer: StalenessObject = {
         "object": "fine_tuning.job.staleness",
@@ -108,8 +108,8 @@ async def staleness(
 async def reward(here: Context, job_id: str) -> Response:
     """How far the reward can be relied on: failures by kind, scored again, held against a truth, its drift."""
     await here.jobs.get(job_id)
-    found = summary(await here.jobs.rewards(job_id))
-    answer: RewardObject = {"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **found}
+    figures = summary(await here.jobs.rewards(job_id))
+    answer: RewardObject = {"object": "fine_tuning.job.reward", "fine_tuning_job_id": job_id, **figures}
     return json_response(answer)
 
 
@@ -128,8 +128,8 @@ async def metrics(
     if from_step is not None:
         start = max(start, await here.jobs.history.before_step(job_id, from_step))
     kinds = MEASURED if kind is None else (kind,)
-    found, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, kinds)
-    answer: MeasurementList = listing([_measurement(e) for e in found], has_more)
+    entries, has_more = await page_of_entries(here.jobs.history, job_id, start, limit, kinds)
+    answer: MeasurementList = listing([_measurement(e) for e in entries], has_more)
     return json_response(answer)
 
 

@@ -26,10 +26,10 @@ class Reinforcement(RequestModel):
 
     @field_validator("response_format", mode="before")
     @classmethod
-    def _is_text(cls, asked: Any) -> Any:
-        if isinstance(asked, dict) and str(asked.get("type")).startswith("json_"):
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, dict) and str(value.get("type")).startswith("json_"):
             raise ValueError("completions are sampled as plain text: have the reward look at their form")
-        return asked
+        return value
 
 
 class Method(RequestModel):

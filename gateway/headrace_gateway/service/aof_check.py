@@ -48,10 +48,10 @@ def check(folder: Path) -> None:
 def damage(folder: Path, said: str) -> Damaged | None:
     """What a server that ended has `said` in its log, as an error with the remedy; None where it is another fault."""
     files = folder / FOLDER
-    if found := _NAMED.search(said):
-        return _damaged_commands(files / found[1])
-    if found := _MISSING.search(said):
-        return _damaged(files / (found[1] or found[2]), "is missing")
+    if match := _NAMED.search(said):
+        return _damaged_commands(files / match[1])
+    if match := _MISSING.search(said):
+        return _damaged(files / (match[1] or match[2]), "is missing")
     if _MANIFEST_FAULT in said:
         return _damaged(files / MANIFEST, "is damaged")
     if any(words in said for words in _SNAPSHOT_FAULTS):

@@ -156,10 +156,10 @@ class RedisServer:
     def cut(self) -> str | None:
         """Where the newest append-only file ended in the middle of a command when the server was last started; that
         command was left out. None where the file was whole."""
-        found = _TRUNCATED.search(self._log_since())
-        if found is None:
+        match = _TRUNCATED.search(self._log_since())
+        if match is None:
             return None
-        return f"{self._folder / aof_check.FOLDER / found[1]} was cut short after {found[2]} bytes"
+        return f"{self._folder / aof_check.FOLDER / match[1]} was cut short after {match[2]} bytes"
 
     def stop(self) -> None:
         """Idempotent; the append-only files are complete afterwards."""

@@ -50,9 +50,9 @@ def _make(path: Path) -> None:
 
 
 def _close_to_others(path: Path) -> None:
-    found = path.stat()
-    if found.st_uid == os.getuid():
-        if found.st_mode & 0o077:
+    status = path.stat()
+    if status.st_uid == os.getuid():
+        if status.st_mode & 0o077:
             path.chmod(0o600)
-    elif found.st_uid != 0 or found.st_mode & 0o007:
-        raise PermissionError(f"{path} belongs to user {found.st_uid}, and others can read it")
+    elif status.st_uid != 0 or status.st_mode & 0o007:
+        raise PermissionError(f"{path} belongs to user {status.st_uid}, and others can read it")

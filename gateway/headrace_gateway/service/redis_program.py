@@ -61,13 +61,13 @@ def executable(own: Path | None = None) -> Path:
         return own
     spec = importlib.util.find_spec(_PACKAGE)
     folders = [] if spec is None else spec.submodule_search_locations or []
-    found = [program for folder in folders for program in Path(folder).glob("_binaries/*/valkey-server")]
-    if not found:
+    programs = [program for folder in folders for program in Path(folder).glob("_binaries/*/valkey-server")]
+    if not programs:
         raise Unavailable(
             f"the package {_PACKAGE}, which carries valkey-server, is not installed: run `make setup`, or name a "
             "redis-server or valkey-server of this machine by HEADRACE_REDIS_SERVER"
         )
-    return found[0]
+    return programs[0]
 
 
 def version_of(program: Path) -> Version:
@@ -78,11 +78,11 @@ def version_of(program: Path) -> Version:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"{program} cannot be run: {error}") from error
-    found = _SAID.search(told.stdout)
-    if found is None:
+    match = _SAID.search(told.stdout)
+    if match is None:
         said = " ".join((told.stdout or told.stderr).split())[:200]
         raise Unavailable(f"{program} is no redis-server or valkey-server: it says {said!r}")
-    version = Version(found[1], (int(found[2]), int(found[3]), int(found[4])))
+    version = Version(match[1], (int(match[2]), int(match[3]), int(match[4])))
     if version.number < _OLDEST:
         raise Unavailable(f"{program} is {version}: take Redis {_OLDEST[0]}.{_OLDEST[1]}, Valkey, or a later one")
     return version
@@ -92,5 +92,5 @@ def version_from(info: dict[str, object]) -> Version | None:
     """Of a server that runs, from its answer to `INFO server`; None where it says none that can be read."""
     valkey = str(info.get("server_name", "")).lower() == "valkey"
     kind, field = ("Valkey", "valkey_version") if valkey else ("Redis", "redis_version")
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)", str(info.get(field, "")))
-    return None if found is None else Version(kind, (int(found[1]), int(found[2]), int(found[3])))
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", str(info.get(field, "")))
+    return None if match is None else Version(kind, (int(match[1]), int(match[2]), int(match[3])))

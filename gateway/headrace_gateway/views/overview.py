@@ -40,14 +40,14 @@ async def overview(redis: Redis, store: JobStore, after: str | None, limit: int)
             keys = JobKeys(job.id)
             pipe.hmget(keys.ledger, _FIGURES)
             pipe.hmget(keys.summary, ["step", "evaluation", "spark"])
-        found = await pipe.execute()
-    return [_short(*of_job) for of_job in zip(jobs, found[::2], found[1::2], strict=True)], has_more
+        replies = await pipe.execute()
+    return [_short(*of_job) for of_job in zip(jobs, replies[::2], replies[1::2], strict=True)], has_more
 
 
 def _newest(where: str, raw: bytes | None, otherwise: T) -> T:
     """What is kept, where there is something, and it can be read."""
-    found = [] if raw is None else decode_records([(where, raw)], type(otherwise))
-    return found[0] if found else otherwise
+    records = [] if raw is None else decode_records([(where, raw)], type(otherwise))
+    return records[0] if records else otherwise
 
 
 def _short(job: Job, counts: list[bytes | None], newest: list[bytes | None]) -> OverviewObject:

@@ -25,33 +25,33 @@ _UPDATES = 20
 
 async def queues(redis: Redis, jobs: JobStore, job: Job) -> QueuesObject:
     """Groups by stage, the pacing window, and what the stream of groups takes."""
-    found = await Ledger(redis, job.id).queues()
-    held = {stage.name: stage.bytes for stage in found.stages}
+    current = await Ledger(redis, job.id).queues()
+    held = {stage.name: stage.bytes for stage in current.stages}
     stream, now = JobKeys(job.id).groups, time.time()
     return {
         "object": "fine_tuning.job.queues",
         "fine_tuning_job_id": job.id,
-        "version": found.version,
+        "version": current.version,
         "stages": [
             {
                 "stage": stage.name,
                 "depth": stage.depth,
                 "oldest_seconds": None if stage.since is None else max(0.0, now - stage.since),
-                "oldest_versions": None if stage.version is None else found.version - stage.version,
+                "oldest_versions": None if stage.version is None else current.version - stage.version,
             }
-            for stage in found.stages
+            for stage in current.stages
         ],
         "window": {
-            "used": sum(stage.depth for stage in found.stages),
+            "used": sum(stage.depth for stage in current.stages),
             "limit": (job.hyperparameters["max_staleness"] + 1) * job.hyperparameters["batch_size"],
         },
         "memory": {
-            "groups": found.bytes,
+            "groups": current.bytes,
             "queued": held["queued"],
             "claimed": held["claimed"],
-            "kept": found.bytes - held["queued"] - held["claimed"],
-            "share": found.share or None,
-            "held_back": found.held_back,
+            "kept": current.bytes - held["queued"] - held["claimed"],
+            "share": current.share or None,
+            "held_back": current.held_back,
             "left_out": await jobs.history.left_out(job.id),
         },
         "stream": int(await run(redis.xlen(stream))),

@@ -39,7 +39,7 @@ def _loaded(file: Path, changed: int) -> Tokenizer:
 def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The text of each token, special tokens by their names."""
     stream = DecodeStream(skip_special_tokens=False)
-    found = list[str]()
+    texts = list[str]()
     begun = list[int]()
     """Tokens that are no whole character yet."""
     for token in ids:
@@ -47,10 +47,10 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
         begun = [] if text else [*begun, token]
         if len(begun) > _MAX_CHARACTER_TOKENS:
             text, stream, begun = _of(tokenizer, begun), DecodeStream(skip_special_tokens=False), []
-        found.append(text or "")
+        texts.append(text or "")
     if begun:
-        found[-1] = _of(tokenizer, begun)
-    return found
+        texts[-1] = _of(tokenizer, begun)
+    return texts
 
 
 def _of(tokenizer: Tokenizer, ids: list[int]) -> str:

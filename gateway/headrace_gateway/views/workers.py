@@ -34,8 +34,8 @@ async def workers(redis: Redis, jobs: JobStore, job: Job, start_timeout: float) 
 
 async def worker(redis: Redis, jobs: JobStore, job: Job, name: str, start_timeout: float) -> WorkerObject:
     """One of them. Raises `NotFound`."""
-    found = await workers(redis, jobs, job, start_timeout)
-    for each in found:
+    states = await workers(redis, jobs, job, start_timeout)
+    for each in states:
         if each["id"] == name:
             return each
     raise unknown_worker(job, name)
