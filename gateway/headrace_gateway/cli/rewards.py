@@ -24,7 +24,10 @@ rewards = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try rew
 
 _MAX_SECONDS = 3600.0
 _ROWS_SHOWN = 20
+_TEXT_SHOWN = 40
 _NOTE_SHOWN = 60
+_FAILURE_SHOWN = 100
+"""Characters of a failure in the list of rows; below that list, failures are shown whole."""
 _COLUMNS = (
     Column("row", justify="right"),
     Column("completion", folds=True),
@@ -114,7 +117,7 @@ def _show_samples(trial: Trial, verdict: CheckReport) -> None:
             if number <= _ROWS_SHOWN or number > len(trial.rows):
                 row = "" if place else str(number) if number <= len(trial.rows) else "1"
                 took = "" if place else f"{seconds * 1000:.1f}"
-                rows.append((row, _short(sample["output_text"]), _named(outcome), took, _details(outcome)))
+                rows.append((row, _short(sample["output_text"], _TEXT_SHOWN), _named(outcome), took, _details(outcome)))
     print_list(out, _COLUMNS, rows)
     if len(trial.rows) > _ROWS_SHOWN:
         out.print(f"[dim]rows {_ROWS_SHOWN + 1} to {len(trial.rows)} are not shown, and counted below[/]")
@@ -146,9 +149,9 @@ def _show_failures(summary: Summary) -> None:
             out.print(f"[dim]{escape(failure.traceback)}[/]")
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int) -> str:
     line = " ".join(text.split())
-    return escape(f"{line[:40]}…" if len(line) > 40 else line) or "[dim](empty)[/]"
+    return escape(f"{line[:most]}…" if len(line) > most else line) or "[dim](empty)[/]"
 
 
 def _named(outcome: Outcome) -> str:
@@ -159,7 +162,7 @@ def _named(outcome: Outcome) -> str:
 
 def _details(outcome: Outcome) -> str:
     if isinstance(outcome, Failure):
-        return escape(outcome.message)
+        return _short(outcome.message, _FAILURE_SHOWN)
     if not isinstance(outcome, Score):
         return ""
     parts = ", ".join(f"{name} {value:.4g}" for name, value in outcome.components.items())
