@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from headrace_core.storage.summed_file import fingerprint
 from headrace_core.types.trajectory import Group
 from headrace_learner.algorithms.presets import IMPLEMENTATIONS
 from headrace_learner.checkpoints import checkpoint
@@ -94,6 +95,27 @@ def test_a_checkpoint_that_another_user_may_have_written_is_passed_over(
     found = checkpoint.newest(tmp_path, 99)
     assert found.path is None
     assert "can be written to by other users: remove it, or make it this user's alone" in found.passed_over[0]
+
+
+def test_no_large_file_is_read_again_to_sum_it(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a model of 7 billion parameters that was 121 GB, read by one rank while the others waited."""
+    read = list[str]()
+
+    def noted(file: Path) -> tuple[int, int]:
+        read.append(file.name)
+        return fingerprint(file)
+
+    monkeypatch.setattr(checkpoint, "fingerprint", noted)
+    saved = checkpoint.save(make_trainer(), tmp_path, 1)
+    large = {file.name for file in saved.rglob("*") if file.suffix in (".distcp", ".safetensors", ".metadata")}
+    assert large == {"__0_0.distcp", "model.safetensors"}
+    assert not large & set(read)
+    assert ".metadata" not in read
+    read.clear()
+    assert checkpoint.newest(tmp_path, 99).path == saved  # and each is what the manifest says
+    assert large < set(read)
 
 
 def test_a_save_that_fails_leaves_no_checkpoint(

@@ -3,7 +3,7 @@
     <output_dir>/checkpoints/step-00000040/      the state after 40 steps: policy version 40
         state/…          torch.distributed.checkpoint: weights, optimizer state, random state
         model/…          the same weights as a model folder that loads anywhere
-        manifest.json    written last: names every file with its size and CRC-32
+        manifest.json    written last: names every file with its size and CRC-32, summed as they are written
 
 Invariants: a folder's name ends in `.partial` until all its files are synced to disk, so a folder without that suffix
 is complete, also after a power loss; a checkpoint whose files differ from its manifest is never loaded, only reported;
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,11 +46,11 @@ from headrace_core.storage import private_files
 from headrace_core.storage.atomic_write import MANIFEST, PARTIAL, Manifest, remove, sync
 from headrace_core.storage.disk_space import require_space
 from headrace_core.storage.job_folder import AHEAD, JobFolder
+from headrace_core.storage.summed_file import Fingerprint, fingerprint
 from headrace_core.types.job import CHECKPOINT_MODEL
 
 from ..training.trainer import Trainer
-
-_READ_BYTES = 1 << 20
+from .shard_writer import ShardWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +80,9 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
     trainer.ranks.barrier()
     try:
         with require_space(partial, _bytes(trainer) if first else 0):
-            _write(trainer, partial, first)
+            known = _write(trainer, partial, first)
             if first:  # `dcp.save` returns when all ranks have written, so every shard is there
-                _complete(partial, version)
+                _complete(partial, version, known)
     except DiskFull:
         if first:
             shutil.rmtree(partial)
@@ -96,13 +95,19 @@ def save(trainer: Trainer, output_dir: Path, version: int) -> Path:
     return final
 
 
-def _write(trainer: Trainer, partial: Path, first: bool) -> None:
+def _write(trainer: Trainer, partial: Path, first: bool) -> dict[str, Fingerprint]:
+    """Returns the fingerprints of all ranks' large files, by path within the folder."""
+    writer = ShardWriter(partial / "state")
     try:
         with _one_process_is_fine():
-            dcp.save(_state(trainer), checkpoint_id=partial / "state", no_dist=trainer.ranks.size == 1)
+            dcp.save(_state(trainer), storage_writer=writer, no_dist=trainer.ranks.size == 1)
     except CheckpointException as error:  # a BaseException: uncaught, it would end the process without a report
         raise OSError(f"{partial.name} could not be written: {error}") from error
-    trainer.policy.write_model(partial / CHECKPOINT_MODEL if first else None)
+    shards = writer.fingerprints(trainer.ranks, trainer.policy.device)
+    model = trainer.policy.write_model(partial / CHECKPOINT_MODEL if first else None)
+    return {f"state/{name}": found for name, found in shards.items()} | {
+        f"{CHECKPOINT_MODEL}/{name}": found for name, found in model.items()
+    }
 
 
 def _bytes(trainer: Trainer) -> int:
@@ -120,8 +125,14 @@ def _bytes(trainer: Trainer) -> int:
     return size
 
 
-def _complete(partial: Path, version: int) -> None:
-    files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
+def _complete(partial: Path, version: int, known: dict[str, Fingerprint]) -> None:
+    """Write the manifest, and sync everything to disk. Files of unknown fingerprint, which are small, are read."""
+    names = [str(file.relative_to(partial)) for file in sorted(partial.rglob("*")) if file.is_file()]
+    if lacking := known.keys() - set(names):
+        raise OSError(
+            f"{partial.name} lacks {', '.join(sorted(lacking))}, which a rank has written: is the folder shared?"
+        )
+    files = {name: known[name] if name in known else fingerprint(partial / name) for name in names}
     Manifest(version, files).write(partial)
     for path in (*partial.rglob("*"), partial):
         # torch creates files by the umask, and `load` refuses what others may write to
@@ -199,25 +210,15 @@ def _what_is_wrong(path: Path, version: int) -> str | None:
     except PermissionError as error:
         return str(error)
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest[tuple[int, int]])
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest[Fingerprint])
     except (OSError, *UNREADABLE) as error:
         return f"its {MANIFEST} cannot be read: {error}"
     if manifest.version != version:
         return f"its {MANIFEST} is of version {manifest.version}"
     for name, expected in manifest.files.items():
         try:
-            if _fingerprint(path / name) != expected:
+            if fingerprint(path / name) != expected:
                 return f"{name} is not what was written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
-
-
-def _fingerprint(file: Path) -> tuple[int, int]:
-    """(size in bytes, CRC-32)."""
-    size = crc = 0
-    with file.open("rb") as content:
-        while part := content.read(_READ_BYTES):
-            size += len(part)
-            crc = zlib.crc32(part, crc)
-    return size, crc

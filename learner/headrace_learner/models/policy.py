@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.storage.summed_file import Fingerprint
 
 from ..algorithms.batch import MicroBatch
 from ..device import compute_dtype, training_device
@@ -140,10 +141,11 @@ class Policy:
         path = None if folder is None else folder / WEIGHTS
         write(path, tensors, dtype, self._as_named if self._for_vllm else lambda layer: layer)
 
-    def write_model(self, folder: Path | None) -> None:
+    def write_model(self, folder: Path | None) -> dict[str, Fingerprint]:
         """A whole model folder, with the base's names, precision and other files, adapters merged: loads where it does.
 
-        `folder` None as in `write_weights`.
+        `folder` None as in `write_weights`. Returns the fingerprint of the file of weights, by its name; the other
+        files are small.
         """
         if folder is not None:
             self._copy_files(folder)
@@ -154,7 +156,7 @@ class Policy:
             return {n: t.to(precision_of(n)) if t.is_floating_point() else t for n, t in named.items()}
 
         tensors = self.model.state_dict(keep_vars=True).items()
-        write(None if folder is None else folder / WEIGHTS, tensors, torch.float32, as_saved)
+        return {WEIGHTS: write(None if folder is None else folder / WEIGHTS, tensors, torch.float32, as_saved)}
 
     def _copy_files(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

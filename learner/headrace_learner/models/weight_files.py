@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from headrace_core.storage.summed_file import Fingerprint, SummedFile
 
 from .lora import adapted_layer
 
@@ -36,10 +37,12 @@ Convert = Callable[[Tensors], Tensors]
 """From the tensors of a layer, in main memory or on the meta device, to those of the file."""
 
 
-def write(path: Path | None, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, convert: Convert) -> None:
+def write(
+    path: Path | None, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, convert: Convert
+) -> Fingerprint:
     """Each tensor once (of tied ones, by the first name), in `dtype` where it is of floats, then as `convert` makes it.
 
-    All ranks call it alike; one without a path writes nothing.
+    All ranks call it alike; one without a path writes nothing. Returns the fingerprint of what this one wrote.
     """
     layers = _layers(tensors)
     described = [convert({name: _described(tensor, dtype) for name, tensor in layer.items()}) for layer in layers]
@@ -54,6 +57,7 @@ def write(path: Path | None, tensors: Iterable[tuple[str, Tensor]], dtype: torch
                     file.append(tensor.contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in found)
     finally:
         file.close()
+    return file.fingerprint
 
 
 @torch.no_grad()
@@ -127,7 +131,7 @@ class _File:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._file: BufferedWriter | None = None
+        self._file: SummedFile | None = None
         self._failed: OSError | None = None
 
     def append(self, parts: Iterable[Any]) -> None:
@@ -135,11 +139,15 @@ class _File:
         if self._path is None or self._failed is not None:
             return
         try:
-            self._file = self._file or self._path.open("wb")
+            self._file = self._file or SummedFile(self._path)
             for part in parts:
                 self._file.write(part)
         except OSError as error:
             self._failed = error
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return (0, 0) if self._file is None else self._file.fingerprint
 
     def close(self) -> None:
         if self._file is not None:
