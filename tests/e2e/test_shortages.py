@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 import redis
 
 from headrace_gateway.service.embedded_redis import RedisServer
-from headrace_lab.faults.small_disks import own_disk
+from headrace_lab.faults.small_disks import fill, own_disk
 from headrace_lab.services.service import Service
 from headrace_lab.waiting import wait_until
 
@@ -100,15 +98,6 @@ def test_a_job_pauses_where_redis_stays_full_and_goes_on_when_there_is_room(
     resume(service, job_id)
     check_ended_whole(service, job_id)
     assert service.stop() == 0
-
-
-def fill(folder: Path, leave: int) -> Path:
-    """A file that takes all but `leave` bytes, give or take 64 KiB; 0: all."""
-    file = folder / "in-the-way"
-    with file.open("wb", buffering=0) as written, suppress(OSError):
-        while leave == 0 or shutil.disk_usage(folder).free > leave:
-            written.write(bytes(2**16))
-    return file
 
 
 def test_a_job_pauses_where_its_disk_stays_full_and_goes_on_when_there_is_room(

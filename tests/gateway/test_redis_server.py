@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace_core.concurrency import cancel
-from headrace_core.errors import Damaged, Unavailable
+from headrace_core.errors import Damaged, DiskFull, Unavailable
 from headrace_core.jobs.history import EVENTS, event_of
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access.client import connect, run
@@ -23,6 +23,7 @@ from headrace_core.types.job import Event, Job
 from headrace_gateway.service.aof_check import AOF, FOLDER, MANIFEST, whole_bytes
 from headrace_gateway.service.embedded_redis import RedisServer
 from headrace_gateway.service.part_supervisor import PartSupervisor
+from headrace_lab.faults.small_disks import fill
 
 Reach = Callable[[RedisServer], Redis]
 COMMANDS, SNAPSHOT = f"{AOF}.1.incr.aof", f"{AOF}.1.base.rdb"
@@ -50,6 +51,19 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 def job(job_id: str) -> Job:
     return Job(id=job_id, created_at=1.0, model="m", model_path="/m", training_file="file-a")
+
+
+@pytest.mark.parametrize("left", [0, 2, 3, 60])
+def test_a_new_redis_without_room_says_so_and_starts_when_there_is_some(small_disk: Path, left: int) -> None:
+    """With two pages left, Redis would make its first files without the manifest that names them."""
+    in_the_way = fill(small_disk, left * 4096)
+    for _ in range(2):
+        with pytest.raises(DiskFull, match=f"no room in {small_disk}/redis: "):
+            RedisServer(small_disk / "redis").start()
+    in_the_way.unlink()
+    server = RedisServer(small_disk / "redis")
+    server.start()
+    server.stop()
 
 
 async def written(redis: Redis, count: int) -> None:

@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from headrace_core.config.service_settings import Settings
-from headrace_core.errors import InvalidState, Unavailable
+from headrace_core.errors import DiskFull, InvalidState, Unavailable
 from headrace_gateway.service import data_folder_lock
 from headrace_gateway.service.serve import serve
+from headrace_lab.faults.small_disks import fill
 from headrace_lab.waiting import wait_until
 
 from .conftest import rows, upload
@@ -124,6 +125,17 @@ def test_what_is_kept_in_the_data_folder_is_for_its_user_alone(tmp_path: Path) -
             assert [oct(folder.stat().st_mode & 0o777) for folder in made] == ["0o700"] * 4
     finally:
         os.umask(before)
+
+
+def test_a_data_folder_without_room_is_named_and_can_be_held_when_there_is_some(small_disk: Path) -> None:
+    folder = small_disk / "data"
+    in_the_way = fill(small_disk, 0)
+    for _ in range(2):
+        with pytest.raises(DiskFull, match=f"no room in {folder}: "), data_folder_lock.held(folder):
+            pass
+    in_the_way.unlink()
+    with data_folder_lock.held(folder):
+        assert (folder / "headrace.lock").read_text() == str(os.getpid())
 
 
 def test_a_data_folder_is_free_again_when_its_holder_ends(tmp_path: Path) -> None:

@@ -12,20 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headrace_core.errors import InvalidState, Unavailable
+from headrace_core.storage.disk_space import require_space
 
 _LOCK = "headrace.lock"
 _OURS = ("files", "jobs", "redis")
+START_BYTES = 256 * 1024
+"""Free space without which nothing is started. A new Redis that runs out of it while it makes its first files leaves
+some that no later one accepts."""
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Create and lock the folder. Raises an `InvalidState` that names the process with the lock, and `Unavailable` if
-    the folder cannot be created or written to."""
+    """Create and lock the folder. Raises an `InvalidState` that names the process with the lock, `DiskFull` if too
+    little is free in it to start, and another `Unavailable` if it cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in _OURS:
             _for_us_alone(folder / name)
-        opened = (folder / _LOCK).open("a+")
+        opened = (folder / _LOCK).open("ab+", buffering=0)
     except OSError as error:
         raise Unavailable(
             f"the data folder {folder} cannot be used: {error.strerror} ({error.filename}): choose one that this user "
@@ -36,13 +40,14 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
+            holder = lock.read().decode(errors="replace").strip()
             raise InvalidState(
-                f"the data folder {folder} is used by another headrace server, process {lock.read().strip()}: "
+                f"the data folder {folder} is used by another headrace server, process {holder}: "
                 "stop that one, or choose another folder with --data-dir"
             ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with require_space(folder, START_BYTES):
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
         yield
 
 

@@ -21,9 +21,12 @@ from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError
 
 from headrace_core.errors import HeadraceError, TimedOut, Unavailable
+from headrace_core.storage.atomic_write import written_whole
+from headrace_core.storage.disk_space import require_space
 from headrace_core.types.events import CommandLost
 
 from . import aof_check
+from .data_folder_lock import START_BYTES
 from .part_supervisor import Notice
 from .redis_program import Version, executable, version_of
 from .socket_folders import LockedFolder
@@ -100,14 +103,16 @@ class RedisServer:
 
     def start(self) -> None:
         """Returns once the server answers, its files loaded. Raises `Damaged` where an append-only file cannot be read,
-        `Unavailable` with the end of its log for any other reason."""
+        `DiskFull` where it lacks room, `Unavailable` with the end of its log for any other reason."""
         try:
             self._program = executable(self._own_program)
             self.version = version_of(self._program)
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.launch()
-            self.wait_until_ready()
-            (self._folder / _ADDRESS).write_text(self.url)
+            with require_space(self._folder, START_BYTES):
+                self.launch()
+                self.wait_until_ready()
+                with written_whole(self._folder / _ADDRESS) as address:
+                    address.write_text(self.url)
         except BaseException:
             self.stop()
             raise
@@ -194,7 +199,7 @@ class RedisServer:
     def _why_it_ended(self) -> HeadraceError:
         said = self._log_since()
         damage = aof_check.damage(self._folder, said)
-        return damage or Unavailable(f"Redis ended at once: {said[-_LOG_SHOWN:]}")
+        return damage or Unavailable(f"Redis ended at once: {said[-_LOG_SHOWN:] or 'it wrote no log'}")
 
     def _log_since(self) -> str:
         """What it wrote since it was last started."""

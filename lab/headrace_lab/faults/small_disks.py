@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+_PAGE = 4096
+"""Bytes in which such a disk counts."""
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Creates a file, which is returned, that leaves fewer than `leave` + 4096 bytes of the disk free."""
+    file = folder / "in-the-way"
+    with file.open("wb", buffering=0) as written, suppress(OSError):
+        while shutil.disk_usage(folder).free >= leave + _PAGE:
+            written.write(bytes(_PAGE))
+    return file
 
 
 @contextmanager
