@@ -159,12 +159,11 @@ def test_completions_that_are_none(
         read(folder / "none.jsonl", completions, 10)
 
 
-def test_figures_of_a_summary(folder: Path) -> None:
-    trial = read(folder / "data.jsonl", "guesses", 3)
+def test_figures_of_a_summary() -> None:
     late, broken = Failure("timeout", "a"), Failure("exception", "b")
     scores = [Score(v) for v in (0.0, 1.0)]
     outcomes: list[Outcome] = [*scores, NotApplicable(), late, broken, late, Failure("crashed", "")]
-    found = summary(trial, CheckReport(True, None, {}, outcomes, [0.3, 0.1, 0.2, 9.0], []))
+    found = summary(CheckReport(True, None, {}, outcomes, [0.3, 0.1, 0.2, 9.0], []))
     assert (found.mean, found.deviation, found.share(len(found.scores))) == (0.5, 0.5, 2 / 6)
     assert (found.quantile(0.5), found.quantile(0.95)) == (0.2, 0.3)
     assert (found.not_applicable, found.kinds) == (1, {"timeout": 2, "exception": 1})

@@ -108,8 +108,8 @@ def read(data: Path, completions: str | None, limit: int) -> Trial:
     return Trial(rows, texts, source)
 
 
-def summary(trial: Trial, verdict: CheckReport) -> Summary:
-    """The figures of a verdict on `trial.samples`."""
+def summary(verdict: CheckReport) -> Summary:
+    """The figures of a verdict on the samples of a trial."""
     tried = verdict.outcomes[:-1]
     failed = {outcome.kind: outcome for outcome in reversed(verdict.outcomes) if isinstance(outcome, Failure)}
     return Summary(

@@ -86,7 +86,7 @@ def check(
         verdict = asyncio.run(asking)
     for told in verdict.ignored:
         out.print(f"[yellow]Without effect:[/] {escape(told)}")
-    summary = reward_trial.summary(trial, verdict)
+    summary = reward_trial.summary(verdict)
     _show_samples(trial, verdict)
     _show_summary(trial, summary, verdict.outcomes[-1])
     _show_failures(summary)

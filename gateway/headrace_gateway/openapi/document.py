@@ -102,10 +102,10 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
                       "schema": {"type": "string", "pattern": "^req_[0-9a-f]{24}$"}},
     }  # fmt: skip
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, method, operation in operations(document):
+    for path, _, operation in operations(document):
         _describe(operation)
         add_events(operation)
-        _add_errors(path, method, operation)
+        _add_errors(path, operation)
         _add_examples(operation, examples.get(operation["operationId"], {}))
         for response in operation["responses"].values():
             response["headers"] = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
@@ -129,7 +129,7 @@ def _describe(operation: dict[str, Any]) -> None:
             parameter.setdefault("description", _PARAMETERS[parameter["name"]])
 
 
-def _add_errors(path: str, method: str, operation: dict[str, Any]) -> None:
+def _add_errors(path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     body = "requestBody" in operation
