@@ -12,7 +12,7 @@ import torch
 
 from headrace_core.types.trajectory import Group
 from headrace_learner.algorithms.presets import IMPLEMENTATIONS
-from headrace_learner.checkpoints import memory_snapshot
+from headrace_learner.checkpoints import state_bytes
 from headrace_learner.checkpoints.memory_snapshot import Restored, Snapshots
 from headrace_learner.training.trainer import Trainer
 
@@ -77,7 +77,7 @@ def test_the_state_does_not_change_before_it_is_copied(
 ) -> None:
     """A copy that takes long holds the optimizer up, not the passes before it; the wait is measured."""
     trainer, passed, copying = make_trainer(), threading.Event(), threading.Event()
-    copy_out, backward = memory_snapshot.copy_out, torch.Tensor.backward
+    copy_out, backward = state_bytes.copy_out, torch.Tensor.backward
 
     def slow(*given: object) -> None:
         copying.set()
@@ -91,7 +91,7 @@ def test_the_state_does_not_change_before_it_is_copied(
 
     snapshots = Snapshots(trainer, tmp_path)
     before = make_trainer()
-    monkeypatch.setattr(memory_snapshot, "copy_out", slow)
+    monkeypatch.setattr(state_bytes, "copy_out", slow)
     monkeypatch.setattr(torch.Tensor, "backward", noted)
     snapshots.begin(1)
     trainer.step(batch(0), 0)
@@ -176,7 +176,7 @@ def test_what_a_copy_met_is_raised_where_the_state_would_change(
     def broken(*_: object) -> None:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(memory_snapshot, "copy_out", broken)
+    monkeypatch.setattr(state_bytes, "copy_out", broken)
     trainer = make_trainer()
     snapshots = Snapshots(trainer, tmp_path)
     snapshots.begin(1)

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ from pathlib import Path
 import psutil
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage import private_files
@@ -40,8 +38,8 @@ from headrace_core.storage.snapshot_folder import folder
 from ..distributed.process_group import ProcessGroup
 from ..training.trainer import Trainer
 from . import xor_parity
-from .device_copy import copy_out
-from .shm_segment import WORD, Header, Segment, check_size
+from .shm_segment import Header, Segment, check_size
+from .state_bytes import copy_to, layout, state_tensors, write_back
 
 GENERATIONS = 2
 _MAX_MEMORY_SHARE = 0.5
@@ -75,7 +73,7 @@ class Snapshots:
     def __init__(self, trainer: Trainer, place: Path) -> None:
         """`place`: the job's folder in this node's shared memory."""
         self._trainer, self._folder, self._ranks = trainer, place, trainer.ranks
-        self._layout, size = _layout(trainer)
+        self._layout, size = layout(trainer)
         ranks = self._ranks.size
         self._block = xor_parity.block_size(_max_over_ranks(size, self._ranks), ranks) if ranks > 1 else 0
         self._size = self._block * (ranks - 1) if ranks > 1 else size
@@ -117,7 +115,7 @@ class Snapshots:
         self.finish()
         generation = self._generations[self._next]
         self._next = (self._next + 1) % GENERATIONS
-        tensors = [torch.get_rng_state(), *_tensors(self._trainer)]
+        tensors = state_tensors(self._trainer)
         ready = torch.cuda.current_stream().record_event() if self._trainer.policy.device.type == "cuda" else None
         self._copied = self._thread.submit(_copy, tensors, generation, ready)
         self._sealed = self._thread.submit(self._seal, generation, version, self._copied)
@@ -167,7 +165,7 @@ class Snapshots:
             return Restored(None, tuple(wrong))
         number = None if self._ranks.index == lost else versions.index(version)
         content = self._content(number, lost)
-        _write_back(content, self._trainer)
+        write_back(content, self._trainer)
         # the next snapshot must not overwrite the generation that was just restored
         self._next = 0 if number is None else (number + 1) % GENERATIONS
         return Restored(version, tuple(wrong))
@@ -248,39 +246,6 @@ def _choose(held: Tensor, min_version: int) -> tuple[int | None, int | None]:
     return None, None
 
 
-def snapshots_of(trainer: Trainer, config: WorkerConfig) -> Snapshots | None:
-    """Snapshots of the trainer; None if the job's settings turn them off or the node has no place for them."""
-    if not config.settings.snapshot_every or not config.snapshots_root:
-        return None
-    return Snapshots(trainer, folder(Path(config.snapshots_root), config.job_id))
-
-
-# ── the state as a list of tensors ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _tensors(trainer: Trainer) -> list[Tensor]:
-    """This rank's trained parameters and optimizer state (not copies), always in the same order."""
-    tensors: list[Tensor] = []
-    for _, model_optimizer in sorted(trainer.optimizers.items()):
-        for group in model_optimizer.optimizer.param_groups:
-            for parameter in group["params"]:
-                state = model_optimizer.optimizer.state[parameter]
-                tensors += [parameter, *(state[name] for name in sorted(state))]
-    with torch.no_grad():
-        return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
-
-
-def _layout(trainer: Trainer) -> tuple[int, int]:
-    """(CRC-32 of shapes and dtypes, bytes of the state with each tensor aligned to `WORD` bytes)."""
-    tensors = [torch.get_rng_state(), *_tensors(trainer)]
-    described = [f"{tuple(t.shape)} {t.dtype}" for t in tensors]
-    return zlib.crc32("; ".join(described).encode()), sum(_padded_bytes(t) for t in tensors)
-
-
-def _padded_bytes(tensor: Tensor) -> int:
-    return -(-tensor.nbytes // WORD) * WORD
-
-
 def _max_over_ranks(size: int, ranks: ProcessGroup) -> int:
     sizes = torch.zeros(ranks.size, dtype=torch.int64)
     sizes[ranks.index] = size
@@ -292,18 +257,11 @@ def _copy(tensors: list[Tensor], generation: _Generation, ready: torch.cuda.Even
     generation.content.invalidate()
     if generation.parity is not None:
         generation.parity.invalidate()
-    places, at = [], 0
-    for tensor in tensors:
-        places.append(generation.content.content[at : at + tensor.nbytes])
-        at += _padded_bytes(tensor)
-    copy_out(tensors, places, ready)
+    copy_to(generation.content.content, tensors, ready)
 
 
-@torch.no_grad()
-def _write_back(content: Tensor, trainer: Trainer) -> None:
-    at = 0
-    random = torch.get_rng_state()
-    for tensor in (random, *_tensors(trainer)):
-        tensor.copy_(content[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
-        at += _padded_bytes(tensor)
-    torch.set_rng_state(random)
+def snapshots_of(trainer: Trainer, config: WorkerConfig) -> Snapshots | None:
+    """Snapshots of the trainer; None if the job's settings turn them off or the node has no place for them."""
+    if not config.settings.snapshot_every or not config.snapshots_root:
+        return None
+    return Snapshots(trainer, folder(Path(config.snapshots_root), config.job_id))
