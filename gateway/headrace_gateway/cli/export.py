@@ -33,15 +33,15 @@ def export_job(
     folder = folder or Path(f"{job_id}-{target}")
     with Client(url) as client:
         job = client.job(job_id)
-        told = {"project": project}
+        options = {"project": project}
         for integration in job["integrations"]:
             if integration["type"] == target:
-                told |= integration[target]
+                options |= integration[target]
         made = {"hyperparameters": job["method"]["reinforcement"]["hyperparameters"]}
         described = {name: job[name] for name in ("id", "created_at", "model")} | made
         source = FromGateway(client, job_id)
 
-        carried = export(source, target, folder, described, told, follow=follow, stop=asyncio.Event())
+        carried = export(source, target, folder, described, options, follow=follow, stop=asyncio.Event())
         try:
             cursor = asyncio.run(carried)
         except KeyboardInterrupt:

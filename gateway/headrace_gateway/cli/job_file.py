@@ -39,31 +39,33 @@ class JobFile:
 def read(path: Path) -> JobFile:
     """Raises `InvalidData`, naming what to change."""
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as TOML is, whatever the locale
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as TOML is, whatever the locale
     except OSError as error:
         raise InvalidData(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidData(f"{path}: not TOML: {error}") from error
-    for name in told:
+    for name in document:
         if name not in _REQUIRED + _OPTIONAL:
             known = ", ".join(_REQUIRED + _OPTIONAL)
             raise InvalidData(f"{path}: unknown name {name!r}; known: {known}", param=name)
     for name in _REQUIRED:
-        if name not in told:
+        if name not in document:
             raise InvalidData(f"{path}: needs {name!r}", param=name)
     folder = path.absolute().parent
-    grader, hyperparameters = with_absolute_paths(told.pop("grader"), folder), told.pop("hyperparameters", {})
+    grader, hyperparameters = with_absolute_paths(document.pop("grader"), folder), document.pop("hyperparameters", {})
     for name in ("training_file", "validation_file"):
-        if not isinstance(told.get(name, ""), str):
-            raise InvalidData(f"{path}: {name}: a text is needed, not {told[name]!r:.100}", param=name)
-    told["model"] = _model(path, told["model"])
-    files = [name for name in ("training_file", "validation_file") if name in told and not names_task(told[name])]
-    uploads: dict[str, Path] = {name: folder / told.pop(name) for name in files}
+        if not isinstance(document.get(name, ""), str):
+            raise InvalidData(f"{path}: {name}: a text is needed, not {document[name]!r:.100}", param=name)
+    document["model"] = _model(path, document["model"])
+    files = [
+        name for name in ("training_file", "validation_file") if name in document and not names_task(document[name])
+    ]
+    uploads: dict[str, Path] = {name: folder / document.pop(name) for name in files}
     for name, upload in uploads.items():
         if not upload.is_file():
             raise InvalidData(f"{path}: {name}: there is no file {upload}", param=name)
     method = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}}
-    return JobFile(told | {"method": method}, uploads)
+    return JobFile(document | {"method": method}, uploads)
 
 
 def _model(path: Path, model: Any) -> Any:

@@ -147,8 +147,8 @@ def logs(
 ) -> None:
     """Print a job's events, oldest first."""
     with Client(url) as client:
-        told = client.events(job_id) if follow_it else reversed(client.job(job_id, "/events", limit=limit)["data"])
-        for event in told:
+        events = client.events(job_id) if follow_it else reversed(client.job(job_id, "/events", limit=limit)["data"])
+        for event in events:
             if as_json:
                 out.print(json.dumps(event), markup=False, highlight=False)
             else:

@@ -146,10 +146,10 @@ def train(
     from . import job_file
     from .jobs import watched
 
-    told = job_file.read(job)
+    request = job_file.read(job)
     with Client(url) as client:
-        ids = {name: client.upload(path) for name, path in told.uploads.items()}
-        made = client.create(told.body | ids)
+        ids = {name: client.upload(path) for name, path in request.uploads.items()}
+        made = client.create(request.body | ids)
         out.print(f"job [bold]{made['id']}[/] · [link={url}/jobs/{made['id']}]{url}/jobs/{made['id']}[/link]")
         if follow_it:
             watched(client, made["id"])

@@ -84,8 +84,8 @@ def check(
     )
     with out.status(f"scoring {len(trial.rows)} rows …"):
         verdict = asyncio.run(asking)
-    for told in verdict.ignored:
-        out.print(f"[yellow]Without effect:[/] {escape(told)}")
+    for remark in verdict.ignored:
+        out.print(f"[yellow]Without effect:[/] {escape(remark)}")
     summary = reward_trial.summary(verdict)
     _show_samples(trial, verdict)
     _show_summary(trial, summary, verdict.outcomes[-1])

@@ -111,7 +111,7 @@ class FileStore:
 
     async def sweep_undescribed(self) -> list[Path]:
         """Settle what was left marked, once it is old; the bytes that are gone. Raises `RedisError`."""
-        gone = []
+        removed = []
         for mark in sorted(self.folder.glob(f".*{_UNDESCRIBED}")):
             with suppress(FileNotFoundError):  # just described
                 if not _is_old(mark):
@@ -119,9 +119,9 @@ class FileStore:
                 path = self.path(mark.name.removeprefix(".").removesuffix(_UNDESCRIBED))
                 if not await run(self._redis.hexists(keys.FILES, path.name)):
                     path.unlink(missing_ok=True)
-                    gone.append(path)
+                    removed.append(path)
                 mark.unlink()
-        return gone
+        return removed
 
     def _mark(self, file_id: str) -> Path:
         return self.folder / f".{file_id}{_UNDESCRIBED}"

@@ -99,10 +99,10 @@ class Envelope:
         async def counted() -> Message:
             """Reject a body by its Content-Length before reading it; without one, count the bytes as they come."""
             nonlocal seen
-            said = 0 if seen else next((int(v) for k, v in scope["headers"] if k == b"content-length"), 0)
-            message: Message = {} if said > limit else await receive()
+            declared = 0 if seen else next((int(v) for k, v in scope["headers"] if k == b"content-length"), 0)
+            message: Message = {} if declared > limit else await receive()
             seen += len(message.get("body", b""))
-            if max(seen, said) > limit:
+            if max(seen, declared) > limit:
                 # An HTTPException, because FastAPI turns any other error while it reads a body into a 400.
                 raise HTTPException(413, f"the body is larger than {limit} bytes")
             return message

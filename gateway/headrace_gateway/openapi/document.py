@@ -81,7 +81,7 @@ def install(app: FastAPI) -> None:
             version="1",
             description=_DESCRIPTION,
             routes=app.routes,
-            tags=[{"name": name, "description": said} for name, said in _TAGS.items()],
+            tags=[{"name": name, "description": description} for name, description in _TAGS.items()],
         )
         return _completed(made)
 
@@ -122,8 +122,8 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 
 def _describe(operation: dict[str, Any]) -> None:
-    said = operation.get("description", "")
-    operation["summary"] = re.split(r"[.:;](?:\s|$)", said, maxsplit=1)[0]
+    description = operation.get("description", "")
+    operation["summary"] = re.split(r"[.:;](?:\s|$)", description, maxsplit=1)[0]
     for parameter in operation.get("parameters", ()):
         if parameter["name"] in _PARAMETERS:
             parameter.setdefault("description", _PARAMETERS[parameter["name"]])

@@ -47,13 +47,13 @@ def add_events(operation: dict[str, Any]) -> None:
 
 def _event(name: str, data: str | dict[str, Any]) -> dict[str, Any]:
     schema = {"$ref": SCHEMAS + data} if isinstance(data, str) else data
-    said = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    content = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
     return {
         "type": "object",
         "properties": {
             "event": {"const": name},
             "id": {"type": "string", "description": "Where to go on: as `Last-Event-ID`."},
-            "data": _DONE if data is _DONE else said,
+            "data": _DONE if data is _DONE else content,
         },
         "required": ["data"],
     }

@@ -46,9 +46,9 @@ async def rollouts(
     store, newest_first = RolloutStore(here.redis, job_id), order == "desc"
     cursor = None if after is None else _place(after)
     if group is not None:
-        kept = await store.of_group(group)
-        wanted = kept is not None and step in (None, kept.step) and _follows(kept, cursor, newest_first)
-        page, has_more = [kept] if kept is not None and wanted else [], False
+        rollout = await store.of_group(group)
+        wanted = rollout is not None and step in (None, rollout.step) and _follows(rollout, cursor, newest_first)
+        page, has_more = [rollout] if rollout is not None and wanted else [], False
     else:
         page, has_more = await _page(store, cursor, step, newest_first, limit)
     return await asyncio.to_thread(lambda: json_response(rollout_list(job_id, Path(job.model_path), page, has_more)))
@@ -72,8 +72,8 @@ def _place(text: str) -> tuple[int, int]:
     return int(step), int(group)
 
 
-def _follows(kept: Rollout, cursor: tuple[int, int] | None, newest_first: bool) -> bool:
+def _follows(rollout: Rollout, cursor: tuple[int, int] | None, newest_first: bool) -> bool:
     if cursor is None:
         return True
-    place = (kept.step, kept.group)
+    place = (rollout.step, rollout.group)
     return place < cursor if newest_first else place > cursor

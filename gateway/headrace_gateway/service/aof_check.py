@@ -45,16 +45,16 @@ def check(folder: Path) -> None:
         raise _damaged(manifest, "is missing, though files that it would name are there")
 
 
-def damage(folder: Path, said: str) -> Damaged | None:
+def damage(folder: Path, output: str) -> Damaged | None:
     """What a server that ended has `said` in its log, as an error with the remedy; None where it is another fault."""
     files = folder / FOLDER
-    if match := _NAMED.search(said):
+    if match := _NAMED.search(output):
         return _damaged_commands(files / match[1])
-    if match := _MISSING.search(said):
+    if match := _MISSING.search(output):
         return _damaged(files / (match[1] or match[2]), "is missing")
-    if _MANIFEST_FAULT in said:
+    if _MANIFEST_FAULT in output:
         return _damaged(files / MANIFEST, "is damaged")
-    if any(words in said for words in _SNAPSHOT_FAULTS):
+    if any(words in output for words in _SNAPSHOT_FAULTS):
         base = _BASE.search((files / MANIFEST).read_text(errors="replace"))
         return _damaged(files / (base[1] if base else MANIFEST), "is damaged")
     return None

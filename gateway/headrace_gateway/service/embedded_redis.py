@@ -197,9 +197,9 @@ class RedisServer:
         raise TimedOut(f"Redis did not answer within {self._timeout:.0f} s: {self._log_since()[-_LOG_SHOWN:]}")
 
     def _why_it_ended(self) -> HeadraceError:
-        said = self._log_since()
-        damage = aof_check.damage(self._folder, said)
-        return damage or Unavailable(f"Redis ended at once: {said[-_LOG_SHOWN:] or 'it wrote no log'}")
+        output = self._log_since()
+        damage = aof_check.damage(self._folder, output)
+        return damage or Unavailable(f"Redis ended at once: {output[-_LOG_SHOWN:] or 'it wrote no log'}")
 
     def _log_since(self) -> str:
         """What it wrote since it was last started."""

@@ -73,15 +73,15 @@ def executable(own: Path | None = None) -> Path:
 def version_of(program: Path) -> Version:
     """What it says of itself. Raises `Unavailable` where it cannot be run, is no such server, or too old."""
     try:
-        told = subprocess.run(
+        result = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"{program} cannot be run: {error}") from error
-    match = _SAID.search(told.stdout)
+    match = _SAID.search(result.stdout)
     if match is None:
-        said = " ".join((told.stdout or told.stderr).split())[:200]
-        raise Unavailable(f"{program} is no redis-server or valkey-server: it says {said!r}")
+        output = " ".join((result.stdout or result.stderr).split())[:200]
+        raise Unavailable(f"{program} is no redis-server or valkey-server: it says {output!r}")
     version = Version(match[1], (int(match[2]), int(match[3]), int(match[4])))
     if version.number < _OLDEST:
         raise Unavailable(f"{program} is {version}: take Redis {_OLDEST[0]}.{_OLDEST[1]}, Valkey, or a later one")

@@ -80,7 +80,7 @@ async def _run(
     announce: Callable[[str, bool], None],
 ) -> None:
     redis_url = of if isinstance(of, str) else of.url
-    kept: list[ServicePart] = [connection] if isinstance(of, str) else [of, connection]
+    parts: list[ServicePart] = [connection] if isinstance(of, str) else [of, connection]
     redis = connect(redis_url, settings.redis_wait)
     try:
         if isinstance(of, str):
@@ -89,7 +89,7 @@ async def _run(
         server = _SignalledServer(create_app(settings, redis_url), settings.trusted_proxies)
         host, port = listener.getsockname()[:2]
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
-        await serve_over(kept, server, listener, JobStore(redis), settings)
+        await serve_over(parts, server, listener, JobStore(redis), settings)
         if _ray_address(settings) is None and ray.is_initialized():  # a cluster of its own goes on without this process
             controllers, chats = (
                 RayControllerManager.from_config(settings, redis_url, redis),
@@ -101,12 +101,12 @@ async def _run(
 
 
 async def serve_over(
-    kept: Sequence[ServicePart], server: HttpServer, listener: socket.socket, jobs: JobStore, settings: Settings
+    parts: Sequence[ServicePart], server: HttpServer, listener: socket.socket, jobs: JobStore, settings: Settings
 ) -> None:
     """Until the server is told to end; raises where a part cannot be kept alive, once requests have ended."""
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve")
     supervisors = [
-        PartSupervisor(part, jobs, RestartBudget(settings.max_restarts, settings.restart_window)) for part in kept
+        PartSupervisor(part, jobs, RestartBudget(settings.max_restarts, settings.restart_window)) for part in parts
     ]
     supervising = [asyncio.create_task(supervisor.run(), name="keep a part alive") for supervisor in supervisors]
     await asyncio.wait([serving, *supervising], return_when=asyncio.FIRST_COMPLETED)

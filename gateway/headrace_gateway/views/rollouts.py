@@ -55,11 +55,11 @@ def _group(job_id: str, tokenizer: Tokenizer, rollout: Rollout) -> RolloutGroup:
     )
 
 
-def _completion(tokenizer: Tokenizer, rollout: Rollout, index: int, kept: RecordedCompletion) -> RolloutCompletion:
-    ids, versions = ints(kept.token_ids).tolist(), ints(kept.versions)
+def _completion(tokenizer: Tokenizer, rollout: Rollout, index: int, recorded: RecordedCompletion) -> RolloutCompletion:
+    ids, versions = ints(recorded.token_ids).tolist(), ints(recorded.versions)
     tokens = spelled(tokenizer, ids)
     sampled = versions != NO_VERSION
-    left_out = [_LEFT_OUT[part] for part in roles_of(kept.roles).tolist()]
+    left_out = [_LEFT_OUT[part] for part in roles_of(recorded.roles).tolist()]
     return RolloutCompletion(
         index=index,
         text="".join(tokens),
@@ -67,17 +67,17 @@ def _completion(tokenizer: Tokenizer, rollout: Rollout, index: int, kept: Record
         token_ids=ids,
         versions=_or_none(versions, sampled),
         ages=_or_none(ages(versions, rollout.version), sampled),
-        logprobs=_finite(kept.logprobs),
-        importance_weights=_finite(kept.importance),
+        logprobs=_finite(recorded.logprobs),
+        importance_weights=_finite(recorded.importance),
         masked=[why is not None for why in left_out],
         left_out=left_out,
-        reward=kept.reward,
-        trained_reward=kept.trained_reward,
-        components=kept.components,
-        notes=kept.notes,
-        advantage=kept.advantage,
-        finish_reason=kept.finish_reason,
-        greedy=kept.greedy,
+        reward=recorded.reward,
+        trained_reward=recorded.trained_reward,
+        components=recorded.components,
+        notes=recorded.notes,
+        advantage=recorded.advantage,
+        finish_reason=recorded.finish_reason,
+        greedy=recorded.greedy,
     )
 
 
