@@ -133,6 +133,19 @@ def test_weights_in_another_format_are_refused(tmp_path: Path) -> None:
         check_trainable(model(tmp_path, LLAMA, "pytorch_model.bin"), "vllm", 128)
 
 
+@pytest.mark.parametrize("shard", ["model.safetensors", "model-00002-of-00002.safetensors"])
+def test_weights_of_another_vocabulary_than_by_their_config_are_refused(tmp_path: Path, shard: str) -> None:
+    config = json.loads((ADDER / "model" / "config.json").read_text())
+    model(tmp_path, config, "model-00001-of-00002.safetensors")
+    (tmp_path / shard).write_bytes((ADDER / "model" / "model.safetensors").read_bytes())
+    check_trainable(tmp_path, "transformers", 128)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 347}))
+    with pytest.raises(
+        InvalidRequest, match=r"embeddings of 310 tokens .*, and its config\.json names 347 \(vocab_size"
+    ):
+        check_trainable(tmp_path, "transformers", 128)
+
+
 async def test_a_job_on_such_a_model_is_refused_and_nothing_is_stored(
     http: httpx.AsyncClient, served: Served, training_file: str, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ class _Tensor(msgspec.Struct):
     """The part of a safetensors header's entry that is needed; the entry `__metadata__` has none of it."""
 
     data_offsets: tuple[int, int] = (0, 0)
+    shape: tuple[int, ...] = ()
 
 
 def text_of(file: Path) -> str:
@@ -46,6 +47,15 @@ def json_of(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Damaged(f"{file} is no JSON object: {RESTORE}", param="model")
     return content
+
+
+def shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a safetensors file's tensors by name; empty if its header cannot be read."""
+    try:
+        _, tensors = _header(weights)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def copy(source: Path, target: Path) -> int:
@@ -79,21 +89,22 @@ def _check(folder: Path) -> None:
         raise WeightsDamaged(f"the checkpoint is damaged: {error.message}; {_ANOTHER}") from error
     size = weights.stat().st_size
     try:
-        expected = _expected(weights, size)
+        length, tensors = _header(weights)
     except (ValueError, RecursionError) as error:
         raise WeightsDamaged(f"{_WEIGHTS} has no header that can be read; {_ANOTHER}") from error
+    expected = length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if size != expected:
         raise WeightsDamaged(f"{_WEIGHTS} has {size} bytes, and its header speaks of {expected}; {_ANOTHER}")
 
 
-def _expected(weights: Path, size: int) -> int:
-    """Size of a safetensors file according to its header. Raises `ValueError` or `RecursionError` if it is invalid."""
+def _header(weights: Path) -> tuple[int, dict[str, _Tensor]]:
+    """(length of a safetensors file's header in bytes, its entries). Raises `ValueError` or `RecursionError` if it is
+    invalid."""
     with weights.open("rb") as content:
         length = int.from_bytes(content.read(_LENGTH_BYTES), "little")
-        if length > min(size, _MAX_TEXT_BYTES):
+        if length > min(weights.stat().st_size, _MAX_TEXT_BYTES):
             raise ValueError(f"a header of {length} bytes")
-        tensors = msgspec.json.decode(content.read(length), type=dict[str, _Tensor])
-    return _LENGTH_BYTES + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+        return _LENGTH_BYTES + length, msgspec.json.decode(content.read(length), type=dict[str, _Tensor])
 
 
 def _links(folder: str, names: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from headrace_core.errors import InvalidRequest
 
-from .model_folder import json_of
+from .model_folder import json_of, shapes
 
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 """Settings that multiply the logits, which the learner does not support; a factor of 1 is accepted."""
@@ -27,6 +27,14 @@ _OTHER_LAYERS = frozenset(
 )
 """Model types with recurrent or convolutional layers."""
 _ALIBI = frozenset(("bloom", "mpt"))
+_EMBEDDINGS = frozenset(
+    (
+        *("model.embed_tokens.weight", "model.language_model.embed_tokens.weight"),
+        *("language_model.model.embed_tokens.weight", "transformer.wte.weight", "wte.weight"),
+        *("gpt_neox.embed_in.weight", "transformer.word_embeddings.weight"),
+    )
+)
+"""Names of the embeddings of the text model's tokens."""
 _AUTO_CLASSES = "models/auto/modeling_auto.py"
 
 
@@ -45,6 +53,8 @@ def check_trainable(model: Path, engine: str, context: int) -> None:
             param="model",
             code="model_not_supported",
         )
+    for reason in _of_weights(model, merged):
+        raise InvalidRequest(f"{model.name} cannot be trained: {reason}", param="model", code="model_not_supported")
     for reason in _not_full_attention(config, merged, context) if engine == "transformers" else ():
         raise InvalidRequest(
             f"{model.name} cannot be sampled by the engine transformers, which has full attention alone: {reason}; "
@@ -113,6 +123,18 @@ def _of_architecture(config: Mapping[str, Any], merged: Mapping[str, Any]) -> It
     # Encoders that can also be decoders declare it in their config.
     if "decoder" not in kind and causal[0].endswith("LMHeadModel") and merged.get("is_decoder") is False:
         yield f"it is an encoder: {kind} sees later tokens, too, unless is_decoder is set"
+
+
+def _of_weights(model: Path, merged: Mapping[str, Any]) -> Iterator[str]:
+    """A vocabulary of another size than by config.json: no engine loads such weights, and what they say is obscure."""
+    vocabulary = merged.get("vocab_size")
+    for file in sorted(model.glob("*.safetensors")) if isinstance(vocabulary, int) else ():
+        for name, shape in shapes(file).items():
+            if name in _EMBEDDINGS and shape[:1] != (vocabulary,):
+                yield (
+                    f"its weights hold embeddings of {shape[0] if shape else 0} tokens ({name}), and its config.json "
+                    f"names {vocabulary} (vocab_size): save both together"
+                )
 
 
 def _same_class(saved: list[Any], causal: tuple[str, ...]) -> bool:
