@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ from openai import AsyncOpenAI
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_gateway.models.prompt_tokens import LongestPrompt
 from headrace_gateway.operations.remarks import min_completion_tokens, remarks
+from headrace_lab.paths import ADDER
 
 from .conftest import Served, body, rows
 from .test_envelope import error_of, http
@@ -74,3 +77,38 @@ def test_what_is_as_asked_for_is_not_remarked_on(changes: dict[str, Any], steps:
 @pytest.mark.parametrize(("context", "least"), [(2, 1), (8, 2), (256, 64), (4096, 64)])
 def test_the_least_completion(context: int, least: int) -> None:
     assert min_completion_tokens(context) == least
+
+
+def odd_model(folder: Path, **changes: dict[str, Any]) -> Path:
+    """The adder with fields of its JSON files changed, by the stem of the file's name."""
+    folder.mkdir()
+    for file in (ADDER / "model").iterdir():
+        if file.stem in changes:
+            content = json.loads(file.read_text()) | changes[file.stem]
+            (folder / file.name).write_text(json.dumps(content))
+        else:
+            (folder / file.name).symlink_to(file)
+    return folder
+
+
+NO_END = {"config": {"eos_token_id": None}, "generation_config": {"eos_token_id": None}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "endless"),
+    [
+        ({**NO_END, "tokenizer_config": {"eos_token": None}}, True),
+        (NO_END, False),
+        ({**NO_END, "generation_config": {"eos_token_id": [1]}, "tokenizer_config": {"eos_token": None}}, False),
+        ({}, False),
+    ],
+)
+async def test_a_model_without_an_end_token_is_told_of(
+    client: AsyncOpenAI, served: Served, training_file: str, tmp_path: Path, changes: dict[str, Any], endless: bool
+) -> None:
+    folder = odd_model(tmp_path / "modèle à moi 模型", **changes)
+    settings = {"n_steps": 3, "max_tokens": 24}
+    job = await client.fine_tuning.jobs.create(**body(training_file, model=str(folder), hyperparameters=settings))
+    told = [event for event in await events(served, job.id) if "no token that ends a text" in event[1]]
+    assert len(told) == endless
+    assert all((level, "max_tokens = 24" in message) == ("warn", True) for level, message in told)

@@ -14,6 +14,7 @@ from typing import Any
 
 from headrace_core.errors import InvalidRequest
 
+from .chat_templates import special_tokens
 from .model_folder import json_of, shapes
 
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -81,6 +82,21 @@ def check_splittable(model: Path, devices: int, param: str) -> None:
                 f"{model.name} has {heads} heads ({name}), which tensor_parallel_size {devices} does not divide",
                 param=param,
             )
+
+
+def lacks_end_token(model: Path) -> bool:
+    """Whether the model names no token that ends a text, in any of the places where the engines look for one. False
+    where config.json leaves it to the default of the model's type."""
+    config, generation = (_json_if_there(model / name) for name in ("config.json", "generation_config.json"))
+    named = [
+        part.get("eos_token_id") for part in (config, config.get("text_config"), generation) if isinstance(part, dict)
+    ]
+    tokenizer = special_tokens(model, _json_if_there(model / "tokenizer_config.json"))
+    return "eos_token_id" in config and all(ids in (None, []) for ids in named) and not tokenizer.get("eos_token")
+
+
+def _json_if_there(file: Path) -> dict[str, Any]:
+    return json_of(file) if file.is_file() else {}
 
 
 def _reasons(config: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:

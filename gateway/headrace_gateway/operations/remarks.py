@@ -18,10 +18,18 @@ def min_completion_tokens(context: int) -> int:
     return max(1, min(MIN_COMPLETION_TOKENS, context // 4))
 
 
-def remarks(requested: Hyperparameters, used: Hyperparameters, longest: LongestPrompt, steps: int) -> list[Remark]:
+def remarks(
+    requested: Hyperparameters, used: Hyperparameters, longest: LongestPrompt, steps: int, *, endless: bool = False
+) -> list[Remark]:
     """The remarks. `used`: the settings `requested` with all defaults filled in; `longest`: the longest prompt of all
-    files."""
+    files; `endless`: the model names no token that ends a text."""
     notes: list[Remark] = []
+    if endless:
+        message = (
+            "the model names no token that ends a text (eos_token_id of its config.json or generation_config.json, "
+            f"eos_token of its tokenizer): every completion has max_tokens = {used.max_tokens} tokens, and is cut off"
+        )
+        notes.append(("warn", message))
     if used.max_tokens < requested.max_tokens:
         much = 2 * used.max_tokens < requested.max_tokens
         message = (

@@ -25,7 +25,7 @@ from ..context import GatewayContext
 from ..files.file_store import StoredFile
 from ..files.task_files import TaskFiles
 from ..models.catalog import Model
-from ..models.model_support import check_splittable, check_trainable
+from ..models.model_support import check_splittable, check_trainable, lacks_end_token
 from ..models.prompt_process import PromptChecks
 from ..models.prompt_tokens import Prompts
 from ..schemas.jobs import CreateJob
@@ -135,7 +135,8 @@ async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tup
     )
     path, stored, _ = training
     first = await asyncio.to_thread(lambda: next(each_row(path, stored.filename)))
-    return job, first, remarks(requested, settings, longest, steps)
+    endless = await asyncio.to_thread(lacks_end_token, model.path)
+    return job, first, remarks(requested, settings, longest, steps, endless=endless)
 
 
 def _seeded(body: CreateJob) -> Hyperparameters:
