@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,25 @@ def test_whole_weights_are_given_as_they_are(base: BaseModel, weights: dict[str,
     found = dict(base.read(folder))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_what_the_model_does_not_have_is_in_no_version_and_tied_matrices_need_be_there_once(
+    weights: dict[str, Weights], tmp_path: Path
+) -> None:
+    shutil.copytree(weights["first"].folder, tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
+    save_file(tensors | extra | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    base = BaseModel(tmp_path / "base")
+    base.require_whole(weights["second"].folder)
+    with pytest.raises(WeightsDamaged, match=r"lack 1 tensors, model.layers.1.mlp.up_proj.weight first"):
+        base.require_whole(cut_short(weights["second"].folder, tmp_path / "lacking"))
+    (tmp_path / "no-head").mkdir()
+    del tensors["model.embed_tokens.weight"]
+    save_file(tensors, tmp_path / "no-head" / "model.safetensors")
+    with pytest.raises(WeightsDamaged, match="lack 1 tensors"):
+        base.require_whole(tmp_path / "no-head")
 
 
 def test_an_adapter_is_merged_into_the_base_and_the_rest_is_the_base(base: BaseModel, adapter: Path) -> None:

@@ -21,23 +21,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
 
 from headrace_core.errors import WeightsDamaged
+
+from .parameter_names import files_of_parameters
 
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
 """Prefix of each name of an adapter's tensors, from PEFT's wrapper modules."""
 _CHANGE_THE_FORMULA = ("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save")
-
-
-def own_config(folder: Path) -> Any:
-    """The configuration of a model folder, with transformers' own attention: a config.json may name an implementation
-    that would be downloaded as code."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    for part in (config, config.get_text_config()):
-        part._attn_implementation = None
-    return config
 
 
 class BaseModel:
@@ -58,11 +50,19 @@ class BaseModel:
         """Raise `WeightsDamaged` if the version in `folder` lacks a tensor of this model.
 
         vLLM's own check is not enough: it loads several tensors into one parameter, and considers that loaded after
-        the first.
+        the first. Tensors of the base's files that the model does not have are in no version: the learner ignores them.
         """
-        missing = [] if is_adapter(folder) else sorted(self.names - _names(folder))
+        if is_adapter(folder):
+            return
+        there = _names(folder)
+        missing = sorted(set().union(*(min((names - there for names in sets), key=len) for sets in self._needed)))
         if missing:
             raise WeightsDamaged(f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} first")
+
+    @cached_property
+    def _needed(self) -> list[list[set[str]]]:
+        """For each parameter, sets of names of which a version must have one whole; several if matrices are tied."""
+        return files_of_parameters(self.folder, self.names) if self._within is None else [[{n}] for n in self._within]
 
     def size(self, folder: Path) -> int:
         """At most as many bytes as the tensors that `read` yields have; merged ones are float32, so up to twice their

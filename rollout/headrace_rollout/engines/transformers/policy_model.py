@@ -26,8 +26,9 @@ from headrace_core.errors import WeightsDamaged
 
 from ...end_of_text import end_tokens
 from ..engine import DEFAULT_CACHE_GIB, EngineConfig, EngineFailure
+from ..parameter_names import own_config
 from ..sampling import tempered
-from ..weight_files import BaseModel, own_config
+from ..weight_files import BaseModel
 from .kv_cache import GROUPED_ATTENTION, Decode, LayerShape, Prefill, SlotCache, register_grouped_attention
 
 Tokens = npt.NDArray[np.int32]

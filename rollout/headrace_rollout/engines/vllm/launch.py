@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from torch import nn
 
 from ..engine import DEFAULT_CACHE_GIB, EngineConfig
-from ..weight_files import own_config
+from ..parameter_names import model_without_weights, own_config
 from .orphan_guard import OrphanGuard, is_shared_segment
 
 WORKER_EXTENSION = "headrace_rollout.engines.vllm.worker_extension.WeightExtension"
@@ -106,10 +105,7 @@ def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
 
 def _linear_layers(folder: Path) -> list[str]:
     """The last parts of the names of all linear layers but the head: those that the learner adapts."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(own_config(folder))
+    model = model_without_weights(folder)
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     return sorted({name.rpartition(".")[2] for name in linear})
