@@ -11,23 +11,25 @@ from headrace_core.config.exact_model import ExactModel
 
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_SCHEMA_DEPTH = 48
-"""vLLM takes 64."""
+"""vLLM's limit is 64."""
 OPTIONS = "x-guidance"
-"""Where llguidance, which reads the schemas, has its options."""
+"""The key of a schema under which llguidance reads its options."""
 WHITESPACE = " ?"
-"""Between two parts of a completion's JSON: one line, with or without spaces. Where any number of spaces or lines is
-allowed, small models write them for ever."""
+"""Pattern of white space between two parts of a completion's JSON: at most one space, on one line. If any white space
+is allowed, small models write it without end."""
 
 
 class JsonSchema(ExactModel):
-    """What a completion is to be."""
+    """The JSON schema of a completion."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Taken, and not used.")
-    description: str | None = Field(None, max_length=4096, description="Taken, and not used: the model is not told it.")
-    json_schema: dict[str, Any] = Field(alias="schema", description="Held as it is written.")
-    strict: bool | None = Field(None, description="A completion is always held to the schema.")
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Accepted and ignored.")
+    description: str | None = Field(
+        None, max_length=4096, description="Accepted and ignored: the model does not see it."
+    )
+    json_schema: dict[str, Any] = Field(alias="schema", description="Enforced as it is written.")
+    strict: bool | None = Field(None, description="The schema is always enforced.")
 
     @field_validator("json_schema")
     @classmethod
@@ -42,7 +44,7 @@ class JsonSchema(ExactModel):
 
 
 def _depth(schema: Any) -> int:
-    """How deep objects and arrays are nested, as far as one more than is allowed."""
+    """Depth to which objects and arrays are nested; counting stops at one more than the limit."""
     level, depth = [schema], 0
     while level and depth <= MAX_SCHEMA_DEPTH:
         inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
@@ -51,7 +53,7 @@ def _depth(schema: Any) -> int:
 
 
 class ResponseFormat(ExactModel):
-    """What form completions have."""
+    """The form of completions."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,7 +67,7 @@ class ResponseFormat(ExactModel):
         return self
 
     def schema_text(self) -> str | None:
-        """The JSON schema that completions are held to, as JSON; None: they are any text."""
+        """The JSON schema that completions must satisfy, as JSON; None: any text."""
         if self.type == "text":
             return None
         schema = {"type": "object"} if self.json_schema is None else self.json_schema.json_schema

@@ -52,7 +52,7 @@ _PARAMETERS = {
     "limit": "Most entries of a page.",
     "order": "`desc` is newest first.",
     "from_step": "Leaves out what was measured before this step.",
-    "last-event-id": "Id of the last event that the client has: the stream goes on after it.",
+    "last-event-id": "Id of the last event that the client has received; the stream continues after it.",
 }
 _ERRORS = {
     "400": "The request cannot be carried out: the message says what to change. A wrong state is 400 too.",

@@ -1,17 +1,17 @@
-"""What the routes that answer server-sent events send, as the OpenAPI document says it: each event has a schema, and
-its `data` is JSON of a schema of its own."""
+"""Describes the routes that send server-sent events, for the OpenAPI document: each event has a schema, and its `data`
+is JSON with a schema of its own."""
 
 from __future__ import annotations
 
 from typing import Any
 
 SCHEMAS = "#/components/schemas/"
-"""Where the document keeps its schemas."""
+"""Path of the schemas within the document."""
 _MEDIA_TYPE = "text/event-stream"
 _DONE = {"const": "[DONE]"}
 _STATE = {
     "type": "object",
-    "description": "The job, where its groups are (null where that is damaged), and what its reward does.",
+    "description": "The job, the state counts of its groups (null if damaged), and figures of its reward.",
     "properties": {
         "job": {"$ref": SCHEMAS + "JobObject"},
         "ledger": {"type": ["object", "null"]},
@@ -34,11 +34,11 @@ _EVENTS: dict[str, tuple[tuple[str, str | dict[str, Any]], ...]] = {
     ),
     "chat_create": (("message", "ChatCompletionChunk"), ("message", "ErrorAnswer"), ("message", _DONE)),
 }
-"""By operation id: each event (`message` where it is not named), and the schema of its data, or what it says."""
+"""By operation id: each event (`message` if it has no name), and the schema of its data, or its constant text."""
 
 
 def add_events(operation: dict[str, Any]) -> None:
-    """Describes the stream of an operation that has one."""
+    """Add the description of the event stream to an operation that has one."""
     content = operation["responses"]["200"].get("content", {})
     if _MEDIA_TYPE in content:
         sent = _EVENTS[operation["operationId"]]
@@ -52,7 +52,7 @@ def _event(name: str, data: str | dict[str, Any]) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "event": {"const": name},
-            "id": {"type": "string", "description": "Where to go on: as `Last-Event-ID`."},
+            "id": {"type": "string", "description": "Position in the stream, for `Last-Event-ID`."},
             "data": _DONE if data is _DONE else content,
         },
         "required": ["data"],

@@ -21,16 +21,20 @@ router = APIRouter(prefix="/v1/headrace", tags=["access"], dependencies=[Depends
 
 _TEN_YEARS = 10 * 366 * 86_400
 
-KeyId = Annotated[str, Path(pattern=r"^key_[0-9a-f]{24}$", description="As the list of keys has it.")]
+KeyId = Annotated[str, Path(pattern=r"^key_[0-9a-f]{24}$", description="Id of the key, as in the list of keys.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 class CreateKey(RequestModel):
     """The body of POST /v1/headrace/keys."""
 
-    name: str = Field(pattern=NAME, description="Whose key it is: jobs and files belong to names.", examples=["alice"])
-    scope: Scope = Field("user", description="`user` sees what is its own, `admin` everything.")
-    expires_in: int | None = Field(None, ge=1, le=_TEN_YEARS, description="Seconds; null: it does not expire.")
+    name: str = Field(
+        pattern=NAME, description="Name of the key's owner; jobs and files belong to names.", examples=["alice"]
+    )
+    scope: Scope = Field(
+        "user", description="`user`: access to the owner's jobs and files; `admin`: access to everything."
+    )
+    expires_in: int | None = Field(None, ge=1, le=_TEN_YEARS, description="Seconds; null: the key does not expire.")
 
 
 @router.post("/keys", response_model=CreatedKey)

@@ -52,7 +52,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}}
 }
 
-FileId = Annotated[str, Path(max_length=200, description="As the upload answered it.")]
+FileId = Annotated[str, Path(max_length=200, description="Id of the file, from the upload's response.")]
 
 
 @router.post("", response_model=FileObject)
@@ -68,9 +68,9 @@ async def upload(
 @router.get("", response_model=FileList)
 async def list_files(
     here: Context,
-    after: Annotated[str | None, Query(max_length=200, description="Id of the last file of the page before.")] = None,
+    after: Annotated[str | None, Query(max_length=200, description="Id of the last file of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    order: Annotated[Literal["asc", "desc"], Query(description="By time: `desc` is newest first.")] = "desc",
+    order: Annotated[Literal["asc", "desc"], Query(description="Order by time; `desc` is newest first.")] = "desc",
     purpose: Purpose | None = None,
 ) -> Response:
     """Files: those that were uploaded, and the results of jobs that have ended."""

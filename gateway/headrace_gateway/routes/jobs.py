@@ -25,7 +25,7 @@ from ..web.pagination import listing, page
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], route_class=DurableRoute)
 
-After = Annotated[str | None, Query(max_length=200, description="Id of the last job of the page before.")]
+After = Annotated[str | None, Query(max_length=200, description="Id of the last job of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=100)]
 _METADATA = re.compile(r"metadata\[(.+)\]")
 _BY_METADATA = {

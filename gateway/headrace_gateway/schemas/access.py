@@ -19,7 +19,7 @@ class KeyObject(ResponseModel):
     scope: Scope
     created_at: int
     expires_at: int | None
-    last_used_at: Annotated[int | None, Field(description="To the minute.")]
+    last_used_at: Annotated[int | None, Field(description="Time of the last use, to the minute.")]
     revoked_at: int | None
 
 
@@ -53,15 +53,15 @@ class Audited(ResponseModel):
     time: Annotated[float, Field(description="Unix seconds.")]
     by: Annotated[
         str,
-        Field(description="Name of the caller's key; empty without a valid one, `local` where none is asked for."),
+        Field(description="Name of the caller's key; empty without a valid key, `local` if none is required."),
     ]
     key_id: str
     scope: str
     address: str
     method: str
     path: str
-    made: Annotated[str | None, Field(description="Id of what the request made.")]
-    status: Annotated[int, Field(description="Of the answer; 0 where the change began, and how it ended is not known.")]
+    made: Annotated[str | None, Field(description="Id of the object that the request created.")]
+    status: Annotated[int, Field(description="Status of the response; 0 if the change began and its end is unknown.")]
     request_id: str
 
 

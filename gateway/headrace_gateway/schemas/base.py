@@ -25,7 +25,7 @@ class Page(ResponseModel):
     """A page of a list; the next one is asked for with `after` = `last_id`."""
 
     object: Literal["list"]
-    has_more: Annotated[bool, Field(description="Whether the list goes on.")]
+    has_more: Annotated[bool, Field(description="Whether there are more entries.")]
     first_id: Annotated[str | None, Field(description="Id of the first entry of `data`; null for an empty page.")]
     last_id: Annotated[str | None, Field(description="Id of the last entry of `data`; null for an empty page.")]
 
@@ -33,10 +33,10 @@ class Page(ResponseModel):
 class ErrorDetail(ResponseModel):
     """What went wrong."""
 
-    message: Annotated[str, Field(description="For people: what is wrong, and what to change.")]
+    message: Annotated[str, Field(description="Explanation for people: what is wrong, and what to change.")]
     type: Literal["invalid_request_error", "server_error"]
     param: Annotated[str | None, Field(description="The field of the request that is wrong, as a path with dots.")]
-    code: Annotated[str | None, Field(description="For programs: stable.")]
+    code: Annotated[str | None, Field(description="Stable identifier for programs.")]
 
 
 class ErrorAnswer(ResponseModel):

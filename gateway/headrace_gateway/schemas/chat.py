@@ -1,6 +1,6 @@
-"""The bodies of chat completions: what is taken, and what is answered, whole or in chunks.
+"""Request and response bodies of chat completions, whole or in chunks.
 
-What is not listed here is refused by name: a parameter that was passed over would look as if it had acted.
+A parameter that is not listed here is refused by name, because ignoring it would look as if it had had an effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..chat.response_format import ResponseFormat
 from .base import RequestModel, ResponseModel
 
 MAX_COMPLETIONS = 16
-"""Of one request (`n`)."""
+"""Maximum number of completions of one request (`n`)."""
 
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -34,7 +34,7 @@ def _form(value: Any) -> str:
 
 
 class TextPart(RequestModel):
-    """A part of a message; other types than text are not known."""
+    """A part of a message. Only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -56,10 +56,10 @@ class ChatMessage(RequestModel):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="`developer` is the same as `system`."
     )
-    content: _Content = Field(description="Text, or parts of it, which are put together with line breaks.")
+    content: _Content = Field(description="Text, or parts of text, which are joined with line breaks.")
 
     def plain(self) -> dict[str, str]:
-        """As chat templates know it."""
+        """The message in the form that chat templates use."""
         role = "system" if self.role == "developer" else self.role
         text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
         return {"role": role, "content": text}
@@ -92,33 +92,41 @@ class CreateChatCompletion(RequestModel):
         },
     )
 
-    model: str = Field(max_length=1024, description="The name of a base model or of a trained one.")
+    model: str = Field(max_length=1024, description="Name of a base model or of a trained model.")
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000, description="None: what the context holds.")
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="The older name of the same.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=1_000_000, description="Maximum tokens of a completion; default: the rest of the context."
+    )
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="Older name of `max_completion_tokens`.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy decoding; the default is 1.")
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_COMPLETIONS)
-    stop: _Stops | None = Field(None, description="A completion ends before the first of them; up to 4.")
+    stop: _Stops | None = Field(None, description="A completion ends before the first of these texts; up to 4.")
     seed: int | None = Field(None, ge=0, lt=2**63)
-    logprobs: bool | None = Field(None, description="Each token's, of the distribution that it was sampled from.")
-    top_logprobs: Literal[0] | None = Field(None, description="Other tokens' are not known.")
+    logprobs: bool | None = Field(
+        None, description="Whether to return each token's log-probability under the sampled distribution."
+    )
+    top_logprobs: Literal[0] | None = Field(None, description="0: log-probabilities of other tokens are not available.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512, description="Taken, and not used.")
-    metadata: dict[str, str] | None = Field(None, max_length=16, description="Taken, and not used.")
-    store: bool | None = Field(None, description="Taken, and not used: no completion is kept.")
-    safety_identifier: str | None = Field(None, max_length=512, description="Taken, and not used.")
-    prompt_cache_key: str | None = Field(None, max_length=512, description="Taken, and not used.")
-    service_tier: Literal["auto", "default"] | None = Field(None, description="Taken, and not used.")
-    response_format: ResponseFormat | None = Field(None, description="Completions are text, JSON, or JSON of a schema.")
+    user: str | None = Field(None, max_length=512, description="Accepted and ignored.")
+    metadata: dict[str, str] | None = Field(None, max_length=16, description="Accepted and ignored.")
+    store: bool | None = Field(None, description="Accepted and ignored: completions are not stored.")
+    safety_identifier: str | None = Field(None, max_length=512, description="Accepted and ignored.")
+    prompt_cache_key: str | None = Field(None, max_length=512, description="Accepted and ignored.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="Accepted and ignored.")
+    response_format: ResponseFormat | None = Field(
+        None, description="Form of the completions: text, JSON, or JSON of a schema."
+    )
     modalities: list[Literal["text"]] | None = Field(None, max_length=1, description="Completions are text.")
-    tools: list[Any] | None = Field(None, description="None are known here: an empty list.")
-    tool_choice: Literal["none", "auto"] | None = Field(None, description="Without tools both mean the same.")
-    parallel_tool_calls: bool | None = Field(None, description="Taken, and not used: there are no tools.")
-    frequency_penalty: float | None = Field(None, description="0: completions are sampled without penalties.")
-    presence_penalty: float | None = Field(None, description="0: completions are sampled without penalties.")
-    logit_bias: dict[str, float] | None = Field(None, description="Empty: every token counts as the model says.")
+    tools: list[Any] | None = Field(None, description="Tools are not supported: an empty list.")
+    tool_choice: Literal["none", "auto"] | None = Field(
+        None, description="Both values have the same effect, because there are no tools."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Accepted and ignored: there are no tools.")
+    frequency_penalty: float | None = Field(None, description="0: penalties are not supported.")
+    presence_penalty: float | None = Field(None, description="0: penalties are not supported.")
+    logit_bias: dict[str, float] | None = Field(None, description="Empty: biases are not supported.")
 
     @field_validator("frequency_penalty", "presence_penalty")
     @classmethod
@@ -150,7 +158,7 @@ class CreateChatCompletion(RequestModel):
         return self
 
     def request(self) -> ChatRequest:
-        """What the model's process is asked."""
+        """The request to the model's process."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return ChatRequest(
             messages=tuple(message.plain() for message in self.messages),
@@ -169,7 +177,7 @@ class TokenLogprob(ResponseModel):
 
     token: str
     bytes: Annotated[
-        list[int] | None, Field(description="Of its text in UTF-8; null where it is a part of a character.")
+        list[int] | None, Field(description="The token's text in UTF-8; null if it is a part of a character.")
     ]
     logprob: float
     top_logprobs: Annotated[list[Any], Field(description="Always empty.")]
@@ -183,7 +191,7 @@ class Logprobs(ResponseModel):
 
 
 class Usage(ResponseModel):
-    """Tokens, counted: of the prompt as the model saw it, and of all completions, the ones that ended them included."""
+    """Number of tokens: of the rendered prompt, and of all completions, end tokens included."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -191,7 +199,7 @@ class Usage(ResponseModel):
 
 
 class AnswerMessage(ResponseModel):
-    """What the model said."""
+    """The message of a completion."""
 
     role: Literal["assistant"]
     content: str
@@ -208,7 +216,7 @@ class Choice(ResponseModel):
 
 
 class ChatCompletion(ResponseModel):
-    """The whole answer."""
+    """The response without streaming."""
 
     id: str
     object: Literal["chat.completion"]
@@ -219,7 +227,7 @@ class ChatCompletion(ResponseModel):
 
 
 class Delta(ResponseModel, total=False):
-    """What came since the last chunk of this choice: clients put together whatever is named."""
+    """The additions since the last chunk of this choice; clients concatenate them."""
 
     role: Literal["assistant"]
     content: str
@@ -235,7 +243,7 @@ class ChunkChoice(ResponseModel):
 
 
 class ChatCompletionChunk(ResponseModel):
-    """One event of a streamed answer."""
+    """One event of a streamed response."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -243,5 +251,5 @@ class ChatCompletionChunk(ResponseModel):
     model: str
     choices: list[ChunkChoice]
     usage: NotRequired[
-        Annotated[Usage | None, Field(description="In the last chunk; there only where `stream_options` asked for it.")]
+        Annotated[Usage | None, Field(description="Only in the last chunk, and only if `stream_options` requests it.")]
     ]

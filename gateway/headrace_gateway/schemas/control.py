@@ -17,11 +17,11 @@ class ChangeObject(ResponseModel):
     """One change of a setting."""
 
     time: Annotated[float, Field(description="Unix seconds.")]
-    by: Annotated[str, Field(description="Name of whoever asked for it.")]
+    by: Annotated[str, Field(description="Name of the caller's key.")]
     name: str
     before: float | None
     after: float | None
-    from_version: Annotated[int, Field(description="The first policy version whose update it holds for.")]
+    from_version: Annotated[int, Field(description="The first policy version to whose update the value applies.")]
 
 
 class SettingsObject(ResponseModel):
@@ -29,9 +29,9 @@ class SettingsObject(ResponseModel):
 
     object: Literal["fine_tuning.job.settings"]
     fine_tuning_job_id: str
-    settings: Annotated[dict[str, Any], Field(description="Complete: docs/settings.md.")]
+    settings: Annotated[dict[str, Any], Field(description="All current settings; see docs/settings.md.")]
     changeable: list[str]
-    changes: Annotated[list[ChangeObject], Field(description="Oldest first.")]
+    changes: Annotated[list[ChangeObject], Field(description="All changes, oldest first.")]
 
 
 class WorkerObject(ResponseModel):
@@ -41,14 +41,16 @@ class WorkerObject(ResponseModel):
     object: Literal["fine_tuning.job.worker"]
     role: Literal["learner", "rollout"]
     status: WorkerStatus
-    version: Annotated[int, Field(description="Policy version that it samples with, or has trained to.")]
-    lag: Annotated[int, Field(description="Versions behind the newest.")]
+    version: Annotated[int, Field(description="Policy version that it samples with, or that the learner has trained.")]
+    lag: Annotated[int, Field(description="Number of versions behind the newest.")]
     busy: Annotated[float, Field(description="Seconds of work since its start.")]
-    waiting: Annotated[dict[str, float], Field(description="Seconds, by what was waited for.")]
-    running: Annotated[int, Field(description="Requests in flight.")]
+    waiting: Annotated[dict[str, float], Field(description="Seconds of waiting, by reason.")]
+    running: Annotated[int, Field(description="Number of requests in flight.")]
     tokens: int
     errors: dict[str, int]
-    seen_at: Annotated[float | None, Field(description="Of its last heartbeat, Unix seconds; null before the first.")]
+    seen_at: Annotated[
+        float | None, Field(description="Time of its last heartbeat, Unix seconds; null before the first.")
+    ]
     uptime: float
 
 
@@ -64,13 +66,15 @@ class StageObject(ResponseModel):
     stage: LiveState
     depth: int
     oldest_seconds: Annotated[
-        float | None, Field(description="How long the one that is longest in it has been; null for none.")
+        float | None, Field(description="Seconds that the oldest group has been in this stage; null if there is none.")
     ]
-    oldest_versions: Annotated[int | None, Field(description="Age of the oldest token that they have, or can have.")]
+    oldest_versions: Annotated[
+        int | None, Field(description="Largest age that a token of these groups has, or can have.")
+    ]
 
 
 class WindowObject(ResponseModel):
-    """The pacing window: no more than `limit` groups are under way when one is admitted."""
+    """The pacing window: a group is admitted only while fewer than `limit` are in progress."""
 
     used: int
     limit: int
@@ -79,19 +83,19 @@ class WindowObject(ResponseModel):
 class MemoryObject(ResponseModel):
     """Bytes of encoded groups in Redis."""
 
-    groups: Annotated[int, Field(description="All that are kept.")]
+    groups: Annotated[int, Field(description="Bytes of all encoded groups.")]
     queued: int
     claimed: int
-    kept: Annotated[int, Field(description="Trained on, and kept for a replay until two checkpoints hold the step.")]
-    share: Annotated[int | None, Field(description="How many there may be; null: any number.")]
+    kept: Annotated[int, Field(description="Bytes of trained groups, retained until two checkpoints cover the step.")]
+    share: Annotated[int | None, Field(description="Maximum bytes of encoded groups; null: no limit.")]
     held_back: Annotated[
-        int, Field(description="Admissions that gave no group, although the window had room, for want of it.")
+        int, Field(description="Number of admissions refused for lack of memory, although the window had capacity.")
     ]
     left_out: Annotated[dict[str, int], Field(description="Number of entries removed from the job's history, by kind.")]
 
 
 class QueuesObject(ResponseModel):
-    """What waits between rollout and learner."""
+    """The groups between rollout and learner."""
 
     object: Literal["fine_tuning.job.queues"]
     fine_tuning_job_id: str
@@ -100,9 +104,10 @@ class QueuesObject(ResponseModel):
     window: WindowObject
     memory: MemoryObject
     stream: Annotated[
-        int, Field(description="Encoded groups kept: those queued, and those that no two checkpoints hold yet.")
+        int,
+        Field(description="Number of encoded groups: queued ones, and those that two checkpoints do not cover yet."),
     ]
-    bytes: Annotated[int, Field(description="Memory that they take in Redis.")]
+    bytes: Annotated[int, Field(description="Bytes that these groups take in Redis.")]
 
 
 class PublicationObject(ResponseModel):
@@ -111,7 +116,7 @@ class PublicationObject(ResponseModel):
     version: int
     name: str
     bytes: int
-    seconds: Annotated[float, Field(description="How long it took to write.")]
+    seconds: Annotated[float, Field(description="Seconds that writing it took.")]
     published_at: Annotated[float, Field(description="Unix seconds.")]
 
 
@@ -120,8 +125,8 @@ class UpdateObject(ResponseModel):
 
     version: int
     time: float
-    staged_seconds: Annotated[float, Field(description="Reading and preparing it, while generation went on.")]
-    paused_seconds: Annotated[float, Field(description="No token could be sampled.")]
+    staged_seconds: Annotated[float, Field(description="Seconds of reading and preparing it, during generation.")]
+    paused_seconds: Annotated[float, Field(description="Seconds in which no token could be sampled.")]
     requests_in_flight: int
 
 
@@ -139,6 +144,6 @@ class WeightsObject(ResponseModel):
 
     object: Literal["fine_tuning.job.weights"]
     fine_tuning_job_id: str
-    version: Annotated[int, Field(description="The newest that is settled.")]
+    version: Annotated[int, Field(description="The newest settled policy version.")]
     published: Annotated[list[PublicationObject], Field(description="The last ones, newest first.")]
     workers: list[HolderObject]

@@ -12,8 +12,8 @@ from .base import ResponseModel
 class ValidatedGrader(ResponseModel):
     """A grader that works."""
 
-    grader: Annotated[dict[str, Any], Field(description="Complete, with every default.")]
-    ignored: Annotated[list[str], Field(description="What of it has no effect, in words.")]
+    grader: Annotated[dict[str, Any], Field(description="The grader with all its defaults.")]
+    ignored: Annotated[list[str], Field(description="Fields without an effect, each with an explanation.")]
 
 
 class GraderErrors(ResponseModel):
@@ -38,7 +38,7 @@ class GraderErrors(ResponseModel):
 class GraderFailure(ResponseModel):
     """Why a grader has no reward."""
 
-    kind: Annotated[str, Field(description="Of docs/rewards.md.")]
+    kind: Annotated[str, Field(description="Kind of failure; see docs/rewards.md.")]
     message: str
     traceback: str
 
@@ -48,9 +48,11 @@ class GraderRunMetadata(ResponseModel):
 
     name: str
     type: str
-    execution_time: Annotated[float, Field(description="Seconds.")]
-    scores: Annotated[dict[str, float], Field(description="Of the grader and of those it holds, by name.")]
-    notes: Annotated[dict[str, str], Field(description="Texts that it gave beside the score, by name.")]
+    execution_time: Annotated[float, Field(description="Seconds that grading took.")]
+    scores: Annotated[
+        dict[str, float], Field(description="Scores of the grader and of the graders within it, by name.")
+    ]
+    notes: Annotated[dict[str, str], Field(description="Texts that the grader returned beside the score, by name.")]
     errors: GraderErrors
     failure: GraderFailure | None
     token_usage: Annotated[None, Field(description="Tokens of model graders are not counted.")]
@@ -60,7 +62,9 @@ class GraderRunMetadata(ResponseModel):
 class GraderRun(ResponseModel):
     """What a grader made of one completion."""
 
-    reward: Annotated[float | None, Field(description="Null where it failed or does not apply: that is not 0.")]
+    reward: Annotated[
+        float | None, Field(description="Null if the grader failed or does not apply, which is not a reward of 0.")
+    ]
     sub_rewards: dict[str, float]
     metadata: GraderRunMetadata
     model_grader_token_usage_per_model: dict[str, int]

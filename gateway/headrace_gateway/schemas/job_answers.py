@@ -17,7 +17,7 @@ class JobFailure(ResponseModel):
     """Why a job failed."""
 
     code: str
-    message: Annotated[str, Field(description="What to change.")]
+    message: Annotated[str, Field(description="Explanation for people: what to change.")]
     param: str | None
 
 
@@ -25,23 +25,23 @@ class PausedByObject(ResponseModel):
     """Why a job paused by itself."""
 
     code: PauseCode
-    message: Annotated[str, Field(description="What it could not go on without.")]
+    message: Annotated[str, Field(description="The reason why the job could not continue.")]
     time: Annotated[float, Field(description="Unix seconds.")]
 
 
 class CommonHyperparameters(ResponseModel):
     """Those that OpenAI's jobs of every method have, as they are in force."""
 
-    n_epochs: Annotated[int | None, Field(description="Null where the job has `n_steps`.")]
-    batch_size: Annotated[int | None, Field(description="Groups a step.")]
-    learning_rate_multiplier: Annotated[float | None, Field(description="Learning rate, by the default one.")]
+    n_epochs: Annotated[int | None, Field(description="Null if the job has `n_steps`.")]
+    batch_size: Annotated[int | None, Field(description="Groups of a step.")]
+    learning_rate_multiplier: Annotated[float | None, Field(description="Learning rate divided by the default one.")]
 
 
 class ReinforcementObject(ResponseModel):
     """What is rewarded, and how it is trained."""
 
-    grader: Annotated[dict[str, Any], Field(description="Complete, with every default: docs/rewards.md.")]
-    hyperparameters: Annotated[dict[str, Any], Field(description="Complete, as in force: docs/settings.md.")]
+    grader: Annotated[dict[str, Any], Field(description="The grader with all its defaults; see docs/rewards.md.")]
+    hyperparameters: Annotated[dict[str, Any], Field(description="All current settings; see docs/settings.md.")]
 
 
 class MethodObject(ResponseModel):
@@ -61,18 +61,18 @@ class WandbObject(ResponseModel):
 
 
 class IntegrationObject(ResponseModel):
-    """Where a job's measurements are sent as well."""
+    """A service to which a job's measurements are exported."""
 
     type: Literal["wandb"]
     wandb: WandbObject
 
 
 class ForkedFromObject(ResponseModel):
-    """Where a forked job began."""
+    """The checkpoint that a forked job started from."""
 
     fine_tuning_job_id: str
-    checkpoint: Annotated[str, Field(description="Its id.")]
-    step_number: Annotated[int, Field(description="The other job's step after which it was saved.")]
+    checkpoint: Annotated[str, Field(description="Id of the checkpoint.")]
+    step_number: Annotated[int, Field(description="The step of the original job after which it was saved.")]
 
 
 class JobObject(ResponseModel):
@@ -82,19 +82,25 @@ class JobObject(ResponseModel):
     object: Literal["fine_tuning.job"]
     created_at: Annotated[int, Field(description="Unix seconds.")]
     finished_at: int | None
-    model: Annotated[str, Field(description="What is trained, by the name it was asked for.")]
-    fine_tuned_model: Annotated[str | None, Field(description="Name of the trained model, once there is one.")]
+    model: Annotated[str, Field(description="Name of the base model, as in the request.")]
+    fine_tuned_model: Annotated[str | None, Field(description="Name of the trained model; null before there is one.")]
     organization_id: str
     status: Status
     training_file: str
     validation_file: str | None
-    result_files: Annotated[list[str], Field(description="Of an ended job: the file of its steps' figures, as CSV.")]
+    result_files: Annotated[
+        list[str], Field(description="Id of the CSV file with the figures of all steps, after the job has ended.")
+    ]
     seed: int
     trained_tokens: int
     hyperparameters: CommonHyperparameters
     error: JobFailure | None
-    paused_by: Annotated[PausedByObject | None, Field(description="Null of a job that its user paused.")]
-    estimated_finish: Annotated[int | None, Field(description="Unix seconds; of a running job that has a pace.")]
+    paused_by: Annotated[
+        PausedByObject | None, Field(description="Why the job paused by itself; null if a user paused it.")
+    ]
+    estimated_finish: Annotated[
+        int | None, Field(description="Unix seconds; null unless the job runs and its pace is known.")
+    ]
     integrations: list[IntegrationObject]
     metadata: dict[str, str]
     method: MethodObject
@@ -110,7 +116,7 @@ class JobList(Page):
 
 
 class EventObject(ResponseModel):
-    """Something that a job told its user."""
+    """An event of a job."""
 
     id: str
     object: Literal["fine_tuning.job.event"]
@@ -118,7 +124,7 @@ class EventObject(ResponseModel):
     level: Literal["info", "warn", "error"]
     message: str
     type: Literal["message", "metrics"]
-    data: Annotated[dict[str, Any] | None, Field(description="Figures of a step or an evaluation, of type `metrics`.")]
+    data: Annotated[dict[str, Any] | None, Field(description="Figures of a step or an evaluation, for type `metrics`.")]
 
 
 class EventList(Page):
@@ -128,15 +134,15 @@ class EventList(Page):
 
 
 class CheckpointObject(ResponseModel):
-    """A saved state from which the job can go on, and a model that can be used."""
+    """A saved state from which the job can continue, with a usable model."""
 
     id: str
     object: Literal["fine_tuning.job.checkpoint"]
     created_at: Annotated[int, Field(description="Unix seconds.")]
-    fine_tuned_model_checkpoint: Annotated[str, Field(description="Name of its model.")]
+    fine_tuned_model_checkpoint: Annotated[str, Field(description="Name of the checkpoint's model.")]
     fine_tuning_job_id: str
     step_number: int
-    metrics: Annotated[dict[str, float | None], Field(description="`step`, and what was measured at it.")]
+    metrics: Annotated[dict[str, float | None], Field(description="`step`, and the measurements at that step.")]
 
 
 class CheckpointList(Page):

@@ -21,13 +21,16 @@ class LedgerObject(TypedDict):
     admitted: int
     states: dict[str, int]
     version: Annotated[int, Field(description="Newest policy version.")]
-    masked_tokens: Annotated[int, Field(description="Tokens left out of a gradient for their age.")]
-    largest_age: Annotated[int, Field(description="Of any token that contributed to a gradient, in policy versions.")]
+    masked_tokens: Annotated[int, Field(description="Tokens left out of a gradient because of their age.")]
+    largest_age: Annotated[
+        int, Field(description="Largest age of a token that contributed to a gradient, in policy versions.")
+    ]
     largest_age_bound: Annotated[
-        int | None, Field(description="`max_staleness` of the step that trained it; null before the first.")
+        int | None,
+        Field(description="`max_staleness` of the step that trained that token; null before the first step."),
     ]
     sampled_tokens: int
-    fenced: Annotated[int, Field(description="Commits refused because the lease had passed to another worker.")]
+    fenced: Annotated[int, Field(description="Number of commits refused because another worker held the lease.")]
     balanced: bool
 
 
@@ -72,16 +75,19 @@ class StalenessObject(TypedDict):
 
     object: Literal["fine_tuning.job.staleness"]
     fine_tuning_job_id: str
-    max_staleness: Annotated[int, Field(description="The newest bound: each step has its own.")]
+    max_staleness: Annotated[int, Field(description="The current bound; each step has its own.")]
     late: str
     largest_age: int
     largest_age_bound: Annotated[
-        int | None, Field(description="`max_staleness` of the step that trained it; null before the first.")
+        int | None,
+        Field(description="`max_staleness` of the step that trained that token; null before the first step."),
     ]
     masked_tokens: int
     dropped_groups: int
     steps: Annotated[list[StepAges], Field(description="Oldest first.")]
-    has_more: Annotated[bool, Field(description="Whether there are later steps: `from_step` the last one's + 1.")]
+    has_more: Annotated[
+        bool, Field(description="Whether there are later steps; continue with `from_step` = the last step + 1.")
+    ]
 
 
 class RewardSummary(TypedDict):
@@ -113,7 +119,7 @@ class RewardObject(_RewardOfJob, RewardSummary):
 class MeasurementObject(TypedDict):
     """One entry of a job's measurements: docs/metrics.md."""
 
-    id: Annotated[str, Field(description="Its number in the job's history.")]
+    id: Annotated[str, Field(description="Number of the entry in the job's history.")]
     kind: Measured
     data: dict[str, Any]
 
@@ -155,14 +161,15 @@ class OverviewObject(TypedDict):
     suffix: str | None
     created_at: int
     finished_at: int | None
-    step: Annotated[int | None, Field(description="Newest policy version; null where what is kept of it is damaged.")]
+    step: Annotated[int | None, Field(description="Newest policy version; null if its record is damaged.")]
     total_steps: int
-    reward_mean: Annotated[float | None, Field(description="Of the last step.")]
-    evaluation_reward_mean: Annotated[float | None, Field(description="Of the last evaluation.")]
+    reward_mean: Annotated[float | None, Field(description="Mean reward of the last step.")]
+    evaluation_reward_mean: Annotated[float | None, Field(description="Mean reward of the last evaluation.")]
     max_staleness: int | None
-    largest_age: Annotated[int | None, Field(description="Null where what is kept of it is damaged.")]
+    largest_age: Annotated[int | None, Field(description="Null if the record is damaged.")]
     largest_age_bound: Annotated[
-        int | None, Field(description="`max_staleness` of the step that trained it; null before the first.")
+        int | None,
+        Field(description="`max_staleness` of the step that trained that token; null before the first step."),
     ]
     spark: SparkObject
     estimated_finish: int | None

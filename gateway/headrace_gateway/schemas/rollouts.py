@@ -14,17 +14,20 @@ LeftOut = Literal["too_old", "zero_weight", "not_sampled", "no_reward", "greedy"
 class RolloutCompletion(ResponseModel):
     """One completion; the lists have one element a token."""
 
-    index: Annotated[int, Field(description="Its place in the group.")]
+    index: Annotated[int, Field(description="Position of the completion in its group.")]
     text: str
     tokens: Annotated[
         list[str],
-        Field(description="What each token adds to the text; empty where a later token completes the character."),
+        Field(description="Text that each token adds; empty if a later token completes the character."),
     ]
     token_ids: list[int]
-    versions: Annotated[list[int | None], Field(description="Policy version that sampled the token; null: none did.")]
-    ages: Annotated[list[int | None], Field(description="Versions between that and the one that the step updated.")]
+    versions: Annotated[list[int | None], Field(description="Policy version that sampled the token; null if none did.")]
+    ages: Annotated[
+        list[int | None],
+        Field(description="Age of the token: versions between that one and the one that the step updated."),
+    ]
     logprobs: Annotated[
-        list[float | None], Field(description="Natural log, of the distribution that was sampled from.")
+        list[float | None], Field(description="Natural log-probability under the sampled distribution.")
     ]
     importance_weights: Annotated[
         list[float | None],
@@ -34,8 +37,8 @@ class RolloutCompletion(ResponseModel):
         ),
     ]
     masked: Annotated[list[bool], Field(description="Whether the token is left out of the gradient.")]
-    left_out: Annotated[list[LeftOut | None], Field(description="Why.")]
-    reward: Annotated[float | None, Field(description="As it was given.")]
+    left_out: Annotated[list[LeftOut | None], Field(description="Why the token is left out of the gradient.")]
+    reward: Annotated[float | None, Field(description="The reward as the grader gave it.")]
     trained_reward: Annotated[
         float | None,
         Field(
@@ -44,10 +47,10 @@ class RolloutCompletion(ResponseModel):
         ),
     ]
     components: dict[str, float]
-    notes: Annotated[dict[str, str], Field(description="Texts that the reward gave beside it, by name.")]
+    notes: Annotated[dict[str, str], Field(description="Texts that the reward returned beside its score, by name.")]
     advantage: Annotated[float | None, Field(description="Mean over the sampled tokens in the gradient.")]
     finish_reason: str
-    greedy: Annotated[bool, Field(description="Sampled greedily, to be compared with; never trained on.")]
+    greedy: Annotated[bool, Field(description="Whether it was sampled greedily, as a baseline; never trained on.")]
 
 
 class RolloutGroup(ResponseModel):
@@ -57,11 +60,13 @@ class RolloutGroup(ResponseModel):
     id: Annotated[str, Field(description="`<step>-<group>`.")]
     fine_tuning_job_id: str
     group: int
-    step: Annotated[int, Field(description="1 for the first.")]
+    step: Annotated[int, Field(description="Number of the step; 1 for the first.")]
     version: Annotated[int, Field(description="The policy version that the step updated: `step` − 1.")]
     row: Annotated[int, Field(description="Row of the training file, 0 for the first.")]
-    attempt: Annotated[int, Field(description="Which lease of the group brought it in.")]
-    group_size: Annotated[int, Field(description="Completions of the group, of which the first 32 are kept.")]
+    attempt: Annotated[int, Field(description="Number of the lease under which the group was committed.")]
+    group_size: Annotated[
+        int, Field(description="Number of completions of the group, of which the first 32 are recorded.")
+    ]
     prompt: str
     prompt_token_ids: list[int]
     completions: Annotated[list[RolloutCompletion], Field(description="In sampled order; a greedy one last.")]

@@ -16,7 +16,7 @@ class ModelObject(ResponseModel):
     object: Literal["model"]
     created: Annotated[int, Field(description="Unix seconds.")]
     owned_by: Annotated[str, Field(description="`headrace`, or the job that trained it.")]
-    path: Annotated[str, Field(description="Its folder on the service's machine.")]
+    path: Annotated[str, Field(description="The model's folder on the service's machine.")]
 
 
 class ModelList(ResponseModel):
