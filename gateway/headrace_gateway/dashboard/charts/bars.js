@@ -1,4 +1,4 @@
-// The age distribution: a bar for each age, of the last steps, with the whole job's as a line over it; the bound between.
+// The distribution of token ages: a bar for each age (the last steps), with a mark for the whole job, and the bound as a line.
 
 import { color, h } from "../dom.js";
 import { count, percent } from "../format.js";
@@ -7,18 +7,18 @@ import { Plane, ticks } from "./plane.js";
 const PAD = { left: 44, right: 10, top: 18, bottom: 26 };
 
 export class AgeBars extends Plane {
-  #at = -1;
+  #selected = -1;
 
   constructor(place) {
-    super(place, { height: 210, nothing: "After the first step: how old its tokens were.", label: "Tokens by age. Arrow keys read single ages." });
-    this.lately = this.whole = [];
+    super(place, { height: 210, nothing: "After the first step: the ages of its tokens.", label: "Tokens by age. Arrow keys read single ages." });
+    this.recent = this.whole = [];
     this.keys.append(h("span", {}, h("i", { class: "block" }), "last 20 steps"), h("span", {}, h("i", { class: "tick" }), "whole job"), h("span", {}, h("i", { class: "dashed bound" }), "bound"));
   }
 
-  set(lately, whole, bound) {
-    Object.assign(this, { lately: byAge(lately), whole: byAge(whole), bound });
+  set(recent, whole, bound) {
+    Object.assign(this, { recent: byAge(recent), whole: byAge(whole), bound });
     this.ages = Math.max(bound, ...whole.map((a) => a.age)) + 2;
-    this.most = Math.max(0.05, ...lately.map((a) => a.share), ...whole.map((a) => a.share));
+    this.maxShare = Math.max(0.05, ...recent.map((a) => a.share), ...whole.map((a) => a.share));
     this.nothing.hidden = whole.length > 0;
     this.redraw();
   }
@@ -26,22 +26,22 @@ export class AgeBars extends Plane {
   paint(ctx, width, height) {
     if (!this.ages || !this.nothing.hidden) return;
     this.x = (age) => PAD.left + (age / this.ages) * (width - PAD.left - PAD.right);
-    this.y = (share) => height - PAD.bottom - (share / this.most) * (height - PAD.top - PAD.bottom);
+    this.y = (share) => height - PAD.bottom - (share / this.maxShare) * (height - PAD.top - PAD.bottom);
     this.#axes(ctx, width, height);
     const wide = this.x(1) - this.x(0);
     for (let age = 0; age < this.ages; age++) {
-      const now = this.lately[age], all = this.whole[age], x = this.x(age) + 0.14 * wide;
-      ctx.fillStyle = color(now && now.masked === now.tokens ? "clay" : "water", 0.85); // the bound may have changed since
-      if (now) ctx.fillRect(x, this.y(now.share), 0.72 * wide, this.y(0) - this.y(now.share));
+      const recent = this.recent[age], all = this.whole[age], x = this.x(age) + 0.14 * wide;
+      ctx.fillStyle = color(recent && recent.masked === recent.tokens ? "clay" : "water", 0.85); // not by the present bound, which may have changed
+      if (recent) ctx.fillRect(x, this.y(recent.share), 0.72 * wide, this.y(0) - this.y(recent.share));
       ctx.fillStyle = color("ink");
       if (all) ctx.fillRect(x - 0.06 * wide, this.y(all.share) - 1, 0.84 * wide, 2);
     }
-    this.#edge(ctx, height);
+    this.#boundLine(ctx, height);
   }
 
   #axes(ctx, width, height) {
     ctx.textAlign = "right";
-    for (const hundredth of ticks(0, 100 * this.most, 4)) {
+    for (const hundredth of ticks(0, 100 * this.maxShare, 4)) {
       const y = this.y(hundredth / 100);
       ctx.fillStyle = color("grid");
       ctx.fillRect(PAD.left, y, width - PAD.left - PAD.right, 1);
@@ -52,7 +52,7 @@ export class AgeBars extends Plane {
     for (const age of ticks(0, this.ages - 1, Math.min(this.ages, width / 40))) ctx.fillText(`${age}`, this.x(age + 0.5), height - 10);
   }
 
-  #edge(ctx, height) {
+  #boundLine(ctx, height) {
     const x = this.x(this.bound + 1);
     ctx.strokeStyle = ctx.fillStyle = color("bad");
     ctx.lineWidth = 1.5;
@@ -68,24 +68,24 @@ export class AgeBars extends Plane {
   }
 
   find(x) {
-    return this.x ? this.#told(Math.floor(((x - PAD.left) / (this.x(this.ages) - PAD.left)) * this.ages)) : null;
+    return this.x ? this.#tip(Math.floor(((x - PAD.left) / (this.x(this.ages) - PAD.left)) * this.ages)) : null;
   }
 
   move(dx) {
-    return this.x ? this.#told(this.#at + dx) : null;
+    return this.x ? this.#tip(this.#selected + dx) : null;
   }
 
-  #told(age) {
+  #tip(age) {
     if (age < 0 || age >= this.ages) return null;
-    this.#at = age;
-    const now = this.lately[age], all = this.whole[age];
-    const says = now ? `${percent(now.share)} of the last steps' tokens (${count(now.tokens)})` : "no token of the last steps";
-    return { x: this.x(age + 0.5), y: this.y(now?.share ?? 0), text: `age ${age} · ${says} · ${percent(all?.share ?? 0)} of the whole job's` };
+    this.#selected = age;
+    const recent = this.recent[age], all = this.whole[age];
+    const text = recent ? `${percent(recent.share)} of the tokens of the last steps (${count(recent.tokens)})` : "no tokens in the last steps";
+    return { x: this.x(age + 0.5), y: this.y(recent?.share ?? 0), text: `age ${age} · ${text} · ${percent(all?.share ?? 0)} of the whole job's tokens` };
   }
 }
 
 function byAge(list) {
-  const found = [];
-  for (const of of list) found[of.age] = of;
-  return found;
+  const entries = [];
+  for (const entry of list) entries[entry.age] = entry;
+  return entries;
 }

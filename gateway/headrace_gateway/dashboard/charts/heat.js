@@ -1,5 +1,5 @@
-// The staleness picture: steps across, ages up, the share of a step's tokens as colour, the bound as a line. What is above the
-// line was left out of the gradient: hatched, and in another colour.
+// Token ages over the steps: steps across, ages up, the share of a step's tokens as colour, the bound as a line. Tokens above the
+// line were left out of the gradient; they are hatched, and have another colour.
 
 import { color, h } from "../dom.js";
 import { count, finePercent } from "../format.js";
@@ -7,22 +7,22 @@ import { columns } from "../data/ages.js";
 import { Plane, ticks } from "./plane.js";
 
 const PAD = { left: 38, right: 10, top: 10, bottom: 26 };
-const NARROWEST = 3; // pixels of a column
-const HATCH = 5; // pixels between two lines
+const MIN_COLUMN = 3; // pixels: width of a column
+const HATCH = 5; // pixels between two lines of a hatched cell
 const shade = (share, least) => least + (1 - least) * Math.sqrt(share);
-const MIN_SHADE = { trained: 0.08, late: 0.4 }; // so that a single token beyond the bound is seen
+const MIN_SHADE = { trained: 0.08, late: 0.4 }; // so that a single token beyond the bound is visible
 
 export class AgeHeat extends Plane {
-  #found = { columns: [], width: 1, top: 0 };
-  #at = null;
+  #data = { columns: [], width: 1, top: 0 };
+  #selected = null;
 
   constructor(place) {
     super(place, { height: 260, nothing: "After the first step: the ages of its tokens.", label: "Token ages over the steps. Arrow keys read single cells." });
     this.steps = [];
-    this.keys.append(h("span", {}, "share of the step's tokens ", scale()), h("span", {}, h("i", { class: "tick" }), "mean age of what was trained"), h("span", {}, h("i", { class: "masked" }), "too old: left out of the gradient"), h("span", {}, h("i", { class: "dashed bound" }), "bound"));
+    this.keys.append(h("span", {}, "share of the step's tokens ", scale()), h("span", {}, h("i", { class: "tick" }), "mean age of trained tokens"), h("span", {}, h("i", { class: "masked" }), "too old: left out of the gradient"), h("span", {}, h("i", { class: "dashed bound" }), "bound"));
   }
 
-  // `bounds`: [first step, bound]… in order
+  // `bounds`: [[first step, bound]…], in the order of the steps
   set(steps, bounds) {
     this.steps = steps;
     this.bounds = bounds;
@@ -32,17 +32,17 @@ export class AgeHeat extends Plane {
 
   paint(ctx, width, height) {
     const inner = width - PAD.left - PAD.right;
-    this.#found = columns(this.steps, Math.max(1, Math.floor(inner / NARROWEST)));
+    this.#data = columns(this.steps, Math.max(1, Math.floor(inner / MIN_COLUMN)));
     if (!this.steps.length) return;
-    this.rows = Math.max(this.#found.top, ...this.bounds.map(([, bound]) => bound)) + 2;
+    this.rows = Math.max(this.#data.top, ...this.bounds.map(([, bound]) => bound)) + 2;
     this.first = this.steps[0].step;
     this.last = this.steps.at(-1).step + 1;
     this.x = (step) => PAD.left + ((step - this.first) / (this.last - this.first)) * inner;
     this.y = (age) => height - PAD.bottom - (age / this.rows) * (height - PAD.top - PAD.bottom);
     this.#axes(ctx, width, height);
-    for (const column of this.#found.columns) for (const age of column.ages) this.#cell(ctx, column, age);
+    for (const column of this.#data.columns) for (const age of column.ages) this.#cell(ctx, column, age);
     this.#mean(ctx);
-    this.#edge(ctx, width);
+    this.#boundLine(ctx, width);
   }
 
   #axes(ctx, width, height) {
@@ -67,14 +67,14 @@ export class AgeHeat extends Plane {
     ctx.strokeStyle = color("ink");
     ctx.lineWidth = 1.5;
     ctx.beginPath();
-    for (const { from, to, mean } of this.#found.columns) {
+    for (const { from, to, mean } of this.#data.columns) {
       if (mean !== null) ctx.lineTo(this.x(Math.min(this.last, (from + to + 1) / 2)), this.y(mean + 0.5));
     }
     ctx.stroke();
   }
 
-  // Stepped where the bound was changed; named where it now is.
-  #edge(ctx, width) {
+  // The line has a step where the bound was changed; its label gives the present bound.
+  #boundLine(ctx, width) {
     ctx.strokeStyle = ctx.fillStyle = color("bad");
     ctx.lineWidth = 1.5;
     ctx.setLineDash([6, 4]);
@@ -95,24 +95,24 @@ export class AgeHeat extends Plane {
   find(x, y) {
     if (!this.steps.length || x < PAD.left || y > this.y(0)) return null;
     const step = this.first + ((x - PAD.left) / (this.x(this.last) - PAD.left)) * (this.last - this.first);
-    const at = this.#found.columns.findLastIndex((c) => c.from <= step);
+    const at = this.#data.columns.findLastIndex((c) => c.from <= step);
     const age = Math.floor(((this.y(0) - y) / (this.y(0) - this.y(this.rows))) * this.rows);
-    return this.#told(at, age);
+    return this.#tip(at, age);
   }
 
   move(dx, dy) {
-    const { at, age } = this.#at ?? { at: this.#found.columns.length - 1 - dx, age: -dy };
-    return this.#told(at + dx, age + dy);
+    const { at, age } = this.#selected ?? { at: this.#data.columns.length - 1 - dx, age: -dy };
+    return this.#tip(at + dx, age + dy);
   }
 
-  #told(at, age) {
-    const column = this.#found.columns[at];
+  #tip(at, age) {
+    const column = this.#data.columns[at];
     if (!column || age < 0 || age >= this.rows) return null;
-    this.#at = { at, age };
-    const of = column.ages.find((a) => a.age === age);
+    this.#selected = { at, age };
+    const entry = column.ages.find((a) => a.age === age);
     const where = column.from === column.to ? `step ${column.from}` : `steps ${column.from} to ${column.to}`;
-    const says = of ? `${finePercent(of.share)} of tokens (${count(of.tokens)})${of.masked ? `, ${count(of.masked)} left out` : ""}` : "no token";
-    return { x: this.x(column.from), y: this.y(age + 1), text: `${where} · age ${age} · ${says}` };
+    const text = entry ? `${finePercent(entry.share)} of tokens (${count(entry.tokens)})${entry.masked ? `, ${count(entry.masked)} left out` : ""}` : "no token";
+    return { x: this.x(column.from), y: this.y(age + 1), text: `${where} · age ${age} · ${text}` };
   }
 }
 

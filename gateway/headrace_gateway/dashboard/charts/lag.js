@@ -1,4 +1,4 @@
-// A line of time for each rollout worker: how many versions its weights are behind the learner's.
+// A timeline for each rollout worker: how many versions its weights are behind the learner's.
 
 import { color, h } from "../dom.js";
 import { elapsed } from "../format.js";
@@ -6,15 +6,15 @@ import { Plane } from "./plane.js";
 import { lags } from "../data/lag.js";
 
 const PAD = { left: 86, right: 10, top: 6, bottom: 26 };
-const PIXELS = 3; // of a moment
-const ROW = { most: 26, least: 8, all: 320 };
+const BIN = 3; // pixels: width of one point in time
+const ROW = { max: 26, min: 8, all: 320 }; // pixels: height of one worker's row, and of all rows together
 
 export class LagTimeline extends Plane {
-  #at = { row: 0, bin: -1 };
+  #selected = { row: 0, bin: -1 };
 
   constructor(place) {
-    super(place, { height: 120, nothing: "Once workers run: how far their weights are behind.", label: "Versions behind the learner, by worker and time. Arrow keys read single moments." });
-    this.keys.append(h("span", {}, "versions behind ", ...["0", "1", "2", "bound", "beyond"].map((n, i) => h("span", { class: `lag lag-${i}` }, n))), h("span", {}, h("i", { class: "silent" }), "not heard of"));
+    super(place, { height: 120, nothing: "Once workers run: how far their weights are behind.", label: "Versions behind the learner, by worker and time. Arrow keys read single points in time." });
+    this.keys.append(h("span", {}, "versions behind ", ...["0", "1", "2", "bound", "beyond"].map((n, i) => h("span", { class: `lag lag-${i}` }, n))), h("span", {}, h("i", { class: "silent" }), "no heartbeat"));
   }
 
   set(measured, bound, start) {
@@ -24,16 +24,16 @@ export class LagTimeline extends Plane {
 
   prepare(width) {
     if (!this.measured) return;
-    this.found = lags(this.measured, Math.max(20, Math.floor((width - PAD.left - PAD.right) / PIXELS)));
-    const { rows } = this.found;
-    this.row = Math.max(ROW.least, Math.min(ROW.most, ROW.all / (rows.length || 1)));
+    this.lags = lags(this.measured, Math.max(20, Math.floor((width - PAD.left - PAD.right) / BIN)));
+    const { rows } = this.lags;
+    this.row = Math.max(ROW.min, Math.min(ROW.max, ROW.all / (rows.length || 1)));
     this.height = PAD.top + Math.max(80, this.row * rows.length) + PAD.bottom;
     this.nothing.hidden = rows.length > 0;
   }
 
   paint(ctx, width) {
-    if (!this.found?.rows.length) return;
-    const { from, to, rows } = this.found, bins = rows[0].lags.length;
+    if (!this.lags?.rows.length) return;
+    const { from, to, rows } = this.lags, bins = rows[0].lags.length;
     this.x = (bin) => PAD.left + (bin / bins) * (width - PAD.left - PAD.right);
     rows.forEach(({ worker, lags: row }, i) => {
       const y = PAD.top + i * this.row, high = this.row - (this.row > 12 ? 4 : 1);
@@ -45,7 +45,7 @@ export class LagTimeline extends Plane {
       row.forEach((lag, bin) => {
         if (lag < 0) return;
         ctx.fillStyle = this.#color(lag);
-        const x = Math.round(this.x(bin)); // whole pixels: neighbours neither overlap nor leave a gap
+        const x = Math.round(this.x(bin)); // whole pixels, so that neighbours neither overlap nor leave a gap
         ctx.fillRect(x, y, Math.round(this.x(bin + 1)) - x, high);
       });
     });
@@ -62,21 +62,21 @@ export class LagTimeline extends Plane {
 
   find(x, y) {
     if (!this.x) return null;
-    const bins = this.found.rows[0].lags.length;
-    return this.#told(Math.floor((y - PAD.top) / this.row), Math.floor(((x - PAD.left) / (this.x(bins) - PAD.left)) * bins));
+    const bins = this.lags.rows[0].lags.length;
+    return this.#tip(Math.floor((y - PAD.top) / this.row), Math.floor(((x - PAD.left) / (this.x(bins) - PAD.left)) * bins));
   }
 
   move(dx, dy) {
-    return this.x ? this.#told(this.#at.row - dy, this.#at.bin + dx) : null;
+    return this.x ? this.#tip(this.#selected.row - dy, this.#selected.bin + dx) : null;
   }
 
-  #told(row, bin) {
-    const of = this.found.rows[row];
-    if (!of || bin < 0 || bin >= of.lags.length) return null;
-    this.#at = { row, bin };
-    const { from, to } = this.found, lag = of.lags[bin];
-    const when = elapsed(from - this.start + ((bin + 1) * (to - from)) / of.lags.length);
-    const says = lag < 0 ? "not heard of" : lag === 0 ? "has the newest weights" : `${lag} version${lag > 1 ? "s" : ""} behind`;
-    return { x: this.x(bin), y: PAD.top + row * this.row, text: `${of.worker} at ${when} · ${says}` };
+  #tip(row, bin) {
+    const timeline = this.lags.rows[row];
+    if (!timeline || bin < 0 || bin >= timeline.lags.length) return null;
+    this.#selected = { row, bin };
+    const { from, to } = this.lags, lag = timeline.lags[bin];
+    const when = elapsed(from - this.start + ((bin + 1) * (to - from)) / timeline.lags.length);
+    const text = lag < 0 ? "no heartbeat" : lag === 0 ? "has the newest weights" : `${lag} version${lag > 1 ? "s" : ""} behind`;
+    return { x: this.x(bin), y: PAD.top + row * this.row, text: `${timeline.worker} at ${when} · ${text}` };
   }
 }

@@ -1,5 +1,5 @@
-// Lines by uPlot, in the page's colours, as wide as their place, with the last or the pointed-at values beneath. The arrow
-// keys move what is pointed at.
+// Line charts by uPlot, in the page's colours and as wide as their place. Below are the values at the cursor, or the last ones.
+// The arrow keys move the cursor.
 
 import { color, h } from "../dom.js";
 import { elapsed } from "../format.js";
@@ -8,8 +8,8 @@ import { onTheme } from "../theme.js";
 const HEIGHT = 210;
 const DASH = [4, 3];
 
-// What a chart draws. `series`: {label, color, width?, dash?, points?, fill?, weak?, stepped?} in the order of the data; `x`: an
-// abscissa, as below; `format`: a value as text; `range`: of the ordinate; `nothing`: what will come, while there is no data.
+// Options: `series`: [{label, color, width?, dash?, points?, fill?, weak?, stepped?}…] in the order of the data; `x`: an abscissa,
+// as below; `format`: a value as text; `range`: of the ordinate; `nothing`: text that is shown while there is no data.
 export class Lines {
   constructor(place, options) {
     this.options = options;
@@ -19,12 +19,12 @@ export class Lines {
     this.nothing = h("div", { class: "nothing" }, options.nothing);
     this.box.append(this.nothing);
     place.append(this.box, this.keys);
-    this.width = 0; // until it is laid out
+    this.width = 0; // until the box is laid out
     new ResizeObserver(([{ contentRect }]) => this.#resized(contentRect.width)).observe(this.box);
     onTheme(() => this.#build());
   }
 
-  // `series` and `x`: where they are others than before
+  // `series` and `x`: only if they differ from before
   set(data, series = this.options.series, x = this.options.x) {
     const same = x === this.options.x && JSON.stringify(series) === JSON.stringify(this.options.series);
     this.data = data;
@@ -48,7 +48,7 @@ export class Lines {
     return { width: Math.max(160, this.width), height: HEIGHT };
   }
 
-  // Nothing before there is something to draw, and a place to draw it in.
+  // Does nothing until there is data, and the box has a width.
   #build() {
     this.plot?.destroy();
     this.plot = null;
@@ -116,6 +116,6 @@ export const byVersion = { ...byStep, label: "version" };
 export const byAge = { ...byStep, label: "age" };
 export const byTime = { label: "at", format: elapsed, incrs: [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 86_400, 172_800, 604_800] };
 
-// The ordinate from zero, with some room above.
+// The ordinate starts at zero, with some space above.
 export const fromZero = (_, low, high) => [0, Math.max(1e-9, (high ?? 0) * 1.1) || 1];
 export const share = () => [0, 1.02];

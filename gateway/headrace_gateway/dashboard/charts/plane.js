@@ -1,6 +1,6 @@
-// A canvas that redraws itself: sharp on every screen, as wide as its place, in the page's colours, with a tip of what is
-// pointed at, by mouse, finger or arrow keys. What is drawn is a subclass's: `paint(ctx, width, height)`, `prepare(width)`
-// before it, which may set the height, and `find(x, y)` and `move(dx, dy)`, which return { x, y, text } or null.
+// A canvas that redraws itself: sharp on every screen, as wide as its place, in the page's colours. A tip describes the point that
+// the mouse, a finger or the arrow keys select. Subclasses draw: `prepare(width)`, which may set the height, then `paint(ctx,
+// width, height)`; `find(x, y)` and `move(dx, dy)` return the tip as { x, y, text }, or null.
 
 import { h, setText } from "../dom.js";
 import { onTheme } from "../theme.js";
@@ -18,13 +18,13 @@ export class Plane {
     this.canvas.addEventListener("pointerleave", () => this.#show(null));
     this.canvas.addEventListener("blur", () => this.#show(null));
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
-    this.width = 0; // until it is laid out: to ask before would have the browser lay out the page for each chart anew
+    this.width = 0; // until the box is laid out; asking earlier would make the browser lay out the page again for each chart
     new ResizeObserver(([{ contentRect }]) => this.#resized(contentRect.width)).observe(this.box);
     onTheme(() => this.redraw());
   }
 
   #resized(width) {
-    if (width === this.width) return; // its height changed
+    if (width === this.width) return; // only the height changed
     this.width = width;
     this.redraw();
   }
@@ -52,21 +52,21 @@ export class Plane {
     this.#show(this.move(dx, dy));
   }
 
-  #show(found) {
-    this.tip.hidden = !found;
-    if (!found) return;
-    setText(this.tip, found.text);
-    const most = this.box.clientWidth - this.tip.offsetWidth;
-    this.tip.style.left = `${Math.max(0, Math.min(most, found.x - this.tip.offsetWidth / 2))}px`;
-    this.tip.style.top = `${Math.max(0, found.y - this.tip.offsetHeight - 10)}px`;
+  #show(tip) {
+    this.tip.hidden = !tip;
+    if (!tip) return;
+    setText(this.tip, tip.text);
+    const maxLeft = this.box.clientWidth - this.tip.offsetWidth;
+    this.tip.style.left = `${Math.max(0, Math.min(maxLeft, tip.x - this.tip.offsetWidth / 2))}px`;
+    this.tip.style.top = `${Math.max(0, tip.y - this.tip.offsetHeight - 10)}px`;
   }
 }
 
-// Round numbers between low and high, at most about `most` of them.
-export function ticks(low, high, most) {
-  const rough = (high - low) / Math.max(1, most), power = 10 ** Math.floor(Math.log10(Math.max(rough, 1)));
+// Round numbers between low and high, about `max` of them at most.
+export function ticks(low, high, max) {
+  const rough = (high - low) / Math.max(1, max), power = 10 ** Math.floor(Math.log10(Math.max(rough, 1)));
   const by = [1, 2, 5, 10].map((m) => m * power).find((m) => m >= rough) ?? power;
-  const found = [];
-  for (let tick = Math.ceil(low / by) * by; tick <= high; tick += by) found.push(tick);
-  return found;
+  const numbers = [];
+  for (let tick = Math.ceil(low / by) * by; tick <= high; tick += by) numbers.push(tick);
+  return numbers;
 }

@@ -1,9 +1,9 @@
-// Stacked bars: what each worker did with its time, busy first, then each thing it waited for.
+// Stacked bars: how each worker spent its time: busy first, then what it waited for.
 
 import { h, setText } from "../dom.js";
 import { percent } from "../format.js";
 
-const ROOM_FOR_TEXT = 0.16; // of a bar
+const MIN_LABELLED = 0.16; // of a bar: smaller parts have no space for text
 const COLORS = { window: "gold", groups: "violet", weights: "sky", rewards: "rose", checkpoint: "rose", publish: "sky", settle: "gold", other: "line" };
 const MEANS = { window: "the learner is behind", groups: "rollout is behind", weights: "new weights", other: "neither busy nor waiting" };
 
@@ -23,7 +23,7 @@ export class Shares {
       const split = this.#rows.get(worker) ?? this.#row(worker);
       split.setAttribute("aria-label", parts.map(([what, share]) => `${what} ${percent(share)}`).join(", "));
       split.replaceChildren(...parts.map(([what, share]) => {
-        const label = share < ROOM_FOR_TEXT ? "" : what === "busy" ? percent(share) : `${what} ${percent(share)}`;
+        const label = share < MIN_LABELLED ? "" : what === "busy" ? percent(share) : `${what} ${percent(share)}`;
         const part = h("span", { class: `part ${fill(what, role)}`, title: `${what}: ${percent(share)}` }, label);
         part.style.flex = `${share} 0 0`;
         return part;
