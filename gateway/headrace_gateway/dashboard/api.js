@@ -1,4 +1,4 @@
-// Requests to the gateway, on whose origin the page is. Who is not known is asked to log in.
+// Requests to the gateway that serves the page. If the gateway requires a login, the login page opens.
 
 export class Refused extends Error {
   constructor(status, message) {
@@ -11,7 +11,7 @@ export const get = (path) => ask("GET", path);
 export const post = (path, body) => ask("POST", path, body);
 export const patch = (path, body) => ask("PATCH", path, body);
 
-// Raises `Refused` with the gateway's own words, and a TypeError where it does not answer.
+// Raises `Refused` with the gateway's message, and a TypeError if the gateway does not answer.
 async function ask(method, path, body) {
   const options = { method };
   if (body !== undefined) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json" } });
@@ -21,7 +21,7 @@ async function ask(method, path, body) {
   return isJson(response) ? response.json() : null;
 }
 
-// What the gateway says where it does not do what it was asked.
+// The gateway's error message for a request that it refused.
 export async function refused(response) {
   const said = isJson(response) ? await response.json() : null;
   return new Refused(response.status, said?.error?.message ?? `the gateway answered ${response.status}`);

@@ -1,7 +1,7 @@
-// The completions of a job that steps consumed, newest first. The address holds what is looked at: ?step= ?group= ?color=
+// The completions that a job trained on, newest first. The address holds the selection: ?step= ?group= ?color=
 //
-//     newest page ──every few seconds: is there a newer group?──► a reader at the top sees it at once,
-//                                                                 one further down is told, and shows it when they like
+//     newest page ──every few seconds: is there a newer group?──► at the top of the page it is shown at once;
+//                                                                 further down a notice offers to show it
 
 import { get, jobPath } from "./api.js";
 import { connection, h, setText } from "./dom.js";
@@ -11,10 +11,10 @@ import { GroupCard } from "./completions/group.js";
 import { WAYS } from "./completions/tints.js";
 import { tinted } from "./completions/tokens.js";
 
-const GROUPS = 5; // a page
+const GROUPS = 5; // on one page
 const EVERY_MS = 4000;
 const TYPING_MS = 350;
-const AT_TOP = 120; // pixels scrolled: further down, what is read must not move
+const AT_TOP = 120; // pixels scrolled: further down, the text that somebody reads must not move
 
 class CompletionsPage {
   constructor(place, id) {
@@ -40,7 +40,7 @@ class CompletionsPage {
     this.#watch();
   }
 
-  // ── what is there ──────────────────────────────────────────────────────────────────────────────────────────────────
+  // ── loading and showing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
   #build(place, asked) {
     const page = `/jobs/${encodeURIComponent(this.id)}`;
@@ -73,7 +73,7 @@ class CompletionsPage {
     this.list.setAttribute("aria-busy", "true");
     const query = (this.query = `${asked}`);
     const page = await get(`${jobPath(this.id)}/rollouts?${query}`);
-    if (query !== this.query) return; // something else was asked for meanwhile
+    if (query !== this.query) return; // another selection was requested meanwhile
     this.#show(page);
     this.list.removeAttribute("aria-busy");
   }
@@ -103,7 +103,7 @@ class CompletionsPage {
     return { oldest: ages.reduce((a, b) => Math.max(a, b), settings.max_staleness ?? 1), cap: settings.importance_cap ?? 5 };
   }
 
-  // ── what a reader does ─────────────────────────────────────────────────────────────────────────────────────────────
+  // ── what users do ─────────────────────────────────────────────────────────────────────────────────────────────
 
   #color(way) {
     this.way = way;
@@ -173,7 +173,7 @@ class CompletionsPage {
     history.replaceState(null, "", `?${kept}`);
   }
 
-  // ── what happens meanwhile ─────────────────────────────────────────────────────────────────────────────────────────
+  // ── new groups ─────────────────────────────────────────────────────────────────────────────────────────
 
   async #watch() {
     try {

@@ -1,19 +1,19 @@
-// Questions before something is done that another click does not undo. Escape means no.
+// Dialogs that ask before an action that cannot be undone. Escape means no.
 
 import { h } from "./dom.js";
 
-// Whether the answer is yes.
+// Returns whether the answer is yes.
 export async function confirmed(question, yes) {
   return await show(question, [], yes) === "yes";
 }
 
-// A new value as text; null where there is to be none.
+// Returns the new value as text; null if it was cancelled.
 export async function asked(question, value) {
   const field = h("input", { type: "text", value, "aria-label": question });
   return await show(question, [field], "Change it") === "yes" ? field.value : null;
 }
 
-// Something that was not done, and why.
+// Reports that an action failed, and why.
 export async function tell(message) {
   await show(message, [], null);
 }

@@ -1,4 +1,4 @@
-// Elements from data. Text is always set as text: nothing that a job says can become markup.
+// Makes elements from data. Text is always set as text, so that no text of a job can become markup.
 
 export { color } from "./theme.js";
 export { clock, count, duration, ended } from "./format.js";
@@ -24,7 +24,7 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// A box of the page: what it shows, and in one line what a healthy one looks like.
+// A card of the page: its title, and one line about what a healthy chart looks like.
 export function card(place, title, goodIs, { wide = false, id } = {}) {
   const box = h("section", { class: `card${wide ? " wide" : ""}`, id }, h("h3", {}, title), h("p", { class: "good-is" }, goodIs));
   place.append(box);

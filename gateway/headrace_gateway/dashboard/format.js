@@ -1,4 +1,4 @@
-// Figures as people read them. Pure.
+// Formats figures for people. Pure.
 
 const number = new Intl.NumberFormat("en");
 const time = new Intl.DateTimeFormat([], { timeStyle: "medium", hourCycle: "h23" });
@@ -35,10 +35,10 @@ export const day = (unix) => new Date(unix * 1000).toLocaleDateString([], { date
 
 export const percent = (share) => `${Math.round(100 * share)} %`;
 
-// Of something that may be little, yet is not nothing.
+// A percentage with more digits where it is small, so that a small share does not look like zero.
 export const finePercent = (share) => (share > 0 && share < 0.1 ? `${(100 * share).toFixed(1)} %` : percent(share));
 
-// With so many decimal places; with an exponent where those are a long row of digits, or only zeros.
+// With this many decimal places; with an exponent if that would be a long row of digits, or only zeros.
 const decimal = (v, places) => (v && (Math.abs(v) >= 1e6 || Math.abs(v) < 0.5 / 10 ** places) ? v.toExponential(2) : v.toFixed(places));
 
 export const two = (v) => (v === null || v === undefined ? "–" : decimal(v, Math.abs(v) < 10 ? 2 : 0));

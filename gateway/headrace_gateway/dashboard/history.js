@@ -1,9 +1,9 @@
-// A job's history so far, thinned, read off its stream; the stream is then let go.
+// Reads a job's history so far, downsampled, from its stream, and closes the stream.
 
 import { Measurements } from "./data/measurements.js";
 import { streamed } from "./stream.js";
 
-// { job, measured }. Raises what the gateway says where there is no such job.
+// Returns { job, measured }. Raises `Refused` with the gateway's message if the job does not exist.
 export async function history(id) {
   const measured = new Measurements(), stream = streamed(id);
   let job = null;

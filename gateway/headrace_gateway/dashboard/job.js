@@ -77,7 +77,7 @@ class JobPage {
     this.staleness.set(state.job, measured, bounds);
     this.reward.set(state.reward, measured.steps);
     this.events.set(measured.events);
-    if (first) requestAnimationFrame(() => setTimeout(() => performance.mark("drawn"))); // charts draw once they are laid out
+    if (first) requestAnimationFrame(() => setTimeout(() => performance.mark("drawn"))); // charts draw after the layout
   }
 
   #build(job) {

@@ -1,4 +1,4 @@
-// One page, three views: the list of jobs at /, one job at /jobs/<id>, some of them beside each other at /compare.
+// One page with three views: the list of jobs at /, one job at /jobs/<id>, several jobs compared at /compare.
 
 import { showCompare } from "./compare.js";
 import { showJob } from "./job.js";

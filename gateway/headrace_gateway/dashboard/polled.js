@@ -1,4 +1,4 @@
-// Something of a job that no stream tells: asked for every few seconds while somebody looks and the job goes on.
+// Polls a part of a job's state that no stream sends, every few seconds while the page is visible and the job has not ended.
 
 import { get, jobPath } from "./api.js";
 
@@ -8,14 +8,14 @@ export class Polled {
   #timer = null;
   #ended = false;
 
-  // `what`: the last part of the route; `found(answer)` for each answer, `failed(message)` for none: both are followed by
-  // another try
+  // `what`: the last part of the route; calls `found(answer)` for each answer, `failed(message)` for each error; polling continues
+  // after both
   constructor(id, what, found, failed) {
     Object.assign(this, { path: `${jobPath(id)}/${what}`, found, failed });
     this.ask();
   }
 
-  // The job has ended: there is one last answer.
+  // The job has ended: polls once more.
   end() {
     if (this.#ended) return;
     this.#ended = true;

@@ -53,7 +53,7 @@ function reward({ reward_mean: train, evaluation_reward_mean: validation, spark:
 }
 
 function age({ step, largest_age: largest, largest_age_bound: then, max_staleness: newest, spark: line }) {
-  const bound = then ?? newest; // of the step that trained it: a bound changed since says nothing of it
+  const bound = then ?? newest; // the bound of the step that trained the token, which may have changed since
   return h("div", { class: "cell" }, h("div", { class: "cap" }, "oldest token ", h("b", {}, step ? `${largest ?? "?"} of ${bound}` : "–")),
     spark(line.age, { kind: "age", bound: bound === newest ? bound : null, label: `Age of tokens over the steps, at most ${largest}, bound ${bound}` }));
 }

@@ -1,29 +1,29 @@
-// A job's event stream, read as it comes: many events in one go, which is a tenth of the work of an EventSource's one by one.
-// The page of a job asks for its stream before the page's other modules are there.
+// Reads a job's event stream: many events at once, which takes a tenth of the time of an EventSource, which reads one by one. The
+// page of a job requests its stream before the page's other modules are loaded.
 //
-//     this module ──request──► gateway: gathers the past ─┐
-//     the other modules, the page's frame … ──────────────┴─► `streamed(id)`: takes the answer that is under way
+//     this module ──request──► gateway: collects the past ┐
+//     the other modules, the page's frame … ──────────────┴─► `streamed(id)`: takes the response to that request
 
 import { jobPath, login, refused } from "./api.js";
 
 const THIN = 300; // entries of each kind and worker: more than a chart has pixels for
-const SILENT_MS = 30_000; // the gateway speaks every ten seconds
+const SILENT_MS = 30_000; // the gateway sends something every ten seconds
 
 const page = location.pathname.match(/^\/jobs\/([^/]+)$/);
 let early = page ? asked(decodeURIComponent(page[1])) : null;
 
-// The gateway does not answer, or no more.
+// The gateway does not answer, or the stream broke.
 export class Away extends Error {}
 
 function asked(id) {
   const stopping = new AbortController();
   const answer = fetch(`${jobPath(id)}/stream?thin=${THIN}`, { signal: stopping.signal });
-  answer.catch(() => null); // it is told to who takes it
+  answer.catch(() => null); // the caller of `streamed` gets the error
   return { id, answer, stop: () => stopping.abort() };
 }
 
-// { pieces, stop }: `pieces` gives lists of [kind, data], until the stream ends. Raises `Refused` with the gateway's own words,
-// and `Away` where it breaks off, is stopped, or is silent for SILENT_MS.
+// { pieces, stop }: `pieces` yields lists of [kind, data] until the stream ends. Raises `Refused` with the gateway's message, and
+// `Away` if the stream breaks, is stopped, or is silent for SILENT_MS.
 export function streamed(id) {
   const { answer, stop } = early?.id === id ? early : asked(id);
   early = null;
@@ -54,7 +54,7 @@ function away(error) {
   throw new Away(error.message);
 }
 
-// One server-sent event as the gateway writes them; null for a comment.
+// Parses one server-sent event in the gateway's form; null for a comment.
 function read(block) {
   const kind = block.match(/^event: (.*)$/m), data = block.indexOf("data: ");
   if (!kind) return null;

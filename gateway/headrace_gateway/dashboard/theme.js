@@ -1,4 +1,4 @@
-// Light and dark: the system's choice until somebody chooses here. Colours are named in style.css.
+// Light and dark: the system's choice until the user chooses. Colours are named in style.css.
 
 const KEY = "headrace-theme";
 const system = matchMedia("(prefers-color-scheme: dark)");
@@ -23,7 +23,7 @@ function apply() {
   for (const watcher of watchers) watcher();
 }
 
-// To the other one; back to the system's choice where that is the same.
+// Switches to the other theme; back to the system's choice if that is the same.
 export function toggle() {
   const next = isDark() ? "light" : "dark";
   if (next === (system.matches ? "dark" : "light")) localStorage.removeItem(KEY);
@@ -35,7 +35,7 @@ export function onTheme(watcher) {
   watchers.add(watcher);
 }
 
-// A colour of style.css as `rgb(…)`, for what is not drawn by CSS.
+// A colour of style.css as `rgb(…)`, for canvases, which CSS does not draw.
 export function color(name, alpha = 1) {
   if (!known.has(name)) known.set(name, resolved(name));
   return `rgb(${known.get(name)} / ${alpha})`;
@@ -50,7 +50,7 @@ function resolved(name) {
   return `${red} ${green} ${blue}`;
 }
 
-// For things of one kind that are told apart by colour, also with every kind of colour blindness.
+// Colours for things of one kind that differ only by colour, distinct with every kind of colour blindness.
 export const SERIES = ["water", "clay", "violet", "gold", "sky", "leaf", "rose", "slate"];
 
 export const series = (i) => SERIES[i % SERIES.length];

@@ -1,10 +1,10 @@
-// One group on the page: its prompt, and its completions from the best reward to the worst.
+// One group: its prompt, and its completions from the highest reward to the lowest.
 
 import { h } from "../dom.js";
 import { short } from "./tints.js";
 import { TokenText } from "./tokens.js";
 
-const ENDS = 4; // of a large group the best and the worst are shown first
+const ENDS = 4; // of a large group, this many of the highest and of the lowest are shown first
 
 export class GroupCard {
   constructor(group, way, scale) {
@@ -27,7 +27,7 @@ export class GroupCard {
     for (const completion of this.completions) completion.text.paint(way, scale);
   }
 
-  // Shows the completions that hold the text, all where the prompt does; whether there are any.
+  // Shows the completions that contain the text, or all if the prompt contains it. Returns whether there are any.
   search(wanted) {
     const all = !wanted || this.group.prompt.toLowerCase().includes(wanted);
     const found = this.completions.filter((completion) => completion.search(wanted) || all);
@@ -79,7 +79,7 @@ function prompt(text) {
   return h("details", { class: "prompt", open: true }, h("summary", {}, "Prompt"), h("pre", { tabindex: 0, "aria-label": "Prompt" }, text));
 }
 
-// What the reward wrote beside its numbers.
+// Texts that the reward returned beside its numbers.
 function notes(texts) {
   const entries = Object.entries(texts);
   return entries.length ? h("dl", { class: "notes" }, entries.map(([name, text]) => h("div", {}, h("dt", {}, name), h("dd", {}, text)))) : null;

@@ -1,12 +1,12 @@
-// What a token's colour says. Pure: a tint is a colour of style.css and how much of it, between 0 and 1.
+// The colours of tokens. Pure: a tint is a colour of style.css and its strength, between 0 and 1.
 
-const MAX_TINT = 0.62; // of a colour behind text, so that the text stays readable
-const LOWEST = -6; // log-probability that has the whole colour: 1 in 400
+const MAX_TINT = 0.62; // strength of a colour behind text, so that the text stays readable
+const LOWEST = -6; // log-probability that has the full colour: 1 in 400
 
 const amount = (share) => MAX_TINT * Math.min(1, Math.max(0, share));
 
-// Each way to colour: its name, what it shows, what a healthy one looks like, the tint of a token (null: not known of it), and
-// the values that its legend names. `scale` is { oldest, cap }: the age and the weight that have the whole colour.
+// Each colouring: its name, what it shows, what a healthy one looks like, the tint of a token (null: unknown), and the values in
+// its legend. `scale` is { oldest, cap }: the age and the weight that have the full colour.
 export const WAYS = {
   age: {
     name: "Age",

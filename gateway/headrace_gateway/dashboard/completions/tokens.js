@@ -1,10 +1,10 @@
-// The tokens of one completion as text: each a span with its tint, one stop of the Tab key for all of them, arrow keys
-// from one to the next, and a card that says what is known of the one pointed at. A click pins it, for touch.
+// The tokens of one completion as text: each is a span with its tint. The Tab key stops once for all of them, arrow keys move from
+// one to the next, and a card describes the selected one. A click pins the card, for touch screens.
 
 import { h } from "../dom.js";
 import { chance, short, WAYS, WHY } from "./tints.js";
 
-const FIRST = 500; // tokens shown before "show all": a page of long completions must open at once
+const FIRST = 500; // tokens shown before "show all", so that a page of long completions opens at once
 const spans = new WeakMap(); // span → its token
 
 const card = h("div", { class: "token-card", role: "status", hidden: true });
@@ -39,7 +39,7 @@ export class TokenText {
     this.shown.forEach((span, i) => tinted(span, this.tokens[i], way, scale));
   }
 
-  // Marks what a search found: [start, end) places in the text.
+  // Marks the matches of a search: ranges [start, end) of the text.
   mark(ranges) {
     this.ranges = ranges;
     let place = 0;

@@ -1,9 +1,9 @@
-// Tokens by age: over the steps, and of some steps together. Pure.
+// Tokens by age: step by step, and for several steps together. Pure.
 
 const LATELY = 20; // steps
 
-// Steps gathered in at most `most` columns of equal width: [{ from, to, mean, ages: [{ age, tokens, masked, share }] }]. Where the
-// history is thinned, a column is as wide as the gap, so that a picture of it has no holes.
+// Steps merged into at most `most` columns of equal width: [{ from, to, mean, ages: [{ age, tokens, masked, share }] }]. If the
+// history is downsampled, a column is as wide as the gap between two steps, so that the chart has no holes.
 export function columns(steps, most) {
   if (!steps.length) return { columns: [], width: 1, top: 0 };
   const first = steps[0].step, last = steps.at(-1).step;
@@ -18,7 +18,7 @@ export function columns(steps, most) {
   return { columns: made, width, top: Math.max(0, ...made.flatMap((c) => c.ages.map((a) => a.age))) };
 }
 
-// By age, ascending: tokens (masked ones included), masked, their share of all; figures weighted by the tokens they are of.
+// By age, ascending: tokens (masked ones included), masked tokens, share of all tokens; other figures are weighted by tokens.
 export function together(steps) {
   const found = new Map();
   let all = 0;
@@ -39,20 +39,20 @@ export function together(steps) {
 
 export const lately = (steps) => steps.slice(-LATELY);
 
-// Mean age of the tokens that entered the gradient of these steps; null where none did.
+// Mean age of the tokens that entered the gradient of these steps; null if none did.
 export function meanAge(steps) {
   const used = together(steps).map((a) => [a.age, a.tokens - a.masked]);
   const tokens = used.reduce((sum, [, n]) => sum + n, 0);
   return tokens ? used.reduce((sum, [age, n]) => sum + age * n, 0) / tokens : null;
 }
 
-// The oldest age of a step that entered its gradient; null where none did.
+// The largest age that entered the gradient of a step; null if none did.
 export function oldest(step) {
   const used = Object.entries(step.ages).filter(([, of]) => of.tokens > of.masked).map(([age]) => +age);
   return used.length ? Math.max(...used) : null;
 }
 
-// [ages, effective sample size lately, clip share lately, effective sample size of the whole job]
+// [ages, effective sample size and clip share of the last steps, effective sample size of the whole job]
 export function figuresByAge(steps) {
   const whole = together(steps), now = new Map(together(lately(steps)).map((a) => [a.age, a]));
   return [whole.map((a) => a.age), whole.map((a) => now.get(a.age)?.ess ?? null), whole.map((a) => now.get(a.age)?.clip ?? null), whole.map((a) => a.ess)];

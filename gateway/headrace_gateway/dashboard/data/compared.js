@@ -1,9 +1,9 @@
-// A job's figures by step or by time, for a place beside other jobs'. Pure.
+// Figures of several jobs, by step or by time, for comparison. Pure.
 
 import { oldest } from "./ages.js";
 import { smoothed } from "./learning.js";
 
-// What is compared: from the measurements of a job to [[step, time, value]…].
+// The compared figures: from a job's measurements to [[step, time, value]…].
 export const COMPARED = {
   reward: (measured) => {
     const steps = measured.steps, smooth = smoothed(steps.map((s) => s.reward_mean));
@@ -19,7 +19,7 @@ export const COMPARED = {
   },
 };
 
-// uPlot's data of several jobs: what each has, at every abscissa that any has.
+// uPlot's data of several jobs: each job's values at every abscissa that any of them has.
 export function beside(jobs, what, byTime) {
   const tables = jobs.map(({ job, measured }) => {
     const points = COMPARED[what](measured).map(([step, time, value]) => [byTime ? Math.max(0, time - job.created_at) : step, value]);
@@ -29,7 +29,7 @@ export function beside(jobs, what, byTime) {
   return tables.some(([x]) => x.length) ? uPlot.join(tables) : [[], ...jobs.map(() => [])];
 }
 
-// [name, value of each job…] of the settings that are not the same in all.
+// [name, value of each job…] for the settings that are not the same in all jobs.
 export function differing(jobs) {
   const all = jobs.map(({ job }) => ({ model: job.model, training_file: job.training_file, seed: job.seed, grader: job.method.reinforcement.grader, ...job.method.reinforcement.hyperparameters }));
   const names = [...new Set(all.flatMap(Object.keys))];

@@ -1,12 +1,12 @@
 // Rewards and lengths over steps. Pure.
 
-const KEPT = 0.8; // of the smoothed value, at each step
+const SMOOTHING = 0.8; // weight of the previous smoothed value
 
 export function smoothed(values) {
   let smooth = null;
   return values.map((value) => {
     if (value === null || value === undefined) return null;
-    smooth = smooth === null ? value : KEPT * smooth + (1 - KEPT) * value;
+    smooth = smooth === null ? value : SMOOTHING * smooth + (1 - SMOOTHING) * value;
     return smooth;
   });
 }

@@ -3,16 +3,16 @@
 const MAX_STATES = 2000;
 
 export class Measurements {
-  #steps = new Map(); // by step: a replaced learner repeats steps, and the last record holds
+  #steps = new Map(); // by step: a replaced learner repeats steps, and the last record counts
   #evaluations = new Map();
   #sorted = null;
-  #told = new Set();
+  #eventIds = new Set();
 
   constructor() {
     this.updates = [];
-    this.workers = new Map(); // by name: heartbeats in order
+    this.workers = new Map(); // by name: the worker's heartbeats in order
     this.events = [];
-    this.depths = []; // the ledger's live states, as seen about once a second
+    this.depths = []; // counts of the ledger's live states, about once a second
   }
 
   add(kind, data) {
@@ -20,8 +20,8 @@ export class Measurements {
     else if (kind === "evaluation") this.#evaluations.set(data.step, data);
     else if (kind === "update") this.updates.push(data);
     else if (kind === "worker") this.#worker(data);
-    else if (kind === "event" && !this.#told.has(data.id)) {
-      this.#told.add(data.id);
+    else if (kind === "event" && !this.#eventIds.has(data.id)) {
+      this.#eventIds.add(data.id);
       this.events.push(data);
     }
   }

@@ -1,11 +1,11 @@
-// Where workers' time went, what they made in it, and what an update of their weights cost. Pure.
+// How workers spent their time, their throughput, and what updates of their weights cost. Pure.
 
-const MAX_BUCKETS = 250; // fewer than the entries of a thinned history: none stays empty
+const MAX_BUCKETS = 250; // fewer than the entries of a downsampled history, so that none is empty
 const MIN_BUCKET = 4; // seconds: workers report every two
 const NOW_SECONDS = 30;
 const ROLES = ["rollout", "learner"];
 
-// { busy, rate }: [seconds since the start, share of rollout, of learner], and tokens a second of the two
+// { busy, rate }: [seconds since the start, value of rollout, value of learner]; shares of time, and tokens per second
 export function work(measured, start) {
   const all = [...measured.workers.values()].flat();
   if (!all.length) return { busy: [[], [], []], rate: [[], [], []] };
@@ -36,7 +36,7 @@ function buckets(measured, role, start, width, size) {
   return { busy: where((i) => clamp(busy[i] / time[i])), rate: where((i) => rate[i]) };
 }
 
-// By worker: shares of its time, busy first, then each thing it waited for; of its last seconds, or of its life.
+// By worker: shares of its time, busy first, then each reason to wait; of its last seconds, or since its start (`life`).
 export function shares(measured, { life }) {
   return [...measured.workers.values()].map((samples) => {
     const last = samples.at(-1), base = life ? null : recent(samples, last);
@@ -49,7 +49,7 @@ export function shares(measured, { life }) {
   });
 }
 
-// The heartbeat some seconds before the last one, of the same life; null where there is none.
+// The heartbeat NOW_SECONDS before the last one, since the worker's start; else its first; null if there is none.
 function recent(samples, last) {
   const mine = samples.filter((s) => s.time < last.time && s.uptime < last.uptime);
   return mine.findLast((s) => s.time <= last.time - NOW_SECONDS) ?? mine[0] ?? null;
@@ -66,7 +66,7 @@ export function updates(measured) {
   return [list.map((u) => u.version), list.map((u) => 1000 * u.paused_seconds), list.map((u) => 1000 * u.staged_seconds)];
 }
 
-// Neighbouring samples of one life of a worker: its counters begin anew when it is restarted.
+// Neighbouring samples between two starts of a worker: a restart resets its counters.
 function* pairs(samples) {
   for (let i = 1; i < samples.length; i++) {
     if (samples[i].uptime > samples[i - 1].uptime && samples[i].time > samples[i - 1].time) yield [samples[i - 1], samples[i]];

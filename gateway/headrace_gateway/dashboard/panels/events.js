@@ -9,7 +9,7 @@ const KINDS = { warn: "warn", error: "error-line" };
 const line = (event) => h("li", { class: KINDS[event.level] ?? "" }, h("time", {}, clock(event.created_at)), h("span", {}, event.message));
 
 export class Events {
-  #told = null;
+  #source = null;
   #logged = 0;
 
   constructor(place) {
@@ -20,11 +20,11 @@ export class Events {
   }
 
   set(events) {
-    if (events !== this.#told) {
-      this.log.replaceChildren(); // another connection: everything is told anew
+    if (events !== this.#source) {
+      this.log.replaceChildren(); // a new connection, which sends everything again
       this.#logged = 0;
     }
-    this.#told = events;
+    this.#source = events;
     this.log.prepend(...events.slice(Math.max(this.#logged, events.length - MAX_EVENTS)).reverse().map(line));
     this.#logged = events.length;
     this.nothing.hidden = events.length > 0;

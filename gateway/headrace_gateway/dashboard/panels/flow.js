@@ -32,7 +32,7 @@ export class Flow {
     this.ledger = new LedgerFlow(card(grid, "Ledger: where every group went", "Healthy: nearly all of the stream ends as trained, and both sides balance at any moment.", { wide: true }));
   }
 
-  // The work over time, which others show too.
+  // Work over time, which other panels show too.
   set({ job, ledger }, measured, settings) {
     const done = work(measured, job.created_at);
     this.shares.set(shares(measured, { life: ended(job) }));

@@ -19,7 +19,7 @@ export class Queues {
 
   set(job, measured, settings) {
     const window = (settings.max_staleness + 1) * settings.batch_size, last = measured.depths.at(-1);
-    const depths = ended(job) ? measured.depths : [...measured.depths, { ...last, time: Math.max(last.time, Date.now() / 1000) }]; // told when it changes
+    const depths = ended(job) ? measured.depths : [...measured.depths, { ...last, time: Math.max(last.time, Date.now() / 1000) }]; // the stream sends counts only when they change
     if (ended(job)) this.polled.end();
     this.depths.set([depths.map((d) => d.time - job.created_at), depths.map((d) => d.queued), depths.map((d) => d.leased), depths.map((d) => d.claimed), depths.map(() => window)]);
   }

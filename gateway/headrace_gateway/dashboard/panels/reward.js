@@ -3,7 +3,7 @@
 import { count, h } from "../dom.js";
 
 const LATELY = 8; // steps
-const SURELY_BAD = { agree: 0.9, flips: 0.1, equal: 0.9 }; // an interval, or a share, that lies beyond is red
+const SURELY_BAD = { agree: 0.9, flips: 0.1, equal: 0.9 }; // an interval, or a share, beyond these values is red
 
 export class RewardFigures {
   constructor(place) {

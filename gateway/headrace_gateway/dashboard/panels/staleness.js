@@ -19,7 +19,7 @@ export class Staleness {
     this.lag = new LagTimeline(card(grid, "Weights of each worker", "Healthy: pale nearly everywhere, because new weights are applied at once. Dark bars: the worker has old weights and samples old tokens.", { wide: true }));
   }
 
-  // `bounds`: [first step, bound]… in order, the newest last
+  // `bounds`: [[first step, bound]…], the newest last
   set(job, measured, bounds) {
     const { steps } = measured, [, bound] = bounds.at(-1);
     this.heat.set(steps, bounds);

@@ -12,7 +12,7 @@ export class Tiles {
     place.append(this.box);
   }
 
-  // `rate`: tokens a second sampled, by time
+  // `rate`: sampled tokens per second, over time
   set({ ledger }, measured, bound, rate) {
     const { steps, evaluations } = measured, last = steps.at(-1);
     this.box.replaceChildren(...[
