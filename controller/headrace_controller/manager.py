@@ -35,6 +35,7 @@ from headrace_core.jobs.job_store import JobStatus, JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.ledger.ledger import Ledger
 from headrace_core.logs import get_logger
+from headrace_core.planning.resource_plan import Plan, plan
 from headrace_core.redis_access.json_records import log_damaged_once
 from headrace_core.types.events import Standstill, Wait
 from headrace_core.types.job import Job
@@ -42,7 +43,6 @@ from headrace_core.types.job import Job
 from .actors import ControllerActors, RayControllerActors
 from .heartbeat import ControllerHeartbeats
 from .queue_window import QueueWindow
-from .resource_plan import Plan, plan
 
 SUBMISSION_SECONDS = 60.0
 """A stored job is queued within this time, because everything that can be rejected is checked before it is stored. One

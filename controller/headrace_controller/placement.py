@@ -19,10 +19,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from headrace_core.errors import Unavailable
 from headrace_core.logs import redact_streams
+from headrace_core.planning.resource_plan import ROLES, Plan
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.types.metrics import EvaluationMetrics
 
-from .resource_plan import ROLES, Plan
 from .worker_process import ActorProcess, RankedProcess, WorkerProcess
 
 NAMESPACE = "headrace"

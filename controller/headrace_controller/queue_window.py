@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .resource_plan import Plan
+from headrace_core.planning.resource_plan import Plan
 
 MAX_UNPLACEABLE = 4
 

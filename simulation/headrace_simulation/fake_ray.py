@@ -16,12 +16,12 @@ from redis.exceptions import RedisError
 from headrace_controller.idle_steps import IdleSteps
 from headrace_controller.job_controller import JobController
 from headrace_controller.ports import ControllerPorts
-from headrace_controller.resource_plan import Plan
 from headrace_controller.workers.group import WorkerGroup
 from headrace_controller.workers.training import train
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import HeadraceError
 from headrace_core.jobs.job_record import JobRecord
+from headrace_core.planning.resource_plan import Plan
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.storage.job_folder import remove_partials
 from headrace_core.storage.weight_store import WeightStore

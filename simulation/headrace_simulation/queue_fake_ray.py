@@ -16,13 +16,13 @@ from headrace_controller.job_controller import JobController
 from headrace_controller.manager import RayControllerManager
 from headrace_controller.ports import ControllerPorts, StoredFiles
 from headrace_controller.queue_window import QueueWindow
-from headrace_controller.resource_plan import Plan
 from headrace_controller.workers.group import WorkerGroup
 from headrace_controller.workers.supervisor import WorkerSupervisor
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Unavailable
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.job_store import JobStore
+from headrace_core.planning.resource_plan import Plan
 from headrace_core.storage.job_folder import JobFolder
 from headrace_core.storage.weight_store import default_root
 from headrace_core.types.job import Job, Status

@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from headrace_controller.placement import NAMESPACE, Placement, alive_nodes, environment
-from headrace_controller.resource_plan import plan
 from headrace_core.config.hyperparameters import Hyperparameters
+from headrace_core.planning.resource_plan import plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 WAIT_SECONDS = 120.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace_controller.queue_window import MAX_UNPLACEABLE, QueueWindow
-from headrace_controller.resource_plan import Plan
+from headrace_core.planning.resource_plan import Plan
 
 ONE = Plan(({"CPU": 1.0}, {"CPU": 1.0}))
 WITH_GPU = Plan(({"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.5}))

@@ -20,13 +20,13 @@ from headrace_core.config.service_settings import Settings
 from headrace_core.errors import InvalidRequest
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.jobs.reward_code_folder import rules_of
+from headrace_core.planning.resource_plan import Plan, plan
 from headrace_core.protocols.worker import LEARNER_NAME, WorkerConfig, rollout_name
 from headrace_core.restart_budget import RestartBudget
 from headrace_core.storage.job_folder import JobFolder
 from headrace_core.types.job import Job
 
 from ..placement import ROLLOUT_ENTRY_POINT, Cluster, Reservation
-from ..resource_plan import Plan, plan
 from ..worker_process import WorkerProcess
 from .supervisor import STOP_SECONDS, WorkerSupervisor
 

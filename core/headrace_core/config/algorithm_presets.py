@@ -22,6 +22,8 @@ class AlgorithmPreset:
     """Each group needs a greedy completion in addition to the sampled ones."""
     compares_within_group: bool = False
     """Its baseline is the group's own mean, so that a group of one has no learning signal."""
+    trains_critic: bool = False
+    """It trains a second model, whose memory is that of the policy."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Hyperparameters that this algorithm sets where the user does not."""
 
@@ -54,6 +56,7 @@ ALGORITHMS: dict[str, AlgorithmPreset] = {
     ),
     "ppo": AlgorithmPreset(
         "PPO with a critic: generalised advantage estimation, clipped policy and value losses (arXiv 1707.06347).",
+        trains_critic=True,
         defaults={"minibatches": 4},
     ),
     "dapo": AlgorithmPreset(

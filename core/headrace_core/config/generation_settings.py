@@ -15,6 +15,14 @@ MIN_TEMPERATURE = 0.01
 MIN_CACHE_GIB = 1 / 1024
 """Less holds no completion. vLLM sizes its cache by itself where it is told a size of 0 bytes."""
 
+DEFAULT_CACHE_GIB = 1.0
+"""GiB of a KV cache whose size neither the job nor the device determines."""
+ENGINE_SHARE = 0.9
+"""Share of its part of a GPU's memory that vLLM plans with; the rest is for CUDA graphs and for staged weights."""
+GPU_BATCHED_TOKENS = 8192
+"""Tokens of one step of vLLM on a GPU. Its own default for an engine that no server or script of its own starts is
+2048, which starves a GPU in the reading of prompts."""
+
 VLLM_ONLY = (
     "gpu_memory_utilization",
     "tensor_parallel_size",

@@ -24,9 +24,9 @@ from ray.exceptions import RayActorError
 from redis.asyncio import Redis
 
 from headrace_controller.placement import NAMESPACE, alive_nodes, environment
-from headrace_controller.resource_plan import ROLES, TAG
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import TimedOut, Unavailable
+from headrace_core.planning.resource_plan import ROLES, TAG
 from headrace_core.protocols.chat import ChatBegun, ChatConfig, ChatProgress, ChatRequest
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import acquired

@@ -33,9 +33,6 @@ UpdateMode = Literal["keep_kv", "recompute", "drain"]
 PipelineRL), have it recomputed by the new weights (`recompute`, AReaL), or finish before the update (`drain`)."""
 
 
-DEFAULT_CACHE_GIB = 1.0
-"""GiB of a KV cache whose size neither the job nor the device determines."""
-
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
 """Called in the event loop with the token ids that a request has sampled since the last call, and their natural
 log-probabilities."""

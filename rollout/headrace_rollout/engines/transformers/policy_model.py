@@ -22,10 +22,11 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from headrace_core.config.generation_settings import DEFAULT_CACHE_GIB
 from headrace_core.errors import WeightsDamaged
 
 from ...end_of_text import end_tokens
-from ..engine import DEFAULT_CACHE_GIB, EngineConfig, EngineFailure
+from ..engine import EngineConfig, EngineFailure
 from ..parameter_names import own_config
 from ..sampling import tempered
 from ..weight_files import BaseModel

@@ -17,7 +17,9 @@ from typing import Any
 import psutil
 from torch import nn
 
-from ..engine import DEFAULT_CACHE_GIB, EngineConfig
+from headrace_core.config.generation_settings import DEFAULT_CACHE_GIB, ENGINE_SHARE, GPU_BATCHED_TOKENS
+
+from ..engine import EngineConfig
 from ..parameter_names import model_without_weights, own_config
 from .orphan_guard import OrphanGuard, is_shared_segment
 
@@ -27,13 +29,6 @@ WORKER_EXTENSION = "headrace_rollout.engines.vllm.worker_extension.WeightExtensi
 CPU_BLOCK_TOKENS = 32
 """Tokens of a prefix-cache block on a CPU. vLLM's default there, 128, is longer than most prompts, so the completions
 of a group would never share their prompt's cache; the CPU kernels want a multiple of 32."""
-
-GPU_SHARE = 0.9
-"""Share of an engine's part of a GPU that it plans with; the rest is for CUDA graphs and for staged weights."""
-
-GPU_BATCHED_TOKENS = 8192
-"""Tokens of one step on a GPU. vLLM's own default for an engine that no server or script of its own starts is 2048,
-which starves a GPU in the reading of prompts."""
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts as `max_lora_rank`."""
@@ -120,7 +115,7 @@ def _gpu_arguments(config: EngineConfig) -> dict[str, Any]:
     return {
         "dtype": config.dtype,
         # Passed with a cache of a given size too: vLLM refuses to start where less of the GPU than this is free.
-        "gpu_memory_utilization": config.gpu_memory_utilization or GPU_SHARE * part,
+        "gpu_memory_utilization": config.gpu_memory_utilization or ENGINE_SHARE * part,
         "kv_cache_memory_bytes": None if config.kv_cache_gib is None else int(config.kv_cache_gib * 2**30),
         "max_num_batched_tokens": config.max_num_batched_tokens or max(GPU_BATCHED_TOKENS, config.max_running),
         "enforce_eager": config.enforce_eager,

@@ -1,6 +1,6 @@
 """Plans which resources each process of a job asks the cluster for: cores and GPUs, a bundle a process.
 
-Invariants (tests/controller/test_resource_plan.py tries them on random clusters):
+Invariants (tests/core/test_resource_plan.py tries them on random clusters):
 
 * a bundle fits one node, and all bundles fit the nodes together: so a job alone on the cluster is always placed;
 * an engine's devices are on one node, because tensor parallelism exchanges activations in every layer;
@@ -15,8 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headrace_core.config.hyperparameters import Hyperparameters
-from headrace_core.errors import InvalidRequest
+from ..config.hyperparameters import Hyperparameters
+from ..errors import InvalidRequest
 
 ROLES = ("headrace_learner", "headrace_rollout")
 """Custom Ray resources: a node that declares one runs the image of that role. If no node of the cluster declares one,
@@ -173,8 +173,9 @@ def _too_few_gpus(gpus: Sequence[int], demand: _Demand) -> InvalidRequest:
             f"{' + '.join(map(str, sorted(gpus, reverse=True)))} GPUs: lower tensor_parallel_size or rollout_workers",
             param="tensor_parallel_size",
         )
+    fewer = max(1, sum(gpus) - min(1, demand.workers))
     return InvalidRequest(
         f"{demand.ranks} ranks of a learner need a GPU each, and rollout workers beside them one more, but there are "
-        f"{sum(gpus)}: lower learner_ranks",
+        f"{sum(gpus)}: set learner_ranks to {fewer}, or start with more GPUs",
         param="learner_ranks",
     )

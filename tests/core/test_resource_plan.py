@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_controller.placement import environment
-from headrace_controller.resource_plan import Plan, plan
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.errors import InvalidRequest
+from headrace_core.planning.resource_plan import Plan, plan
 
 LEARNER, ROLLOUT = "headrace_learner", "headrace_rollout"
 
