@@ -1,4 +1,4 @@
-"""`headrace`: the commands. All but `serve`, `keys`, `rewards` and `doctor` speak to a gateway by HTTP.
+"""`headrace`: the commands. All but `serve`, `keys`, `rewards`, `plan` and `doctor` speak to a gateway by HTTP.
 
 A command's module is imported when the command is asked for: together they take a second of imports.
 """
@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "checkpoints": "checkpoints:checkpoints",
     "rewards": "rewards:rewards",
     "keys": "keys:keys",
+    "plan": "plan:command",
     "doctor": "doctor:command",
 }
 """Commands of other modules: where each one's Typer is."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.config.service_settings import Settings
 from headrace_core.errors import Damaged, InvalidRequest, NotFound
 from headrace_core.jobs.job_store import JobStore
@@ -38,6 +39,19 @@ class Model:
     def context(self) -> int | None:
         """Longest sequence in tokens according to config.json; None if it does not say. Raises `Damaged`."""
         return self._size("context", _CONTEXT_FIELDS)
+
+    def context_for(self, settings: Hyperparameters, param: str) -> int:
+        """Most tokens of prompt and completion together: as set by the user, or as many as the model supports.
+
+        Raises `InvalidRequest` with `param` if the user set more; `Damaged`.
+        """
+        own = self.context
+        if own is None or settings.max_context <= own:
+            return settings.max_context
+        if "max_context" in settings.model_fields_set:
+            message = f"max_context is {settings.max_context}, and the model takes {own} tokens"
+            raise InvalidRequest(message, param=param)
+        return own
 
     @property
     def vocabulary(self) -> int | None:
@@ -112,10 +126,7 @@ class Models:
         return self._private is not None and folder.resolve().is_relative_to(self._private)
 
     def _base(self) -> list[Model]:
-        folders = dict(_SHIPPED)
-        if self._folder is not None and self._folder.is_dir():
-            folders |= {folder.name: folder.resolve() for folder in sorted(self._folder.iterdir())}
-        return [_model(name, path, "headrace") for name, path in folders.items() if _is_model(path)]
+        return base_models(self._folder)
 
     async def _trained(self) -> list[Model]:
         jobs = await self._jobs.all()
@@ -145,6 +156,19 @@ class Models:
         else:
             meant = f"a base model is {' or '.join(known[:_MAX_SUGGESTIONS])}; " if known else ""
         return f"no model {name[:_MAX_NAME]!r}: {meant}GET /v1/models lists all there are"
+
+
+def base_models(folder: Path | None) -> list[Model]:
+    """The shipped models, and the subfolders of `folder` (the setting models_dir) that hold one."""
+    folders = dict(_SHIPPED)
+    if folder is not None and folder.is_dir():
+        folders |= {each.name: each.resolve() for each in sorted(folder.iterdir())}
+    return [_model(name, path, "headrace") for name, path in folders.items() if _is_model(path)]
+
+
+def model_at(folder: Path) -> Model | None:
+    """The model in that folder, named by its path; None: there is none."""
+    return _model(str(folder), folder, "local") if _is_model(folder) else None
 
 
 def _offered(job: Job, checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
