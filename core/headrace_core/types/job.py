@@ -64,6 +64,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 0
     total_steps: int = 0
     forked_from: ForkedFrom | None = None
+    memory_plan: dict[str, Any] | None = None
+    """`headrace_core.planning.memory_plan.MemoryPlan`, of the submission; None where there is none for the model or the
+    devices."""
     owner: str = "local"
     """Name of the owner; never changes. Also stored as a field of its own, which can be read without the document."""
 

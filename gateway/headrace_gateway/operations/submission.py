@@ -31,6 +31,7 @@ from ..models.prompt_tokens import Prompts
 from ..schemas.jobs import CreateJob
 from .cache_memory import check_caches
 from .idempotency import JobClaim
+from .memory_check import chosen, planned
 from .remarks import Remark, min_completion_tokens, remarks
 
 log = get_logger(__name__)
@@ -104,7 +105,7 @@ async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tup
     model = await gateway.models.resolve(body.model)
     training = await _file(gateway, body.training_file, "training_file")
     validation = None if body.validation_file is None else await _file(gateway, body.validation_file, "validation_file")
-    context = _context(settings, model)
+    context = model.context_for(settings, f"{_SETTINGS}.max_context")
     await asyncio.to_thread(check_trainable, model.path, settings.engine, context)
     devices = settings.tensor_parallel_size
     await asyncio.to_thread(check_splittable, model.path, devices, f"{_SETTINGS}.tensor_parallel_size")
@@ -114,6 +115,8 @@ async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tup
         held_out = await _measured(gateway.prompts, validation, model, context, settings)
         longest = max(longest, held_out.longest, key=lambda prompt: prompt.tokens)
     settings = _completed(settings, context, longest.tokens, prompts.rows)
+    given = requested.model_fields_set
+    settings, plan = await asyncio.to_thread(planned, model.path, settings, given, gateway.settings, _SETTINGS)
     steps = settings.steps(prompts.rows)
     job = Job(
         id=job_id,
@@ -132,11 +135,13 @@ async def _checked(gateway: GatewayContext, job_id: str, body: CreateJob) -> tup
         hyperparameters=settings.model_dump(),
         rows=prompts.rows,
         total_steps=steps,
+        memory_plan=None if plan is None else msgspec.to_builtins(plan),
     )
     path, stored, _ = training
     first = await asyncio.to_thread(lambda: next(each_row(path, stored.filename)))
     endless = await asyncio.to_thread(lacks_end_token, model.path)
-    return job, first, remarks(requested, settings, longest, steps, endless=endless)
+    notes = [*remarks(requested, settings, longest, steps, endless=endless), *chosen(plan)]
+    return job, first, notes
 
 
 def _seeded(body: CreateJob) -> Hyperparameters:
@@ -146,17 +151,6 @@ def _seeded(body: CreateJob) -> Hyperparameters:
     if "seed" in settings.model_fields_set and settings.seed != body.seed:
         raise InvalidRequest(f"seed is given twice, as {body.seed} and as {settings.seed}", param="seed")
     return settings.model_copy(update={"seed": body.seed})
-
-
-def _context(settings: Hyperparameters, model: Model) -> int:
-    """Most tokens of prompt and completion together: as set by the user, or as many as the model supports."""
-    model_context = model.context
-    if model_context is None or settings.max_context <= model_context:
-        return settings.max_context
-    if "max_context" in settings.model_fields_set:
-        message = f"max_context is {settings.max_context}, and the model takes {model_context} tokens"
-        raise InvalidRequest(message, param=f"{_SETTINGS}.max_context")
-    return model_context
 
 
 async def _file(gateway: GatewayContext, file_id: str, param: str) -> tuple[Path, StoredFile, str]:

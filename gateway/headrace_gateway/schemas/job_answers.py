@@ -75,6 +75,28 @@ class ForkedFromObject(ResponseModel):
     step_number: Annotated[int, Field(description="The step of the original job after which it was saved.")]
 
 
+class DeviceMemoryObject(ResponseModel):
+    """What each of some devices holds, in bytes."""
+
+    processes: Annotated[str, Field(description="Who shares the device.")]
+    devices: Annotated[int, Field(description="How many devices are filled alike.")]
+    parts: Annotated[dict[str, int], Field(description='By "process: part".')]
+    total: int
+    usable: int
+
+
+class MemoryPlanObject(ResponseModel):
+    """The job's memory as it was computed at submission; nothing of it is measured."""
+
+    parameters: Annotated[int, Field(description="Numbers of the model; tied ones count once.")]
+    trained: Annotated[int, Field(description="Numbers that the policy's optimizer changes.")]
+    gpu: bool
+    devices: list[DeviceMemoryObject]
+    kv_cache_tokens: Annotated[int, Field(description="Of one rollout worker.")]
+    host: Annotated[dict[str, int], Field(description="Bytes of shared memory, at most.")]
+    chosen: Annotated[dict[str, Any], Field(description="Defaults that were replaced so that the job fits.")]
+
+
 class JobObject(ResponseModel):
     """A fine-tuning job."""
 
@@ -107,6 +129,9 @@ class JobObject(ResponseModel):
     suffix: str | None
     total_steps: int
     forked_from: ForkedFromObject | None
+    memory_plan: Annotated[
+        MemoryPlanObject | None, Field(description="Null where the model or the devices are not known.")
+    ]
 
 
 class JobList(Page):

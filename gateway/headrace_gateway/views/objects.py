@@ -18,6 +18,7 @@ from ..schemas.job_answers import (
     EventObject,
     JobFailure,
     JobObject,
+    MemoryPlanObject,
     PauseCode,
     PausedByObject,
 )
@@ -59,6 +60,7 @@ def job_object(job: Job, estimated_finish: float | None = None) -> JobObject:
             "checkpoint": origin.checkpoint,
             "step_number": origin.step_number,
         },
+        "memory_plan": cast(MemoryPlanObject | None, job.memory_plan),
     }
 
 
