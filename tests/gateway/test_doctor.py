@@ -21,7 +21,7 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.redis_access import keys
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
-from headrace_gateway.cli.machine_checks import (
+from headrace_gateway.doctor.machine_checks import (
     Check,
     Finding,
     engine_imports,

@@ -14,7 +14,7 @@ from headrace_core.errors import InvalidRequest
 from .common import LOCAL, AsJson, Url, out, print_json, service_settings
 
 if TYPE_CHECKING:
-    from .machine_checks import Finding
+    from ..doctor.machine_checks import Finding
 
 command = typer.Typer(add_completion=False, rich_markup_mode=None)
 _STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -47,7 +47,7 @@ def _findings(deep: bool, url: str) -> Iterator[Finding]:
     """The findings. If the settings are invalid, that is a finding, and the machine is checked with the defaults."""
     from headrace_core.config.service_settings import Settings
 
-    from .machine_checks import CHECKS, DEEP, Finding, examined
+    from ..doctor.machine_checks import CHECKS, DEEP, Finding, examined
 
     try:
         settings = service_settings()
