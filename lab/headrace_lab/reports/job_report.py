@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headrace_core.ledger.counts import LIVE
+from headrace_core.number_text import decimal
 from headrace_gateway.cli.job_summary import of_its_bound
 
 from .plot_style import INK, MUTED, set_style
@@ -196,7 +197,7 @@ def _page(record: Record) -> str:
         ("Ledger", "balances" if record.ledger["balanced"] else "DOES NOT BALANCE"),
     ]
     if evaluations:
-        facts.insert(2, ("Validation", " → ".join(_mean(evaluations[i]["reward_mean"]) for i in (0, -1))))
+        facts.insert(2, ("Validation", " → ".join(decimal(evaluations[i]["reward_mean"], 3) for i in (0, -1))))
     facts += reward_facts(record.reward).items()
     facts += [(f"{s.worker} busy", f"{s.busy:.0%} of {s.seconds:.0f} s") for s in steady_shares(record)]
     updates = record.of("update")
@@ -213,10 +214,6 @@ def _page(record: Record) -> str:
         f"dt{{color:{MUTED}}}dd{{margin:0}}img{{width:100%;margin-top:1rem}}</style>"
         f"<h1>{html.escape(job['id'])}: {html.escape(job['status'])}</h1><dl>{rows}</dl>{plots}</html>"
     )
-
-
-def _mean(reward: float | None) -> str:
-    return "none" if reward is None else f"{reward:.3f}"
 
 
 def reward_facts(summary: Mapping[str, Any]) -> dict[str, str]:
