@@ -196,6 +196,18 @@ async def test_checkpoints_are_listed_and_exported(served: Served, job: str, tmp
     assert "it has 4, 2" in message(wrong)
 
 
+@pytest.mark.parametrize("folder", ["x/../model", "a b/modèle 模型 'x'", "50% [off]?#top", "a:b:ckpt-step-2"])
+async def test_a_model_of_any_folders_name_is_exported(served: Served, tmp_path: Path, folder: str) -> None:
+    """A job file's `model = "../model"` leads to a path with dots."""
+    await served.jobs.create(stored_job(model=f"{tmp_path}/{folder}", grader={"type": "string_check", "name": "exact"}))
+    name = model_name(await served.jobs.get("ftjob-1"), 2)
+    copy_model(tmp_path / "saved" / "model")
+    await served.jobs.add_checkpoint("ftjob-1", Checkpoint("ftckpt_2", 5.0, 2, name, str(tmp_path / "saved"), {}))
+    exported = await headrace(served, "checkpoints", "export", "ftjob-1", str(tmp_path / "mine"))
+    assert exported.exit_code == 0, (exported.output, exported.exception)
+    assert (tmp_path / "mine" / "config.json").is_file()
+
+
 def test_a_copy_is_whole_or_not_there(tmp_path: Path) -> None:
     copy(SHIPPED, tmp_path / "damaged")
     weights = tmp_path / "damaged" / "model.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ async def test_a_folder_without_a_model(
 ) -> None:
     error = await refused(client, served, body(training_file, model=str(tmp_path)))
     assert "config.json" in error.message
+
+
+async def test_a_folder_whose_path_cannot_be_in_a_models_name(
+    client: AsyncOpenAI, served: Served, training_file: str, tmp_path: Path
+) -> None:
+    """No route would lead to the model that is trained."""
+    folder = tmp_path / "two\nlines"
+    shutil.copytree(ADDER / "model", folder)
+    error = await refused(client, served, body(training_file, model=str(folder)))
+    assert (error.param, "control character" in error.message) == ("model", True)
 
 
 async def test_a_missing_file(client: AsyncOpenAI, served: Served, training_file: str) -> None:

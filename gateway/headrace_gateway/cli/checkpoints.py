@@ -47,7 +47,7 @@ def export(
     with Client(url) as client:
         saved = _chosen(client, job_id, step)
         name = saved["fine_tuned_model_checkpoint"]
-        path = Path(client.get(f"/v1/models/{quote(name, safe='/')}")["path"])
+        path = Path(client.get(f"/v1/models/{quote(name, safe='')}")["path"])
     size = copy(path, folder)
     out.print(
         f"step {saved['step_number']} of {job_id} is at [bold]{escape(str(folder))}[/], {size / 1e6:.1f} MB",

@@ -21,6 +21,7 @@ _EXAMPLES = Path(__file__).parents[3] / "examples"
 _SHIPPED = {f"headrace/tiny-{name}": _EXAMPLES / name / "model" for name in ("adder", "longtail")}
 _TRAINED = re.compile(r"ft:.+:headrace:[^:]*:(?P<job>[^:]+?)(:ckpt-step-\d+)?", re.DOTALL)
 """The names of trained models, as `headrace_core.types.job.model_name` forms them."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_SUGGESTIONS, _MAX_NAME = 3, 200
 """Most similar names that an error lists, and most characters of the requested name that it repeats."""
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -111,6 +112,13 @@ class Models:
         """The model with that name, or at that absolute path. Raises an `InvalidRequest` that lists similar names."""
         folder = Path(name)
         if folder.is_absolute():
+            if _CONTROL.search(name):
+                raise InvalidRequest(
+                    f"{name!r:.300}: a model folder whose path has a control character (a line break, say) cannot be "
+                    "part of a trained model's name: rename it",
+                    param="model",
+                    code="model_not_supported",
+                )
             if not _is_model(folder) or self._is_private(folder):
                 raise InvalidRequest(
                     f"{name} is not a model folder: it holds no config.json", param="model", code="model_not_found"
