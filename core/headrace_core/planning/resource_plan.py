@@ -130,7 +130,7 @@ def _share_gpus(nodes: Sequence[Node], demand: _Demand) -> tuple[Bundle, Bundle]
             usable = [min(g, c // (threads * together)) for c, g in zip(cores, gpus, strict=True)]
             if _fit(usable, demand, needed):
                 return _with_gpus(demand, threads, together)
-    raise _too_few_cores(sum(cores), demand, beside=", and each GPU as many as processes share one")
+    raise _too_few_cores(sum(cores), demand, nodes="nodes with GPUs")
 
 
 def _some_fit(gpus: Sequence[int], demand: _Demand) -> bool:
@@ -154,13 +154,13 @@ def _with_gpus(demand: _Demand, threads: int, together: int) -> tuple[Bundle, Bu
     return rank, part if demand.devices == 1 else engine
 
 
-def _too_few_cores(cores: int, demand: _Demand, beside: str = "") -> InvalidRequest:
+def _too_few_cores(cores: int, demand: _Demand, nodes: str = "nodes that may run them") -> InvalidRequest:
     lower = "rollout_workers or learner_ranks"
     if demand.devices > 1:
         lower = "rollout_workers, learner_ranks or tensor_parallel_size"
     return InvalidRequest(
-        f"no place for {demand}: {demand.processes} processes need a core each{beside}, and the nodes that may run "
-        f"them have {cores} cores: lower {lower}, or start with more cores",
+        f"no place for {demand}: {demand.processes} processes need a core each, and the {nodes} have "
+        f"{cores} cores: lower {lower}, or start with more cores",
         param="rollout_workers",
     )
 
