@@ -55,8 +55,8 @@ from ..engine import (
 from . import launch
 from .outputs import columns, per_token, prompt_scores, report_tokens
 from .process import VllmProcess
+from .requests import require_servable, sampling_params
 from .weight_updates import slot_request
-from .worker_extension import MEASURED_COLUMNS
 
 Result = TypeVar("Result")
 
@@ -71,7 +71,6 @@ class VllmEngine:
         self._config = config
         self._version = config.version
         self._process: VllmProcess | None = None
-        self._running = 0
         self._clock = BusyClock()
         self._gate = asyncio.Event()
         self._updating = asyncio.Lock()
@@ -89,7 +88,7 @@ class VllmEngine:
 
     @property
     def running(self) -> int:
-        return self._running
+        return len(self._in_flight)
 
     @property
     def busy_seconds(self) -> float:
@@ -121,10 +120,10 @@ class VllmEngine:
     async def generate(
         self, prompt: npt.NDArray[np.int32], sampling: SamplingConfig, on_tokens: OnTokens | None = None
     ) -> Sampled:
-        self._require_servable(prompt, sampling.max_tokens, self._config.max_model_len)
+        require_servable(prompt, sampling.max_tokens, self._config.max_model_len, self._vocabulary)
         require_measurable(sampling, self._config)
         require_constrainable(sampling, self._config)
-        final = await self._submit(prompt, self._sampling_params(sampling), on_tokens)
+        final = await self._submit(prompt, sampling_params(sampling, self._stop_tokens), on_tokens)
         completion = final.outputs[0]
         if completion.finish_reason == "error" and sampling.json_schema is not None:  # vLLM's log has its own words
             raise RequestRefused("the JSON schema needs more than vLLM's limits on time and memory allow")
@@ -151,7 +150,7 @@ class VllmEngine:
         if not 1 <= start <= len(tokens) or temperature < 0:
             raise RequestRefused(f"cannot score {len(tokens)} tokens from {start} at temperature {temperature}")
         temperature = temperature or 1.0
-        self._require_servable(tokens, 1, self._longest_scored)
+        require_servable(tokens, 1, self._longest_scored, self._vocabulary)
         wanted = 0 if temperature == 1.0 else -1
 
         async def attempt() -> Scored | None:
@@ -200,40 +199,9 @@ class VllmEngine:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def _require_servable(self, tokens: npt.NDArray[np.int32], more: int, limit: int) -> None:
-        """Refuse requests that vLLM would accept and crash on: without a tokenizer it does not check token ids."""
-        if len(tokens) < 1 or more < 1:
-            raise RequestRefused("a prompt and a completion have at least one token each")
-        if len(tokens) + more > limit:
-            raise RequestRefused(f"{len(tokens)} prompt + {more} completion tokens exceed the context of {limit}")
-        if tokens.min() < 0 or tokens.max() >= self._vocabulary:
-            raise RequestRefused(f"token ids are 0 … {self._vocabulary - 1}")
-
-    def _sampling_params(self, sampling: SamplingConfig) -> Any:
-        from vllm import SamplingParams
-        from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import StructuredOutputsParams
-
-        schema = sampling.json_schema
-        try:
-            return SamplingParams(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                stop_token_ids=[*self._stop_tokens, *sampling.stop_token_ids],
-                seed=sampling.seed,
-                logprobs=MEASURED_COLUMNS if sampling.distribution else 0,
-                flat_logprobs=True,
-                detokenize=False,
-                structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
-            )
-        except (VLLMClientError, ValueError) as error:
-            raise RequestRefused(str(error)) from error
-
     async def _submit(self, tokens: npt.NDArray[np.int32], params: Any, on_tokens: OnTokens | None = None) -> Any:
         """vLLM's final output for one request, which counts as running from here on."""
         process, name = self._alive(), str(next(self._request_ids))
-        self._running += 1
         self._in_flight[name] = 0
         self._clock.enter()
         try:
@@ -243,7 +211,6 @@ class VllmEngine:
             return final
         finally:
             self._clock.leave()
-            self._running -= 1
             self._ended_tokens += self._in_flight.pop(name)
 
     async def _collect(
