@@ -150,8 +150,8 @@ def refusal(part: RecordedReward, failure: Failure) -> str:
         hint += "; for conversations, lists of messages, set its form to 'messages'"
     traceback = f"\n{failure.traceback}" if failure.traceback else ""
     return (
-        f"grader '{part.spec.name}' cannot work: tried on the first row, it failed whatever the completion was, an "
-        f"empty one and the row's own answer among them: {failure.kind}: {failure.message}{hint}. With "
+        f"grader '{part.spec.name}' cannot work: tried on the first row, it failed in the same "
+        f"way on all six completions, empty ones and plausible answers: {failure.kind}: {failure.message}{hint}. With "
         f"max_reward_failures = 1 the job is taken all the same.{traceback}"
     )
 

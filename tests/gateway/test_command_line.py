@@ -67,6 +67,7 @@ def test_a_model_folder_is_named_by_its_path_from_the_job_file_and_others_by_the
         told = Path(job_file.read(job).body["model"])
         assert told.is_absolute()
         assert told.samefile(folder)
+        assert ".." not in told.parts  # an address with it would be shortened, and name another model
 
 
 @pytest.mark.parametrize(

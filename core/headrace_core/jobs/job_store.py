@@ -239,7 +239,7 @@ class JobStore:
         await self.record(job_id, metrics)
 
     async def record_worker_start(self, job_id: str, worker: str, role: str) -> None:
-        """Store the state `starting` of a worker whose process is up. Its heartbeats begin when it is ready."""
+        """Store the state `starting` of a worker whose process is up. Its heartbeats begin later."""
         metrics = WorkerMetrics(
             worker=worker, role=role, state="starting", time=time.time(), version=0, uptime=0, busy=0, waiting={}
         )

@@ -15,6 +15,7 @@ n_steps = 60
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def _model(path: Path, model: Any) -> Any:
     there is a model folder of that name beside the job file. What is no text is left to the gateway to refuse."""
     if not isinstance(model, str):
         return model
-    folder = path.absolute().parent / model
+    folder = Path(os.path.normpath(path.absolute().parent / model))  # ".." in a model's name would be lost in addresses
     if (folder / "config.json").is_file():
         return str(folder)
     if model.startswith(("./", "../")):
@@ -90,5 +91,5 @@ def with_absolute_paths(grader: Any, folder: Path) -> Any:
     resolved = {k: with_absolute_paths(v, folder) for k, v in grader.items()}
     function = grader.get("function")
     if grader.get("type") == "function" and isinstance(function, str) and ".py:" in function:
-        resolved["function"] = str(folder / function)
+        resolved["function"] = os.path.normpath(folder / function)
     return resolved

@@ -58,6 +58,8 @@ def follow(client: OpenAI, job_id: str, name: str, seconds: float) -> None:
             if event.id not in seen:
                 seen.add(event.id)
                 print(f"  {time.strftime('%H:%M:%S', time.localtime(event.created_at))}  {event.message}", flush=True)
+        if status == "paused":  # by itself: nobody else works on this service
+            raise SystemExit(f"{name}: the job is paused; its last event says why")
         if status in ENDED:
             if status != "succeeded":
                 raise SystemExit(f"{name}: the job {status}")
