@@ -5,6 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
+READS = """
+import subprocess, sys, time
+from headrace_rollout.engines.vllm.engine_log import EngineLog
+
+log = EngineLog()
+child = subprocess.Popen([sys.executable, "-c", "while True: print('a line')"])
+end = time.monotonic() + 3.0
+while time.monotonic() < end:
+    assert log.last_error is None
+child.kill()
+child.wait()
+"""
 PROGRAM = """
 import subprocess, sys
 from headrace_rollout.engines.vllm.engine_log import EngineLog
@@ -41,3 +53,8 @@ def test_the_last_error_that_says_something_is_kept_and_all_is_passed_on() -> No
     assert "abcdefghijklmnop" not in told.stdout + told.stderr
     assert {"loading", "between", "after"} <= set(told.stdout.split())
     assert told.stdout.strip().endswith("after")
+
+
+def test_the_last_error_can_be_read_while_the_engine_writes() -> None:
+    """An engine that dies writes much at the moment in which the cause is looked for."""
+    subprocess.run([sys.executable, "-c", READS], stdout=subprocess.DEVNULL, check=True, timeout=60)

@@ -60,7 +60,7 @@ class EngineLog:
     @property
     def last_error(self) -> str | None:
         """The last error in the output that names a cause, as `RuntimeError: cause`."""
-        for line in reversed(self._lines):
+        for line in reversed(tuple(self._lines)):  # a copy: the threads go on appending, which ends an iteration
             match = _ERROR.search(line)
             if match is not None and not any(words in match[2] for words in _WITHOUT_CAUSE):
                 return f"{match[1]}: {match[2].strip()}"[:_MAX_ERROR_LENGTH]
