@@ -205,11 +205,15 @@ def environment(threads: int, gpus: float) -> dict[str, str]:
     """Environment variables of a worker process. Thread counts must be set before torch is imported; the others keep
     workers from contacting a model hub or sending usage statistics.
 
+    When an actor is killed, Ray kills its child processes first. Among them are the guards of engines and of reward
+    code, which end all that was started below and remove what it shared; so Ray is told to leave them alone.
+
     A process without a GPU of its own sees none. Ray leaves all of a node's visible to it, and it would compute on one
     that belongs to a job.
     """
     no_gpu = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     return no_gpu | {
+        "RAY_kill_child_processes_on_worker_exit": "0",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,6 +75,49 @@ def test_memory_shared_by_one_that_was_killed_before_is_not_left() -> None:
     assert segment.exists()
     guard.release()
     assert not segment.exists()
+
+
+ACTOR = """
+import os, subprocess, sys, time, ray
+from headrace_controller.placement import environment
+from headrace_rollout.engines.vllm.orphan_guard import OrphanGuard
+
+@ray.remote(num_cpus=0, runtime_env={"env_vars": environment(threads=1, gpus=0.0)})
+class Worker:
+    def start(self, program, watch_seconds):
+        self.guard = OrphanGuard()
+        command, environment = [sys.executable, "-c", program], os.environ | self.guard.environment
+        self.engine = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        segment = self.engine.stdout.readline().strip()
+        time.sleep(3 * watch_seconds)
+        return segment, self.guard._process.pid
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+worker = Worker.remote()
+print(*ray.get(worker.start.remote(sys.argv[1], float(sys.argv[2]))), flush=True)
+ray.kill(worker)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_an_actor_that_ray_kills_leaves_no_shared_memory() -> None:
+    """Ray killed its children first: the guard among them could not remove what the engine had shared, 160 MB."""
+    command = [sys.executable, "-c", ACTOR, SHARING, str(_WATCH_SECONDS)]
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as short,
+        subprocess.Popen(
+            command,
+            env=os.environ | {"RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as cluster,
+    ):
+        assert cluster.stdout is not None
+        name, guard = cluster.stdout.readline().split()
+        segment = Path("/dev/shm") / name
+        wait_until(lambda: not segment.exists() and not alive(int(guard)), "guard and shared memory are gone")
 
 
 @pytest.mark.parametrize(
