@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_controller.placement import environment
@@ -210,6 +210,7 @@ def placed(bundles: list[tuple[float, float]], nodes: list[dict[str, float]]) ->
     return True
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     nodes=st.lists(st.one_of(CPU_NODE, GPU_NODE), min_size=1, max_size=5),
     ranks=st.integers(1, 5),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_core.errors import InvalidRequest
@@ -144,6 +144,7 @@ def test_another_process_makes_the_same_noise() -> None:
 rate = st.floats(0, 1)
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     spec=st.fixed_dictionaries(
         {

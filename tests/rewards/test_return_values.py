@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_core.protocols.grader_check import Failure, NotApplicable, Outcome, Score
@@ -150,6 +150,7 @@ def test_a_failure_names_who_returned_it() -> None:
 _SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
+@settings(deadline=None, derandomize=True)
 @given(_SCALAR | st.dictionaries(st.text(), _SCALAR) | st.lists(_SCALAR))
 def test_every_value_has_an_outcome_and_every_score_is_finite(value: Any) -> None:
     outcome = to_outcome(value)
