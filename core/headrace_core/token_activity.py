@@ -32,12 +32,12 @@ class TokenActivity:
     """The tokens of one job, from the newest heartbeats of its workers."""
 
     def __init__(self, settings: Hyperparameters) -> None:
-        self._longest, self._group_size = settings.max_tokens, settings.group_size
+        self._max_tokens, self._group_size = settings.max_tokens, settings.group_size
         self._seen: dict[str, _Seen] = {}
         self._sampled = self._trained = 0
         self._most_running = 0
-        self._forgiven = 0
-        """Sampled tokens up to the last progress, and those that counted before it."""
+        self._counted_before = 0
+        """Rollout tokens that counted up to the last progress."""
 
     def observe(self, beats: Iterable[WorkerMetrics]) -> int:
         """Take in the newest heartbeat of each worker. Returns a count of tokens: it grows while the job moves."""
@@ -50,15 +50,15 @@ class TokenActivity:
                 self._sampled += new
                 running += beat.running
         self._most_running = max(self._most_running, running)
-        return self._trained + self._forgiven + min(self._sampled, self._allowance())
+        return self._trained + self._counted_before + min(self._sampled, self._allowance())
 
     def progressed(self) -> None:
         """A group has arrived or a step was settled: from here on, a whole allowance may be sampled again."""
-        self._forgiven += min(self._sampled, self._allowance())
+        self._counted_before += min(self._sampled, self._allowance())
         self._sampled = self._most_running = 0
 
     def _allowance(self) -> int:
-        return _SLACK * self._longest * max(self._most_running, self._group_size)
+        return _SLACK * self._max_tokens * max(self._most_running, self._group_size)
 
     def _new_tokens(self, beat: WorkerMetrics) -> int:
         started, before = beat.time - beat.uptime, self._seen.get(beat.worker)

@@ -17,8 +17,7 @@ from headrace_core.jobs.job_store import JobStore
 from headrace_core.jobs.recovery_counters import RecoveryCounters
 from headrace_core.protocols.worker import WorkerConfig
 from headrace_core.restart_budget import Restart, RestartBudget
-from headrace_core.types.metrics import WorkerMetrics
-from headrace_lab.services.jobs import worker_config
+from headrace_lab.services.jobs import heartbeat, worker_config
 
 
 def test_the_delay_doubles_up_to_its_longest_until_all_are_used_up() -> None:
@@ -102,16 +101,7 @@ class Slow(ShortLived):
 
     async def _work(self) -> None:
         for tokens in range(1, 21):
-            beat = WorkerMetrics(
-                worker=self._config.worker,
-                role="learner",
-                time=0.0,
-                version=0,
-                uptime=0.0,
-                busy=0.0,
-                waiting={},
-                computed_tokens=tokens if self._computes else 0,
-            )
+            beat = heartbeat(self._config.worker, computed_tokens=tokens if self._computes else 0)
             await self._jobs.record_heartbeat(self._config.job_id, beat)
             await asyncio.sleep(0.05)
 

@@ -18,7 +18,7 @@ from headrace_core.jobs.settings_log import SettingsLog
 from headrace_core.ledger.records import TransitionOutcome
 from headrace_core.ledger.worker_drains import WorkerDrains
 from headrace_core.types.job import model_name
-from headrace_core.types.metrics import WorkerMetrics
+from headrace_lab.services.jobs import heartbeat
 from headrace_learner.worker import LearnerWorker
 
 from .bench import BATCH, STEPS, Bench, learner, train_whole
@@ -366,16 +366,7 @@ async def test_a_learner_waits_for_as_long_as_tokens_are_sampled(bench: Callable
     await job.open()
 
     async def sample(tokens: int) -> None:
-        beat = WorkerMetrics(
-            worker="rollout-0",
-            role="rollout",
-            time=0.0,
-            version=0,
-            uptime=0.0,
-            busy=0.0,
-            waiting={},
-            computed_tokens=tokens,
-        )
+        beat = heartbeat("rollout-0", computed_tokens=tokens)
         await job.jobs.record_heartbeat(job.job_id, beat)
 
     await sample(0)
@@ -395,16 +386,7 @@ async def test_a_learner_waits_for_as_long_as_an_evaluation_comes_on(bench: Call
     await job.open()
 
     async def evaluate(completions: int) -> None:
-        beat = WorkerMetrics(
-            worker="rollout-0",
-            role="rollout",
-            time=0.0,
-            version=0,
-            uptime=0.0,
-            busy=0.0,
-            waiting={},
-            evaluation=(0, completions),
-        )
+        beat = heartbeat("rollout-0", evaluation=(0, completions))
         await job.jobs.record_heartbeat(job.job_id, beat)
 
     await evaluate(0)

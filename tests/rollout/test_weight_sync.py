@@ -14,9 +14,9 @@ from headrace_core.errors import TimedOut, WeightsDamaged
 from headrace_core.jobs.job_record import JobRecord
 from headrace_core.ledger.records import Step, TransitionOutcome
 from headrace_core.storage.weight_store import WeightStore
-from headrace_core.types.metrics import WorkerMetrics
 from headrace_core.types.staleness import Limits
 from headrace_core.types.trajectory import Group, sampled_completion
+from headrace_lab.services.jobs import heartbeat
 from headrace_rollout.engines.engine import UpdateMode, UpdateReport
 from headrace_rollout.weight_sync import SyncResult, WeightSync
 from headrace_rollout.worker_reporter import WorkerReporter
@@ -60,16 +60,7 @@ def sync(job: JobRecord, engine: Engine, folder: Path) -> WeightSync:
 
 
 async def learner_computed(job: JobRecord, tokens: int) -> None:
-    beat = WorkerMetrics(
-        worker="learner",
-        role="learner",
-        time=0.0,
-        version=0,
-        uptime=0.0,
-        busy=0.0,
-        waiting={},
-        computed_tokens=tokens,
-    )
+    beat = heartbeat("learner", computed_tokens=tokens)
     await job.store.record_heartbeat(JOB, beat)
 
 

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from headrace_core.config.hyperparameters import Hyperparameters
 from headrace_core.jobs.job_store import JobStore
 from headrace_core.ledger.counts import STATES
-from headrace_core.protocols.worker import WorkerConfig
+from headrace_core.protocols.worker import LEARNER_NAME, WorkerConfig
 from headrace_core.redis_access.client import run
 from headrace_core.redis_access.keys import JobKeys
 from headrace_core.types.job import ENDED, Job, JobError, Status
@@ -234,3 +234,9 @@ def _ages(step: int, random_numbers: random.Random) -> tuple[dict[str, AgeMetric
         for age, n in enumerate(counts)
     }
     return found, sum(counts[BOUND + 1 :])
+
+
+def heartbeat(worker: str, **given: Any) -> WorkerMetrics:
+    """A heartbeat of `worker`, whose role follows from its name; fields that are not given say nothing."""
+    nothing: dict[str, Any] = {"time": 0.0, "version": 0, "uptime": 0.0, "busy": 0.0, "waiting": {}}
+    return WorkerMetrics(worker=worker, role="learner" if worker == LEARNER_NAME else "rollout", **nothing | given)
